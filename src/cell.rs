@@ -1,0 +1,536 @@
+//! One worker's 64 bytes: what it beats into, and what the pacemaker knows of it.
+//!
+//! Each word has one kind of writer, which is what makes `beat` free of locks:
+//!
+//! | word | written by |
+//! | --- | --- |
+//! | `counter`, `work` | the worker |
+//! | `seen`, `progress_at`, `task_at` | the pacemaker, one tick at a time |
+//! | `state`, `base`, `watch` | whoever holds the lock that guards that change (see `roster`) |
+//!
+//! A change of occupant or incarnation ([`Cell::settle`]) writes them all.
+//!
+//! A cell is used by one worker after another. The counter is never set back, so that a pacemaker
+//! that is still busy with the previous occupant can at worst stamp a progress time a little late,
+//! and never invents a beat: whether a worker has beaten is told by `counter != base`.
+
+use crate::atomic::{AtomicU64, Ordering, fence};
+use crate::clock::Moment;
+use crate::health::Activity;
+
+/// See the module.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Cell {
+    counter: AtomicU64,
+    base: AtomicU64,
+    work: AtomicU64,
+    state: AtomicU64,
+    seen: AtomicU64,
+    progress_at: AtomicU64,
+    watch: AtomicU64,
+    task_at: AtomicU64,
+}
+
+/// The `state` word: where in its life the cell's occupant is, and which occupant it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub phase: Phase,
+    /// Somebody asked the worker to stop.
+    pub stop_requested: bool,
+    /// Tells one occupant of the cell from the next.
+    pub tag: u32,
+    /// Number of the occupant's profile.
+    pub profile: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Empty,
+    Live,
+    Stopped,
+    Dead,
+}
+
+const TAG_BITS: u32 = 29;
+
+impl Life {
+    pub(crate) const EMPTY: Self = Self {
+        phase: Phase::Empty,
+        stop_requested: false,
+        tag: 0,
+        profile: 0,
+    };
+
+    /// Tags wrap around; a reader would have to sleep through all of them to be misled.
+    pub(crate) const fn next_tag(self) -> u32 {
+        (self.tag + 1) & ((1 << TAG_BITS) - 1)
+    }
+
+    const fn pack(self) -> u64 {
+        let phase = match self.phase {
+            Phase::Empty => 0,
+            Phase::Live => 1,
+            Phase::Stopped => 2,
+            Phase::Dead => 3,
+        };
+        phase
+            | (self.stop_requested as u64) << 2
+            | (self.tag as u64) << 3
+            | (self.profile as u64) << 32
+    }
+
+    const fn unpack(word: u64) -> Self {
+        Self {
+            phase: match word & 3 {
+                0 => Phase::Empty,
+                1 => Phase::Live,
+                2 => Phase::Stopped,
+                _ => Phase::Dead,
+            },
+            stop_requested: word & 4 != 0,
+            tag: (word >> 3) as u32 & ((1 << TAG_BITS) - 1),
+            profile: (word >> 32) as u32,
+        }
+    }
+}
+
+/// The `work` word: what the worker says it is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Work {
+    pub activity: Activity,
+    /// The worker announced a silence; how long is written in its record.
+    pub quiet: bool,
+    /// Between two polls of a future: no thread runs it.
+    pub parked: bool,
+    /// Goes up with each new task.
+    pub task: u32,
+    /// The kernel's id of the thread that does the work; 0 if unknown.
+    pub thread: u32,
+}
+
+const TASK_BITS: u32 = 24;
+const TASK_MASK: u64 = (1 << TASK_BITS) - 1;
+
+impl Work {
+    const fn pack(self) -> u64 {
+        let activity = match self.activity {
+            Activity::Active => 0,
+            Activity::Idle => 1,
+            Activity::Processing => 2,
+        };
+        activity
+            | (self.quiet as u64) << 2
+            | (self.parked as u64) << 3
+            | ((self.task as u64) & TASK_MASK) << 8
+            | (self.thread as u64) << 32
+    }
+
+    const fn unpack(word: u64) -> Self {
+        Self {
+            activity: match word & 3 {
+                1 => Activity::Idle,
+                2 => Activity::Processing,
+                _ => Activity::Active,
+            },
+            quiet: word & 4 != 0,
+            parked: word & 8 != 0,
+            task: ((word >> 8) & TASK_MASK) as u32,
+            thread: (word >> 32) as u32,
+        }
+    }
+
+    pub(crate) const fn next_task(self) -> u32 {
+        ((self.task as u64 + 1) & TASK_MASK) as u32
+    }
+}
+
+/// The `watch` word: which episode the pacemaker has told of, and when it must judge again even if
+/// the worker gives no sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watch {
+    pub episode: Episode,
+    pub due: Moment,
+}
+
+/// What the pacemaker last told the world of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Episode {
+    /// Nothing: it is well. A beat needs no further look.
+    Well,
+    Starting,
+    NeverStarted,
+    /// Silent for long, and warned of.
+    Late,
+    Stalled,
+    Stale,
+    /// Well, in an announced silence. A beat needs a look, since the allowance may have changed.
+    Quiet,
+}
+
+impl Watch {
+    /// Nobody has to look at this cell, ever.
+    pub(crate) const OFF: Self = Self {
+        episode: Episode::Well,
+        due: Moment::NEVER,
+    };
+
+    const fn pack(self) -> u64 {
+        let episode = match self.episode {
+            Episode::Well => 0,
+            Episode::Starting => 1,
+            Episode::NeverStarted => 2,
+            Episode::Late => 3,
+            Episode::Stalled => 4,
+            Episode::Stale => 5,
+            Episode::Quiet => 6,
+        };
+        // 61 bits of nanoseconds are 73 years.
+        let due = self.due.as_nanos();
+        let due = if due > u64::MAX >> 3 {
+            u64::MAX >> 3
+        } else {
+            due
+        };
+        due << 3 | episode
+    }
+
+    const fn unpack(word: u64) -> Self {
+        Self {
+            episode: match word & 7 {
+                0 => Episode::Well,
+                1 => Episode::Starting,
+                2 => Episode::NeverStarted,
+                3 => Episode::Late,
+                4 => Episode::Stalled,
+                5 => Episode::Stale,
+                _ => Episode::Quiet,
+            },
+            due: if word >> 3 == u64::MAX >> 3 {
+                Moment::NEVER
+            } else {
+                Moment::from_nanos(word >> 3)
+            },
+        }
+    }
+}
+
+/// What the pacemaker has to do about a cell that it has observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sign {
+    /// Nothing.
+    None,
+    /// Judge it in full at this moment, to the nanosecond, unless it gives a sign before.
+    LookAt(Moment),
+    /// Judge it in full now: something is due, or a worker that was not well gave a sign.
+    Look,
+}
+
+/// What one look at a cell found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Glance {
+    pub state: Life,
+    pub work: Work,
+    pub watch: Watch,
+    /// The worker has made progress at least once in this incarnation.
+    pub beaten: bool,
+    /// It made progress since the pacemaker's last look.
+    pub moved: bool,
+    /// When the pacemaker last saw progress; when the incarnation began, if it saw none.
+    pub progress_at: Moment,
+    /// When the pacemaker first saw the current task; `None` if it has not seen it yet.
+    pub task_at: Option<Moment>,
+    /// Beats of this incarnation.
+    pub beats: u64,
+}
+
+impl Cell {
+    pub(crate) fn new() -> Self {
+        Self {
+            counter: AtomicU64::new(0),
+            base: AtomicU64::new(0),
+            work: AtomicU64::new(0),
+            state: AtomicU64::new(Life::EMPTY.pack()),
+            seen: AtomicU64::new(0),
+            progress_at: AtomicU64::new(0),
+            watch: AtomicU64::new(Watch::OFF.pack()),
+            task_at: AtomicU64::new(0),
+        }
+    }
+
+    // --- the worker's side ----------------------------------------------------------------------
+
+    /// One step of progress. Two threads that beat into one cell at the same instant may count as
+    /// one: what matters is that the counter moved.
+    #[inline]
+    pub(crate) fn beat(&self) {
+        let counter = self.counter.load(Ordering::Relaxed);
+        self.counter
+            .store(counter.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    pub(crate) fn work(&self) -> Work {
+        Work::unpack(self.work.load(Ordering::Relaxed))
+    }
+
+    /// One step of progress, and a word on what it is doing. The step comes first: who sees the new
+    /// word sees the step too, and does not take a long idle time for a long silence at work.
+    pub(crate) fn beat_with(&self, work: Work) {
+        self.beat();
+        self.work.store(work.pack(), Ordering::Release);
+    }
+
+    /// A word on what it is doing that is not progress.
+    pub(crate) fn set_work(&self, work: Work) {
+        self.work.store(work.pack(), Ordering::Release);
+    }
+
+    // --- changes of life, each under the occupant's or the chunk's lock --------------------------
+
+    /// A new occupant, or a new incarnation of the present one.
+    pub(crate) fn settle(&self, state: Life, now: Moment, watch: Watch) {
+        let counter = self.counter.load(Ordering::Relaxed);
+        self.base.store(counter, Ordering::Relaxed);
+        self.seen.store(counter, Ordering::Relaxed);
+        let work = Work {
+            activity: Activity::Active,
+            quiet: false,
+            parked: false,
+            task: self.work().next_task(),
+            thread: 0,
+        };
+        self.work.store(work.pack(), Ordering::Relaxed);
+        self.task_at.store(u64::from(work.task), Ordering::Relaxed);
+        self.progress_at.store(now.as_nanos(), Ordering::Relaxed);
+        self.watch.store(watch.pack(), Ordering::Relaxed);
+        self.state.store(state.pack(), Ordering::Release);
+    }
+
+    pub(crate) fn set_state(&self, state: Life) {
+        // Sequentially consistent, together with `state_after_work`: of a worker that goes idle
+        // and somebody who asks it to stop, at least one sees the other.
+        self.state.store(state.pack(), Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn state(&self) -> Life {
+        Life::unpack(self.state.load(Ordering::Acquire))
+    }
+
+    /// The state, read after everything that this thread has written to the cell.
+    pub(crate) fn state_after_work(&self) -> Life {
+        fence(Ordering::SeqCst);
+        Life::unpack(self.state.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn set_watch(&self, watch: Watch) {
+        self.watch.store(watch.pack(), Ordering::Release);
+    }
+
+    // --- the pacemaker's side -------------------------------------------------------------------
+
+    /// Stamps progress that came since the last look, and tells whether there is more to do.
+    #[inline]
+    pub(crate) fn observe(&self, now: Moment) -> Sign {
+        let watch = self.watch.load(Ordering::Acquire);
+        let well = watch & 7 == 0;
+        let expected = if watch >> 3 <= now.as_nanos() {
+            Sign::Look
+        } else if well {
+            Sign::None
+        } else {
+            Sign::LookAt(Moment::from_nanos(watch >> 3))
+        };
+        let task = self.work.load(Ordering::Acquire) >> 8 & TASK_MASK;
+        let counter = self.counter.load(Ordering::Relaxed);
+        let new_task = self.task_at.load(Ordering::Relaxed) & TASK_MASK != task;
+        if counter == self.seen.load(Ordering::Relaxed) && !new_task {
+            return expected;
+        }
+        if new_task {
+            // Milliseconds, rounded up so that a task's age is never over-estimated.
+            let millis = now.as_nanos().div_ceil(1_000_000);
+            self.task_at
+                .store(millis << TASK_BITS | task, Ordering::Relaxed);
+        }
+        // The time before the counter: a reader that sees the counter as seen sees its time too.
+        self.progress_at.store(now.as_nanos(), Ordering::Release);
+        self.seen.store(counter, Ordering::Release);
+        if well { expected } else { Sign::Look }
+    }
+
+    // --- readers --------------------------------------------------------------------------------
+
+    /// Everything in the cell. `None` while the occupant changes; the caller looks again or asks the
+    /// occupant's record.
+    #[inline]
+    pub(crate) fn glance(&self) -> Option<Glance> {
+        let before = self.state.load(Ordering::Acquire);
+        let watch = self.watch.load(Ordering::Acquire);
+        // What it does before how far it got, the seen counter before its time: see the writers.
+        let work = Work::unpack(self.work.load(Ordering::Acquire));
+        let seen = self.seen.load(Ordering::Acquire);
+        let progress_at = self.progress_at.load(Ordering::Acquire);
+        let task_at = self.task_at.load(Ordering::Relaxed);
+        let base = self.base.load(Ordering::Relaxed);
+        let counter = self.counter.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let after = self.state.load(Ordering::Relaxed);
+        let (state, after) = (Life::unpack(before), Life::unpack(after));
+        if state.tag != after.tag || state.phase != after.phase {
+            return None;
+        }
+        let beaten = counter != base;
+        let new_task = task_at & TASK_MASK != u64::from(work.task);
+        Some(Glance {
+            state,
+            work,
+            watch: Watch::unpack(watch),
+            beaten,
+            moved: beaten && (counter != seen || new_task),
+            progress_at: Moment::from_nanos(progress_at),
+            task_at: (!new_task)
+                .then(|| Moment::from_nanos((task_at >> TASK_BITS).saturating_mul(1_000_000))),
+            beats: counter.wrapping_sub(base),
+        })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_is_one_cache_line() {
+        assert_eq!(size_of::<Cell>(), 64);
+        assert_eq!(align_of::<Cell>(), 64);
+    }
+
+    #[test]
+    fn words_survive_packing() {
+        for phase in [Phase::Empty, Phase::Live, Phase::Stopped, Phase::Dead] {
+            for stop_requested in [false, true] {
+                let state = Life {
+                    phase,
+                    stop_requested,
+                    tag: (1 << TAG_BITS) - 1,
+                    profile: u32::MAX - 1,
+                };
+                assert_eq!(Life::unpack(state.pack()), state);
+                assert_eq!(state.next_tag(), 0);
+            }
+        }
+        for activity in [Activity::Active, Activity::Idle, Activity::Processing] {
+            for (quiet, parked) in [(false, true), (true, false)] {
+                let work = Work {
+                    activity,
+                    quiet,
+                    parked,
+                    task: TASK_MASK as u32,
+                    thread: u32::MAX,
+                };
+                assert_eq!(Work::unpack(work.pack()), work);
+                assert_eq!(work.next_task(), 0);
+            }
+        }
+        for episode in [
+            Episode::Well,
+            Episode::Starting,
+            Episode::NeverStarted,
+            Episode::Late,
+            Episode::Stalled,
+            Episode::Stale,
+            Episode::Quiet,
+        ] {
+            for due in [Moment::ZERO, Moment::from_nanos(1 << 60), Moment::NEVER] {
+                let watch = Watch { episode, due };
+                assert_eq!(Watch::unpack(watch.pack()), watch);
+            }
+        }
+    }
+
+    fn live(tag: u32) -> Life {
+        Life {
+            phase: Phase::Live,
+            stop_requested: false,
+            tag,
+            profile: 0,
+        }
+    }
+
+    const SOON: Watch = Watch {
+        episode: Episode::Starting,
+        due: Moment::from_nanos(50),
+    };
+
+    #[test]
+    fn progress_is_stamped_when_it_is_seen() {
+        let cell = Cell::new();
+        cell.settle(live(1), Moment::from_nanos(10), SOON);
+        let glance = cell.glance().unwrap();
+        assert!(!glance.beaten && !glance.moved);
+        assert_eq!(
+            cell.observe(Moment::from_nanos(20)),
+            Sign::LookAt(SOON.due),
+            "nothing to tell yet"
+        );
+        cell.beat();
+        let glance = cell.glance().unwrap();
+        assert!(glance.beaten && glance.moved);
+        assert_eq!(glance.progress_at, Moment::from_nanos(10));
+        assert_eq!(
+            cell.observe(Moment::from_nanos(30)),
+            Sign::Look,
+            "its first beat is news"
+        );
+        let glance = cell.glance().unwrap();
+        assert!(glance.beaten && !glance.moved);
+        assert_eq!(glance.progress_at, Moment::from_nanos(30));
+        assert_eq!(glance.beats, 1);
+        assert_eq!(
+            cell.observe(Moment::from_nanos(50)),
+            Sign::Look,
+            "it is due"
+        );
+        cell.set_watch(Watch {
+            episode: Episode::Well,
+            due: Moment::from_nanos(60),
+        });
+        cell.beat();
+        assert_eq!(cell.observe(Moment::from_nanos(59)), Sign::None);
+        assert_eq!(cell.observe(Moment::from_nanos(60)), Sign::Look);
+    }
+
+    #[test]
+    fn a_new_occupant_has_not_beaten() {
+        let cell = Cell::new();
+        cell.settle(live(1), Moment::ZERO, SOON);
+        cell.beat();
+        cell.settle(live(2), Moment::from_nanos(5), SOON);
+        let glance = cell.glance().unwrap();
+        assert!(!glance.beaten && !glance.moved);
+        assert_eq!(glance.beats, 0);
+        assert_eq!(
+            glance.task_at,
+            Some(Moment::ZERO),
+            "the old task is not the new one's"
+        );
+    }
+
+    #[test]
+    fn a_task_is_dated_when_it_is_first_seen_and_never_earlier() {
+        let cell = Cell::new();
+        cell.settle(live(1), Moment::ZERO, SOON);
+        let mut work = cell.work();
+        work.task = work.next_task();
+        cell.beat_with(work);
+        assert_eq!(cell.glance().unwrap().task_at, None);
+        cell.observe(Moment::from_nanos(1_500_000));
+        let first = Some(Moment::from_nanos(2_000_000));
+        assert_eq!(cell.glance().unwrap().task_at, first);
+        assert!(!cell.glance().unwrap().moved);
+        cell.beat();
+        cell.observe(Moment::from_nanos(9_000_000));
+        assert_eq!(cell.glance().unwrap().task_at, first);
+    }
+}

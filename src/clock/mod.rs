@@ -1,0 +1,140 @@
+//! Time, as a value that is handed in: the system's clock or a mock.
+//!
+//! Decisions use monotonic [`Moment`]s. Wall time is for people, and always computed as
+//! "now minus age".
+
+mod mock;
+mod sleeper;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+pub use mock::MockClock;
+pub(crate) use sleeper::{Alarm, Sleeper};
+
+/// A point on a clock's monotonic time line, in nanoseconds since that clock was made.
+///
+/// Moments of different clocks cannot be compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// The moment at which the clock was made.
+    pub const ZERO: Self = Self(0);
+    /// Later than every moment that a clock will ever show.
+    pub const NEVER: Self = Self(u64::MAX);
+
+    /// The moment that lies this many nanoseconds after the clock was made.
+    #[must_use]
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since the clock was made.
+    #[must_use]
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// Time from `earlier` to this moment; zero if `earlier` is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// This moment, moved forward; [`Moment::NEVER`] if that leaves the time line.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(nanos(duration)))
+    }
+
+    /// This moment, moved back; [`Moment::ZERO`] if that leaves the time line.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(nanos(duration)))
+    }
+}
+
+/// A duration in nanoseconds; centuries beyond the range are cut to its end.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    duration
+        .as_secs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(u64::from(duration.subsec_nanos()))
+}
+
+/// Where a registry gets its time from: the system, or a [`MockClock`].
+///
+/// A cheap clone. Two clones show the same time.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    System { anchor: Instant },
+    Mock(Arc<mock::State>),
+}
+
+impl Clock {
+    /// The system's monotonic clock, starting at zero now.
+    #[must_use]
+    pub fn system() -> Self {
+        Self {
+            source: Source::System {
+                anchor: Instant::now(),
+            },
+        }
+    }
+
+    /// The present moment.
+    #[must_use]
+    #[inline]
+    pub fn now(&self) -> Moment {
+        match &self.source {
+            Source::System { anchor } => {
+                Moment(nanos(Instant::now().saturating_duration_since(*anchor)))
+            }
+            Source::Mock(state) => state.now(),
+        }
+    }
+
+    /// The present wall time. A mock clock's wall time starts at the real one and moves with it.
+    #[must_use]
+    pub fn wall(&self) -> SystemTime {
+        match &self.source {
+            Source::System { .. } => SystemTime::now(),
+            Source::Mock(state) => state.wall(),
+        }
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::system()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_saturate_at_both_ends() {
+        let early = Moment::from_nanos(5);
+        assert_eq!(early.before(Duration::from_secs(1)), Moment::ZERO);
+        assert_eq!(early.since(Moment::NEVER), Duration::ZERO);
+        assert_eq!(early.after(Duration::MAX), Moment::NEVER);
+        assert_eq!(early.after(Duration::from_nanos(7)), Moment::from_nanos(12));
+    }
+
+    #[test]
+    fn the_system_clock_starts_at_zero_and_never_goes_back() {
+        let clock = Clock::system();
+        let first = clock.now();
+        let second = clock.clone().now();
+        assert!(second >= first);
+        assert!(first < Moment::ZERO.after(Duration::from_secs(60)));
+    }
+}

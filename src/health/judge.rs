@@ -1,0 +1,407 @@
+//! The one function that judges, and what it needs to know.
+
+use std::time::Duration;
+
+use super::{Activity, Ending, Health, StallCause, Stalled};
+use crate::clock::Moment;
+
+/// What a worker is allowed: the limits that it is judged by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Thresholds {
+    /// Longest time without a heartbeat.
+    pub stale_after: Duration,
+    /// Longest time at work without progress; `None`: as long as it takes.
+    pub stall_after: Option<Duration>,
+    /// Longest time from registration to the first progress.
+    pub startup_grace: Duration,
+    /// Nobody vouches: only its own progress moves its heartbeat.
+    pub beats_only: bool,
+}
+
+impl Thresholds {
+    /// Limits for a worker that is vouched for: no `stall_after`, and `startup_grace` equal to
+    /// `stale_after`.
+    #[must_use]
+    pub const fn new(stale_after: Duration) -> Self {
+        Self {
+            stale_after,
+            stall_after: None,
+            startup_grace: stale_after,
+            beats_only: false,
+        }
+    }
+
+    /// The shortest of them.
+    pub(crate) fn shortest(&self) -> Duration {
+        self.stale_after
+            .min(self.startup_grace)
+            .min(self.stall_after.unwrap_or(Duration::MAX))
+    }
+}
+
+/// What is known of a worker at one moment: what [`judge`] judges.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Reading {
+    /// How it ended, and how long ago.
+    pub ending: Option<(Ending, Duration)>,
+    /// Time since anybody watched, if that is longer than it should be.
+    pub unwatched: Option<Duration>,
+    /// What it says it is doing.
+    pub activity: Activity,
+    /// It was asked to stop.
+    pub stop_requested: bool,
+    /// When its incarnation began.
+    pub started_at: Moment,
+    /// When it last made progress; `None` if it never did.
+    pub progress_at: Option<Moment>,
+    /// Until when it was known to be well; `None` if it never was.
+    pub heartbeat_at: Option<Moment>,
+    /// Until when it announced to be silent.
+    pub quiet_until: Option<Moment>,
+    /// What its thread was found doing, if it stalled.
+    pub evidence: StallCause,
+    /// The run that it is at.
+    pub run_id: Option<String>,
+    /// The task that it is at.
+    pub task: Option<String>,
+}
+
+impl Reading {
+    /// A reading of a worker whose incarnation began at `started_at` and of which nothing else is
+    /// known.
+    #[must_use]
+    pub const fn new(started_at: Moment) -> Self {
+        Self {
+            ending: None,
+            unwatched: None,
+            activity: Activity::Active,
+            stop_requested: false,
+            started_at,
+            progress_at: None,
+            heartbeat_at: None,
+            quiet_until: None,
+            evidence: StallCause::Unknown,
+            run_id: None,
+            task: None,
+        }
+    }
+
+    /// The moment after which it is stalled. `None`: it can't stall now.
+    fn stalls_at(&self, thresholds: &Thresholds) -> Option<Moment> {
+        let limit = thresholds.stall_after?;
+        if self.activity == Activity::Idle {
+            return None;
+        }
+        Some(self.extended(self.progress_at?.after(limit)))
+    }
+
+    /// The moment after which it is stale. `None`: it has no heartbeat yet.
+    fn stales_at(&self, thresholds: &Thresholds) -> Option<Moment> {
+        let limit = self.heartbeat_at?.after(thresholds.stale_after);
+        Some(if thresholds.beats_only {
+            self.extended(limit)
+        } else {
+            limit
+        })
+    }
+
+    /// An announced silence extends a limit on progress.
+    fn extended(&self, limit: Moment) -> Moment {
+        self.quiet_until.map_or(limit, |until| limit.max(until))
+    }
+}
+
+/// Judges a worker: the only place where that is done.
+///
+/// Pure: the same reading, thresholds and moment give the same verdict. Limits are inclusive: a
+/// worker is convicted when it is *longer* silent than allowed.
+#[must_use]
+#[inline]
+pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health {
+    if let Some((ending, ago)) = &reading.ending {
+        return match ending {
+            Ending::Stopped(by) => Health::Stopped {
+                by: by.clone(),
+                ago: *ago,
+            },
+            Ending::Dead(death) => Health::Dead {
+                death: death.clone(),
+                ago: *ago,
+            },
+        };
+    }
+    if let Some(unwatched) = reading.unwatched {
+        return Health::Unobserved { unwatched };
+    }
+    let Some(progress_at) = reading.progress_at else {
+        let (waited, grace) = (now.since(reading.started_at), thresholds.startup_grace);
+        return if waited > grace {
+            Health::NeverStarted { waited, grace }
+        } else {
+            Health::Starting { waited, grace }
+        };
+    };
+    if let Some(limit) = reading.stalls_at(thresholds) {
+        if now > limit {
+            return Health::Stalled(Stalled {
+                cause: reading.evidence.clone(),
+                silent: now.since(progress_at),
+                allowance: limit.since(progress_at),
+                run_id: reading.run_id.clone(),
+                task: reading.task.clone(),
+            });
+        }
+    }
+    match (reading.stales_at(thresholds), reading.heartbeat_at) {
+        (Some(limit), Some(heartbeat_at)) if now > limit => Health::Stale {
+            age: now.since(heartbeat_at),
+            stale_after: thresholds.stale_after,
+        },
+        _ if reading.stop_requested => Health::Stopping,
+        _ => match reading.activity {
+            Activity::Active => Health::Active,
+            Activity::Idle => Health::Idle,
+            Activity::Processing => Health::Processing,
+        },
+    }
+}
+
+/// Until when a worker was known to be well, as its pacemaker vouches: until the last tick, or
+/// until its allowance ran out.
+pub(crate) fn vouched(reading: &Reading, thresholds: &Thresholds, tick: Moment) -> Option<Moment> {
+    let progress_at = reading.progress_at?;
+    if thresholds.beats_only {
+        return Some(progress_at);
+    }
+    let limit = reading.stalls_at(thresholds).unwrap_or(Moment::NEVER);
+    Some(tick.min(limit).max(progress_at))
+}
+
+/// When a worker's verdict will next change if it gives no sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outlook {
+    /// When to warn that it is late: at three quarters of its allowance.
+    pub late_at: Moment,
+    /// The first moment at which it is convicted.
+    pub convicted_at: Moment,
+}
+
+/// Companion of [`judge`]: when to look at a silent worker again.
+pub(crate) fn next_change(reading: &Reading, thresholds: &Thresholds) -> Outlook {
+    const TICK: Duration = Duration::from_nanos(1);
+    let (since, limit) = match reading.progress_at {
+        None => (
+            Moment::NEVER,
+            Some(reading.started_at.after(thresholds.startup_grace)),
+        ),
+        Some(progress_at) => {
+            let stale = if thresholds.beats_only {
+                reading.stales_at(thresholds)
+            } else {
+                None
+            };
+            let limit = match (reading.stalls_at(thresholds), stale) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+            (progress_at, limit)
+        }
+    };
+    limit.map_or(
+        Outlook {
+            late_at: Moment::NEVER,
+            convicted_at: Moment::NEVER,
+        },
+        |limit| Outlook {
+            late_at: if since == Moment::NEVER {
+                Moment::NEVER
+            } else {
+                since.after(limit.since(since) / 4 * 3)
+            },
+            convicted_at: limit.after(TICK),
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::{Death, DeathCause, State, StopCause};
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn at(seconds: u32) -> Moment {
+        Moment::ZERO.after(SECOND * seconds)
+    }
+
+    fn thresholds() -> Thresholds {
+        Thresholds {
+            stale_after: 90 * SECOND,
+            stall_after: Some(300 * SECOND),
+            startup_grace: 60 * SECOND,
+            beats_only: false,
+        }
+    }
+
+    fn beaten(progress: u32, heartbeat: u32) -> Reading {
+        Reading {
+            progress_at: Some(at(progress)),
+            heartbeat_at: Some(at(heartbeat)),
+            ..Reading::new(Moment::ZERO)
+        }
+    }
+
+    fn state(reading: &Reading, now: Moment) -> State {
+        judge(reading, &thresholds(), now).state()
+    }
+
+    fn just_after(moment: Moment) -> Moment {
+        moment.after(Duration::from_nanos(1))
+    }
+
+    #[test]
+    fn each_limit_is_inclusive() {
+        let fresh = Reading::new(Moment::ZERO);
+        assert_eq!(state(&fresh, at(60)), State::Starting);
+        assert_eq!(state(&fresh, just_after(at(60))), State::NeverStarted);
+
+        let stalling = beaten(10, 310);
+        assert_eq!(state(&stalling, at(310)), State::Active);
+        assert_eq!(state(&stalling, just_after(at(310))), State::Stalled);
+
+        let stale = Reading {
+            activity: Activity::Idle,
+            ..beaten(10, 10)
+        };
+        assert_eq!(state(&stale, at(100)), State::Idle);
+        assert_eq!(state(&stale, just_after(at(100))), State::Stale);
+    }
+
+    #[test]
+    fn the_order_of_reasons() {
+        let mut reading = beaten(0, 0);
+        let long_after = at(10_000);
+        assert_eq!(
+            state(&reading, long_after),
+            State::Stalled,
+            "a stall says more than a stale heartbeat"
+        );
+        reading.stop_requested = true;
+        assert_eq!(
+            state(&reading, long_after),
+            State::Stalled,
+            "a worker that hangs while it drains is told"
+        );
+        reading.unwatched = Some(SECOND);
+        assert_eq!(state(&reading, long_after), State::Unobserved);
+        reading.ending = Some((Ending::Stopped(StopCause::Stop), SECOND));
+        assert_eq!(state(&reading, long_after), State::Stopped);
+        reading.ending = Some((
+            Ending::Dead(Arc::new(Death {
+                cause: DeathCause::Exited,
+                run_id: None,
+                task: None,
+                at: SystemTime::UNIX_EPOCH,
+                gave_up_after: None,
+            })),
+            SECOND,
+        ));
+        assert_eq!(state(&reading, long_after), State::Dead);
+    }
+
+    #[test]
+    fn a_worker_asked_to_stop_is_stopping_once_it_has_started() {
+        let mut reading = beaten(1, 1);
+        reading.stop_requested = true;
+        assert_eq!(state(&reading, at(2)), State::Stopping);
+        reading.progress_at = None;
+        assert_eq!(
+            state(&reading, at(2)),
+            State::Starting,
+            "without a heartbeat nothing is recent"
+        );
+    }
+
+    #[test]
+    fn an_idle_worker_does_not_stall() {
+        let idle = Reading {
+            activity: Activity::Idle,
+            ..beaten(0, 9_999)
+        };
+        assert_eq!(state(&idle, at(10_000)), State::Idle);
+    }
+
+    #[test]
+    fn an_announced_silence_extends_and_ends() {
+        let mut reading = beaten(0, 600);
+        reading.quiet_until = Some(at(600));
+        assert_eq!(state(&reading, at(600)), State::Active);
+        let Health::Stalled(stalled) = judge(&reading, &thresholds(), at(601)) else {
+            panic!("it expires");
+        };
+        assert_eq!(stalled.allowance, 600 * SECOND);
+        reading.quiet_until = Some(at(10));
+        assert_eq!(
+            state(&reading, at(300)),
+            State::Active,
+            "a short silence never shortens the allowance"
+        );
+    }
+
+    #[test]
+    fn the_pacemaker_vouches_until_the_allowance_runs_out() {
+        let reading = beaten(10, 0);
+        let vouch = |tick| vouched(&reading, &thresholds(), at(tick));
+        assert_eq!(vouch(5), Some(at(10)), "own progress counts at once");
+        assert_eq!(vouch(100), Some(at(100)));
+        assert_eq!(vouch(1_000), Some(at(310)));
+        let alone = Thresholds {
+            beats_only: true,
+            ..thresholds()
+        };
+        assert_eq!(vouched(&reading, &alone, at(100)), Some(at(10)));
+        assert_eq!(
+            vouched(&Reading::new(Moment::ZERO), &thresholds(), at(5)),
+            None,
+            "nobody vouches before the first beat"
+        );
+    }
+
+    #[test]
+    fn the_outlook_is_where_the_verdict_changes() {
+        let readings = [
+            Reading::new(at(3)),
+            beaten(10, 10),
+            Reading {
+                quiet_until: Some(at(777)),
+                ..beaten(10, 10)
+            },
+        ];
+        for beats_only in [false, true] {
+            let thresholds = Thresholds {
+                beats_only,
+                ..thresholds()
+            };
+            for reading in &readings {
+                let mut reading = reading.clone();
+                let outlook = next_change(&reading, &thresholds);
+                assert!(outlook.late_at == Moment::NEVER || outlook.late_at < outlook.convicted_at);
+                let verdict = |reading: &mut Reading, now| {
+                    reading.heartbeat_at = vouched(reading, &thresholds, now);
+                    judge(reading, &thresholds, now).state()
+                };
+                let before = verdict(
+                    &mut reading,
+                    outlook.convicted_at.before(Duration::from_nanos(1)),
+                );
+                let after = verdict(&mut reading, outlook.convicted_at);
+                assert!(!before.is_offline() && before != State::Stalled, "{before}");
+                assert!(after.is_offline() || after == State::Stalled, "{after}");
+            }
+        }
+    }
+}

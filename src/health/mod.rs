@@ -1,0 +1,19 @@
+//! What can be said of a worker, and the one function that says it.
+//!
+//! Pure: no clock, no lock, no I/O (the evidence reads `/proc`). Time is handed in.
+
+pub(crate) mod evidence;
+mod judge;
+mod report;
+mod verdict;
+
+pub use judge::{Reading, Thresholds, judge};
+pub(crate) use judge::{next_change, vouched};
+pub use report::{
+    DeadWorker, GroupState, GroupStats, MissingWorkers, StateCounts, Summary, SweepReport,
+    TypeStats,
+};
+pub use verdict::{
+    Activity, Death, DeathCause, Ending, Health, StallCause, Stalled, State, StopCause,
+};
+pub(crate) use verdict::{Age, Line};

@@ -1,0 +1,332 @@
+//! What can be said of all workers together.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use super::{Age, Health, Line, State};
+
+/// How many workers are in each state.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct StateCounts([usize; State::ALL.len()]);
+
+impl StateCounts {
+    /// How many are in this state.
+    #[must_use]
+    pub const fn get(&self, state: State) -> usize {
+        self.0[state as usize]
+    }
+
+    /// Every state with its count, in the order of [`State::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = (State, usize)> + '_ {
+        State::ALL.into_iter().map(|state| (state, self.get(state)))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.0.iter().sum()
+    }
+
+    /// How many are well: [`State::is_recent`].
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.count(State::is_recent)
+    }
+
+    /// How many are given up: [`State::is_offline`].
+    #[must_use]
+    pub fn dead(&self) -> usize {
+        self.count(State::is_offline)
+    }
+
+    fn count(&self, which: impl Fn(State) -> bool) -> usize {
+        self.iter()
+            .filter(|(state, _)| which(*state))
+            .map(|(_, count)| count)
+            .sum()
+    }
+
+    #[inline]
+    pub(crate) fn add(&mut self, state: State) {
+        self.0[state as usize] += 1;
+    }
+
+    pub(crate) fn add_all(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+}
+
+impl fmt::Debug for StateCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map()
+            .entries(self.iter().filter(|(_, count)| *count > 0))
+            .finish()
+    }
+}
+
+/// All workers of a registry at one moment.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Workers that are well: idle, active, processing, or stopping in good order.
+    pub total_active: usize,
+    /// Workers that are given up: dead, stale or never started.
+    pub total_dead: usize,
+    /// All workers, the ended ones that are still remembered included.
+    pub total: usize,
+    /// How many are in each state.
+    pub states: StateCounts,
+    /// The workers that are given up, and why.
+    pub dead_workers: Vec<DeadWorker>,
+    /// The same figures by type.
+    pub stats_by_type: BTreeMap<String, TypeStats>,
+    /// The same figures by group.
+    pub groups: BTreeMap<String, GroupStats>,
+    /// Types of which fewer workers live than are expected.
+    pub missing: Vec<MissingWorkers>,
+    /// How long ago the pacemaker last looked.
+    pub tick_age: Duration,
+    /// Ended workers that had to be forgotten, to keep the memory of them bounded.
+    pub forgotten: u64,
+}
+
+impl Summary {
+    /// Whether nothing is wrong: nobody is given up, stalled or unobserved, and nobody is missing.
+    /// Workers that are starting or stopped do no harm.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.total_dead == 0
+            && self.states.get(State::Stalled) == 0
+            && self.states.get(State::Unobserved) == 0
+            && self.missing.is_empty()
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} active, {} dead", self.total_active, self.total_dead)?;
+        for (state, count) in self.states.iter() {
+            if count > 0 && !state.is_recent() && !state.is_offline() {
+                write!(f, ", {count} {state}")?;
+            }
+        }
+        for dead in &self.dead_workers {
+            write!(f, "; {}: {}", Line(&dead.id), dead.health)?;
+        }
+        for missing in &self.missing {
+            write!(f, "; {missing}")?;
+        }
+        if self.states.get(State::Unobserved) > 0 {
+            write!(f, "; nobody has looked for {}", Age(self.tick_age))?;
+        }
+        Ok(())
+    }
+}
+
+/// A worker that is given up.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeadWorker {
+    /// Its id.
+    pub id: String,
+    /// Its type.
+    pub worker_type: String,
+    /// Its group.
+    pub group: String,
+    /// Why it is given up.
+    pub health: Health,
+}
+
+/// The workers of one type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TypeStats {
+    /// All of them.
+    pub total: usize,
+    /// Those that are well.
+    pub active: usize,
+    /// Those that are given up.
+    pub dead: usize,
+    /// How many are in each state.
+    pub states: StateCounts,
+}
+
+impl From<StateCounts> for TypeStats {
+    fn from(states: StateCounts) -> Self {
+        Self {
+            total: states.total(),
+            active: states.active(),
+            dead: states.dead(),
+            states,
+        }
+    }
+}
+
+/// The workers of one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupStats {
+    /// The group as a whole.
+    pub state: GroupState,
+    /// How many of its workers are in each state.
+    pub states: StateCounts,
+}
+
+impl From<StateCounts> for GroupStats {
+    fn from(states: StateCounts) -> Self {
+        Self {
+            state: GroupState::of(&states),
+            states,
+        }
+    }
+}
+
+/// A group as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum GroupState {
+    /// Nothing is known of it: it has no workers.
+    Unknown,
+    /// At least one of its workers is not given up.
+    Online,
+    /// All of its workers that were not stopped are given up.
+    Offline,
+    /// All of its workers were stopped.
+    Stopped,
+}
+
+impl GroupState {
+    /// The state of a group whose workers are in these states.
+    #[must_use]
+    pub fn of(states: &StateCounts) -> Self {
+        let total = states.total();
+        let stopped = states.get(State::Stopped);
+        if total == 0 {
+            Self::Unknown
+        } else if stopped == total {
+            Self::Stopped
+        } else if states.dead() == total - stopped {
+            Self::Offline
+        } else {
+            Self::Online
+        }
+    }
+}
+
+/// A type of which fewer workers live than are expected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MissingWorkers {
+    /// The type.
+    pub worker_type: String,
+    /// How many are expected.
+    pub expected: usize,
+    /// How many live.
+    pub living: usize,
+}
+
+impl MissingWorkers {
+    pub(crate) const fn new(worker_type: String, expected: usize, living: usize) -> Self {
+        Self {
+            worker_type,
+            expected,
+            living,
+        }
+    }
+}
+
+impl fmt::Display for MissingWorkers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} of {} expected workers of type {} live",
+            self.living,
+            self.expected,
+            Line(&self.worker_type)
+        )
+    }
+}
+
+/// What one sweep found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SweepReport {
+    /// Whether the workers could be judged: `false` if nobody had been watching.
+    pub success: bool,
+    /// Ids of the workers that this sweep marked offline.
+    pub marked_offline: Vec<String>,
+    /// Groups that are offline, of these workers.
+    pub affected_groups: Vec<String>,
+    /// Runs whose leases were released. Leases belong to stores: always empty for a registry.
+    pub released_leases: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(states: &[State]) -> StateCounts {
+        let mut counts = StateCounts::default();
+        for state in states {
+            counts.add(*state);
+        }
+        counts
+    }
+
+    #[test]
+    fn a_group_is_offline_only_when_all_its_workers_that_were_not_stopped_are() {
+        use State::{Dead, Idle, NeverStarted, Stale, Stalled, Stopped};
+        for (states, expected) in [
+            (&[][..], GroupState::Unknown),
+            (&[Dead, Stale, NeverStarted], GroupState::Offline),
+            (&[Dead, Stopped], GroupState::Offline),
+            (&[Dead, Idle], GroupState::Online),
+            (&[Dead, Stalled], GroupState::Online),
+            (&[Stopped, Stopped], GroupState::Stopped),
+        ] {
+            assert_eq!(GroupState::of(&counts(states)), expected, "{states:?}");
+        }
+    }
+
+    #[test]
+    fn every_state_has_its_count() {
+        let all = counts(&State::ALL);
+        assert_eq!(all.total(), State::ALL.len());
+        assert!(all.iter().all(|(_, count)| count == 1));
+        assert_eq!((all.active(), all.dead()), (4, 3));
+    }
+
+    #[test]
+    fn a_summary_is_healthy_while_nothing_is_wrong() {
+        let with = |states: &[State]| {
+            let states = counts(states);
+            Summary {
+                total_active: states.active(),
+                total_dead: states.dead(),
+                states,
+                ..Summary::default()
+            }
+        };
+        assert!(with(&[]).is_healthy());
+        assert!(with(&[State::Idle, State::Starting, State::Stopped]).is_healthy());
+        for bad in [
+            State::Dead,
+            State::Stale,
+            State::NeverStarted,
+            State::Stalled,
+            State::Unobserved,
+        ] {
+            assert!(!with(&[State::Idle, bad]).is_healthy(), "{bad}");
+        }
+        let mut missing = with(&[State::Idle]);
+        missing.missing.push(MissingWorkers::new("x".into(), 3, 1));
+        assert!(!missing.is_healthy());
+        assert_eq!(
+            missing.to_string(),
+            "1 active, 0 dead; 1 of 3 expected workers of type x live"
+        );
+    }
+}

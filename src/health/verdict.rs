@@ -1,0 +1,582 @@
+//! The verdict, and the reason that it carries.
+
+use std::backtrace::Backtrace;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// What a worker says it is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Activity {
+    /// At work, with no task named. Progress is expected.
+    #[default]
+    Active,
+    /// Waiting for work. No progress is expected.
+    Idle,
+    /// At a task. Progress is expected.
+    Processing,
+}
+
+/// The state of a worker, without its reason: what is counted, filtered and labelled by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// See [`Health::Starting`].
+    Starting,
+    /// See [`Health::NeverStarted`].
+    NeverStarted,
+    /// See [`Health::Idle`].
+    Idle,
+    /// See [`Health::Active`].
+    Active,
+    /// See [`Health::Processing`].
+    Processing,
+    /// See [`Health::Stalled`].
+    Stalled,
+    /// See [`Health::Stale`].
+    Stale,
+    /// See [`Health::Unobserved`].
+    Unobserved,
+    /// See [`Health::Stopping`].
+    Stopping,
+    /// See [`Health::Stopped`].
+    Stopped,
+    /// See [`Health::Dead`].
+    Dead,
+}
+
+impl State {
+    /// Every state, in the order of the table of states.
+    pub const ALL: [Self; 11] = [
+        Self::Starting,
+        Self::NeverStarted,
+        Self::Idle,
+        Self::Active,
+        Self::Processing,
+        Self::Stalled,
+        Self::Stale,
+        Self::Unobserved,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Dead,
+    ];
+
+    /// The name in snake case, as in JSON and metrics: `never_started`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::NeverStarted => "never_started",
+            Self::Idle => "idle",
+            Self::Active => "active",
+            Self::Processing => "processing",
+            Self::Stalled => "stalled",
+            Self::Stale => "stale",
+            Self::Unobserved => "unobserved",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Dead => "dead",
+        }
+    }
+
+    /// Whether a worker in this state is well: idle, active, processing, or stopping in good order.
+    #[must_use]
+    pub const fn is_recent(self) -> bool {
+        matches!(
+            self,
+            Self::Idle | Self::Active | Self::Processing | Self::Stopping
+        )
+    }
+
+    /// Whether a worker in this state is given up: never started, stale or dead. A sweep marks it
+    /// offline.
+    #[must_use]
+    pub const fn is_offline(self) -> bool {
+        matches!(self, Self::NeverStarted | Self::Stale | Self::Dead)
+    }
+
+    /// Whether this state is the last of its incarnation: stopped or dead.
+    #[must_use]
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Stopped | Self::Dead)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The verdict on a worker at one moment, with its reason.
+///
+/// `Display` is a sentence for an operator, `Debug` shows the names of the states and reasons.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Health {
+    /// Registered, no progress yet, still within its `startup_grace`. Not recent.
+    Starting {
+        /// Time since it was registered.
+        waited: Duration,
+        /// What it is allowed.
+        grace: Duration,
+    },
+    /// No progress within its `startup_grace`. A first beat still recovers it.
+    NeverStarted {
+        /// Time since it was registered.
+        waited: Duration,
+        /// What it was allowed.
+        grace: Duration,
+    },
+    /// Well, waiting for work.
+    Idle,
+    /// Well, at work, with no task named.
+    Active,
+    /// Well, at a task.
+    Processing,
+    /// Alive, at work, and without progress for longer than its allowance.
+    Stalled(Stalled),
+    /// Without a heartbeat for longer than its `stale_after`.
+    Stale {
+        /// Age of the heartbeat.
+        age: Duration,
+        /// What is allowed.
+        stale_after: Duration,
+    },
+    /// Nobody has been watching: the pacemaker itself got no time, even when it was woken.
+    Unobserved {
+        /// Time since the pacemaker's last tick.
+        unwatched: Duration,
+    },
+    /// Asked to stop, finishing its task.
+    Stopping,
+    /// Ended in good order.
+    Stopped {
+        /// What ended it.
+        by: StopCause,
+        /// How long ago.
+        ago: Duration,
+    },
+    /// Ended otherwise.
+    Dead {
+        /// What is known of its death.
+        death: Arc<Death>,
+        /// How long ago.
+        ago: Duration,
+    },
+}
+
+impl Health {
+    /// The state without its reason.
+    #[must_use]
+    #[inline]
+    pub const fn state(&self) -> State {
+        match self {
+            Self::Starting { .. } => State::Starting,
+            Self::NeverStarted { .. } => State::NeverStarted,
+            Self::Idle => State::Idle,
+            Self::Active => State::Active,
+            Self::Processing => State::Processing,
+            Self::Stalled(_) => State::Stalled,
+            Self::Stale { .. } => State::Stale,
+            Self::Unobserved { .. } => State::Unobserved,
+            Self::Stopping => State::Stopping,
+            Self::Stopped { .. } => State::Stopped,
+            Self::Dead { .. } => State::Dead,
+        }
+    }
+
+    /// Whether the worker is well: [`State::is_recent`].
+    #[must_use]
+    pub const fn is_recent(&self) -> bool {
+        self.state().is_recent()
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Starting { waited, grace } => write!(
+                f,
+                "starting: no progress yet, {} of {} allowed",
+                Age(*waited),
+                Age(*grace)
+            ),
+            Self::NeverStarted { waited, grace } => write!(
+                f,
+                "never started: no progress in {}, {} allowed",
+                Age(*waited),
+                Age(*grace)
+            ),
+            Self::Idle => f.write_str("idle"),
+            Self::Active => f.write_str("active"),
+            Self::Processing => f.write_str("processing"),
+            Self::Stalled(stalled) => write!(f, "stalled: {stalled}"),
+            Self::Stale { age, stale_after } => write!(
+                f,
+                "stale: no heartbeat for {}, {} allowed",
+                Age(*age),
+                Age(*stale_after)
+            ),
+            Self::Unobserved { unwatched } => write!(
+                f,
+                "unobserved: nobody has been watching for {}",
+                Age(*unwatched)
+            ),
+            Self::Stopping => f.write_str("stopping: finishing its task"),
+            Self::Stopped { by, ago } => write!(f, "stopped: {by}, {} ago", Age(*ago)),
+            Self::Dead { death, ago } => {
+                write!(f, "dead: {}, {} ago", death.cause, Age(*ago))?;
+                during(f, death.run_id.as_deref(), death.task.as_deref())?;
+                if let Some(restarts) = death.gave_up_after {
+                    write!(f, "; gave up after {restarts} restarts")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// How an incarnation ended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Ending {
+    /// In good order.
+    Stopped(StopCause),
+    /// Otherwise.
+    Dead(Arc<Death>),
+}
+
+/// What ended a worker in good order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StopCause {
+    /// Its own `stop()`.
+    Stop,
+    /// Its handle was dropped.
+    Drop,
+    /// Its work came to its end.
+    Completed,
+    /// Its future was dropped before it was done.
+    Cancelled,
+    /// A signal to the process.
+    Signal(&'static str),
+    /// A shutdown that the application asked for.
+    Shutdown,
+    /// Its supervisor's `shutdown` or `stop`.
+    Supervisor,
+}
+
+impl fmt::Display for StopCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stop => "by stop()",
+            Self::Drop => "its handle was dropped",
+            Self::Completed => "completed",
+            Self::Cancelled => "its future was cancelled",
+            Self::Signal(name) => return write!(f, "by {name}"),
+            Self::Shutdown => "by shutdown",
+            Self::Supervisor => "by its supervisor",
+        })
+    }
+}
+
+/// What is known of a worker's death.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Death {
+    /// Why it died.
+    pub cause: DeathCause,
+    /// The run that it was at.
+    pub run_id: Option<String>,
+    /// The task that it was at.
+    pub task: Option<String>,
+    /// When, by the wall clock.
+    pub at: SystemTime,
+    /// Set when its supervisor gave it up: after so many restarts.
+    pub gave_up_after: Option<u32>,
+}
+
+/// Why a worker died.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum DeathCause {
+    /// It panicked.
+    Panicked {
+        /// The panic message.
+        message: String,
+        /// File, line and column; `None` if no supervisor's panic hook was there to see it.
+        location: Option<String>,
+        /// Name of the thread, or its id.
+        thread: String,
+        /// The call stack; resolved when it is printed, which takes a moment.
+        backtrace: Option<Arc<Backtrace>>,
+    },
+    /// It returned an error, or said that it failed.
+    Failed {
+        /// The error, as text.
+        error: String,
+    },
+    /// It returned while nobody had asked it to.
+    Exited,
+    /// Its process was killed (told by a store).
+    Killed,
+    /// A newer incarnation took its place (told by a store).
+    Fenced,
+    /// It was not heard of any more (told by a store).
+    Lost,
+}
+
+impl fmt::Debug for DeathCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panicked {
+                message,
+                location,
+                thread,
+                backtrace,
+            } => f
+                .debug_struct("Panicked")
+                .field("message", message)
+                .field("location", location)
+                .field("thread", thread)
+                // Resolving a call stack takes long, and pages: print the field itself for that.
+                .field("backtrace", &backtrace.as_ref().map(|b| b.status()))
+                .finish(),
+            Self::Failed { error } => f.debug_struct("Failed").field("error", error).finish(),
+            Self::Exited => f.write_str("Exited"),
+            Self::Killed => f.write_str("Killed"),
+            Self::Fenced => f.write_str("Fenced"),
+            Self::Lost => f.write_str("Lost"),
+        }
+    }
+}
+
+impl fmt::Display for DeathCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panicked {
+                message, location, ..
+            } => {
+                f.write_str("panicked")?;
+                if let Some(location) = location {
+                    // The column helps nobody who reads a log.
+                    let place = match location.rsplit_once(':') {
+                        Some((place, _)) if place.contains(':') => place,
+                        _ => location,
+                    };
+                    write!(f, " at {}", Line(place))?;
+                }
+                write!(f, ": {}", Line(message))
+            }
+            Self::Failed { error } => write!(f, "failed: {}", Line(error)),
+            Self::Exited => f.write_str("returned while not asked to"),
+            Self::Killed => f.write_str("its process was killed"),
+            Self::Fenced => f.write_str("fenced: a newer incarnation took its place"),
+            Self::Lost => f.write_str("lost: not heard of any more"),
+        }
+    }
+}
+
+/// A worker that is alive and makes no progress.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Stalled {
+    /// What its thread was found doing.
+    pub cause: StallCause,
+    /// Time without progress.
+    pub silent: Duration,
+    /// What it is allowed.
+    pub allowance: Duration,
+    /// The run that it is at.
+    pub run_id: Option<String>,
+    /// The task that it is at.
+    pub task: Option<String>,
+}
+
+impl fmt::Display for Stalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "no progress for {}, {} allowed; {}",
+            Age(self.silent),
+            Age(self.allowance),
+            self.cause
+        )?;
+        during(f, self.run_id.as_deref(), self.task.as_deref())
+    }
+}
+
+/// What the thread of a stalled worker was found doing.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum StallCause {
+    /// It uses the processor: it spins, or its work takes longer than allowed.
+    Busy {
+        /// Share of one processor that it used while it was watched, 0 to 100.
+        percent: u8,
+    },
+    /// It waits for something.
+    Blocked {
+        /// Where in the kernel, such as `futex_wait_queue`, or for what.
+        place: Option<String>,
+    },
+    /// It could run, but the host gives it no processor.
+    Starved {
+        /// Share of the time that it spent waiting for a processor, 0 to 100.
+        percent: u8,
+    },
+    /// No evidence: the worker's thread is not known, or this system tells nothing.
+    Unknown,
+}
+
+impl fmt::Display for StallCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy { percent } => write!(f, "busy, using {percent} % of a processor"),
+            Self::Blocked { place: Some(place) } => write!(f, "blocked in {}", Line(place)),
+            Self::Blocked { place: None } => f.write_str("blocked"),
+            Self::Starved { percent } => {
+                write!(
+                    f,
+                    "starved, {percent} % of its time waiting for a processor"
+                )
+            }
+            Self::Unknown => f.write_str("cause unknown"),
+        }
+    }
+}
+
+fn during(f: &mut fmt::Formatter<'_>, run_id: Option<&str>, task: Option<&str>) -> fmt::Result {
+    match (run_id, task) {
+        (Some(run_id), Some(task)) => write!(f, ", during {} ({})", Line(run_id), Line(task)),
+        (Some(name), None) | (None, Some(name)) => write!(f, ", during {}", Line(name)),
+        (None, None) => Ok(()),
+    }
+}
+
+/// A text from outside, on one line and without control characters, so that it can neither break
+/// a log nor a terminal.
+pub(crate) struct Line<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            if character.is_control() {
+                write!(f, "{}", character.escape_default())?;
+            } else {
+                fmt::Write::write_char(f, character)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A duration as a person says it: the two largest units at most, `3 s`, `2 min 5 s`, `250 ms`.
+pub(crate) struct Age(pub(crate) Duration);
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let (large, large_unit, small, small_unit) = match seconds {
+            0..10 if self.0.subsec_millis() > 0 && seconds > 0 => {
+                return write!(f, "{seconds}.{} s", self.0.subsec_millis() / 100);
+            }
+            0 if self.0.is_zero() => return f.write_str("0 s"),
+            0 => return write!(f, "{} ms", self.0.as_millis().max(1)),
+            1..60 => return write!(f, "{seconds} s"),
+            60..3_600 => (seconds / 60, "min", seconds % 60, "s"),
+            3_600..86_400 => (seconds / 3_600, "h", seconds % 3_600 / 60, "min"),
+            _ => (seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
+        };
+        write!(f, "{large} {large_unit}")?;
+        if small > 0 {
+            write!(f, " {small} {small_unit}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn death(cause: DeathCause) -> Health {
+        Health::Dead {
+            death: Arc::new(Death {
+                cause,
+                run_id: Some("run-123".into()),
+                task: None,
+                at: SystemTime::UNIX_EPOCH,
+                gave_up_after: None,
+            }),
+            ago: Duration::from_secs(3),
+        }
+    }
+
+    #[test]
+    fn a_death_reads_as_a_sentence() {
+        let health = death(DeathCause::Panicked {
+            message: "no module named server".into(),
+            location: Some("src/jobs.rs:19:5".into()),
+            thread: "jobs".into(),
+            backtrace: None,
+        });
+        assert_eq!(
+            health.to_string(),
+            "dead: panicked at src/jobs.rs:19: no module named server, 3 s ago, during run-123"
+        );
+        let debug = format!("{health:?}");
+        for name in [
+            "Dead",
+            "Panicked",
+            "message",
+            "location",
+            "thread",
+            "backtrace",
+        ] {
+            assert!(debug.contains(name), "{name} in {debug}");
+        }
+    }
+
+    #[test]
+    fn texts_from_outside_stay_on_one_line() {
+        let health = death(DeathCause::Failed {
+            error: "first\nsecond\u{1b}[2J".into(),
+        });
+        assert_eq!(
+            health.to_string(),
+            "dead: failed: first\\nsecond\\u{1b}[2J, 3 s ago, during run-123"
+        );
+    }
+
+    #[test]
+    fn ages_are_said_in_two_units_at_most() {
+        for (millis, said) in [
+            (0, "0 s"),
+            (7, "7 ms"),
+            (1_000, "1 s"),
+            (2_540, "2.5 s"),
+            (12_900, "12 s"),
+            (60_000, "1 min"),
+            (125_000, "2 min 5 s"),
+            (3_600_000, "1 h"),
+            (90_000_000, "1 d 1 h"),
+        ] {
+            assert_eq!(Age(Duration::from_millis(millis)).to_string(), said);
+        }
+        assert_eq!(Age(Duration::from_nanos(5)).to_string(), "1 ms");
+    }
+
+    #[test]
+    fn every_state_is_recent_offline_terminal_or_in_between() {
+        for state in State::ALL {
+            let marks = [state.is_recent(), state.is_offline()];
+            assert!(marks.iter().filter(|mark| **mark).count() <= 1, "{state}");
+        }
+        assert!(State::Stopping.is_recent());
+        assert!(!State::Starting.is_recent() && !State::Starting.is_offline());
+        assert!(!State::Stalled.is_offline());
+    }
+}

@@ -1,0 +1,35 @@
+//! In-process worker heartbeats: no worker can die, hang or vanish unseen.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+#![warn(unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::todo)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+mod atomic;
+mod cell;
+mod clock;
+mod error;
+mod health;
+mod pacemaker;
+mod panics;
+mod registry;
+mod roster;
+mod shutdown;
+mod supervisor;
+mod worker;
+
+pub use clock::{Clock, MockClock, Moment};
+pub use error::{BoxError, Error};
+pub use health::{
+    Activity, DeadWorker, Death, DeathCause, Ending, GroupState, GroupStats, Health,
+    MissingWorkers, Reading, StallCause, Stalled, State, StateCounts, StopCause, Summary,
+    SweepReport, Thresholds, TypeStats, judge,
+};
+pub use registry::{Probe, Registry, Snapshot};
+pub use roster::events::{Event, EventKind, EventWorker, Subscription};
+pub use shutdown::{
+    CleanupReport, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
+};
+pub use supervisor::{
+    Exit, HungWorker, Outcome, Restart, StopReport, Supervised, SupervisedWorker, Supervisor,
+};
+pub use worker::{Builder, SilenceGuard, TaskGuard, WorkerHeartbeat};

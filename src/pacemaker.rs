@@ -1,0 +1,356 @@
+//! The one background thread of a registry: it observes every worker, vouches for the well ones,
+//! convicts the others, and forgives the time in which it could not look.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::cell::{Episode, Sign, Watch};
+use crate::clock::{Alarm, Moment, Sleeper};
+use crate::error::Error;
+use crate::health::{Health, MissingWorkers, Reading, StallCause, State, next_change};
+use crate::panics;
+use crate::roster::events::EventKind;
+use crate::roster::post::{Post, wake};
+use crate::roster::slab::Chunk;
+use crate::roster::timeline::View;
+use crate::roster::{Roster, is_conviction};
+
+/// Name of the thread; the kernel keeps 15 bytes of it.
+const THREAD_NAME: &str = "wh-pacemaker";
+/// How long the last handle's drop waits for a pacemaker that is held up, by a log implementation
+/// that blocks for instance, before it leaves it behind.
+const JOIN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The pacemaker of one registry, as its handles own it: it runs while there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Pacemaker {
+    crew: Mutex<Crew>,
+    pulse: Arc<Pulse>,
+}
+
+#[derive(Debug, Default)]
+struct Crew {
+    handles: usize,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    alarm: Alarm,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+/// What those who wait for a tick, or for its end, look at.
+#[derive(Debug, Default)]
+struct Pulse {
+    beat: Mutex<Beat>,
+    felt: Condvar,
+    /// One tick at a time, even while one pacemaker takes over from another.
+    tick: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Beat {
+    ticks: u64,
+    ended: u64,
+}
+
+impl Pacemaker {
+    /// One more handle. The first one starts the thread.
+    pub(crate) fn join(&self, roster: &Arc<Roster>) -> Result<(), Error> {
+        let mut crew = self.crew.lock();
+        if crew.running.is_none() {
+            crew.running = Some(start(roster, &self.pulse)?);
+        }
+        crew.handles += 1;
+        Ok(())
+    }
+
+    /// One handle less. The last one ends the thread and waits for it.
+    pub(crate) fn leave(&self) {
+        let mut crew = self.crew.lock();
+        crew.handles = crew.handles.saturating_sub(1);
+        if crew.handles > 0 {
+            return;
+        }
+        let Some(running) = crew.running.take() else {
+            return;
+        };
+        let ended_before = self.pulse.beat.lock().ended;
+        running.stop.store(true, Ordering::Release);
+        running.alarm.ring();
+        drop(crew);
+        if running.thread.thread().id() == thread::current().id() {
+            // Somebody dropped the last handle in a log implementation: the thread ends by itself.
+            return;
+        }
+        let deadline = Instant::now() + JOIN_PATIENCE;
+        let mut beat = self.pulse.beat.lock();
+        while beat.ended == ended_before {
+            if self.pulse.felt.wait_until(&mut beat, deadline).timed_out() {
+                return;
+            }
+        }
+        drop(beat);
+        if running.thread.is_finished() || ended_soon(&running.thread) {
+            // It cannot have panicked: its loop contains every panic.
+            drop(running.thread.join());
+        }
+    }
+
+    /// Makes the pacemaker look now.
+    pub(crate) fn ring(&self) {
+        if let Some(running) = &self.crew.lock().running {
+            running.alarm.ring();
+        }
+    }
+
+    /// Makes the pacemaker look now, and waits for it for at most `patience`. Returns whether it
+    /// did; `true` as well if there is none, since there is nobody to look at.
+    pub(crate) fn await_tick(&self, patience: Duration) -> bool {
+        let ticks = self.pulse.beat.lock().ticks;
+        {
+            let crew = self.crew.lock();
+            let Some(running) = &crew.running else {
+                return true;
+            };
+            if running.thread.thread().id() == thread::current().id() {
+                return false;
+            }
+            running.alarm.ring();
+        }
+        let deadline = Instant::now() + patience;
+        let mut beat = self.pulse.beat.lock();
+        while beat.ticks == ticks {
+            if self.pulse.felt.wait_until(&mut beat, deadline).timed_out() {
+                return beat.ticks != ticks;
+            }
+        }
+        true
+    }
+}
+
+/// The thread has said that it ends; what is left of it takes microseconds.
+fn ended_soon(thread: &JoinHandle<()>) -> bool {
+    let deadline = Instant::now() + JOIN_PATIENCE;
+    while !thread.is_finished() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::yield_now();
+    }
+    true
+}
+
+fn start(roster: &Arc<Roster>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
+    {
+        // Nobody was there to be charged for the time before.
+        let _ticking = pulse.tick.lock();
+        roster
+            .timeline
+            .tick(roster.clock.now(), roster.resolution());
+    }
+    // Made here, so that a mock clock waits for the first tick of a thread that is about to start.
+    let sleeper = Sleeper::new(&roster.clock);
+    let alarm = sleeper.alarm();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (roster, pulse, ordered) = (Arc::clone(roster), Arc::clone(pulse), Arc::clone(&stop));
+    let thread = thread::Builder::new()
+        .name(THREAD_NAME.to_owned())
+        .spawn(move || {
+            while !ordered.load(Ordering::Acquire) {
+                let next = catch_unwind(AssertUnwindSafe(|| tick(&roster, &pulse)));
+                let next = next.unwrap_or_else(|payload| {
+                    panics::dispose(payload);
+                    roster.clock.now().after(roster.resolution())
+                });
+                sleeper.sleep_until(next);
+            }
+            drop(sleeper);
+            drop(roster);
+            pulse.beat.lock().ended += 1;
+            pulse.felt.notify_all();
+        })
+        .map_err(|source| Error::Thread {
+            name: THREAD_NAME.to_owned(),
+            source,
+        })?;
+    Ok(Running {
+        alarm,
+        stop,
+        thread,
+    })
+}
+
+/// One look at every worker. Returns when to look again.
+fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
+    let ticking = pulse.tick.lock();
+    let resolution = roster.resolution();
+    let (view, forgiven) = roster.timeline.tick(roster.clock.now(), resolution);
+    let mut next = view.now.after(resolution);
+    for chunk in &*roster.slab.chunks() {
+        for (offset, cell) in chunk.cells().iter().enumerate() {
+            match cell.observe(view.now) {
+                Sign::None => {}
+                Sign::LookAt(due) => next = next.min(due),
+                Sign::Look => next = next.min(examine(roster, chunk, offset, &view)),
+            }
+        }
+    }
+    drop(ticking);
+    pulse.beat.lock().ticks += 1;
+    pulse.felt.notify_all();
+
+    if !forgiven.is_zero() {
+        roster.emit(None, EventKind::Unobserved { forgiven });
+    }
+    if roster.changed.swap(false, Ordering::AcqRel) {
+        roster.relax();
+        tell_missing(roster);
+    }
+    roster.flush_journal();
+    let (due, next_timer) = roster.due_timers(view.clock);
+    for waker in due {
+        wake(waker);
+    }
+    // From the registry's time line back to the clock's.
+    view.clock.after(next.since(view.now)).min(next_timer)
+}
+
+/// Judges one worker in full, tells what is new, and decides when to look at it again. Returns
+/// when that must not be missed.
+fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> Moment {
+    let Some(record) = chunk.occupant(offset) else {
+        return Moment::NEVER;
+    };
+    let post = Post {
+        chunk: Arc::clone(chunk),
+        offset,
+        record,
+    };
+    let Some(glance) = post.living_glance() else {
+        chunk.set_watch(offset, post.record.tag(), Watch::OFF);
+        return Moment::NEVER;
+    };
+    let mut reading = post.reading(view);
+    let health = post.judge(&mut reading, view);
+    let outlook = next_change(&reading, &post.record.profile.thresholds);
+    let before = glance.watch.episode;
+    let short = outlook.convicted_at.since(outlook.late_at) < 2 * roster.resolution();
+    let (after, due) = match health.state() {
+        State::Starting => (Episode::Starting, outlook.convicted_at),
+        State::NeverStarted => (Episode::NeverStarted, Moment::NEVER),
+        State::Stale => (Episode::Stale, Moment::NEVER),
+        State::Stalled => {
+            let fresh = !matches!(before, Episode::Late | Episode::Stalled);
+            let more = post.gather_evidence(fresh);
+            let again = view.now.after(roster.resolution());
+            (Episode::Stalled, if more { again } else { Moment::NEVER })
+        }
+        _ if health.state().is_terminal() => (Episode::Well, Moment::NEVER),
+        _ if outlook.convicted_at == Moment::NEVER => (Episode::Well, Moment::NEVER),
+        _ if view.now >= outlook.late_at => {
+            post.gather_evidence(before != Episode::Late);
+            (Episode::Late, outlook.convicted_at)
+        }
+        // So little time is between warning and conviction that the regular ticks may miss it.
+        _ if short => (Episode::Quiet, outlook.late_at),
+        _ if glance.work.quiet => (Episode::Quiet, outlook.late_at),
+        _ => (Episode::Well, outlook.late_at),
+    };
+    chunk.set_watch(
+        offset,
+        glance.state.tag,
+        Watch {
+            episode: after,
+            due,
+        },
+    );
+    tell(roster, &post, (before, after), &reading, health, view);
+    if after == Episode::Well {
+        Moment::NEVER
+    } else {
+        due
+    }
+}
+
+/// Tells the beginning and the end of an episode, each once.
+fn tell(
+    roster: &Roster,
+    post: &Post,
+    (before, after): (Episode, Episode),
+    reading: &Reading,
+    health: Health,
+    view: &View,
+) {
+    let record = Some(&*post.record);
+    if before == Episode::Starting && reading.progress_at.is_some() {
+        roster.emit(record, EventKind::Started);
+    }
+    if before == after {
+        return;
+    }
+    let was_convicted = convicted_as(before);
+    let silent_since = reading.progress_at.unwrap_or(reading.started_at);
+    if is_conviction(health.state()) {
+        post.record.detail().silent_since = silent_since;
+        roster.emit(record, EventKind::Became(health));
+    } else if let Some(from) = was_convicted {
+        let mut detail = post.record.detail();
+        let after = view.now.since(detail.silent_since);
+        detail.evidence = StallCause::Unknown;
+        detail.marked_offline = false;
+        drop(detail);
+        roster.emit(record, EventKind::Recovered { from, after });
+    } else if after == Episode::Late {
+        let limits = next_change(reading, &post.record.profile.thresholds);
+        roster.emit(
+            record,
+            EventKind::Late {
+                silent: view.now.since(silent_since),
+                allowance: limits.convicted_at.since(silent_since),
+            },
+        );
+    }
+}
+
+const fn convicted_as(episode: Episode) -> Option<State> {
+    match episode {
+        Episode::NeverStarted => Some(State::NeverStarted),
+        Episode::Stalled => Some(State::Stalled),
+        Episode::Stale => Some(State::Stale),
+        Episode::Well | Episode::Starting | Episode::Late | Episode::Quiet => None,
+    }
+}
+
+/// Tells which types have fewer living workers than expected, and which have enough again.
+fn tell_missing(roster: &Roster) {
+    if roster.expected.lock().is_empty() {
+        return;
+    }
+    let living = roster.living_by_type();
+    let mut news = Vec::new();
+    for (worker_type, expectation) in &mut *roster.expected.lock() {
+        let living = living.get(worker_type).copied().unwrap_or(0);
+        let missing = living < expectation.count;
+        if missing != expectation.told_missing {
+            expectation.told_missing = missing;
+            let worker_type = worker_type.clone();
+            news.push(if missing {
+                let expected = expectation.count;
+                EventKind::Missing(MissingWorkers::new(worker_type, expected, living))
+            } else {
+                EventKind::Complete { worker_type }
+            });
+        }
+    }
+    for kind in news {
+        roster.emit(None, kind);
+    }
+}

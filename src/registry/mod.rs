@@ -1,0 +1,422 @@
+//! All workers of a process.
+
+mod graveyard;
+mod index;
+mod membership;
+mod probe;
+mod survey;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use once_cell::sync::Lazy;
+use parking_lot::Mutex;
+
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::health::evidence::SHORTEST_WINDOW;
+use crate::health::{Health, StallCause, Stalled, StopCause, judge};
+use crate::pacemaker::Pacemaker;
+use crate::roster::events::{EventKind, Subscription};
+use crate::roster::post::{Post, settle};
+use crate::roster::profile::ProfileKey;
+use crate::roster::record::Record;
+use crate::roster::timeline::View;
+use crate::roster::{Expectation, Roster};
+use graveyard::Graveyard;
+use index::{ById, Index};
+pub(crate) use membership::Membership;
+pub use probe::{Probe, Snapshot};
+
+/// How long a reader waits for a pacemaker that is overdue.
+const READER_PATIENCE: Duration = Duration::from_millis(100);
+/// How many events a subscriber may leave unread before the oldest are dropped.
+const SUBSCRIPTION_CAPACITY: usize = 1_024;
+
+/// All workers of a process: the [global](Self::global) one by default, a private one in tests.
+///
+/// A cheap clone. Its background thread, the pacemaker, starts with the first worker and is joined
+/// with the last.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    roster: Arc<Roster>,
+    pacemaker: Pacemaker,
+    index: Index,
+    graveyard: Graveyard,
+    /// Everybody was asked to stop, and by whom.
+    stopping: Mutex<Option<StopCause>>,
+}
+
+/// What a worker is registered with. Checked by the builder.
+#[derive(Debug)]
+pub(crate) struct Spec {
+    /// `None`: one is made.
+    pub id: Option<String>,
+    pub profile: ProfileKey,
+    pub metadata: Vec<(String, String)>,
+}
+
+impl Registry {
+    /// A registry of its own, on the system's clock.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_clock(Clock::system())
+    }
+
+    /// A registry of its own, on this clock.
+    #[must_use]
+    pub fn with_clock(clock: Clock) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                roster: Arc::new(Roster::new(clock)),
+                pacemaker: Pacemaker::default(),
+                index: Index::default(),
+                graveyard: Graveyard::default(),
+                stopping: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// The registry that workers belong to if they are not told otherwise.
+    #[must_use]
+    pub fn global() -> &'static Self {
+        static GLOBAL: Lazy<Registry> = Lazy::new(Registry::new);
+        &GLOBAL
+    }
+
+    /// All workers: the living in the order of their cells, then the ended that are remembered.
+    #[must_use]
+    pub fn workers(&self) -> Vec<Probe> {
+        self.posts()
+            .into_iter()
+            .map(|post| Probe::new(self.clone(), post))
+            .collect()
+    }
+
+    /// The worker with this id, alive or remembered.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<Probe> {
+        let record = self.inner.index.get(id)?;
+        Some(Probe::new(self.clone(), self.inner.roster.post(record)))
+    }
+
+    /// Says how many workers of a type have to live; 0: any number. If fewer do, the summary says so
+    /// and is not healthy, and subscribers are told.
+    pub fn expect_workers(&self, worker_type: impl Into<String>, count: usize) {
+        let roster = &self.inner.roster;
+        let worker_type = worker_type.into();
+        if count == 0 {
+            roster.expected.lock().remove(&worker_type);
+        } else {
+            roster
+                .expected
+                .lock()
+                .entry(worker_type)
+                .or_insert(Expectation {
+                    count,
+                    told_missing: false,
+                })
+                .count = count;
+        }
+        roster.changed.store(true, Ordering::Release);
+    }
+
+    /// Subscribes to what happens to workers. If more than 1024 events are left unread, the oldest
+    /// are dropped and counted; nobody ever waits for a subscriber.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription {
+        self.subscribe_with_capacity(SUBSCRIPTION_CAPACITY)
+    }
+
+    /// As [`subscribe`](Self::subscribe), with room for this many unread events (at least one).
+    #[must_use]
+    pub fn subscribe_with_capacity(&self, capacity: usize) -> Subscription {
+        self.inner.roster.hub.subscribe(capacity)
+    }
+
+    /// Forgets the workers that ended at least `age` ago and whose handles are gone. Returns how
+    /// many.
+    pub fn purge(&self, age: Duration) -> usize {
+        let now = self.inner.roster.clock.now();
+        let gone = self.inner.graveyard.purge(now, age);
+        for record in &gone {
+            self.inner.index.remove(record);
+        }
+        gone.len()
+    }
+
+    /// The clock that the registry lives by.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.inner.roster.clock
+    }
+
+    /// How often the pacemaker looks at present: a tenth of the shortest threshold, between 10 ms
+    /// and 1 s.
+    #[must_use]
+    pub fn resolution(&self) -> Duration {
+        self.inner.roster.resolution()
+    }
+
+    // --- for those above ------------------------------------------------------------------------
+
+    pub(crate) fn roster(&self) -> &Arc<Roster> {
+        &self.inner.roster
+    }
+
+    pub(crate) fn register(&self, spec: Spec) -> Result<Membership, Error> {
+        let roster = &self.inner.roster;
+        self.inner.pacemaker.join(roster)?;
+        let post = match self.admit(spec) {
+            Ok(post) => post,
+            Err(error) => {
+                self.inner.pacemaker.leave();
+                return Err(error);
+            }
+        };
+        if roster.sharpen(post.record.profile.thresholds.shortest()) {
+            self.inner.pacemaker.ring();
+        }
+        roster.changed.store(true, Ordering::Release);
+        roster.emit(Some(&post.record), EventKind::Registered);
+        let stopping = self.inner.stopping.lock().clone();
+        if let Some(cause) = stopping {
+            roster.request_stop(&post, cause);
+        }
+        Ok(Membership::new(self.clone(), post))
+    }
+
+    /// Finds a cell for a new worker, under an id that no living worker has.
+    fn admit(&self, spec: Spec) -> Result<Post, Error> {
+        let roster = &self.inner.roster;
+        let profile = roster.profiles.intern(spec.profile);
+        let explicit = spec.id.is_some();
+        let mut id = spec
+            .id
+            .unwrap_or_else(|| generated_id(&profile.worker_type));
+        loop {
+            let mut shard = self.inner.index.lock(&id);
+            let previous = shard.get(id.as_str()).map(|found| Arc::clone(&found.0));
+            if previous.as_ref().is_some_and(|record| !record.is_over()) {
+                if explicit {
+                    return Err(Error::DuplicateId { id });
+                }
+                drop(shard);
+                id = generated_id(&profile.worker_type);
+                continue;
+            }
+            let slot = roster.slab.take();
+            let chunk = roster.slab.chunk(slot);
+            let offset = slot.offset();
+            let tag = chunk.cell(offset).state().next_tag();
+            let record = Arc::new(Record::new(&id, Arc::clone(&profile), slot, tag));
+            if !spec.metadata.is_empty() {
+                record.detail().metadata = spec.metadata;
+            }
+            if let Some(previous) = &previous {
+                succeed(&record, previous);
+            }
+            profile.enter();
+            let now = roster.view().now;
+            chunk.enter(offset, &record, |cell| settle(cell, &record, tag, now));
+            shard.replace(ById(Arc::clone(&record)));
+            drop(shard);
+            if let Some(previous) = previous {
+                self.inner.graveyard.exhume(&previous);
+            }
+            return Ok(Post {
+                chunk,
+                offset,
+                record,
+            });
+        }
+    }
+
+    /// A worker's last handle is gone: its cell becomes free, its record stays.
+    fn retire(&self, post: &Post) {
+        let roster = &self.inner.roster;
+        if !post.record.is_superseded() {
+            if let Some(forgotten) = self.inner.graveyard.bury(Arc::clone(&post.record)) {
+                self.inner.index.remove(&forgotten);
+            }
+        }
+        if post.record.is_superseded() {
+            // Its successor came in between.
+            self.inner.graveyard.exhume(&post.record);
+        }
+        post.vacate();
+        post.record.profile.leave();
+        roster.slab.give_back(post.record.slot);
+        roster.changed.store(true, Ordering::Release);
+        self.inner.pacemaker.leave();
+    }
+
+    /// Asks every worker to stop, those to come included.
+    pub(crate) fn request_stop(&self, cause: &StopCause) {
+        self.inner
+            .stopping
+            .lock()
+            .get_or_insert_with(|| cause.clone());
+        for post in self.inner.roster.posts() {
+            self.inner.roster.request_stop(&post, cause.clone());
+        }
+    }
+
+    /// Whether everybody was asked to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.inner.stopping.lock().is_some()
+    }
+
+    /// Every worker that counts: those with a cell, then those in the graveyard. Nobody twice, and
+    /// none whose id has been taken over.
+    pub(crate) fn posts(&self) -> Vec<Post> {
+        let roster = &self.inner.roster;
+        let mut posts = roster.posts();
+        posts.retain(|post| !post.record.is_superseded());
+        let known: HashSet<_> = posts.iter().map(|post| Arc::as_ptr(&post.record)).collect();
+        for record in self.inner.graveyard.all() {
+            if !known.contains(&Arc::as_ptr(&record)) {
+                posts.push(roster.post(record));
+            }
+        }
+        posts
+    }
+
+    /// Makes the pacemaker look now.
+    pub(crate) fn ring(&self) {
+        self.inner.pacemaker.ring();
+    }
+
+    /// The registry's time now. A pacemaker that is overdue is woken and waited for.
+    #[inline]
+    pub(crate) fn view(&self) -> View {
+        let view = self.inner.roster.view();
+        if view.overdue {
+            self.fresh_view()
+        } else {
+            view
+        }
+    }
+
+    /// The registry's time just after a tick, if one can be had.
+    #[cold]
+    pub(crate) fn fresh_view(&self) -> View {
+        let ticked = self.inner.pacemaker.await_tick(READER_PATIENCE);
+        let mut view = self.inner.roster.view();
+        if !ticked && view.overdue {
+            view.unwatched = Some(view.tick_age);
+        }
+        view
+    }
+
+    #[inline]
+    pub(crate) fn is_recent(&self, post: &Post) -> bool {
+        let view = self.view();
+        let reading = post.reading(&view);
+        judge(&reading, &post.record.profile.thresholds, view.now).is_recent()
+    }
+
+    pub(crate) fn health(&self, post: &Post) -> Health {
+        let view = self.view();
+        let health = post.health(&view);
+        if self.look_closer(post, &health) {
+            return post.health(&view);
+        }
+        health
+    }
+
+    pub(crate) fn snapshot(&self, post: &Post) -> Snapshot {
+        let view = self.view();
+        let wall = self.inner.roster.clock.wall();
+        let snapshot = Snapshot::take(post, &view, wall);
+        if self.look_closer(post, &snapshot.health) {
+            return Snapshot::take(post, &view, wall);
+        }
+        snapshot
+    }
+
+    pub(crate) fn last_heartbeat(&self, post: &Post) -> Option<SystemTime> {
+        let view = self.view();
+        let heartbeat_at = post.reading(&view).heartbeat_at?;
+        self.inner
+            .roster
+            .clock
+            .wall()
+            .checked_sub(view.now.since(heartbeat_at))
+    }
+
+    /// Looks at the thread of a worker that has just stalled. Returns whether it did.
+    fn look_closer(&self, post: &Post, health: &Health) -> bool {
+        let Health::Stalled(Stalled {
+            cause: StallCause::Unknown,
+            ..
+        }) = health
+        else {
+            return false;
+        };
+        if post.gather_evidence(false) {
+            std::thread::sleep(SHORTEST_WINDOW);
+            post.gather_evidence(false);
+        }
+        true
+    }
+
+    /// Waits until every worker has ended, but not beyond the deadline. Returns those that have not.
+    pub(crate) fn drain(&self, deadline: Instant) -> Vec<Post> {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let roster = &self.inner.roster;
+        roster.wait_for_ends(timeout, || self.living().is_empty());
+        self.living()
+    }
+
+    /// The workers that have not ended.
+    pub(crate) fn living(&self) -> Vec<Post> {
+        let mut posts = self.inner.roster.posts();
+        posts.retain(|post| !post.record.is_over());
+        posts
+    }
+}
+
+/// `{type}-{pid}-{n}`, where `n` is never used again in this process.
+fn generated_id(worker_type: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{worker_type}-{}-{n}", std::process::id())
+}
+
+/// A new worker takes over the id, and with it the history, of one that has ended.
+fn succeed(record: &Record, previous: &Record) {
+    record.set_incarnation(previous.incarnation().saturating_add(1));
+    let mut old = previous.detail();
+    old.superseded = true;
+    let death = match old.ended.as_ref().map(|ended| &ended.ending) {
+        Some(crate::health::Ending::Dead(death)) => Some(Arc::clone(death)),
+        _ => old.last_death.clone(),
+    };
+    let restarts = old.restarts.saturating_add(1);
+    drop(old);
+    let mut detail = record.detail();
+    detail.restarts = restarts;
+    detail.last_death = death;
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("resolution", &self.resolution())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,225 @@
+//! Read-only access to one worker.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::Registry;
+use crate::cell::Glance;
+use crate::health::{Activity, Age, Death, Ending, Health, Line, Reading, Thresholds, judge};
+use crate::roster::post::Post;
+use crate::roster::record::Detail;
+use crate::roster::timeline::View;
+
+/// A cheap, read-only view of one worker, for health handlers: it outlives the worker, and follows
+/// it through restarts.
+#[derive(Clone)]
+pub struct Probe {
+    registry: Registry,
+    post: Post,
+}
+
+impl Probe {
+    pub(crate) const fn new(registry: Registry, post: Post) -> Self {
+        Self { registry, post }
+    }
+
+    /// The worker's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.post.record.id
+    }
+
+    /// The worker's type.
+    #[must_use]
+    pub fn worker_type(&self) -> &str {
+        &self.post.record.profile.worker_type
+    }
+
+    /// Whether the worker is well: idle, active, processing or stopping, with a heartbeat younger
+    /// than its `stale_after`.
+    ///
+    /// If the pacemaker is overdue, it is woken, and waited for, for at most 100 ms.
+    #[must_use]
+    pub fn is_recent(&self) -> bool {
+        self.registry.is_recent(&self.post)
+    }
+
+    /// The verdict on the worker, with its reason.
+    ///
+    /// If the pacemaker is overdue, it is woken, and waited for, for at most 100 ms. If the worker
+    /// has just stalled and its thread has been looked at only once, this call looks again 10 ms
+    /// later, to tell busy from blocked.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.registry.health(&self.post)
+    }
+
+    /// Until when the worker was known to be well, by the wall clock: now minus the heartbeat's
+    /// age. `None` if it never was.
+    #[must_use]
+    pub fn last_heartbeat(&self) -> Option<SystemTime> {
+        self.registry.last_heartbeat(&self.post)
+    }
+
+    /// Everything that is known of the worker, of one moment.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.registry.snapshot(&self.post)
+    }
+}
+
+impl fmt::Debug for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Probe")
+            .field("id", &self.id())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Everything that is known of a worker, of one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Its id.
+    pub id: String,
+    /// Its type.
+    pub worker_type: String,
+    /// Its group.
+    pub group: String,
+    /// Which life of that id, counted from 1.
+    pub incarnation: u32,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// The verdict.
+    pub health: Health,
+    /// What it says it is doing.
+    pub activity: Activity,
+    /// The run that it is at; that it was at, if it died.
+    pub run_id: Option<String>,
+    /// The task that it is at; that it was at, if it died.
+    pub task: Option<String>,
+    /// Steps done and steps to do of its task.
+    pub progress: Option<(u64, u64)>,
+    /// Time at its task, at most one resolution too short.
+    pub task_age: Option<Duration>,
+    /// Time since its last progress, at most one resolution too short. `None` if it never made any,
+    /// or is over.
+    pub progress_age: Option<Duration>,
+    /// Age of its heartbeat. `None` if it never had one.
+    pub heartbeat_age: Option<Duration>,
+    /// Until when it was known to be well, by the wall clock.
+    pub last_heartbeat: Option<SystemTime>,
+    /// Steps of progress of this incarnation.
+    pub beats: u64,
+    /// Beats that came after its end, and changed nothing.
+    pub late_beats: u64,
+    /// Other updates that came after its end, and changed nothing.
+    pub late_updates: u64,
+    /// How its previous incarnation died.
+    pub last_death: Option<Arc<Death>>,
+    /// What the application told of it.
+    pub metadata: Vec<(String, String)>,
+    /// The limits that it is judged by.
+    pub thresholds: Thresholds,
+    /// How often a store is told of it.
+    pub interval: Duration,
+    /// How long ago the pacemaker last looked.
+    pub tick_age: Duration,
+}
+
+impl Snapshot {
+    /// Unix time of the last heartbeat in seconds; 0.0 if there never was one.
+    #[must_use]
+    pub fn last_heartbeat_unix(&self) -> f64 {
+        self.last_heartbeat
+            .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
+            .map_or(0.0, |since| since.as_secs_f64())
+    }
+
+    pub(super) fn take(post: &Post, view: &View, wall: SystemTime) -> Self {
+        post.read_all(view, |reading, glance, detail| {
+            Self::of(post, view, wall, reading, glance, detail)
+        })
+    }
+
+    fn of(
+        post: &Post,
+        view: &View,
+        wall: SystemTime,
+        reading: &mut Reading,
+        glance: Option<&Glance>,
+        detail: Option<&Detail>,
+    ) -> Self {
+        let profile = &post.record.profile;
+        let health = judge(reading, &profile.thresholds, view.now);
+        let ended = detail.and_then(|detail| detail.ended.as_ref());
+        if let Some(Ending::Dead(death)) = ended.map(|ended| &ended.ending) {
+            (reading.run_id, reading.task) = (death.run_id.clone(), death.task.clone());
+        }
+        let at_task = reading.run_id.is_some() || reading.task.is_some();
+        let late_beats = ended.map_or(0, |ended| {
+            // While the handle is there, the cell still counts.
+            post.cell()
+                .glance()
+                .filter(|glance| glance.state.tag == post.record.tag())
+                .map_or(ended.late_beats, |glance| {
+                    glance.beats.saturating_sub(ended.beats)
+                })
+        });
+        let heartbeat_age = reading.heartbeat_at.map(|at| view.now.since(at));
+        Self {
+            id: post.record.id.to_string(),
+            worker_type: profile.worker_type.to_string(),
+            group: profile.group.to_string(),
+            incarnation: post.record.incarnation(),
+            restarts: detail.map_or(0, |detail| detail.restarts),
+            health,
+            activity: reading.activity,
+            progress: detail
+                .map(|detail| (detail.task.done, detail.task.total))
+                .filter(|(_, total)| at_task && *total > 0),
+            task_age: glance.filter(|_| at_task).map(|glance| {
+                glance
+                    .task_at
+                    .map_or(Duration::ZERO, |at| view.now.since(at))
+            }),
+            run_id: reading.run_id.take(),
+            task: reading.task.take(),
+            progress_age: reading.progress_at.map(|at| view.now.since(at)),
+            heartbeat_age,
+            last_heartbeat: heartbeat_age.and_then(|age| wall.checked_sub(age)),
+            beats: glance.map_or_else(
+                || ended.map_or(0, |ended| ended.beats),
+                |glance| glance.beats,
+            ),
+            late_beats,
+            late_updates: detail.map_or(0, |detail| detail.late_updates),
+            last_death: detail.and_then(|detail| detail.last_death.clone()),
+            metadata: detail.map_or_else(Vec::new, |detail| detail.metadata.clone()),
+            thresholds: profile.thresholds.clone(),
+            interval: profile.interval,
+            tick_age: view.tick_age,
+        }
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", Line(&self.id), self.health)?;
+        if self.health.is_recent() {
+            match (&self.run_id, &self.task) {
+                (Some(run_id), Some(task)) => write!(f, " {} ({})", Line(run_id), Line(task))?,
+                (Some(name), None) | (None, Some(name)) => write!(f, " {}", Line(name))?,
+                (None, None) => {}
+            }
+            if let Some((done, total)) = self.progress {
+                write!(f, ", {done} of {total}")?;
+            }
+            if let Some(age) = self.task_age {
+                write!(f, ", for {}", Age(age))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,286 @@
+//! All workers at once: the summary and the sweep.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use super::Registry;
+use crate::cell::Phase;
+use crate::health::{
+    DeadWorker, GroupState, GroupStats, Health, MissingWorkers, StateCounts, Summary, SweepReport,
+    judge,
+};
+use crate::roster::post::{Post, living};
+use crate::roster::profile::{Profile, Profiles};
+use crate::roster::record::Record;
+
+impl Registry {
+    /// All workers at one moment: how many are in each state, by type and by group, who is given up
+    /// and why, and of which types some are missing.
+    ///
+    /// One pass over all cells; nobody waits for it, and it waits for nobody but an overdue
+    /// pacemaker, for at most 100 ms.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let view = self.view();
+        let mut tally = Tally::default();
+        let mut ended = Vec::new();
+        let roster = &self.inner.roster;
+        for chunk in &*roster.slab.chunks() {
+            for (offset, cell) in chunk.cells().iter().enumerate() {
+                if let Some(glance) = cell.glance() {
+                    match glance.state.phase {
+                        Phase::Empty => continue,
+                        Phase::Live if !glance.work.quiet => {
+                            let Some(row) = tally.row(glance.state.profile, &roster.profiles)
+                            else {
+                                continue;
+                            };
+                            let thresholds = &row.profile.thresholds;
+                            let reading = living(&glance, thresholds, &view, None);
+                            let state = judge(&reading, thresholds, view.now).state();
+                            if !state.is_offline() {
+                                row.states.add(state);
+                                continue;
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                // Someone to look at more closely: given up, ended, silent, or just changing.
+                if let Some(record) = chunk.occupant(offset) {
+                    let post = Post {
+                        chunk: Arc::clone(chunk),
+                        offset,
+                        record,
+                    };
+                    let health = post.health(&view);
+                    if health.state().is_terminal() {
+                        if post.record.is_superseded() {
+                            continue;
+                        }
+                        ended.push(Arc::as_ptr(&post.record));
+                    }
+                    tally.add(&post.record, health);
+                }
+            }
+        }
+        // A worker leaves its cell after it entered the graveyard, so nobody is missed here.
+        for record in self.inner.graveyard.all() {
+            if !ended.contains(&Arc::as_ptr(&record)) {
+                let health = roster.post(Arc::clone(&record)).health(&view);
+                tally.add(&record, health);
+            }
+        }
+        let mut summary = tally.finish();
+        summary.missing = self.missing();
+        summary.tick_age = view.tick_age;
+        summary.forgotten = self.inner.graveyard.forgotten();
+        summary
+    }
+
+    /// One pass over all workers that tells which are newly given up: dead, stale or never started.
+    /// Each is told once an episode; one that recovers can be told again.
+    #[must_use = "the report tells who was marked offline"]
+    pub fn sweep(&self) -> SweepReport {
+        let view = self.fresh_view();
+        let mut report = SweepReport {
+            success: view.unwatched.is_none(),
+            ..SweepReport::default()
+        };
+        let mut groups = BTreeMap::<String, StateCounts>::new();
+        let mut touched = Vec::new();
+        for post in self.posts() {
+            let state = post.health(&view).state();
+            let record = &post.record;
+            let group = &*record.profile.group;
+            match groups.get_mut(group) {
+                Some(counts) => counts.add(state),
+                None => groups.entry(group.to_owned()).or_default().add(state),
+            }
+            if state.is_offline() {
+                let mut detail = record.detail();
+                if !std::mem::replace(&mut detail.marked_offline, true) {
+                    report.marked_offline.push(record.id.to_string());
+                    touched.push(group.to_owned());
+                }
+            }
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        touched.retain(|group| {
+            groups
+                .get(group)
+                .is_some_and(|counts| GroupState::of(counts) == GroupState::Offline)
+        });
+        report.affected_groups = touched;
+        report
+    }
+
+    /// The state of a group; [`GroupState::Unknown`] if it has no workers.
+    #[must_use]
+    pub fn group(&self, group: &str) -> GroupState {
+        let view = self.view();
+        let mut counts = StateCounts::default();
+        for post in self.posts() {
+            if &*post.record.profile.group == group {
+                counts.add(post.health(&view).state());
+            }
+        }
+        GroupState::of(&counts)
+    }
+
+    fn missing(&self) -> Vec<MissingWorkers> {
+        let roster = &self.inner.roster;
+        let expected = roster.expected.lock().clone();
+        if expected.is_empty() {
+            return Vec::new();
+        }
+        let living = roster.living_by_type();
+        expected
+            .into_iter()
+            .map(|(worker_type, expectation)| {
+                let living = living.get(&worker_type).copied().unwrap_or(0);
+                MissingWorkers::new(worker_type, expectation.count, living)
+            })
+            .filter(|missing| missing.living < missing.expected)
+            .collect()
+    }
+}
+
+/// Counts by profile while the cells are scanned; names come last.
+#[derive(Default)]
+struct Tally {
+    rows: Vec<Row>,
+    by_number: HashMap<u32, usize, BuildHasherDefault<NumberHasher>>,
+    /// The row used last: neighbours are often alike.
+    last: Option<(u32, usize)>,
+    dead_workers: Vec<DeadWorker>,
+}
+
+struct Row {
+    profile: Arc<Profile>,
+    states: StateCounts,
+}
+
+impl Tally {
+    /// `None` if the last worker with this profile has just gone.
+    #[inline]
+    fn row(&mut self, number: u32, profiles: &Profiles) -> Option<&mut Row> {
+        let row = match self.last {
+            Some((last, row)) if last == number => row,
+            _ => self.find(number, || profiles.get(number))?,
+        };
+        self.rows.get_mut(row)
+    }
+
+    fn find(
+        &mut self,
+        number: u32,
+        profile: impl FnOnce() -> Option<Arc<Profile>>,
+    ) -> Option<usize> {
+        let row = match self.by_number.get(&number) {
+            Some(row) => *row,
+            None => {
+                let profile = profile()?;
+                self.rows.push(Row {
+                    profile,
+                    states: StateCounts::default(),
+                });
+                self.by_number.insert(number, self.rows.len() - 1);
+                self.rows.len() - 1
+            }
+        };
+        self.last = Some((number, row));
+        Some(row)
+    }
+
+    fn add(&mut self, record: &Record, health: Health) {
+        let profile = &record.profile;
+        let row = self.find(profile.number, || Some(Arc::clone(profile)));
+        if let Some(row) = row.and_then(|row| self.rows.get_mut(row)) {
+            row.states.add(health.state());
+        }
+        if health.state().is_offline() {
+            self.dead_workers.push(DeadWorker {
+                id: record.id.to_string(),
+                worker_type: profile.worker_type.to_string(),
+                group: profile.group.to_string(),
+                health,
+            });
+        }
+    }
+
+    fn finish(self) -> Summary {
+        let mut all = StateCounts::default();
+        let mut types = BTreeMap::<String, StateCounts>::new();
+        let mut groups = BTreeMap::<String, StateCounts>::new();
+        for row in self.rows {
+            all.add_all(&row.states);
+            for (names, name) in [
+                (&mut types, &row.profile.worker_type),
+                (&mut groups, &row.profile.group),
+            ] {
+                names
+                    .entry(name.to_string())
+                    .or_default()
+                    .add_all(&row.states);
+            }
+        }
+        types.retain(|_, counts| counts.total() > 0);
+        groups.retain(|_, counts| counts.total() > 0);
+        Summary {
+            total_active: all.active(),
+            total_dead: all.dead(),
+            total: all.total(),
+            states: all,
+            dead_workers: self.dead_workers,
+            stats_by_type: types
+                .into_iter()
+                .map(|(name, counts)| (name, counts.into()))
+                .collect(),
+            groups: groups
+                .into_iter()
+                .map(|(name, counts)| (name, GroupStats::from(counts)))
+                .collect(),
+            ..Summary::default()
+        }
+    }
+}
+
+/// Profile numbers are as good as random already.
+#[derive(Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        // Spread over the bits that the table looks at (Knuth's multiplicative hashing).
+        self.0 = u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_numbers_have_different_hashes() {
+        let hash = |number: u32| {
+            let mut hasher = NumberHasher::default();
+            hasher.write_u32(number);
+            hasher.finish()
+        };
+        let hashes: std::collections::HashSet<_> = (0..10_000).map(hash).collect();
+        assert_eq!(hashes.len(), 10_000);
+    }
+}

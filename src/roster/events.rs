@@ -1,0 +1,319 @@
+//! What happens to workers, as it happens: to subscribers, without ever waiting for one.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use crossbeam_channel::{
+    Receiver, RecvError, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded,
+};
+use parking_lot::RwLock;
+
+use crate::health::{Age, Health, Line, MissingWorkers, State};
+
+/// Something that happened to a worker, or to the registry as a whole.
+///
+/// States are episodes: one event tells their beginning, one their end.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Event {
+    /// When, by the wall clock.
+    pub at: SystemTime,
+    /// Whom it happened to; `None` for the registry as a whole.
+    pub worker: Option<EventWorker>,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// The worker that an [`Event`] is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EventWorker {
+    /// Its id.
+    pub id: String,
+    /// Its type.
+    pub worker_type: String,
+    /// Its group.
+    pub group: String,
+    /// Which life of that id.
+    pub incarnation: u32,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// A worker was registered, or a new incarnation of it began.
+    Registered,
+    /// It made its first progress.
+    Started,
+    /// It used three quarters of its allowance: a warning, not a verdict.
+    Late {
+        /// Time without progress.
+        silent: Duration,
+        /// What it is allowed.
+        allowance: Duration,
+    },
+    /// It got into a state that is worth telling: never started, stalled, stale, stopping, stopped
+    /// or dead.
+    Became(Health),
+    /// It is well again.
+    Recovered {
+        /// The state that ended.
+        from: State,
+        /// How long it was silent.
+        after: Duration,
+    },
+    /// Its supervisor will start it again.
+    Restarting {
+        /// Which restart, counted from 1, within the policy's period.
+        attempt: u32,
+        /// How long it waits before.
+        delay: Duration,
+    },
+    /// Its supervisor has given it up.
+    GaveUp {
+        /// After so many restarts within the policy's period.
+        restarts: u32,
+    },
+    /// For a while nobody observed; that time is not charged to any worker.
+    Unobserved {
+        /// How much time is not charged.
+        forgiven: Duration,
+    },
+    /// Fewer workers of a type live than are expected.
+    Missing(MissingWorkers),
+    /// As many workers of a type live as are expected, again.
+    Complete {
+        /// The type.
+        worker_type: String,
+    },
+}
+
+impl Event {
+    /// The id of the worker that it is about; empty for the registry as a whole.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.worker.as_ref().map_or("", |worker| &worker.id)
+    }
+
+    pub(super) fn level(&self) -> log::Level {
+        match &self.kind {
+            EventKind::Registered | EventKind::Started => log::Level::Debug,
+            EventKind::Became(health) => match health.state() {
+                State::Stopping | State::Stopped => log::Level::Info,
+                _ => log::Level::Error,
+            },
+            EventKind::Recovered { .. } | EventKind::Complete { .. } => log::Level::Info,
+            EventKind::Late { .. }
+            | EventKind::Restarting { .. }
+            | EventKind::Unobserved { .. }
+            | EventKind::Missing(_) => log::Level::Warn,
+            EventKind::GaveUp { .. } => log::Level::Error,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(worker) = &self.worker {
+            write!(f, "worker {}: ", Line(&worker.id))?;
+        }
+        match &self.kind {
+            EventKind::Registered => f.write_str("registered"),
+            EventKind::Started => f.write_str("started"),
+            EventKind::Late { silent, allowance } => write!(
+                f,
+                "late: no progress for {}, {} allowed",
+                Age(*silent),
+                Age(*allowance)
+            ),
+            EventKind::Became(health) => health.fmt(f),
+            EventKind::Recovered { from, after } => {
+                write!(f, "recovered from {from} after {}", Age(*after))
+            }
+            EventKind::Restarting { attempt, delay } => {
+                write!(f, "restart {attempt} in {}", Age(*delay))
+            }
+            EventKind::GaveUp { restarts } => write!(f, "given up after {restarts} restarts"),
+            EventKind::Unobserved { forgiven } => write!(
+                f,
+                "nobody observed for {}; no worker is charged for it",
+                Age(*forgiven)
+            ),
+            EventKind::Missing(missing) => missing.fmt(f),
+            EventKind::Complete { worker_type } => {
+                write!(f, "all expected workers of type {} live", Line(worker_type))
+            }
+        }
+    }
+}
+
+/// A bounded queue of events. If its owner is too slow, the oldest are dropped and counted; nobody
+/// ever waits for it. Dropping it ends the subscription.
+#[derive(Debug)]
+pub struct Subscription {
+    receiver: Receiver<Event>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Subscription {
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    /// When the registry is gone and no event is left.
+    pub fn recv(&self) -> Result<Event, RecvError> {
+        self.receiver.recv()
+    }
+
+    /// Waits for the next event, but no longer than `timeout` (of real time).
+    ///
+    /// # Errors
+    /// When there was none in that time, or the registry is gone and no event is left.
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
+        self.receiver.recv_timeout(timeout)
+    }
+
+    /// The next event, if there is one.
+    ///
+    /// # Errors
+    /// When there is none, or the registry is gone and no event is left.
+    pub fn try_recv(&self) -> Result<Event, TryRecvError> {
+        self.receiver.try_recv()
+    }
+
+    /// The events that are there now.
+    pub fn try_iter(&self) -> impl Iterator<Item = Event> + '_ {
+        self.receiver.try_iter()
+    }
+
+    /// All events to come, until the registry is gone.
+    pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
+        self.receiver.iter()
+    }
+
+    /// The channel, for use with [`crossbeam_channel::select!`].
+    #[must_use]
+    pub fn receiver(&self) -> &Receiver<Event> {
+        &self.receiver
+    }
+
+    /// How many events were dropped because the queue was full.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+/// All subscribers of a registry.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    subscribers: RwLock<Vec<Subscriber>>,
+}
+
+#[derive(Debug)]
+struct Subscriber {
+    sender: Sender<Event>,
+    /// To make room.
+    receiver: Receiver<Event>,
+    /// Gone with the subscription.
+    dropped: Weak<AtomicU64>,
+}
+
+impl Hub {
+    pub(crate) fn subscribe(&self, capacity: usize) -> Subscription {
+        let (sender, receiver) = bounded(capacity.max(1));
+        let dropped = Arc::new(AtomicU64::new(0));
+        let mut subscribers = self.subscribers.write();
+        subscribers.retain(|subscriber| subscriber.dropped.strong_count() > 0);
+        subscribers.push(Subscriber {
+            sender,
+            receiver: receiver.clone(),
+            dropped: Arc::downgrade(&dropped),
+        });
+        Subscription { receiver, dropped }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.subscribers.read().is_empty()
+    }
+
+    pub(super) fn send(&self, event: &Event) {
+        let mut gone = false;
+        for subscriber in &*self.subscribers.read() {
+            match subscriber.dropped.upgrade() {
+                Some(dropped) => subscriber.send(event.clone(), &dropped),
+                None => gone = true,
+            }
+        }
+        if gone {
+            self.subscribers
+                .write()
+                .retain(|subscriber| subscriber.dropped.strong_count() > 0);
+        }
+    }
+}
+
+impl Subscriber {
+    fn send(&self, mut event: Event, dropped: &AtomicU64) {
+        // Others may fill the room that was made; after a few tries this event is the one to go.
+        for _ in 0..8 {
+            match self.sender.try_send(event) {
+                Err(TrySendError::Full(back)) => event = back,
+                _ => return,
+            }
+            if self.receiver.try_recv().is_ok() {
+                dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(restarts: u32) -> Event {
+        Event {
+            at: SystemTime::UNIX_EPOCH,
+            worker: None,
+            kind: EventKind::GaveUp { restarts },
+        }
+    }
+
+    #[test]
+    fn a_full_queue_drops_the_oldest_and_counts() {
+        let hub = Hub::default();
+        let slow = hub.subscribe(2);
+        for n in 0..5 {
+            hub.send(&event(n));
+        }
+        assert_eq!(slow.dropped(), 3);
+        let left: Vec<_> = slow.try_iter().map(|event| event.to_string()).collect();
+        assert_eq!(
+            left,
+            ["given up after 3 restarts", "given up after 4 restarts"]
+        );
+    }
+
+    #[test]
+    fn a_dropped_subscription_is_forgotten() {
+        let hub = Hub::default();
+        drop(hub.subscribe(1));
+        assert!(!hub.is_empty());
+        hub.send(&event(0));
+        assert!(hub.is_empty());
+    }
+
+    #[test]
+    fn a_subscription_ends_with_its_hub() {
+        let hub = Hub::default();
+        let subscription = hub.subscribe(4);
+        hub.send(&event(1));
+        drop(hub);
+        assert_eq!(subscription.iter().count(), 1);
+        assert!(subscription.recv().is_err());
+    }
+}

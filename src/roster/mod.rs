@@ -1,0 +1,241 @@
+//! All workers of a registry, and what happens to them. Everything above works on this.
+
+pub(crate) mod events;
+mod journal;
+pub(crate) mod post;
+pub(crate) mod profile;
+pub(crate) mod record;
+pub(crate) mod slab;
+pub(crate) mod timeline;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Waker;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::cell::Phase;
+use crate::clock::{Clock, Moment, nanos};
+use crate::health::{Health, State, StopCause};
+use events::{Event, EventKind, EventWorker, Hub};
+use journal::Journal;
+pub(crate) use journal::say;
+use post::{End, Post, StopRequest};
+use profile::Profiles;
+use record::Record;
+use slab::Slab;
+use timeline::{LONGEST_RESOLUTION, Timeline, View, resolution_for};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    pub clock: Clock,
+    pub timeline: Timeline,
+    pub slab: Slab,
+    pub profiles: Profiles,
+    pub hub: Hub,
+    journal: Journal,
+    /// How often the pacemaker looks, in nanoseconds.
+    resolution: AtomicU64,
+    /// Workers came, went, ended or are expected since the pacemaker last counted them.
+    pub changed: AtomicBool,
+    pub expected: Mutex<BTreeMap<String, Expectation>>,
+    timers: Mutex<Vec<(Moment, Waker)>>,
+    /// Counts ends, for those who wait for one.
+    ends: Mutex<u64>,
+    ended: Condvar,
+}
+
+/// How many workers of a type are expected.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expectation {
+    pub count: usize,
+    /// Subscribers were told that some are missing.
+    pub told_missing: bool,
+}
+
+impl Roster {
+    pub(crate) fn new(clock: Clock) -> Self {
+        let now = clock.now();
+        Self {
+            clock,
+            timeline: Timeline::new(now),
+            slab: Slab::default(),
+            profiles: Profiles::default(),
+            hub: Hub::default(),
+            journal: Journal::default(),
+            resolution: AtomicU64::new(nanos(LONGEST_RESOLUTION)),
+            changed: AtomicBool::new(false),
+            expected: Mutex::default(),
+            timers: Mutex::default(),
+            ends: Mutex::new(0),
+            ended: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn resolution(&self) -> Duration {
+        Duration::from_nanos(self.resolution.load(Ordering::Relaxed))
+    }
+
+    /// Makes the pacemaker look as often as this limit needs. Returns whether that is oftener.
+    pub(crate) fn sharpen(&self, threshold: Duration) -> bool {
+        let needed = nanos(resolution_for(threshold));
+        self.resolution.fetch_min(needed, Ordering::Relaxed) > needed
+    }
+
+    /// Lets the pacemaker look only as often as the workers that are left need.
+    pub(crate) fn relax(&self) {
+        let shortest = self.profiles.shortest_threshold();
+        let needed = nanos(shortest.map_or(LONGEST_RESOLUTION, resolution_for));
+        self.resolution.store(needed, Ordering::Relaxed);
+    }
+
+    /// The registry's time now, as it stands: nobody is woken.
+    #[inline]
+    pub(crate) fn view(&self) -> View {
+        self.timeline.view(self.clock.now())
+    }
+
+    pub(crate) fn post(&self, record: Arc<Record>) -> Post {
+        Post {
+            chunk: self.slab.chunk(record.slot),
+            offset: record.slot.offset(),
+            record,
+        }
+    }
+
+    /// Tells subscribers and the log. Never under a lock.
+    pub(crate) fn emit(&self, worker: Option<&Record>, kind: EventKind) {
+        let mut event = Event {
+            at: self.clock.wall(),
+            worker: None,
+            kind,
+        };
+        let level = event.level();
+        if self.hub.is_empty() && level > log::max_level() {
+            return;
+        }
+        event.worker = worker.map(|record| EventWorker {
+            id: record.id.to_string(),
+            worker_type: record.profile.worker_type.to_string(),
+            group: record.profile.group.to_string(),
+            incarnation: record.incarnation(),
+        });
+        self.hub.send(&event);
+        self.journal.write(self.clock.now(), level, &event);
+    }
+
+    pub(crate) fn flush_journal(&self) {
+        self.journal.tick(self.clock.now());
+    }
+
+    // --- ends -----------------------------------------------------------------------------------
+
+    /// Ends a worker's incarnation and tells. `false` if it had ended before.
+    pub(crate) fn end(&self, post: &Post, end: End) -> bool {
+        let Some(health) = post.end(end, &self.view(), self.clock.wall()) else {
+            return false;
+        };
+        self.changed.store(true, Ordering::Release);
+        self.emit(Some(&post.record), EventKind::Became(health));
+        *self.ends.lock() += 1;
+        self.ended.notify_all();
+        true
+    }
+
+    /// Asks a worker to stop; an idle one is stopped at once.
+    pub(crate) fn request_stop(&self, post: &Post, cause: StopCause) {
+        match post.request_stop(cause) {
+            StopRequest::Known => {}
+            StopRequest::Working => {
+                self.emit(Some(&post.record), EventKind::Became(Health::Stopping));
+            }
+            StopRequest::Idle => {
+                self.end(post, End::Stopped(StopCause::Completed));
+            }
+        }
+    }
+
+    /// Waits until `over` says so, looking again at every end, for no longer than `timeout`.
+    /// Returns whether it said so.
+    pub(crate) fn wait_for_ends(&self, timeout: Duration, mut over: impl FnMut() -> bool) -> bool {
+        let deadline = std::time::Instant::now().checked_add(timeout);
+        loop {
+            let before = *self.ends.lock();
+            if over() {
+                return true;
+            }
+            let mut ends = self.ends.lock();
+            if *ends != before {
+                continue;
+            }
+            match deadline {
+                Some(deadline) => {
+                    if self.ended.wait_until(&mut ends, deadline).timed_out() {
+                        drop(ends);
+                        return over();
+                    }
+                }
+                None => self.ended.wait(&mut ends),
+            }
+        }
+    }
+
+    /// All workers that hold a cell, in the order of their cells.
+    pub(crate) fn posts(&self) -> Vec<Post> {
+        let mut posts = Vec::new();
+        for chunk in &*self.slab.chunks() {
+            posts.extend(chunk.occupants().into_iter().map(|(offset, record)| Post {
+                chunk: Arc::clone(chunk),
+                offset,
+                record,
+            }));
+        }
+        posts
+    }
+
+    /// How many workers of each type live. One pass over the cells.
+    pub(crate) fn living_by_type(&self) -> BTreeMap<String, usize> {
+        let mut by_profile = BTreeMap::<u32, usize>::new();
+        for chunk in &*self.slab.chunks() {
+            for cell in chunk.cells() {
+                let life = cell.state();
+                if life.phase == Phase::Live {
+                    *by_profile.entry(life.profile).or_default() += 1;
+                }
+            }
+        }
+        let mut by_type = BTreeMap::new();
+        for (number, count) in by_profile {
+            if let Some(profile) = self.profiles.get(number) {
+                *by_type.entry(profile.worker_type.to_string()).or_default() += count;
+            }
+        }
+        by_type
+    }
+
+    // --- timers for futures ---------------------------------------------------------------------
+
+    /// Wakes a future's task once the clock shows `at`. The caller rings the pacemaker.
+    pub(crate) fn add_timer(&self, at: Moment, waker: Waker) {
+        self.timers.lock().push((at, waker));
+    }
+
+    /// Takes out the timers that are due, and tells when the next one is.
+    pub(crate) fn due_timers(&self, now: Moment) -> (Vec<Waker>, Moment) {
+        let mut timers = self.timers.lock();
+        let due = timers
+            .extract_if(.., |(at, _)| *at <= now)
+            .map(|(_, waker)| waker)
+            .collect();
+        let next = timers.iter().map(|(at, _)| *at).min();
+        (due, next.unwrap_or(Moment::NEVER))
+    }
+}
+
+/// Whether the pacemaker has convicted a worker in this state.
+pub(crate) const fn is_conviction(state: State) -> bool {
+    matches!(state, State::NeverStarted | State::Stalled | State::Stale)
+}

@@ -1,0 +1,478 @@
+//! A worker in its place: what can be read of it and what it can do to its own record.
+//!
+//! Order of locks: chunk before detail; neither while an event is sent.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, SystemTime};
+
+use super::record::{Detail, Ended, Record, Task};
+use super::slab::Chunk;
+use super::timeline::View;
+use crate::cell::{Cell, Episode, Glance, Life, Phase, Watch, Work};
+use crate::clock::Moment;
+use crate::health::evidence::{self, Sample};
+use crate::health::{
+    Activity, Death, DeathCause, Ending, Health, Reading, StallCause, StopCause, Thresholds, judge,
+    vouched,
+};
+use crate::panics;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct Post {
+    pub chunk: Arc<Chunk>,
+    pub offset: usize,
+    pub record: Arc<Record>,
+}
+
+/// How an incarnation is to end.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// In good order. If it was asked to stop, by whom it was asked.
+    Stopped(StopCause),
+    Dead(DeathCause),
+}
+
+/// What became of a request to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopRequest {
+    /// It was asked before, or has ended.
+    Known,
+    /// It is at work, and will see it.
+    Working,
+    /// It is idle: nothing is left to wait for.
+    Idle,
+}
+
+impl Post {
+    #[inline]
+    pub(crate) fn cell(&self) -> &Cell {
+        self.chunk.cell(self.offset)
+    }
+
+    // --- reading --------------------------------------------------------------------------------
+
+    /// What is known of the worker now. Without texts and evidence, which only a stall needs.
+    #[inline]
+    pub(crate) fn reading(&self, view: &View) -> Reading {
+        loop {
+            if let Some(glance) = self.living_glance() {
+                let quiet_until = if glance.work.quiet {
+                    self.record
+                        .known_detail()
+                        .and_then(|detail| detail.quiet_until())
+                } else {
+                    None
+                };
+                return self.living(&glance, view, quiet_until);
+            }
+            if let Some(ended) = self.record.ended() {
+                return over(&ended, view);
+            }
+            // It is just being registered, restarted or ended.
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Everything in the cell, if the worker is in it and lives.
+    #[inline]
+    pub(crate) fn living_glance(&self) -> Option<Glance> {
+        let glance = self.cell().glance()?;
+        (glance.state.phase == Phase::Live && glance.state.tag == self.record.tag())
+            .then_some(glance)
+    }
+
+    fn living(&self, glance: &Glance, view: &View, quiet_until: Option<Moment>) -> Reading {
+        living(glance, &self.record.profile.thresholds, view, quiet_until)
+    }
+
+    #[inline]
+    pub(crate) fn health(&self, view: &View) -> Health {
+        self.judge(&mut self.reading(view), view)
+    }
+
+    /// Judges a reading; a stall with its evidence.
+    #[inline]
+    pub(crate) fn judge(&self, reading: &mut Reading, view: &View) -> Health {
+        let thresholds = &self.record.profile.thresholds;
+        let health = judge(reading, thresholds, view.now);
+        if !matches!(health, Health::Stalled(_)) {
+            return health;
+        }
+        if let Some(detail) = self.record.known_detail() {
+            reading.evidence = detail.evidence.clone();
+            (reading.run_id, reading.task) = detail.task.current();
+        }
+        judge(reading, thresholds, view.now)
+    }
+
+    /// The reading, the glance (`None` if the worker is over) and the detail (if there is any) of
+    /// one moment.
+    pub(crate) fn read_all<T>(
+        &self,
+        view: &View,
+        read: impl FnOnce(&mut Reading, Option<&Glance>, Option<&Detail>) -> T,
+    ) -> T {
+        loop {
+            // Tasks and ends are written under this lock, so what is read under it fits together.
+            let detail = self.record.known_detail();
+            if let Some(ended) = detail.as_ref().and_then(|detail| detail.ended.as_ref()) {
+                let mut reading = over(ended, view);
+                return read(&mut reading, None, detail.as_deref());
+            }
+            if let Some(glance) = self.living_glance() {
+                let quiet_until = detail.as_ref().and_then(|detail| detail.quiet_until());
+                let mut reading = self.living(&glance, view, quiet_until);
+                if let Some(detail) = &detail {
+                    reading.evidence = detail.evidence.clone();
+                    (reading.run_id, reading.task) = detail.task.current();
+                }
+                return read(&mut reading, Some(&glance), detail.as_deref());
+            }
+            drop(detail);
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Looks at the thread of a silent worker; for the first time in its episode, if `fresh`.
+    /// Returns whether another look would tell more.
+    pub(crate) fn gather_evidence(&self, fresh: bool) -> bool {
+        let Some(glance) = self.living_glance() else {
+            return false;
+        };
+        let mut detail = self.record.detail();
+        if glance.work.parked {
+            detail.evidence = StallCause::Blocked {
+                place: Some("its future, which has not been polled".to_owned()),
+            };
+            return false;
+        }
+        let thread = glance.work.thread;
+        let Some(first) = detail
+            .first_sample
+            .take_if(|first| first.thread() == thread && !fresh)
+        else {
+            detail.first_sample = Sample::take(thread);
+            return detail.first_sample.is_some();
+        };
+        let age = first.age();
+        if age >= evidence::SHORTEST_WINDOW {
+            if let Some(cause) = Sample::take(thread).and_then(|now| now.since(&first)) {
+                detail.evidence = cause;
+            }
+        }
+        detail.first_sample = Some(first);
+        age < evidence::LONG_WINDOW
+    }
+
+    // --- the worker's own doing -----------------------------------------------------------------
+
+    /// Takes over a new task. Returns whether the worker went idle and was asked to stop.
+    pub(crate) fn update_task(&self, run_id: &str, text: &str, activity: Activity) -> bool {
+        let mut detail = self.record.detail();
+        if detail.ended.is_some() {
+            detail.late_updates += 1;
+            return false;
+        }
+        let cell = self.cell();
+        let mut work = cell.work();
+        if detail.task.set(run_id, text) {
+            work.task = work.next_task();
+        }
+        work.activity = activity;
+        work.thread = evidence::current_thread();
+        cell.beat_with(work);
+        activity == Activity::Idle && cell.state().stop_requested
+    }
+
+    /// Returns whether the worker was asked to stop.
+    pub(crate) fn mark_idle(&self) -> bool {
+        let cell = self.cell();
+        let idle = |work: Work| Work {
+            activity: Activity::Idle,
+            thread: evidence::current_thread(),
+            ..work
+        };
+        match self.record.known_detail() {
+            Some(mut detail) => {
+                if detail.ended.is_some() {
+                    detail.late_updates += 1;
+                    return false;
+                }
+                cell.beat_with(idle(cell.work()));
+                if let Some(glance) = cell.glance() {
+                    detail.task.end(glance.beats);
+                }
+            }
+            // Without a detail there is neither a task nor an end yet.
+            None => cell.beat_with(idle(cell.work())),
+        }
+        cell.state_after_work().stop_requested
+    }
+
+    pub(crate) fn set_progress(&self, done: u64, total: u64) {
+        let mut detail = self.record.detail();
+        if detail.ended.is_some() {
+            detail.late_updates += 1;
+            return;
+        }
+        detail.task.done = done;
+        detail.task.total = total;
+        self.cell().beat();
+    }
+
+    /// Announces a silence. Returns its number.
+    pub(crate) fn begin_silence(&self, until: Moment) -> u64 {
+        let mut detail = self.record.detail();
+        let number = detail.silences.last().map_or(0, |(number, _)| number + 1);
+        if detail.ended.is_none() {
+            detail.silences.push((number, until));
+            let work = self.cell().work();
+            self.cell().beat_with(Work {
+                quiet: true,
+                thread: evidence::current_thread(),
+                ..work
+            });
+        }
+        number
+    }
+
+    pub(crate) fn end_silence(&self, number: u64) {
+        let mut detail = self.record.detail();
+        detail.silences.retain(|(other, _)| *other != number);
+        if detail.ended.is_none() {
+            let work = self.cell().work();
+            self.cell().beat_with(Work {
+                quiet: !detail.silences.is_empty(),
+                ..work
+            });
+        }
+    }
+
+    /// Says which thread does the work, and whether it is between two polls of a future.
+    pub(crate) fn bind_thread(&self, thread: u32, parked: bool) {
+        let work = self.cell().work();
+        self.cell().set_work(Work {
+            thread,
+            parked,
+            ..work
+        });
+    }
+
+    // --- changes of life ------------------------------------------------------------------------
+
+    pub(crate) fn request_stop(&self, cause: StopCause) -> StopRequest {
+        let mut detail = self.record.detail();
+        if detail.stop_cause.is_some() {
+            return StopRequest::Known;
+        }
+        detail.stop_cause = Some(cause);
+        for waker in detail.on_stop.drain(..) {
+            wake(waker);
+        }
+        if detail.ended.is_some() {
+            return StopRequest::Known;
+        }
+        // Not ended, so the cell is still this worker's.
+        let cell = self.cell();
+        cell.set_state(Life {
+            stop_requested: true,
+            ..cell.state()
+        });
+        if cell.work().activity == Activity::Idle {
+            StopRequest::Idle
+        } else {
+            StopRequest::Working
+        }
+    }
+
+    /// Wakes this waker once the worker is asked to stop; at once if it has been.
+    pub(crate) fn on_stop(&self, waker: &Waker) {
+        let mut detail = self.record.detail();
+        if detail.stop_cause.is_some() {
+            drop(detail);
+            wake(waker.clone());
+        } else if !detail.on_stop.iter().any(|known| known.will_wake(waker)) {
+            detail.on_stop.push(waker.clone());
+        }
+    }
+
+    /// Whether the worker was asked to stop, in this incarnation or between two.
+    pub(crate) fn stop_requested(&self) -> bool {
+        self.record
+            .known_detail()
+            .is_some_and(|detail| detail.stop_cause.is_some())
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        Some(self.record.ended()?.ending)
+    }
+
+    /// Ends the incarnation. `None` if it has ended before: the first end counts.
+    pub(crate) fn end(&self, end: End, view: &View, wall: SystemTime) -> Option<Health> {
+        let mut detail = self.record.detail();
+        if detail.ended.is_some() {
+            return None;
+        }
+        let cell = self.cell();
+        let life = cell.state();
+        let (beats, heartbeat_at) = cell.glance().map_or((0, None), |glance| {
+            let reading = self.living(&glance, view, detail.quiet_until());
+            (glance.beats, reading.heartbeat_at)
+        });
+        let (ending, phase) = match end {
+            End::Stopped(cause) => {
+                let cause = match (&detail.stop_cause, cause) {
+                    (Some(asked), StopCause::Drop | StopCause::Completed) => asked.clone(),
+                    (_, cause) => cause,
+                };
+                (Ending::Stopped(cause), Phase::Stopped)
+            }
+            End::Dead(cause) => {
+                let (run_id, task) = detail.task.at_death(beats);
+                let death = Death {
+                    cause,
+                    run_id,
+                    task,
+                    at: wall,
+                    gave_up_after: None,
+                };
+                (Ending::Dead(Arc::new(death)), Phase::Dead)
+            }
+        };
+        let ended = Ended {
+            ending,
+            at: view.clock,
+            beats,
+            late_beats: 0,
+            heartbeat_age: heartbeat_at.map(|at| view.now.since(at)),
+        };
+        let health = judge(
+            &over(&ended, view),
+            &self.record.profile.thresholds,
+            view.now,
+        );
+        detail.ended = Some(ended);
+        cell.set_state(Life { phase, ..life });
+        Some(health)
+    }
+
+    /// Notes that the worker was given up, in its death.
+    pub(crate) fn give_up(&self, restarts: u32) {
+        let mut detail = self.record.detail();
+        if let Some(Ended {
+            ending: Ending::Dead(death),
+            ..
+        }) = &mut detail.ended
+        {
+            Arc::make_mut(death).gave_up_after = Some(restarts);
+        }
+    }
+
+    /// Begins the next incarnation. `false` if the worker was asked to stop meanwhile.
+    pub(crate) fn reincarnate(&self, view: &View) -> bool {
+        let record = &self.record;
+        let mut begun = false;
+        self.chunk.resettle(self.offset, |cell| {
+            let mut detail = record.detail();
+            if detail.stop_cause.is_some() {
+                return;
+            }
+            if let Some(Ended {
+                ending: Ending::Dead(death),
+                ..
+            }) = detail.ended.take()
+            {
+                detail.last_death = Some(death);
+            }
+            detail.restarts += 1;
+            detail.task = Task::default();
+            detail.silences.clear();
+            detail.first_sample = None;
+            detail.evidence = StallCause::Unknown;
+            detail.marked_offline = false;
+            record.set_incarnation(record.incarnation() + 1);
+            let life = cell.state();
+            let tag = life.next_tag();
+            record.set_tag(tag);
+            settle(cell, record, tag, view.now);
+            begun = true;
+        });
+        begun
+    }
+
+    /// Leaves the cell to the next worker. It has ended before.
+    pub(crate) fn vacate(&self) {
+        let beats = self.cell().glance().map_or(0, |glance| glance.beats);
+        let mut detail = self.record.detail();
+        detail.on_stop.clear();
+        if let Some(ended) = &mut detail.ended {
+            ended.late_beats = beats.saturating_sub(ended.beats);
+        }
+        drop(detail);
+        self.chunk.vacate(self.offset);
+    }
+}
+
+/// Wakes an executor's task; whatever that does is contained.
+pub(crate) fn wake(waker: Waker) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+        panics::dispose(payload);
+    }
+}
+
+/// Puts a worker's new incarnation into its cell.
+pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) {
+    let profile = &record.profile;
+    let life = Life {
+        phase: Phase::Live,
+        stop_requested: false,
+        tag,
+        profile: profile.number,
+    };
+    let grace_ends = now.after(profile.thresholds.startup_grace);
+    let watch = Watch {
+        episode: Episode::Starting,
+        due: grace_ends.after(Duration::from_nanos(1)),
+    };
+    cell.settle(life, now, watch);
+}
+
+/// What a glance at a living worker's cell tells.
+#[inline]
+pub(crate) fn living(
+    glance: &Glance,
+    thresholds: &Thresholds,
+    view: &View,
+    quiet_until: Option<Moment>,
+) -> Reading {
+    let mut reading = Reading::new(glance.progress_at);
+    reading.unwatched = view.unwatched;
+    reading.activity = glance.work.activity;
+    reading.stop_requested = glance.state.stop_requested;
+    reading.quiet_until = quiet_until;
+    if glance.beaten {
+        // Whoever reads also observes: it moved since the last tick, so it is well now.
+        reading.progress_at = Some(if glance.moved {
+            view.now
+        } else {
+            glance.progress_at
+        });
+    }
+    reading.heartbeat_at = vouched(&reading, thresholds, view.tick);
+    reading
+}
+
+/// What is known of a worker whose life is over.
+fn over(ended: &Ended, view: &View) -> Reading {
+    let ago = view.clock.since(ended.at);
+    let mut reading = Reading::new(view.now);
+    reading.heartbeat_at = ended
+        .heartbeat_age
+        .map(|age| view.now.before(ago.saturating_add(age)));
+    reading.ending = Some((ended.ending.clone(), ago));
+    reading
+}

@@ -1,0 +1,178 @@
+//! What many workers have in common: type, group and limits, kept once.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::health::Thresholds;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Profile {
+    pub worker_type: Box<str>,
+    pub group: Box<str>,
+    pub thresholds: Thresholds,
+    pub interval: Duration,
+    /// Never given to another profile.
+    pub number: u32,
+    /// Workers that have it and hold a cell.
+    occupants: AtomicUsize,
+}
+
+/// What tells one profile from another.
+#[derive(Debug)]
+pub(crate) struct ProfileKey {
+    pub worker_type: String,
+    pub group: String,
+    pub thresholds: Thresholds,
+    pub interval: Duration,
+}
+
+impl Profile {
+    pub(crate) fn enter(&self) {
+        self.occupants.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn leave(&self) {
+        self.occupants.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn key(&self) -> (&str, &str, &Thresholds, Duration) {
+        (
+            &self.worker_type,
+            &self.group,
+            &self.thresholds,
+            self.interval,
+        )
+    }
+}
+
+impl PartialEq for Profile {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Profile {}
+
+impl Hash for Profile {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+/// All profiles of a registry.
+#[derive(Debug, Default)]
+pub(crate) struct Profiles {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    by_content: HashSet<Arc<Profile>>,
+    by_number: HashMap<u32, Arc<Profile>>,
+    next_number: u32,
+    /// When to look for profiles that nobody has any more.
+    clean_at: usize,
+}
+
+impl Profiles {
+    pub(crate) fn intern(&self, key: ProfileKey) -> Arc<Profile> {
+        let mut table = self.table.lock();
+        let profile = Profile {
+            worker_type: key.worker_type.into(),
+            group: key.group.into(),
+            thresholds: key.thresholds,
+            interval: key.interval,
+            number: table.next_number,
+            occupants: AtomicUsize::new(0),
+        };
+        if let Some(known) = table.by_content.get(&profile) {
+            return Arc::clone(known);
+        }
+        if table.by_content.len() >= table.clean_at {
+            // Two references are the tables' own.
+            table
+                .by_content
+                .retain(|profile| Arc::strong_count(profile) > 2);
+            let kept = &table.by_content;
+            let numbers: HashSet<u32> = kept.iter().map(|profile| profile.number).collect();
+            table.clean_at = (kept.len() * 2).max(64);
+            table.by_number.retain(|number, _| numbers.contains(number));
+        }
+        let profile = Arc::new(profile);
+        table.next_number = table.next_number.wrapping_add(1);
+        table.by_number.insert(profile.number, Arc::clone(&profile));
+        table.by_content.insert(Arc::clone(&profile));
+        profile
+    }
+
+    pub(crate) fn get(&self, number: u32) -> Option<Arc<Profile>> {
+        self.table.lock().by_number.get(&number).cloned()
+    }
+
+    /// The shortest limit of any worker that holds a cell.
+    pub(crate) fn shortest_threshold(&self) -> Option<Duration> {
+        self.table
+            .lock()
+            .by_content
+            .iter()
+            .filter(|profile| profile.occupants.load(Ordering::Relaxed) > 0)
+            .map(|profile| profile.thresholds.shortest())
+            .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(worker_type: &str, stale_after: u64) -> ProfileKey {
+        ProfileKey {
+            worker_type: worker_type.into(),
+            group: "local".into(),
+            thresholds: Thresholds::new(Duration::from_secs(stale_after)),
+            interval: Duration::from_secs(30),
+        }
+    }
+
+    #[test]
+    fn equal_profiles_are_kept_once() {
+        let profiles = Profiles::default();
+        let one = profiles.intern(key("a", 90));
+        assert!(Arc::ptr_eq(&one, &profiles.intern(key("a", 90))));
+        let other = profiles.intern(key("a", 91));
+        assert_ne!(one.number, other.number);
+        assert!(Arc::ptr_eq(&profiles.get(other.number).unwrap(), &other));
+    }
+
+    #[test]
+    fn profiles_that_nobody_has_are_forgotten() {
+        let profiles = Profiles::default();
+        let kept = profiles.intern(key("kept", 90));
+        for n in 0..10_000 {
+            profiles.intern(key(&n.to_string(), 90));
+        }
+        let table = profiles.table.lock();
+        assert!(table.by_content.len() <= 128);
+        assert_eq!(table.by_content.len(), table.by_number.len());
+        assert!(table.by_content.contains(&kept));
+    }
+
+    #[test]
+    fn only_workers_that_are_there_count_for_the_resolution() {
+        let profiles = Profiles::default();
+        let short = profiles.intern(key("a", 1));
+        let long = profiles.intern(key("a", 90));
+        assert_eq!(profiles.shortest_threshold(), None);
+        short.enter();
+        long.enter();
+        assert_eq!(profiles.shortest_threshold(), Some(Duration::from_secs(1)));
+        short.leave();
+        assert_eq!(profiles.shortest_threshold(), Some(Duration::from_secs(90)));
+    }
+}

@@ -1,0 +1,280 @@
+//! What is known of one worker beyond its cell: names, task, announced silences, deaths.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Waker;
+use std::time::Duration;
+
+use once_cell::race::OnceBox;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::profile::Profile;
+use super::slab::Slot;
+use crate::clock::Moment;
+use crate::health::evidence::Sample;
+use crate::health::{Death, Ending, StallCause, StopCause};
+
+/// One worker. Most of it comes into being only when it is needed: a worker that just beats costs
+/// its cell, its id and this.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub id: Box<str>,
+    pub profile: Arc<Profile>,
+    pub slot: Slot,
+    /// As in the cell's life, while the worker holds the cell.
+    tag: AtomicU32,
+    incarnation: AtomicU32,
+    /// Handles and supervised futures that the worker's life hangs on.
+    pub holders: AtomicU32,
+    detail: OnceBox<Mutex<Detail>>,
+}
+
+/// See [`Record`].
+#[derive(Debug)]
+pub(crate) struct Detail {
+    pub task: Task,
+    /// Announced silences that have not been taken back, by number.
+    pub silences: Vec<(u64, Moment)>,
+    pub ended: Option<Ended>,
+    /// Who asked it to stop.
+    pub stop_cause: Option<StopCause>,
+    /// When the present episode's silence began.
+    pub silent_since: Moment,
+    pub first_sample: Option<Sample>,
+    pub evidence: StallCause,
+    pub last_death: Option<Arc<Death>>,
+    pub restarts: u32,
+    pub metadata: Vec<(String, String)>,
+    /// Updates that came after the end.
+    pub late_updates: u64,
+    /// A sweep has told that it is offline.
+    pub marked_offline: bool,
+    /// Another worker has taken over its id.
+    pub superseded: bool,
+    /// Whom to wake when it is asked to stop.
+    pub on_stop: Vec<Waker>,
+}
+
+/// What the worker says it is at. The texts are kept in buffers that are used again.
+#[derive(Debug, Default)]
+pub(crate) struct Task {
+    pub run_id: String,
+    pub text: String,
+    pub done: u64,
+    pub total: u64,
+    /// Set when the task ended: the number of beats at that time.
+    pub ended_at_beat: Option<u64>,
+}
+
+/// The end of an incarnation.
+#[derive(Clone, Debug)]
+pub(crate) struct Ended {
+    pub ending: Ending,
+    /// By the clock.
+    pub at: Moment,
+    pub beats: u64,
+    /// Beats that came after the end.
+    pub late_beats: u64,
+    /// Age of the heartbeat at the end.
+    pub heartbeat_age: Option<Duration>,
+}
+
+impl Record {
+    pub(crate) fn new(id: &str, profile: Arc<Profile>, slot: Slot, tag: u32) -> Self {
+        Self {
+            id: id.into(),
+            profile,
+            slot,
+            tag: AtomicU32::new(tag),
+            incarnation: AtomicU32::new(1),
+            holders: AtomicU32::new(1),
+            detail: OnceBox::new(),
+        }
+    }
+
+    pub(crate) fn tag(&self) -> u32 {
+        self.tag.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_tag(&self, tag: u32) {
+        self.tag.store(tag, Ordering::Release);
+    }
+
+    pub(crate) fn incarnation(&self) -> u32 {
+        self.incarnation.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_incarnation(&self, incarnation: u32) {
+        self.incarnation.store(incarnation, Ordering::Relaxed);
+    }
+
+    /// The detail, made if there is none yet.
+    pub(crate) fn detail(&self) -> MutexGuard<'_, Detail> {
+        self.detail
+            .get_or_init(|| Box::new(Mutex::new(Detail::new())))
+            .lock()
+    }
+
+    /// The detail, if there is any.
+    pub(crate) fn known_detail(&self) -> Option<MutexGuard<'_, Detail>> {
+        self.detail.get().map(Mutex::lock)
+    }
+
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        self.known_detail()?.ended.clone()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.known_detail()
+            .is_some_and(|detail| detail.ended.is_some())
+    }
+
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.known_detail().is_some_and(|detail| detail.superseded)
+    }
+}
+
+impl Detail {
+    fn new() -> Self {
+        Self {
+            task: Task::default(),
+            silences: Vec::new(),
+            ended: None,
+            stop_cause: None,
+            silent_since: Moment::ZERO,
+            first_sample: None,
+            evidence: StallCause::Unknown,
+            last_death: None,
+            restarts: 0,
+            metadata: Vec::new(),
+            late_updates: 0,
+            marked_offline: false,
+            superseded: false,
+            on_stop: Vec::new(),
+        }
+    }
+
+    /// Until when it announced to be silent.
+    pub(crate) fn quiet_until(&self) -> Option<Moment> {
+        self.silences.iter().map(|(_, until)| *until).max()
+    }
+}
+
+impl Task {
+    /// Longer texts are cut.
+    pub(crate) const LONGEST_RUN_ID: usize = 200;
+    /// Longer texts are cut.
+    pub(crate) const LONGEST_TEXT: usize = 1_024;
+
+    /// Takes over what the worker is at now. Returns whether that is another run than before.
+    pub(crate) fn set(&mut self, run_id: &str, text: &str) -> bool {
+        let new = self.ended_at_beat.take().is_some()
+            || !same(&self.run_id, run_id, Self::LONGEST_RUN_ID)
+            || run_id.is_empty();
+        if new {
+            write_cut(&mut self.run_id, run_id, Self::LONGEST_RUN_ID);
+            self.done = 0;
+            self.total = 0;
+        }
+        if !same(&self.text, text, Self::LONGEST_TEXT) {
+            write_cut(&mut self.text, text, Self::LONGEST_TEXT);
+        }
+        new
+    }
+
+    /// Ends the task. What it was is kept, for the case that the worker dies of it.
+    pub(crate) fn end(&mut self, beat: u64) {
+        if self.ended_at_beat.is_none() {
+            self.ended_at_beat = Some(beat);
+        }
+    }
+
+    /// Run and task that the worker is at.
+    pub(crate) fn current(&self) -> (Option<String>, Option<String>) {
+        if self.ended_at_beat.is_some() {
+            (None, None)
+        } else {
+            (text(&self.run_id), text(&self.text))
+        }
+    }
+
+    /// Run and task that the worker was at when it died. A task whose guard was dropped on the way
+    /// out is still the one: nothing happened since.
+    pub(crate) fn at_death(&self, beat: u64) -> (Option<String>, Option<String>) {
+        if self.ended_at_beat.is_some_and(|ended| ended != beat) {
+            (None, None)
+        } else {
+            (text(&self.run_id), text(&self.text))
+        }
+    }
+}
+
+fn text(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Marks a text that was cut.
+const CUT: char = '…';
+
+fn same(kept: &str, given: &str, longest: usize) -> bool {
+    given.len() <= longest && kept == given
+}
+
+/// Writes a text into a buffer that is used again, cut at a character boundary if it is too long.
+fn write_cut(buffer: &mut String, given: &str, longest: usize) {
+    buffer.clear();
+    if given.len() <= longest {
+        buffer.push_str(given);
+    } else {
+        let end = given.floor_char_boundary(longest - CUT.len_utf8());
+        buffer.push_str(&given[..end]);
+        buffer.push(CUT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut_at_a_character_and_marked() {
+        let mut task = Task::default();
+        let long = "ä".repeat(Task::LONGEST_TEXT);
+        task.set("run", &long);
+        assert!(task.text.len() <= Task::LONGEST_TEXT);
+        assert!(task.text.len() > Task::LONGEST_TEXT - 4);
+        assert!(task.text.ends_with(CUT));
+        task.set("run", &"x".repeat(Task::LONGEST_TEXT));
+        assert!(!task.text.ends_with(CUT), "just short enough");
+    }
+
+    #[test]
+    fn a_run_is_new_when_its_id_is_or_the_old_one_ended() {
+        let mut task = Task::default();
+        assert!(task.set("run-1", "a"));
+        assert!(!task.set("run-1", "b"));
+        assert_eq!(task.text, "b");
+        assert!(task.set("run-2", "b"));
+        task.end(7);
+        assert_eq!(task.current(), (None, None));
+        assert!(task.set("run-2", "b"));
+        let long = "x".repeat(300);
+        assert!(task.set(&long, ""));
+        assert!(task.set("", "no run id: each is a task of its own"));
+        assert!(task.set("", "no run id: each is a task of its own"));
+    }
+
+    #[test]
+    fn a_task_that_ended_on_the_way_out_is_the_one_it_died_of() {
+        let mut task = Task::default();
+        task.set("run-1", "a");
+        task.end(7);
+        assert_eq!(task.at_death(7), (Some("run-1".into()), Some("a".into())));
+        assert_eq!(task.at_death(8), (None, None));
+    }
+
+    #[test]
+    fn a_record_is_small() {
+        assert!(size_of::<Record>() <= 56, "{}", size_of::<Record>());
+    }
+}

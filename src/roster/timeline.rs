@@ -1,0 +1,167 @@
+//! The time of a registry as its pacemaker lived it.
+//!
+//! Time that nobody observed is not charged to workers: the registry's own time line moves forward
+//! by at most two resolutions from one tick to the next, however much the clock moved.
+
+use std::time::Duration;
+
+use crate::atomic::{AtomicU64, Ordering, fence};
+use crate::clock::{Moment, nanos};
+
+/// The shortest resolution: no threshold is watched more closely.
+pub(crate) const SHORTEST_RESOLUTION: Duration = Duration::from_millis(10);
+/// The longest resolution: no threshold is watched less closely.
+pub(crate) const LONGEST_RESOLUTION: Duration = Duration::from_secs(1);
+
+/// How often the pacemaker has to look, to be at most a tenth of this threshold late.
+pub(crate) fn resolution_for(threshold: Duration) -> Duration {
+    (threshold / 10).clamp(SHORTEST_RESOLUTION, LONGEST_RESOLUTION)
+}
+
+/// Written by the pacemaker, one tick at a time; read by everybody, without a lock.
+#[derive(Debug)]
+pub(crate) struct Timeline {
+    /// Odd while a tick is being written.
+    version: AtomicU64,
+    /// The last tick, on the clock.
+    tick_at: AtomicU64,
+    /// How much of the clock's time has not been charged to anybody.
+    forgiven: AtomicU64,
+    /// How far the time line may move from the last tick to the next.
+    budget: AtomicU64,
+}
+
+/// The registry's time at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    /// The clock's time.
+    pub clock: Moment,
+    /// The same moment on the registry's time line.
+    pub now: Moment,
+    /// The last tick on the registry's time line.
+    pub tick: Moment,
+    /// How long ago that was, by the clock.
+    pub tick_age: Duration,
+    /// The next tick is overdue: part of the time since the last one is not charged.
+    pub overdue: bool,
+    /// The time since the last tick, if nobody could be made to observe.
+    pub unwatched: Option<Duration>,
+}
+
+impl Timeline {
+    pub(crate) fn new(now: Moment) -> Self {
+        Self {
+            version: AtomicU64::new(0),
+            tick_at: AtomicU64::new(now.as_nanos()),
+            forgiven: AtomicU64::new(0),
+            budget: AtomicU64::new(nanos(2 * LONGEST_RESOLUTION)),
+        }
+    }
+
+    /// The registry's time when the clock shows `clock`.
+    #[inline]
+    pub(crate) fn view(&self, clock: Moment) -> View {
+        loop {
+            let before = self.version.load(Ordering::Acquire);
+            let tick_at = self.tick_at.load(Ordering::Relaxed);
+            let forgiven = self.forgiven.load(Ordering::Relaxed);
+            let budget = self.budget.load(Ordering::Relaxed);
+            fence(Ordering::Acquire);
+            if before & 1 == 0 && self.version.load(Ordering::Relaxed) == before {
+                // Another thread's tick may be later than the clock that the caller has read.
+                let since = clock.as_nanos().saturating_sub(tick_at);
+                let tick = tick_at.saturating_sub(forgiven);
+                return View {
+                    clock,
+                    now: Moment::from_nanos(tick.saturating_add(since.min(budget))),
+                    tick: Moment::from_nanos(tick),
+                    tick_age: Duration::from_nanos(since),
+                    overdue: since > budget,
+                    unwatched: None,
+                };
+            }
+            #[cfg(all(loom, test))]
+            loom::thread::yield_now();
+            #[cfg(not(all(loom, test)))]
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Marks a tick. Returns the view of it and how much time was forgiven. One caller at a time.
+    pub(crate) fn tick(&self, clock: Moment, resolution: Duration) -> (View, Duration) {
+        let before = self.view(clock);
+        let forgiven = self.forgiven.load(Ordering::Relaxed);
+        let budget = self.budget.load(Ordering::Relaxed);
+        let excess = nanos(before.tick_age).saturating_sub(budget);
+        let at = self.tick_at.load(Ordering::Relaxed).max(clock.as_nanos());
+
+        let version = self.version.load(Ordering::Relaxed);
+        self.version
+            .store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.tick_at.store(at, Ordering::Relaxed);
+        self.forgiven
+            .store(forgiven.saturating_add(excess), Ordering::Relaxed);
+        self.budget
+            .store(nanos(resolution).saturating_mul(2), Ordering::Relaxed);
+        self.version
+            .store(version.wrapping_add(2), Ordering::Release);
+        (self.view(clock), Duration::from_nanos(excess))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn at(seconds: u64) -> Moment {
+        Moment::ZERO.after(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn the_resolution_is_a_tenth_within_its_bounds() {
+        assert_eq!(resolution_for(Duration::from_secs(5)), SECOND / 2);
+        assert_eq!(resolution_for(Duration::from_secs(90)), SECOND);
+        assert_eq!(
+            resolution_for(Duration::from_millis(50)),
+            SHORTEST_RESOLUTION
+        );
+    }
+
+    #[test]
+    fn time_that_nobody_observed_is_forgiven() {
+        let line = Timeline::new(at(0));
+        let (_, forgiven) = line.tick(at(1), SECOND);
+        assert_eq!(forgiven, Duration::ZERO);
+        assert_eq!(line.view(at(3)).now, at(3));
+        assert!(!line.view(at(3)).overdue);
+
+        let asleep = line.view(at(3601));
+        assert!(asleep.overdue);
+        assert_eq!(asleep.now, at(3), "two resolutions, not an hour");
+
+        let (view, forgiven) = line.tick(at(3601), SECOND);
+        assert_eq!(forgiven, Duration::from_secs(3598));
+        assert_eq!(view.now, at(3));
+        assert_eq!(view.tick_age, Duration::ZERO);
+        assert_eq!(line.view(at(3602)).now, at(4));
+    }
+
+    #[test]
+    fn the_time_line_never_goes_back() {
+        let line = Timeline::new(at(0));
+        let mut last = Moment::ZERO;
+        for (clock, resolution) in [(1, 1), (7, 10), (90, 1), (91, 1), (95, 10), (115, 1)] {
+            let resolution = Duration::from_millis(resolution * 100);
+            let seen = line.view(at(clock)).now;
+            assert!(seen >= last);
+            let (view, _) = line.tick(at(clock), resolution);
+            assert_eq!(view.now, seen);
+            last = seen;
+        }
+        let (view, _) = line.tick(at(5), SECOND);
+        assert!(view.now >= last, "a late clock reading changes nothing");
+    }
+}

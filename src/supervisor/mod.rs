@@ -1,0 +1,310 @@
+//! Runs workers, on threads or in futures, so that no end of one goes unseen.
+
+mod future;
+mod restart;
+mod thread;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+pub use future::{Outcome, Supervised};
+pub use restart::Restart;
+pub use thread::SupervisedWorker;
+
+use crate::health::{Death, DeathCause, Ending, Health, StopCause};
+use crate::panics::OnFatal;
+use crate::registry::{Membership, Registry};
+use crate::roster::events::EventKind;
+use crate::roster::post::{End, Post};
+use restart::{Decision, Fate, Restarts};
+
+/// Runs workers on threads of their own, tells how each of them ended, and starts them again as its
+/// policy says.
+///
+/// The first worker puts a hook before the process's panic hook. It notes message, place and call
+/// stack of panics in supervised work, and always calls the hook that it found.
+///
+/// Dropping a supervisor leaves its workers running; [`shutdown`](Self::shutdown) ends them.
+#[derive(Clone, Debug)]
+pub struct Supervisor {
+    registry: Registry,
+    restart: Restart,
+    /// In the order in which they were started.
+    children: Arc<Mutex<Vec<Child>>>,
+}
+
+#[derive(Debug)]
+struct Child {
+    post: Post,
+    ending: Arc<Finish>,
+}
+
+impl Supervisor {
+    /// A supervisor whose workers belong to this registry, and are not started again.
+    #[must_use]
+    pub fn new(registry: &Registry) -> Self {
+        Self {
+            registry: registry.clone(),
+            restart: Restart::never(),
+            children: Arc::default(),
+        }
+    }
+
+    /// When workers that are spawned from now on are started again.
+    #[must_use]
+    pub fn restart(mut self, restart: Restart) -> Self {
+        self.restart = restart;
+        self
+    }
+
+    /// The registry that its workers belong to.
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Asks its workers to stop, those started last first, each after the one before has ended, or
+    /// has used up its share of the time. Returns after `timeout` at the latest, and names those
+    /// that did not end. They are left running: a thread cannot be killed.
+    pub fn shutdown(&self, timeout: Duration) -> StopReport {
+        let begun = Instant::now();
+        let children = std::mem::take(&mut *self.children.lock());
+        let deadline = begun.checked_add(timeout);
+        for (left, child) in children.iter().enumerate().rev() {
+            let rest = match deadline {
+                Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+                None => Duration::MAX,
+            };
+            let waiting = u32::try_from(left + 1).unwrap_or(u32::MAX);
+            self.registry
+                .roster()
+                .request_stop(&child.post, StopCause::Supervisor);
+            child.ending.wait(rest / waiting);
+        }
+        let view = self.registry.view();
+        let mut report = StopReport::default();
+        for child in children {
+            let id = child.post.record.id.to_string();
+            if child.ending.exit().is_some() {
+                report.ended.push(id);
+            } else {
+                report.hung.push(HungWorker {
+                    id,
+                    health: child.post.health(&view),
+                });
+                // The next shutdown will ask for it again.
+                self.children.lock().push(child);
+            }
+        }
+        report.took = begun.elapsed();
+        report
+    }
+
+    fn adopt(&self, post: Post, ending: Arc<Finish>) {
+        let mut children = self.children.lock();
+        children.retain(|child| child.ending.exit().is_none());
+        children.push(Child { post, ending });
+    }
+}
+
+/// How a supervisor's workers came to their end.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct StopReport {
+    /// Ids of the workers that ended.
+    pub ended: Vec<String>,
+    /// The workers that did not end in time.
+    pub hung: Vec<HungWorker>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl StopReport {
+    /// Whether every worker ended.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.hung.is_empty()
+    }
+}
+
+/// A worker that did not end in time.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct HungWorker {
+    /// Its id.
+    pub id: String,
+    /// What it was doing.
+    pub health: Health,
+}
+
+impl HungWorker {
+    pub(crate) const fn new(id: String, health: Health) -> Self {
+        Self { id, health }
+    }
+}
+
+/// How supervised work ended, after its last life.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Exit {
+    /// It returned without an error.
+    Completed,
+    /// It returned an error, and was not started again.
+    Failed {
+        /// The error, as text.
+        error: String,
+    },
+    /// It panicked, and was not started again.
+    Panicked {
+        /// The panic message.
+        message: String,
+        /// File, line and column.
+        location: Option<String>,
+    },
+    /// It ended too often, and was given up.
+    GaveUp {
+        /// Restarts within the policy's period.
+        restarts: u32,
+        /// Its last death.
+        death: Option<Arc<Death>>,
+    },
+    /// Its future was dropped before it was done.
+    Cancelled,
+}
+
+impl Exit {
+    /// Whether it returned without an error.
+    #[must_use]
+    pub const fn is_completed(&self) -> bool {
+        matches!(self, Self::Completed)
+    }
+
+    /// How a life of this outcome ends the worker.
+    fn end(&self, finite: bool) -> End {
+        match self {
+            Self::Completed if finite => End::Stopped(StopCause::Completed),
+            Self::Completed => End::Dead(DeathCause::Exited),
+            Self::Failed { error } => End::Dead(DeathCause::Failed {
+                error: error.clone(),
+            }),
+            _ => End::Stopped(StopCause::Cancelled),
+        }
+    }
+}
+
+/// Where the exit of supervised work is left for those who wait for it.
+#[derive(Debug, Default)]
+struct Finish {
+    exit: Mutex<Option<Exit>>,
+    told: Condvar,
+}
+
+impl Finish {
+    fn set(&self, exit: Exit) {
+        self.exit.lock().get_or_insert(exit);
+        self.told.notify_all();
+    }
+
+    fn exit(&self) -> Option<Exit> {
+        self.exit.lock().clone()
+    }
+
+    /// Waits for the exit, but no longer than `timeout`.
+    fn wait(&self, timeout: Duration) -> Option<Exit> {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut exit = self.exit.lock();
+        while exit.is_none() {
+            match deadline {
+                Some(deadline) => {
+                    if self.told.wait_until(&mut exit, deadline).timed_out() {
+                        break;
+                    }
+                }
+                None => self.told.wait(&mut exit),
+            }
+        }
+        exit.clone()
+    }
+}
+
+/// Marks the worker dead and logs it when a panic is about to abort the process.
+fn on_fatal(membership: &Membership) -> OnFatal {
+    let (registry, post) = (membership.registry().clone(), membership.post().clone());
+    Arc::new(move |report| {
+        registry
+            .roster()
+            .end(&post, End::Dead(report.clone().into()));
+    })
+}
+
+/// One life is over: ends the incarnation and decides what comes next.
+fn conclude(
+    membership: &Membership,
+    restarts: &mut Restarts,
+    outcome: Result<Exit, crate::panics::PanicReport>,
+    finite: bool,
+) -> (Exit, Decision) {
+    let post = membership.post();
+    let asked = post.stop_requested();
+    let exit = match outcome {
+        Ok(exit) => {
+            membership.end(exit.end(finite || asked));
+            exit
+        }
+        Err(report) => {
+            let exit = Exit::Panicked {
+                message: report.message.clone(),
+                location: report.location.clone(),
+            };
+            membership.end(End::Dead(report.into()));
+            exit
+        }
+    };
+    let fate = match post.ending() {
+        _ if asked => Fate::Stopped,
+        Some(Ending::Dead(death)) => Fate::from(&death.cause),
+        Some(Ending::Stopped(StopCause::Completed)) => Fate::Returned,
+        _ => Fate::Stopped,
+    };
+    let registry = membership.registry();
+    let decision = if registry.is_stopping() {
+        Decision::LeaveIt
+    } else {
+        restarts.decide(fate, registry.clock().now())
+    };
+    match decision {
+        Decision::LeaveIt => (exit, decision),
+        Decision::Restart { attempt, delay } => {
+            let kind = EventKind::Restarting { attempt, delay };
+            registry.roster().emit(Some(&post.record), kind);
+            (exit, decision)
+        }
+        Decision::GiveUp { restarts } => {
+            post.give_up(restarts);
+            registry
+                .roster()
+                .emit(Some(&post.record), EventKind::GaveUp { restarts });
+            let death = match post.ending() {
+                Some(Ending::Dead(death)) => Some(death),
+                _ => None,
+            };
+            (Exit::GaveUp { restarts, death }, decision)
+        }
+    }
+}
+
+/// Begins the next life. `false` if the worker was asked to stop meanwhile.
+fn begin_again(membership: &Membership) -> bool {
+    let registry = membership.registry();
+    let roster = registry.roster();
+    if registry.is_stopping() || !membership.post().reincarnate(&registry.view()) {
+        return false;
+    }
+    roster
+        .changed
+        .store(true, std::sync::atomic::Ordering::Release);
+    roster.emit(Some(&membership.post().record), EventKind::Registered);
+    true
+}

@@ -1,0 +1,193 @@
+//! Workers on threads of their own.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::Waker;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::restart::{Decision, Restart, Restarts};
+use super::{Exit, Finish, Supervisor, begin_again, conclude, on_fatal};
+use crate::clock::Sleeper;
+use crate::error::{BoxError, Error};
+use crate::health::{StopCause, evidence};
+use crate::panics;
+use crate::registry::{Probe, Registry};
+use crate::roster::post::Post;
+use crate::worker::{Builder, WorkerHeartbeat};
+
+impl Supervisor {
+    /// Starts a worker on a thread of its own. The thread has the worker's id as its name.
+    ///
+    /// The work gets the worker's handle, and runs again with each restart. It ought to end when
+    /// [`WorkerHeartbeat::stop_requested`] says so. However it ends is told: a panic, an error, and
+    /// a return that nobody asked for, unless the worker is [`finite`](Builder::finite).
+    ///
+    /// The builder's registry is the supervisor's.
+    ///
+    /// # Errors
+    /// As [`Builder::start`]; [`Error::Thread`] also if the worker's thread cannot be started, and
+    /// then the worker is told as failed.
+    pub fn spawn<F>(&self, builder: Builder, work: F) -> Result<SupervisedWorker, Error>
+    where
+        F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError> + Send + 'static,
+    {
+        let finite = builder.is_finite();
+        let worker = builder.registry(&self.registry).start()?;
+        let (probe, post) = (worker.probe(), worker.membership().post().clone());
+        let name = worker.id().to_owned();
+        let ending = Arc::new(Finish::default());
+        let told = Arc::clone(&ending);
+        let restart = self.restart.clone();
+        // The worker comes in a box that both sides can open, so that it can be told as failed if
+        // there is no thread to take it.
+        let crate_for_thread = Arc::new(Mutex::new(Some((worker, work))));
+        let taken = Arc::clone(&crate_for_thread);
+        // Made here, so that a mock clock knows of it from the start.
+        let sleeper = Sleeper::new(self.registry.clock());
+        let spawned = thread::Builder::new().name(name.clone()).spawn(move || {
+            let Some((worker, work)) = taken.lock().take() else {
+                return;
+            };
+            let exit = run(worker, work, restart, finite, sleeper);
+            told.set(exit);
+        });
+        let thread = spawned.map_err(|source| {
+            if let Some((worker, _)) = crate_for_thread.lock().take() {
+                worker.fail(format_args!("its thread cannot be started: {source}"));
+            }
+            Error::Thread { name, source }
+        })?;
+        self.adopt(post.clone(), Arc::clone(&ending));
+        Ok(SupervisedWorker {
+            registry: self.registry.clone(),
+            post,
+            probe,
+            ending,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+}
+
+/// The worker's thread: one life after another.
+fn run<F>(
+    worker: WorkerHeartbeat,
+    mut work: F,
+    restart: Restart,
+    finite: bool,
+    sleeper: Sleeper,
+) -> Exit
+where
+    F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError>,
+{
+    let membership = worker.membership();
+    let on_fatal = on_fatal(membership);
+    let mut restarts = Restarts::new(restart);
+    let alarm = Waker::from(Arc::new(sleeper.alarm()));
+    let exit = loop {
+        membership
+            .post()
+            .bind_thread(evidence::current_thread(), false);
+        sleeper.step_away();
+        let outcome = panics::supervise(&on_fatal, || match work(&worker) {
+            Ok(()) => Exit::Completed,
+            Err(error) => Exit::Failed {
+                error: describe(&*error),
+            },
+        });
+        sleeper.come_back();
+        let (exit, decision) = conclude(membership, &mut restarts, outcome, finite);
+        let Decision::Restart { delay, .. } = decision else {
+            break exit;
+        };
+        let clock = membership.registry().clock();
+        let due = clock.now().after(delay);
+        membership.post().on_stop(&alarm);
+        while clock.now() < due && !membership.post().stop_requested() {
+            sleeper.sleep_until(due);
+        }
+        if !begin_again(membership) {
+            break exit;
+        }
+    };
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(work))) {
+        panics::dispose(payload);
+    }
+    drop(worker);
+    exit
+}
+
+/// An error with what caused it.
+fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        // Many errors already say what caused them.
+        if !text.contains(&reason) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// A worker on a thread of its own; made by [`Supervisor::spawn`]. Dropping it leaves the worker
+/// running.
+pub struct SupervisedWorker {
+    registry: Registry,
+    post: Post,
+    probe: Probe,
+    ending: Arc<Finish>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl SupervisedWorker {
+    /// The worker's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.probe.id()
+    }
+
+    /// A read-only view of the worker, which follows it through restarts.
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        self.probe.clone()
+    }
+
+    /// Asks the worker to stop. It is not waited for.
+    pub fn stop(&self) {
+        self.registry
+            .roster()
+            .request_stop(&self.post, StopCause::Supervisor);
+    }
+
+    /// Waits for the worker's end after its last life, and tells how it ended. To be called by
+    /// another thread than the worker's own.
+    pub fn join(&self) -> Exit {
+        let exit = self.ending.wait(Duration::MAX).unwrap_or(Exit::Cancelled);
+        if let Some(thread) = self.thread.lock().take() {
+            // Every panic of the work is contained, so there is nothing to learn from it.
+            drop(thread.join());
+        }
+        exit
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn exit(&self) -> Option<Exit> {
+        self.ending.exit()
+    }
+}
+
+impl fmt::Debug for SupervisedWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SupervisedWorker")
+            .field("id", &self.id())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,383 @@
+//! What a worker is: its names and its limits, checked before it starts.
+
+use std::time::Duration;
+
+use super::{WorkerHeartbeat, env};
+use crate::error::Error;
+use crate::health::Thresholds;
+use crate::registry::{Registry, Spec};
+use crate::roster::profile::ProfileKey;
+use crate::roster::timeline::SHORTEST_RESOLUTION;
+
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
+const DEFAULT_GROUP: &str = "local";
+/// A heartbeat moves once a resolution; a shorter limit could not be kept by the healthiest worker.
+const SHORTEST_STALE_AFTER: Duration = Duration::from_millis(20);
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Bytes of an id, a type, a group or a name of a metadata entry.
+const LONGEST_NAME: usize = 200;
+/// Bytes of the value of a metadata entry.
+const LONGEST_VALUE: usize = 1_024;
+const MOST_METADATA: usize = 64;
+
+/// Describes a worker; made by [`WorkerHeartbeat::builder`].
+///
+/// Nothing is checked before [`start`](Self::start), so that a chain reads undisturbed.
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens before start()"]
+pub struct Builder {
+    worker_type: String,
+    id: Option<String>,
+    interval: Duration,
+    stale_after: Option<Duration>,
+    stall_after: Option<Duration>,
+    startup_grace: Option<Duration>,
+    beats_only: bool,
+    finite: bool,
+    group: String,
+    metadata: Vec<(String, String)>,
+    registry: Option<Registry>,
+}
+
+impl Builder {
+    pub(super) fn new(worker_type: String) -> Self {
+        Self {
+            worker_type,
+            id: None,
+            interval: DEFAULT_INTERVAL,
+            stale_after: None,
+            stall_after: None,
+            startup_grace: None,
+            beats_only: false,
+            finite: false,
+            group: DEFAULT_GROUP.to_owned(),
+            metadata: Vec::new(),
+            registry: None,
+        }
+    }
+
+    /// The worker's id; by default `{type}-{pid}-{n}`. At most 200 bytes, no control characters,
+    /// and not the id of another living worker of the registry.
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// How often a store is told of the worker; 30 s by default, 1 ms to 365 days.
+    pub const fn interval(mut self, interval: Duration) -> Self {
+        self.interval = interval;
+        self
+    }
+
+    /// How long the worker may be without a heartbeat; three intervals by default, at least two, and
+    /// 20 ms to 365 days.
+    pub const fn stale_after(mut self, stale_after: Duration) -> Self {
+        self.stale_after = Some(stale_after);
+        self
+    }
+
+    /// How long the worker may be at work without progress; by default as long as it takes. 10 ms
+    /// to 365 days.
+    pub const fn stall_after(mut self, stall_after: Duration) -> Self {
+        self.stall_after = Some(stall_after);
+        self
+    }
+
+    /// How long the worker may take to its first progress; `stale_after` by default. 10 ms to 365
+    /// days.
+    pub const fn startup_grace(mut self, startup_grace: Duration) -> Self {
+        self.startup_grace = Some(startup_grace);
+        self
+    }
+
+    /// Nobody vouches for the worker: only its own progress moves its heartbeat, idle or not.
+    pub const fn beats_only(mut self) -> Self {
+        self.beats_only = true;
+        self
+    }
+
+    /// The worker's work has an end. A supervised worker that returns without an error has then
+    /// completed, and is stopped; otherwise, a worker that returns while nobody asked it to is dead.
+    pub const fn finite(mut self) -> Self {
+        self.finite = true;
+        self
+    }
+
+    /// The group that the worker belongs to, such as its machine; `local` by default. A group is
+    /// offline when all its workers are.
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = group.into();
+        self
+    }
+
+    /// Something else to know of the worker; the last value for a name counts. At most 64 names of
+    /// at most 200 bytes, with values of at most 1024 bytes.
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        let (name, value) = (name.into(), value.into());
+        match self.metadata.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, old)) => *old = value,
+            None => self.metadata.push((name, value)),
+        }
+        self
+    }
+
+    /// The registry that the worker belongs to; [`Registry::global`] by default.
+    pub fn registry(mut self, registry: &Registry) -> Self {
+        self.registry = Some(registry.clone());
+        self
+    }
+
+    /// Takes over what the environment says; what is not set stays as it is.
+    ///
+    /// | variable | meaning |
+    /// | --- | --- |
+    /// | `WORKER_HEARTBEAT_INTERVAL` | [`interval`](Self::interval), seconds, fractions allowed |
+    /// | `WORKER_HEARTBEAT_STALE_AFTER` | [`stale_after`](Self::stale_after), likewise |
+    /// | `<TYPE>_WORKER_ID` | [`id`](Self::id); the type in capitals, other characters as `_` |
+    ///
+    /// # Errors
+    /// [`Error::Environment`] if a variable is set to something that is not allowed: an empty text,
+    /// a text that is not Unicode, not a number of seconds above zero, or not an id.
+    pub fn from_env(mut self) -> Result<Self, Error> {
+        if let Some(interval) = env::seconds("WORKER_HEARTBEAT_INTERVAL")? {
+            self.interval = interval;
+        }
+        if let Some(stale_after) = env::seconds("WORKER_HEARTBEAT_STALE_AFTER")? {
+            self.stale_after = Some(stale_after);
+        }
+        let variable = env::id_variable(&self.worker_type);
+        if let Some(id) = env::text(&variable)? {
+            check_name("id", &id).map_err(|error| env::blame(&variable, error))?;
+            self.id = Some(id);
+        }
+        Ok(self)
+    }
+
+    /// Checks everything and starts the worker: it is registered, [`Health::Starting`], and watched.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names what is not allowed; [`Error::DuplicateId`] if a living worker of the
+    /// registry has the id; [`Error::Thread`] if the background thread cannot be started.
+    ///
+    /// [`Health::Starting`]: crate::Health::Starting
+    pub fn start(self) -> Result<WorkerHeartbeat, Error> {
+        let registry = self
+            .registry
+            .clone()
+            .unwrap_or_else(|| Registry::global().clone());
+        let spec = self.check()?;
+        Ok(WorkerHeartbeat::new(registry.register(spec)?))
+    }
+
+    pub(crate) const fn is_finite(&self) -> bool {
+        self.finite
+    }
+
+    fn check(self) -> Result<Spec, Error> {
+        check_name("worker_type", &self.worker_type)?;
+        check_name("group", &self.group)?;
+        if let Some(id) = &self.id {
+            check_name("id", id)?;
+        }
+        check_metadata(&self.metadata)?;
+        check_duration("interval", self.interval, SHORTEST_INTERVAL)?;
+        let stale_after = match self.stale_after {
+            Some(stale_after) => {
+                check_duration("stale_after", stale_after, SHORTEST_STALE_AFTER)?;
+                if stale_after < self.interval.saturating_mul(2) {
+                    return Err(Error::invalid(
+                        "stale_after",
+                        format!("{stale_after:?}"),
+                        format!("at least 2 x interval, which is {:?}", self.interval),
+                    ));
+                }
+                stale_after
+            }
+            None => (self.interval * 3).clamp(SHORTEST_STALE_AFTER, LONGEST * 3),
+        };
+        if let Some(stall_after) = self.stall_after {
+            check_duration("stall_after", stall_after, SHORTEST_RESOLUTION)?;
+        }
+        let startup_grace = self.startup_grace.unwrap_or(stale_after);
+        if self.startup_grace.is_some() {
+            check_duration("startup_grace", startup_grace, SHORTEST_RESOLUTION)?;
+        }
+        Ok(Spec {
+            id: self.id,
+            profile: ProfileKey {
+                worker_type: self.worker_type,
+                group: self.group,
+                thresholds: Thresholds {
+                    stale_after,
+                    stall_after: self.stall_after,
+                    startup_grace,
+                    beats_only: self.beats_only,
+                },
+                interval: self.interval,
+            },
+            metadata: self.metadata,
+        })
+    }
+}
+
+fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
+    let trouble = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > LONGEST_NAME {
+        "it is too long"
+    } else if name.chars().any(char::is_control) {
+        "it has control characters"
+    } else {
+        return Ok(());
+    };
+    Err(Error::invalid(
+        field,
+        format!("{:?} ({trouble})", shortened(name)),
+        format!("1 to {LONGEST_NAME} bytes without control characters"),
+    ))
+}
+
+fn check_metadata(metadata: &[(String, String)]) -> Result<(), Error> {
+    if metadata.len() > MOST_METADATA {
+        return Err(Error::invalid(
+            "metadata",
+            format!("{} entries", metadata.len()),
+            format!("at most {MOST_METADATA} entries"),
+        ));
+    }
+    for (name, value) in metadata {
+        check_name("metadata name", name)?;
+        if value.len() > LONGEST_VALUE {
+            return Err(Error::invalid(
+                "metadata value",
+                format!("{:?} for {name:?}", shortened(value)),
+                format!("at most {LONGEST_VALUE} bytes"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_duration(field: &'static str, value: Duration, least: Duration) -> Result<(), Error> {
+    if (least..=LONGEST).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        field,
+        format!("{value:?}"),
+        format!("{least:?} to 365 days"),
+    ))
+}
+
+/// The beginning of a text, for an error message.
+fn shortened(text: &str) -> &str {
+    &text[..text.floor_char_boundary(64)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(builder: Builder) -> String {
+        builder
+            .registry(&Registry::new())
+            .start()
+            .expect_err("this must be refused")
+            .to_string()
+    }
+
+    fn worker() -> Builder {
+        WorkerHeartbeat::builder("w")
+    }
+
+    #[test]
+    fn bad_durations_are_refused_by_name() {
+        let zero = Duration::ZERO;
+        for (builder, field) in [
+            (worker().interval(zero), "interval"),
+            (worker().interval(Duration::MAX), "interval"),
+            (worker().stale_after(zero), "stale_after"),
+            (worker().stale_after(Duration::MAX), "stale_after"),
+            (worker().stale_after(Duration::from_secs(59)), "stale_after"),
+            (worker().stall_after(zero), "stall_after"),
+            (
+                worker().stall_after(Duration::from_millis(9)),
+                "stall_after",
+            ),
+            (worker().stall_after(Duration::MAX), "stall_after"),
+            (worker().startup_grace(zero), "startup_grace"),
+        ] {
+            let message = refused(builder);
+            assert!(
+                message.starts_with(&format!("invalid {field}: ")),
+                "{message}"
+            );
+            assert!(message.contains("; allowed: "), "{message}");
+        }
+        assert_eq!(
+            refused(worker().stale_after(Duration::from_secs(59))),
+            "invalid stale_after: 59s; allowed: at least 2 x interval, which is 30s"
+        );
+    }
+
+    #[test]
+    fn bad_names_are_refused_by_name() {
+        for (builder, field) in [
+            (WorkerHeartbeat::builder(""), "worker_type"),
+            (worker().id(""), "id"),
+            (worker().id("x".repeat(201)), "id"),
+            (worker().id("a\nb"), "id"),
+            (worker().group("\u{7f}"), "group"),
+            (worker().metadata("", "x"), "metadata name"),
+            (worker().metadata("x", "y".repeat(1_025)), "metadata value"),
+        ] {
+            let message = refused(builder);
+            assert!(
+                message.starts_with(&format!("invalid {field}: ")),
+                "{message}"
+            );
+        }
+        let many = (0..65).fold(worker(), |builder, n| builder.metadata(n.to_string(), "x"));
+        assert!(refused(many).starts_with("invalid metadata: 65 entries"));
+    }
+
+    #[test]
+    fn the_limits_themselves_are_allowed() {
+        let registry = Registry::new();
+        let hb = worker()
+            .id("ä".repeat(100))
+            .interval(Duration::from_millis(10))
+            .stale_after(Duration::from_millis(20))
+            .stall_after(Duration::from_millis(10))
+            .startup_grace(LONGEST)
+            .registry(&registry)
+            .start()
+            .unwrap();
+        assert_eq!(hb.snapshot().thresholds.startup_grace, LONGEST);
+        let longest = worker().interval(LONGEST).registry(&registry).start();
+        assert!(longest.is_ok());
+    }
+
+    #[test]
+    fn the_defaults_are_as_documented() {
+        let registry = Registry::new();
+        let hb = worker()
+            .metadata("version", "1")
+            .metadata("version", "2")
+            .registry(&registry)
+            .start()
+            .unwrap();
+        let snapshot = hb.snapshot();
+        assert_eq!(snapshot.interval, Duration::from_secs(30));
+        assert_eq!(
+            snapshot.thresholds,
+            Thresholds::new(Duration::from_secs(90))
+        );
+        assert_eq!(snapshot.group, "local");
+        assert_eq!(snapshot.metadata, [("version".into(), "2".into())]);
+        let (name, n) = hb.id().rsplit_once('-').unwrap();
+        assert_eq!(name, format!("w-{}", std::process::id()));
+        assert!(n.parse::<u64>().is_ok());
+    }
+}

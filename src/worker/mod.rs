@@ -1,0 +1,200 @@
+//! The worker's side: the handle that it beats into.
+
+mod builder;
+mod env;
+mod guards;
+
+use std::fmt;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+pub use builder::Builder;
+pub use guards::{SilenceGuard, TaskGuard};
+
+use crate::cell::Phase;
+use crate::health::{Activity, DeathCause, Health, StopCause, evidence};
+use crate::registry::{Membership, Probe, Registry, Snapshot};
+use crate::roster::post::End;
+
+/// A worker's handle: made by its [`builder`](Self::builder), held by the worker, dropped with it.
+///
+/// It is not `Clone`: its life is the worker's life. Health handlers get a [`Probe`].
+///
+/// Dropped, it ends the worker: as [`Health::Stopped`], or as [`Health::Dead`] if its thread is
+/// unwinding from a panic.
+pub struct WorkerHeartbeat {
+    membership: Membership,
+}
+
+impl WorkerHeartbeat {
+    /// Begins a worker of this type. See [`Builder`].
+    #[must_use]
+    pub fn builder(worker_type: impl Into<String>) -> Builder {
+        Builder::new(worker_type.into())
+    }
+
+    pub(crate) const fn new(membership: Membership) -> Self {
+        Self { membership }
+    }
+
+    pub(crate) const fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Says "I made progress".
+    ///
+    /// One relaxed load and store in the worker's own cache line: no clock, no lock, no allocation,
+    /// no system call, wait-free. After the worker's end it changes nothing but
+    /// [`Snapshot::late_beats`].
+    #[inline]
+    pub fn beat(&self) {
+        self.membership.post().cell().beat();
+    }
+
+    /// Says what the worker is at now. Counts as a beat, and binds the calling thread (see
+    /// [`bind_thread`](Self::bind_thread)).
+    ///
+    /// The task's age counts from the first update with this `run_id`; with an empty `run_id`, each
+    /// update is a task of its own. The texts are copied into buffers that are used again: once they
+    /// are large enough, nothing is allocated. A `run_id` of more than 200 bytes or a `task` of more
+    /// than 1024 is cut at a character boundary and ends in `…`.
+    ///
+    /// After the worker's end it changes nothing but [`Snapshot::late_updates`].
+    pub fn update_task(&self, run_id: &str, task: &str, activity: Activity) {
+        let over = self.membership.post().update_task(run_id, task, activity);
+        self.membership.end_if(over);
+    }
+
+    /// Says that the worker waits for work: no progress is expected. Ends its task. Counts as a
+    /// beat, and binds the calling thread.
+    ///
+    /// A worker that was asked to stop is stopped by it.
+    pub fn mark_idle(&self) {
+        let over = self.membership.post().mark_idle();
+        self.membership.end_if(over);
+    }
+
+    /// As [`update_task`](Self::update_task) with [`Activity::Processing`]; the guard marks the
+    /// worker idle when it is dropped.
+    #[must_use = "the task ends when the guard is dropped"]
+    pub fn begin_task(&self, run_id: &str, task: &str) -> TaskGuard<'_> {
+        self.update_task(run_id, task, Activity::Processing);
+        TaskGuard::new(self)
+    }
+
+    /// Announces that no progress is to be expected for at most `at_most`: for a call that blocks
+    /// for long. The guard takes it back when it is dropped, which counts as a beat.
+    ///
+    /// Announcements nest; the one that lasts longest counts. A worker that is silent for longer
+    /// than announced, and than its own allowance, is convicted as usual.
+    #[must_use = "the silence ends when the guard is dropped"]
+    pub fn expect_silence(&self, at_most: Duration) -> SilenceGuard<'_> {
+        let until = self.registry().view().now.after(at_most);
+        SilenceGuard::new(self, self.membership.post().begin_silence(until))
+    }
+
+    /// Says that the calling thread does the work, so that a stall can be told with evidence: busy,
+    /// blocked or starved. Not a beat.
+    ///
+    /// Supervised work is bound already, and [`update_task`](Self::update_task),
+    /// [`mark_idle`](Self::mark_idle) and [`expect_silence`](Self::expect_silence) bind too; a
+    /// worker that only beats may want to call this once.
+    pub fn bind_thread(&self) {
+        self.membership
+            .post()
+            .bind_thread(evidence::current_thread(), false);
+    }
+
+    /// Whether somebody asked the worker to stop. Cheap enough for every turn of a loop.
+    #[must_use]
+    pub fn stop_requested(&self) -> bool {
+        self.membership.post().cell().state().stop_requested
+    }
+
+    /// Waits until somebody asks the worker to stop: for `select!` in an asynchronous worker.
+    pub fn wait_for_stop(&self) -> impl Future<Output = ()> + '_ {
+        std::future::poll_fn(|context| {
+            let post = self.membership.post();
+            if !post.stop_requested() {
+                post.on_stop(context.waker());
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+    }
+
+    /// Ends the worker in good order. A second call, like any update that follows, changes nothing.
+    pub fn stop(&self) {
+        self.membership.end(End::Stopped(StopCause::Stop));
+    }
+
+    /// Ends the worker as failed, with this reason.
+    pub fn fail(&self, error: impl fmt::Display) {
+        self.membership.end(End::Dead(DeathCause::Failed {
+            error: error.to_string(),
+        }));
+    }
+
+    /// Whether the worker is over: stopped or dead.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.membership.post().cell().state().phase != Phase::Live
+    }
+
+    /// The worker's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.membership.post().record.id
+    }
+
+    /// The worker's type.
+    #[must_use]
+    pub fn worker_type(&self) -> &str {
+        &self.membership.post().record.profile.worker_type
+    }
+
+    /// The registry that the worker belongs to.
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        self.membership.registry()
+    }
+
+    /// See [`Probe::is_recent`].
+    #[must_use]
+    #[inline]
+    pub fn is_recent(&self) -> bool {
+        self.registry().is_recent(self.membership.post())
+    }
+
+    /// See [`Probe::health`].
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.registry().health(self.membership.post())
+    }
+
+    /// See [`Probe::last_heartbeat`].
+    #[must_use]
+    pub fn last_heartbeat(&self) -> Option<SystemTime> {
+        self.registry().last_heartbeat(self.membership.post())
+    }
+
+    /// See [`Probe::snapshot`].
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.registry().snapshot(self.membership.post())
+    }
+
+    /// A read-only view that outlives the worker, for health handlers.
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        self.membership.probe()
+    }
+}
+
+impl fmt::Debug for WorkerHeartbeat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerHeartbeat")
+            .field("id", &self.id())
+            .finish_non_exhaustive()
+    }
+}
