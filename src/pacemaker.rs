@@ -164,13 +164,17 @@ fn start(roster: &Arc<Roster>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
     let thread = thread::Builder::new()
         .name(THREAD_NAME.to_owned())
         .spawn(move || {
-            while !ordered.load(Ordering::Acquire) {
-                let next = catch_unwind(AssertUnwindSafe(|| tick(&roster, &pulse)));
-                let next = next.unwrap_or_else(|payload| {
+            let mut next = roster.clock.now().after(roster.resolution());
+            loop {
+                sleeper.sleep_until(next);
+                if ordered.load(Ordering::Acquire) {
+                    break;
+                }
+                let ticked = catch_unwind(AssertUnwindSafe(|| tick(&roster, &pulse)));
+                next = ticked.unwrap_or_else(|payload| {
                     panics::dispose(payload);
                     roster.clock.now().after(roster.resolution())
                 });
-                sleeper.sleep_until(next);
             }
             drop(sleeper);
             drop(roster);

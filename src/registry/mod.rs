@@ -182,7 +182,8 @@ impl Registry {
             }
         };
         if roster.sharpen(post.record.profile.thresholds.shortest()) {
-            self.inner.pacemaker.ring();
+            // Nobody is to be judged by the coarser look any more once this returns.
+            self.inner.pacemaker.await_tick(READER_PATIENCE);
         }
         roster.changed.store(true, Ordering::Release);
         roster.emit(Some(&post.record), EventKind::Registered);
