@@ -1,7 +1,14 @@
-//! In-process worker heartbeats: no worker can die, hang or vanish unseen.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
-#![warn(unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::todo)]
+#![warn(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::todo,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod atomic;

@@ -143,16 +143,16 @@ pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health 
             Health::Starting { waited, grace }
         };
     };
-    if let Some(limit) = reading.stalls_at(thresholds) {
-        if now > limit {
-            return Health::Stalled(Stalled {
-                cause: reading.evidence.clone(),
-                silent: now.since(progress_at),
-                allowance: limit.since(progress_at),
-                run_id: reading.run_id.clone(),
-                task: reading.task.clone(),
-            });
-        }
+    if let Some(limit) = reading.stalls_at(thresholds)
+        && now > limit
+    {
+        return Health::Stalled(Stalled {
+            cause: reading.evidence.clone(),
+            silent: now.since(progress_at),
+            allowance: limit.since(progress_at),
+            run_id: reading.run_id.clone(),
+            task: reading.task.clone(),
+        });
     }
     match (reading.stales_at(thresholds), reading.heartbeat_at) {
         (Some(limit), Some(heartbeat_at)) if now > limit => Health::Stale {

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::health::evidence::SHORTEST_WINDOW;
-use crate::health::{Health, StallCause, Stalled, StopCause, judge};
+use crate::health::{Ending, Health, StallCause, Stalled, StopCause, judge};
 use crate::pacemaker::Pacemaker;
 use crate::roster::events::{EventKind, Subscription};
 use crate::roster::post::{Post, settle};
@@ -243,10 +243,10 @@ impl Registry {
     /// A worker's last handle is gone: its cell becomes free, its record stays.
     fn retire(&self, post: &Post) {
         let roster = &self.inner.roster;
-        if !post.record.is_superseded() {
-            if let Some(forgotten) = self.inner.graveyard.bury(Arc::clone(&post.record)) {
-                self.inner.index.remove(&forgotten);
-            }
+        if !post.record.is_superseded()
+            && let Some(forgotten) = self.inner.graveyard.bury(Arc::clone(&post.record))
+        {
+            self.inner.index.remove(&forgotten);
         }
         if post.record.is_superseded() {
             // Its successor came in between.
@@ -398,7 +398,7 @@ fn succeed(record: &Record, previous: &Record) {
     let mut old = previous.detail();
     old.superseded = true;
     let death = match old.ended.as_ref().map(|ended| &ended.ending) {
-        Some(crate::health::Ending::Dead(death)) => Some(Arc::clone(death)),
+        Some(Ending::Dead(death)) => Some(Arc::clone(death)),
         _ => old.last_death.clone(),
     };
     let restarts = old.restarts.saturating_add(1);

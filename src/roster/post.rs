@@ -158,10 +158,10 @@ impl Post {
             return detail.first_sample.is_some();
         };
         let age = first.age();
-        if age >= evidence::SHORTEST_WINDOW {
-            if let Some(cause) = Sample::take(thread).and_then(|now| now.since(&first)) {
-                detail.evidence = cause;
-            }
+        if age >= evidence::SHORTEST_WINDOW
+            && let Some(cause) = Sample::take(thread).and_then(|now| now.since(&first))
+        {
+            detail.evidence = cause;
         }
         detail.first_sample = Some(first);
         age < evidence::LONG_WINDOW

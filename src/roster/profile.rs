@@ -73,6 +73,7 @@ pub(crate) struct Profiles {
 
 #[derive(Debug, Default)]
 struct Table {
+    /// Told apart by all but the count of occupants, which is what changes.
     by_content: HashSet<Arc<Profile>>,
     by_number: HashMap<u32, Arc<Profile>>,
     next_number: u32,
@@ -80,6 +81,10 @@ struct Table {
     clean_at: usize,
 }
 
+#[allow(
+    clippy::mutable_key_type,
+    reason = "neither `Eq` nor `Hash` looks at the count of occupants"
+)]
 impl Profiles {
     pub(crate) fn intern(&self, key: ProfileKey) -> Arc<Profile> {
         let mut table = self.table.lock();

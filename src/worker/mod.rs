@@ -28,7 +28,6 @@ pub struct WorkerHeartbeat {
 
 impl WorkerHeartbeat {
     /// Begins a worker of this type. See [`Builder`].
-    #[must_use]
     pub fn builder(worker_type: impl Into<String>) -> Builder {
         Builder::new(worker_type.into())
     }

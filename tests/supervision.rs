@@ -1,0 +1,656 @@
+//! Supervised threads and futures: no end goes unseen.
+
+mod support;
+
+use std::future::{Future, pending, poll_fn};
+use std::panic::panic_any;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use support::{PATIENCE, SECOND, World, eventually, names, wait_for};
+use worker_heartbeat::{
+    Activity, BoxError, DeathCause, Error, Exit, Health, Probe, Restart, State, StopCause,
+    Supervisor, WorkerHeartbeat,
+};
+
+/// An executor of twelve lines: any will do.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        thread::park_timeout(PATIENCE);
+    }
+}
+
+fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn cause(probe: &Probe) -> DeathCause {
+    match probe.health() {
+        Health::Dead { death, .. } => death.cause.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn until_stopped(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
+    while !hb.stop_requested() {
+        hb.beat();
+        // Its own pace; no test depends on it.
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+// --- threads ---------------------------------------------------------------------------------
+
+#[test]
+fn a_panic_in_the_set_up_is_told_with_message_place_thread_and_stack() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let events = world.registry.subscribe();
+    let worker = supervisor
+        .spawn(world.worker("jobs").id("jobs-1"), |_| {
+            panic!("no module named {}", "server")
+        })
+        .unwrap();
+    assert!(matches!(
+        worker.join(),
+        Exit::Panicked { message, location: Some(location) }
+            if message == "no module named server" && location.contains("supervision.rs:")
+    ));
+    let DeathCause::Panicked {
+        message,
+        location,
+        thread,
+        backtrace,
+    } = cause(&worker.probe())
+    else {
+        panic!("{:?}", worker.probe().health());
+    };
+    assert_eq!(message, "no module named server");
+    assert!(location.unwrap().contains("tests/supervision.rs:"));
+    assert_eq!(thread, "jobs-1");
+    assert!(backtrace.unwrap().to_string().contains("supervision"));
+    let told = worker.probe().health().to_string();
+    assert!(
+        told.starts_with("dead: panicked at tests/supervision.rs:"),
+        "{told}"
+    );
+    assert!(
+        told.ends_with(": no module named server, 0 s ago"),
+        "{told}"
+    );
+    assert_eq!(names(&events), ["registered", "dead"]);
+    assert!(!world.registry.summary().is_healthy(), "it does not vanish");
+}
+
+#[test]
+fn the_run_that_it_died_in_is_told() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let died_in = |work: fn(&WorkerHeartbeat) -> Result<(), BoxError>| {
+        let worker = supervisor.spawn(world.worker("w"), work).unwrap();
+        worker.join();
+        match worker.probe().health() {
+            Health::Dead { death, .. } => death.run_id.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let run = Some("run-7".to_owned());
+    assert_eq!(
+        died_in(|hb| {
+            let _task = hb.begin_task("run-7", "x");
+            panic!("inside")
+        }),
+        run
+    );
+    assert_eq!(
+        died_in(|hb| {
+            let _task = hb.begin_task("run-7", "x");
+            Err("the guard goes before the error comes out".into())
+        }),
+        run
+    );
+    assert_eq!(
+        died_in(|hb| {
+            drop(hb.begin_task("run-7", "x"));
+            hb.beat();
+            Err("something else".into())
+        }),
+        None
+    );
+}
+
+#[test]
+fn an_error_is_told_with_what_caused_it() {
+    #[derive(Debug)]
+    struct Outer(std::io::Error);
+    impl std::fmt::Display for Outer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("cannot read the queue")
+        }
+    }
+    impl std::error::Error for Outer {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+    let world = World::new();
+    let worker = Supervisor::new(&world.registry)
+        .spawn(world.worker("w"), |_| {
+            Err(Outer(std::io::Error::other("disk full")).into())
+        })
+        .unwrap();
+    assert!(matches!(
+        worker.join(),
+        Exit::Failed { error } if error == "cannot read the queue: disk full"
+    ));
+    assert!(matches!(cause(&worker.probe()), DeathCause::Failed { .. }));
+}
+
+#[test]
+fn a_return_that_nobody_asked_for_is_a_death_unless_the_work_is_finite() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let early = supervisor.spawn(world.worker("w"), |_| Ok(())).unwrap();
+    assert!(early.join().is_completed());
+    assert!(matches!(cause(&early.probe()), DeathCause::Exited));
+    let finite = supervisor
+        .spawn(world.worker("w").finite(), |_| Ok(()))
+        .unwrap();
+    assert!(finite.join().is_completed());
+    assert!(matches!(
+        finite.probe().health(),
+        Health::Stopped {
+            by: StopCause::Completed,
+            ..
+        }
+    ));
+    let own = supervisor
+        .spawn(world.worker("w"), |hb| {
+            hb.stop();
+            Ok(())
+        })
+        .unwrap();
+    own.join();
+    assert!(matches!(
+        own.probe().health(),
+        Health::Stopped {
+            by: StopCause::Stop,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn a_worker_that_is_asked_to_stop_is_stopped_by_its_supervisor() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry).restart(Restart::always());
+    let worker = supervisor.spawn(world.worker("w"), until_stopped).unwrap();
+    eventually("active", || worker.probe().is_recent());
+    worker.stop();
+    assert!(worker.join().is_completed());
+    assert!(worker.exit().unwrap().is_completed());
+    assert!(matches!(
+        worker.probe().health(),
+        Health::Stopped {
+            by: StopCause::Supervisor,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn odd_panic_payloads_and_odd_work_are_contained() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("even dropping it panics");
+        }
+    }
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let payload = supervisor
+        .spawn(world.worker("w"), |_| panic_any(Bomb))
+        .unwrap();
+    assert!(matches!(payload.join(), Exit::Panicked { .. }));
+    let held = Bomb;
+    let work = supervisor
+        .spawn(world.worker("w"), move |_| {
+            let _held = &held;
+            Ok(())
+        })
+        .unwrap();
+    assert!(work.join().is_completed());
+}
+
+#[test]
+fn a_panic_that_the_work_catches_itself_is_no_death() {
+    let world = World::new();
+    let worker = Supervisor::new(&world.registry)
+        .spawn(world.worker("w").finite(), |hb| {
+            let _ = std::panic::catch_unwind(|| panic!("caught"));
+            hb.beat();
+            Ok(())
+        })
+        .unwrap();
+    assert!(worker.join().is_completed());
+    assert_eq!(worker.probe().health().state(), State::Stopped);
+}
+
+// --- restarts --------------------------------------------------------------------------------
+
+fn patient() -> Restart {
+    Restart::on_failure()
+        .max(3)
+        .within(60 * SECOND)
+        .backoff(SECOND, 4 * SECOND)
+        .jitter(0.0)
+}
+
+#[test]
+fn a_failing_worker_is_started_again_with_backoff_and_then_given_up() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let supervisor = Supervisor::new(&world.registry).restart(patient());
+    let lives = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&lives);
+    let worker = supervisor
+        .spawn(world.worker("w"), move |hb| {
+            hb.beat();
+            let life = counted.fetch_add(1, Ordering::SeqCst) + 1;
+            Err(format!("life {life}").into())
+        })
+        .unwrap();
+    for (attempt, wait) in [(1, 1), (2, 2), (3, 4)] {
+        wait_for(&events, &format!("restart {attempt}"));
+        let life = lives.load(Ordering::SeqCst);
+        assert_eq!(life, attempt);
+        // It is dead while it waits, and says why.
+        assert!(matches!(cause(&worker.probe()), DeathCause::Failed { .. }));
+        world.millis(wait * 1_000 - 1);
+        assert_eq!(lives.load(Ordering::SeqCst), life, "not before its time");
+        world.millis(1);
+    }
+    let Exit::GaveUp { restarts: 3, death } = worker.join() else {
+        panic!("{:?}", worker.join());
+    };
+    assert_eq!(death.unwrap().cause.to_string(), "failed: life 4");
+    assert_eq!(lives.load(Ordering::SeqCst), 4);
+    let snapshot = worker.probe().snapshot();
+    assert_eq!((snapshot.incarnation, snapshot.restarts), (4, 3));
+    let last = snapshot.last_death.unwrap();
+    assert_eq!(last.cause.to_string(), "failed: life 3");
+    let told = worker.probe().health().to_string();
+    assert!(told.ends_with("; gave up after 3 restarts"), "{told}");
+    assert_eq!(wait_for(&events, "gaveup").id(), worker.id());
+}
+
+#[test]
+fn a_panicking_worker_is_started_again_and_recovers() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let supervisor = Supervisor::new(&world.registry).restart(patient());
+    let mut lives = 0;
+    let worker = supervisor
+        .spawn(world.worker("w"), move |hb| {
+            lives += 1;
+            assert!(lives > 1, "the first life ends early");
+            until_stopped(hb)
+        })
+        .unwrap();
+    wait_for(&events, "restart 1");
+    world.seconds(1);
+    eventually("well again", || worker.probe().is_recent());
+    let snapshot = worker.probe().snapshot();
+    assert_eq!((snapshot.incarnation, snapshot.restarts), (2, 1));
+    assert!(
+        snapshot
+            .last_death
+            .unwrap()
+            .cause
+            .to_string()
+            .contains("the first life")
+    );
+    assert!(supervisor.shutdown(PATIENCE).is_clean());
+}
+
+#[test]
+fn always_restarts_what_returns_and_on_failure_does_not() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let always = Supervisor::new(&world.registry).restart(Restart::always().max(1).jitter(0.0));
+    let worker = always.spawn(world.worker("w"), |_| Ok(())).unwrap();
+    wait_for(&events, "restart 1");
+    world.seconds(1);
+    assert!(matches!(worker.join(), Exit::GaveUp { restarts: 1, .. }));
+    let on_failure = Supervisor::new(&world.registry).restart(Restart::on_failure());
+    let worker = on_failure.spawn(world.worker("w"), |_| Ok(())).unwrap();
+    assert!(worker.join().is_completed());
+}
+
+#[test]
+fn a_stop_ends_the_wait_for_a_restart() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let restart = Restart::on_failure().backoff(1_000 * SECOND, 1_000 * SECOND);
+    let supervisor = Supervisor::new(&world.registry).restart(restart);
+    let failing = |_: &WorkerHeartbeat| Err("no".into());
+    let one = supervisor.spawn(world.worker("w"), failing).unwrap();
+    wait_for(&events, "restart 1");
+    one.stop();
+    assert!(matches!(one.join(), Exit::Failed { .. }));
+    supervisor.spawn(world.worker("w"), failing).unwrap();
+    wait_for(&events, "restart 1");
+    let report = supervisor.shutdown(PATIENCE);
+    assert!(report.is_clean());
+    assert!(report.took < PATIENCE);
+}
+
+// --- shutdown of a supervisor ----------------------------------------------------------------
+
+#[test]
+fn shutdown_stops_the_last_started_first_and_names_who_hangs() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let events = world.registry.subscribe();
+    let (let_go, held) = mpsc::channel::<()>();
+    let first = supervisor
+        .spawn(world.worker("w").id("first"), until_stopped)
+        .unwrap();
+    let hanging = supervisor
+        .spawn(world.worker("w").id("hanging"), move |hb| {
+            let _task = hb.begin_task("run-1", "hanging");
+            let _ = held.recv();
+            Ok(())
+        })
+        .unwrap();
+    let last = supervisor
+        .spawn(world.worker("w").id("last"), until_stopped)
+        .unwrap();
+    for worker in [&first, &last] {
+        eventually("active", || worker.probe().is_recent());
+    }
+    let report = supervisor.shutdown(Duration::from_millis(300));
+    assert!(!report.is_clean());
+    assert_eq!(report.ended, ["first", "last"]);
+    assert_eq!(report.hung.len(), 1);
+    assert_eq!(report.hung[0].id, "hanging");
+    let stopped: Vec<_> = events
+        .try_iter()
+        .filter(|event| support::name(event) == "stopped")
+        .map(|event| event.id().to_owned())
+        .collect();
+    assert_eq!(stopped, ["last", "first"]);
+    drop(let_go);
+    hanging.join();
+    let report = supervisor.shutdown(PATIENCE);
+    assert_eq!(report.ended, ["hanging"], "asked for again");
+}
+
+#[test]
+fn a_thread_that_cannot_be_started_leaves_a_death_and_not_a_ghost() {
+    // The limit is the process's, so in a child; a thread of ten tebibytes of stack is refused too,
+    // but its size cannot be chosen by the caller.
+    if std::env::var_os("NO_THREADS").is_none() {
+        let exe = std::env::current_exe().unwrap();
+        let script = format!(
+            "ulimit -v 400000; exec '{}' --exact a_thread_that_cannot_be_started_leaves_a_death_and_not_a_ghost --nocapture",
+            exe.display()
+        );
+        let output = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .env("NO_THREADS", "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let mut workers = Vec::new();
+    let error = loop {
+        assert!(workers.len() < 10_000, "the limit has no effect");
+        match supervisor.spawn(
+            world.worker("w").id(format!("w-{}", workers.len())),
+            until_stopped,
+        ) {
+            Ok(worker) => workers.push(worker),
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(&error, Error::Thread { name, .. } if *name == format!("w-{}", workers.len()))
+    );
+    let ghost = world.registry.get(&format!("w-{}", workers.len())).unwrap();
+    assert!(
+        ghost
+            .health()
+            .to_string()
+            .contains("its thread cannot be started")
+    );
+    assert!(supervisor.shutdown(PATIENCE).is_clean());
+}
+
+// --- futures ---------------------------------------------------------------------------------
+
+#[test]
+fn each_poll_of_a_future_is_a_beat() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    let mut polls = 0;
+    let output = block_on(hb.supervise(poll_fn(|context| {
+        polls += 1;
+        context.waker().wake_by_ref();
+        if polls < 5 {
+            Poll::Pending
+        } else {
+            Poll::Ready("done".to_owned())
+        }
+    })));
+    assert_eq!(output.unwrap(), "done");
+    assert_eq!(hb.snapshot().beats, 5);
+    assert!(matches!(
+        hb.health(),
+        Health::Stopped {
+            by: StopCause::Completed,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn completed_cancelled_failed_and_panicked_futures_are_told_apart() {
+    let world = World::new();
+    let ended = |run: &dyn Fn(&WorkerHeartbeat)| {
+        let hb = world.worker("w").start().unwrap();
+        run(&hb);
+        format!("{:?}", hb.health())
+    };
+    assert!(ended(&|hb| block_on(hb.supervise(async {})).unwrap()).contains("Completed"));
+    let cancelled = ended(&|hb| {
+        let mut future = Box::pin(hb.supervise(pending::<()>()));
+        assert!(poll_once(&mut future).is_pending());
+        drop(future);
+    });
+    assert!(cancelled.contains("Stopped") && cancelled.contains("Cancelled"));
+    let unpolled = ended(&|hb| drop(hb.supervise(pending::<()>())));
+    assert!(unpolled.contains("Cancelled"));
+    let failed = ended(&|hb| {
+        let output = block_on(hb.supervise(async { Err::<(), _>("no route") }));
+        assert_eq!(output.unwrap(), Err("no route"));
+    });
+    assert!(failed.contains("Failed") && failed.contains("no route"));
+    let panicked = ended(&|hb| {
+        let output = block_on(hb.supervise(async { panic!("in a future") }));
+        let error = output.unwrap_err();
+        assert!(matches!(&error, Error::Panicked { message, .. } if message == "in a future"));
+    });
+    assert!(panicked.contains("Panicked") && panicked.contains("supervision.rs:"));
+}
+
+#[test]
+fn a_supervised_future_keeps_its_worker_alive_without_the_handle() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    let probe = hb.probe();
+    let (send, receive) = mpsc::channel();
+    let spawned = thread::spawn({
+        let future = hb.supervise(async move { receive.recv().unwrap() });
+        move || block_on(future)
+    });
+    drop(hb);
+    eventually("active", || probe.is_recent());
+    send.send(7).unwrap();
+    assert_eq!(spawned.join().unwrap().unwrap(), 7);
+    assert_eq!(probe.health().state(), State::Stopped);
+}
+
+#[test]
+fn a_future_dropped_while_its_thread_unwinds_is_dead() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    let mut future = Box::pin(hb.supervise(pending::<()>()));
+    assert!(poll_once(&mut future).is_pending());
+    let unwound = thread::spawn(move || {
+        let _future = future;
+        panic!("the executor itself")
+    });
+    assert!(unwound.join().is_err());
+    assert!(matches!(cause(&hb.probe()), DeathCause::Panicked { .. }));
+}
+
+#[test]
+fn a_future_whose_drop_panics_is_contained() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("when it was dropped");
+        }
+    }
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    let bomb = Bomb;
+    let future = poll_fn(move |_| {
+        let _held = &bomb;
+        Poll::Ready(())
+    });
+    assert!(block_on(hb.supervise(future)).is_err());
+    assert!(
+        cause(&hb.probe())
+            .to_string()
+            .contains("when it was dropped")
+    );
+}
+
+#[test]
+fn an_asynchronous_worker_waits_for_its_stop() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    let probe = hb.probe();
+    let supervisor = Supervisor::new(&world.registry);
+    let running = supervisor
+        .supervise(world.worker("waits").id("waits"), |hb| async move {
+            hb.wait_for_stop().await;
+        })
+        .unwrap();
+    let thread = thread::spawn(move || block_on(running));
+    let waiting = world.registry.get("waits").unwrap();
+    eventually("active", || waiting.is_recent());
+    assert!(supervisor.shutdown(PATIENCE).is_clean());
+    assert!(thread.join().unwrap().is_completed());
+    assert!(matches!(
+        waiting.health(),
+        Health::Stopped {
+            by: StopCause::Supervisor,
+            ..
+        }
+    ));
+    drop(hb);
+    assert_eq!(probe.health().state(), State::Stopped);
+}
+
+#[test]
+fn a_failing_future_is_started_again_by_the_pacemaker_and_then_given_up() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let supervisor = Supervisor::new(&world.registry).restart(patient().max(2));
+    let lives = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&lives);
+    let running = supervisor
+        .supervise(world.worker("w"), move |hb| {
+            let life = counted.fetch_add(1, Ordering::SeqCst) + 1;
+            async move {
+                hb.update_task("run", "trying", Activity::Processing);
+                if life == 2 {
+                    panic!("life {life}");
+                }
+                Err::<(), _>(format!("life {life}"))
+            }
+        })
+        .unwrap();
+    let thread = thread::spawn(move || block_on(running));
+    for wait in [1, 2] {
+        wait_for(&events, &format!("restart {wait}"));
+        let life = lives.load(Ordering::SeqCst);
+        // The timer is set a moment after the event; advance until it has fired.
+        eventually("the next life", || {
+            world.seconds(1);
+            lives.load(Ordering::SeqCst) > life
+        });
+    }
+    let exit = thread.join().unwrap();
+    assert!(matches!(exit, Exit::GaveUp { restarts: 2, .. }), "{exit:?}");
+    assert_eq!(lives.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn a_cancelled_supervised_future_is_told() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let running = supervisor
+        .supervise(world.worker("w").id("cancelled"), |_| pending::<()>())
+        .unwrap();
+    let mut running = Box::pin(running);
+    assert!(poll_once(&mut running).is_pending());
+    drop(running);
+    assert!(matches!(
+        world.registry.get("cancelled").unwrap().health(),
+        Health::Stopped {
+            by: StopCause::Cancelled,
+            ..
+        }
+    ));
+    assert!(supervisor.shutdown(PATIENCE).is_clean());
+}
+
+#[test]
+fn work_that_never_started_is_told_even_in_its_set_up() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let (let_go, held) = mpsc::channel::<()>();
+    let worker = supervisor
+        .spawn(world.worker("w").startup_grace(5 * SECOND), move |_| {
+            let _ = held.recv();
+            Ok(())
+        })
+        .unwrap();
+    world.seconds(6);
+    assert_eq!(worker.probe().health().state(), State::NeverStarted);
+    drop(let_go);
+    worker.join();
+}
