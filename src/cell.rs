@@ -215,6 +215,13 @@ impl Watch {
     }
 }
 
+/// The place of one cell among all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub chunk: u32,
+    pub offset: u32,
+}
+
 /// What the pacemaker has to do about a cell that it has observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sign {

@@ -5,6 +5,8 @@
 pub(crate) mod evidence;
 mod judge;
 mod report;
+mod state;
+mod text;
 mod verdict;
 
 pub use judge::{Reading, Thresholds, judge};
@@ -13,7 +15,6 @@ pub use report::{
     DeadWorker, GroupState, GroupStats, MissingWorkers, StateCounts, Summary, SweepReport,
     TypeStats,
 };
-pub use verdict::{
-    Activity, Death, DeathCause, Ending, Health, StallCause, Stalled, State, StopCause,
-};
-pub(crate) use verdict::{Age, Line};
+pub use state::{Activity, State};
+pub(crate) use text::{Age, Line};
+pub use verdict::{Death, DeathCause, Ending, Health, StallCause, Stalled, StopCause};

@@ -5,109 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// What a worker says it is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Activity {
-    /// At work, with no task named. Progress is expected.
-    #[default]
-    Active,
-    /// Waiting for work. No progress is expected.
-    Idle,
-    /// At a task. Progress is expected.
-    Processing,
-}
-
-/// The state of a worker, without its reason: what is counted, filtered and labelled by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum State {
-    /// See [`Health::Starting`].
-    Starting,
-    /// See [`Health::NeverStarted`].
-    NeverStarted,
-    /// See [`Health::Idle`].
-    Idle,
-    /// See [`Health::Active`].
-    Active,
-    /// See [`Health::Processing`].
-    Processing,
-    /// See [`Health::Stalled`].
-    Stalled,
-    /// See [`Health::Stale`].
-    Stale,
-    /// See [`Health::Unobserved`].
-    Unobserved,
-    /// See [`Health::Stopping`].
-    Stopping,
-    /// See [`Health::Stopped`].
-    Stopped,
-    /// See [`Health::Dead`].
-    Dead,
-}
-
-impl State {
-    /// Every state, in the order of the table of states.
-    pub const ALL: [Self; 11] = [
-        Self::Starting,
-        Self::NeverStarted,
-        Self::Idle,
-        Self::Active,
-        Self::Processing,
-        Self::Stalled,
-        Self::Stale,
-        Self::Unobserved,
-        Self::Stopping,
-        Self::Stopped,
-        Self::Dead,
-    ];
-
-    /// The name in snake case, as in JSON and metrics: `never_started`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::NeverStarted => "never_started",
-            Self::Idle => "idle",
-            Self::Active => "active",
-            Self::Processing => "processing",
-            Self::Stalled => "stalled",
-            Self::Stale => "stale",
-            Self::Unobserved => "unobserved",
-            Self::Stopping => "stopping",
-            Self::Stopped => "stopped",
-            Self::Dead => "dead",
-        }
-    }
-
-    /// Whether a worker in this state is well: idle, active, processing, or stopping in good order.
-    #[must_use]
-    pub const fn is_recent(self) -> bool {
-        matches!(
-            self,
-            Self::Idle | Self::Active | Self::Processing | Self::Stopping
-        )
-    }
-
-    /// Whether a worker in this state is given up: never started, stale or dead. A sweep marks it
-    /// offline.
-    #[must_use]
-    pub const fn is_offline(self) -> bool {
-        matches!(self, Self::NeverStarted | Self::Stale | Self::Dead)
-    }
-
-    /// Whether this state is the last of its incarnation: stopped or dead.
-    #[must_use]
-    pub const fn is_terminal(self) -> bool {
-        matches!(self, Self::Stopped | Self::Dead)
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+use super::State;
+use super::text::{Age, Line};
 
 /// The verdict on a worker at one moment, with its reason.
 ///
@@ -456,48 +355,6 @@ fn during(f: &mut fmt::Formatter<'_>, run_id: Option<&str>, task: Option<&str>) 
     }
 }
 
-/// A text from outside, on one line and without control characters, so that it can neither break
-/// a log nor a terminal.
-pub(crate) struct Line<'a>(pub(crate) &'a str);
-
-impl fmt::Display for Line<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for character in self.0.chars() {
-            if character.is_control() {
-                write!(f, "{}", character.escape_default())?;
-            } else {
-                fmt::Write::write_char(f, character)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A duration as a person says it: the two largest units at most, `3 s`, `2 min 5 s`, `250 ms`.
-pub(crate) struct Age(pub(crate) Duration);
-
-impl fmt::Display for Age {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0.as_secs();
-        let (large, large_unit, small, small_unit) = match seconds {
-            0..10 if self.0.subsec_millis() > 0 && seconds > 0 => {
-                return write!(f, "{seconds}.{} s", self.0.subsec_millis() / 100);
-            }
-            0 if self.0.is_zero() => return f.write_str("0 s"),
-            0 => return write!(f, "{} ms", self.0.as_millis().max(1)),
-            1..60 => return write!(f, "{seconds} s"),
-            60..3_600 => (seconds / 60, "min", seconds % 60, "s"),
-            3_600..86_400 => (seconds / 3_600, "h", seconds % 3_600 / 60, "min"),
-            _ => (seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
-        };
-        write!(f, "{large} {large_unit}")?;
-        if small > 0 {
-            write!(f, " {small} {small_unit}")?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -549,34 +406,5 @@ mod tests {
             health.to_string(),
             "dead: failed: first\\nsecond\\u{1b}[2J, 3 s ago, during run-123"
         );
-    }
-
-    #[test]
-    fn ages_are_said_in_two_units_at_most() {
-        for (millis, said) in [
-            (0, "0 s"),
-            (7, "7 ms"),
-            (1_000, "1 s"),
-            (2_540, "2.5 s"),
-            (12_900, "12 s"),
-            (60_000, "1 min"),
-            (125_000, "2 min 5 s"),
-            (3_600_000, "1 h"),
-            (90_000_000, "1 d 1 h"),
-        ] {
-            assert_eq!(Age(Duration::from_millis(millis)).to_string(), said);
-        }
-        assert_eq!(Age(Duration::from_nanos(5)).to_string(), "1 ms");
-    }
-
-    #[test]
-    fn every_state_is_recent_offline_terminal_or_in_between() {
-        for state in State::ALL {
-            let marks = [state.is_recent(), state.is_offline()];
-            assert!(marks.iter().filter(|mark| **mark).count() <= 1, "{state}");
-        }
-        assert!(State::Stopping.is_recent());
-        assert!(!State::Starting.is_recent() && !State::Starting.is_offline());
-        assert!(!State::Stalled.is_offline());
     }
 }

@@ -215,7 +215,7 @@ impl Registry {
             }
             let slot = roster.slab.take();
             let chunk = roster.slab.chunk(slot);
-            let offset = slot.offset();
+            let offset = slot.offset as usize;
             let tag = chunk.cell(offset).state().next_tag();
             let record = Arc::new(Record::new(&id, Arc::clone(&profile), slot, tag));
             if !spec.metadata.is_empty() {

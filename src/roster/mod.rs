@@ -101,7 +101,7 @@ impl Roster {
     pub(crate) fn post(&self, record: Arc<Record>) -> Post {
         Post {
             chunk: self.slab.chunk(record.slot),
-            offset: record.slot.offset(),
+            offset: record.slot.offset as usize,
             record,
         }
     }

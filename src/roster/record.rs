@@ -9,7 +9,7 @@ use once_cell::race::OnceBox;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::profile::Profile;
-use super::slab::Slot;
+use crate::cell::Slot;
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
 use crate::health::{Death, Ending, StallCause, StopCause};

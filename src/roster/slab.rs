@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::record::Record;
-use crate::cell::{Cell, Life, Watch};
+use crate::cell::{Cell, Life, Slot, Watch};
 
 const SMALLEST_CHUNK: usize = 64;
 /// A chunk of one mebibyte: adding one takes well below a millisecond.
@@ -88,19 +88,6 @@ impl Chunk {
         if cell.state().tag == tag {
             cell.set_watch(watch);
         }
-    }
-}
-
-/// The place of one cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Slot {
-    chunk: u32,
-    offset: u32,
-}
-
-impl Slot {
-    pub(crate) const fn offset(self) -> usize {
-        self.offset as usize
     }
 }
 

@@ -1,0 +1,123 @@
+//! What a worker says it is doing, and the names of what can be said of it.
+
+use std::fmt;
+
+/// What a worker says it is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Activity {
+    /// At work, with no task named. Progress is expected.
+    #[default]
+    Active,
+    /// Waiting for work. No progress is expected.
+    Idle,
+    /// At a task. Progress is expected.
+    Processing,
+}
+
+/// The state of a worker, without its reason: what is counted, filtered and labelled by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// See [`Health::Starting`].
+    Starting,
+    /// See [`Health::NeverStarted`].
+    NeverStarted,
+    /// See [`Health::Idle`].
+    Idle,
+    /// See [`Health::Active`].
+    Active,
+    /// See [`Health::Processing`].
+    Processing,
+    /// See [`Health::Stalled`].
+    Stalled,
+    /// See [`Health::Stale`].
+    Stale,
+    /// See [`Health::Unobserved`].
+    Unobserved,
+    /// See [`Health::Stopping`].
+    Stopping,
+    /// See [`Health::Stopped`].
+    Stopped,
+    /// See [`Health::Dead`].
+    Dead,
+}
+
+impl State {
+    /// Every state, in the order of the table of states.
+    pub const ALL: [Self; 11] = [
+        Self::Starting,
+        Self::NeverStarted,
+        Self::Idle,
+        Self::Active,
+        Self::Processing,
+        Self::Stalled,
+        Self::Stale,
+        Self::Unobserved,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Dead,
+    ];
+
+    /// The name in snake case, as in JSON and metrics: `never_started`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::NeverStarted => "never_started",
+            Self::Idle => "idle",
+            Self::Active => "active",
+            Self::Processing => "processing",
+            Self::Stalled => "stalled",
+            Self::Stale => "stale",
+            Self::Unobserved => "unobserved",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Dead => "dead",
+        }
+    }
+
+    /// Whether a worker in this state is well: idle, active, processing, or stopping in good order.
+    #[must_use]
+    pub const fn is_recent(self) -> bool {
+        matches!(
+            self,
+            Self::Idle | Self::Active | Self::Processing | Self::Stopping
+        )
+    }
+
+    /// Whether a worker in this state is given up: never started, stale or dead. A sweep marks it
+    /// offline.
+    #[must_use]
+    pub const fn is_offline(self) -> bool {
+        matches!(self, Self::NeverStarted | Self::Stale | Self::Dead)
+    }
+
+    /// Whether this state is the last of its incarnation: stopped or dead.
+    #[must_use]
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Stopped | Self::Dead)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_is_recent_offline_terminal_or_in_between() {
+        for state in State::ALL {
+            let marks = [state.is_recent(), state.is_offline()];
+            assert!(marks.iter().filter(|mark| **mark).count() <= 1, "{state}");
+        }
+        assert!(State::Stopping.is_recent());
+        assert!(!State::Starting.is_recent() && !State::Starting.is_offline());
+        assert!(!State::Stalled.is_offline());
+    }
+}

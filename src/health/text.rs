@@ -1,0 +1,69 @@
+//! Texts for people: one line, and ages as a person says them.
+
+use std::fmt;
+use std::time::Duration;
+
+/// A text from outside, on one line and without control characters, so that it can neither break
+/// a log nor a terminal.
+pub(crate) struct Line<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            if character.is_control() {
+                write!(f, "{}", character.escape_default())?;
+            } else {
+                fmt::Write::write_char(f, character)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A duration as a person says it: the two largest units at most, `3 s`, `2 min 5 s`, `250 ms`.
+pub(crate) struct Age(pub(crate) Duration);
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let (large, large_unit, small, small_unit) = match seconds {
+            0..10 if self.0.subsec_millis() > 0 && seconds > 0 => {
+                return write!(f, "{seconds}.{} s", self.0.subsec_millis() / 100);
+            }
+            0 if self.0.is_zero() => return f.write_str("0 s"),
+            0 => return write!(f, "{} ms", self.0.as_millis().max(1)),
+            1..60 => return write!(f, "{seconds} s"),
+            60..3_600 => (seconds / 60, "min", seconds % 60, "s"),
+            3_600..86_400 => (seconds / 3_600, "h", seconds % 3_600 / 60, "min"),
+            _ => (seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
+        };
+        write!(f, "{large} {large_unit}")?;
+        if small > 0 {
+            write!(f, " {small} {small_unit}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_said_in_two_units_at_most() {
+        for (millis, said) in [
+            (0, "0 s"),
+            (7, "7 ms"),
+            (1_000, "1 s"),
+            (2_540, "2.5 s"),
+            (12_900, "12 s"),
+            (60_000, "1 min"),
+            (125_000, "2 min 5 s"),
+            (3_600_000, "1 h"),
+            (90_000_000, "1 d 1 h"),
+        ] {
+            assert_eq!(Age(Duration::from_millis(millis)).to_string(), said);
+        }
+        assert_eq!(Age(Duration::from_nanos(5)).to_string(), "1 ms");
+    }
+}
