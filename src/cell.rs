@@ -164,7 +164,8 @@ pub(crate) enum Episode {
     Late,
     Stalled,
     Stale,
-    /// Well, in an announced silence. A beat needs a look, since the allowance may have changed.
+    /// Well, but with its next sign its allowance may change: it is at rest, or in an announced
+    /// silence. A beat needs a look.
     Quiet,
 }
 

@@ -244,7 +244,8 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
     };
     let mut reading = post.reading(view);
     let health = post.judge(&mut reading, view);
-    let outlook = next_change(&reading, &post.record.profile.thresholds);
+    let thresholds = &post.record.profile.thresholds;
+    let outlook = next_change(&reading, thresholds);
     let before = glance.watch.episode;
     let short = outlook.convicted_at.since(outlook.late_at) < 2 * roster.resolution();
     let (after, due) = match health.state() {
@@ -253,11 +254,17 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
         State::Stale => (Episode::Stale, Moment::NEVER),
         State::Stalled => {
             let fresh = !matches!(before, Episode::Late | Episode::Stalled);
-            let more = post.gather_evidence(fresh);
-            let again = view.now.after(roster.resolution());
-            (Episode::Stalled, if more { again } else { Moment::NEVER })
+            let again = post.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
+                view.now.after(wait * roster.resolution())
+            });
+            (Episode::Stalled, again)
         }
         _ if health.state().is_terminal() => (Episode::Well, Moment::NEVER),
+        // It may stall as soon as it is at work again.
+        // At rest it cannot stall, but at its next sign it may be at work.
+        _ if outlook.convicted_at == Moment::NEVER && thresholds.stall_after.is_some() => {
+            (Episode::Quiet, Moment::NEVER)
+        }
         _ if outlook.convicted_at == Moment::NEVER => (Episode::Well, Moment::NEVER),
         _ if view.now >= outlook.late_at => {
             post.gather_evidence(before != Episode::Late);

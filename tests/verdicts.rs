@@ -265,6 +265,20 @@ fn states_are_episodes_and_not_floods() {
     );
 }
 
+#[test]
+fn a_stall_after_a_rest_is_told_as_well() {
+    let world = World::new();
+    let hb = world.worker("w").stall_after(60 * SECOND).start().unwrap();
+    hb.mark_idle();
+    world.seconds(1_000);
+    let events = world.registry.subscribe();
+    hb.update_task("run", "task", Activity::Processing);
+    world.seconds(60);
+    assert_eq!(names(&events), ["late"]);
+    world.seconds(1);
+    assert_eq!(names(&events), ["stalled"]);
+}
+
 // --- evidence: real threads, real time -----------------------------------------------------------
 
 #[cfg(target_os = "linux")]

@@ -362,7 +362,7 @@ impl Registry {
         else {
             return false;
         };
-        if post.gather_evidence(false) {
+        if post.gather_evidence(false).is_some() {
             std::thread::sleep(SHORTEST_WINDOW);
             post.gather_evidence(false);
         }

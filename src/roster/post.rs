@@ -27,6 +27,9 @@ pub(crate) struct Post {
     pub record: Arc<Record>,
 }
 
+/// How often the thread of one stalled worker is looked at, at most.
+const MOST_LOOKS: u32 = 8;
+
 /// How an incarnation is to end.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -137,34 +140,38 @@ impl Post {
     }
 
     /// Looks at the thread of a silent worker; for the first time in its episode, if `fresh`.
-    /// Returns whether another look would tell more.
-    pub(crate) fn gather_evidence(&self, fresh: bool) -> bool {
-        let Some(glance) = self.living_glance() else {
-            return false;
-        };
+    /// Returns how many resolutions to wait before another look that would tell more.
+    pub(crate) fn gather_evidence(&self, fresh: bool) -> Option<u32> {
+        let glance = self.living_glance()?;
         let mut detail = self.record.detail();
         if glance.work.parked {
             detail.evidence = StallCause::Blocked {
                 place: Some("its future, which has not been polled".to_owned()),
             };
-            return false;
+            return None;
         }
         let thread = glance.work.thread;
         let Some(first) = detail
             .first_sample
             .take_if(|first| first.thread() == thread && !fresh)
         else {
+            detail.looks = 0;
             detail.first_sample = Sample::take(thread);
-            return detail.first_sample.is_some();
+            return detail.first_sample.as_ref().map(|_| 1);
         };
         let age = first.age();
-        if age >= evidence::SHORTEST_WINDOW
+        let conclusive = age >= evidence::LONG_WINDOW;
+        let first_finding =
+            age >= evidence::SHORTEST_WINDOW && detail.evidence == StallCause::Unknown;
+        if (conclusive || first_finding)
             && let Some(cause) = Sample::take(thread).and_then(|now| now.since(&first))
         {
             detail.evidence = cause;
         }
         detail.first_sample = Some(first);
-        age < evidence::LONG_WINDOW
+        detail.looks += 1;
+        // Twice as long each time, and not for ever: a mock clock's time passes in no time.
+        (!conclusive && detail.looks < MOST_LOOKS).then(|| 1 << detail.looks)
     }
 
     // --- the worker's own doing -----------------------------------------------------------------

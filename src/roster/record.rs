@@ -42,6 +42,8 @@ pub(crate) struct Detail {
     pub silent_since: Moment,
     pub first_sample: Option<Sample>,
     pub evidence: StallCause,
+    /// How often its thread was looked at since the first sample.
+    pub looks: u32,
     pub last_death: Option<Arc<Death>>,
     pub restarts: u32,
     pub metadata: Vec<(String, String)>,
@@ -144,6 +146,7 @@ impl Detail {
             silent_since: Moment::ZERO,
             first_sample: None,
             evidence: StallCause::Unknown,
+            looks: 0,
             last_death: None,
             restarts: 0,
             metadata: Vec::new(),

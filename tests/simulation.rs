@@ -1,0 +1,332 @@
+//! Simulated years: a thousand days of two hundred workers that work, rest, crash, hang and are
+//! suspended, on the mock clock. Every fault is told within its bound and with the right state, no
+//! healthy worker is ever convicted, and memory stays flat.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicIsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use worker_heartbeat::{
+    Activity, EventKind, MockClock, Registry, State, Subscription, WorkerHeartbeat,
+};
+
+/// Counts the bytes that are allocated.
+struct Counting;
+
+static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
+
+// SAFETY: the system's allocator does the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LIVE_BYTES.fetch_add(layout.size() as isize, Ordering::Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE_BYTES.fetch_sub(layout.size() as isize, Ordering::Relaxed);
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_secs(600);
+const STEPS_A_DAY: u32 = 144;
+const DAYS: u32 = 1_000;
+const WORKERS: usize = 200;
+/// No healthy worker is silent for longer than three steps.
+const STALL_AFTER: Duration = Duration::from_secs(35 * 60);
+const STALE_AFTER: Duration = Duration::from_secs(35 * 60);
+const STARTUP_GRACE: Duration = Duration::from_secs(15 * 60);
+
+/// Numbers that look random and are the same in every run (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % sides
+    }
+}
+
+/// What is true of a worker, as only the simulation knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Truth {
+    Working,
+    Idle,
+    /// Silent at work since its last sign, for so many more steps.
+    Hanging {
+        steps: u64,
+    },
+    /// Hanging before its first sign, for so many more steps.
+    NotStarting {
+        steps: u64,
+    },
+    /// Gone, for so many more steps.
+    Gone {
+        steps: u64,
+    },
+}
+
+struct Simulated {
+    id: String,
+    beats_only: bool,
+    handle: Option<WorkerHeartbeat>,
+    truth: Truth,
+    /// When it last gave a sign, or was registered, in time that is charged.
+    silent_since: Duration,
+    quiet_steps: u64,
+    convicted: Option<State>,
+}
+
+impl Simulated {
+    fn register(&mut self, registry: &Registry, now: Duration) {
+        let builder = WorkerHeartbeat::builder("simulated")
+            .id(self.id.clone())
+            .stale_after(STALE_AFTER)
+            .startup_grace(STARTUP_GRACE)
+            .registry(registry);
+        let builder = if self.beats_only {
+            builder.beats_only()
+        } else {
+            builder.stall_after(STALL_AFTER)
+        };
+        self.handle = Some(builder.start().unwrap());
+        self.silent_since = now;
+        self.convicted = None;
+    }
+
+    fn sign(&mut self, activity: Activity, run: u64, now: Duration) {
+        let handle = self.handle.as_ref().unwrap();
+        match activity {
+            Activity::Idle => handle.mark_idle(),
+            _ => handle.update_task(&format!("run-{run}"), "simulated work", activity),
+        }
+        self.silent_since = now;
+        self.quiet_steps = 0;
+        self.convicted = None;
+    }
+
+    /// The conviction that falls due in this step, if it gives no further sign.
+    fn due(&self, now: Duration) -> Option<(State, Duration)> {
+        if self.convicted.is_some() || self.handle.is_none() {
+            return None;
+        }
+        let (state, limit) = match self.truth {
+            Truth::NotStarting { .. } => (State::NeverStarted, STARTUP_GRACE),
+            Truth::Hanging { .. } if self.beats_only => (State::Stale, STALE_AFTER),
+            Truth::Hanging { .. } => (State::Stalled, STALL_AFTER),
+            _ => return None,
+        };
+        let due = self.silent_since + limit;
+        (due < now + STEP).then_some((state, due))
+    }
+}
+
+/// Reads the convictions that were told. Everything else that was told must be harmless.
+fn convictions(events: &Subscription) -> BTreeMap<String, (State, SystemTime)> {
+    let mut told = BTreeMap::new();
+    for event in events.try_iter() {
+        if std::env::var_os("WHO").is_some_and(|who| who == event.id()) || event.worker.is_none() {
+            println!("{:?} {event}", event.at);
+        }
+        if let EventKind::Became(health) = &event.kind {
+            let state = health.state();
+            if !state.is_terminal() {
+                let id = event.id().to_owned();
+                let again = told.insert(id, (state, event.at));
+                assert!(again.is_none(), "told twice in a step: {event}");
+            }
+        }
+    }
+    assert_eq!(events.dropped(), 0);
+    told
+}
+
+#[test]
+fn a_thousand_days_of_two_hundred_workers() {
+    let begun = Instant::now();
+    let mut dice = Dice(42);
+    let time = MockClock::new();
+    let registry = Registry::with_clock(time.clock());
+    let events = registry.subscribe_with_capacity(10_000);
+    let wall = || registry.clock().wall();
+    let origin = wall();
+    // Time on the clock that nobody was charged for.
+    let mut suspended = Duration::ZERO;
+    let mut workers: Vec<Simulated> = (0..WORKERS)
+        .map(|n| Simulated {
+            id: format!("worker-{n}"),
+            beats_only: n % 4 == 0,
+            handle: None,
+            truth: Truth::Gone { steps: 0 },
+            silent_since: Duration::ZERO,
+            quiet_steps: 0,
+            convicted: None,
+        })
+        .collect();
+    let mut injected = BTreeMap::<&str, u64>::new();
+    let mut memory = Vec::new();
+
+    for day in 0..DAYS {
+        for step in 0..STEPS_A_DAY {
+            // Time that counts: the clock's, less what was forgiven.
+            let now = time.now().since(worker_heartbeat::Moment::ZERO) - suspended;
+            for worker in &mut workers {
+                act(worker, &registry, now, &mut dice, &mut injected);
+            }
+            let expected: BTreeMap<_, _> = workers
+                .iter_mut()
+                .filter_map(|worker| {
+                    let (state, due) = worker.due(now)?;
+                    worker.convicted = Some(state);
+                    Some((worker.id.clone(), (state, due)))
+                })
+                .collect();
+
+            // A suspension in the middle of the step. Of the gap, two resolutions are charged.
+            let charged = 2 * registry.resolution();
+            if dice.roll(2_000) == 0 {
+                *injected.entry("suspended").or_default() += 1;
+                let gap = MINUTE * u32::try_from(1 + dice.roll(3_000)).unwrap();
+                time.advance(Duration::ZERO);
+                time.suspend(gap);
+                time.advance(Duration::ZERO);
+                suspended += gap - charged;
+                time.advance(STEP - charged);
+            } else {
+                time.advance(STEP);
+            }
+
+            let mut told = convictions(&events);
+            for (id, (state, due)) in expected {
+                let (told_state, at) = told
+                    .remove(&id)
+                    .unwrap_or_else(|| panic!("day {day}: {id} should have been told as {state}"));
+                assert_eq!(told_state, state, "{id}");
+                let at = at.duration_since(origin).unwrap() - suspended;
+                assert!(at > due, "{id} was convicted early: {at:?}, due {due:?}");
+                let late = at - due;
+                assert!(late <= registry.resolution(), "{id}: {late:?} late");
+            }
+            assert!(told.is_empty(), "healthy workers were convicted: {told:?}");
+            if step % 16 == 0 {
+                check_summary(&registry, &workers);
+            }
+        }
+        registry.purge(Duration::ZERO);
+        for worker in &mut workers {
+            if worker.handle.is_none() {
+                worker.convicted = None;
+            }
+        }
+        memory.push(LIVE_BYTES.load(Ordering::Relaxed));
+    }
+
+    println!("{injected:?} in {:?}", begun.elapsed());
+    for fault in ["crashed", "hung", "did not start", "suspended", "panicked"] {
+        assert!(injected[fault] > 30, "{fault}: too few to prove anything");
+    }
+    let (early, late) = (memory[DAYS as usize / 10], memory[DAYS as usize - 1]);
+    println!("live bytes after a tenth: {early}, at the end: {late}");
+    assert!(late < early + 64 * 1024, "memory grows: {early} to {late}");
+}
+
+fn act(
+    worker: &mut Simulated,
+    registry: &Registry,
+    now: Duration,
+    dice: &mut Dice,
+    injected: &mut BTreeMap<&str, u64>,
+) {
+    let mut count = |what| *injected.entry(what).or_default() += 1;
+    worker.truth = match worker.truth {
+        Truth::Gone { steps: 0 } => {
+            worker.register(registry, now);
+            if dice.roll(10) == 0 {
+                count("did not start");
+                Truth::NotStarting {
+                    steps: 2 + dice.roll(10),
+                }
+            } else {
+                worker.sign(Activity::Active, 0, now);
+                Truth::Working
+            }
+        }
+        Truth::Gone { steps } => Truth::Gone { steps: steps - 1 },
+        Truth::NotStarting { steps: 0 } | Truth::Hanging { steps: 0 } => {
+            worker.sign(Activity::Processing, dice.roll(1_000), now);
+            Truth::Working
+        }
+        Truth::NotStarting { steps } => Truth::NotStarting { steps: steps - 1 },
+        Truth::Hanging { steps } => Truth::Hanging { steps: steps - 1 },
+        Truth::Working | Truth::Idle => match dice.roll(2_000) {
+            0 => {
+                count("hung");
+                worker.sign(Activity::Processing, dice.roll(1_000), now);
+                Truth::Hanging {
+                    steps: 4 + dice.roll(50),
+                }
+            }
+            1 => {
+                count("crashed");
+                let handle = worker.handle.take().unwrap();
+                handle.fail("simulated crash");
+                assert_eq!(handle.health().state(), State::Dead);
+                Truth::Gone {
+                    steps: dice.roll(20),
+                }
+            }
+            2 if dice.roll(8) == 0 => {
+                count("panicked");
+                let handle = worker.handle.take().unwrap();
+                let probe = handle.probe();
+                // Without the hook of the test harness, which would print each of them.
+                let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+                    let _its_life = handle;
+                    std::panic::resume_unwind(Box::new("simulated panic"));
+                }));
+                assert!(unwound.is_err());
+                assert_eq!(probe.health().state(), State::Dead);
+                Truth::Gone {
+                    steps: dice.roll(20),
+                }
+            }
+            3..300 => {
+                worker.sign(Activity::Idle, 0, now);
+                Truth::Idle
+            }
+            // A vouched worker may rest for ever; one that only beats has to beat.
+            300..1_200 if worker.truth == Truth::Idle && !worker.beats_only => Truth::Idle,
+            1_200..1_600 if worker.quiet_steps < 2 => {
+                worker.quiet_steps += 1;
+                worker.truth
+            }
+            roll => {
+                worker.sign(Activity::Processing, roll, now);
+                Truth::Working
+            }
+        },
+    };
+}
+
+/// The summary says what is true.
+fn check_summary(registry: &Registry, workers: &[Simulated]) {
+    let summary = registry.summary();
+    for state in [State::Stalled, State::Stale, State::NeverStarted] {
+        let convicted = |worker: &&Simulated| worker.convicted == Some(state);
+        let expected = workers.iter().filter(convicted).count();
+        assert_eq!(summary.states.get(state), expected, "{state}: {summary}");
+    }
+    let living = workers.iter().filter(|worker| worker.handle.is_some());
+    assert_eq!(
+        summary.total - summary.states.get(State::Dead),
+        living.count()
+    );
+}
