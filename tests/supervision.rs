@@ -197,6 +197,32 @@ fn a_return_that_nobody_asked_for_is_a_death_unless_the_work_is_finite() {
 }
 
 #[test]
+fn a_worker_may_say_itself_that_it_failed() {
+    let world = World::new();
+    let worker = Supervisor::new(&world.registry)
+        .spawn(world.worker("w"), |hb| {
+            hb.fail("x".repeat(100_000));
+            Ok(())
+        })
+        .unwrap();
+    assert!(matches!(worker.join(), Exit::Failed { error } if error.len() <= 8_192));
+    assert!(matches!(cause(&worker.probe()), DeathCause::Failed { .. }));
+}
+
+#[test]
+fn handles_and_probes_can_go_anywhere() {
+    fn anywhere<T: Send + Sync + 'static>() {}
+    anywhere::<WorkerHeartbeat>();
+    anywhere::<Probe>();
+    anywhere::<Supervisor>();
+    anywhere::<worker_heartbeat::Registry>();
+    anywhere::<worker_heartbeat::Shutdown>();
+    anywhere::<worker_heartbeat::MockClock>();
+    anywhere::<worker_heartbeat::Health>();
+    anywhere::<Error>();
+}
+
+#[test]
 fn a_worker_that_is_asked_to_stop_is_stopped_by_its_supervisor() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry).restart(Restart::always());

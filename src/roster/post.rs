@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, SystemTime};
 
-use super::record::{Detail, Ended, Record, Task};
+use super::record::{Detail, Ended, Record, Task, cut};
 use super::slab::Chunk;
 use super::timeline::View;
 use crate::cell::{Cell, Episode, Glance, Life, Phase, Watch, Work};
@@ -29,6 +29,9 @@ pub(crate) struct Post {
 
 /// How often the thread of one stalled worker is looked at, at most.
 const MOST_LOOKS: u32 = 8;
+
+/// Longer reasons of a death are cut: the dead are remembered for long.
+const LONGEST_REASON: usize = 8 * 1024;
 
 /// How an incarnation is to end.
 #[derive(Debug)]
@@ -276,23 +279,25 @@ impl Post {
             return StopRequest::Known;
         }
         detail.stop_cause = Some(cause);
-        for waker in detail.on_stop.drain(..) {
-            wake(waker);
-        }
-        if detail.ended.is_some() {
-            return StopRequest::Known;
-        }
-        // Not ended, so the cell is still this worker's.
-        let cell = self.cell();
-        cell.set_state(Life {
-            stop_requested: true,
-            ..cell.state()
-        });
-        if cell.work().activity == Activity::Idle {
-            StopRequest::Idle
+        let request = if detail.ended.is_some() {
+            StopRequest::Known
         } else {
-            StopRequest::Working
-        }
+            // Not ended, so the cell is still this worker's.
+            let cell = self.cell();
+            cell.set_state(Life {
+                stop_requested: true,
+                ..cell.state()
+            });
+            match cell.work().activity {
+                Activity::Idle => StopRequest::Idle,
+                _ => StopRequest::Working,
+            }
+        };
+        let wakers = std::mem::take(&mut detail.on_stop);
+        // Not under the lock: an executor may poll from within.
+        drop(detail);
+        wakers.into_iter().for_each(wake);
+        request
     }
 
     /// Wakes this waker once the worker is asked to stop; at once if it has been.
@@ -338,7 +343,12 @@ impl Post {
                 };
                 (Ending::Stopped(cause), Phase::Stopped)
             }
-            End::Dead(cause) => {
+            End::Dead(mut cause) => {
+                if let DeathCause::Panicked { message: text, .. }
+                | DeathCause::Failed { error: text } = &mut cause
+                {
+                    cut(text, LONGEST_REASON);
+                }
                 let (run_id, task) = detail.task.at_death(beats);
                 let death = Death {
                     cause,

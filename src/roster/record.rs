@@ -223,16 +223,20 @@ fn same(kept: &str, given: &str, longest: usize) -> bool {
     given.len() <= longest && kept == given
 }
 
-/// Writes a text into a buffer that is used again, cut at a character boundary if it is too long.
+/// Cuts a text at a character boundary if it is too long, and marks it.
+pub(super) fn cut(text: &mut String, longest: usize) {
+    if text.len() > longest {
+        text.truncate(text.floor_char_boundary(longest - CUT.len_utf8()));
+        text.push(CUT);
+    }
+}
+
+/// Writes a text into a buffer that is used again, cut if it is too long.
 fn write_cut(buffer: &mut String, given: &str, longest: usize) {
     buffer.clear();
-    if given.len() <= longest {
-        buffer.push_str(given);
-    } else {
-        let end = given.floor_char_boundary(longest - CUT.len_utf8());
-        buffer.push_str(&given[..end]);
-        buffer.push(CUT);
-    }
+    // One character more than allowed is enough to see that it is too long.
+    buffer.push_str(&given[..given.floor_char_boundary(longest + 4)]);
+    cut(buffer, longest);
 }
 
 #[cfg(test)]

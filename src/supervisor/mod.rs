@@ -251,7 +251,16 @@ fn conclude(
     let exit = match outcome {
         Ok(exit) => {
             membership.end(exit.end(finite || asked));
-            exit
+            match (exit, post.ending()) {
+                // It said so itself before it returned.
+                (Exit::Completed, Some(Ending::Dead(death))) => match &death.cause {
+                    DeathCause::Failed { error } => Exit::Failed {
+                        error: error.clone(),
+                    },
+                    _ => Exit::Completed,
+                },
+                (exit, _) => exit,
+            }
         }
         Err(report) => {
             let exit = Exit::Panicked {
