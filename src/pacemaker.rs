@@ -243,7 +243,7 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
         return Moment::NEVER;
     };
     let mut reading = post.reading(view);
-    let health = post.judge(&mut reading, view);
+    let mut health = post.judge(&mut reading, view);
     let thresholds = &post.record.profile.thresholds;
     let outlook = next_change(&reading, thresholds);
     let before = glance.watch.episode;
@@ -257,10 +257,11 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
             let again = post.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
                 view.now.after(wait * roster.resolution())
             });
+            // With the evidence.
+            health = post.judge(&mut reading, view);
             (Episode::Stalled, again)
         }
         _ if health.state().is_terminal() => (Episode::Well, Moment::NEVER),
-        // It may stall as soon as it is at work again.
         // At rest it cannot stall, but at its next sign it may be at work.
         _ if outlook.convicted_at == Moment::NEVER && thresholds.stall_after.is_some() => {
             (Episode::Quiet, Moment::NEVER)

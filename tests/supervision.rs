@@ -90,10 +90,7 @@ fn a_panic_in_the_set_up_is_told_with_message_place_thread_and_stack() {
         told.starts_with("dead: panicked at tests/supervision.rs:"),
         "{told}"
     );
-    assert!(
-        told.ends_with(": no module named server, 0 s ago"),
-        "{told}"
-    );
+    assert!(told.ends_with(": no module named server"), "{told}");
     assert_eq!(names(&events), ["registered", "dead"]);
     assert!(!world.registry.summary().is_healthy(), "it does not vanish");
 }
@@ -207,6 +204,30 @@ fn a_worker_may_say_itself_that_it_failed() {
         .unwrap();
     assert!(matches!(worker.join(), Exit::Failed { error } if error.len() <= 8_192));
     assert!(matches!(cause(&worker.probe()), DeathCause::Failed { .. }));
+}
+
+#[test]
+fn a_failure_on_the_way_to_a_stop_is_not_hidden_by_the_stop() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    for panics in [false, true] {
+        let worker = supervisor
+            .spawn(world.worker("w"), move |hb| {
+                let task = hb.begin_task("run-1", "invoice");
+                let stop = hb.stop_receiver();
+                stop.recv()?;
+                // The guard goes idle, which ends a worker that was asked to stop.
+                drop(task);
+                assert!(!panics, "disk full");
+                Err("disk full: invoice lost".into())
+            })
+            .unwrap();
+        eventually("at work", || worker.probe().is_recent());
+        worker.stop();
+        assert!(!worker.join().is_completed());
+        assert!(worker.probe().health().to_string().contains("disk full"));
+    }
+    assert_eq!(world.registry.summary().total_dead, 2);
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl fmt::Display for Age {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs();
         let (large, large_unit, small, small_unit) = match seconds {
-            0..10 if self.0.subsec_millis() > 0 && seconds > 0 => {
+            1..10 if self.0.subsec_millis() >= 100 => {
                 return write!(f, "{seconds}.{} s", self.0.subsec_millis() / 100);
             }
             0 if self.0.is_zero() => return f.write_str("0 s"),
@@ -55,6 +55,7 @@ mod tests {
             (0, "0 s"),
             (7, "7 ms"),
             (1_000, "1 s"),
+            (1_099, "1 s"),
             (2_540, "2.5 s"),
             (12_900, "12 s"),
             (60_000, "1 min"),

@@ -93,7 +93,18 @@ impl Health {
     }
 }
 
+impl Health {
+    /// Why it is so, as a sentence without the state; `None` for the states that need no reason:
+    /// idle, active and processing.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        let text = self.to_string();
+        text.split_once(": ").map(|(_, reason)| reason.to_owned())
+    }
+}
+
 impl fmt::Display for Health {
+    /// The state, and after a colon its reason.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Starting { waited, grace } => write!(
@@ -124,9 +135,13 @@ impl fmt::Display for Health {
                 Age(*unwatched)
             ),
             Self::Stopping => f.write_str("stopping: finishing its task"),
-            Self::Stopped { by, ago } => write!(f, "stopped: {by}, {} ago", Age(*ago)),
+            Self::Stopped { by, ago } => {
+                write!(f, "stopped: {by}")?;
+                since(f, *ago)
+            }
             Self::Dead { death, ago } => {
-                write!(f, "dead: {}, {} ago", death.cause, Age(*ago))?;
+                write!(f, "dead: {}", death.cause)?;
+                since(f, *ago)?;
                 during(f, death.run_id.as_deref(), death.task.as_deref())?;
                 if let Some(restarts) = death.gave_up_after {
                     write!(f, "; gave up after {restarts} restarts")?;
@@ -345,6 +360,14 @@ impl fmt::Display for StallCause {
             Self::Unknown => f.write_str("cause unknown"),
         }
     }
+}
+
+/// How long ago it ended, unless that is just now.
+fn since(f: &mut fmt::Formatter<'_>, ago: Duration) -> fmt::Result {
+    if ago.is_zero() {
+        return Ok(());
+    }
+    write!(f, ", {} ago", Age(ago))
 }
 
 fn during(f: &mut fmt::Formatter<'_>, run_id: Option<&str>, task: Option<&str>) -> fmt::Result {

@@ -74,13 +74,11 @@ impl Drop for Membership {
         if self.post.record.holders.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
-        if !self.post.record.is_over() {
-            self.end(if thread::panicking() {
-                End::Dead(panics::unwinding().into())
-            } else {
-                End::Stopped(StopCause::Drop)
-            });
-        }
+        self.end(if thread::panicking() {
+            End::Overruled(panics::unwinding().into())
+        } else {
+            End::Stopped(StopCause::Drop)
+        });
         self.registry.retire(&self.post);
     }
 }

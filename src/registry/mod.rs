@@ -25,7 +25,7 @@ use crate::roster::post::{Post, settle};
 use crate::roster::profile::ProfileKey;
 use crate::roster::record::Record;
 use crate::roster::timeline::View;
-use crate::roster::{Expectation, Roster};
+use crate::roster::{Expectation, Roster, StopNews};
 use graveyard::Graveyard;
 use index::{ById, Index};
 pub(crate) use membership::Membership;
@@ -189,7 +189,9 @@ impl Registry {
         roster.emit(Some(&post.record), EventKind::Registered);
         let stopping = self.inner.stopping.lock().clone();
         if let Some(cause) = stopping {
-            roster.request_stop(&post, cause);
+            roster
+                .request_stop(std::slice::from_ref(&post), &cause)
+                .tell();
         }
         Ok(Membership::new(self.clone(), post))
     }
@@ -259,15 +261,14 @@ impl Registry {
         self.inner.pacemaker.leave();
     }
 
-    /// Asks every worker to stop, those to come included.
-    pub(crate) fn request_stop(&self, cause: &StopCause) {
+    /// Asks every worker to stop, those to come included. When this returns, all of them know.
+    pub(crate) fn request_stop(&self, cause: &StopCause) -> StopNews<'_> {
         self.inner
             .stopping
             .lock()
             .get_or_insert_with(|| cause.clone());
-        for post in self.inner.roster.posts() {
-            self.inner.roster.request_stop(&post, cause.clone());
-        }
+        let roster = &self.inner.roster;
+        roster.request_stop(&roster.posts(), cause)
     }
 
     /// Whether everybody was asked to stop.

@@ -22,7 +22,7 @@ use crate::health::{Health, State, StopCause};
 use events::{Event, EventKind, EventWorker, Hub};
 use journal::Journal;
 pub(crate) use journal::say;
-use post::{End, Post, StopRequest};
+use post::{End, Post, wake};
 use profile::Profiles;
 use record::Record;
 use slab::Slab;
@@ -108,14 +108,20 @@ impl Roster {
 
     /// Tells subscribers and the log. Never under a lock.
     pub(crate) fn emit(&self, worker: Option<&Record>, kind: EventKind) {
+        if let Some(event) = self.publish(worker, kind) {
+            self.log(&event);
+        }
+    }
+
+    /// Tells subscribers, which takes no time. Returns what is to be told to the log, which may.
+    fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
         let mut event = Event {
             at: self.clock.wall(),
             worker: None,
             kind,
         };
-        let level = event.level();
-        if self.hub.is_empty() && level > log::max_level() {
-            return;
+        if self.hub.is_empty() && event.level() > log::max_level() {
+            return None;
         }
         event.worker = worker.map(|record| EventWorker {
             id: record.id.to_string(),
@@ -124,7 +130,11 @@ impl Roster {
             incarnation: record.incarnation(),
         });
         self.hub.send(&event);
-        self.journal.write(self.clock.now(), level, &event);
+        Some(event)
+    }
+
+    fn log(&self, event: &Event) {
+        self.journal.write(self.clock.now(), event.level(), event);
     }
 
     pub(crate) fn flush_journal(&self) {
@@ -135,27 +145,49 @@ impl Roster {
 
     /// Ends a worker's incarnation and tells. `false` if it had ended before.
     pub(crate) fn end(&self, post: &Post, end: End) -> bool {
-        let Some(health) = post.end(end, &self.view(), self.clock.wall()) else {
-            return false;
-        };
-        self.changed.store(true, Ordering::Release);
-        self.emit(Some(&post.record), EventKind::Became(health));
-        *self.ends.lock() += 1;
-        self.ended.notify_all();
-        true
+        let ended = self.end_quietly(post, end);
+        if let Some(event) = ended.1 {
+            self.log(&event);
+        }
+        ended.0
     }
 
-    /// Asks a worker to stop; an idle one is stopped at once.
-    pub(crate) fn request_stop(&self, post: &Post, cause: StopCause) {
-        match post.request_stop(cause) {
-            StopRequest::Known => {}
-            StopRequest::Working => {
-                self.emit(Some(&post.record), EventKind::Became(Health::Stopping));
-            }
-            StopRequest::Idle => {
-                self.end(post, End::Stopped(StopCause::Completed));
+    /// Ends a worker's incarnation; what is to be logged is left to the caller.
+    fn end_quietly(&self, post: &Post, end: End) -> (bool, Option<Event>) {
+        let Some(health) = post.end(end, &self.view(), self.clock.wall()) else {
+            return (false, None);
+        };
+        self.changed.store(true, Ordering::Release);
+        let event = self.publish(Some(&post.record), EventKind::Became(health));
+        *self.ends.lock() += 1;
+        self.ended.notify_all();
+        (true, event)
+    }
+
+    /// Asks workers to stop; idle ones are stopped at once. When this returns, all of them know;
+    /// executors and the log, which may take their time, are told by [`StopNews::tell`].
+    pub(crate) fn request_stop(&self, posts: &[Post], cause: &StopCause) -> StopNews<'_> {
+        let mut news = StopNews {
+            roster: self,
+            wakers: Vec::new(),
+            events: Vec::new(),
+        };
+        // Subscribers first, so that nobody hears of a worker's end before the request.
+        for post in posts {
+            if post.claim_stop(cause.clone()) == Some(true) {
+                let kind = EventKind::Became(Health::Stopping);
+                news.events.extend(self.publish(Some(&post.record), kind));
             }
         }
+        for post in posts {
+            let (idle, wakers) = post.show_stop();
+            news.wakers.extend(wakers);
+            if idle {
+                let (_, event) = self.end_quietly(post, End::Stopped(StopCause::Completed));
+                news.events.extend(event);
+            }
+        }
+        news
     }
 
     /// Waits until `over` says so, looking again at every end, for no longer than `timeout`.
@@ -232,6 +264,23 @@ impl Roster {
             .collect();
         let next = timers.iter().map(|(at, _)| *at).min();
         (due, next.unwrap_or(Moment::NEVER))
+    }
+}
+
+/// What is left to do once workers were asked to stop.
+#[must_use = "executors wait to be told"]
+pub(crate) struct StopNews<'a> {
+    roster: &'a Roster,
+    wakers: Vec<Waker>,
+    events: Vec<Event>,
+}
+
+impl StopNews<'_> {
+    pub(crate) fn tell(self) {
+        self.wakers.into_iter().for_each(wake);
+        for event in self.events {
+            self.roster.log(&event);
+        }
     }
 }
 

@@ -27,8 +27,8 @@ pub(crate) struct Post {
     pub record: Arc<Record>,
 }
 
-/// How often the thread of one stalled worker is looked at, at most.
-const MOST_LOOKS: u32 = 8;
+/// The longest time between two looks at a stalled worker's thread: two to this many resolutions.
+const LONGEST_WAIT: u32 = 6;
 
 /// Longer reasons of a death are cut: the dead are remembered for long.
 const LONGEST_REASON: usize = 8 * 1024;
@@ -39,17 +39,8 @@ pub(crate) enum End {
     /// In good order. If it was asked to stop, by whom it was asked.
     Stopped(StopCause),
     Dead(DeathCause),
-}
-
-/// What became of a request to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StopRequest {
-    /// It was asked before, or has ended.
-    Known,
-    /// It is at work, and will see it.
-    Working,
-    /// It is idle: nothing is left to wait for.
-    Idle,
+    /// As `Dead`, even if the worker had ended in good order: its thread came to grief after.
+    Overruled(DeathCause),
 }
 
 impl Post {
@@ -163,18 +154,23 @@ impl Post {
             return detail.first_sample.as_ref().map(|_| 1);
         };
         let age = first.age();
-        let conclusive = age >= evidence::LONG_WINDOW;
+        let long = age >= evidence::LONG_WINDOW;
         let first_finding =
             age >= evidence::SHORTEST_WINDOW && detail.evidence == StallCause::Unknown;
-        if (conclusive || first_finding)
-            && let Some(cause) = Sample::take(thread).and_then(|now| now.since(&first))
+        detail.first_sample = if (long || first_finding)
+            && let Some(now) = Sample::take(thread)
+            && let Some(cause) = now.since(&first)
         {
             detail.evidence = cause;
-        }
-        detail.first_sample = Some(first);
-        detail.looks += 1;
-        // Twice as long each time, and not for ever: a mock clock's time passes in no time.
-        (!conclusive && detail.looks < MOST_LOOKS).then(|| 1 << detail.looks)
+            // The next finding is about the time from here on.
+            Some(if long { now } else { first })
+        } else {
+            Some(first)
+        };
+        // Twice as long each time, so that neither a host with many stalled workers nor a mock
+        // clock, whose time passes in no time, spends its days with looking.
+        detail.looks = (detail.looks + 1).min(LONGEST_WAIT);
+        Some(1 << detail.looks)
     }
 
     // --- the worker's own doing -----------------------------------------------------------------
@@ -273,31 +269,35 @@ impl Post {
 
     // --- changes of life ------------------------------------------------------------------------
 
-    pub(crate) fn request_stop(&self, cause: StopCause) -> StopRequest {
+    /// Notes who asks the worker to stop; it does not see it yet. Returns whether it is at work.
+    /// `None`: it was asked before, or has ended.
+    pub(crate) fn claim_stop(&self, cause: StopCause) -> Option<bool> {
         let mut detail = self.record.detail();
         if detail.stop_cause.is_some() {
-            return StopRequest::Known;
+            return None;
         }
         detail.stop_cause = Some(cause);
-        let request = if detail.ended.is_some() {
-            StopRequest::Known
-        } else {
+        if detail.ended.is_some() {
+            return None;
+        }
+        Some(self.cell().work().activity != Activity::Idle)
+    }
+
+    /// Lets the worker see that it was asked. Returns whether it is idle, so that nothing is left to
+    /// wait for, and whom to wake.
+    pub(crate) fn show_stop(&self) -> (bool, Vec<Waker>) {
+        let mut detail = self.record.detail();
+        let mut idle = false;
+        if detail.ended.is_none() {
             // Not ended, so the cell is still this worker's.
             let cell = self.cell();
             cell.set_state(Life {
                 stop_requested: true,
                 ..cell.state()
             });
-            match cell.work().activity {
-                Activity::Idle => StopRequest::Idle,
-                _ => StopRequest::Working,
-            }
-        };
-        let wakers = std::mem::take(&mut detail.on_stop);
-        // Not under the lock: an executor may poll from within.
-        drop(detail);
-        wakers.into_iter().for_each(wake);
-        request
+            idle = cell.work().activity == Activity::Idle;
+        }
+        (idle, std::mem::take(&mut detail.on_stop))
     }
 
     /// Wakes this waker once the worker is asked to stop; at once if it has been.
@@ -323,11 +323,20 @@ impl Post {
         Some(self.record.ended()?.ending)
     }
 
-    /// Ends the incarnation. `None` if it has ended before: the first end counts.
+    /// Ends the incarnation. `None` if it has ended before: the first end counts, but that a
+    /// failure overrules an end in good order that came before it.
     pub(crate) fn end(&self, end: End, view: &View, wall: SystemTime) -> Option<Health> {
         let mut detail = self.record.detail();
-        if detail.ended.is_some() {
-            return None;
+        match (&detail.ended, &end) {
+            (None, _) => {}
+            (
+                Some(Ended {
+                    ending: Ending::Stopped(_),
+                    ..
+                }),
+                End::Overruled(_),
+            ) => {}
+            _ => return None,
         }
         let cell = self.cell();
         let life = cell.state();
@@ -343,7 +352,7 @@ impl Post {
                 };
                 (Ending::Stopped(cause), Phase::Stopped)
             }
-            End::Dead(mut cause) => {
+            End::Dead(mut cause) | End::Overruled(mut cause) => {
                 if let DeathCause::Panicked { message: text, .. }
                 | DeathCause::Failed { error: text } = &mut cause
                 {

@@ -42,7 +42,7 @@ pub(crate) struct Detail {
     pub silent_since: Moment,
     pub first_sample: Option<Sample>,
     pub evidence: StallCause,
-    /// How often its thread was looked at since the first sample.
+    /// How often its thread was looked at; beyond a few, it is not counted.
     pub looks: u32,
     pub last_death: Option<Arc<Death>>,
     pub restarts: u32,

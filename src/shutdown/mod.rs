@@ -20,7 +20,7 @@ pub use signals::Signal;
 use crate::health::StopCause;
 use crate::panics::{self, OnFatal};
 use crate::registry::Registry;
-use crate::roster::say;
+use crate::roster::{StopNews, say};
 use crate::supervisor::HungWorker;
 use signals::{Hooks, wire::Bell};
 
@@ -119,7 +119,7 @@ impl Shutdown {
     #[must_use]
     pub fn signal(&self) -> Option<Signal> {
         match self.inner.progress.lock().begun {
-            Some((ShutdownCause::Signal(signal), _)) => Some(signal),
+            Some((ShutdownCause::Signal(signal), _)) if self.requested() => Some(signal),
             _ => None,
         }
     }
@@ -131,11 +131,11 @@ impl Shutdown {
         let (sender, receiver) = bounded(1);
         let mut progress = self.inner.progress.lock();
         match progress.begun {
-            Some((cause, _)) => {
+            Some((cause, _)) if self.requested() => {
                 // It has room for one, so it cannot fail.
                 let _ = sender.try_send(cause);
             }
-            None => progress.receivers.push(sender),
+            _ => progress.receivers.push(sender),
         }
         receiver
     }
@@ -144,7 +144,7 @@ impl Shutdown {
     pub fn trigger(&self) {
         if self.inner.begin(ShutdownCause::Triggered) {
             self.inner.bell.ring();
-            self.inner.stop_workers(ShutdownCause::Triggered);
+            self.inner.announce(ShutdownCause::Triggered);
         }
     }
 
@@ -169,26 +169,35 @@ impl Inner {
             return false;
         }
         progress.begun = Some((cause, Instant::now()));
-        self.requested.store(true, Ordering::Release);
-        for receiver in progress.receivers.drain(..) {
-            let _ = receiver.try_send(cause);
-        }
-        self.changed.notify_all();
         true
     }
 
-    fn stop_workers(&self, cause: ShutdownCause) {
+    /// Asks the workers to stop, then tells the application, and then the log.
+    fn announce(&self, cause: ShutdownCause) {
         let stop_cause = match cause {
             ShutdownCause::Signal(signal) => StopCause::Signal(signal.name()),
             ShutdownCause::Triggered => StopCause::Shutdown,
         };
-        for registry in &self.registries {
-            registry.request_stop(&stop_cause);
+        // The workers before the application: what it does to end them must not look like a return
+        // that nobody asked for.
+        let news: Vec<_> = self
+            .registries
+            .iter()
+            .map(|registry| registry.request_stop(&stop_cause))
+            .collect();
+        let mut progress = self.progress.lock();
+        self.requested.store(true, Ordering::Release);
+        for receiver in progress.receivers.drain(..) {
+            let _ = receiver.try_send(cause);
         }
+        drop(progress);
+        self.changed.notify_all();
+
         say(
             log::Level::Info,
             format_args!("shutdown begun by {cause}, {:?} allowed", self.timeout),
         );
+        news.into_iter().for_each(StopNews::tell);
     }
 
     // --- the thread that depends on nothing -----------------------------------------------------
@@ -225,9 +234,9 @@ impl Inner {
             let inner = Arc::clone(self);
             let begun = thread::Builder::new()
                 .name("wh-shutdown".to_owned())
-                .spawn(move || inner.stop_workers(cause));
+                .spawn(move || inner.announce(cause));
             if begun.is_err() {
-                self.stop_workers(cause);
+                self.announce(cause);
             }
             return;
         }
@@ -304,7 +313,9 @@ impl Inner {
                 return report.clone();
             }
             match progress.begun {
-                Some(begun) if !progress.attended => break begun,
+                Some(begun) if !progress.attended && self.requested.load(Ordering::Acquire) => {
+                    break begun;
+                }
                 _ => self.changed.wait(&mut progress),
             }
         };

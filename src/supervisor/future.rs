@@ -152,9 +152,9 @@ where
             Poll::Ready(Ok(output)) => {
                 // Telling a failure runs code of the application too.
                 match panics::supervise(&life.on_fatal, || output.failure()) {
-                    Ok(Some(error)) => life.end(End::Dead(DeathCause::Failed { error })),
+                    Ok(Some(error)) => life.end(End::Overruled(DeathCause::Failed { error })),
                     Ok(None) => life.end(End::Stopped(StopCause::Completed)),
-                    Err(report) => life.end(End::Dead(report.into())),
+                    Err(report) => life.end(End::Overruled(report.into())),
                 }
                 Poll::Ready(Ok(output))
             }
@@ -163,7 +163,7 @@ where
                     id: life.membership.post().record.id.to_string(),
                     message: report.message.clone(),
                 };
-                life.end(End::Dead(report.into()));
+                life.end(End::Overruled(report.into()));
                 Poll::Ready(Err(error))
             }
         }
@@ -235,7 +235,7 @@ impl<F> Drop for Life<F> {
             return;
         }
         self.membership.end(if std::thread::panicking() {
-            End::Dead(panics::unwinding().into())
+            End::Overruled(panics::unwinding().into())
         } else {
             End::Stopped(StopCause::Cancelled)
         });

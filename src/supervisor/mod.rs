@@ -78,9 +78,7 @@ impl Supervisor {
                 None => Duration::MAX,
             };
             let waiting = u32::try_from(left + 1).unwrap_or(u32::MAX);
-            self.registry
-                .roster()
-                .request_stop(&child.post, StopCause::Supervisor);
+            ask(&self.registry, &child.post);
             child.ending.wait(rest / waiting);
         }
         let view = self.registry.view();
@@ -186,7 +184,7 @@ impl Exit {
         match self {
             Self::Completed if finite => End::Stopped(StopCause::Completed),
             Self::Completed => End::Dead(DeathCause::Exited),
-            Self::Failed { error } => End::Dead(DeathCause::Failed {
+            Self::Failed { error } => End::Overruled(DeathCause::Failed {
                 error: error.clone(),
             }),
             _ => End::Stopped(StopCause::Cancelled),
@@ -229,13 +227,21 @@ impl Finish {
     }
 }
 
+/// Asks one worker to stop.
+fn ask(registry: &Registry, post: &Post) {
+    let roster = registry.roster();
+    roster
+        .request_stop(std::slice::from_ref(post), &StopCause::Supervisor)
+        .tell();
+}
+
 /// Marks the worker dead and logs it when a panic is about to abort the process.
 fn on_fatal(membership: &Membership) -> OnFatal {
     let (registry, post) = (membership.registry().clone(), membership.post().clone());
     Arc::new(move |report| {
         registry
             .roster()
-            .end(&post, End::Dead(report.clone().into()));
+            .end(&post, End::Overruled(report.clone().into()));
     })
 }
 
@@ -267,7 +273,7 @@ fn conclude(
                 message: report.message.clone(),
                 location: report.location.clone(),
             };
-            membership.end(End::Dead(report.into()));
+            membership.end(End::Overruled(report.into()));
             exit
         }
     };

@@ -10,10 +10,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::restart::{Decision, Restart, Restarts};
-use super::{Exit, Finish, Supervisor, begin_again, conclude, on_fatal};
+use super::{Exit, Finish, Supervisor, ask, begin_again, conclude, on_fatal};
 use crate::clock::Sleeper;
 use crate::error::{BoxError, Error};
-use crate::health::{StopCause, evidence};
+use crate::health::evidence;
 use crate::panics;
 use crate::registry::{Probe, Registry};
 use crate::roster::post::Post;
@@ -161,9 +161,7 @@ impl SupervisedWorker {
 
     /// Asks the worker to stop. It is not waited for.
     pub fn stop(&self) {
-        self.registry
-            .roster()
-            .request_stop(&self.post, StopCause::Supervisor);
+        ask(&self.registry, &self.post);
     }
 
     /// Waits for the worker's end after its last life, and tells how it ended. To be called by

@@ -5,8 +5,11 @@ mod env;
 mod guards;
 
 use std::fmt;
-use std::task::Poll;
+use std::sync::Arc;
+use std::task::{Poll, Wake, Waker};
 use std::time::{Duration, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 pub use builder::Builder;
 pub use guards::{SilenceGuard, TaskGuard};
@@ -113,13 +116,22 @@ impl WorkerHeartbeat {
     /// Waits until somebody asks the worker to stop: for `select!` in an asynchronous worker.
     pub fn wait_for_stop(&self) -> impl Future<Output = ()> + '_ {
         std::future::poll_fn(|context| {
-            let post = self.membership.post();
-            if !post.stop_requested() {
-                post.on_stop(context.waker());
-                return Poll::Pending;
+            if self.stop_requested() {
+                return Poll::Ready(());
             }
-            Poll::Ready(())
+            self.membership.post().on_stop(context.waker());
+            Poll::Pending
         })
+    }
+
+    /// A channel that gets one message when somebody asks the worker to stop, at once if that has
+    /// been: for a thread that waits on channels, with [`crossbeam_channel::select!`].
+    #[must_use]
+    pub fn stop_receiver(&self) -> Receiver<()> {
+        let (sender, receiver) = bounded(1);
+        let waker = Waker::from(Arc::new(Messenger(sender)));
+        self.membership.post().on_stop(&waker);
+        receiver
     }
 
     /// Ends the worker in good order. A second call, like any update that follows, changes nothing.
@@ -187,6 +199,16 @@ impl WorkerHeartbeat {
     #[must_use]
     pub fn probe(&self) -> Probe {
         self.membership.probe()
+    }
+}
+
+/// A waker that sends a message.
+struct Messenger(Sender<()>);
+
+impl Wake for Messenger {
+    fn wake(self: Arc<Self>) {
+        // There is room for the one message.
+        let _ = self.0.try_send(());
     }
 }
 

@@ -1,0 +1,190 @@
+//! A small farm of workers on one screen: some work, and some go wrong in every way there is.
+//!
+//! ```text
+//! cargo run --example tour
+//! ```
+//!
+//! Ctrl-C ends it in good order; `--seconds N` ends it by itself. Two workers checksum every file
+//! below the current directory and a third one, a future, collects the results. Next to them, one
+//! has nothing to do, one panics, one hangs, one spins and one fails over and over again.
+
+mod arguments;
+mod checksum;
+mod farm;
+mod screen;
+mod table;
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use arguments::Request;
+use farm::Farm;
+use screen::Screen;
+use table::{Line, Tint};
+use worker_heartbeat::{BoxError, Event, Registry, Shutdown, ShutdownReport, Subscription};
+
+/// How many of the last events are shown.
+const EVENTS: usize = 6;
+
+fn main() -> ExitCode {
+    match arguments::parse(std::env::args_os().skip(1)) {
+        Ok(Request::Help) => {
+            println!("{}", arguments::USAGE);
+            ExitCode::SUCCESS
+        }
+        Ok(Request::Run { time_limit }) => run(time_limit).unwrap_or_else(|error| {
+            eprintln!("tour: {error}");
+            ExitCode::FAILURE
+        }),
+        Err(complaint) => {
+            eprintln!("tour: {complaint}\n\n{}", arguments::USAGE);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(time_limit: Option<Duration>) -> Result<ExitCode, BoxError> {
+    let registry = Registry::global();
+    let shutdown = Shutdown::builder().registry(registry).install()?;
+    let mut news = News::of(registry.subscribe());
+    // Before the first supervised worker: its supervisor calls the panic hook that it finds.
+    let mut screen = Screen::open()?;
+    let mut farm = Farm::start(registry)?;
+
+    let watched = watch(&mut screen, &farm, &mut news, &shutdown, time_limit);
+    // Also when nothing can be shown any more: the workers end in good order.
+    shutdown.trigger();
+    // The terminal is as before, whatever happens from here on.
+    screen.close()?;
+    // A thread cannot be killed. The one that hangs can only end when its call does.
+    farm.hang_up();
+    let report = shutdown.wait();
+    news.catch_up();
+    let parting =
+        watched.and_then(|()| screen.print(&last_page(&farm, &news, screen.columns(), &report)));
+    match parting {
+        // Whoever read this has seen enough, such as `head`.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        result => result?,
+    }
+    Ok(report.exit_code())
+}
+
+/// Shows the farm until a signal comes or the time is up.
+fn watch(
+    screen: &mut Screen,
+    farm: &Farm,
+    news: &mut News,
+    shutdown: &Shutdown,
+    time_limit: Option<Duration>,
+) -> io::Result<()> {
+    let begun = Instant::now();
+    let asked = shutdown.receiver();
+    loop {
+        news.catch_up();
+        let mut page = head(begun.elapsed(), time_limit);
+        page.extend(table::rows(&farm.snapshots(), screen.columns()));
+        page.extend(news.lines(screen.rows().saturating_sub(page.len())));
+        screen.draw(&page)?;
+        let left = time_limit.map(|limit| limit.saturating_sub(begun.elapsed()));
+        if left == Some(Duration::ZERO) {
+            return Ok(());
+        }
+        let pause = left.unwrap_or(Duration::MAX).min(screen.refresh());
+        if asked.recv_timeout(pause).is_ok() {
+            return Ok(());
+        }
+    }
+}
+
+fn head(elapsed: Duration, time_limit: Option<Duration>) -> Vec<Line> {
+    let end = match time_limit {
+        Some(limit) => format!("It ends after {} s, or by Ctrl-C.", limit.as_secs()),
+        None => "Ctrl-C ends it in good order.".to_owned(),
+    };
+    vec![
+        Line::new(
+            format!("worker-heartbeat, after {} s. {end}", elapsed.as_secs()),
+            Tint::Bold,
+        ),
+        Line::plain(census()),
+        Line::plain(""),
+    ]
+}
+
+/// How many workers are in which state.
+fn census() -> String {
+    let summary = Registry::global().summary();
+    let counts: Vec<_> = summary
+        .states
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(state, count)| format!("{count} {}", table::name(state)))
+        .collect();
+    format!("{} workers: {}", summary.total, counts.join(", "))
+}
+
+/// How it ended, and what is known of everyone.
+fn last_page(farm: &Farm, news: &News, columns: usize, report: &ShutdownReport) -> Vec<Line> {
+    let mut page = vec![
+        Line::new("The end of the tour", Tint::Bold),
+        Line::plain(census()),
+        Line::plain(""),
+    ];
+    page.extend(table::rows(&farm.snapshots(), columns));
+    page.extend(news.lines(usize::MAX));
+    let end = if report.is_clean() {
+        "every worker ended in time".to_owned()
+    } else {
+        format!("{} workers hung", report.hung.len())
+    };
+    page.push(Line::plain(""));
+    page.push(Line::new(
+        format!(
+            "Shut down by {} within {} ms: {end}.",
+            report.cause,
+            report.took.as_millis()
+        ),
+        Tint::Bold,
+    ));
+    page
+}
+
+/// The last few events.
+struct News {
+    subscription: Subscription,
+    begun: SystemTime,
+    last: VecDeque<Event>,
+}
+
+impl News {
+    fn of(subscription: Subscription) -> Self {
+        Self {
+            subscription,
+            begun: SystemTime::now(),
+            last: VecDeque::new(),
+        }
+    }
+
+    fn catch_up(&mut self) {
+        for event in self.subscription.try_iter() {
+            self.last.push_back(event);
+            if self.last.len() > EVENTS {
+                self.last.pop_front();
+            }
+        }
+    }
+
+    /// As many of them as there is room for, the newest at the end.
+    fn lines(&self, room: usize) -> Vec<Line> {
+        let mut lines = vec![Line::plain(""), Line::new("LAST EVENTS", Tint::Bold)];
+        let too_many = (lines.len() + self.last.len()).saturating_sub(room);
+        lines.extend(self.last.iter().skip(too_many).map(|event| {
+            let at = event.at.duration_since(self.begun).unwrap_or_default();
+            Line::plain(format!("{:6.1} s  {event}", at.as_secs_f64()))
+        }));
+        lines
+    }
+}

@@ -1,0 +1,496 @@
+//! Every example, run as a real process.
+
+#[path = "support/examples_http.rs"]
+mod http;
+#[path = "support/examples_process.rs"]
+mod process;
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use http::{connect, exchange, get, read_answer};
+use nix::sys::signal::Signal;
+use process::{Example, binary, poll, run, sources};
+
+// --- the folder --------------------------------------------------------------------------------------
+
+#[test]
+fn every_example_says_how_to_run_it_and_has_a_test() {
+    let tests = include_str!("examples.rs");
+    let mut examples = 0;
+    for entry in fs::read_dir(sources()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let source = if path.is_dir() {
+            path.join("main.rs")
+        } else {
+            path.clone()
+        };
+        let source = fs::read_to_string(source).unwrap();
+        assert!(
+            source.starts_with("//! "),
+            "{name} does not begin with its idea"
+        );
+        let command = format!("//! cargo run --example {name}");
+        assert!(
+            source.contains(&command),
+            "{name} does not say how to run it"
+        );
+        assert!(tests.contains(&format!("\"{name}\"")), "{name} has no test");
+        examples += 1;
+    }
+    assert!(examples >= 9, "only {examples} examples were found");
+}
+
+// --- the tour ----------------------------------------------------------------------------------------
+
+/// A folder with a few files, gone when it is dropped.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("wh-{name}-{}", std::process::id()));
+        fs::create_dir_all(folder.join("below")).unwrap();
+        fs::create_dir_all(folder.join("target")).unwrap();
+        fs::create_dir_all(folder.join(".git")).unwrap();
+        fs::write(folder.join("target/skipped"), "x").unwrap();
+        fs::write(folder.join(".git/skipped"), "x").unwrap();
+        for number in 0..5 {
+            fs::write(folder.join(format!("text-{number}")), "text").unwrap();
+            fs::write(
+                folder.join(format!("below/large-{number}")),
+                vec![7; 200_000],
+            )
+            .unwrap();
+        }
+        // Names may hold anything, also what clears a terminal or breaks a line.
+        fs::write(folder.join("evil\u{1b}[2J\n.txt"), "").unwrap();
+        fs::write(folder.join("evil\u{202e}txt.exe"), "").unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A worker's row on a page, and the reason below it.
+fn row<'a>(page: &'a str, id: &str) -> (&'a str, &'a str) {
+    let mut lines = page.lines().skip_while(|line| !line.starts_with(id));
+    let row = lines
+        .next()
+        .unwrap_or_else(|| panic!("{id} is missing in:\n{page}"));
+    let why = lines.next().and_then(|line| line.trim().strip_prefix("└ "));
+    (row, why.unwrap_or(""))
+}
+
+/// A worker's row, of which the state is known.
+#[track_caller]
+fn row_of_state<'a>(page: &'a str, id: &str, state: &str) -> (&'a str, &'a str) {
+    let (row, why) = row(page, id);
+    assert!(
+        row.contains(&format!(" {state} ")),
+        "{id} is not {state} in:\n{page}"
+    );
+    (row, why)
+}
+
+#[track_caller]
+fn assert_has(text: &str, part: &str) {
+    assert!(text.contains(part), "{part:?} is not in {text:?}");
+}
+
+#[test]
+fn the_tour_shows_every_kind_of_worker_and_why_it_is_as_it_is() {
+    let files = Files::new("kinds");
+    let ended = Example::start_in(&files.0, "tour", &["--seconds", "7"]).end();
+    ended.assert_success();
+    let stdout = &ended.stdout;
+    assert!(
+        !stdout.contains('\u{1b}'),
+        "there is no terminal to speak to:\n{stdout}"
+    );
+    assert!(!stdout.contains('\u{202e}'), "turned around:\n{stdout}");
+    assert!(!stdout.contains("skipped"), "{stdout}");
+
+    let (pages, end) = stdout.split_once("The end of the tour").unwrap();
+    let pages: Vec<_> = pages.split("worker-heartbeat, after ").skip(1).collect();
+    assert!(pages.len() >= 4, "{stdout}");
+    let last = pages[pages.len() - 1];
+
+    // Healthy, with its task and progress. Between two passes it has none, for a moment.
+    for id in ["checksum-1", "checksum-2"] {
+        let at_work = |page: &&&str| row(page, id).0.contains(" processing ");
+        let (row, _) = row(pages.iter().find(at_work).unwrap(), id);
+        assert_has(row, "pass-");
+        assert_has(row, " of 6");
+    }
+    assert!(
+        pages.iter().any(|page| page.contains("below/large-")),
+        "{stdout}"
+    );
+    let (collector, _) = row_of_state(last, "collector", "processing");
+    assert_has(collector, "checksums, 12 files");
+    row_of_state(last, "mailer", "idle");
+    let (_, why) = row_of_state(last, "importer", "dead");
+    assert_is_the_place(why);
+    let (payments, why) = row_of_state(last, "payments", "stalled");
+    assert_has(payments, "order-17, waiting for the bank's answer");
+    assert_has(why, "2 s allowed; blocked");
+    let (_, why) = row_of_state(last, "search", "stalled");
+    // On a busy machine, a spinning thread may wait for a processor longer than it gets one.
+    let spins = why.contains("2 s allowed; busy") || why.contains("2 s allowed; starved");
+    assert!(spins, "{why}");
+    let (uploader, why) = row_of_state(last, "uploader", "dead");
+    assert_has(uploader, " 3 ");
+    assert_has(why, "failed: cannot connect to 127.0.0.1:1");
+    assert_has(why, "gave up after 3 restarts");
+    assert_has(last, "worker uploader: given up after 3 restarts");
+    assert_has(last, "8 workers: ");
+
+    assert_has(end, "8 workers: 6 stopped, 2 dead");
+    assert_is_the_place(row_of_state(end, "importer", "dead").1);
+    row_of_state(end, "payments", "stopped");
+    assert_has(end, "Shut down by the application");
+    assert_has(end, "every worker ended in time");
+    // Without a table to tear up, panics are printed as everywhere.
+    assert_has(&ended.stderr, "IMPORT_PORT must be a number");
+}
+
+/// Asserts that the panic is told with the line that it happened in.
+#[track_caller]
+fn assert_is_the_place(why: &str) {
+    let place = why.strip_prefix("panicked at examples/tour/farm.rs:");
+    let (line, message) = place.and_then(|place| place.split_once(": ")).unwrap();
+    let line: usize = line.parse().unwrap();
+    let source = fs::read_to_string(sources().join("tour/farm.rs")).unwrap();
+    let source = source.lines().nth(line - 1).unwrap();
+    assert_has(source, "IMPORT_PORT must be a number");
+    assert_has(message, "IMPORT_PORT must be a number");
+}
+
+#[test]
+fn ctrl_c_ends_the_tour_in_good_order() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let end = end_of_the_tour_by(signal);
+        assert_has(&end, "every worker ended in time");
+        for id in ["checksum-1", "checksum-2", "collector", "search"] {
+            let (row, _) = row_of_state(&end, id, "stopped");
+            assert_has(row, &format!("by {}", signal.as_str()));
+        }
+    }
+}
+
+#[test]
+fn nobody_dies_of_a_shutdown() {
+    // Both return because the tour, once told of the shutdown, ends the calls that they wait in.
+    for _ in 0..10 {
+        let end = end_of_the_tour_by(Signal::SIGINT);
+        for id in ["mailer", "payments"] {
+            let (row, _) = row_of_state(&end, id, "stopped");
+            assert_has(row, "by SIGINT");
+        }
+    }
+}
+
+fn end_of_the_tour_by(signal: Signal) -> String {
+    let tour = Example::start("tour", &[]);
+    // By then one is dead, and the others work, wait, hang and spin.
+    tour.wait_for("a death", |out| out.contains("└ panicked").then_some(()));
+    tour.send(signal);
+    let ended = tour.end();
+    ended.assert_success();
+    let (_, end) = ended.stdout.split_once("The end of the tour").unwrap();
+    assert_has(end, &format!("Shut down by {}", signal.as_str()));
+    end.to_owned()
+}
+
+#[test]
+fn the_tour_ends_when_nobody_reads_it_any_more() {
+    let mut tour = Command::new(binary("tour"))
+        .current_dir(sources())
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(tour.stdout.take());
+    let status = poll("the end of the tour", || tour.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn wrong_arguments_are_refused_with_a_usage_message() {
+    for (name, arguments, complaint) in [
+        (
+            "tour",
+            &["--second", "5"][..],
+            "unknown argument \"--second\"",
+        ),
+        ("tour", &["--seconds"], "--seconds needs a number"),
+        ("tour", &["--seconds", "soon"], "1 to 86400, not \"soon\""),
+        ("tour", &["--seconds=-1"], "1 to 86400, not \"-1\""),
+        ("tour", &["--seconds", "0"], "1 to 86400, not \"0\""),
+        ("02_health_handler", &["--die-after"], "no sense"),
+        (
+            "02_health_handler",
+            &["127.0.0.1:0", "--die-after", "x"],
+            "--die-after",
+        ),
+        ("05_graceful_shutdown", &["--seconds", "x"], "Usage"),
+    ] {
+        let ended = run(name, arguments);
+        assert_eq!(ended.status.code(), Some(2), "{ended:#?}");
+        assert_has(&ended.stderr, "Usage: ");
+        assert_has(&ended.stderr, complaint);
+        assert_eq!(ended.stdout, "");
+    }
+    let ended = run("tour", &["--help"]);
+    ended.assert_success();
+    ended.assert_tells(&["Usage: cargo run --example tour", "--seconds N"]);
+}
+
+// --- one idea each -----------------------------------------------------------------------------------
+
+#[test]
+fn quick_start_goes_through_the_states() {
+    let ended = run("01_quick_start", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        "is_recent: true   resizer-1: processing cat.jpg (resizing), for ",
+        "is_recent: true   resizer-1: processing mammoth.jpg (resizing), for ",
+        "is_recent: false  resizer-1: stalled: no progress for ",
+        "400 ms allowed; ",
+        "during mammoth.jpg (resizing)",
+        "is_recent: true   resizer-1: idle",
+        "is_recent: false  resizer-1: stopped: its handle was dropped",
+    ]);
+}
+
+#[test]
+fn supervisor_restarts_and_gives_up() {
+    let ended = run("03_supervisor", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        "import: Completed",
+        "import: stopped: completed",
+        "indexer: given up after 3 restarts",
+        "panicked at examples/03_supervisor.rs:",
+        ": the index is damaged",
+        "restart 1 in ",
+        "failed: the index cannot be opened: no such file",
+        "restart 2 in ",
+        "restart 3 in ",
+        "worker indexer: given up after 3 restarts",
+        "0 active, 1 dead, 1 stopped; indexer: dead: failed: ",
+        "during attempt-4 (reading the index); gave up after 3 restarts",
+    ]);
+}
+
+#[test]
+fn futures_end_in_four_ways() {
+    let ended = run("04_futures", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        "completes: stopped: completed",
+        "fails: dead: failed: no route to host",
+        "waits: active",
+        "waits: stopped: its future was cancelled",
+        "supervise() returned: worker \"panics\" panicked: the cache is poisoned",
+        "panics: dead: panicked at examples/04_futures.rs:",
+        ": the cache is poisoned",
+    ]);
+}
+
+#[test]
+fn graceful_shutdown_cleans_up_after_the_work() {
+    let by_itself = run("05_graceful_shutdown", &["--seconds", "1"]);
+    by_itself.assert_tells(&[
+        "ended by the application: 0 hung",
+        "copier-",
+        "stopped: by shutdown",
+    ]);
+    let terminated = Example::start("05_graceful_shutdown", &[]);
+    terminated.wait_for("work", |out| out.contains("copied page 1").then_some(()));
+    terminated.send(Signal::SIGTERM);
+    let terminated = terminated.end();
+    terminated.assert_tells(&["ended by SIGTERM: 0 hung", "copier-", "stopped: by SIGTERM"]);
+
+    for ended in [by_itself, terminated] {
+        ended.assert_success();
+        ended.assert_tells(&["shutting down", "writing the cache", "closing the database"]);
+        let (_, after_cleanup) = ended.stdout.split_once("writing the cache").unwrap();
+        assert!(!after_cleanup.contains("copied page"), "{}", ended.stdout);
+    }
+}
+
+#[test]
+fn mock_clock_takes_hours_in_an_instant() {
+    let begun = Instant::now();
+    let ended = run("06_mock_clock", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        "six hours without work: no alert",
+        "no alert",
+        "billing-1: stalled: no progress for 5 min 1 s, 5 min allowed",
+        "one beat: no alert",
+        "twelve hours suspended: no alert",
+    ]);
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn expect_silence_tells_a_long_call_from_a_stall() {
+    let ended = run("07_expect_silence", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        "unannounced: stalled: no progress for ",
+        "announced: processing",
+        "In the end:",
+        "unannounced: stopped: completed",
+        "announced: stopped: completed",
+    ]);
+}
+
+#[test]
+fn events_tell_the_beginning_and_the_end_of_a_trouble() {
+    let ended = run("08_events", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        "!!PAGE  1 of 2 expected workers of type mail live",
+        "all ok  all expected workers of type mail live",
+        "!!PAGE  worker mail-2: stalled: ",
+        "all ok  worker mail-2: recovered from stalled after ",
+        "!!PAGE  worker mail-2: dead: failed: the mailbox is full",
+        "!!PAGE  1 of 2 expected workers of type mail live",
+        "  note  worker mail-1: stopped: by stop()",
+        "events that were lost: 0",
+    ]);
+    assert_eq!(
+        ended.stdout.matches(": stalled: ").count(),
+        1,
+        "one event for one episode"
+    );
+}
+
+// --- the health handler ------------------------------------------------------------------------------
+
+const PATH: &str = "/v1/worker/health";
+
+/// Starts it on a port of the system's choice. Returns also its address.
+fn health_handler(arguments: &[&str]) -> (Example, String) {
+    let handler = Example::start("02_health_handler", &[&["127.0.0.1:0"], arguments].concat());
+    let address = handler.wait_for("the address", |out| {
+        let (_, url) = out.split_once("listening on http://")?;
+        Some(url.split_once(PATH)?.0.to_owned())
+    });
+    (handler, address)
+}
+
+#[test]
+fn health_handler_tells_life_from_death_and_why() {
+    let (_handler, address) = health_handler(&["--die-after", "2"]);
+    let well = poll("a healthy worker", || {
+        Some(get(&address, PATH)).filter(|answer| answer.status == 200)
+    });
+    assert_has(&well.head, "Content-Type: application/json");
+    let json = well.json();
+    assert_eq!(json["alive"], "true");
+    assert!(
+        ["active", "idle", "processing"].contains(&&*json["state"]),
+        "{json:?}"
+    );
+    assert!(
+        json["last_heartbeat"].parse::<f64>().unwrap() > 1.7e9,
+        "{json:?}"
+    );
+
+    let dead = poll("a dead worker", || {
+        Some(get(&address, PATH)).filter(|answer| answer.status == 503)
+    });
+    let json = dead.json();
+    assert_eq!(json["alive"], "false");
+    assert_eq!(json["state"], "dead");
+    assert_has(
+        &json["reason"],
+        "panicked at examples/02_health_handler.rs:",
+    );
+    assert_has(&json["reason"], ": no module named \"server\", ");
+    assert_has(&json["reason"], "during job-");
+    // It stays dead, and its heartbeat stays where it was.
+    let later = get(&address, &format!("{PATH}?again=1"));
+    assert_eq!(later.status, 503);
+    let difference = later.json()["last_heartbeat"].parse::<f64>().unwrap()
+        - json["last_heartbeat"].parse::<f64>().unwrap();
+    assert!(difference.abs() < 0.5, "{difference}");
+}
+
+#[test]
+fn health_handler_refuses_what_it_does_not_understand() {
+    let (_handler, address) = health_handler(&[]);
+    assert_eq!(get(&address, "/").status, 404);
+    assert_eq!(get(&address, "/v1/worker/health/more").status, 404);
+    for method in ["HEAD", "POST", "DELETE", "get"] {
+        let request = format!("{method} {PATH} HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody");
+        let answer = exchange(&address, request.as_bytes());
+        assert_eq!(answer.status, 405, "{method}");
+        assert_has(&answer.head, "Allow: GET");
+    }
+    for garbage in [
+        &b"\r\n\r\n"[..],
+        b"GET\r\n\r\n",
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n",
+        b"GET /v1/worker/health\r\n\r\n",
+        b"GET /v1/worker/health HTTP/9.9\r\n\r\n",
+        b"GET /v1/worker/health HTTP/1.1 HTTP/1.1\r\n\r\n",
+    ] {
+        assert_eq!(exchange(&address, garbage).status, 400, "{garbage:?}");
+    }
+    let endless = format!("GET {PATH} HTTP/1.1\r\nX: {}", "x".repeat(9_000));
+    assert_eq!(exchange(&address, endless.as_bytes()).status, 431);
+    // One that says nothing and goes.
+    drop(connect(&address));
+    let lively = poll("an answer", || {
+        Some(get(&address, PATH)).filter(|answer| answer.status == 200)
+    });
+    assert_eq!(lively.json()["alive"], "true");
+}
+
+#[test]
+fn health_handler_is_not_held_up_by_slow_clients() {
+    let (_handler, address) = health_handler(&[]);
+    let silent: Vec<_> = (0..20).map(|_| connect(&address)).collect();
+    let mut trickling = connect(&address);
+    let trickle = thread::spawn(move || {
+        let begun = Instant::now();
+        trickling
+            .write_all(format!("GET {PATH} HTTP/1.1\r\nX: ").as_bytes())
+            .unwrap();
+        // Until the handler has enough of it.
+        while begun.elapsed() < Duration::from_secs(20) && trickling.write_all(b"x").is_ok() {
+            // It is the pause between two bytes that makes a client slow.
+            thread::sleep(Duration::from_millis(100));
+        }
+        begun.elapsed()
+    });
+    let begun = Instant::now();
+    poll("an answer", || {
+        Some(get(&address, PATH)).filter(|answer| answer.status == 200)
+    });
+    assert!(
+        begun.elapsed() < Duration::from_millis(1_500),
+        "{:?}",
+        begun.elapsed()
+    );
+    for client in silent {
+        assert_eq!(read_answer(client).status, 408);
+    }
+    assert!(trickle.join().unwrap() < Duration::from_secs(15));
+}
