@@ -35,7 +35,7 @@ static ALLOCATOR: Counting = Counting;
 const MINUTE: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_secs(600);
 const STEPS_A_DAY: u32 = 144;
-const DAYS: u32 = 100;
+const DAYS: u32 = 1_000;
 const WORKERS: usize = 200;
 /// No healthy worker is silent for longer than two steps: not even long enough for a warning.
 const STALL_AFTER: Duration = Duration::from_secs(35 * 60);
@@ -231,7 +231,7 @@ fn a_thousand_days_of_two_hundred_workers() {
 
     println!("{injected:?} in {:?}", begun.elapsed());
     for fault in ["crashed", "hung", "did not start", "suspended", "panicked"] {
-        assert!(injected[fault] > 0, "{fault}: too few to prove anything");
+        assert!(injected[fault] > 30, "{fault}: too few to prove anything");
     }
     let (early, late) = (memory[DAYS as usize / 10], memory[DAYS as usize - 1]);
     println!("live bytes after a tenth: {early}, at the end: {late}");
