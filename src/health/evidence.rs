@@ -14,6 +14,11 @@ pub(crate) const SHORTEST_WINDOW: Duration = Duration::from_millis(10);
 /// More than this says nothing new.
 pub(crate) const LONG_WINDOW: Duration = Duration::from_millis(100);
 
+/// From this share of a processor on, a thread is busy.
+const BUSY_PERCENT: u8 = 10;
+/// From this share of its time in a run queue on, a thread that is not busy is starved.
+const STARVED_PERCENT: u8 = 50;
+
 thread_local! {
     static THREAD: Cell<Option<u32>> = const { Cell::new(None) };
 }
@@ -95,11 +100,13 @@ impl Sample {
         };
         let cpu = percent(self.cpu, first.cpu);
         let queued = percent(self.queued, first.queued);
-        // A thread that waits for a processor wants to run; whether it would work or spin, it can
-        // do neither. One that used some is busy, however slowly: a blocked one uses none.
-        Some(if queued >= 50 && queued > cpu {
+        // One that got a fair piece of a processor is busy, even on a crowded host. One that got
+        // next to none, and waited for it, is starved. A blocked one neither uses nor wants any.
+        Some(if cpu >= BUSY_PERCENT {
+            StallCause::Busy { percent: cpu }
+        } else if queued >= STARVED_PERCENT {
             StallCause::Starved { percent: queued }
-        } else if cpu >= 10 || (self.running && cpu > 0) {
+        } else if self.running && cpu > 0 {
             StallCause::Busy { percent: cpu }
         } else {
             StallCause::Blocked {
@@ -163,7 +170,9 @@ mod tests {
             .since(&first)
         };
         assert_eq!(later(97, 3), Some(StallCause::Busy { percent: 97 }));
-        assert_eq!(later(10, 0), Some(StallCause::Busy { percent: 10 }));
+        assert_eq!(later(10, 90), Some(StallCause::Busy { percent: 10 }));
+        assert_eq!(later(9, 50), Some(StallCause::Starved { percent: 50 }));
+        assert!(matches!(later(9, 49), Some(StallCause::Blocked { .. })));
         assert_eq!(later(1, 98), Some(StallCause::Starved { percent: 98 }));
         assert_eq!(
             later(1, 0),
