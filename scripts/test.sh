@@ -5,3 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cargo test --all-features
+
+# The models run the same code on loom's atomics, in a build of its own.
+RUSTFLAGS="--cfg loom" cargo test --release --lib --target-dir target/loom models
