@@ -338,11 +338,14 @@ impl Cell {
     // --- the pacemaker's side -------------------------------------------------------------------
 
     /// Stamps progress that came since the last look, and tells whether there is more to do.
+    ///
+    /// What is due is judged by the tick's time. Progress is stamped with a time that is read after
+    /// it was seen: a tick may take long, and a beat made meanwhile must not be dated before it.
     #[inline]
-    pub(crate) fn observe(&self, now: Moment) -> Sign {
+    pub(crate) fn observe(&self, tick: Moment, now: impl FnOnce() -> Moment) -> Sign {
         let watch = self.watch.load(Ordering::Acquire);
         let well = watch & 7 == 0;
-        let expected = if watch >> 3 <= now.as_nanos() {
+        let expected = if watch >> 3 <= tick.as_nanos() {
             Sign::Look
         } else if well {
             Sign::None
@@ -355,6 +358,7 @@ impl Cell {
         if counter == self.seen.load(Ordering::Relaxed) && !new_task {
             return expected;
         }
+        let now = now();
         if new_task {
             // Milliseconds, rounded up so that a task's age is never over-estimated.
             let millis = now.as_nanos().div_ceil(1_000_000);
@@ -466,6 +470,11 @@ mod tests {
         }
     }
 
+    fn observe(cell: &Cell, nanos: u64) -> Sign {
+        let now = Moment::from_nanos(nanos);
+        cell.observe(now, || now)
+    }
+
     const SOON: Watch = Watch {
         episode: Episode::Starting,
         due: Moment::from_nanos(50),
@@ -478,7 +487,7 @@ mod tests {
         let glance = cell.glance().unwrap();
         assert!(!glance.beaten && !glance.moved);
         assert_eq!(
-            cell.observe(Moment::from_nanos(20)),
+            observe(&cell, 20),
             Sign::LookAt(SOON.due),
             "nothing to tell yet"
         );
@@ -486,27 +495,19 @@ mod tests {
         let glance = cell.glance().unwrap();
         assert!(glance.beaten && glance.moved);
         assert_eq!(glance.progress_at, Moment::from_nanos(10));
-        assert_eq!(
-            cell.observe(Moment::from_nanos(30)),
-            Sign::Look,
-            "its first beat is news"
-        );
+        assert_eq!(observe(&cell, 30), Sign::Look, "its first beat is news");
         let glance = cell.glance().unwrap();
         assert!(glance.beaten && !glance.moved);
         assert_eq!(glance.progress_at, Moment::from_nanos(30));
         assert_eq!(glance.beats, 1);
-        assert_eq!(
-            cell.observe(Moment::from_nanos(50)),
-            Sign::Look,
-            "it is due"
-        );
+        assert_eq!(observe(&cell, 50), Sign::Look, "it is due");
         cell.set_watch(Watch {
             episode: Episode::Well,
             due: Moment::from_nanos(60),
         });
         cell.beat();
-        assert_eq!(cell.observe(Moment::from_nanos(59)), Sign::None);
-        assert_eq!(cell.observe(Moment::from_nanos(60)), Sign::Look);
+        assert_eq!(observe(&cell, 59), Sign::None);
+        assert_eq!(observe(&cell, 60), Sign::Look);
     }
 
     #[test]
@@ -533,12 +534,12 @@ mod tests {
         work.task = work.next_task();
         cell.beat_with(work);
         assert_eq!(cell.glance().unwrap().task_at, None);
-        cell.observe(Moment::from_nanos(1_500_000));
+        observe(&cell, 1_500_000);
         let first = Some(Moment::from_nanos(2_000_000));
         assert_eq!(cell.glance().unwrap().task_at, first);
         assert!(!cell.glance().unwrap().moved);
         cell.beat();
-        cell.observe(Moment::from_nanos(9_000_000));
+        observe(&cell, 9_000_000);
         assert_eq!(cell.glance().unwrap().task_at, first);
     }
 }

@@ -200,7 +200,7 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
     let mut next = view.now.after(resolution);
     for chunk in &*roster.slab.chunks() {
         for (offset, cell) in chunk.cells().iter().enumerate() {
-            match cell.observe(view.now) {
+            match cell.observe(view.now, || roster.view().now) {
                 Sign::None => {}
                 Sign::LookAt(due) => next = next.min(due),
                 Sign::Look => next = next.min(examine(roster, chunk, offset, &view)),
