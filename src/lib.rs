@@ -16,6 +16,7 @@ mod cell;
 mod clock;
 mod error;
 mod health;
+mod notice;
 mod pacemaker;
 mod panics;
 mod registry;

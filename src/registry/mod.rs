@@ -374,7 +374,7 @@ impl Registry {
     pub(crate) fn drain(&self, deadline: Instant) -> Vec<Post> {
         let timeout = deadline.saturating_duration_since(Instant::now());
         let roster = &self.inner.roster;
-        roster.wait_for_ends(timeout, || self.living().is_empty());
+        roster.wait_for_ends(timeout, || self.living().is_empty() && roster.all_told());
         self.living()
     }
 

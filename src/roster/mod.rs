@@ -10,7 +10,7 @@ pub(crate) mod timeline;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -42,10 +42,19 @@ pub(crate) struct Roster {
     /// Workers came, went, ended or are expected since the pacemaker last counted them.
     pub changed: AtomicBool,
     pub expected: Mutex<BTreeMap<String, Expectation>>,
-    timers: Mutex<Vec<(Moment, Waker)>>,
+    timers: Mutex<Timers>,
+    /// How many are about to tell the log of an end.
+    telling: AtomicUsize,
     /// Counts ends, for those who wait for one.
     ends: Mutex<u64>,
     ended: Condvar,
+}
+
+/// Tasks to be woken by the pacemaker.
+#[derive(Debug, Default)]
+struct Timers {
+    by_number: BTreeMap<u64, (Moment, Waker)>,
+    next: u64,
 }
 
 /// How many workers of a type are expected.
@@ -70,6 +79,7 @@ impl Roster {
             changed: AtomicBool::new(false),
             expected: Mutex::default(),
             timers: Mutex::default(),
+            telling: AtomicUsize::new(0),
             ends: Mutex::new(0),
             ended: Condvar::new(),
         }
@@ -145,23 +155,28 @@ impl Roster {
 
     /// Ends a worker's incarnation and tells. `false` if it had ended before.
     pub(crate) fn end(&self, post: &Post, end: End) -> bool {
-        let ended = self.end_quietly(post, end);
-        if let Some(event) = ended.1 {
+        let telling = Telling::begin(self);
+        let (ended, event) = self.end_quietly(post, end);
+        if let Some(event) = event {
             self.log(&event);
         }
-        ended.0
+        drop(telling);
+        ended
     }
 
-    /// Ends a worker's incarnation; what is to be logged is left to the caller.
+    /// Ends a worker's incarnation; what is to be logged is left to the caller, who is telling.
     fn end_quietly(&self, post: &Post, end: End) -> (bool, Option<Event>) {
         let Some(health) = post.end(end, &self.view(), self.clock.wall()) else {
             return (false, None);
         };
         self.changed.store(true, Ordering::Release);
         let event = self.publish(Some(&post.record), EventKind::Became(health));
-        *self.ends.lock() += 1;
-        self.ended.notify_all();
         (true, event)
+    }
+
+    /// Whether the log has been told of every end.
+    pub(crate) fn all_told(&self) -> bool {
+        self.telling.load(Ordering::Acquire) == 0
     }
 
     /// Asks workers to stop; idle ones are stopped at once. When this returns, all of them know;
@@ -169,6 +184,7 @@ impl Roster {
     pub(crate) fn request_stop(&self, posts: &[Post], cause: &StopCause) -> StopNews<'_> {
         let mut news = StopNews {
             roster: self,
+            _telling: Telling::begin(self),
             wakers: Vec::new(),
             events: Vec::new(),
         };
@@ -250,20 +266,56 @@ impl Roster {
 
     // --- timers for futures ---------------------------------------------------------------------
 
-    /// Wakes a future's task once the clock shows `at`. The caller rings the pacemaker.
-    pub(crate) fn add_timer(&self, at: Moment, waker: Waker) {
-        self.timers.lock().push((at, waker));
+    /// Wakes a future's task once the clock shows `at`. Returns the number to forget it by, and to
+    /// replace it by. The caller rings the pacemaker.
+    pub(crate) fn set_timer(&self, known: Option<u64>, at: Moment, waker: &Waker) -> u64 {
+        let mut timers = self.timers.lock();
+        let number = known.unwrap_or_else(|| {
+            timers.next += 1;
+            timers.next
+        });
+        let timer = (at, waker.clone());
+        let replaced = timers.by_number.insert(number, timer);
+        drop(timers);
+        // Not under the lock: it belongs to an executor.
+        drop(replaced);
+        number
+    }
+
+    pub(crate) fn forget_timer(&self, number: u64) {
+        let forgotten = self.timers.lock().by_number.remove(&number);
+        drop(forgotten);
     }
 
     /// Takes out the timers that are due, and tells when the next one is.
     pub(crate) fn due_timers(&self, now: Moment) -> (Vec<Waker>, Moment) {
         let mut timers = self.timers.lock();
         let due = timers
-            .extract_if(.., |(at, _)| *at <= now)
-            .map(|(_, waker)| waker)
+            .by_number
+            .extract_if(.., |_, (at, _)| *at <= now)
+            .map(|(_, (_, waker))| waker)
             .collect();
-        let next = timers.iter().map(|(at, _)| *at).min();
+        let next = timers.by_number.values().map(|(at, _)| *at).min();
         (due, next.unwrap_or(Moment::NEVER))
+    }
+}
+
+/// Somebody is about to tell the log of an end: a process that waits for the ends of its workers
+/// waits for that too.
+struct Telling<'a>(&'a Roster);
+
+impl<'a> Telling<'a> {
+    fn begin(roster: &'a Roster) -> Self {
+        roster.telling.fetch_add(1, Ordering::AcqRel);
+        Self(roster)
+    }
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        self.0.telling.fetch_sub(1, Ordering::AcqRel);
+        *self.0.ends.lock() += 1;
+        self.0.ended.notify_all();
     }
 }
 
@@ -271,6 +323,7 @@ impl Roster {
 #[must_use = "executors wait to be told"]
 pub(crate) struct StopNews<'a> {
     roster: &'a Roster,
+    _telling: Telling<'a>,
     wakers: Vec<Waker>,
     events: Vec<Event>,
 }

@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime};
 use super::record::{Detail, Ended, Record, Task, cut};
 use super::slab::Chunk;
 use super::timeline::View;
+use crossbeam_channel::Receiver;
+
 use crate::cell::{Cell, Episode, Glance, Life, Phase, Watch, Work};
 use crate::clock::Moment;
 use crate::health::evidence::{self, Sample};
@@ -297,18 +299,48 @@ impl Post {
             });
             idle = cell.work().activity == Activity::Idle;
         }
-        (idle, std::mem::take(&mut detail.on_stop))
+        detail.stop_notice.say(());
+        let wakers = detail.on_stop.drain(..).map(|(_, waker)| waker);
+        (idle, wakers.collect())
     }
 
-    /// Wakes this waker once the worker is asked to stop; at once if it has been.
-    pub(crate) fn on_stop(&self, waker: &Waker) {
+    /// Wakes this waker once the worker is asked to stop; at once if it has been. Returns the number
+    /// to forget it by, and to replace it by.
+    pub(crate) fn on_stop(&self, known: Option<u64>, waker: &Waker) -> u64 {
         let mut detail = self.record.detail();
+        let next = detail.on_stop.last().map_or(0, |(number, _)| number + 1);
+        let number = known.unwrap_or(next);
         if detail.stop_cause.is_some() {
             drop(detail);
             wake(waker.clone());
-        } else if !detail.on_stop.iter().any(|known| known.will_wake(waker)) {
-            detail.on_stop.push(waker.clone());
+            return number;
         }
+        match detail
+            .on_stop
+            .iter_mut()
+            .find(|(other, _)| *other == number)
+        {
+            Some((_, old)) => old.clone_from(waker),
+            None => detail.on_stop.push((number, waker.clone())),
+        }
+        number
+    }
+
+    pub(crate) fn forget_stop(&self, number: u64) {
+        let forgotten = self.record.known_detail().and_then(|mut detail| {
+            let at = detail
+                .on_stop
+                .iter()
+                .position(|(other, _)| *other == number)?;
+            Some(detail.on_stop.remove(at))
+        });
+        // Not under the lock: it belongs to an executor.
+        drop(forgotten);
+    }
+
+    /// A channel that gets a message when the worker is asked to stop.
+    pub(crate) fn stop_receiver(&self) -> Receiver<()> {
+        self.record.detail().stop_notice.receiver()
     }
 
     /// Whether the worker was asked to stop, in this incarnation or between two.

@@ -13,6 +13,7 @@ use crate::cell::Slot;
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
 use crate::health::{Death, Ending, StallCause, StopCause};
+use crate::notice::Notice;
 
 /// One worker. Most of it comes into being only when it is needed: a worker that just beats costs
 /// its cell, its id and this.
@@ -53,8 +54,10 @@ pub(crate) struct Detail {
     pub marked_offline: bool,
     /// Another worker has taken over its id.
     pub superseded: bool,
-    /// Whom to wake when it is asked to stop.
-    pub on_stop: Vec<Waker>,
+    /// Whom to wake when it is asked to stop, by number.
+    pub on_stop: Vec<(u64, Waker)>,
+    /// Told when it is asked to stop.
+    pub stop_notice: Notice<()>,
 }
 
 /// What the worker says it is at. The texts are kept in buffers that are used again.
@@ -154,6 +157,7 @@ impl Detail {
             marked_offline: false,
             superseded: false,
             on_stop: Vec::new(),
+            stop_notice: Notice::new(),
         }
     }
 

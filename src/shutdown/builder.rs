@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{Cleanup, Hooks, Inner, Progress, Shutdown, Signal, start};
 use crate::error::Error;
+use crate::notice::Notice;
 use crate::registry::Registry;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -109,6 +110,11 @@ impl ShutdownBuilder {
     }
 
     fn hook(self) -> Result<Shutdown, Error> {
+        // The thread before the hooks: without it, signals would go nowhere.
+        let thread = start().map_err(|source| Error::Thread {
+            name: "wh-signals".to_owned(),
+            source,
+        })?;
         let (hooks, bell) = Hooks::install(&self.signals)?;
         let inner = Arc::new(Inner {
             registries: self.registries,
@@ -116,17 +122,19 @@ impl ShutdownBuilder {
             force_exit: self.force_exit,
             requested: AtomicBool::new(false),
             progress: Mutex::new(Progress {
+                begun: None,
                 cleanups: self.cleanups,
-                ..Progress::default()
+                cleaning: None,
+                attended: false,
+                report: None,
+                notice: Notice::new(),
             }),
             changed: Condvar::new(),
             bell,
             exiting: AtomicBool::new(false),
         });
-        start(&inner, hooks).map_err(|source| Error::Thread {
-            name: "wh-signals".to_owned(),
-            source,
-        })?;
+        // The thread is waiting for it.
+        let _ = thread.send((Arc::clone(&inner), hooks));
         Ok(Shutdown { inner })
     }
 }

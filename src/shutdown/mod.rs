@@ -4,7 +4,6 @@ mod builder;
 mod report;
 mod signals;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,6 +17,7 @@ pub use report::{CleanupReport, ShutdownCause, ShutdownReport};
 pub use signals::Signal;
 
 use crate::health::StopCause;
+use crate::notice::Notice;
 use crate::panics::{self, OnFatal};
 use crate::registry::Registry;
 use crate::roster::{StopNews, say};
@@ -79,7 +79,7 @@ struct Inner {
     exiting: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Progress {
     begun: Option<(ShutdownCause, Instant)>,
     cleanups: Vec<Cleanup>,
@@ -88,7 +88,7 @@ struct Progress {
     /// Somebody is in `wait`, and sees to it that it goes on.
     attended: bool,
     report: Option<ShutdownReport>,
-    receivers: Vec<Sender<ShutdownCause>>,
+    notice: Notice<ShutdownCause>,
 }
 
 /// Something to do when all workers have ended.
@@ -124,20 +124,11 @@ impl Shutdown {
         }
     }
 
-    /// A channel that gets one message when the shutdown begins, at once if it has: for
+    /// A channel that gets a message, and is closed, when the shutdown begins; at once if it has: for
     /// [`crossbeam_channel::select!`] and for threads that block on channels.
     #[must_use]
     pub fn receiver(&self) -> Receiver<ShutdownCause> {
-        let (sender, receiver) = bounded(1);
-        let mut progress = self.inner.progress.lock();
-        match progress.begun {
-            Some((cause, _)) if self.requested() => {
-                // It has room for one, so it cannot fail.
-                let _ = sender.try_send(cause);
-            }
-            _ => progress.receivers.push(sender),
-        }
-        receiver
+        self.inner.progress.lock().notice.receiver()
     }
 
     /// Begins the shutdown. If it has begun, nothing changes.
@@ -187,9 +178,7 @@ impl Inner {
             .collect();
         let mut progress = self.progress.lock();
         self.requested.store(true, Ordering::Release);
-        for receiver in progress.receivers.drain(..) {
-            let _ = receiver.try_send(cause);
-        }
+        progress.notice.say(cause);
         drop(progress);
         self.changed.notify_all();
 
@@ -371,20 +360,16 @@ impl Inner {
     }
 }
 
-/// Starts the thread that waits for signals. It lives as long as the process.
-fn start(inner: &Arc<Inner>, hooks: Hooks) -> std::io::Result<()> {
-    let inner = Arc::clone(inner);
+/// Starts the thread that waits for signals, as soon as it is handed its hooks. It lives as long as
+/// the process, or ends at once if there are to be none.
+fn start() -> std::io::Result<Sender<(Arc<Inner>, Hooks)>> {
+    let (sender, receiver) = bounded::<(Arc<Inner>, Hooks)>(1);
     thread::Builder::new()
         .name("wh-signals".to_owned())
         .spawn(move || {
-            let mut hooks = Some(hooks);
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| {
-                if let Some(hooks) = hooks.take() {
-                    inner.watch(hooks);
-                }
-            })) {
-                panics::dispose(payload);
+            if let Ok((inner, hooks)) = receiver.recv() {
+                inner.watch(hooks);
             }
-        })
-        .map(drop)
+        })?;
+    Ok(sender)
 }

@@ -87,19 +87,32 @@ impl Hooks {
             signal: "signals",
             source,
         })?;
+        let refused = |signal: Signal, source| Error::Signal {
+            signal: signal.name(),
+            source,
+        };
+        // Everything that may run out before the first hook: a signal that was hooked once never
+        // gets its default action back.
+        let mut wanted: Vec<(Signal, i32, wire::Bell)> = Vec::new();
+        for signal in signals {
+            let known = wanted.iter().any(|(other, ..)| other == signal);
+            let ignored = *signal == Signal::Hangup && hangup_is_ignored();
+            if let Some(number) = signal.number()
+                && !known
+                && !ignored
+            {
+                let bell = bell
+                    .try_clone()
+                    .map_err(|source| refused(*signal, source))?;
+                wanted.push((*signal, number, bell));
+            }
+        }
         let mut hooks = Self {
             arrived: Vec::new(),
             wire,
         };
         let mut ids = Vec::new();
-        for signal in signals {
-            let Some(number) = signal.number() else {
-                continue;
-            };
-            let known = hooks.arrived.iter().any(|(other, _)| other == signal);
-            if known || (*signal == Signal::Hangup && hangup_is_ignored()) {
-                continue;
-            }
+        for (signal, number, bell) in wanted {
             let arrived = Arc::new(AtomicBool::new(false));
             // First the flag, then the wake-up, so that who is woken finds the flag.
             let hooked = signal_hook::flag::register(number, Arc::clone(&arrived))
@@ -109,12 +122,9 @@ impl Hooks {
                 for id in ids {
                     signal_hook::low_level::unregister(id);
                 }
-                return Err(Error::Signal {
-                    signal: signal.name(),
-                    source,
-                });
+                return Err(refused(signal, source));
             }
-            hooks.arrived.push((*signal, arrived));
+            hooks.arrived.push((signal, arrived));
         }
         Ok((hooks, bell))
     }
@@ -175,8 +185,12 @@ pub(super) mod wire {
             let _ = (&self.0).write(&[0]);
         }
 
-        pub(super) fn ring_on(&self, signal: i32) -> io::Result<Option<SigId>> {
-            signal_hook::low_level::pipe::register(signal, self.0.try_clone()?).map(Some)
+        pub(super) fn try_clone(&self) -> io::Result<Self> {
+            self.0.try_clone().map(Self)
+        }
+
+        pub(super) fn ring_on(self, signal: i32) -> io::Result<Option<SigId>> {
+            signal_hook::low_level::pipe::register(signal, self.0).map(Some)
         }
     }
 
@@ -215,7 +229,11 @@ pub(super) mod wire {
     impl Bell {
         pub(in super::super) fn ring(&self) {}
 
-        pub(super) fn ring_on(&self, _signal: i32) -> io::Result<Option<SigId>> {
+        pub(super) fn try_clone(&self) -> io::Result<Self> {
+            Ok(Self)
+        }
+
+        pub(super) fn ring_on(self, _signal: i32) -> io::Result<Option<SigId>> {
             Ok(None)
         }
     }

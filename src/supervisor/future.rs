@@ -12,7 +12,7 @@ use crate::clock::Moment;
 use crate::error::Error;
 use crate::health::{DeathCause, StopCause, evidence};
 use crate::panics::{self, OnFatal, PanicReport};
-use crate::registry::{Membership, Registry};
+use crate::registry::Membership;
 use crate::roster::post::End;
 use crate::worker::{Builder, WorkerHeartbeat};
 
@@ -286,7 +286,13 @@ impl Supervisor {
                 };
                 let registry = membership.registry();
                 let due = registry.clock().now().after(delay);
-                sleep_until(registry, &membership, due).await;
+                Backoff {
+                    membership: &membership,
+                    due,
+                    timer: None,
+                    on_stop: None,
+                }
+                .await;
                 if !begin_again(&membership) {
                     ending.0.set(exit.clone());
                     return exit;
@@ -305,24 +311,39 @@ impl Drop for FinishOnDrop {
     }
 }
 
-/// Waits for a moment, or until the worker is asked to stop. The pacemaker wakes the task.
-async fn sleep_until(registry: &Registry, membership: &Membership, due: Moment) {
-    let mut registered = None;
-    std::future::poll_fn(|context| {
-        if registry.clock().now() >= due || membership.post().stop_requested() {
+/// Waits for a moment, or until the worker is asked to stop. The pacemaker wakes the task. Dropped,
+/// it leaves nothing behind.
+struct Backoff<'a> {
+    membership: &'a Membership,
+    due: Moment,
+    timer: Option<u64>,
+    on_stop: Option<u64>,
+}
+
+impl Future for Backoff<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let registry = self.membership.registry();
+        let post = self.membership.post();
+        if registry.clock().now() >= self.due || post.stop_requested() {
             return Poll::Ready(());
         }
         let waker = context.waker();
-        if !registered
-            .as_ref()
-            .is_some_and(|known| waker.will_wake(known))
-        {
-            registered = Some(waker.clone());
-            registry.roster().add_timer(due, waker.clone());
-            registry.ring();
-            membership.post().on_stop(waker);
-        }
+        self.timer = Some(registry.roster().set_timer(self.timer, self.due, waker));
+        self.on_stop = Some(post.on_stop(self.on_stop, waker));
+        registry.ring();
         Poll::Pending
-    })
-    .await;
+    }
+}
+
+impl Drop for Backoff<'_> {
+    fn drop(&mut self) {
+        if let Some(timer) = self.timer {
+            self.membership.registry().roster().forget_timer(timer);
+        }
+        if let Some(number) = self.on_stop {
+            self.membership.post().forget_stop(number);
+        }
+    }
 }

@@ -105,10 +105,11 @@ where
         };
         let clock = membership.registry().clock();
         let due = clock.now().after(delay);
-        membership.post().on_stop(&alarm);
+        let number = membership.post().on_stop(None, &alarm);
         while clock.now() < due && !membership.post().stop_requested() {
             sleeper.sleep_until(due);
         }
+        membership.post().forget_stop(number);
         if !begin_again(membership) {
             break exit;
         }

@@ -5,11 +5,11 @@ mod env;
 mod guards;
 
 use std::fmt;
-use std::sync::Arc;
-use std::task::{Poll, Wake, Waker};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Receiver;
 
 pub use builder::Builder;
 pub use guards::{SilenceGuard, TaskGuard};
@@ -115,23 +115,17 @@ impl WorkerHeartbeat {
 
     /// Waits until somebody asks the worker to stop: for `select!` in an asynchronous worker.
     pub fn wait_for_stop(&self) -> impl Future<Output = ()> + '_ {
-        std::future::poll_fn(|context| {
-            if self.stop_requested() {
-                return Poll::Ready(());
-            }
-            self.membership.post().on_stop(context.waker());
-            Poll::Pending
-        })
+        StopRequested {
+            worker: self,
+            number: None,
+        }
     }
 
-    /// A channel that gets one message when somebody asks the worker to stop, at once if that has
-    /// been: for a thread that waits on channels, with [`crossbeam_channel::select!`].
+    /// A channel that gets a message, and is closed, when somebody asks the worker to stop; at once
+    /// if that has been: for a thread that waits on channels, with [`crossbeam_channel::select!`].
     #[must_use]
     pub fn stop_receiver(&self) -> Receiver<()> {
-        let (sender, receiver) = bounded(1);
-        let waker = Waker::from(Arc::new(Messenger(sender)));
-        self.membership.post().on_stop(&waker);
-        receiver
+        self.membership.post().stop_receiver()
     }
 
     /// Ends the worker in good order. A second call, like any update that follows, changes nothing.
@@ -202,13 +196,30 @@ impl WorkerHeartbeat {
     }
 }
 
-/// A waker that sends a message.
-struct Messenger(Sender<()>);
+/// Resolves when somebody asks the worker to stop. Dropped, it leaves nothing behind.
+struct StopRequested<'a> {
+    worker: &'a WorkerHeartbeat,
+    number: Option<u64>,
+}
 
-impl Wake for Messenger {
-    fn wake(self: Arc<Self>) {
-        // There is room for the one message.
-        let _ = self.0.try_send(());
+impl Future for StopRequested<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.worker.stop_requested() {
+            return Poll::Ready(());
+        }
+        let post = self.worker.membership.post();
+        self.number = Some(post.on_stop(self.number, context.waker()));
+        Poll::Pending
+    }
+}
+
+impl Drop for StopRequested<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.worker.membership.post().forget_stop(number);
+        }
     }
 }
 

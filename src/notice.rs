@@ -1,0 +1,77 @@
+//! Something that is said once, to any number of channels, without keeping account of them.
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+/// Receivers beyond this number find their channel closed instead of a message in it.
+const MOST_MESSAGES: usize = 4_096;
+
+/// See the module. All receivers share one channel, so that those that were dropped cost nothing.
+#[derive(Debug)]
+pub(crate) struct Notice<T> {
+    said: Option<T>,
+    channel: Option<(Sender<T>, Receiver<T>)>,
+    handed_out: usize,
+}
+
+impl<T: Copy> Notice<T> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            said: None,
+            channel: None,
+            handed_out: 0,
+        }
+    }
+
+    /// A channel that gets a message when it is said, at once if it has been, and is closed then.
+    pub(crate) fn receiver(&mut self) -> Receiver<T> {
+        if let Some(said) = self.said {
+            let (sender, receiver) = bounded(1);
+            // There is room for it.
+            let _ = sender.try_send(said);
+            return receiver;
+        }
+        self.handed_out += 1;
+        let (_, receiver) = self.channel.get_or_insert_with(unbounded);
+        receiver.clone()
+    }
+
+    pub(crate) fn say(&mut self, what: T) {
+        self.said = Some(what);
+        if let Some((sender, _)) = self.channel.take() {
+            for _ in 0..self.handed_out.min(MOST_MESSAGES) {
+                let _ = sender.try_send(what);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_hears_it_early_or_late() {
+        let mut notice = Notice::new();
+        let early = [notice.receiver(), notice.receiver()];
+        assert!(early[0].try_recv().is_err());
+        notice.say(7);
+        for receiver in early {
+            assert_eq!(receiver.recv(), Ok(7));
+        }
+        let late = notice.receiver();
+        assert_eq!(late.recv(), Ok(7));
+        assert!(late.recv().is_err(), "and it is closed then");
+    }
+
+    #[test]
+    fn receivers_that_were_dropped_cost_nothing() {
+        let mut notice = Notice::new();
+        for _ in 0..100_000 {
+            drop(notice.receiver());
+        }
+        let kept = notice.receiver();
+        notice.say(());
+        assert_eq!(kept.recv(), Ok(()));
+        assert!(kept.len() <= MOST_MESSAGES);
+    }
+}
