@@ -288,15 +288,36 @@ impl Cell {
         self.work.store(work.pack(), Ordering::Release);
     }
 
-    /// A word on what it is doing that is not progress.
-    pub(crate) fn set_work(&self, work: Work) {
-        self.work.store(work.pack(), Ordering::Release);
+    /// Which thread does the work, and whether it is between two polls of a future. Not progress.
+    ///
+    /// Others may say at the same time what the work is, and are not to be taken back.
+    pub(crate) fn bind(&self, thread: u32, parked: bool) {
+        let mut old = self.work.load(Ordering::Relaxed);
+        loop {
+            let new = Work {
+                thread,
+                parked,
+                ..Work::unpack(old)
+            };
+            let exchanged = self.work.compare_exchange_weak(
+                old,
+                new.pack(),
+                Ordering::Release,
+                Ordering::Relaxed,
+            );
+            match exchanged {
+                Ok(_) => return,
+                Err(other) => old = other,
+            }
+        }
     }
 
     // --- changes of life, each under the occupant's or the chunk's lock --------------------------
 
     /// A new occupant, or a new incarnation of the present one.
     pub(crate) fn settle(&self, state: Life, now: Moment, watch: Watch) {
+        // Who sees anything of what follows sees the end of the last occupant, too.
+        fence(Ordering::Release);
         let counter = self.counter.load(Ordering::Relaxed);
         self.base.store(counter, Ordering::Relaxed);
         self.seen.store(counter, Ordering::Relaxed);
@@ -309,7 +330,8 @@ impl Cell {
         };
         self.work.store(work.pack(), Ordering::Relaxed);
         self.task_at.store(u64::from(work.task), Ordering::Relaxed);
-        self.progress_at.store(now.as_nanos(), Ordering::Relaxed);
+        self.progress_at
+            .fetch_max(now.as_nanos(), Ordering::Relaxed);
         self.watch.store(watch.pack(), Ordering::Relaxed);
         self.state.store(state.pack(), Ordering::Release);
     }
@@ -366,7 +388,8 @@ impl Cell {
                 .store(millis << TASK_BITS | task, Ordering::Relaxed);
         }
         // The time before the counter: a reader that sees the counter as seen sees its time too.
-        self.progress_at.store(now.as_nanos(), Ordering::Release);
+        // Never back: the cell may have got a new occupant meanwhile.
+        self.progress_at.fetch_max(now.as_nanos(), Ordering::AcqRel);
         self.seen.store(counter, Ordering::Release);
         if well { expected } else { Sign::Look }
     }

@@ -16,6 +16,8 @@ mod cell;
 mod clock;
 mod error;
 mod health;
+#[cfg(all(loom, test))]
+mod models;
 mod notice;
 mod pacemaker;
 mod panics;

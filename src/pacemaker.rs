@@ -239,7 +239,7 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
         record,
     };
     let Some(glance) = post.living_glance() else {
-        chunk.set_watch(offset, post.record.tag(), Watch::OFF);
+        chunk.unwatch(offset);
         return Moment::NEVER;
     };
     let mut reading = post.reading(view);

@@ -261,12 +261,7 @@ impl Post {
 
     /// Says which thread does the work, and whether it is between two polls of a future.
     pub(crate) fn bind_thread(&self, thread: u32, parked: bool) {
-        let work = self.cell().work();
-        self.cell().set_work(Work {
-            thread,
-            parked,
-            ..work
-        });
+        self.cell().bind(thread, parked);
     }
 
     // --- changes of life ------------------------------------------------------------------------

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::record::Record;
-use crate::cell::{Cell, Life, Slot, Watch};
+use crate::cell::{Cell, Life, Phase, Slot, Watch};
 
 const SMALLEST_CHUNK: usize = 64;
 /// A chunk of one mebibyte: adding one takes well below a millisecond.
@@ -79,6 +79,15 @@ impl Chunk {
             ..Life::EMPTY
         });
         occupants[offset] = None;
+    }
+
+    /// Nobody has to look at this cell any more, unless somebody lives in it again.
+    pub(crate) fn unwatch(&self, offset: usize) {
+        let _occupants = self.occupants.read();
+        let cell = &self.cells[offset];
+        if cell.state().phase != Phase::Live {
+            cell.set_watch(Watch::OFF);
+        }
     }
 
     /// Writes the `watch` word, unless the cell's occupant or incarnation changed meanwhile.

@@ -18,6 +18,21 @@ pub(crate) fn resolution_for(threshold: Duration) -> Duration {
     (threshold / 10).clamp(SHORTEST_RESOLUTION, LONGEST_RESOLUTION)
 }
 
+/// Waits for a pacemaker that is in the middle of its few stores, and may have lost its processor.
+fn wait_a_moment(attempt: u32) {
+    #[cfg(all(loom, test))]
+    {
+        let _ = attempt;
+        loom::thread::yield_now();
+    }
+    #[cfg(not(all(loom, test)))]
+    if attempt < 64 {
+        std::hint::spin_loop();
+    } else {
+        std::thread::yield_now();
+    }
+}
+
 /// Written by the pacemaker, one tick at a time; read by everybody, without a lock.
 #[derive(Debug)]
 pub(crate) struct Timeline {
@@ -61,6 +76,7 @@ impl Timeline {
     /// The registry's time when the clock shows `clock`.
     #[inline]
     pub(crate) fn view(&self, clock: Moment) -> View {
+        let mut attempt = 0_u32;
         loop {
             let before = self.version.load(Ordering::Acquire);
             let tick_at = self.tick_at.load(Ordering::Relaxed);
@@ -80,10 +96,8 @@ impl Timeline {
                     unwatched: None,
                 };
             }
-            #[cfg(all(loom, test))]
-            loom::thread::yield_now();
-            #[cfg(not(all(loom, test)))]
-            std::hint::spin_loop();
+            wait_a_moment(attempt);
+            attempt = attempt.saturating_add(1);
         }
     }
 
