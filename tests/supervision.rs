@@ -449,50 +449,6 @@ fn shutdown_stops_the_last_started_first_and_names_who_hangs() {
     assert_eq!(report.ended, ["hanging"], "asked for again");
 }
 
-#[test]
-fn a_thread_that_cannot_be_started_leaves_a_death_and_not_a_ghost() {
-    // The limit is the process's, so in a child; a thread of ten tebibytes of stack is refused too,
-    // but its size cannot be chosen by the caller.
-    if std::env::var_os("NO_THREADS").is_none() {
-        let exe = std::env::current_exe().unwrap();
-        let script = format!(
-            "ulimit -v 400000; exec '{}' --exact a_thread_that_cannot_be_started_leaves_a_death_and_not_a_ghost --nocapture",
-            exe.display()
-        );
-        let output = std::process::Command::new("sh")
-            .args(["-c", &script])
-            .env("NO_THREADS", "1")
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        return;
-    }
-    let world = World::new();
-    let supervisor = Supervisor::new(&world.registry);
-    let mut workers = Vec::new();
-    let error = loop {
-        assert!(workers.len() < 10_000, "the limit has no effect");
-        match supervisor.spawn(
-            world.worker("w").id(format!("w-{}", workers.len())),
-            until_stopped,
-        ) {
-            Ok(worker) => workers.push(worker),
-            Err(error) => break error,
-        }
-    };
-    assert!(
-        matches!(&error, Error::Thread { name, .. } if *name == format!("w-{}", workers.len()))
-    );
-    let ghost = world.registry.get(&format!("w-{}", workers.len())).unwrap();
-    assert!(
-        ghost
-            .health()
-            .to_string()
-            .contains("its thread cannot be started")
-    );
-    assert!(supervisor.shutdown(PATIENCE).is_clean());
-}
-
 // --- futures ---------------------------------------------------------------------------------
 
 #[test]

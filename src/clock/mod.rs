@@ -48,6 +48,12 @@ impl Moment {
         Self(self.0.saturating_add(nanos(duration)))
     }
 
+    /// As [`after`](Self::after), with a duration in nanoseconds.
+    #[inline]
+    pub(crate) const fn after_nanos(self, nanos: u64) -> Self {
+        Self(self.0.saturating_add(nanos))
+    }
+
     /// This moment, moved back; [`Moment::ZERO`] if that leaves the time line.
     #[must_use]
     pub fn before(self, duration: Duration) -> Self {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Activity, Ending, Health, StallCause, Stalled};
-use crate::clock::Moment;
+use super::{Activity, Ending, Health, StallCause, Stalled, State};
+use crate::clock::{Moment, nanos};
 
 /// What a worker is allowed: the limits that it is judged by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -88,28 +88,90 @@ impl Reading {
         }
     }
 
-    /// The moment after which it is stalled. `None`: it can't stall now.
-    fn stalls_at(&self, thresholds: &Thresholds) -> Option<Moment> {
-        let limit = thresholds.stall_after?;
-        if self.activity == Activity::Idle {
-            return None;
+    /// What the verdict on it hangs on, if it lives.
+    pub(crate) fn signs(&self) -> Signs {
+        Signs {
+            activity: self.activity,
+            stop_requested: self.stop_requested,
+            unwatched: self.unwatched.is_some(),
+            started_at: self.started_at,
+            progress_at: self.progress_at,
+            heartbeat_at: self.heartbeat_at,
+            quiet_until: self.quiet_until,
         }
-        Some(self.extended(self.progress_at?.after(limit)))
     }
+}
 
-    /// The moment after which it is stale. `None`: it has no heartbeat yet.
-    fn stales_at(&self, thresholds: &Thresholds) -> Option<Moment> {
-        let limit = self.heartbeat_at?.after(thresholds.stale_after);
-        Some(if thresholds.beats_only {
-            self.extended(limit)
-        } else {
-            limit
+/// What the verdict on a living worker hangs on: a reading without the reasons. Small enough to be
+/// judged by the million.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Signs {
+    pub activity: Activity,
+    pub stop_requested: bool,
+    pub unwatched: bool,
+    pub started_at: Moment,
+    pub progress_at: Option<Moment>,
+    pub heartbeat_at: Option<Moment>,
+    pub quiet_until: Option<Moment>,
+}
+
+impl Signs {
+    /// The moment after which it is stalled; never, if it can't stall now.
+    #[inline]
+    fn stalls_at(&self, limits: &Limits) -> Moment {
+        self.progress_at.map_or(Moment::NEVER, |at| {
+            self.extended(at.after_nanos(limits.stall_after[self.activity as usize]))
         })
     }
 
+    /// The moment after which it is stale; never, if it has no heartbeat yet.
+    #[inline]
+    fn stales_at(&self, limits: &Limits) -> Moment {
+        let Some(at) = self.heartbeat_at else {
+            return Moment::NEVER;
+        };
+        let limit = at.after_nanos(limits.stale_after);
+        if limits.beats_only {
+            self.extended(limit)
+        } else {
+            limit
+        }
+    }
+
     /// An announced silence extends a limit on progress.
+    #[inline]
     fn extended(&self, limit: Moment) -> Moment {
         self.quiet_until.map_or(limit, |until| limit.max(until))
+    }
+}
+
+/// [`Thresholds`] as they are compared with: in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    stale_after: u64,
+    /// At each activity; [`ENDLESS`](Self::ENDLESS) if it takes as long as it takes. Looked up, not
+    /// decided: whether a worker is idle is nothing that a processor could guess.
+    stall_after: [u64; Activity::COUNT],
+    startup_grace: u64,
+    beats_only: bool,
+}
+
+impl Limits {
+    /// Centuries, and still within the time line when they are added to a moment.
+    const ENDLESS: u64 = u64::MAX / 2;
+}
+
+impl From<&Thresholds> for Limits {
+    fn from(thresholds: &Thresholds) -> Self {
+        let mut stall_after =
+            [thresholds.stall_after.map_or(Self::ENDLESS, nanos); Activity::COUNT];
+        stall_after[Activity::Idle as usize] = Self::ENDLESS;
+        Self {
+            stale_after: nanos(thresholds.stale_after),
+            stall_after,
+            startup_grace: nanos(thresholds.startup_grace),
+            beats_only: thresholds.beats_only,
+        }
     }
 }
 
@@ -118,7 +180,6 @@ impl Reading {
 /// Pure: the same reading, thresholds and moment give the same verdict. Limits are inclusive: a
 /// worker is convicted when it is *longer* silent than allowed.
 #[must_use]
-#[inline]
 pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health {
     if let Some((ending, ago)) = &reading.ending {
         return match ending {
@@ -132,51 +193,77 @@ pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health 
             },
         };
     }
-    if let Some(unwatched) = reading.unwatched {
-        return Health::Unobserved { unwatched };
-    }
-    let Some(progress_at) = reading.progress_at else {
-        let (waited, grace) = (now.since(reading.started_at), thresholds.startup_grace);
-        return if waited > grace {
-            Health::NeverStarted { waited, grace }
-        } else {
-            Health::Starting { waited, grace }
-        };
-    };
-    if let Some(limit) = reading.stalls_at(thresholds)
-        && now > limit
-    {
-        return Health::Stalled(Stalled {
-            cause: reading.evidence.clone(),
-            silent: now.since(progress_at),
-            allowance: limit.since(progress_at),
-            run_id: reading.run_id.clone(),
-            task: reading.task.clone(),
-        });
-    }
-    match (reading.stales_at(thresholds), reading.heartbeat_at) {
-        (Some(limit), Some(heartbeat_at)) if now > limit => Health::Stale {
-            age: now.since(heartbeat_at),
+    let (signs, limits) = (reading.signs(), Limits::from(thresholds));
+    let waited = now.since(reading.started_at);
+    let grace = thresholds.startup_grace;
+    match verdict(&signs, &limits, now) {
+        State::Starting => Health::Starting { waited, grace },
+        State::NeverStarted => Health::NeverStarted { waited, grace },
+        State::Stalled => {
+            let progress_at = reading.progress_at.unwrap_or(now);
+            Health::Stalled(Stalled {
+                cause: reading.evidence.clone(),
+                silent: now.since(progress_at),
+                allowance: signs.stalls_at(&limits).since(progress_at),
+                run_id: reading.run_id.clone(),
+                task: reading.task.clone(),
+            })
+        }
+        State::Stale => Health::Stale {
+            age: now.since(reading.heartbeat_at.unwrap_or(now)),
             stale_after: thresholds.stale_after,
         },
-        _ if reading.stop_requested => Health::Stopping,
-        _ => match reading.activity {
-            Activity::Active => Health::Active,
-            Activity::Idle => Health::Idle,
-            Activity::Processing => Health::Processing,
+        // The ended were told above.
+        State::Unobserved | State::Stopped | State::Dead => Health::Unobserved {
+            unwatched: reading.unwatched.unwrap_or_default(),
         },
+        State::Stopping => Health::Stopping,
+        State::Active => Health::Active,
+        State::Idle => Health::Idle,
+        State::Processing => Health::Processing,
+    }
+}
+
+/// The heart of [`judge`]: the state of a worker that lives, without its reason. A few nanoseconds.
+#[inline]
+pub(crate) fn verdict(signs: &Signs, limits: &Limits, now: Moment) -> State {
+    if signs.unwatched {
+        return State::Unobserved;
+    }
+    if signs.progress_at.is_none() {
+        return if now > signs.started_at.after_nanos(limits.startup_grace) {
+            State::NeverStarted
+        } else {
+            State::Starting
+        };
+    }
+    if now > signs.stalls_at(limits) {
+        return State::Stalled;
+    }
+    if now > signs.stales_at(limits) {
+        return State::Stale;
+    }
+    if signs.stop_requested {
+        return State::Stopping;
+    }
+    match signs.activity {
+        Activity::Active => State::Active,
+        Activity::Idle => State::Idle,
+        Activity::Processing => State::Processing,
     }
 }
 
 /// Until when a worker was known to be well, as its pacemaker vouches: until the last tick, or
 /// until its allowance ran out.
-pub(crate) fn vouched(reading: &Reading, thresholds: &Thresholds, tick: Moment) -> Option<Moment> {
-    let progress_at = reading.progress_at?;
-    if thresholds.beats_only {
-        return Some(progress_at);
-    }
-    let limit = reading.stalls_at(thresholds).unwrap_or(Moment::NEVER);
-    Some(tick.min(limit).max(progress_at))
+#[inline]
+pub(crate) fn vouched(signs: &Signs, limits: &Limits, tick: Moment) -> Option<Moment> {
+    let progress_at = signs.progress_at?;
+    let vouched_until = if limits.beats_only {
+        Moment::ZERO
+    } else {
+        tick.min(signs.stalls_at(limits))
+    };
+    Some(vouched_until.max(progress_at))
 }
 
 /// When a worker's verdict will next change if it gives no sign.
@@ -197,16 +284,17 @@ pub(crate) fn next_change(reading: &Reading, thresholds: &Thresholds) -> Outlook
             Some(reading.started_at.after(thresholds.startup_grace)),
         ),
         Some(progress_at) => {
+            let (signs, limits) = (reading.signs(), Limits::from(thresholds));
             let stale = if thresholds.beats_only {
-                reading.stales_at(thresholds)
+                signs.stales_at(&limits)
             } else {
-                None
+                Moment::NEVER
             };
-            let limit = match (reading.stalls_at(thresholds), stale) {
-                (Some(one), Some(other)) => Some(one.min(other)),
-                (one, other) => one.or(other),
-            };
-            (progress_at, limit)
+            let limit = signs.stalls_at(&limits).min(stale);
+            (
+                progress_at,
+                (limit.as_nanos() < Limits::ENDLESS).then_some(limit),
+            )
         }
     };
     limit.map_or(
@@ -355,7 +443,7 @@ mod tests {
     #[test]
     fn the_pacemaker_vouches_until_the_allowance_runs_out() {
         let reading = beaten(10, 0);
-        let vouch = |tick| vouched(&reading, &thresholds(), at(tick));
+        let vouch = |tick| vouched(&reading.signs(), &Limits::from(&thresholds()), at(tick));
         assert_eq!(vouch(5), Some(at(10)), "own progress counts at once");
         assert_eq!(vouch(100), Some(at(100)));
         assert_eq!(vouch(1_000), Some(at(310)));
@@ -363,9 +451,16 @@ mod tests {
             beats_only: true,
             ..thresholds()
         };
-        assert_eq!(vouched(&reading, &alone, at(100)), Some(at(10)));
         assert_eq!(
-            vouched(&Reading::new(Moment::ZERO), &thresholds(), at(5)),
+            vouched(&reading.signs(), &Limits::from(&alone), at(100)),
+            Some(at(10))
+        );
+        assert_eq!(
+            vouched(
+                &Reading::new(Moment::ZERO).signs(),
+                &Limits::from(&thresholds()),
+                at(5)
+            ),
             None,
             "nobody vouches before the first beat"
         );
@@ -391,7 +486,8 @@ mod tests {
                 let outlook = next_change(&reading, &thresholds);
                 assert!(outlook.late_at == Moment::NEVER || outlook.late_at < outlook.convicted_at);
                 let verdict = |reading: &mut Reading, now| {
-                    reading.heartbeat_at = vouched(reading, &thresholds, now);
+                    reading.heartbeat_at =
+                        vouched(&reading.signs(), &Limits::from(&thresholds), now);
                     judge(reading, &thresholds, now).state()
                 };
                 let before = verdict(

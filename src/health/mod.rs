@@ -9,8 +9,8 @@ mod state;
 mod text;
 mod verdict;
 
+pub(crate) use judge::{Limits, Signs, next_change, verdict, vouched};
 pub use judge::{Reading, Thresholds, judge};
-pub(crate) use judge::{next_change, vouched};
 pub use report::{
     DeadWorker, GroupState, GroupStats, MissingWorkers, StateCounts, Summary, SweepReport,
     TypeStats,

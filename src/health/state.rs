@@ -15,6 +15,10 @@ pub enum Activity {
     Processing,
 }
 
+impl Activity {
+    pub(crate) const COUNT: usize = Self::Processing as usize + 1;
+}
+
 /// The state of a worker, without its reason: what is counted, filtered and labelled by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::health::evidence::SHORTEST_WINDOW;
-use crate::health::{Ending, Health, StallCause, Stalled, StopCause, judge};
+use crate::health::{Ending, Health, StallCause, Stalled, StopCause};
 use crate::pacemaker::Pacemaker;
 use crate::roster::events::{EventKind, Subscription};
 use crate::roster::post::{Post, settle};
@@ -313,16 +313,24 @@ impl Registry {
         let ticked = self.inner.pacemaker.await_tick(READER_PATIENCE);
         let mut view = self.inner.roster.view();
         if !ticked && view.overdue {
-            view.unwatched = Some(view.tick_age);
+            view.unwatched = Some(view.tick_age());
         }
         view
     }
 
     #[inline]
     pub(crate) fn is_recent(&self, post: &Post) -> bool {
-        let view = self.view();
-        let reading = post.reading(&view);
-        judge(&reading, &post.record.profile.thresholds, view.now).is_recent()
+        let view = self.inner.roster.view();
+        match post.plain_state(&view) {
+            Some(state) if !view.overdue => state.is_recent(),
+            _ => self.is_recent_after_all(post),
+        }
+    }
+
+    /// Whether it is, with a fresh view if the pacemaker is overdue, and by its record if need be.
+    #[cold]
+    fn is_recent_after_all(&self, post: &Post) -> bool {
+        post.health(&self.view()).is_recent()
     }
 
     pub(crate) fn health(&self, post: &Post) -> Health {

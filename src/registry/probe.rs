@@ -199,7 +199,7 @@ impl Snapshot {
             metadata: detail.map_or_else(Vec::new, |detail| detail.metadata.clone()),
             thresholds: profile.thresholds.clone(),
             interval: profile.interval,
-            tick_age: view.tick_age,
+            tick_age: view.tick_age(),
         }
     }
 }

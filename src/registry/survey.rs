@@ -1,18 +1,18 @@
 //! All workers at once: the summary and the sweep.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use super::Registry;
-use crate::cell::Phase;
+use crate::cell::{Cell, Phase};
 use crate::health::{
-    DeadWorker, GroupState, GroupStats, Health, MissingWorkers, StateCounts, Summary, SweepReport,
-    judge,
+    DeadWorker, GroupState, GroupStats, Health, Limits, MissingWorkers, StateCounts, Summary,
+    SweepReport, verdict,
 };
-use crate::roster::post::{Post, living};
+use crate::roster::post::{Post, signs};
 use crate::roster::profile::{Profile, Profiles};
 use crate::roster::record::Record;
+use crate::roster::timeline::View;
 
 impl Registry {
     /// All workers at one moment: how many are in each state, by type and by group, who is given up
@@ -23,46 +23,27 @@ impl Registry {
     #[must_use]
     pub fn summary(&self) -> Summary {
         let view = self.view();
-        let mut tally = Tally::default();
+        let mut tally = Tally::new();
         let mut ended = Vec::new();
         let roster = &self.inner.roster;
         for chunk in &*roster.slab.chunks() {
-            for (offset, cell) in chunk.cells().iter().enumerate() {
-                if let Some(glance) = cell.glance() {
-                    match glance.state.phase {
-                        Phase::Empty => continue,
-                        Phase::Live if !glance.work.quiet => {
-                            let Some(row) = tally.row(glance.state.profile, &roster.profiles)
-                            else {
-                                continue;
-                            };
-                            let thresholds = &row.profile.thresholds;
-                            let reading = living(&glance, thresholds, &view, None);
-                            let state = judge(&reading, thresholds, view.now).state();
-                            if !state.is_offline() {
-                                row.states.add(state);
-                                continue;
-                            }
-                        }
-                        _ => {}
+            for offset in tally.count(chunk.cells(), &view, &roster.profiles) {
+                let Some(record) = chunk.occupant(offset) else {
+                    continue;
+                };
+                let post = Post {
+                    chunk: Arc::clone(chunk),
+                    offset,
+                    record,
+                };
+                let health = post.health(&view);
+                if health.state().is_terminal() {
+                    if post.record.is_superseded() {
+                        continue;
                     }
+                    ended.push(Arc::as_ptr(&post.record));
                 }
-                // Someone to look at more closely: given up, ended, silent, or just changing.
-                if let Some(record) = chunk.occupant(offset) {
-                    let post = Post {
-                        chunk: Arc::clone(chunk),
-                        offset,
-                        record,
-                    };
-                    let health = post.health(&view);
-                    if health.state().is_terminal() {
-                        if post.record.is_superseded() {
-                            continue;
-                        }
-                        ended.push(Arc::as_ptr(&post.record));
-                    }
-                    tally.add(&post.record, health);
-                }
+                tally.add(&post.record, health);
             }
         }
         // A worker leaves its cell after it entered the graveyard, so nobody is missed here.
@@ -74,7 +55,7 @@ impl Registry {
         }
         let mut summary = tally.finish();
         summary.missing = self.missing();
-        summary.tick_age = view.tick_age;
+        summary.tick_age = view.tick_age();
         summary.forgotten = self.inner.graveyard.forgotten();
         summary
     }
@@ -149,31 +130,71 @@ impl Registry {
 }
 
 /// Counts by profile while the cells are scanned; names come last.
-#[derive(Default)]
 struct Tally {
     rows: Vec<Row>,
-    by_number: HashMap<u32, usize, BuildHasherDefault<NumberHasher>>,
-    /// The row used last: neighbours are often alike.
-    last: Option<(u32, usize)>,
+    by_number: HashMap<u32, usize>,
+    /// Rows at hand, by the last bits of their profiles' numbers.
+    near: [u32; NEAR],
     dead_workers: Vec<DeadWorker>,
 }
 
+const NEAR: usize = 512;
+
 struct Row {
     profile: Arc<Profile>,
+    /// The profile's, at hand.
+    number: u32,
+    limits: Limits,
     states: StateCounts,
 }
 
 impl Tally {
+    fn new() -> Self {
+        Self {
+            rows: Vec::new(),
+            by_number: HashMap::new(),
+            near: [0; NEAR],
+            dead_workers: Vec::new(),
+        }
+    }
+
+    /// Counts the workers in these cells. Returns the places of those to look at more closely: given
+    /// up, ended, silent as announced, or just changing.
+    fn count(&mut self, cells: &[Cell], view: &View, profiles: &Profiles) -> Vec<usize> {
+        let mut closer = Vec::new();
+        for (offset, cell) in cells.iter().enumerate() {
+            match cell.glance() {
+                Some(glance) if glance.state.phase == Phase::Empty => continue,
+                Some(glance) if glance.state.phase == Phase::Live && !glance.work.quiet => {
+                    let Some(row) = self.row(glance.state.profile, profiles) else {
+                        continue;
+                    };
+                    let signs = signs(&glance, &row.limits, view, None);
+                    let state = verdict(&signs, &row.limits, view.now);
+                    if !state.is_offline() {
+                        row.states.add(state);
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            closer.push(offset);
+        }
+        closer
+    }
+
     /// `None` if the last worker with this profile has just gone.
     #[inline]
     fn row(&mut self, number: u32, profiles: &Profiles) -> Option<&mut Row> {
-        let row = match self.last {
-            Some((last, row)) if last == number => row,
+        let near = self.near[number as usize % NEAR] as usize;
+        let row = match self.rows.get(near) {
+            Some(row) if row.number == number => near,
             _ => self.find(number, || profiles.get(number))?,
         };
         self.rows.get_mut(row)
     }
 
+    #[cold]
     fn find(
         &mut self,
         number: u32,
@@ -184,6 +205,8 @@ impl Tally {
             None => {
                 let profile = profile()?;
                 self.rows.push(Row {
+                    number,
+                    limits: profile.limits,
                     profile,
                     states: StateCounts::default(),
                 });
@@ -191,7 +214,7 @@ impl Tally {
                 self.rows.len() - 1
             }
         };
-        self.last = Some((number, row));
+        self.near[number as usize % NEAR] = row as u32;
         Some(row)
     }
 
@@ -248,39 +271,28 @@ impl Tally {
     }
 }
 
-/// Profile numbers are as good as random already.
-#[derive(Default)]
-struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        // Spread over the bits that the table looks at (Knuth's multiplicative hashing).
-        self.0 = u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::WorkerHeartbeat;
 
     #[test]
-    fn different_numbers_have_different_hashes() {
-        let hash = |number: u32| {
-            let mut hasher = NumberHasher::default();
-            hasher.write_u32(number);
-            hasher.finish()
-        };
-        let hashes: std::collections::HashSet<_> = (0..10_000).map(hash).collect();
-        assert_eq!(hashes.len(), 10_000);
+    fn workers_of_more_types_than_are_at_hand_are_all_counted() {
+        let registry = Registry::new();
+        let types = NEAR + 10;
+        let workers: Vec<_> = (0..3 * types)
+            .map(|n| WorkerHeartbeat::builder(format!("type-{}", n % types)).registry(&registry))
+            .map(|builder| builder.start().unwrap())
+            .collect();
+        workers.iter().for_each(WorkerHeartbeat::beat);
+        let summary = registry.summary();
+        assert_eq!(summary.total_active, workers.len());
+        assert_eq!(summary.stats_by_type.len(), types);
+        assert!(
+            summary
+                .stats_by_type
+                .values()
+                .all(|stats| stats.active == 3)
+        );
     }
 }

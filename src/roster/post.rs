@@ -16,8 +16,8 @@ use crate::cell::{Cell, Episode, Glance, Life, Phase, Watch, Work};
 use crate::clock::Moment;
 use crate::health::evidence::{self, Sample};
 use crate::health::{
-    Activity, Death, DeathCause, Ending, Health, Reading, StallCause, StopCause, Thresholds, judge,
-    vouched,
+    Activity, Death, DeathCause, Ending, Health, Limits, Reading, Signs, StallCause, State,
+    StopCause, judge, verdict, vouched,
 };
 use crate::panics;
 
@@ -84,10 +84,26 @@ impl Post {
     }
 
     fn living(&self, glance: &Glance, view: &View, quiet_until: Option<Moment>) -> Reading {
-        living(glance, &self.record.profile.thresholds, view, quiet_until)
+        let signs = signs(glance, &self.record.profile.limits, view, quiet_until);
+        let mut reading = Reading::new(signs.started_at);
+        reading.unwatched = view.unwatched;
+        reading.activity = signs.activity;
+        reading.stop_requested = signs.stop_requested;
+        reading.progress_at = signs.progress_at;
+        reading.heartbeat_at = signs.heartbeat_at;
+        reading.quiet_until = signs.quiet_until;
+        reading
     }
 
+    /// The state of a worker whose cell tells it all: that lives, and has not announced a silence.
     #[inline]
+    pub(crate) fn plain_state(&self, view: &View) -> Option<State> {
+        let glance = self.living_glance().filter(|glance| !glance.work.quiet)?;
+        let limits = &self.record.profile.limits;
+        let signs = signs(&glance, limits, view, None);
+        Some(verdict(&signs, limits, view.now))
+    }
+
     pub(crate) fn health(&self, view: &View) -> Health {
         self.judge(&mut self.reading(view), view)
     }
@@ -496,27 +512,28 @@ pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) {
 
 /// What a glance at a living worker's cell tells.
 #[inline]
-pub(crate) fn living(
+pub(crate) fn signs(
     glance: &Glance,
-    thresholds: &Thresholds,
+    limits: &Limits,
     view: &View,
     quiet_until: Option<Moment>,
-) -> Reading {
-    let mut reading = Reading::new(glance.progress_at);
-    reading.unwatched = view.unwatched;
-    reading.activity = glance.work.activity;
-    reading.stop_requested = glance.state.stop_requested;
-    reading.quiet_until = quiet_until;
-    if glance.beaten {
+) -> Signs {
+    let mut signs = Signs {
+        activity: glance.work.activity,
+        stop_requested: glance.state.stop_requested,
+        unwatched: view.unwatched.is_some(),
+        started_at: glance.progress_at,
         // Whoever reads also observes: it moved since the last tick, so it is well now.
-        reading.progress_at = Some(if glance.moved {
+        progress_at: glance.beaten.then_some(if glance.moved {
             view.now
         } else {
             glance.progress_at
-        });
-    }
-    reading.heartbeat_at = vouched(&reading, thresholds, view.tick);
-    reading
+        }),
+        heartbeat_at: None,
+        quiet_until,
+    };
+    signs.heartbeat_at = vouched(&signs, limits, view.tick);
+    signs
 }
 
 /// What is known of a worker whose life is over.

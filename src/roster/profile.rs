@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::health::Thresholds;
+use crate::health::{Limits, Thresholds};
 
 /// See the module.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct Profile {
     pub worker_type: Box<str>,
     pub group: Box<str>,
     pub thresholds: Thresholds,
+    /// The same.
+    pub limits: Limits,
     pub interval: Duration,
     /// Never given to another profile.
     pub number: u32,
@@ -91,6 +93,7 @@ impl Profiles {
         let profile = Profile {
             worker_type: key.worker_type.into(),
             group: key.group.into(),
+            limits: Limits::from(&key.thresholds),
             thresholds: key.thresholds,
             interval: key.interval,
             number: table.next_number,

@@ -97,6 +97,7 @@ impl Record {
         }
     }
 
+    #[inline]
     pub(crate) fn tag(&self) -> u32 {
         self.tag.load(Ordering::Acquire)
     }

@@ -55,12 +55,19 @@ pub(crate) struct View {
     pub now: Moment,
     /// The last tick on the registry's time line.
     pub tick: Moment,
-    /// How long ago that was, by the clock.
-    pub tick_age: Duration,
+    /// How long ago that was, by the clock, in nanoseconds.
+    tick_age: u64,
     /// The next tick is overdue: part of the time since the last one is not charged.
     pub overdue: bool,
     /// The time since the last tick, if nobody could be made to observe.
     pub unwatched: Option<Duration>,
+}
+
+impl View {
+    /// How long ago the last tick was, by the clock.
+    pub(crate) const fn tick_age(&self) -> Duration {
+        Duration::from_nanos(self.tick_age)
+    }
 }
 
 impl Timeline {
@@ -91,7 +98,7 @@ impl Timeline {
                     clock,
                     now: Moment::from_nanos(tick.saturating_add(since.min(budget))),
                     tick: Moment::from_nanos(tick),
-                    tick_age: Duration::from_nanos(since),
+                    tick_age: since,
                     overdue: since > budget,
                     unwatched: None,
                 };
@@ -106,7 +113,7 @@ impl Timeline {
         let before = self.view(clock);
         let forgiven = self.forgiven.load(Ordering::Relaxed);
         let budget = self.budget.load(Ordering::Relaxed);
-        let excess = nanos(before.tick_age).saturating_sub(budget);
+        let excess = before.tick_age.saturating_sub(budget);
         let at = self.tick_at.load(Ordering::Relaxed).max(clock.as_nanos());
 
         let version = self.version.load(Ordering::Relaxed);
@@ -159,7 +166,7 @@ mod tests {
         let (view, forgiven) = line.tick(at(3601), SECOND);
         assert_eq!(forgiven, Duration::from_secs(3598));
         assert_eq!(view.now, at(3));
-        assert_eq!(view.tick_age, Duration::ZERO);
+        assert_eq!(view.tick_age(), Duration::ZERO);
         assert_eq!(line.view(at(3602)).now, at(4));
     }
 
