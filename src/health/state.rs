@@ -23,27 +23,27 @@ impl Activity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum State {
-    /// See [`Health::Starting`].
+    /// See [`Health::Starting`](super::Health::Starting).
     Starting,
-    /// See [`Health::NeverStarted`].
+    /// See [`Health::NeverStarted`](super::Health::NeverStarted).
     NeverStarted,
-    /// See [`Health::Idle`].
+    /// See [`Health::Idle`](super::Health::Idle).
     Idle,
-    /// See [`Health::Active`].
+    /// See [`Health::Active`](super::Health::Active).
     Active,
-    /// See [`Health::Processing`].
+    /// See [`Health::Processing`](super::Health::Processing).
     Processing,
-    /// See [`Health::Stalled`].
+    /// See [`Health::Stalled`](super::Health::Stalled).
     Stalled,
-    /// See [`Health::Stale`].
+    /// See [`Health::Stale`](super::Health::Stale).
     Stale,
-    /// See [`Health::Unobserved`].
+    /// See [`Health::Unobserved`](super::Health::Unobserved).
     Unobserved,
-    /// See [`Health::Stopping`].
+    /// See [`Health::Stopping`](super::Health::Stopping).
     Stopping,
-    /// See [`Health::Stopped`].
+    /// See [`Health::Stopped`](super::Health::Stopped).
     Stopped,
-    /// See [`Health::Dead`].
+    /// See [`Health::Dead`](super::Health::Dead).
     Dead,
 }
 

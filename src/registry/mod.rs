@@ -382,8 +382,14 @@ impl Registry {
     pub(crate) fn drain(&self, deadline: Instant) -> Vec<Post> {
         let timeout = deadline.saturating_duration_since(Instant::now());
         let roster = &self.inner.roster;
-        roster.wait_for_ends(timeout, || self.living().is_empty() && roster.all_told());
+        roster.wait_for_ends(timeout, || self.living().is_empty());
         self.living()
+    }
+
+    /// Waits until the log has been told of every end, but no longer than this.
+    pub(crate) fn wait_for_log(&self, patience: Duration) {
+        let roster = &self.inner.roster;
+        roster.wait_for_ends(patience, || roster.all_told());
     }
 
     /// The workers that have not ended.

@@ -27,6 +27,8 @@ use signals::{Hooks, wire::Bell};
 /// A signal that comes again within this time is a duplicate: terminals and service managers send
 /// the same wish twice, to the process and to its group.
 const DUPLICATE: Duration = Duration::from_secs(1);
+/// How long a clean shutdown waits for the log to be told of it.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the process waits for its last words to be written.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -325,6 +327,11 @@ impl Inner {
             // What they clean up may still be in use.
             Vec::new()
         };
+        // A log that is slow is waited for, one that blocks is not.
+        let left = deadline.saturating_duration_since(Instant::now());
+        for registry in &self.registries {
+            registry.wait_for_log(LOG_PATIENCE.min(left / 2));
+        }
         let report = ShutdownReport {
             cause,
             hung,
