@@ -75,7 +75,7 @@ impl<'a> Settings<'a> {
 /// | --- | --- |
 /// | `log` | `none`, `print`, `slow`, `block`, `block-flush`, `panic` |
 /// | `workers` | names of workers, idle, draining (until told `finish`) or hung |
-/// | `cleanup` | of the three, the middle one is `fine`, `hung`, or it panics: `text`, `bomb` |
+/// | `cleanup` | of three, the middle one is `fine`, `slow`, `hung`, or it panics: `text`, `bomb` |
 /// | `timeout` | milliseconds |
 /// | `force`, `wait` | `yes`, `no` |
 ///
@@ -184,6 +184,8 @@ fn cleanups(
             println!("@cleanup two, {} living", living(&two));
             match middle.as_str() {
                 "fine" => {}
+                // What it takes to close a database.
+                "slow" => thread::sleep(Duration::from_secs(1)),
                 "hung" => rest(),
                 "text" => panic!("the disk is full"),
                 "bomb" => panic_any(Bomb),
