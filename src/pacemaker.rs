@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::cell::{Episode, Sign, Watch};
 use crate::clock::{Alarm, Moment, Sleeper};
 use crate::error::Error;
-use crate::health::{Health, MissingWorkers, Reading, StallCause, State, next_change};
+use crate::health::{Activity, Health, MissingWorkers, Reading, StallCause, State, next_change};
 use crate::panics;
 use crate::roster::events::EventKind;
 use crate::roster::post::{Post, wake};
@@ -149,9 +149,9 @@ fn ended_soon(thread: &JoinHandle<()>) -> bool {
 }
 
 fn start(roster: &Arc<Roster>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
-    {
-        // Nobody was there to be charged for the time before.
-        let _ticking = pulse.tick.lock();
+    // Nobody was there to be charged for the time before. If a predecessor is still at its last
+    // tick, held up by a log that blocks, that one has marked the time.
+    if let Some(_ticking) = pulse.tick.try_lock() {
         roster
             .timeline
             .tick(roster.clock.now(), roster.resolution());
@@ -248,6 +248,9 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
     let outlook = next_change(&reading, thresholds);
     let before = glance.watch.episode;
     let short = outlook.convicted_at.since(outlook.late_at) < 2 * roster.resolution();
+    // With its next sign its allowance may change: at rest it cannot stall, at work it can.
+    let turns = glance.work.quiet
+        || (reading.activity == Activity::Idle && thresholds.stall_after.is_some());
     let (after, due) = match health.state() {
         State::Starting => (Episode::Starting, outlook.convicted_at),
         State::NeverStarted => (Episode::NeverStarted, Moment::NEVER),
@@ -262,18 +265,14 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
             (Episode::Stalled, again)
         }
         _ if health.state().is_terminal() => (Episode::Well, Moment::NEVER),
-        // At rest it cannot stall, but at its next sign it may be at work.
-        _ if outlook.convicted_at == Moment::NEVER && thresholds.stall_after.is_some() => {
-            (Episode::Quiet, Moment::NEVER)
-        }
+        _ if outlook.convicted_at == Moment::NEVER && turns => (Episode::Quiet, Moment::NEVER),
         _ if outlook.convicted_at == Moment::NEVER => (Episode::Well, Moment::NEVER),
         _ if view.now >= outlook.late_at => {
             post.gather_evidence(before != Episode::Late);
             (Episode::Late, outlook.convicted_at)
         }
         // So little time is between warning and conviction that the regular ticks may miss it.
-        _ if short => (Episode::Quiet, outlook.late_at),
-        _ if glance.work.quiet => (Episode::Quiet, outlook.late_at),
+        _ if short || turns => (Episode::Quiet, outlook.late_at),
         _ => (Episode::Well, outlook.late_at),
     };
     chunk.set_watch(

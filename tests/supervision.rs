@@ -391,6 +391,21 @@ fn always_restarts_what_returns_and_on_failure_does_not() {
 }
 
 #[test]
+fn a_worker_that_waits_to_be_started_again_keeps_its_id() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let supervisor = Supervisor::new(&world.registry).restart(patient());
+    let worker = supervisor
+        .spawn(world.worker("w").id("one"), |_| Err("no".into()))
+        .unwrap();
+    wait_for(&events, "restart 1");
+    assert!(world.worker("w").id("one").start().is_err());
+    worker.stop();
+    worker.join();
+    assert!(world.worker("w").id("one").start().is_ok());
+}
+
+#[test]
 fn a_stop_ends_the_wait_for_a_restart() {
     let world = World::new();
     let events = world.registry.subscribe();

@@ -279,6 +279,19 @@ fn a_stall_after_a_rest_is_told_as_well() {
     assert_eq!(names(&events), ["stalled"]);
 }
 
+#[test]
+fn a_beats_only_worker_that_stalls_after_a_rest_is_told_in_time() {
+    let world = World::new();
+    let worker = world.worker("w").stale_after(900 * SECOND).beats_only();
+    let hb = worker.stall_after(60 * SECOND).start().unwrap();
+    hb.mark_idle();
+    world.seconds(100);
+    hb.update_task("run", "task", Activity::Processing);
+    let events = world.registry.subscribe();
+    world.seconds(61);
+    assert_eq!(names(&events), ["late", "stalled"]);
+}
+
 // --- evidence: real threads, real time -----------------------------------------------------------
 
 #[cfg(target_os = "linux")]

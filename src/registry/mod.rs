@@ -135,7 +135,7 @@ impl Registry {
         self.subscribe_with_capacity(SUBSCRIPTION_CAPACITY)
     }
 
-    /// As [`subscribe`](Self::subscribe), with room for this many unread events (at least one).
+    /// As [`subscribe`](Self::subscribe), with room for this many unread events, 1 to 65,536.
     #[must_use]
     pub fn subscribe_with_capacity(&self, capacity: usize) -> Subscription {
         self.inner.roster.hub.subscribe(capacity)
@@ -207,7 +207,7 @@ impl Registry {
         loop {
             let mut shard = self.inner.index.lock(&id);
             let previous = shard.get(id.as_str()).map(|found| Arc::clone(&found.0));
-            if previous.as_ref().is_some_and(|record| !record.is_over()) {
+            if previous.as_ref().is_some_and(|record| !record.is_free()) {
                 if explicit {
                     return Err(Error::DuplicateId { id });
                 }

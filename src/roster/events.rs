@@ -206,6 +206,9 @@ impl Subscription {
     }
 }
 
+/// The largest room for unread events.
+const MOST_UNREAD: usize = 65_536;
+
 /// All subscribers of a registry.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
@@ -223,7 +226,7 @@ struct Subscriber {
 
 impl Hub {
     pub(crate) fn subscribe(&self, capacity: usize) -> Subscription {
-        let (sender, receiver) = bounded(capacity.max(1));
+        let (sender, receiver) = bounded(capacity.clamp(1, MOST_UNREAD));
         let dropped = Arc::new(AtomicU64::new(0));
         let mut subscribers = self.subscribers.write();
         subscribers.retain(|subscriber| subscriber.dropped.strong_count() > 0);

@@ -166,12 +166,15 @@ impl Roster {
 
     /// Ends a worker's incarnation; what is to be logged is left to the caller, who is telling.
     fn end_quietly(&self, post: &Post, end: End) -> (bool, Option<Event>) {
-        let Some(health) = post.end(end, &self.view(), self.clock.wall()) else {
-            return (false, None);
-        };
+        match post.end(end, &self.view(), self.clock.wall()) {
+            Some(health) => (true, self.publish_end(post, health)),
+            None => (false, None),
+        }
+    }
+
+    fn publish_end(&self, post: &Post, health: Health) -> Option<Event> {
         self.changed.store(true, Ordering::Release);
-        let event = self.publish(Some(&post.record), EventKind::Became(health));
-        (true, event)
+        self.publish(Some(&post.record), EventKind::Became(health))
     }
 
     /// Whether the log has been told of every end.
@@ -196,11 +199,10 @@ impl Roster {
             }
         }
         for post in posts {
-            let (idle, wakers) = post.show_stop();
+            let (ended, wakers) = post.show_stop(&self.view(), self.clock.wall());
             news.wakers.extend(wakers);
-            if idle {
-                let (_, event) = self.end_quietly(post, End::Stopped(StopCause::Completed));
-                news.events.extend(event);
+            if let Some(health) = ended {
+                news.events.extend(self.publish_end(post, health));
             }
         }
         news

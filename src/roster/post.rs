@@ -296,11 +296,11 @@ impl Post {
         Some(self.cell().work().activity != Activity::Idle)
     }
 
-    /// Lets the worker see that it was asked. Returns whether it is idle, so that nothing is left to
-    /// wait for, and whom to wake.
-    pub(crate) fn show_stop(&self) -> (bool, Vec<Waker>) {
+    /// Lets the worker see that it was asked, and ends it if it is idle: at once, so that it cannot
+    /// begin a task in between. Returns its health if it was ended, and whom to wake.
+    pub(crate) fn show_stop(&self, view: &View, wall: SystemTime) -> (Option<Health>, Vec<Waker>) {
         let mut detail = self.record.detail();
-        let mut idle = false;
+        let mut ended = None;
         if detail.ended.is_none() {
             // Not ended, so the cell is still this worker's.
             let cell = self.cell();
@@ -308,11 +308,14 @@ impl Post {
                 stop_requested: true,
                 ..cell.state()
             });
-            idle = cell.work().activity == Activity::Idle;
+            if cell.work().activity == Activity::Idle {
+                let end = End::Stopped(StopCause::Completed);
+                ended = self.end_locked(&mut detail, end, view, wall);
+            }
         }
         detail.stop_notice.say(());
         let wakers = detail.on_stop.drain(..).map(|(_, waker)| waker);
-        (idle, wakers.collect())
+        (ended, wakers.collect())
     }
 
     /// Wakes this waker once the worker is asked to stop; at once if it has been. Returns the number
@@ -369,7 +372,16 @@ impl Post {
     /// Ends the incarnation. `None` if it has ended before: the first end counts, but that a
     /// failure overrules an end in good order that came before it.
     pub(crate) fn end(&self, end: End, view: &View, wall: SystemTime) -> Option<Health> {
-        let mut detail = self.record.detail();
+        self.end_locked(&mut self.record.detail(), end, view, wall)
+    }
+
+    fn end_locked(
+        &self,
+        detail: &mut Detail,
+        end: End,
+        view: &View,
+        wall: SystemTime,
+    ) -> Option<Health> {
         match (&detail.ended, &end) {
             (None, _) => {}
             (

@@ -50,6 +50,8 @@ pub(crate) struct Detail {
     pub metadata: Vec<(String, String)>,
     /// Updates that came after the end.
     pub late_updates: u64,
+    /// As long as its handle is there, it may be started again.
+    pub returns: bool,
     /// A sweep has told that it is offline.
     pub marked_offline: bool,
     /// Another worker has taken over its id.
@@ -135,6 +137,14 @@ impl Record {
             .is_some_and(|detail| detail.ended.is_some())
     }
 
+    /// Whether another worker may take over its id: it is over, and will not be started again.
+    pub(crate) fn is_free(&self) -> bool {
+        self.known_detail().is_some_and(|detail| {
+            let returns = detail.returns && self.holders.load(Ordering::Relaxed) > 0;
+            detail.ended.is_some() && !returns
+        })
+    }
+
     pub(crate) fn is_superseded(&self) -> bool {
         self.known_detail().is_some_and(|detail| detail.superseded)
     }
@@ -155,6 +165,7 @@ impl Detail {
             restarts: 0,
             metadata: Vec::new(),
             late_updates: 0,
+            returns: false,
             marked_offline: false,
             superseded: false,
             on_stop: Vec::new(),

@@ -267,6 +267,7 @@ impl Supervisor {
         let membership = worker.membership().clone();
         let ending = Arc::new(Finish::default());
         self.adopt(membership.post().clone(), Arc::clone(&ending));
+        membership.post().record.detail().returns = true;
         let ending = FinishOnDrop(ending);
         let mut restarts = Restarts::new(self.restart.clone());
         Ok(async move {

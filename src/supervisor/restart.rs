@@ -113,7 +113,8 @@ impl Restart {
             .first_delay
             .saturating_mul(doubled)
             .min(self.longest_delay);
-        delay.mul_f64(1.0 - self.jitter * chance())
+        let share = 1.0 - self.jitter * chance();
+        Duration::try_from_secs_f64(delay.as_secs_f64() * share).map_or(delay, |it| it.min(delay))
     }
 }
 
@@ -283,6 +284,7 @@ mod tests {
             .within(Duration::MAX)
             .backoff(Duration::MAX, Duration::MAX);
         assert!(policy.delay(u32::MAX) > Duration::ZERO);
+        assert_eq!(policy.jitter(0.0).delay(1), Duration::MAX);
         let mut none = Restarts::new(Restart::always().max(0).within(Duration::ZERO));
         assert_eq!(
             none.decide(Fate::Failed, at(0)),

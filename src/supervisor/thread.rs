@@ -86,6 +86,7 @@ where
     let membership = worker.membership();
     let on_fatal = on_fatal(membership);
     let mut restarts = Restarts::new(restart);
+    membership.post().record.detail().returns = true;
     let alarm = Waker::from(Arc::new(sleeper.alarm()));
     let exit = loop {
         membership

@@ -206,10 +206,11 @@ impl Future for StopRequested<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.worker.stop_requested() {
+        let post = self.worker.membership.post();
+        // A worker that is over does not get to see the request in its cell any more.
+        if self.worker.stop_requested() || (self.worker.is_over() && post.stop_requested()) {
             return Poll::Ready(());
         }
-        let post = self.worker.membership.post();
         self.number = Some(post.on_stop(self.number, context.waker()));
         Poll::Pending
     }
