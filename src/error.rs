@@ -64,9 +64,43 @@ pub enum Error {
         /// The panic message.
         message: String,
     },
+    /// A store cannot be reached, or failed.
+    #[error("store: cannot {operation}: {message}")]
+    Store {
+        /// What was asked of it, such as `beat`.
+        operation: &'static str,
+        /// What went wrong. Never a password.
+        message: String,
+    },
+    /// The registry is attached to a store already.
+    #[error("this registry is attached to a store already; it can be attached to one at a time")]
+    AlreadyAttached,
+    /// A run was to be claimed, but the worker's registry is not attached to a store.
+    #[error("worker {id:?} belongs to a registry that is not attached to a store")]
+    NotAttached {
+        /// The worker's id.
+        id: String,
+    },
+    /// A store refuses the worker: it is over, or another incarnation has taken its place.
+    #[error(
+        "worker {id:?} is refused by the store: it is over, or another incarnation has taken its place"
+    )]
+    Refused {
+        /// The worker's id.
+        id: String,
+    },
 }
 
 impl Error {
+    /// An error of a [`HeartbeatStore`](crate::HeartbeatStore): what was asked of it, and what went
+    /// wrong.
+    pub fn store(operation: &'static str, message: impl std::fmt::Display) -> Self {
+        Self::Store {
+            operation,
+            message: message.to_string(),
+        }
+    }
+
     pub(crate) fn invalid(
         field: &'static str,
         value: impl Into<String>,

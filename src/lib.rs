@@ -15,6 +15,7 @@ mod atomic;
 mod cell;
 mod clock;
 mod error;
+pub mod fleet;
 mod health;
 #[cfg(all(loom, test))]
 mod models;
@@ -29,10 +30,13 @@ mod worker;
 
 pub use clock::{Clock, MockClock, Moment};
 pub use error::{BoxError, Error};
+pub use fleet::{
+    Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnOffline, StoredWorker, Sweeper,
+};
 pub use health::{
     Activity, DeadWorker, Death, DeathCause, Ending, GroupState, GroupStats, Health,
-    MissingWorkers, Reading, StallCause, Stalled, State, StateCounts, StopCause, Summary,
-    SweepReport, Thresholds, TypeStats, judge,
+    MissingWorkers, Reading, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus,
+    Summary, SweepReport, Thresholds, TypeStats, judge,
 };
 pub use registry::{Probe, Registry, Snapshot};
 pub use roster::events::{Event, EventKind, EventWorker, Subscription};

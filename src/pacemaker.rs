@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cell::{Episode, Sign, Watch};
 use crate::clock::{Alarm, Moment, Sleeper};
@@ -72,13 +72,18 @@ impl Pacemaker {
         Ok(())
     }
 
-    /// One handle less. The last one ends the thread and waits for it.
-    pub(crate) fn leave(&self) {
+    /// One handle less. The last one ends the thread and waits for it. Returns whether it was.
+    pub(crate) fn leave(&self) -> bool {
         let mut crew = self.crew.lock();
         crew.handles = crew.handles.saturating_sub(1);
         if crew.handles > 0 {
-            return;
+            return false;
         }
+        self.dismiss(crew);
+        true
+    }
+
+    fn dismiss(&self, mut crew: MutexGuard<'_, Crew>) {
         let Some(running) = crew.running.take() else {
             return;
         };

@@ -250,6 +250,22 @@ impl fmt::Display for MissingWorkers {
     }
 }
 
+/// How a registry gets on with the store that it is attached to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreStatus {
+    /// Workers that the store knows.
+    pub registered: usize,
+    /// Calls to the store that failed, ever.
+    pub failures: u64,
+    /// Calls that failed since one last succeeded; 0 while the store answers.
+    pub failures_in_a_row: u64,
+    /// What went wrong last; stays when the store answers again.
+    pub last_error: Option<String>,
+    /// Time since the store was last told everything; `None` if it never was.
+    pub last_success_age: Option<Duration>,
+}
+
 /// What one sweep found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -180,6 +180,44 @@ pub enum StopCause {
     Shutdown,
     /// Its supervisor's `shutdown` or `stop`.
     Supervisor,
+    /// A store refused it: another incarnation has taken its place.
+    Fenced,
+}
+
+impl StopCause {
+    /// The name in snake case, as in stores and metrics; for a signal, its name: `SIGTERM`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Drop => "drop",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+            Self::Signal(name) => name,
+            Self::Shutdown => "shutdown",
+            Self::Supervisor => "supervisor",
+            Self::Fenced => "fenced",
+        }
+    }
+
+    /// As a store tells it; what is not known is a plain stop.
+    pub(crate) fn from_name(name: &str) -> Self {
+        const SIGNALS: [&str; 6] = [
+            "SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2",
+        ];
+        match name {
+            "drop" => Self::Drop,
+            "completed" => Self::Completed,
+            "cancelled" => Self::Cancelled,
+            "shutdown" => Self::Shutdown,
+            "supervisor" => Self::Supervisor,
+            "fenced" => Self::Fenced,
+            _ => SIGNALS
+                .into_iter()
+                .find(|signal| *signal == name)
+                .map_or(Self::Stop, Self::Signal),
+        }
+    }
 }
 
 impl fmt::Display for StopCause {
@@ -192,6 +230,7 @@ impl fmt::Display for StopCause {
             Self::Signal(name) => return write!(f, "by {name}"),
             Self::Shutdown => "by shutdown",
             Self::Supervisor => "by its supervisor",
+            Self::Fenced => "another incarnation has taken its place",
         })
     }
 }
@@ -240,6 +279,40 @@ pub enum DeathCause {
     Fenced,
     /// It was not heard of any more (told by a store).
     Lost,
+}
+
+impl DeathCause {
+    /// The name in snake case, as in stores and metrics: `panicked`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Panicked { .. } => "panicked",
+            Self::Failed { .. } => "failed",
+            Self::Exited => "exited",
+            Self::Killed => "killed",
+            Self::Fenced => "fenced",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// As a store tells it, with what it knows beyond the name.
+    pub(crate) fn from_name(name: &str, detail: Option<&str>) -> Self {
+        match name {
+            "panicked" => Self::Panicked {
+                message: detail.unwrap_or_default().to_owned(),
+                location: None,
+                thread: String::new(),
+                backtrace: None,
+            },
+            "exited" => Self::Exited,
+            "killed" => Self::Killed,
+            "fenced" => Self::Fenced,
+            "lost" => Self::Lost,
+            _ => Self::Failed {
+                error: detail.unwrap_or(name).to_owned(),
+            },
+        }
+    }
 }
 
 impl fmt::Debug for DeathCause {

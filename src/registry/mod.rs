@@ -8,8 +8,8 @@ mod survey;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use once_cell::sync::Lazy;
@@ -103,8 +103,16 @@ impl Registry {
     /// The worker with this id, alive or remembered.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Probe> {
-        let record = self.inner.index.get(id)?;
-        Some(Probe::new(self.clone(), self.inner.roster.post(record)))
+        let post = match self.inner.index.get(id) {
+            Some(record) => self.inner.roster.post(record),
+            // By the id that a store assigned.
+            None => {
+                self.inner.roster.companion()?;
+                let mut posts = self.posts().into_iter();
+                posts.find(|post| post.record.id() == id)?
+            }
+        };
+        Some(Probe::new(self.clone(), post))
     }
 
     /// Says how many workers of a type have to live; 0: any number. If fewer do, the summary says so
@@ -167,6 +175,10 @@ impl Registry {
 
     // --- for those above ------------------------------------------------------------------------
 
+    pub(crate) fn downgrade(&self) -> WeakRegistry {
+        WeakRegistry(Arc::downgrade(&self.inner))
+    }
+
     pub(crate) fn roster(&self) -> &Arc<Roster> {
         &self.inner.roster
     }
@@ -177,7 +189,7 @@ impl Registry {
         let post = match self.admit(spec) {
             Ok(post) => post,
             Err(error) => {
-                self.inner.pacemaker.leave();
+                let _ = self.inner.pacemaker.leave();
                 return Err(error);
             }
         };
@@ -219,7 +231,7 @@ impl Registry {
             let chunk = roster.slab.chunk(slot);
             let offset = slot.offset as usize;
             let tag = chunk.cell(offset).state().next_tag();
-            let record = Arc::new(Record::new(&id, Arc::clone(&profile), slot, tag));
+            let record = Arc::new(Record::new(&id, !explicit, Arc::clone(&profile), slot, tag));
             if !spec.metadata.is_empty() {
                 record.detail().metadata = spec.metadata;
             }
@@ -258,7 +270,11 @@ impl Registry {
         post.record.profile.leave();
         roster.slab.give_back(post.record.slot);
         roster.changed.store(true, Ordering::Release);
-        self.inner.pacemaker.leave();
+        if self.inner.pacemaker.leave()
+            && let Some(companion) = roster.companion()
+        {
+            companion.last_left();
+        }
     }
 
     /// Asks every worker to stop, those to come included. When this returns, all of them know.
@@ -343,13 +359,17 @@ impl Registry {
     }
 
     pub(crate) fn snapshot(&self, post: &Post) -> Snapshot {
-        let view = self.view();
-        let wall = self.inner.roster.clock.wall();
-        let snapshot = Snapshot::take(post, &view, wall);
+        let mut snapshot = self.snapshot_as_it_is(post);
         if self.look_closer(post, &snapshot.health) {
-            return Snapshot::take(post, &view, wall);
+            snapshot = self.snapshot_as_it_is(post);
         }
+        snapshot.store = self.roster().companion().map(|store| store.status());
         snapshot
+    }
+
+    /// Without another look at a worker that stalls, and without the store's.
+    pub(crate) fn snapshot_as_it_is(&self, post: &Post) -> Snapshot {
+        Snapshot::take(post, &self.view(), self.inner.roster.clock.wall())
     }
 
     pub(crate) fn last_heartbeat(&self, post: &Post) -> Option<SystemTime> {
@@ -421,6 +441,25 @@ fn succeed(record: &Record, previous: &Record) {
     let mut detail = record.detail();
     detail.restarts = restarts;
     detail.last_death = death;
+}
+
+/// Does not keep a registry alive.
+#[derive(Clone, Debug)]
+pub(crate) struct WeakRegistry(Weak<Inner>);
+
+impl WeakRegistry {
+    pub(crate) fn upgrade(&self) -> Option<Registry> {
+        self.0.upgrade().map(|inner| Registry { inner })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(companion) = self.roster.companion() {
+            self.roster.accompany(None);
+            companion.close();
+        }
+    }
 }
 
 impl Default for Registry {

@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use super::Registry;
 use crate::cell::Glance;
-use crate::health::{Activity, Age, Death, Ending, Health, Line, Reading, Thresholds, judge};
+use crate::health::{
+    Activity, Age, Death, Ending, Health, Line, Reading, StoreStatus, Thresholds, judge,
+};
 use crate::roster::post::Post;
 use crate::roster::record::Detail;
 use crate::roster::timeline::View;
@@ -27,7 +29,7 @@ impl Probe {
     /// The worker's id.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.post.record.id
+        self.post.record.id()
     }
 
     /// The worker's type.
@@ -126,6 +128,8 @@ pub struct Snapshot {
     pub interval: Duration,
     /// How long ago the pacemaker last looked.
     pub tick_age: Duration,
+    /// How its registry gets on with the store that it is attached to, if it is.
+    pub store: Option<StoreStatus>,
 }
 
 impl Snapshot {
@@ -169,7 +173,7 @@ impl Snapshot {
         });
         let heartbeat_age = reading.heartbeat_at.map(|at| view.now.since(at));
         Self {
-            id: post.record.id.to_string(),
+            id: post.record.id().to_owned(),
             worker_type: profile.worker_type.to_string(),
             group: profile.group.to_string(),
             incarnation: post.record.incarnation(),
@@ -200,6 +204,7 @@ impl Snapshot {
             thresholds: profile.thresholds.clone(),
             interval: profile.interval,
             tick_age: view.tick_age(),
+            store: None,
         }
     }
 }

@@ -82,7 +82,7 @@ impl Registry {
             if state.is_offline() {
                 let mut detail = record.detail();
                 if !std::mem::replace(&mut detail.marked_offline, true) {
-                    report.marked_offline.push(record.id.to_string());
+                    report.marked_offline.push(record.id().to_owned());
                     touched.push(group.to_owned());
                 }
             }
@@ -226,7 +226,7 @@ impl Tally {
         }
         if health.state().is_offline() {
             self.dead_workers.push(DeadWorker {
-                id: record.id.to_string(),
+                id: record.id().to_owned(),
                 worker_type: profile.worker_type.to_string(),
                 group: profile.group.to_string(),
                 health,

@@ -84,6 +84,23 @@ pub enum EventKind {
     },
     /// Fewer workers of a type live than are expected.
     Missing(MissingWorkers),
+    /// The store cannot be reached, or fails. Work goes on; it is tried again.
+    StoreFailing {
+        /// What went wrong first.
+        error: String,
+    },
+    /// The store answers again.
+    StoreRestored {
+        /// How often it failed in between.
+        failures: u64,
+    },
+    /// The worker does not hold its run any more: the lease expired, or was taken away.
+    LeaseLost {
+        /// The run.
+        run_id: String,
+        /// The number of the claim.
+        fence: u64,
+    },
     /// As many workers of a type live as are expected, again.
     Complete {
         /// The type.
@@ -105,11 +122,15 @@ impl Event {
                 State::Stopping | State::Stopped => log::Level::Info,
                 _ => log::Level::Error,
             },
-            EventKind::Recovered { .. } | EventKind::Complete { .. } => log::Level::Info,
+            EventKind::Recovered { .. }
+            | EventKind::Complete { .. }
+            | EventKind::StoreRestored { .. } => log::Level::Info,
             EventKind::Late { .. }
             | EventKind::Restarting { .. }
             | EventKind::Unobserved { .. }
-            | EventKind::Missing(_) => log::Level::Warn,
+            | EventKind::Missing(_)
+            | EventKind::StoreFailing { .. }
+            | EventKind::LeaseLost { .. } => log::Level::Warn,
             EventKind::GaveUp { .. } => log::Level::Error,
         }
     }
@@ -143,6 +164,16 @@ impl fmt::Display for Event {
                 Age(*forgiven)
             ),
             EventKind::Missing(missing) => missing.fmt(f),
+            EventKind::StoreFailing { error } => write!(f, "store failing: {}", Line(error)),
+            EventKind::StoreRestored { failures: 1 } => {
+                f.write_str("store restored after 1 failure")
+            }
+            EventKind::StoreRestored { failures } => {
+                write!(f, "store restored after {failures} failures")
+            }
+            EventKind::LeaseLost { run_id, fence } => {
+                write!(f, "lease of {} lost (fence {fence})", Line(run_id))
+            }
             EventKind::Complete { worker_type } => {
                 write!(f, "all expected workers of type {} live", Line(worker_type))
             }

@@ -14,11 +14,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::cell::Phase;
 use crate::clock::{Clock, Moment, nanos};
-use crate::health::{Health, State, StopCause};
+use crate::health::{Health, State, StopCause, StoreStatus};
 use events::{Event, EventKind, EventWorker, Hub};
 use journal::Journal;
 pub(crate) use journal::say;
@@ -43,11 +43,28 @@ pub(crate) struct Roster {
     pub changed: AtomicBool,
     pub expected: Mutex<BTreeMap<String, Expectation>>,
     timers: Mutex<Timers>,
+    companion: RwLock<Option<Arc<dyn Companion>>>,
+    /// There is a companion.
+    accompanied: AtomicBool,
     /// How many are about to tell the log of an end.
     telling: AtomicUsize,
     /// Counts ends, for those who wait for one.
     ends: Mutex<u64>,
     ended: Condvar,
+}
+
+/// Who wants to hear at once what happens to workers: what carries their heartbeats to a store.
+pub(crate) trait Companion: Send + Sync + std::fmt::Debug {
+    /// A worker began, ended or changed its state.
+    fn news(&self);
+    /// A worker began another task.
+    fn new_task(&self);
+    /// The last worker is gone; the process may be about to end.
+    fn last_left(&self);
+    /// The registry is gone.
+    fn close(&self);
+    fn status(&self) -> StoreStatus;
+    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
 }
 
 /// Tasks to be woken by the pacemaker.
@@ -79,6 +96,8 @@ impl Roster {
             changed: AtomicBool::new(false),
             expected: Mutex::default(),
             timers: Mutex::default(),
+            companion: RwLock::new(None),
+            accompanied: AtomicBool::new(false),
             telling: AtomicUsize::new(0),
             ends: Mutex::new(0),
             ended: Condvar::new(),
@@ -130,11 +149,16 @@ impl Roster {
             worker: None,
             kind,
         };
+        if worker.is_some()
+            && let Some(companion) = self.companion()
+        {
+            companion.news();
+        }
         if self.hub.is_empty() && event.level() > log::max_level() {
             return None;
         }
         event.worker = worker.map(|record| EventWorker {
-            id: record.id.to_string(),
+            id: record.id().to_owned(),
             worker_type: record.profile.worker_type.to_string(),
             group: record.profile.group.to_string(),
             incarnation: record.incarnation(),
@@ -149,6 +173,29 @@ impl Roster {
 
     pub(crate) fn flush_journal(&self) {
         self.journal.tick(self.clock.now());
+    }
+
+    // --- the companion --------------------------------------------------------------------------
+
+    #[inline]
+    pub(crate) fn companion(&self) -> Option<Arc<dyn Companion>> {
+        if self.accompanied.load(Ordering::Acquire) {
+            self.companion.read().clone()
+        } else {
+            None
+        }
+    }
+
+    /// Takes a companion, if there is none yet, or lets it go.
+    pub(crate) fn accompany(&self, companion: Option<Arc<dyn Companion>>) -> bool {
+        let mut place = self.companion.write();
+        if place.is_some() && companion.is_some() {
+            return false;
+        }
+        self.accompanied
+            .store(companion.is_some(), Ordering::Release);
+        *place = companion;
+        true
     }
 
     // --- ends -----------------------------------------------------------------------------------
@@ -169,6 +216,16 @@ impl Roster {
         match post.end(end, &self.view(), self.clock.wall()) {
             Some(health) => (true, self.publish_end(post, health)),
             None => (false, None),
+        }
+    }
+
+    /// Ends a worker whose place another one has taken elsewhere, and tells.
+    pub(crate) fn fence(&self, post: &Post) {
+        let _telling = Telling::begin(self);
+        let (ended, wakers) = post.fence(&self.view(), self.clock.wall());
+        wakers.into_iter().for_each(wake);
+        if let Some(event) = ended.and_then(|health| self.publish_end(post, health)) {
+            self.log(&event);
         }
     }
 

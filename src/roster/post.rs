@@ -45,6 +45,15 @@ pub(crate) enum End {
     Overruled(DeathCause),
 }
 
+/// What an update changed.
+#[derive(Debug, Default)]
+pub(crate) struct Updated {
+    /// It is another task than before.
+    pub new_task: bool,
+    /// The worker went idle, and was asked to stop.
+    pub over: bool,
+}
+
 impl Post {
     #[inline]
     pub(crate) fn cell(&self) -> &Cell {
@@ -193,22 +202,26 @@ impl Post {
 
     // --- the worker's own doing -----------------------------------------------------------------
 
-    /// Takes over a new task. Returns whether the worker went idle and was asked to stop.
-    pub(crate) fn update_task(&self, run_id: &str, text: &str, activity: Activity) -> bool {
+    /// Takes over a new task.
+    pub(crate) fn update_task(&self, run_id: &str, text: &str, activity: Activity) -> Updated {
         let mut detail = self.record.detail();
         if detail.ended.is_some() {
             detail.late_updates += 1;
-            return false;
+            return Updated::default();
         }
         let cell = self.cell();
         let mut work = cell.work();
-        if detail.task.set(run_id, text) {
+        let new_task = detail.task.set(run_id, text);
+        if new_task {
             work.task = work.next_task();
         }
         work.activity = activity;
         work.thread = evidence::current_thread();
         cell.beat_with(work);
-        activity == Activity::Idle && cell.state().stop_requested
+        Updated {
+            new_task,
+            over: activity == Activity::Idle && cell.state().stop_requested,
+        }
     }
 
     /// Returns whether the worker was asked to stop.
@@ -439,6 +452,26 @@ impl Post {
         detail.ended = Some(ended);
         cell.set_state(Life { phase, ..life });
         Some(health)
+    }
+
+    /// Ends a worker whose place another one has taken elsewhere, and lets it see that it has to
+    /// stop. Returns its health if it was ended, and whom to wake.
+    pub(crate) fn fence(&self, view: &View, wall: SystemTime) -> (Option<Health>, Vec<Waker>) {
+        let mut detail = self.record.detail();
+        if detail.ended.is_some() {
+            return (None, Vec::new());
+        }
+        detail.stop_cause.get_or_insert(StopCause::Fenced);
+        let cell = self.cell();
+        cell.set_state(Life {
+            stop_requested: true,
+            ..cell.state()
+        });
+        let end = End::Dead(DeathCause::Fenced);
+        let ended = self.end_locked(&mut detail, end, view, wall);
+        detail.stop_notice.say(());
+        let wakers = detail.on_stop.drain(..).map(|(_, waker)| waker);
+        (ended, wakers.collect())
     }
 
     /// Notes that the worker was given up, in its death.

@@ -6,6 +6,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use once_cell::race::OnceBox;
+use once_cell::sync::OnceCell;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::profile::Profile;
@@ -19,7 +20,10 @@ use crate::notice::Notice;
 /// its cell, its id and this.
 #[derive(Debug)]
 pub(crate) struct Record {
+    /// As it was registered with in this process, and is found by. See [`id`](Self::id).
     pub id: Box<str>,
+    /// Nobody chose the id.
+    generated: bool,
     pub profile: Arc<Profile>,
     pub slot: Slot,
     /// As in the cell's life, while the worker holds the cell.
@@ -27,7 +31,14 @@ pub(crate) struct Record {
     incarnation: AtomicU32,
     /// Handles and supervised futures that the worker's life hangs on.
     pub holders: AtomicU32,
-    detail: OnceBox<Mutex<Detail>>,
+    more: OnceBox<More>,
+}
+
+#[derive(Debug)]
+struct More {
+    /// The id that a store assigned, if it is another one.
+    adopted: OnceCell<Box<str>>,
+    detail: Mutex<Detail>,
 }
 
 /// See [`Record`].
@@ -54,6 +65,8 @@ pub(crate) struct Detail {
     pub returns: bool,
     /// A sweep has told that it is offline.
     pub marked_offline: bool,
+    /// A store was told of the end of this life.
+    pub told: Option<u32>,
     /// Another worker has taken over its id.
     pub superseded: bool,
     /// Whom to wake when it is asked to stop, by number.
@@ -87,15 +100,22 @@ pub(crate) struct Ended {
 }
 
 impl Record {
-    pub(crate) fn new(id: &str, profile: Arc<Profile>, slot: Slot, tag: u32) -> Self {
+    pub(crate) fn new(
+        id: &str,
+        generated: bool,
+        profile: Arc<Profile>,
+        slot: Slot,
+        tag: u32,
+    ) -> Self {
         Self {
             id: id.into(),
+            generated,
             profile,
             slot,
             tag: AtomicU32::new(tag),
             incarnation: AtomicU32::new(1),
             holders: AtomicU32::new(1),
-            detail: OnceBox::new(),
+            more: OnceBox::new(),
         }
     }
 
@@ -116,16 +136,49 @@ impl Record {
         self.incarnation.store(incarnation, Ordering::Relaxed);
     }
 
+    fn more(&self) -> &More {
+        self.more.get_or_init(|| {
+            Box::new(More {
+                adopted: OnceCell::new(),
+                detail: Mutex::new(Detail::new()),
+            })
+        })
+    }
+
+    /// The worker's id: what a store assigned, if one did.
+    #[inline]
+    pub(crate) fn id(&self) -> &str {
+        self.adopted().unwrap_or(&self.id)
+    }
+
+    fn adopted(&self) -> Option<&str> {
+        self.more.get()?.adopted.get().map(|id| &**id)
+    }
+
+    pub(crate) fn is_adopted(&self) -> bool {
+        self.adopted().is_some()
+    }
+
+    pub(crate) const fn is_generated(&self) -> bool {
+        self.generated
+    }
+
+    /// Takes over the id that a store assigned. It stays.
+    pub(crate) fn adopt(&self, id: &str) {
+        if self.id() != id {
+            // Once: a worker whose id changed again could not be found by either.
+            let _ = self.more().adopted.set(id.into());
+        }
+    }
+
     /// The detail, made if there is none yet.
     pub(crate) fn detail(&self) -> MutexGuard<'_, Detail> {
-        self.detail
-            .get_or_init(|| Box::new(Mutex::new(Detail::new())))
-            .lock()
+        self.more().detail.lock()
     }
 
     /// The detail, if there is any.
     pub(crate) fn known_detail(&self) -> Option<MutexGuard<'_, Detail>> {
-        self.detail.get().map(Mutex::lock)
+        self.more.get().map(|more| more.detail.lock())
     }
 
     pub(crate) fn ended(&self) -> Option<Ended> {
@@ -135,6 +188,16 @@ impl Record {
     pub(crate) fn is_over(&self) -> bool {
         self.known_detail()
             .is_some_and(|detail| detail.ended.is_some())
+    }
+
+    /// Whether a store was told of the end of this life.
+    pub(crate) fn is_told(&self) -> bool {
+        let told = self.known_detail().and_then(|detail| detail.told);
+        told == Some(self.incarnation())
+    }
+
+    pub(crate) fn set_told(&self) {
+        self.detail().told = Some(self.incarnation());
     }
 
     /// Whether another worker may take over its id: it is over, and will not be started again.
@@ -167,6 +230,7 @@ impl Detail {
             late_updates: 0,
             returns: false,
             marked_offline: false,
+            told: None,
             superseded: false,
             on_stop: Vec::new(),
             stop_notice: Notice::new(),

@@ -289,7 +289,7 @@ impl Inner {
                 registry
                     .living()
                     .into_iter()
-                    .map(|post| HungWorker::new(post.record.id.to_string(), post.health(&view))),
+                    .map(|post| HungWorker::new(post.record.id().to_owned(), post.health(&view))),
             );
         }
         hung

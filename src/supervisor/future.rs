@@ -160,7 +160,7 @@ where
             }
             Poll::Ready(Err(report)) => {
                 let error = Error::Panicked {
-                    id: life.membership.post().record.id.to_string(),
+                    id: life.membership.post().record.id().to_owned(),
                     message: report.message.clone(),
                 };
                 life.end(End::Overruled(report.into()));
@@ -173,7 +173,7 @@ where
 impl<F> fmt::Debug for Supervised<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Supervised")
-            .field("id", &self.life.membership.post().record.id)
+            .field("id", &self.life.membership.post().record.id())
             .finish_non_exhaustive()
     }
 }

@@ -84,7 +84,7 @@ impl Supervisor {
         let view = self.registry.view();
         let mut report = StopReport::default();
         for child in children {
-            let id = child.post.record.id.to_string();
+            let id = child.post.record.id().to_owned();
             if child.ending.exit().is_some() {
                 report.ended.push(id);
             } else {

@@ -9,8 +9,8 @@ use crate::registry::{Registry, Spec};
 use crate::roster::profile::ProfileKey;
 use crate::roster::timeline::SHORTEST_RESOLUTION;
 
-const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
-const DEFAULT_GROUP: &str = "local";
+pub(crate) const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
+pub(crate) const DEFAULT_GROUP: &str = "local";
 /// A heartbeat moves once a resolution; a shorter limit could not be kept by the healthiest worker.
 const SHORTEST_STALE_AFTER: Duration = Duration::from_millis(20);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use crossbeam_channel::Receiver;
 
 pub use builder::Builder;
+pub(crate) use builder::{DEFAULT_GROUP, DEFAULT_INTERVAL};
 pub use guards::{SilenceGuard, TaskGuard};
 
 use crate::cell::Phase;
@@ -63,8 +64,13 @@ impl WorkerHeartbeat {
     ///
     /// After the worker's end it changes nothing but [`Snapshot::late_updates`].
     pub fn update_task(&self, run_id: &str, task: &str, activity: Activity) {
-        let over = self.membership.post().update_task(run_id, task, activity);
-        self.membership.end_if(over);
+        let updated = self.membership.post().update_task(run_id, task, activity);
+        if updated.new_task
+            && let Some(companion) = self.registry().roster().companion()
+        {
+            companion.new_task();
+        }
+        self.membership.end_if(updated.over);
     }
 
     /// Says that the worker waits for work: no progress is expected. Ends its task. Counts as a
@@ -149,7 +155,7 @@ impl WorkerHeartbeat {
     /// The worker's id.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.membership.post().record.id
+        self.membership.post().record.id()
     }
 
     /// The worker's type.

@@ -1,0 +1,169 @@
+//! Which process this is, so that others on the same host can see that it is gone.
+
+use std::fs;
+
+use parking_lot::Mutex;
+
+/// A process, told apart from every other on every host: a pid alone is used again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ProcessIdentity {
+    /// Name of the host, for people.
+    pub hostname: String,
+    /// The process id.
+    pub pid: u32,
+    /// When the process started, in clock ticks since the host's boot; 0 if that is not known.
+    pub started: u64,
+    /// Tells one boot of one host from every other; empty if that is not known.
+    pub boot_id: String,
+    /// The namespace that the pid is of; 0 if that is not known.
+    pub pid_namespace: u64,
+}
+
+impl ProcessIdentity {
+    /// This process. Read from `/proc` (proc(5)) at the first call, and again in a forked child;
+    /// elsewhere, only the pid is known.
+    #[must_use]
+    pub fn current() -> Self {
+        static CURRENT: Mutex<Option<ProcessIdentity>> = Mutex::new(None);
+        let mut current = CURRENT.lock();
+        match &*current {
+            Some(known) if known.pid == std::process::id() => known.clone(),
+            _ => current.insert(Self::read()).clone(),
+        }
+    }
+
+    fn read() -> Self {
+        let line = |path| {
+            fs::read_to_string(path)
+                .map(|text| text.trim().to_owned())
+                .unwrap_or_default()
+        };
+        let hostname = line("/proc/sys/kernel/hostname");
+        let pid = std::process::id();
+        Self {
+            hostname: if hostname.is_empty() {
+                "localhost".to_owned()
+            } else {
+                hostname
+            },
+            pid,
+            started: Stat::of(pid).map_or(0, |stat| stat.started),
+            boot_id: line("/proc/sys/kernel/random/boot_id"),
+            pid_namespace: fs::read_link("/proc/self/ns/pid")
+                .ok()
+                .and_then(|link| namespace_number(link.to_str()?))
+                .unwrap_or(0),
+        }
+    }
+
+    /// Whether the process runs where this one runs, so that this one can see it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        let here = Self::current();
+        !self.boot_id.is_empty()
+            && self.boot_id == here.boot_id
+            && self.pid_namespace != 0
+            && self.pid_namespace == here.pid_namespace
+            && self.started != 0
+    }
+
+    /// Whether the kernel says that the process is gone: there is none with its pid, or a younger
+    /// one, or only what its parent has not collected yet. `false` if it runs elsewhere, or if
+    /// nothing can be known.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        if !self.is_local() {
+            return false;
+        }
+        match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
+            Ok(text) => Stat::parse(&text).is_some_and(|stat| {
+                stat.started != self.started || matches!(stat.state, 'Z' | 'X')
+            }),
+            // Anything but "there is none" says nothing.
+            Err(error) => {
+                error.kind() == std::io::ErrorKind::NotFound && fs::metadata("/proc/self").is_ok()
+            }
+        }
+    }
+}
+
+/// `pid:[4026531836]`
+fn namespace_number(link: &str) -> Option<u64> {
+    link.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
+}
+
+struct Stat {
+    state: char,
+    started: u64,
+}
+
+impl Stat {
+    fn of(pid: u32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The name of the program, in parentheses, may hold anything.
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        Some(Self {
+            state,
+            started: fields.nth(18)?.parse().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn this_process_is_not_gone() {
+        let here = ProcessIdentity::current();
+        assert_eq!(here.pid, std::process::id());
+        assert!(!here.is_gone());
+        assert!(!here.hostname.is_empty());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_killed_process_is_gone_even_before_its_parent_collects_it() {
+        let mut child = Command::new("sleep")
+            .arg("100")
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let identity = ProcessIdentity {
+            pid: child.id(),
+            started: Stat::of(child.id()).unwrap().started,
+            ..ProcessIdentity::current()
+        };
+        assert!(identity.is_local() && !identity.is_gone());
+        let elsewhere = ProcessIdentity {
+            boot_id: "another".into(),
+            ..identity.clone()
+        };
+        let younger = ProcessIdentity {
+            started: identity.started + 1,
+            ..identity.clone()
+        };
+        assert!(younger.is_gone(), "its pid was used again");
+        child.kill().unwrap();
+        while !identity.is_gone() {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(identity.is_gone());
+        assert!(!elsewhere.is_gone(), "nothing is known of other hosts");
+    }
+
+    #[test]
+    fn a_program_may_have_any_name() {
+        let text = "1 (a) b) (c) S 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 77 0";
+        let stat = Stat::parse(text).unwrap();
+        assert_eq!((stat.state, stat.started), ('S', 77));
+        assert!(Stat::parse("nonsense").is_none());
+        assert_eq!(namespace_number("pid:[4026531836]"), Some(4_026_531_836));
+    }
+}

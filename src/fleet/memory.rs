@@ -1,0 +1,235 @@
+//! A store in memory: for tests, and for a coordinator that need not outlive its process.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+
+use super::rules::{self, Hold, Row, Tables};
+use super::store::{
+    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
+    WorkerFilter, WorkerKey,
+};
+use super::stored::StoredWorker;
+use crate::clock::{Clock, Moment};
+use crate::error::Error;
+use crate::health::SweepReport;
+
+/// A [`HeartbeatStore`] in memory. A cheap clone; all clones are one store.
+#[derive(Clone)]
+pub struct MemoryStore {
+    clock: Clock,
+    book: Arc<Mutex<Book>>,
+}
+
+/// What it keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Book {
+    pub workers: BTreeMap<String, Row>,
+    pub leases: BTreeMap<String, Hold>,
+    /// Worker and run of each lease.
+    held: BTreeSet<(String, String)>,
+    pub last_number: u64,
+}
+
+impl MemoryStore {
+    /// An empty store on the system's clock.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_clock(Clock::system())
+    }
+
+    /// An empty store on this clock.
+    ///
+    /// Its numbers begin at the milliseconds of the wall clock, so that a store that takes the place
+    /// of one that is lost gives higher ones.
+    #[must_use]
+    pub fn with_clock(clock: Clock) -> Self {
+        let since_epoch = clock
+            .wall()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let book = Book {
+            last_number: since_epoch.as_millis() as u64,
+            ..Book::default()
+        };
+        Self {
+            clock,
+            book: Arc::new(Mutex::new(book)),
+        }
+    }
+
+    /// Far from the beginning of the time line, so that nothing is older than that.
+    fn now(&self) -> Moment {
+        Moment::from_nanos(1 << 62).after(self.clock.now().since(Moment::ZERO))
+    }
+
+    fn each<T, A>(
+        &self,
+        items: &[T],
+        act: impl Fn(&mut Book, &T, Moment) -> Result<A, Error>,
+    ) -> Result<Vec<A>, Error> {
+        let mut book = self.book.lock();
+        let now = self.now();
+        items.iter().map(|item| act(&mut book, item, now)).collect()
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("workers", &self.book.lock().workers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl HeartbeatStore for MemoryStore {
+    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+        self.each(workers, rules::register)
+    }
+
+    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
+        self.each(beats, rules::beat)
+    }
+
+    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
+        self.each(stops, rules::stop)
+    }
+
+    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        let mut book = self.book.lock();
+        let now = self.now();
+        let after = filter.after.as_deref().unwrap_or("");
+        let rows: Vec<Row> = book
+            .workers
+            .range::<str, _>((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded))
+            .map(|(_, row)| row)
+            .filter(|row| filter.admits(row))
+            .take(filter.limit)
+            .cloned()
+            .collect();
+        rows.iter()
+            .map(|row| Ok(row.stored(now, &book.leases_of(&row.key.id)?)))
+            .collect()
+    }
+
+    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
+        let mut book = self.book.lock();
+        let now = self.now();
+        rules::sweep(&mut *book, sweep, now)
+    }
+
+    fn purge(&self, age: Duration) -> Result<usize, Error> {
+        let mut book = self.book.lock();
+        book.forget_ended(self.now().before(age))
+    }
+
+    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
+        let mut book = self.book.lock();
+        let now = self.now();
+        rules::claim(&mut *book, claim, now)
+    }
+
+    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
+        self.each(leases, |book, key, now| rules::renew(book, key, ttl, now))
+    }
+
+    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
+        self.each(leases, rules::release)
+    }
+}
+
+impl WorkerFilter {
+    /// Whether it lists this worker, its place in the order aside.
+    pub(crate) fn admits(&self, row: &Row) -> bool {
+        let same =
+            |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
+        same(&self.worker_type, &row.worker_type)
+            && same(&self.group, &row.group)
+            && self.host.as_ref().is_none_or(|host| {
+                row.ending.is_none()
+                    && row.process.as_ref().is_some_and(|process| {
+                        process.boot_id == host.boot_id
+                            && process.pid_namespace == host.pid_namespace
+                    })
+            })
+    }
+}
+
+impl Tables for Book {
+    fn worker(&mut self, id: &str) -> Result<Option<Row>, Error> {
+        Ok(self.workers.get(id).cloned())
+    }
+
+    fn put_worker(&mut self, row: &Row) -> Result<(), Error> {
+        self.workers.insert(row.key.id.clone(), row.clone());
+        Ok(())
+    }
+
+    fn living(&mut self) -> Result<Vec<Row>, Error> {
+        let living = self.workers.values().filter(|row| row.ending.is_none());
+        Ok(living.cloned().collect())
+    }
+
+    fn in_groups(&mut self, groups: &BTreeSet<String>) -> Result<Vec<Row>, Error> {
+        let inside = self
+            .workers
+            .values()
+            .filter(|row| groups.contains(&row.group));
+        Ok(inside.cloned().collect())
+    }
+
+    fn forget_ended(&mut self, until: Moment) -> Result<usize, Error> {
+        let before = self.workers.len();
+        self.workers
+            .retain(|_, row| row.ending.as_ref().is_none_or(|(_, at)| *at > until));
+        Ok(before - self.workers.len())
+    }
+
+    fn lease(&mut self, run_id: &str) -> Result<Option<Hold>, Error> {
+        Ok(self.leases.get(run_id).cloned())
+    }
+
+    fn leases_of(&mut self, worker_id: &str) -> Result<Vec<Hold>, Error> {
+        let from = (worker_id.to_owned(), String::new());
+        let held = self
+            .held
+            .range(from..)
+            .take_while(|(holder, _)| holder == worker_id)
+            .filter_map(|(_, run_id)| self.leases.get(run_id));
+        Ok(held.cloned().collect())
+    }
+
+    fn expired_leases(&mut self, now: Moment) -> Result<Vec<Hold>, Error> {
+        let expired = self.leases.values().filter(|hold| hold.expires_at <= now);
+        Ok(expired.cloned().collect())
+    }
+
+    fn put_lease(&mut self, hold: &Hold) -> Result<(), Error> {
+        self.remove_lease(&hold.key.run_id)?;
+        let LeaseKey { worker, run_id, .. } = &hold.key;
+        self.held.insert((worker.id.clone(), run_id.clone()));
+        self.leases.insert(run_id.clone(), hold.clone());
+        Ok(())
+    }
+
+    fn remove_lease(&mut self, run_id: &str) -> Result<(), Error> {
+        if let Some(hold) = self.leases.remove(run_id) {
+            self.held.remove(&(hold.key.worker.id, hold.key.run_id));
+        }
+        Ok(())
+    }
+
+    fn next_number(&mut self) -> Result<u64, Error> {
+        self.last_number += 1;
+        Ok(self.last_number)
+    }
+}
