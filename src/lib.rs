@@ -30,6 +30,8 @@ mod worker;
 
 pub use clock::{Clock, MockClock, Moment};
 pub use error::{BoxError, Error};
+#[cfg(feature = "sqlite")]
+pub use fleet::SqliteStore;
 pub use fleet::{
     Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnOffline, StoredWorker, Sweeper,
 };

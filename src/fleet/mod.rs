@@ -30,7 +30,11 @@ mod host;
 mod jitter;
 mod lease;
 mod memory;
+#[cfg(all(test, not(loom)))]
+mod model;
 mod rules;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod store;
 mod stored;
 mod sweeper;
@@ -40,6 +44,8 @@ pub use config::{FleetConfig, OnOffline};
 pub use host::ProcessIdentity;
 pub use lease::Lease;
 pub use memory::MemoryStore;
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteStore;
 pub use store::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
     WorkerFilter, WorkerKey,

@@ -22,7 +22,7 @@ use super::store::{
 };
 use crate::clock::{Alarm, Clock, Moment, Sleeper};
 use crate::error::Error;
-use crate::health::{Ending, State, StoreStatus};
+use crate::health::{State, StoreStatus};
 use crate::panics;
 use crate::registry::{Registry, WeakRegistry};
 use crate::roster::Companion;
@@ -437,7 +437,6 @@ impl Uplink {
         for post in posts {
             let record = &post.record;
             let number = address(record);
-            let ended = record.ended();
             match book.known.get_mut(&number) {
                 Some(known) => {
                     if known.incarnation != record.incarnation() {
@@ -451,11 +450,6 @@ impl Uplink {
                         known.incarnation = record.incarnation();
                     }
                 }
-                // Nobody has to be told of who stopped before anybody heard of it.
-                None if matches!(
-                    ended.as_ref().map(|ended| &ended.ending),
-                    Some(Ending::Stopped(_))
-                ) => {}
                 None if record.is_told() => {}
                 None => {
                     let incarnation = record.incarnation();
