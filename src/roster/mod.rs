@@ -124,7 +124,7 @@ impl Roster {
     }
 
     /// Tells subscribers, which takes no time. Returns what is to be told to the log, which may.
-    fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
+    pub(crate) fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
         let mut event = Event {
             at: self.clock.wall(),
             worker: None,
@@ -143,7 +143,7 @@ impl Roster {
         Some(event)
     }
 
-    fn log(&self, event: &Event) {
+    pub(crate) fn log(&self, event: &Event) {
         self.journal.write(self.clock.now(), event.level(), event);
     }
 
