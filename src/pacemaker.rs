@@ -177,6 +177,8 @@ fn start(roster: &Arc<Roster>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
                     roster.clock.now().after(roster.resolution())
                 });
             }
+            // Every panic of a log implementation is contained.
+            roster.flush_journal(true);
             drop(sleeper);
             drop(roster);
             pulse.beat.lock().ended += 1;
@@ -231,7 +233,7 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
         roster.relax();
         tell_missing(roster);
     }
-    roster.flush_journal();
+    roster.flush_journal(false);
     let (due, next_timer) = roster.due_timers(view.clock);
     for waker in due {
         wake(waker);

@@ -147,8 +147,9 @@ impl Roster {
         self.journal.write(self.clock.now(), event.level(), event);
     }
 
-    pub(crate) fn flush_journal(&self) {
-        self.journal.tick(self.clock.now());
+    /// Tells the log what was left out, if it is time; if this is the `last` time for now, before.
+    pub(crate) fn flush_journal(&self, last: bool) {
+        self.journal.tick(self.clock.now(), last);
     }
 
     // --- ends -----------------------------------------------------------------------------------
