@@ -27,7 +27,8 @@ const THREAD_NAME: &str = "wh-pacemaker";
 /// that blocks for instance, before it leaves it behind.
 const JOIN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The pacemaker of one registry, as its handles own it: it runs while there is one.
+/// The pacemaker of one registry, as its handles own it: it runs while there is one. A registry in
+/// which workers are expected counts as one.
 #[derive(Debug, Default)]
 pub(crate) struct Pacemaker {
     crew: Mutex<Crew>,

@@ -205,6 +205,39 @@ fn a_missing_worker_is_unhealthy_too() {
 }
 
 #[test]
+fn workers_that_never_came_are_missed() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    world.registry.expect_workers("indexer", 3);
+    assert!(events.try_recv().is_err(), "they may be about to come");
+    world.seconds(1);
+    let event = events.try_recv().unwrap();
+    assert_eq!(
+        event.to_string(),
+        "0 of 3 expected workers of type indexer live"
+    );
+    world.seconds(100);
+    assert!(events.try_recv().is_err(), "told once");
+    let _come: Vec<_> = (0..3)
+        .map(|_| world.worker("indexer").start().unwrap())
+        .collect();
+    world.seconds(1);
+    assert!(names(&events).contains(&"complete".to_owned()));
+}
+
+#[test]
+fn the_last_worker_that_goes_is_missed() {
+    let world = World::new();
+    world.registry.expect_workers("w", 1);
+    let hb = world.worker("w").start().unwrap();
+    world.seconds(1);
+    let events = world.registry.subscribe();
+    drop(hb);
+    world.seconds(1);
+    assert_eq!(names(&events), ["stopped", "missing"]);
+}
+
+#[test]
 fn a_sweep_tells_each_offline_worker_once() {
     let world = World::new();
     let worker = |id: &str, group: &str| {
@@ -360,6 +393,16 @@ fn the_pacemaker_is_one_thread_and_ends_with_the_last_handle() {
         drop(many);
         assert_eq!(pacemakers(), 0, "joined when the drop returns");
     }
+    registry.expect_workers("w", 0);
+    assert_eq!(pacemakers(), 0, "nobody is expected");
+    registry.expect_workers("w", 2);
+    registry.expect_workers("v", 2);
+    support::eventually("one", || pacemakers() == 1);
+    let hb = WorkerHeartbeat::builder("w").registry(&registry).start();
+    drop(hb.unwrap());
+    assert_eq!(pacemakers(), 1, "somebody has to miss it");
+    drop(registry);
+    assert_eq!(pacemakers(), 0, "gone with the registry");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use once_cell::sync::Lazy;
+use once_cell::sync::{Lazy, OnceCell};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
@@ -39,7 +39,7 @@ const SUBSCRIPTION_CAPACITY: usize = 1_024;
 /// All workers of a process: the [global](Self::global) one by default, a private one in tests.
 ///
 /// A cheap clone. Its background thread, the pacemaker, starts with the first worker and is joined
-/// with the last.
+/// with the last; once workers are [expected](Self::expect_workers), with the registry itself.
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<Inner>,
@@ -52,6 +52,16 @@ struct Inner {
     graveyard: Graveyard,
     /// Everybody was asked to stop, and by whom.
     stopping: Mutex<Option<StopCause>>,
+    /// Set once workers are expected: somebody has to miss them, even if none ever comes.
+    missing: OnceCell<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.missing.get().is_some() {
+            self.pacemaker.leave();
+        }
+    }
 }
 
 /// What a worker is registered with. Checked by the builder.
@@ -80,6 +90,7 @@ impl Registry {
                 index: Index::default(),
                 graveyard: Graveyard::default(),
                 stopping: Mutex::new(None),
+                missing: OnceCell::new(),
             }),
         }
     }
@@ -108,7 +119,11 @@ impl Registry {
     }
 
     /// Says how many workers of a type have to live; 0: any number. If fewer do, the summary says so
-    /// and is not healthy, and subscribers are told.
+    /// and is not healthy, and at its next look the pacemaker tells subscribers and the log.
+    ///
+    /// A registry in which workers are expected keeps its pacemaker even while it has none, so that
+    /// workers that never come are missed too. Call this when they are about to come: they have one
+    /// [resolution](Self::resolution) to do so before they are missed.
     pub fn expect_workers(&self, worker_type: impl Into<String>, count: usize) {
         let roster = &self.inner.roster;
         let worker_type = worker_type.into();
@@ -124,6 +139,9 @@ impl Registry {
                     told_missing: false,
                 })
                 .count = count;
+            let watch = || self.inner.pacemaker.join(roster);
+            // Without a thread to be had, the first worker that comes is told so.
+            let _ = self.inner.missing.get_or_try_init(watch);
         }
         roster.changed.store(true, Ordering::Release);
     }
