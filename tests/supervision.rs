@@ -286,6 +286,26 @@ fn odd_panic_payloads_and_odd_work_are_contained() {
 }
 
 #[test]
+fn a_panic_that_is_passed_on_is_told_by_its_own_message() {
+    let world = World::new();
+    let worker = Supervisor::new(&world.registry)
+        .spawn(world.worker("w"), |_| {
+            // One job fails and is dealt with.
+            let _ = std::panic::catch_unwind(|| panic!("a small thing, long ago"));
+            // Later another thread dies of something else, and its panic is passed on.
+            let died = thread::spawn(|| panic!("the disk is gone")).join();
+            std::panic::resume_unwind(died.unwrap_err())
+        })
+        .unwrap();
+    worker.join();
+    assert!(matches!(
+        cause(&worker.probe()),
+        DeathCause::Panicked { message, location: None, backtrace: None, .. }
+            if message == "the disk is gone"
+    ));
+}
+
+#[test]
 fn a_panic_that_the_work_catches_itself_is_no_death() {
     let world = World::new();
     let worker = Supervisor::new(&world.registry)
