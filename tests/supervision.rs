@@ -319,6 +319,37 @@ fn a_panic_that_the_work_catches_itself_is_no_death() {
     assert_eq!(worker.probe().health().state(), State::Stopped);
 }
 
+#[test]
+fn time_does_not_wait_for_what_the_work_drops() {
+    struct Waits(mpsc::Receiver<()>);
+    impl Drop for Waits {
+        fn drop(&mut self) {
+            let _ = self.0.recv();
+        }
+    }
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let (let_go, held) = mpsc::channel();
+    let waits = Waits(held);
+    let worker = Supervisor::new(&world.registry)
+        .spawn(world.worker("w").finite(), move |_| {
+            let _held = &waits;
+            Ok(())
+        })
+        .unwrap();
+    wait_for(&events, "stopped");
+    let (time, (moved, has_moved)) = (world.time.clone(), mpsc::channel());
+    let moving = thread::spawn(move || {
+        time.advance(SECOND);
+        moved.send(()).unwrap();
+    });
+    let waited = has_moved.recv_timeout(PATIENCE);
+    drop(let_go);
+    moving.join().unwrap();
+    assert!(waited.is_ok(), "time waits for a drop");
+    assert!(worker.join().is_completed());
+}
+
 // --- restarts --------------------------------------------------------------------------------
 
 fn patient() -> Restart {
