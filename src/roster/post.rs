@@ -156,6 +156,10 @@ impl Post {
     pub(crate) fn gather_evidence(&self, fresh: bool) -> Option<u32> {
         let glance = self.living_glance()?;
         let mut detail = self.record.detail();
+        if fresh {
+            detail.first_sample = None;
+            detail.evidence = StallCause::Unknown;
+        }
         if glance.work.parked {
             detail.evidence = StallCause::Blocked {
                 place: Some("its future, which has not been polled".to_owned()),
@@ -165,7 +169,7 @@ impl Post {
         let thread = glance.work.thread;
         let Some(first) = detail
             .first_sample
-            .take_if(|first| first.thread() == thread && !fresh)
+            .take_if(|first| first.thread() == thread)
         else {
             detail.looks = 0;
             detail.first_sample = Sample::take(thread);
