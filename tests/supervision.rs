@@ -515,6 +515,34 @@ fn shutdown_stops_the_last_started_first_and_names_who_hangs() {
     assert_eq!(report.ended, ["hanging"], "asked for again");
 }
 
+#[test]
+fn two_that_shut_down_at_once_both_wait_and_are_both_told_the_truth() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let (let_go, held) = mpsc::channel::<()>();
+    let worker = supervisor
+        .spawn(world.worker("w").id("slow"), move |hb| {
+            let _task = hb.begin_task("run-1", "slow");
+            let _ = held.recv();
+            Ok(())
+        })
+        .unwrap();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| supervisor.shutdown(PATIENCE));
+        eventually("asked", || {
+            worker.probe().health().state() == State::Stopping
+        });
+        let second = supervisor.shutdown(Duration::ZERO);
+        assert!(!second.is_clean());
+        assert_eq!(second.hung[0].id, "slow");
+        let third = scope.spawn(|| supervisor.shutdown(PATIENCE));
+        drop(let_go);
+        assert_eq!(first.join().unwrap().ended, ["slow"]);
+        assert!(third.join().unwrap().is_clean());
+    });
+    assert!(supervisor.shutdown(PATIENCE).ended.is_empty(), "told once");
+}
+
 // --- futures ---------------------------------------------------------------------------------
 
 #[test]
