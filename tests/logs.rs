@@ -145,9 +145,15 @@ fn the_end_of_a_worker_is_the_last_thing_that_is_logged_of_it() {
     let world = World::new();
     let second = Arc::new(Mutex::new(None));
     let lines = lines_with("worker ended-meanwhile: ");
-    let first = world.worker("w").id("convicted-first").startup_grace(SECOND);
+    let first = world
+        .worker("w")
+        .id("convicted-first")
+        .startup_grace(SECOND);
     let first = first.start().unwrap();
-    let hb = world.worker("w").id("ended-meanwhile").startup_grace(SECOND);
+    let hb = world
+        .worker("w")
+        .id("ended-meanwhile")
+        .startup_grace(SECOND);
     *second.lock().unwrap() = Some(hb.start().unwrap());
     let ends = Arc::clone(&second);
     listen(move |(_, text)| {

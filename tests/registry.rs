@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -353,6 +354,36 @@ fn registering_and_the_summary_do_not_disturb_each_other() {
                 assert!(registry.workers().len() <= 3 + 3 + 256);
             }
         });
+    });
+}
+
+#[test]
+fn one_id_is_one_worker_while_it_is_taken_over() {
+    let registry = Registry::new();
+    // It keeps the pacemaker, so that the other one comes and goes as fast as can be.
+    let keeper = WorkerHeartbeat::builder("keeper").registry(&registry);
+    let _keeper = keeper.start().unwrap();
+    let again = || {
+        let hb = WorkerHeartbeat::builder("w").id("x").registry(&registry);
+        hb.start().unwrap().fail("x");
+    };
+    again();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                again();
+            }
+        });
+        let mut seen = [[0; 3]; 2];
+        for _ in 0..100_000 {
+            let summary = registry.summary().total - 1;
+            let listed = registry.workers().len() - 1;
+            seen[0][summary] += 1;
+            seen[1][listed] += 1;
+        }
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(seen, [[0, 100_000, 0]; 2], "not at all, once, twice");
     });
 }
 

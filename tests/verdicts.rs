@@ -370,11 +370,7 @@ mod evidence {
     #[test]
     fn what_was_found_in_an_earlier_silence_is_not_told_of_a_later_one() {
         let world = World::new();
-        let hb = world
-            .worker("w")
-            .stall_after(100 * SECOND)
-            .start()
-            .unwrap();
+        let hb = world.worker("w").stall_after(100 * SECOND).start().unwrap();
         let (mut found, mut polls) = (None, 0);
         {
             let mut future = Box::pin(hb.supervise(std::future::poll_fn(|_| {

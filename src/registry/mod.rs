@@ -3,10 +3,11 @@
 mod graveyard;
 mod index;
 mod membership;
+mod moves;
 mod probe;
 mod survey;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +30,7 @@ use crate::roster::{Expectation, Roster, StopNews};
 use graveyard::Graveyard;
 use index::{ById, Index};
 pub(crate) use membership::Membership;
+use moves::Moves;
 pub use probe::{Probe, Snapshot};
 
 /// How long a reader waits for a pacemaker that is overdue.
@@ -50,6 +52,10 @@ struct Inner {
     pacemaker: Pacemaker,
     index: Index,
     graveyard: Graveyard,
+    /// From a cell to the graveyard.
+    departures: Moves,
+    /// From a worker that has ended to another one with its id.
+    successions: Moves,
     /// Everybody was asked to stop, and by whom.
     stopping: Mutex<Option<StopCause>>,
     /// Set once workers are expected: somebody has to miss them, even if none ever comes.
@@ -89,6 +95,8 @@ impl Registry {
                 pacemaker: Pacemaker::default(),
                 index: Index::default(),
                 graveyard: Graveyard::default(),
+                departures: Moves::default(),
+                successions: Moves::default(),
                 stopping: Mutex::new(None),
                 missing: OnceCell::new(),
             }),
@@ -241,9 +249,11 @@ impl Registry {
             if !spec.metadata.is_empty() {
                 record.detail().metadata = spec.metadata;
             }
-            if let Some(previous) = &previous {
+            let _succession = previous.as_ref().map(|previous| {
+                let succession = self.inner.successions.begin();
                 succeed(&record, previous);
-            }
+                succession
+            });
             profile.enter();
             let now = roster.view().now;
             chunk.enter(offset, &record, |cell| settle(cell, &record, tag, now));
@@ -263,6 +273,8 @@ impl Registry {
     /// A worker's last handle is gone: its cell becomes free, its record stays.
     fn retire(&self, post: &Post) {
         let roster = &self.inner.roster;
+        let departure = self.inner.departures.begin();
+        post.record.detail().departure = departure.number;
         if !post.record.is_superseded()
             && let Some(forgotten) = self.inner.graveyard.bury(Arc::clone(&post.record))
         {
@@ -273,6 +285,7 @@ impl Registry {
             self.inner.graveyard.exhume(&post.record);
         }
         post.vacate();
+        drop(departure);
         post.record.profile.leave();
         roster.slab.give_back(post.record.slot);
         roster.changed.store(true, Ordering::Release);
@@ -298,6 +311,7 @@ impl Registry {
     /// none whose id has been taken over.
     pub(crate) fn posts(&self) -> Vec<Post> {
         let roster = &self.inner.roster;
+        let done = self.inner.successions.done();
         let mut posts = roster.posts();
         posts.retain(|post| !post.record.is_superseded());
         let known: HashSet<_> = posts.iter().map(|post| Arc::as_ptr(&post.record)).collect();
@@ -306,7 +320,25 @@ impl Registry {
                 posts.push(roster.post(record));
             }
         }
-        posts
+        if self.inner.successions.begun() == done {
+            posts
+        } else {
+            self.posts_by_id()
+        }
+    }
+
+    /// As [`posts`](Self::posts), whatever moves meanwhile: the index has each id at all times, and
+    /// once. It takes longer, since the index is in no order.
+    fn posts_by_id(&self) -> Vec<Post> {
+        let graves = self.inner.graveyard.all();
+        let buried: HashMap<_, _> = graves.iter().map(Arc::as_ptr).zip(0..).collect();
+        let mut records = self.inner.index.all();
+        records.sort_by_cached_key(|record| {
+            let grave: Option<usize> = buried.get(&Arc::as_ptr(record)).copied();
+            (grave, record.slot.chunk, record.slot.offset)
+        });
+        let roster = &self.inner.roster;
+        records.into_iter().map(|it| roster.post(it)).collect()
     }
 
     /// Makes the pacemaker look now.

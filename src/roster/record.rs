@@ -56,6 +56,8 @@ pub(crate) struct Detail {
     pub marked_offline: bool,
     /// Another worker has taken over its id.
     pub superseded: bool,
+    /// The number of its departure from its cell; 0 before.
+    pub departure: u64,
     /// Whom to wake when it is asked to stop, by number.
     pub on_stop: Vec<(u64, Waker)>,
     /// Told when it is asked to stop.
@@ -168,6 +170,7 @@ impl Detail {
             returns: false,
             marked_offline: false,
             superseded: false,
+            departure: 0,
             on_stop: Vec::new(),
             stop_notice: Notice::new(),
         }
