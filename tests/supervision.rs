@@ -682,6 +682,37 @@ fn an_asynchronous_worker_waits_for_its_stop() {
 }
 
 #[test]
+fn a_waker_may_look_at_the_worker_as_it_goes() {
+    struct Nosy(Probe);
+    impl Wake for Nosy {
+        fn wake(self: Arc<Self>) {}
+    }
+    impl Drop for Nosy {
+        fn drop(&mut self) {
+            let _ = self.0.snapshot();
+        }
+    }
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        let world = World::new();
+        let hb = world.worker("w").start().unwrap();
+        let mut waits = Box::pin(hb.wait_for_stop());
+        let nosy = || Waker::from(Arc::new(Nosy(hb.probe())));
+        // Each replaces the one before; the last one is left behind.
+        for _ in 0..3 {
+            let polled = waits.as_mut().poll(&mut Context::from_waker(&nosy()));
+            assert!(polled.is_pending());
+        }
+        std::mem::forget(waits);
+        drop(hb);
+        done.send(()).unwrap();
+    });
+    is_done
+        .recv_timeout(PATIENCE)
+        .expect("nothing is dropped under a lock");
+}
+
+#[test]
 fn a_failing_future_is_started_again_by_the_pacemaker_and_then_given_up() {
     let world = World::new();
     let events = world.registry.subscribe();

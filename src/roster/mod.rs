@@ -272,15 +272,15 @@ impl Roster {
     /// Wakes a future's task once the clock shows `at`. Returns the number to forget it by, and to
     /// replace it by. The caller rings the pacemaker.
     pub(crate) fn set_timer(&self, known: Option<u64>, at: Moment, waker: &Waker) -> u64 {
+        // Neither made nor dropped under the lock: wakers belong to executors.
+        let timer = (at, waker.clone());
         let mut timers = self.timers.lock();
         let number = known.unwrap_or_else(|| {
             timers.next += 1;
             timers.next
         });
-        let timer = (at, waker.clone());
         let replaced = timers.by_number.insert(number, timer);
         drop(timers);
-        // Not under the lock: it belongs to an executor.
         drop(replaced);
         number
     }

@@ -325,12 +325,14 @@ impl Post {
     /// Wakes this waker once the worker is asked to stop; at once if it has been. Returns the number
     /// to forget it by, and to replace it by.
     pub(crate) fn on_stop(&self, known: Option<u64>, waker: &Waker) -> u64 {
+        // Neither made nor dropped under the lock: wakers belong to executors.
+        let mut waker = waker.clone();
         let mut detail = self.record.detail();
         let next = detail.on_stop.last().map_or(0, |(number, _)| number + 1);
         let number = known.unwrap_or(next);
         if detail.stop_cause.is_some() {
             drop(detail);
-            wake(waker.clone());
+            wake(waker);
             return number;
         }
         match detail
@@ -338,9 +340,14 @@ impl Post {
             .iter_mut()
             .find(|(other, _)| *other == number)
         {
-            Some((_, old)) => old.clone_from(waker),
-            None => detail.on_stop.push((number, waker.clone())),
+            Some((_, old)) => std::mem::swap(old, &mut waker),
+            None => {
+                detail.on_stop.push((number, waker));
+                return number;
+            }
         }
+        drop(detail);
+        drop(waker);
         number
     }
 
@@ -493,7 +500,8 @@ impl Post {
     pub(crate) fn vacate(&self) {
         let beats = self.cell().glance().map_or(0, |glance| glance.beats);
         let mut detail = self.record.detail();
-        detail.on_stop.clear();
+        // Not dropped under the lock: they belong to executors.
+        let _wakers = std::mem::take(&mut detail.on_stop);
         if let Some(ended) = &mut detail.ended {
             ended.late_beats = beats.saturating_sub(ended.beats);
         }
