@@ -205,22 +205,24 @@ impl Post {
             return false;
         }
         let cell = self.cell();
-        let mut work = cell.work();
-        if detail.task.set(run_id, text) {
-            work.task = work.next_task();
-        }
-        work.activity = activity;
-        work.thread = evidence::current_thread();
-        cell.beat_with(work);
+        let new = detail.task.set(run_id, text);
+        let thread = evidence::current_thread();
+        cell.beat_with(|work| Work {
+            activity,
+            thread,
+            task: if new { work.next_task() } else { work.task },
+            ..work
+        });
         activity == Activity::Idle && cell.state().stop_requested
     }
 
     /// Returns whether the worker was asked to stop.
     pub(crate) fn mark_idle(&self) -> bool {
         let cell = self.cell();
+        let thread = evidence::current_thread();
         let idle = |work: Work| Work {
             activity: Activity::Idle,
-            thread: evidence::current_thread(),
+            thread,
             ..work
         };
         match self.record.known_detail() {
@@ -229,13 +231,13 @@ impl Post {
                     detail.late_updates += 1;
                     return false;
                 }
-                cell.beat_with(idle(cell.work()));
+                cell.beat_with(idle);
                 if let Some(glance) = cell.glance() {
                     detail.task.end(glance.beats);
                 }
             }
             // Without a detail there is neither a task nor an end yet.
-            None => cell.beat_with(idle(cell.work())),
+            None => cell.beat_with(idle),
         }
         cell.state_after_work().stop_requested
     }
@@ -257,10 +259,10 @@ impl Post {
         let number = detail.silences.last().map_or(0, |(number, _)| number + 1);
         if detail.ended.is_none() {
             detail.silences.push((number, until));
-            let work = self.cell().work();
-            self.cell().beat_with(Work {
+            let thread = evidence::current_thread();
+            self.cell().beat_with(|work| Work {
                 quiet: true,
-                thread: evidence::current_thread(),
+                thread,
                 ..work
             });
         }
@@ -271,17 +273,18 @@ impl Post {
         let mut detail = self.record.detail();
         detail.silences.retain(|(other, _)| *other != number);
         if detail.ended.is_none() {
-            let work = self.cell().work();
-            self.cell().beat_with(Work {
-                quiet: !detail.silences.is_empty(),
-                ..work
-            });
+            let quiet = !detail.silences.is_empty();
+            self.cell().beat_with(|work| Work { quiet, ..work });
         }
     }
 
     /// Says which thread does the work, and whether it is between two polls of a future.
     pub(crate) fn bind_thread(&self, thread: u32, parked: bool) {
-        self.cell().bind(thread, parked);
+        self.cell().change_work(|work| Work {
+            thread,
+            parked,
+            ..work
+        });
     }
 
     // --- changes of life ------------------------------------------------------------------------
