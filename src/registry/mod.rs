@@ -3,16 +3,17 @@
 mod graveyard;
 mod index;
 mod membership;
+mod moves;
 mod probe;
 mod survey;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use once_cell::sync::Lazy;
+use once_cell::sync::{Lazy, OnceCell};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
@@ -29,6 +30,7 @@ use crate::roster::{Expectation, Roster, StopNews};
 use graveyard::Graveyard;
 use index::{ById, Index};
 pub(crate) use membership::Membership;
+use moves::Moves;
 pub use probe::{Probe, Snapshot};
 
 /// How long a reader waits for a pacemaker that is overdue.
@@ -39,7 +41,7 @@ const SUBSCRIPTION_CAPACITY: usize = 1_024;
 /// All workers of a process: the [global](Self::global) one by default, a private one in tests.
 ///
 /// A cheap clone. Its background thread, the pacemaker, starts with the first worker and is joined
-/// with the last.
+/// with the last; once workers are [expected](Self::expect_workers), with the registry itself.
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<Inner>,
@@ -50,8 +52,22 @@ struct Inner {
     pacemaker: Pacemaker,
     index: Index,
     graveyard: Graveyard,
+    /// From a cell to the graveyard.
+    departures: Moves,
+    /// From a worker that has ended to another one with its id.
+    successions: Moves,
     /// Everybody was asked to stop, and by whom.
     stopping: Mutex<Option<StopCause>>,
+    /// Set once workers are expected: somebody has to miss them, even if none ever comes.
+    missing: OnceCell<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.missing.get().is_some() {
+            self.pacemaker.leave();
+        }
+    }
 }
 
 /// What a worker is registered with. Checked by the builder.
@@ -79,7 +95,10 @@ impl Registry {
                 pacemaker: Pacemaker::default(),
                 index: Index::default(),
                 graveyard: Graveyard::default(),
+                departures: Moves::default(),
+                successions: Moves::default(),
                 stopping: Mutex::new(None),
+                missing: OnceCell::new(),
             }),
         }
     }
@@ -116,7 +135,11 @@ impl Registry {
     }
 
     /// Says how many workers of a type have to live; 0: any number. If fewer do, the summary says so
-    /// and is not healthy, and subscribers are told.
+    /// and is not healthy, and at its next look the pacemaker tells subscribers and the log.
+    ///
+    /// A registry in which workers are expected keeps its pacemaker even while it has none, so that
+    /// workers that never come are missed too. Call this when they are about to come: they have one
+    /// [resolution](Self::resolution) to do so before they are missed.
     pub fn expect_workers(&self, worker_type: impl Into<String>, count: usize) {
         let roster = &self.inner.roster;
         let worker_type = worker_type.into();
@@ -132,6 +155,9 @@ impl Registry {
                     told_missing: false,
                 })
                 .count = count;
+            let watch = || self.inner.pacemaker.join(roster);
+            // Without a thread to be had, the first worker that comes is told so.
+            let _ = self.inner.missing.get_or_try_init(watch);
         }
         roster.changed.store(true, Ordering::Release);
     }
@@ -235,9 +261,11 @@ impl Registry {
             if !spec.metadata.is_empty() {
                 record.detail().metadata = spec.metadata;
             }
-            if let Some(previous) = &previous {
+            let _succession = previous.as_ref().map(|previous| {
+                let succession = self.inner.successions.begin();
                 succeed(&record, previous);
-            }
+                succession
+            });
             profile.enter();
             let now = roster.view().now;
             chunk.enter(offset, &record, |cell| settle(cell, &record, tag, now));
@@ -257,6 +285,8 @@ impl Registry {
     /// A worker's last handle is gone: its cell becomes free, its record stays.
     fn retire(&self, post: &Post) {
         let roster = &self.inner.roster;
+        let departure = self.inner.departures.begin();
+        post.record.detail().departure = departure.number;
         if !post.record.is_superseded()
             && let Some(forgotten) = self.inner.graveyard.bury(Arc::clone(&post.record))
         {
@@ -267,6 +297,7 @@ impl Registry {
             self.inner.graveyard.exhume(&post.record);
         }
         post.vacate();
+        drop(departure);
         post.record.profile.leave();
         roster.slab.give_back(post.record.slot);
         roster.changed.store(true, Ordering::Release);
@@ -296,6 +327,7 @@ impl Registry {
     /// none whose id has been taken over.
     pub(crate) fn posts(&self) -> Vec<Post> {
         let roster = &self.inner.roster;
+        let done = self.inner.successions.done();
         let mut posts = roster.posts();
         posts.retain(|post| !post.record.is_superseded());
         let known: HashSet<_> = posts.iter().map(|post| Arc::as_ptr(&post.record)).collect();
@@ -304,7 +336,25 @@ impl Registry {
                 posts.push(roster.post(record));
             }
         }
-        posts
+        if self.inner.successions.begun() == done {
+            posts
+        } else {
+            self.posts_by_id()
+        }
+    }
+
+    /// As [`posts`](Self::posts), whatever moves meanwhile: the index has each id at all times, and
+    /// once. It takes longer, since the index is in no order.
+    fn posts_by_id(&self) -> Vec<Post> {
+        let graves = self.inner.graveyard.all();
+        let buried: HashMap<_, _> = graves.iter().map(Arc::as_ptr).zip(0..).collect();
+        let mut records = self.inner.index.all();
+        records.sort_by_cached_key(|record| {
+            let grave: Option<usize> = buried.get(&Arc::as_ptr(record)).copied();
+            (grave, record.slot.chunk, record.slot.offset)
+        });
+        let roster = &self.inner.roster;
+        records.into_iter().map(|it| roster.post(it)).collect()
     }
 
     /// Makes the pacemaker look now.

@@ -111,14 +111,18 @@ impl Roster {
     /// Makes the pacemaker look as often as this limit needs. Returns whether that is oftener.
     pub(crate) fn sharpen(&self, threshold: Duration) -> bool {
         let needed = nanos(resolution_for(threshold));
-        self.resolution.fetch_min(needed, Ordering::Relaxed) > needed
+        self.resolution.fetch_min(needed, Ordering::AcqRel) > needed
     }
 
     /// Lets the pacemaker look only as often as the workers that are left need.
     pub(crate) fn relax(&self) {
         let shortest = self.profiles.shortest_threshold();
         let needed = nanos(shortest.map_or(LONGEST_RESOLUTION, resolution_for));
-        self.resolution.store(needed, Ordering::Relaxed);
+        self.resolution.swap(needed, Ordering::AcqRel);
+        // Whoever came in between has made it finer before, in vain, but is seen now.
+        if let Some(shortest) = self.profiles.shortest_threshold() {
+            self.sharpen(shortest);
+        }
     }
 
     /// The registry's time now, as it stands: nobody is woken.
@@ -143,7 +147,7 @@ impl Roster {
     }
 
     /// Tells subscribers, which takes no time. Returns what is to be told to the log, which may.
-    fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
+    pub(crate) fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
         let mut event = Event {
             at: self.clock.wall(),
             worker: None,
@@ -167,12 +171,13 @@ impl Roster {
         Some(event)
     }
 
-    fn log(&self, event: &Event) {
+    pub(crate) fn log(&self, event: &Event) {
         self.journal.write(self.clock.now(), event.level(), event);
     }
 
-    pub(crate) fn flush_journal(&self) {
-        self.journal.tick(self.clock.now());
+    /// Tells the log what was left out, if it is time; if this is the `last` time for now, before.
+    pub(crate) fn flush_journal(&self, last: bool) {
+        self.journal.tick(self.clock.now(), last);
     }
 
     // --- the companion --------------------------------------------------------------------------
@@ -328,15 +333,15 @@ impl Roster {
     /// Wakes a future's task once the clock shows `at`. Returns the number to forget it by, and to
     /// replace it by. The caller rings the pacemaker.
     pub(crate) fn set_timer(&self, known: Option<u64>, at: Moment, waker: &Waker) -> u64 {
+        // Neither made nor dropped under the lock: wakers belong to executors.
+        let timer = (at, waker.clone());
         let mut timers = self.timers.lock();
         let number = known.unwrap_or_else(|| {
             timers.next += 1;
             timers.next
         });
-        let timer = (at, waker.clone());
         let replaced = timers.by_number.insert(number, timer);
         drop(timers);
-        // Not under the lock: it belongs to an executor.
         drop(replaced);
         number
     }
@@ -399,4 +404,53 @@ impl StopNews<'_> {
 /// Whether the pacemaker has convicted a worker in this state.
 pub(crate) const fn is_conviction(state: State) -> bool {
     matches!(state, State::NeverStarted | State::Stalled | State::Stale)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::health::Thresholds;
+    use profile::ProfileKey;
+
+    #[test]
+    fn a_worker_that_comes_while_the_pacemaker_relaxes_is_watched_as_closely_as_it_needs() {
+        let roster = Roster::new(Clock::system());
+        let profile = roster.profiles.intern(ProfileKey {
+            worker_type: "w".into(),
+            group: "local".into(),
+            thresholds: Thresholds::new(Duration::from_millis(100)),
+            interval: Duration::from_millis(10),
+        });
+        // Both begin each round at once, as near as can be, and a little apart, now one, now the other.
+        let arrived = AtomicU64::new(0);
+        let meet = |n: u64| {
+            arrived.fetch_add(1, Ordering::AcqRel);
+            while arrived.load(Ordering::Acquire) < 2 * n {
+                std::thread::yield_now();
+            }
+        };
+        let rounds = 100_000;
+        let mut coarse = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=rounds {
+                    meet(2 * round - 1);
+                    roster.relax();
+                    meet(2 * round);
+                }
+            });
+            for round in 1..=rounds {
+                meet(2 * round - 1);
+                (0..round % 32).for_each(|_| std::hint::spin_loop());
+                profile.enter();
+                roster.sharpen(profile.thresholds.shortest());
+                meet(2 * round);
+                let found = roster.resolution();
+                coarse += u32::from(found > timeline::SHORTEST_RESOLUTION);
+                profile.leave();
+                roster.relax();
+            }
+        });
+        assert_eq!(coarse, 0);
+    }
 }

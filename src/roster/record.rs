@@ -69,6 +69,8 @@ pub(crate) struct Detail {
     pub told: Option<u32>,
     /// Another worker has taken over its id.
     pub superseded: bool,
+    /// The number of its departure from its cell; 0 before.
+    pub departure: u64,
     /// Whom to wake when it is asked to stop, by number.
     pub on_stop: Vec<(u64, Waker)>,
     /// Told when it is asked to stop.
@@ -232,6 +234,7 @@ impl Detail {
             marked_offline: false,
             told: None,
             superseded: false,
+            departure: 0,
             on_stop: Vec::new(),
             stop_notice: Notice::new(),
         }
