@@ -138,6 +138,10 @@ impl Post {
                 return read(&mut reading, None, detail.as_deref());
             }
             if let Some(glance) = self.living_glance() {
+                if detail.is_none() && self.record.has_detail() {
+                    // It has just come into being, with what the glance may have seen already.
+                    continue;
+                }
                 let quiet_until = detail.as_ref().and_then(|detail| detail.quiet_until());
                 let mut reading = self.living(&glance, view, quiet_until);
                 if let Some(detail) = &detail {

@@ -128,6 +128,11 @@ impl Record {
         self.detail.get().map(Mutex::lock)
     }
 
+    /// Whether there is any detail.
+    pub(crate) fn has_detail(&self) -> bool {
+        self.detail.get().is_some()
+    }
+
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.known_detail()?.ended.clone()
     }
