@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::cell::{Episode, Sign, Watch};
 use crate::clock::{Alarm, Moment, Sleeper};
 use crate::error::Error;
-use crate::health::{Activity, Health, MissingWorkers, Reading, StallCause, State, next_change};
+use crate::health::{Activity, Health, MissingWorkers, Reading, StallCause, State, judge, next_change};
 use crate::panics;
 use crate::roster::events::EventKind;
 use crate::roster::post::{Post, wake};
@@ -260,8 +260,11 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
             let again = post.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
                 view.now.after(wait * roster.resolution())
             });
-            // With the evidence.
-            health = post.judge(&mut reading, view);
+            // With the evidence; the rest stays as it was judged, whatever the worker does by now.
+            if let Some(detail) = post.record.known_detail() {
+                reading.evidence = detail.evidence.clone();
+            }
+            health = judge(&reading, thresholds, view.now);
             (Episode::Stalled, again)
         }
         _ if health.state().is_terminal() => (Episode::Well, Moment::NEVER),

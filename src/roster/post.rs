@@ -116,11 +116,12 @@ impl Post {
         if !matches!(health, Health::Stalled(_)) {
             return health;
         }
-        if let Some(detail) = self.record.known_detail() {
-            reading.evidence = detail.evidence.clone();
-            (reading.run_id, reading.task) = detail.task.current();
-        }
-        judge(reading, thresholds, view.now)
+        // The worker may be taking up its next task, which is not the one that stalled: so all of it
+        // is read again, at one moment.
+        self.read_all(view, |all, _, _| {
+            std::mem::swap(reading, all);
+            judge(reading, thresholds, view.now)
+        })
     }
 
     /// The reading, the glance (`None` if the worker is over) and the detail (if there is any) of
