@@ -286,7 +286,8 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
             due,
         },
     );
-    tell(roster, &post, (before, after), &reading, health, view);
+    let tag = glance.state.tag;
+    tell(roster, &post, tag, (before, after), &reading, health, view);
     if after == Episode::Well {
         Moment::NEVER
     } else {
@@ -298,14 +299,15 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
 fn tell(
     roster: &Roster,
     post: &Post,
+    tag: u32,
     (before, after): (Episode, Episode),
     reading: &Reading,
     health: Health,
     view: &View,
 ) {
-    let record = Some(&*post.record);
+    let emit = |kind| roster.emit_alive(&post.record, tag, kind);
     if before == Episode::Starting && reading.progress_at.is_some() {
-        roster.emit(record, EventKind::Started);
+        emit(EventKind::Started);
     }
     if before == after {
         return;
@@ -314,23 +316,20 @@ fn tell(
     let silent_since = reading.progress_at.unwrap_or(reading.started_at);
     if is_conviction(health.state()) {
         post.record.detail().silent_since = silent_since;
-        roster.emit(record, EventKind::Became(health));
+        emit(EventKind::Became(health));
     } else if let Some(from) = was_convicted {
         let mut detail = post.record.detail();
         let after = view.now.since(detail.silent_since);
         detail.evidence = StallCause::Unknown;
         detail.marked_offline = false;
         drop(detail);
-        roster.emit(record, EventKind::Recovered { from, after });
+        emit(EventKind::Recovered { from, after });
     } else if after == Episode::Late {
         let limits = next_change(reading, &post.record.profile.thresholds);
-        roster.emit(
-            record,
-            EventKind::Late {
-                silent: view.now.since(silent_since),
-                allowance: limits.convicted_at.since(silent_since),
-            },
-        );
+        emit(EventKind::Late {
+            silent: view.now.since(silent_since),
+            allowance: limits.convicted_at.since(silent_since),
+        });
     }
 }
 
