@@ -326,22 +326,29 @@ impl Post {
     /// Wakes this waker once the worker is asked to stop; at once if it has been. Returns the number
     /// to forget it by, and to replace it by.
     pub(crate) fn on_stop(&self, known: Option<u64>, waker: &Waker) -> u64 {
+        // Wakers are cloned and dropped outside of the lock: they belong to an executor.
+        let waker = waker.clone();
         let mut detail = self.record.detail();
         let next = detail.on_stop.last().map_or(0, |(number, _)| number + 1);
         let number = known.unwrap_or(next);
         if detail.stop_cause.is_some() {
             drop(detail);
-            wake(waker.clone());
+            wake(waker);
             return number;
         }
-        match detail
+        let place = detail
             .on_stop
             .iter_mut()
-            .find(|(other, _)| *other == number)
-        {
-            Some((_, old)) => old.clone_from(waker),
-            None => detail.on_stop.push((number, waker.clone())),
-        }
+            .find(|(other, _)| *other == number);
+        let replaced = match place {
+            Some((_, old)) => Some(std::mem::replace(old, waker)),
+            None => {
+                detail.on_stop.push((number, waker));
+                None
+            }
+        };
+        drop(detail);
+        drop(replaced);
         number
     }
 
@@ -494,12 +501,13 @@ impl Post {
     pub(crate) fn vacate(&self) {
         let beats = self.cell().glance().map_or(0, |glance| glance.beats);
         let mut detail = self.record.detail();
-        detail.on_stop.clear();
+        let forgotten = std::mem::take(&mut detail.on_stop);
         if let Some(ended) = &mut detail.ended {
             ended.late_beats = beats.saturating_sub(ended.beats);
         }
         drop(detail);
         self.chunk.vacate(self.offset);
+        drop(forgotten);
     }
 }
 
