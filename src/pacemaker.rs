@@ -12,7 +12,9 @@ use parking_lot::{Condvar, Mutex};
 use crate::cell::{Episode, Sign, Watch};
 use crate::clock::{Alarm, Moment, Sleeper};
 use crate::error::Error;
-use crate::health::{Activity, Health, MissingWorkers, Reading, StallCause, State, judge, next_change};
+use crate::health::{
+    Activity, Health, MissingWorkers, Reading, StallCause, State, judge, next_change,
+};
 use crate::panics;
 use crate::roster::events::EventKind;
 use crate::roster::post::{Post, wake};

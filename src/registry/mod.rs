@@ -1,12 +1,12 @@
 //! All workers of a process.
 
+mod census;
 mod graveyard;
 mod index;
 mod membership;
 mod probe;
 mod survey;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +26,7 @@ use crate::roster::profile::ProfileKey;
 use crate::roster::record::Record;
 use crate::roster::timeline::View;
 use crate::roster::{Expectation, Roster, StopNews};
+use census::Census;
 use graveyard::Graveyard;
 use index::{ById, Index};
 pub(crate) use membership::Membership;
@@ -50,6 +51,7 @@ struct Inner {
     pacemaker: Pacemaker,
     index: Index,
     graveyard: Graveyard,
+    census: Census,
     /// Everybody was asked to stop, and by whom.
     stopping: Mutex<Option<StopCause>>,
 }
@@ -79,6 +81,7 @@ impl Registry {
                 pacemaker: Pacemaker::default(),
                 index: Index::default(),
                 graveyard: Graveyard::default(),
+                census: Census::default(),
                 stopping: Mutex::new(None),
             }),
         }
@@ -223,17 +226,17 @@ impl Registry {
             if !spec.metadata.is_empty() {
                 record.detail().metadata = spec.metadata;
             }
-            if let Some(previous) = &previous {
-                succeed(&record, previous);
-            }
             profile.enter();
             let now = roster.view().now;
-            chunk.enter(offset, &record, |cell| settle(cell, &record, tag, now));
-            shard.replace(ById(Arc::clone(&record)));
+            self.inner.census.move_with(|| {
+                if let Some(previous) = &previous {
+                    succeed(&record, previous);
+                    self.inner.graveyard.exhume(previous);
+                }
+                chunk.enter(offset, &record, |cell| settle(cell, &record, tag, now));
+                shard.replace(ById(Arc::clone(&record)));
+            });
             drop(shard);
-            if let Some(previous) = previous {
-                self.inner.graveyard.exhume(&previous);
-            }
             return Ok(Post {
                 chunk,
                 offset,
@@ -245,20 +248,25 @@ impl Registry {
     /// A worker's last handle is gone: its cell becomes free, its record stays.
     fn retire(&self, post: &Post) {
         let roster = &self.inner.roster;
-        if !post.record.is_superseded()
-            && let Some(forgotten) = self.inner.graveyard.bury(Arc::clone(&post.record))
-        {
+        let graveyard = &self.inner.graveyard;
+        let (forgotten, wakers) = self.inner.census.move_with(|| {
+            let record = &post.record;
+            let forgotten = (!record.is_superseded()).then(|| graveyard.bury(Arc::clone(record)));
+            if record.is_superseded() {
+                // Its successor came in between.
+                graveyard.exhume(record);
+            }
+            (forgotten.flatten(), post.vacate())
+        });
+        if let Some(forgotten) = forgotten {
+            // Not above: a shard is locked by who waits to move, too.
             self.inner.index.remove(&forgotten);
         }
-        if post.record.is_superseded() {
-            // Its successor came in between.
-            self.inner.graveyard.exhume(&post.record);
-        }
-        post.vacate();
         post.record.profile.leave();
         roster.slab.give_back(post.record.slot);
         roster.changed.store(true, Ordering::Release);
         self.inner.pacemaker.leave();
+        drop(wakers);
     }
 
     /// Asks every worker to stop, those to come included. When this returns, all of them know.
@@ -280,15 +288,13 @@ impl Registry {
     /// none whose id has been taken over.
     pub(crate) fn posts(&self) -> Vec<Post> {
         let roster = &self.inner.roster;
-        let mut posts = roster.posts();
-        posts.retain(|post| !post.record.is_superseded());
-        let known: HashSet<_> = posts.iter().map(|post| Arc::as_ptr(&post.record)).collect();
-        for record in self.inner.graveyard.all() {
-            if !known.contains(&Arc::as_ptr(&record)) {
-                posts.push(roster.post(record));
-            }
-        }
-        posts
+        self.inner.census.count(|| {
+            let mut posts = roster.posts();
+            posts.retain(|post| !post.record.is_superseded());
+            let graves = self.inner.graveyard.all();
+            posts.extend(graves.into_iter().map(|record| roster.post(record)));
+            posts
+        })
     }
 
     /// Makes the pacemaker look now.

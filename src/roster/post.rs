@@ -497,8 +497,10 @@ impl Post {
         begun
     }
 
-    /// Leaves the cell to the next worker. It has ended before.
-    pub(crate) fn vacate(&self) {
+    /// Leaves the cell to the next worker. It has ended before. Returns the wakers that nobody wakes
+    /// any more, to be dropped where no lock is held: they belong to an executor.
+    #[must_use]
+    pub(crate) fn vacate(&self) -> Vec<(u64, Waker)> {
         let beats = self.cell().glance().map_or(0, |glance| glance.beats);
         let mut detail = self.record.detail();
         let forgotten = std::mem::take(&mut detail.on_stop);
@@ -507,7 +509,7 @@ impl Post {
         }
         drop(detail);
         self.chunk.vacate(self.offset);
-        drop(forgotten);
+        forgotten
     }
 }
 
