@@ -1,6 +1,7 @@
 //! A worker in its place: what can be read of it and what it can do to its own record.
 //!
-//! Order of locks: chunk before detail; neither while an event is sent.
+//! Order of locks: a worker's turn to be told of (see `Roster`), chunk, detail; only the turn while
+//! an event is sent.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -134,7 +134,7 @@ fn a_log_that_calls_back() {
     }
     let play = || {
         let world = Arc::new(World::new());
-        let helper = Arc::new(world.worker("helper").start().unwrap());
+        let scribe = Arc::new(world.worker("scribe").start().unwrap());
         let (lines, spare) = (Arc::new(AtomicUsize::new(0)), Mutex::new(Vec::new()));
         let (there, counted) = (Arc::clone(&world), Arc::clone(&lines));
         log_with(move |_| {
@@ -143,11 +143,11 @@ fn a_log_that_calls_back() {
             }
             let registry = &there.registry;
             let turn = counted.fetch_add(1, Ordering::Relaxed);
-            helper.beat();
-            helper.update_task("run", "log", Activity::Processing);
-            drop(helper.begin_task("another", "log"));
-            drop(helper.expect_silence(SECOND));
-            let _ = (helper.health(), helper.is_recent(), helper.last_heartbeat());
+            scribe.beat();
+            scribe.update_task("run", "log", Activity::Processing);
+            drop(scribe.begin_task("another", "log"));
+            drop(scribe.expect_silence(SECOND));
+            let _ = (scribe.health(), scribe.is_recent(), scribe.last_heartbeat());
             for probe in registry.workers() {
                 let _ = probe.snapshot().to_string();
                 let _ = registry.get(probe.id()).map(|probe| probe.health());
