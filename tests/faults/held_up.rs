@@ -242,7 +242,10 @@ fn a_log_that_replaces_the_last_worker() {
             }
         });
         let convict = worker(&registry, "convict").startup_grace(50 * MILLISECOND);
-        *last.lock().unwrap() = Some(convict.start().unwrap());
+        // Its place is held, so that it is in it when it is convicted, however slow this thread is.
+        let mut place = last.lock().unwrap();
+        *place = Some(convict.start().unwrap());
+        drop(place);
         eventually("it is replaced", || registry.get("next").is_some());
         let probe = registry.get("next").unwrap();
         eventually("its successor is well", || {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use worker_heartbeat::{Activity, Error, Probe, Registry, State, WorkerHeartbeat};
 
-use crate::meeting::{ROUNDS, alone, chance, dawdle, race, settle_on, stagger};
+use crate::meeting::{ROUNDS, alone, chance, dawdle, race, rounds, settle_on, stagger};
 use crate::stage::{SetOnDrop, Slot, assert_reads, busy_registry, ending, slot, take, worker};
 use crate::support::{PATIENCE, eventually, name, pacemakers};
 
@@ -157,7 +157,7 @@ fn the_same_id_again_versus_readers() {
             scope.spawn(|| {
                 settle_on(1);
                 let _over = SetOnDrop(&over);
-                for round in 0..ROUNDS {
+                for round in rounds(ROUNDS) {
                     let one = worker(&registry).id("one").start().unwrap();
                     stagger(round, 0);
                     drop(one);
@@ -252,7 +252,7 @@ fn the_resolution_versus_workers_with_other_needs() {
             settle_on(0);
             let _over = SetOnDrop(&over);
             let mut wrong = 0;
-            for round in 0..4 * ROUNDS {
+            for round in rounds(4 * ROUNDS) {
                 let hb = worker(&registry).interval(fine).stale_after(10 * fine);
                 dawdle(chance(round) % 10_000);
                 let hb = hb.start().unwrap();

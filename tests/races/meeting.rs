@@ -14,6 +14,8 @@ use crate::support::{eventually, pacemakers};
 
 /// How often two sides meet, unless a test says otherwise.
 pub(crate) const ROUNDS: usize = 20_000;
+/// On a loaded machine each meeting waits for a turn on the processors: then there are fewer.
+const LONGEST: Duration = Duration::from_secs(8);
 /// A test that takes longer than this hangs: alone it takes seconds, on a loaded machine a minute.
 const HANGS: Duration = Duration::from_secs(240);
 
@@ -119,9 +121,15 @@ pub(crate) fn dawdle(turns: usize) {
     }
 }
 
+/// The numbers of the rounds; so many, if there is time for them.
+pub(crate) fn rounds(count: usize) -> impl Iterator<Item = usize> {
+    let begun = Instant::now();
+    (0..count).take_while(move |round| *round < 100 || begun.elapsed() < LONGEST)
+}
+
 /// In each round: sets the stage, lets all sides loose upon it at once, and checks what came of it.
 pub(crate) fn race<T: Send + Sync>(
-    rounds: usize,
+    count: usize,
     mut set_up: impl FnMut(usize) -> T,
     sides: &[&(dyn Fn(&T) + Sync)],
     mut check: impl FnMut(usize, T),
@@ -134,9 +142,11 @@ pub(crate) fn race<T: Send + Sync>(
             scope.spawn(move || {
                 settle_on(number);
                 let _attendance = meeting.attend();
-                for round in 0..rounds {
+                for round in 0.. {
                     meeting.wait();
-                    let set = Arc::clone(stage.read().unwrap().as_ref().unwrap());
+                    let Some(set) = stage.read().unwrap().clone() else {
+                        return;
+                    };
                     meeting.wait();
                     stagger(round, number);
                     side(&set);
@@ -147,7 +157,7 @@ pub(crate) fn race<T: Send + Sync>(
         }
         settle_on(0);
         let _attendance = meeting.attend();
-        for round in 0..rounds {
+        for round in rounds(count) {
             let set = Arc::new(set_up(round));
             *stage.write().unwrap() = Some(Arc::clone(&set));
             meeting.wait();
@@ -158,5 +168,6 @@ pub(crate) fn race<T: Send + Sync>(
             *stage.write().unwrap() = None;
             check(round, Arc::into_inner(set).unwrap());
         }
+        meeting.wait();
     });
 }

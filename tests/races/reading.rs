@@ -11,7 +11,7 @@ use worker_heartbeat::{
     Activity, EventKind, Health, Probe, Registry, Snapshot, State, WorkerHeartbeat,
 };
 
-use crate::meeting::{ROUNDS, alone, chance, dawdle, race, settle_on, stagger};
+use crate::meeting::{ROUNDS, alone, chance, dawdle, race, rounds, settle_on, stagger};
 use crate::stage::{SetOnDrop, Slot, assert_reads, busy_registry, worker};
 use crate::support::{PATIENCE, SECOND, World};
 
@@ -87,7 +87,7 @@ fn readers_versus_the_reuse_of_cells() {
             scope.spawn(|| {
                 settle_on(1);
                 let _over = SetOnDrop(&over);
-                for number in 1..=2 * ROUNDS as u64 {
+                for number in rounds(2 * ROUNDS).map(|round| round as u64 + 1) {
                     let hand_out = |probe| *handed.lock().unwrap() = Some(probe);
                     Character::of(number).live(number, &registry, hand_out);
                     newest.store(number, Ordering::Relaxed);
