@@ -87,9 +87,8 @@ impl Process {
         }
     }
 
-    /// Stops it, as Ctrl-Z does, and lets it go on after a while.
-    pub(crate) fn suspend(&self, time: Duration) {
-        kill(self.pid(), Signal::SIGSTOP).unwrap();
+    /// It is stopped, as by Ctrl-Z; lets it go on after a while.
+    pub(crate) fn stays_stopped(&self, time: Duration) {
         let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
         assert_eq!(status, WaitStatus::Stopped(self.pid(), Signal::SIGSTOP));
         // This is the fault itself: it lasts as long as it is said to.

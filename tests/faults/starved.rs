@@ -6,6 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use worker_heartbeat::{Activity, Probe, Registry, State};
 
 use crate::crew::{
@@ -55,13 +57,14 @@ fn a_stopped_process_convicts_nobody() {
         });
         let mut reader = Reader::default();
         for _ in 0..TIMES {
-            // Its grace is shorter than the stop. What it needs of it is what the machine takes to
-            // stop the process, and the time after.
+            println!("\n@stopping");
+            // Its grace is shorter than the stop. What it needs of it is what a thread takes to stop
+            // the process, however busy the machine is, and the time after.
             let late = worker(&registry, "late")
-                .startup_grace(5 * STOPPED / 6)
+                .startup_grace(9 * STOPPED / 10)
                 .start()
                 .unwrap();
-            println!("\n@stop me");
+            let stopping = thread::spawn(|| kill(Pid::this(), Signal::SIGSTOP).unwrap());
             let mut look = || {
                 reader.look(&crew.probes);
                 assert_ne!(late.health().state(), State::NeverStarted);
@@ -77,6 +80,7 @@ fn a_stopped_process_convicts_nobody() {
             while went_on.elapsed() < LIMIT / 2 {
                 look();
             }
+            stopping.join().unwrap();
             late.beat();
             assert!(late.is_recent() || late.health().state() == State::Unobserved);
         }
@@ -95,8 +99,8 @@ fn a_stopped_process_convicts_nobody() {
     };
     with_child(play, |process| {
         for _ in 0..TIMES {
-            process.expect("@stop me");
-            process.suspend(STOPPED);
+            process.expect("@stopping");
+            process.stays_stopped(STOPPED);
         }
     });
 }
