@@ -12,7 +12,9 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::cell::{Episode, Sign, Watch};
 use crate::clock::{Alarm, Moment, Sleeper};
 use crate::error::Error;
-use crate::health::{Activity, Health, MissingWorkers, Reading, StallCause, State, next_change};
+use crate::health::{
+    Activity, Health, MissingWorkers, Reading, StallCause, State, judge, next_change,
+};
 use crate::panics;
 use crate::roster::events::{Event, EventKind};
 use crate::roster::post::{Post, wake};
@@ -287,8 +289,11 @@ fn examine(
             let again = post.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
                 view.now.after(wait * roster.resolution())
             });
-            // With the evidence.
-            health = post.judge(&mut reading, view);
+            // With the evidence; the rest stays as it was judged, whatever the worker does by now.
+            if let Some(detail) = post.record.known_detail() {
+                reading.evidence = detail.evidence.clone();
+            }
+            health = judge(&reading, thresholds, view.now);
             (Episode::Stalled, again)
         }
         _ if health.state().is_terminal() => (Episode::Well, Moment::NEVER),
@@ -310,8 +315,9 @@ fn examine(
             due,
         },
     );
+    let tag = glance.state.tag;
     let mut tell = |kind| {
-        let event = roster.publish(Some(&post.record), kind);
+        let event = roster.publish_alive(&post.record, tag, kind);
         untold.extend(event.map(|event| (Arc::clone(&post.record), event)));
     };
     tell_episode(&mut tell, &post, (before, after), &reading, health, view);

@@ -71,15 +71,6 @@ impl Index {
         self.lock(id).get(id).map(|found| Arc::clone(&found.0))
     }
 
-    /// All workers, in no order.
-    pub(super) fn all(&self) -> Vec<Arc<Record>> {
-        let mut all = Vec::new();
-        for shard in &self.shards {
-            all.extend(shard.lock().iter().map(|found| Arc::clone(&found.0)));
-        }
-        all
-    }
-
     /// Forgets this worker; another one with the same id stays.
     pub(super) fn remove(&self, record: &Arc<Record>) {
         let mut shard = self.lock(&record.id);

@@ -1,13 +1,12 @@
 //! All workers of a process.
 
+mod census;
 mod graveyard;
 mod index;
 mod membership;
-mod moves;
 mod probe;
 mod survey;
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -27,10 +26,10 @@ use crate::roster::profile::ProfileKey;
 use crate::roster::record::Record;
 use crate::roster::timeline::View;
 use crate::roster::{Expectation, Roster, StopNews};
+use census::Census;
 use graveyard::Graveyard;
 use index::{ById, Index};
 pub(crate) use membership::Membership;
-use moves::Moves;
 pub use probe::{Probe, Snapshot};
 
 /// How long a reader waits for a pacemaker that is overdue.
@@ -52,10 +51,7 @@ struct Inner {
     pacemaker: Pacemaker,
     index: Index,
     graveyard: Graveyard,
-    /// From a cell to the graveyard.
-    departures: Moves,
-    /// From a worker that has ended to another one with its id.
-    successions: Moves,
+    census: Census,
     /// Everybody was asked to stop, and by whom.
     stopping: Mutex<Option<StopCause>>,
     /// Set once workers are expected: somebody has to miss them, even if none ever comes.
@@ -65,7 +61,11 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.missing.get().is_some() {
-            self.pacemaker.leave();
+            let _ = self.pacemaker.leave();
+        }
+        if let Some(companion) = self.roster.companion() {
+            self.roster.accompany(None);
+            companion.close();
         }
     }
 }
@@ -95,8 +95,7 @@ impl Registry {
                 pacemaker: Pacemaker::default(),
                 index: Index::default(),
                 graveyard: Graveyard::default(),
-                departures: Moves::default(),
-                successions: Moves::default(),
+                census: Census::default(),
                 stopping: Mutex::new(None),
                 missing: OnceCell::new(),
             }),
@@ -261,19 +260,21 @@ impl Registry {
             if !spec.metadata.is_empty() {
                 record.detail().metadata = spec.metadata;
             }
-            let _succession = previous.as_ref().map(|previous| {
-                let succession = self.inner.successions.begin();
-                succeed(&record, previous);
-                succession
-            });
             profile.enter();
             let now = roster.view().now;
-            chunk.enter(offset, &record, |cell| settle(cell, &record, tag, now));
-            shard.replace(ById(Arc::clone(&record)));
-            drop(shard);
-            if let Some(previous) = previous {
-                self.inner.graveyard.exhume(&previous);
+            let mut enter = || {
+                chunk.enter(offset, &record, |cell| settle(cell, &record, tag, now));
+                shard.replace(ById(Arc::clone(&record)));
+            };
+            match &previous {
+                Some(previous) => self.inner.census.move_with(|| {
+                    succeed(&record, previous);
+                    self.inner.graveyard.exhume(previous);
+                    enter();
+                }),
+                None => enter(),
             }
+            drop(shard);
             return Ok(Post {
                 chunk,
                 offset,
@@ -285,25 +286,26 @@ impl Registry {
     /// A worker's last handle is gone: its cell becomes free, its record stays.
     fn retire(&self, post: &Post) {
         let roster = &self.inner.roster;
-        let departure = self.inner.departures.begin();
-        post.record.detail().departure = departure.number;
-        if !post.record.is_superseded()
-            && let Some(forgotten) = self.inner.graveyard.bury(Arc::clone(&post.record))
-        {
+        let graveyard = &self.inner.graveyard;
+        let (forgotten, wakers) = self.inner.census.move_with(|| {
+            let record = &post.record;
+            let forgotten = (!record.is_superseded()).then(|| graveyard.bury(Arc::clone(record)));
+            if record.is_superseded() {
+                // Its successor came in between.
+                graveyard.exhume(record);
+            }
+            (forgotten.flatten(), post.vacate())
+        });
+        if let Some(forgotten) = forgotten {
+            // Not above: a shard is locked by who waits to move, too.
             self.inner.index.remove(&forgotten);
         }
-        if post.record.is_superseded() {
-            // Its successor came in between.
-            self.inner.graveyard.exhume(&post.record);
-        }
-        post.vacate();
-        drop(departure);
         post.record.profile.leave();
         roster.slab.give_back(post.record.slot);
         roster.changed.store(true, Ordering::Release);
-        if self.inner.pacemaker.leave()
-            && let Some(companion) = roster.companion()
-        {
+        let last = self.inner.pacemaker.leave();
+        drop(wakers);
+        if last && let Some(companion) = roster.companion() {
             companion.last_left();
         }
     }
@@ -327,34 +329,13 @@ impl Registry {
     /// none whose id has been taken over.
     pub(crate) fn posts(&self) -> Vec<Post> {
         let roster = &self.inner.roster;
-        let done = self.inner.successions.done();
-        let mut posts = roster.posts();
-        posts.retain(|post| !post.record.is_superseded());
-        let known: HashSet<_> = posts.iter().map(|post| Arc::as_ptr(&post.record)).collect();
-        for record in self.inner.graveyard.all() {
-            if !known.contains(&Arc::as_ptr(&record)) {
-                posts.push(roster.post(record));
-            }
-        }
-        if self.inner.successions.begun() == done {
+        self.inner.census.count(|| {
+            let mut posts = roster.posts();
+            posts.retain(|post| !post.record.is_superseded());
+            let graves = self.inner.graveyard.all();
+            posts.extend(graves.into_iter().map(|record| roster.post(record)));
             posts
-        } else {
-            self.posts_by_id()
-        }
-    }
-
-    /// As [`posts`](Self::posts), whatever moves meanwhile: the index has each id at all times, and
-    /// once. It takes longer, since the index is in no order.
-    fn posts_by_id(&self) -> Vec<Post> {
-        let graves = self.inner.graveyard.all();
-        let buried: HashMap<_, _> = graves.iter().map(Arc::as_ptr).zip(0..).collect();
-        let mut records = self.inner.index.all();
-        records.sort_by_cached_key(|record| {
-            let grave: Option<usize> = buried.get(&Arc::as_ptr(record)).copied();
-            (grave, record.slot.chunk, record.slot.offset)
-        });
-        let roster = &self.inner.roster;
-        records.into_iter().map(|it| roster.post(it)).collect()
+        })
     }
 
     /// Makes the pacemaker look now.
@@ -500,15 +481,6 @@ pub(crate) struct WeakRegistry(Weak<Inner>);
 impl WeakRegistry {
     pub(crate) fn upgrade(&self) -> Option<Registry> {
         self.0.upgrade().map(|inner| Registry { inner })
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if let Some(companion) = self.roster.companion() {
-            self.roster.accompany(None);
-            companion.close();
-        }
     }
 }
 

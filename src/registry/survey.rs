@@ -18,35 +18,24 @@ impl Registry {
     /// All workers at one moment: how many are in each state, by type and by group, who is given up
     /// and why, and of which types some are missing.
     ///
-    /// One pass over all cells; nobody waits for it, and it waits for nobody but an overdue
-    /// pacemaker, for at most 100 ms. If an id is taken over meanwhile, all are counted again by
-    /// their ids, which takes longer.
+    /// One pass over all cells, and another one if workers came or went meanwhile. No worker waits
+    /// for it, but for one that comes or goes when that has happened three times in a row; and it
+    /// waits for nobody but an overdue pacemaker, for at most 100 ms.
     #[must_use]
     pub fn summary(&self) -> Summary {
         let view = self.view();
-        let done = self.inner.successions.done();
-        let tally = self
-            .tally(&view)
-            .filter(|_| self.inner.successions.begun() == done)
-            .unwrap_or_else(|| self.tally_by_id(&view));
-        let mut summary = tally.finish();
+        let mut summary = self.inner.census.count(|| self.tally(&view)).finish();
         summary.missing = self.missing();
         summary.tick_age = view.tick_age();
         summary.forgotten = self.inner.graveyard.forgotten();
         summary
     }
 
-    /// Counts all workers in one pass over the cells. `None` if one left a cell just while it was
-    /// looked at. Ids that are taken over meanwhile may be counted twice, or not at all.
-    fn tally(&self, view: &View) -> Option<Tally> {
-        let departures = &self.inner.departures;
+    /// Counts all workers, those with a cell and those in the graveyard.
+    fn tally(&self, view: &View) -> Tally {
         let mut tally = Tally::new();
-        let mut ended = Vec::new();
-        // For each chunk, who had left before it was looked at, and who may have after.
-        let mut looks = Vec::new();
         let roster = &self.inner.roster;
         for chunk in &*roster.slab.chunks() {
-            let before = departures.done();
             for offset in tally.count(chunk.cells(), view, &roster.profiles) {
                 let Some(record) = chunk.occupant(offset) else {
                     continue;
@@ -57,39 +46,14 @@ impl Registry {
                     record,
                 };
                 let health = post.health(view);
-                if health.state().is_terminal() {
-                    if post.record.is_superseded() {
-                        continue;
-                    }
-                    ended.push(Arc::as_ptr(&post.record));
+                if !health.state().is_terminal() || !post.record.is_superseded() {
+                    tally.add(&post.record, health);
                 }
-                tally.add(&post.record, health);
             }
-            looks.push((before, departures.begun()));
         }
-        // A worker leaves its cell after it entered the graveyard, so nobody is missed here.
         for record in self.inner.graveyard.all() {
-            if ended.contains(&Arc::as_ptr(&record)) {
-                continue;
-            }
-            let departure = record.detail().departure;
-            match looks.get(record.slot.chunk as usize) {
-                // It was counted in its cell.
-                Some((_, after)) if departure > *after => continue,
-                Some((before, _)) if departure > *before => return None,
-                _ => {}
-            }
             let health = roster.post(Arc::clone(&record)).health(view);
             tally.add(&record, health);
-        }
-        Some(tally)
-    }
-
-    /// Counts all workers by their ids, whatever moves meanwhile.
-    fn tally_by_id(&self, view: &View) -> Tally {
-        let mut tally = Tally::new();
-        for post in self.posts_by_id() {
-            tally.add(&post.record, post.health(view));
         }
         tally
     }

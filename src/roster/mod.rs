@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::cell::Phase;
 use crate::clock::{Clock, Moment, nanos};
@@ -36,6 +36,8 @@ pub(crate) struct Roster {
     pub slab: Slab,
     pub profiles: Profiles,
     pub hub: Hub,
+    /// See [`Roster::turn`].
+    turns: [Mutex<()>; TURNS],
     journal: Journal,
     /// How often the pacemaker looks, in nanoseconds.
     resolution: AtomicU64,
@@ -67,6 +69,9 @@ pub(crate) trait Companion: Send + Sync + std::fmt::Debug {
     fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
 }
 
+/// How many workers' changes of life can be told at the same time, at most.
+const TURNS: usize = 64;
+
 /// Tasks to be woken by the pacemaker.
 #[derive(Debug, Default)]
 struct Timers {
@@ -91,6 +96,7 @@ impl Roster {
             slab: Slab::default(),
             profiles: Profiles::default(),
             hub: Hub::default(),
+            turns: [const { Mutex::new(()) }; TURNS],
             journal: Journal::default(),
             resolution: AtomicU64::new(nanos(LONGEST_RESOLUTION)),
             changed: AtomicBool::new(false),
@@ -146,8 +152,31 @@ impl Roster {
         }
     }
 
+    /// Held while a worker's life changes and subscribers are told of it, so that they are told in
+    /// the order in which it happened: what they hear last is what is true. Before the detail's
+    /// lock; nothing of anybody else's is called under it.
+    fn turn(&self, record: &Record) -> MutexGuard<'_, ()> {
+        self.turns[record.slot.offset as usize % TURNS].lock()
+    }
+
+    /// As [`publish`](Self::publish), of a worker that was found alive in its cell with this tag.
+    /// Nothing if that life is over: of its end has been told, and nothing is to be told after it.
+    pub(crate) fn publish_alive(
+        &self,
+        record: &Record,
+        tag: u32,
+        kind: EventKind,
+    ) -> Option<Event> {
+        let _turn = self.turn(record);
+        if record.is_over() || record.tag() != tag {
+            None
+        } else {
+            self.publish(Some(record), kind)
+        }
+    }
+
     /// Tells subscribers, which takes no time. Returns what is to be told to the log, which may.
-    pub(crate) fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
+    fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
         let mut event = Event {
             at: self.clock.wall(),
             worker: None,
@@ -218,6 +247,7 @@ impl Roster {
 
     /// Ends a worker's incarnation; what is to be logged is left to the caller, who is telling.
     fn end_quietly(&self, post: &Post, end: End) -> (bool, Option<Event>) {
+        let _turn = self.turn(&post.record);
         match post.end(end, &self.view(), self.clock.wall()) {
             Some(health) => (true, self.publish_end(post, health)),
             None => (false, None),
@@ -227,9 +257,12 @@ impl Roster {
     /// Ends a worker whose place another one has taken elsewhere, and tells.
     pub(crate) fn fence(&self, post: &Post) {
         let _telling = Telling::begin(self);
+        let turn = self.turn(&post.record);
         let (ended, wakers) = post.fence(&self.view(), self.clock.wall());
+        let event = ended.and_then(|health| self.publish_end(post, health));
+        drop(turn);
         wakers.into_iter().for_each(wake);
-        if let Some(event) = ended.and_then(|health| self.publish_end(post, health)) {
+        if let Some(event) = event {
             self.log(&event);
         }
     }
@@ -255,12 +288,14 @@ impl Roster {
         };
         // Subscribers first, so that nobody hears of a worker's end before the request.
         for post in posts {
+            let _turn = self.turn(&post.record);
             if post.claim_stop(cause.clone()) == Some(true) {
                 let kind = EventKind::Became(Health::Stopping);
                 news.events.extend(self.publish(Some(&post.record), kind));
             }
         }
         for post in posts {
+            let _turn = self.turn(&post.record);
             let (ended, wakers) = post.show_stop(&self.view(), self.clock.wall());
             news.wakers.extend(wakers);
             if let Some(health) = ended {

@@ -1,6 +1,7 @@
 //! A worker in its place: what can be read of it and what it can do to its own record.
 //!
-//! Order of locks: chunk before detail; neither while an event is sent.
+//! Order of locks: a worker's turn to be told of (see `Roster`), chunk, detail; only the turn while
+//! an event is sent.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -125,11 +126,12 @@ impl Post {
         if !matches!(health, Health::Stalled(_)) {
             return health;
         }
-        if let Some(detail) = self.record.known_detail() {
-            reading.evidence = detail.evidence.clone();
-            (reading.run_id, reading.task) = detail.task.current();
-        }
-        judge(reading, thresholds, view.now)
+        // The worker may be taking up its next task, which is not the one that stalled: so all of it
+        // is read again, at one moment.
+        self.read_all(view, |all, _, _| {
+            std::mem::swap(reading, all);
+            judge(reading, thresholds, view.now)
+        })
     }
 
     /// The reading, the glance (`None` if the worker is over) and the detail (if there is any) of
@@ -147,6 +149,10 @@ impl Post {
                 return read(&mut reading, None, detail.as_deref());
             }
             if let Some(glance) = self.living_glance() {
+                if detail.is_none() && self.record.has_detail() {
+                    // It has just come into being, with what the glance may have seen already.
+                    continue;
+                }
                 let quiet_until = detail.as_ref().and_then(|detail| detail.quiet_until());
                 let mut reading = self.living(&glance, view, quiet_until);
                 if let Some(detail) = &detail {
@@ -219,7 +225,11 @@ impl Post {
         cell.beat_with(|work| Work {
             activity,
             thread,
-            task: if new_task { work.next_task() } else { work.task },
+            task: if new_task {
+                work.next_task()
+            } else {
+                work.task
+            },
             ..work
         });
         Updated {
@@ -531,17 +541,19 @@ impl Post {
         begun
     }
 
-    /// Leaves the cell to the next worker. It has ended before.
-    pub(crate) fn vacate(&self) {
+    /// Leaves the cell to the next worker. It has ended before. Returns the wakers that nobody wakes
+    /// any more, to be dropped where no lock is held: they belong to an executor.
+    #[must_use]
+    pub(crate) fn vacate(&self) -> Vec<(u64, Waker)> {
         let beats = self.cell().glance().map_or(0, |glance| glance.beats);
         let mut detail = self.record.detail();
-        // Not dropped under the lock: they belong to executors.
-        let _wakers = std::mem::take(&mut detail.on_stop);
+        let forgotten = std::mem::take(&mut detail.on_stop);
         if let Some(ended) = &mut detail.ended {
             ended.late_beats = beats.saturating_sub(ended.beats);
         }
         drop(detail);
         self.chunk.vacate(self.offset);
+        forgotten
     }
 }
 

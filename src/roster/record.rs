@@ -69,8 +69,6 @@ pub(crate) struct Detail {
     pub told: Option<u32>,
     /// Another worker has taken over its id.
     pub superseded: bool,
-    /// The number of its departure from its cell; 0 before.
-    pub departure: u64,
     /// Whom to wake when it is asked to stop, by number.
     pub on_stop: Vec<(u64, Waker)>,
     /// Told when it is asked to stop.
@@ -183,6 +181,11 @@ impl Record {
         self.more.get().map(|more| more.detail.lock())
     }
 
+    /// Whether there is any detail.
+    pub(crate) fn has_detail(&self) -> bool {
+        self.more.get().is_some()
+    }
+
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.known_detail()?.ended.clone()
     }
@@ -234,7 +237,6 @@ impl Detail {
             marked_offline: false,
             told: None,
             superseded: false,
-            departure: 0,
             on_stop: Vec::new(),
             stop_notice: Notice::new(),
         }
