@@ -206,6 +206,14 @@ impl HttpStore {
             .map_err(fail)?;
         if !status.is_success() {
             let words = words(&answer);
+            // Not a fault of the coordinator: others may well be let in.
+            if operation == "register" && matches!(status.as_u16(), 400 | 413 | 429) {
+                return Err(Error::invalid(
+                    "registration",
+                    format!("refused by the coordinator, {}", status.as_u16()),
+                    words.trim_start_matches(": "),
+                ));
+            }
             return Err(Error::store(
                 operation,
                 format_args!("the coordinator answers {}{words}", status.as_u16()),
