@@ -439,7 +439,7 @@ fn many_workers_take_many_requests() {
     assert_eq!(client.list(&some).unwrap().len(), 1_234);
 }
 
-/// `cargo test --release --features http,test-util --test coordinator -- --ignored --nocapture`
+/// `cargo test --features http,test-util --test coordinator -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn how_many_heartbeats_a_second() {

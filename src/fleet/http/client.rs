@@ -150,7 +150,12 @@ fn base(url: &str) -> Result<String, Error> {
     let shown = || format!("{:?}", crate::worker::shortened(url));
     let parsed: Uri = url.parse().map_err(|_| refused(&shown()))?;
     let is_web = matches!(parsed.scheme_str(), Some("http" | "https"));
-    if !is_web || parsed.host().is_none_or(str::is_empty) {
+    let authority = parsed
+        .authority()
+        .map_or("", |authority| authority.as_str());
+    let host = parsed.host().unwrap_or_default();
+    let odd_port = authority.len() > host.len() && parsed.port_u16().is_none();
+    if !is_web || host.is_empty() || odd_port {
         return Err(refused(&shown()));
     }
     Ok(url.trim_end_matches('/').to_owned())
