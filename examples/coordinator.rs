@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             thread::park();
         }
     }
-    println!("Nothing is heard of it for two seconds ...\n");
+    println!("Nothing is heard of it for three seconds ...\n");
     thread::sleep(Duration::from_secs(3));
     println!("The store: {}\n", store.summary()?);
     curl(&url, "heartbeat", status)?;

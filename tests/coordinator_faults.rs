@@ -102,6 +102,36 @@ fn slow_clients_are_given_up_and_hold_up_nobody() {
     assert!(begun.elapsed() < 40 * SECOND, "{:?}", begun.elapsed());
 }
 
+#[test]
+fn a_client_that_does_not_read_is_given_up() {
+    let store = MemoryStore::new();
+    let coordinator = start(&store);
+    let many: Vec<Registration> = (0..1_000)
+        .map(|n| Registration {
+            metadata: vec![
+                ("note".into(), "x".repeat(1_000)),
+                ("odd".into(), "\u{1}".repeat(1_000)),
+            ],
+            ..Registration::new("t", n.to_string())
+        })
+        .collect();
+    store.register(&many).unwrap();
+    let body = br#"{"version": 1, "what": {"limit": 1000}}"#;
+    let list = request("POST", "/api/store/list", "", body);
+    let page = exchange(coordinator.local_addr(), &list).unwrap();
+    assert_eq!(page.status, 200);
+    // More than the system keeps for a client that does not read.
+    let mut stream = connect(coordinator.local_addr());
+    let again = String::from_utf8(list)
+        .unwrap()
+        .replace("Connection: close\r\n", "");
+    let pages = 10;
+    stream.write_all(again.repeat(pages).as_bytes()).unwrap();
+    thread::sleep(20 * SECOND);
+    let came = read_lossy(stream).len();
+    assert!(came < page.body.len() * pages, "{came} bytes after all");
+}
+
 /// Shared by all cases, so that what one leaves behind meets the others.
 static MAD: LazyLock<RunningCoordinator> = LazyLock::new(|| {
     let coordinator = start(&MemoryStore::new());

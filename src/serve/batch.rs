@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::core::{Core, Refusal};
+use super::core::{Asked, Core, Refusal};
 use super::intake;
 use crate::error::Error;
 use crate::fleet::http::wire::{
@@ -76,7 +76,7 @@ fn all<T>(core: &Core, asked: usize, given: Result<Vec<T>, Error>) -> Result<Vec
     }))
 }
 
-pub(super) fn register(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn register(core: &Core, body: &Asked) -> Reply {
     let wishes: Vec<Registration> = items::<RegistrationWire>(body)?
         .items
         .into_iter()
@@ -98,7 +98,7 @@ pub(super) fn register(core: &Core, body: &[u8]) -> Reply {
     answers(keys.iter().map(KeyWire::from))
 }
 
-pub(super) fn beat(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn beat(core: &Core, body: &Asked) -> Reply {
     let mut beats: Vec<Beat> = items::<BeatWire>(body)?
         .items
         .into_iter()
@@ -120,11 +120,18 @@ pub(super) fn beat(core: &Core, body: &[u8]) -> Reply {
             )));
         }
     }
+    let waited = body.came.elapsed();
+    for age in beats
+        .iter_mut()
+        .flat_map(|beat| [&mut beat.heartbeat_age, &mut beat.progress_age])
+    {
+        *age = age.map(|age| age.saturating_add(waited));
+    }
     let given = all(core, beats.len(), core.store.beat(&beats))?;
     answers(given.into_iter().map(AnswerWire::from))
 }
 
-pub(super) fn stop(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn stop(core: &Core, body: &Asked) -> Reply {
     let mut request = items::<StopWire>(body)?;
     for stop in &mut request.items {
         intake::check_id(&stop.key.id)?;
@@ -136,7 +143,7 @@ pub(super) fn stop(core: &Core, body: &[u8]) -> Reply {
 }
 
 /// `{"workers": […], "more": bool}`. A page ends when it has grown large, whatever was asked for.
-pub(super) fn list(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn list(core: &Core, body: &Asked) -> Reply {
     let mut filter: WorkerFilter = one::<FilterWire>(body)?.into();
     let wanted = filter.limit;
     filter.limit = wanted.min(MOST_ON_PAGE);
@@ -162,17 +169,17 @@ pub(super) fn list(core: &Core, body: &[u8]) -> Reply {
     Ok(page)
 }
 
-pub(super) fn sweep(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn sweep(core: &Core, body: &Asked) -> Reply {
     let sweep: Sweep = one::<SweepWire>(body)?.into();
     write(&core.asked(core.store.sweep(&sweep))?)
 }
 
-pub(super) fn purge(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn purge(core: &Core, body: &Asked) -> Reply {
     let age: Seconds = one(body)?;
     write(&core.asked(core.store.purge(age.0))?)
 }
 
-pub(super) fn claim(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn claim(core: &Core, body: &Asked) -> Reply {
     let claim: Claim = one::<ClaimWire>(body)?.into();
     intake::check_claim(&claim)?;
     write(&ClaimAnswerWire::from(
@@ -180,7 +187,7 @@ pub(super) fn claim(core: &Core, body: &[u8]) -> Reply {
     ))
 }
 
-pub(super) fn renew(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn renew(core: &Core, body: &Asked) -> Reply {
     let request = items::<LeaseWire>(body)?;
     let ttl = request
         .ttl_s
@@ -191,7 +198,7 @@ pub(super) fn renew(core: &Core, body: &[u8]) -> Reply {
     answers(all(core, leases.len(), core.store.renew(&leases, ttl))?)
 }
 
-pub(super) fn release(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn release(core: &Core, body: &Asked) -> Reply {
     let request = items::<LeaseWire>(body)?;
     let leases: Vec<LeaseKey> = request.items.into_iter().map(LeaseKey::from).collect();
     answers(all(core, leases.len(), core.store.release(&leases))?)

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::core::{Core, Refusal};
+use super::core::{Asked, Core, Refusal};
 use super::gate::{self, Token};
 use super::server::{self, Server};
 use super::{batch, workers};
@@ -212,8 +212,8 @@ impl RunningCoordinator {
 /// What is done with a body.
 #[derive(Clone, Copy)]
 enum Act {
-    Worker(fn(&Core, &[u8]) -> Result<Value, Refusal>),
-    Batch(fn(&Core, &[u8]) -> Result<Vec<u8>, Refusal>),
+    Worker(fn(&Core, &Asked) -> Result<Value, Refusal>),
+    Batch(fn(&Core, &Asked) -> Result<Vec<u8>, Refusal>),
 }
 
 const ROUTES: &[(&str, Act)] = &[
@@ -270,15 +270,17 @@ impl Desk {
     /// Does it on a thread that may block.
     async fn act(self: &Arc<Self>, act: Act, body: Bytes) -> Result<Vec<u8>, Refusal> {
         let busy = || Refusal::new(503, "the store has too much to do; come again");
+        let came = Instant::now();
         let turn = timeout(self.store_timeout, Arc::clone(&self.calls).acquire_owned()).await;
         let turn = turn.ok().and_then(Result::ok).ok_or_else(busy)?;
         let desk = Arc::clone(self);
+        let asked = Asked { body, came };
         let call = tokio::task::spawn_blocking(move || {
             // Held until the store has answered, however long that takes.
             let _turn = turn;
             let acted = catch_unwind(AssertUnwindSafe(|| match act {
-                Act::Worker(act) => act(&desk.core, &body).map(|value| value.to_string().into()),
-                Act::Batch(act) => act(&desk.core, &body),
+                Act::Worker(act) => act(&desk.core, &asked).map(|value| value.to_string().into()),
+                Act::Batch(act) => act(&desk.core, &asked),
             }));
             acted.unwrap_or_else(|payload| {
                 panics::dispose(payload);

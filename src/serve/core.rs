@@ -1,9 +1,11 @@
 //! What the coordinator does with a request once it is read: no network and no runtime here.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::body::Bytes;
 use log::Level;
 use parking_lot::Mutex;
 
@@ -33,6 +35,21 @@ pub(super) struct Core {
 #[derive(Debug, Default)]
 struct Census {
     counted: Option<(usize, Instant)>,
+}
+
+/// A request that has been read.
+pub(super) struct Asked {
+    pub body: Bytes,
+    /// While it waited for its turn, what it tells has grown older.
+    pub came: Instant,
+}
+
+impl Deref for Asked {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 /// A request that is not granted.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::core::{Core, Refusal};
+use super::core::{Asked, Core, Refusal};
 use super::intake::{Fields, check_id};
 use crate::fleet::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, WorkerKey};
 use crate::health::{Death, DeathCause, Ending, State, StopCause, Thresholds};
@@ -19,7 +19,7 @@ const STATUS: &str = "status";
 
 type Reply = Result<Value, Refusal>;
 
-pub(super) fn register(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn register(core: &Core, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.text(&["worker_id"])?;
     let worker_type = fields
@@ -116,7 +116,7 @@ impl Status {
     }
 }
 
-pub(super) fn heartbeat(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn heartbeat(core: &Core, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -148,8 +148,8 @@ pub(super) fn heartbeat(core: &Core, body: &[u8]) -> Reply {
         };
         let beat = Beat {
             reason: reason.clone().or_else(|| status.complains.then(complaint)),
-            heartbeat_age: (status.state != State::Starting).then_some(Duration::ZERO),
-            progress_age: well.then_some(Duration::ZERO),
+            heartbeat_age: (status.state != State::Starting).then(|| body.came.elapsed()),
+            progress_age: well.then(|| body.came.elapsed()),
             run_id: run_id.clone().or_else(|| known.run_of(&key)),
             task: task.clone(),
             progress,
@@ -171,7 +171,7 @@ const fn accepted(answer: Answer) -> Result<(), Answer> {
     }
 }
 
-pub(super) fn stop(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn stop(core: &Core, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -211,7 +211,7 @@ pub(super) fn stop(core: &Core, body: &[u8]) -> Reply {
     }))
 }
 
-pub(super) fn claim(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn claim(core: &Core, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -265,7 +265,7 @@ fn lease(core: &Core, fields: &mut Fields) -> Result<LeaseKey, Refusal> {
     })
 }
 
-pub(super) fn renew(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn renew(core: &Core, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let ttl = fields.ttl()?;
     let lease = lease(core, &mut fields)?;
@@ -279,7 +279,7 @@ pub(super) fn renew(core: &Core, body: &[u8]) -> Reply {
     Ok(json!({"run_id": lease.run_id, "fence": lease.fence, "held": held}))
 }
 
-pub(super) fn release(core: &Core, body: &[u8]) -> Reply {
+pub(super) fn release(core: &Core, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let lease = lease(core, &mut fields)?;
     let held = core.asked_one(core.store.release(std::slice::from_ref(&lease)))?;
