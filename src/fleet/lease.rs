@@ -264,23 +264,8 @@ impl WorkerHeartbeat {
     /// store; [`Error::Store`] if the store cannot be reached; [`Error::Refused`] if the worker is
     /// over, or another incarnation has taken its place.
     pub fn claim(&self, run_id: &str, ttl: Duration) -> Result<Option<Lease>, Error> {
-        if run_id.is_empty()
-            || run_id.len() > LONGEST_RUN_ID
-            || run_id.chars().any(char::is_control)
-        {
-            return Err(Error::invalid(
-                "run_id",
-                format!("{:?}", &run_id[..run_id.floor_char_boundary(64)]),
-                format!("1 to {LONGEST_RUN_ID} bytes without control characters"),
-            ));
-        }
-        if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
-            return Err(Error::invalid(
-                "ttl",
-                format!("{ttl:?}"),
-                format!("{SHORTEST_TTL:?} to {LONGEST_TTL:?}"),
-            ));
-        }
+        check_run_id(run_id)?;
+        check_ttl(ttl)?;
         let uplink = Uplink::of(self.registry()).ok_or_else(|| Error::NotAttached {
             id: self.id().to_owned(),
         })?;
@@ -291,4 +276,26 @@ impl WorkerHeartbeat {
         }
         uplink.claim(self.membership().post(), run_id, ttl)
     }
+}
+
+pub(crate) fn check_run_id(run_id: &str) -> Result<(), Error> {
+    if run_id.is_empty() || run_id.len() > LONGEST_RUN_ID || run_id.chars().any(char::is_control) {
+        return Err(Error::invalid(
+            "run_id",
+            format!("{:?}", &run_id[..run_id.floor_char_boundary(64)]),
+            format!("1 to {LONGEST_RUN_ID} bytes without control characters"),
+        ));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_ttl(ttl: Duration) -> Result<(), Error> {
+    if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
+        return Err(Error::invalid(
+            "ttl",
+            format!("{ttl:?}"),
+            format!("{SHORTEST_TTL:?} to {LONGEST_TTL:?}"),
+        ));
+    }
+    Ok(())
 }

@@ -27,6 +27,8 @@ mod config;
 #[cfg(feature = "test-util")]
 pub mod conformance;
 mod host;
+#[cfg(feature = "http")]
+pub(crate) mod http;
 mod jitter;
 mod lease;
 mod memory;
@@ -42,7 +44,11 @@ mod uplink;
 
 pub use config::{FleetConfig, OnOffline};
 pub use host::ProcessIdentity;
+#[cfg(feature = "http")]
+pub use http::{HttpStore, HttpStoreBuilder};
 pub use lease::Lease;
+#[cfg(feature = "http")]
+pub(crate) use lease::{check_run_id, check_ttl};
 pub use memory::MemoryStore;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;

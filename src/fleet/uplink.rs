@@ -397,9 +397,14 @@ impl Uplink {
     /// Tells the store all that it does not know yet. Returns how long to wait.
     fn carry(&self, registry: &Registry) -> Result<Duration, Error> {
         self.notice(registry);
+        let mut refused = None;
         // What the store has forgotten, or marked offline, is registered in the second round.
         for _ in 0..3 {
-            self.register(registry)?;
+            refused = match self.register(registry) {
+                // Who is let in already goes on being heard of, and holding leases.
+                Err(error @ Error::Invalid { .. }) => Some(error),
+                registered => registered.map(|()| None)?,
+            };
             self.stop(registry)?;
             if self.beat(registry)? {
                 break;
@@ -407,6 +412,9 @@ impl Uplink {
         }
         self.release()?;
         self.renew(registry)?;
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
         let now = self.clock.now();
         let book = self.book.lock();
         let registered = book

@@ -13,6 +13,10 @@ use crossbeam_channel::Receiver;
 
 pub use builder::Builder;
 pub(crate) use builder::{DEFAULT_GROUP, DEFAULT_INTERVAL};
+#[cfg(feature = "http")]
+pub(crate) use builder::{
+    LONGEST_VALUE, MOST_METADATA, check_limits, check_metadata, check_name, shortened,
+};
 pub use guards::{SilenceGuard, TaskGuard};
 
 use crate::cell::Phase;
