@@ -33,6 +33,8 @@ pub use error::{BoxError, Error};
 pub use fleet::{
     Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnOffline, StoredWorker, Sweeper,
 };
+#[cfg(feature = "postgres")]
+pub use fleet::{PostgresOptions, PostgresStore};
 pub use health::{
     Activity, DeadWorker, Death, DeathCause, Ending, GroupState, GroupStats, Health,
     MissingWorkers, Reading, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus,

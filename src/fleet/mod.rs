@@ -30,6 +30,8 @@ mod host;
 mod jitter;
 mod lease;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod rules;
 mod store;
 mod stored;
@@ -40,6 +42,8 @@ pub use config::{FleetConfig, OnOffline};
 pub use host::ProcessIdentity;
 pub use lease::Lease;
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresOptions, PostgresStore};
 pub use store::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
     WorkerFilter, WorkerKey,
