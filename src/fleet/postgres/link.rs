@@ -281,16 +281,16 @@ impl Link {
         let Some(session) = &live.session else {
             return Ok(());
         };
-        let (valid, epoch) = {
+        let (own, valid, epoch) = {
             let ask = ask_session(&live.client, &self.settings, session.id);
             live.run(within(self.settings.statement_timeout, ask))?
         };
-        if !valid {
+        if !own {
             self.notice_pool();
             live.session = None;
             self.renewed.store(true, Ordering::Relaxed);
-        } else if epoch != session.epoch {
-            // What is known of it counts as known from before the server crashed.
+        } else if !valid || epoch != session.epoch {
+            // Forgotten, or known from before the server crashed.
             let open = open_session(&live.client, &self.settings);
             live.session = live.run(within(self.settings.statement_timeout, open))?;
             self.renewed.store(true, Ordering::Relaxed);
@@ -475,12 +475,16 @@ async fn open_session(
     Ok(id.map(|id| Session { id, epoch }))
 }
 
+/// Whether it is this client's own, whether it is known, and of which life of the server.
 async fn ask_session(
     client: &Client,
     settings: &Settings,
     id: i64,
-) -> Result<(bool, String), tokio_postgres::Error> {
-    let sql = format!("SELECT @schema@.is_session({id}), @schema@.server_epoch()");
+) -> Result<(bool, bool, String), tokio_postgres::Error> {
+    let sql = format!(
+        "SELECT current_setting('worker_heartbeat.session', true) IS NOT DISTINCT FROM '{id}', \
+         @schema@.is_session({id}), @schema@.server_epoch()"
+    );
     let row = client.query_typed_one(&settings.sql(&sql), &[]).await?;
-    Ok((row.try_get(0)?, row.try_get(1)?))
+    Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
 }
