@@ -664,7 +664,7 @@ struct Belief {
 #[test]
 fn nobody_ever_holds_what_somebody_else_holds() {
     const RUNS: usize = 3;
-    let stale_after = Duration::from_millis(250);
+    let stale_after = Duration::from_millis(200);
     let name = schema("leases");
     store(&name);
     let beliefs = Mutex::new(Vec::new());
@@ -706,7 +706,7 @@ fn nobody_ever_holds_what_somebody_else_holds() {
                             fence,
                         }];
                         // A pause may be longer than anything that was promised.
-                        let longest = if dice.roll(6) == 0 { 400 } else { 30 };
+                        let longest = if dice.roll(4) == 0 { 500 } else { 30 };
                         thread::sleep(Duration::from_millis(dice.roll(longest)));
                         let again = Instant::now();
                         let promised = (sent + ttl).min(heard + stale_after);
@@ -769,7 +769,7 @@ fn nobody_ever_holds_what_somebody_else_holds() {
         releases.len()
     );
     assert!(
-        beliefs.len() > 300 && swept > 20,
+        beliefs.len() > 100 && swept > 5,
         "{} claims, {swept} swept",
         beliefs.len()
     );
@@ -793,8 +793,13 @@ impl Dice {
 /// An hour of 1,000 workers, at 30 s each.
 #[test]
 fn heartbeats_are_heap_only_updates_and_the_table_does_not_grow() {
+    // What others do in the same database keeps old versions of rows from being removed.
+    let cluster = own();
+    let url = &cluster
+        .as_ref()
+        .map_or_else(|| url().to_owned(), server::Cluster::url);
     let name = schema("hot");
-    let store = store(&name);
+    let store = PostgresOptions::new().schema(&name).connect(url).unwrap();
     let table = format!("'\"{name}\".worker_heartbeats'::regclass");
     let registrations: Vec<_> = (0..1_000)
         .map(|n| Registration::new("poller", format!("poller-{n:04}")))
@@ -814,7 +819,7 @@ fn heartbeats_are_heap_only_updates_and_the_table_does_not_grow() {
     };
     let size = || {
         sql(
-            url(),
+            url,
             &format!("SELECT pg_relation_size({table}), pg_indexes_size({table})"),
         )[0]
         .clone()
@@ -832,7 +837,7 @@ fn heartbeats_are_heap_only_updates_and_the_table_does_not_grow() {
         format!("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = {table}");
     let deadline = Instant::now() + 10 * SECOND;
     let (updates, hot) = loop {
-        let row = sql(url(), &figures).remove(0);
+        let row = sql(url, &figures).remove(0);
         let (updates, hot): (f64, f64) = (row[0].parse().unwrap(), row[1].parse().unwrap());
         if updates >= 120_000.0 || Instant::now() > deadline {
             break (updates, hot);
