@@ -375,6 +375,36 @@ fn passwords_are_not_told() {
 }
 
 #[test]
+fn tls_follows_the_url() {
+    let Some(cluster) = own() else { return };
+    let authority = cluster.enable_tls();
+    let encrypted = |options: PostgresOptions, mode: &str| {
+        let store = options
+            .schema("x")
+            .connect(&format!("{}?sslmode={mode}", cluster.url()))?;
+        let asked = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                     WHERE application_name = 'worker-heartbeat'";
+        worker(&store, mode);
+        Ok::<_, Error>(sql(&cluster.url(), asked)[0][0] == "t")
+    };
+    let plain = PostgresOptions::new;
+    let checked = || plain().root_certificate(authority);
+    // The server takes a moment to read its settings.
+    let deadline = Instant::now() + 10 * SECOND;
+    while !encrypted(plain(), "prefer").unwrap() {
+        assert!(Instant::now() < deadline, "never encrypted");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!encrypted(plain(), "disable").unwrap());
+    for mode in ["require", "verify-full"] {
+        let error = encrypted(plain(), mode).unwrap_err().to_string();
+        assert!(error.contains("certificate"), "{error}");
+        assert!(encrypted(checked(), mode).unwrap());
+    }
+    assert!(encrypted(checked(), "prefer").unwrap());
+}
+
+#[test]
 fn a_server_that_never_answers_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!(
@@ -426,7 +456,7 @@ fn signal(processes: &[i32], name: &str) {
 #[test]
 fn a_server_that_crashes_stops_nobody() {
     const WORKERS: usize = 50;
-    let interval = 2 * SECOND;
+    let interval = 4 * SECOND;
     let Some(cluster) = own() else { return };
     cluster.crash();
     let open = || {
@@ -649,6 +679,52 @@ fn only_the_own_process_hangs_on_a_session() {
     drop(carrier);
     let known = format!("SELECT count(*) FROM \"{name}\".sessions");
     assert_eq!(sql(url(), &known), [["0"]]);
+}
+
+/// With a proxy in between, a session is nobody's own. It is noticed, and nothing is concluded.
+#[test]
+fn behind_a_proxy_that_pools_nothing_is_concluded() {
+    let Some(cluster) = own() else { return };
+    let Some(pooled) = cluster.pooled_url() else {
+        eprintln!("left out: it needs pgbouncer");
+        return;
+    };
+    let options = || PostgresOptions::new().schema("pooled");
+    let direct = options().connect(&cluster.url()).unwrap();
+    let registries: Vec<Registry> = (0..3).map(|_| Registry::new()).collect();
+    let workers: Vec<_> = registries
+        .iter()
+        .map(|registry| {
+            let store = options().connect(&pooled).unwrap();
+            registry.attach(store, FleetConfig::new()).unwrap();
+            let hb = WorkerHeartbeat::builder("pooled")
+                .registry(registry)
+                .start()
+                .unwrap();
+            hb.beat();
+            hb
+        })
+        .collect();
+    let sessions = "SELECT count(*) FROM pooled.worker_heartbeats WHERE session_id IS NOT NULL";
+    let begun = Instant::now();
+    while begun.elapsed() < 9 * SECOND {
+        // The proxy's own connections come and go.
+        sql(
+            &cluster.url(),
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE pid <> pg_backend_pid() AND usename = 'tester' AND state = 'idle' \
+             AND (query LIKE '%is_session%' OR query LIKE '%SELECT 1%')",
+        );
+        assert_eq!(
+            direct.sweep(&Sweep::default()).unwrap().marked_offline,
+            [""; 0]
+        );
+        thread::sleep(SECOND);
+    }
+    assert_eq!(states(&direct).len(), 3);
+    assert_eq!(sql(&cluster.url(), sessions), [["0"]]);
+    drop(workers);
+    conformance::assert_conforms(&options().session_liveness(false).connect(&pooled).unwrap());
 }
 
 // --- leases -------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ use std::env;
 use std::fs;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
@@ -19,6 +19,9 @@ pub const PASSWORD: &str = "cor-rect:ho%rse/bat?tery";
 const PASSWORD_IN_URL: &str = "cor-rect%3Aho%25rse%2Fbat%3Ftery";
 const MISSING: &str = "these tests need PostgreSQL: `apt-get install postgresql` or `brew install \
                        postgresql` (only its programs are used), or TEST_DATABASE_URL";
+
+/// Whether the server of one's own waits for the disk, as one in use does. Tests need not.
+pub static WAITS_FOR_DISK: AtomicBool = AtomicBool::new(false);
 
 /// A server that is gone, with its files, when this program ends, however it does.
 pub struct Cluster {
@@ -192,10 +195,11 @@ impl Cluster {
 
     pub fn restart(&self) {
         let options = format!(
-            "-p {} -k {} -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=off \
+            "-p {} -k {} -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync={} \
              -c shared_buffers=128MB -c logging_collector=off",
             self.port,
-            self.directory.display()
+            self.directory.display(),
+            WAITS_FOR_DISK.load(Ordering::Relaxed)
         );
         let log = self.directory.join("log");
         self.ctl(&[
@@ -213,6 +217,66 @@ impl Cluster {
     /// As if its host lost power.
     pub fn crash(&self) {
         self.ctl(&["-m", "immediate", "stop"]);
+    }
+
+    /// The URL of a proxy before it that pools transactions; `None` if none is installed. It ends
+    /// with the server.
+    pub fn pooled_url(&self) -> Option<String> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let mut folders = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+        let program = folders.find_map(|folder| {
+            let program = folder.join("pgbouncer");
+            program.exists().then_some(program)
+        })?;
+        let port = free_port();
+        let settings = self.directory.join("pgbouncer.ini");
+        let text = format!(
+            "[databases]\n\
+             postgres = host=127.0.0.1 port={} user=tester password='{PASSWORD}'\n\
+             [pgbouncer]\n\
+             listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+             auth_type = any\npool_mode = transaction\ndefault_pool_size = 3\n\
+             server_round_robin = 1\nlogfile = {}\n",
+            self.port,
+            self.directory.join("pgbouncer.log").display(),
+        );
+        fs::write(&settings, text).unwrap();
+        // It is looked after by a shell, which sees when the server is gone.
+        let mut shell = Command::new("sh");
+        shell
+            .args([
+                "-c",
+                r#""$0" -q "$1" & while [ -f "$2/data/postmaster.pid" ]; do sleep 0.2; done; kill $!"#,
+            ])
+            .arg(program)
+            .arg(settings)
+            .arg(&self.directory);
+        let mut shell = as_somebody(shell);
+        shell.stdout(Stdio::null()).stderr(Stdio::null());
+        drop(shell.spawn().unwrap());
+        let url = format!("postgres://tester@127.0.0.1:{port}/postgres");
+        while try_sql(&url, "SELECT 1").is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Some(url)
+    }
+
+    /// From now on, it also speaks TLS: as `localhost` and `127.0.0.1`, with a certificate of an
+    /// authority that nobody knows. Returns that authority's.
+    pub fn enable_tls(&self) -> &'static str {
+        let file = |name: &str, text: &str| {
+            let path = self.directory.join("data").join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            if let Some((user, group)) = unprivileged() {
+                chown(&path, Some(user), Some(group)).unwrap();
+            }
+        };
+        file("server.crt", include_str!("tls/server.pem"));
+        file("server.key", include_str!("tls/server.key"));
+        sql(&self.url(), "ALTER SYSTEM SET ssl = on");
+        sql(&self.url(), "SELECT pg_reload_conf()");
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/tls/ca.pem")
     }
 
     /// The process ids of the server and of all its children.

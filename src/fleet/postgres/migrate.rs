@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::link::{Settings, Trouble, within};
+use super::link::Settings;
+use super::trouble::{Trouble, within};
 use crate::roster::say;
 
 /// In their order. What was released is never changed; what is to change gets a version of its own.

@@ -171,8 +171,11 @@ impl PostgresOptions {
                 return Err(Error::invalid(name, format!("{timeout:?}"), allowed));
             }
         }
+        // So that the last one of several hosts is tried in time, too.
+        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len());
+        let hosts = u32::try_from(hosts.max(1)).unwrap_or(u32::MAX);
         config
-            .connect_timeout(connect_timeout)
+            .connect_timeout(connect_timeout / hosts)
             .tcp_user_timeout(tcp_user_timeout)
             .keepalives_idle(tcp_user_timeout);
         if config.get_application_name().is_none() {
