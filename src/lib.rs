@@ -41,6 +41,8 @@ pub use fleet::SqliteStore;
 pub use fleet::{
     Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnOffline, StoredWorker, Sweeper,
 };
+#[cfg(feature = "postgres")]
+pub use fleet::{PostgresOptions, PostgresStore};
 pub use health::{
     Activity, DeadWorker, Death, DeathCause, Ending, GroupState, GroupStats, Health,
     MissingWorkers, Reading, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus,

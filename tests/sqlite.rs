@@ -141,7 +141,7 @@ fn a_killed_process_is_dead_within_two_seconds_and_its_run_free() {
     let store = place.store();
     let mut victim = Process::start(&place.file(), "victim", "60");
     victim.claim("run-1");
-    let bystander = Process::start(&place.file(), "bystander", "60");
+    let _bystander = Process::start(&place.file(), "bystander", "60");
     eventually("both are well", || {
         ["victim", "bystander"].map(|id| state(&store, id)) == [Some(State::Active); 2]
     });

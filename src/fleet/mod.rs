@@ -34,6 +34,8 @@ mod lease;
 mod memory;
 #[cfg(all(test, not(loom)))]
 mod model;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod rules;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -50,6 +52,8 @@ pub use lease::Lease;
 #[cfg(feature = "http")]
 pub(crate) use lease::{check_run_id, check_ttl};
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresOptions, PostgresStore};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 pub use store::{

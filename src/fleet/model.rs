@@ -383,8 +383,10 @@ fn no_two_believe_in_a_lease() {
         sweeps: 0,
         duplicates: 1,
     });
-    println!("{states} states, {believers} with a holder");
-    assert!(states > 10_000 && believers > 500);
+    assert!(
+        states > 10_000 && believers > 500,
+        "{states} states, {believers} with a holder"
+    );
 }
 
 #[test]
@@ -401,8 +403,10 @@ fn no_two_believe_in_a_lease_that_outlasts_the_heartbeat_limit() {
         sweeps: 1,
         duplicates: 0,
     });
-    println!("{states} states, {believers} with a holder");
-    assert!(states > 10_000 && believers > 500);
+    assert!(
+        states > 10_000 && believers > 500,
+        "{states} states, {believers} with a holder"
+    );
 }
 
 #[test]
@@ -419,6 +423,8 @@ fn no_two_believe_in_a_lease_of_one_id() {
         sweeps: 1,
         duplicates: 0,
     });
-    println!("{states} states, {believers} with a holder");
-    assert!(states > 10_000 && believers > 500);
+    assert!(
+        states > 10_000 && believers > 500,
+        "{states} states, {believers} with a holder"
+    );
 }

@@ -1,0 +1,365 @@
+//! A store in PostgreSQL: for many hosts.
+
+mod link;
+mod migrate;
+mod options;
+mod register;
+mod rows;
+mod sweep;
+mod tls;
+mod trouble;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::host::ProcessIdentity;
+use super::store::{
+    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
+    WorkerFilter, WorkerKey,
+};
+use super::stored::{StoredEnding, StoredWorker};
+use crate::error::Error;
+use crate::health::SweepReport;
+use link::{Link, Settings};
+pub use options::PostgresOptions;
+
+/// How often the session is looked after: several times within the grace of a lost one.
+const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
+
+/// A [`HeartbeatStore`] in PostgreSQL (12 or newer): for many hosts. A cheap clone; all clones are
+/// one store.
+///
+/// * Everything is in one schema, which is set up at the first connection; `psql`, `cron` and other
+///   languages find views and functions there, on the same rows.
+/// * Time is the database's own.
+/// * It opens one connection for heartbeats, another one with the first claim, and a third one with
+///   the first sweep or list: a claim does not wait behind a batch, a heartbeat not behind a sweep. A
+///   connection that is lost is opened again by the next call. Every call has a time limit: see
+///   [`PostgresOptions`].
+/// * The end of the connection for heartbeats tells that a process is gone: a sweep that finds its
+///   session gone, and its workers not back through another one within 5 s, marks them killed. Of
+///   sessions that ended with the server nothing is concluded, and the leases of such workers are
+///   released only when nobody can believe in them any more: the process may live and be cut off.
+///   It needs sweeps at least each few seconds; see [`Sweeper::interval`](crate::Sweeper::interval).
+///
+/// What it cannot do: a standby that was promoted before it had everything, or a backup that was
+/// restored, has forgotten claims that were granted, and may give their numbers again; replicate
+/// synchronously where leases matter. The clock of the database decides: if somebody sets it forward,
+/// silence and leases end earlier.
+///
+/// It may be called from async code; it blocks there too.
+///
+/// ```no_run
+/// use worker_heartbeat::{FleetConfig, PostgresStore, Registry};
+///
+/// let store = PostgresStore::connect("postgres://app@localhost/app")?;
+/// Registry::global().attach(store, FleetConfig::new())?;
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct PostgresStore {
+    links: Arc<Links>,
+}
+
+struct Links {
+    settings: Arc<Settings>,
+    beats: Link,
+    leases: Link,
+    survey: Link,
+}
+
+impl PostgresStore {
+    /// Connects with the default options: [`PostgresOptions::connect`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the URL is not allowed; [`Error::Store`] if the server cannot be
+    /// reached, or refuses.
+    pub fn connect(url: &str) -> Result<Self, Error> {
+        PostgresOptions::new().connect(url)
+    }
+
+    /// Connects at the first use, with the default options: [`PostgresOptions::open`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the URL is not allowed.
+    pub fn open(url: &str) -> Result<Self, Error> {
+        PostgresOptions::new().open(url)
+    }
+
+    fn of(settings: Settings) -> Self {
+        let settings = Arc::new(settings);
+        Self {
+            links: Arc::new(Links {
+                beats: Link::new(Arc::clone(&settings), true),
+                leases: Link::new(Arc::clone(&settings), false),
+                survey: Link::new(Arc::clone(&settings), false),
+                settings,
+            }),
+        }
+    }
+
+    fn reach(&self) -> Result<(), Error> {
+        self.links.beats.reach()
+    }
+}
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore")
+            .field("target", &self.links.settings.target)
+            .field("schema", &self.links.settings.schema)
+            .finish_non_exhaustive()
+    }
+}
+
+impl HeartbeatStore for PostgresStore {
+    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+        register::register(&self.links.beats, workers)
+    }
+
+    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
+        let here = ProcessIdentity::current();
+        self.rounds(beats, |beat| &beat.key, |beats| {
+            self.links.beats.query(
+                "beat",
+                true,
+                "SELECT ord, answer FROM @schema@.beat_workers($1, $2, $3, $4, $5, $6, $7, $8, $9, \
+                 $10, $11, $12, @session@, $13, $14, $15, $16)",
+                &[
+                    (&column(beats, |beat| rows::text(&beat.key.id)), Type::TEXT_ARRAY),
+                    (&column(beats, |beat| rows::ordered(beat.key.incarnation)), Type::INT8_ARRAY),
+                    (&column(beats, |beat| rows::status(beat.state)), Type::TEXT_ARRAY),
+                    (&column(beats, |beat| beat.reason.as_deref().map(rows::text)), Type::TEXT_ARRAY),
+                    (&column(beats, |beat| beat.heartbeat_age.map(rows::age)), Type::INT8_ARRAY),
+                    (&column(beats, |beat| beat.progress_age.map(rows::age)), Type::INT8_ARRAY),
+                    (&column(beats, |beat| beat.run_id.as_deref().map(rows::text)), Type::TEXT_ARRAY),
+                    (&column(beats, |beat| beat.task.as_deref().map(rows::text)), Type::TEXT_ARRAY),
+                    (&column(beats, |beat| beat.progress.map(|(n, _)| rows::number(n))), Type::INT8_ARRAY),
+                    (&column(beats, |beat| beat.progress.map(|(_, n)| rows::number(n))), Type::INT8_ARRAY),
+                    (&column(beats, |beat| rows::number(beat.beats)), Type::INT8_ARRAY),
+                    (&column(beats, |beat| {
+                        (!beat.metadata.is_empty()).then(|| rows::json(&beat.metadata))
+                    }), Type::TEXT_ARRAY),
+                    (&i64::from(here.pid), Type::INT8),
+                    (&rows::number(here.started), Type::INT8),
+                    (&here.boot_id, Type::TEXT),
+                    (&rows::number(here.pid_namespace), Type::INT8),
+                ],
+            )
+        })
+    }
+
+    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
+        self.rounds(
+            stops,
+            |stop| &stop.key,
+            |stops| {
+                let endings = column(stops, |stop| StoredEnding::from(&stop.ending));
+                self.links.beats.query(
+                    "stop",
+                    true,
+                    "SELECT ord, answer FROM @schema@.stop_workers($1, $2, $3, $4, $5, $6)",
+                    &[
+                        (
+                            &column(stops, |stop| rows::text(&stop.key.id)),
+                            Type::TEXT_ARRAY,
+                        ),
+                        (
+                            &column(stops, |stop| rows::ordered(stop.key.incarnation)),
+                            Type::INT8_ARRAY,
+                        ),
+                        (&column(&endings, |ending| ending.stopped), Type::BOOL_ARRAY),
+                        (
+                            &column(&endings, |ending| rows::text(&ending.cause)),
+                            Type::TEXT_ARRAY,
+                        ),
+                        (
+                            &column(&endings, |ending| ending.detail.as_deref().map(rows::text)),
+                            Type::TEXT_ARRAY,
+                        ),
+                        (&column(stops, |stop| rows::age(stop.ago)), Type::INT8_ARRAY),
+                    ],
+                )
+            },
+        )
+    }
+
+    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        let host = filter.host.as_ref();
+        let sql = format!(
+            "SELECT {} FROM @schema@.worker_heartbeats w \
+             WHERE ($1 IS NULL OR w.worker_type = $1) AND ($2 IS NULL OR w.worker_group = $2) \
+             AND ($3 IS NULL OR w.ended_at IS NULL AND w.pid IS NOT NULL AND w.boot_id = $3 \
+             AND w.pid_namespace = $4) \
+             AND ($5 IS NULL OR w.worker_id > $5) ORDER BY w.worker_id LIMIT $6",
+            rows::COLUMNS
+        );
+        let clean =
+            |text: &Option<String>| text.as_deref().map(|text| rows::text(text).into_owned());
+        let found = self.links.survey.query(
+            "list",
+            true,
+            &sql,
+            &[
+                (&clean(&filter.worker_type), Type::TEXT),
+                (&clean(&filter.group), Type::TEXT),
+                (&host.map(|host| host.boot_id.as_str()), Type::TEXT),
+                (
+                    &host.map(|host| rows::number(host.pid_namespace)),
+                    Type::INT8,
+                ),
+                (&clean(&filter.after), Type::TEXT),
+                (&i64::try_from(filter.limit).unwrap_or(i64::MAX), Type::INT8),
+            ],
+        )?;
+        let workers: Result<Vec<_>, _> = found.iter().map(rows::worker).collect();
+        workers.map_err(|error| rows::odd("list", &error))
+    }
+
+    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
+        sweep::sweep(&self.links.survey, sweep)
+    }
+
+    fn purge(&self, age: Duration) -> Result<usize, Error> {
+        let purged = self.links.survey.query(
+            "purge",
+            false,
+            "WITH purged AS (DELETE FROM @schema@.worker_heartbeats \
+             WHERE ended_at <= now() - @schema@.micros($1) RETURNING 1) SELECT count(*) FROM purged",
+            &[(&rows::limit(age), Type::INT8)],
+        )?;
+        let count: i64 = one(&purged, "purge")?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+
+    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
+        let answer = self.links.leases.query(
+            "claim",
+            true,
+            "SELECT answer, fence FROM @schema@.claim_run($1, $2, $3, $4)",
+            &[
+                (&rows::text(&claim.worker.id), Type::TEXT),
+                (&rows::ordered(claim.worker.incarnation), Type::INT8),
+                (&rows::text(&claim.run_id), Type::TEXT),
+                (&rows::limit(claim.ttl), Type::INT8),
+            ],
+        )?;
+        match one::<&str>(&answer, "claim")? {
+            "taken" => Ok(ClaimAnswer::Taken),
+            "granted" => {
+                let fence = answer[0].try_get::<_, i64>(1);
+                let fence = fence.map_err(|error| rows::odd("claim", &error))?;
+                Ok(ClaimAnswer::Granted(fence.cast_unsigned()))
+            }
+            refused => Ok(ClaimAnswer::Refused(rows::answer(refused))),
+        }
+    }
+
+    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
+        let sql = "SELECT f FROM @schema@.renew_leases($1, $2, $3, $4, $5) f";
+        let renewed = self.held("renew", sql, leases, Some(rows::limit(ttl)))?;
+        let held = |lease: &LeaseKey| renewed.contains_key(&rows::ordered(lease.fence));
+        Ok(leases.iter().map(held).collect())
+    }
+
+    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
+        let sql = "SELECT f FROM @schema@.release_leases($1, $2, $3, $4) f";
+        let mut released = self.held("release", sql, leases, None)?;
+        // Named twice, it is released once.
+        let held = |lease: &LeaseKey| released.remove(&rows::ordered(lease.fence)).is_some();
+        Ok(leases.iter().map(held).collect())
+    }
+
+    fn keep_alive_interval(&self) -> Option<Duration> {
+        self.links.settings.session_liveness.then_some(KEEP_ALIVE)
+    }
+
+    fn keep_alive(&self) -> Result<bool, Error> {
+        self.links.beats.keep()
+    }
+}
+
+impl PostgresStore {
+    /// Has each worker at most once in a statement: a later one is a statement of its own. In the
+    /// order of the ids, so that two batches don't wait for each other in a circle.
+    fn rounds<T: Clone>(
+        &self,
+        items: &[T],
+        key: impl Fn(&T) -> &WorkerKey,
+        ask: impl Fn(&[T]) -> Result<Vec<Row>, Error>,
+    ) -> Result<Vec<Answer>, Error> {
+        let mut answers = vec![Answer::Accepted; items.len()];
+        let mut left: Vec<usize> = (0..items.len()).collect();
+        while !left.is_empty() {
+            let mut seen = HashSet::new();
+            let (mut round, later): (Vec<usize>, Vec<usize>) =
+                left.into_iter().partition(|n| seen.insert(key(&items[*n])));
+            round.sort_unstable_by_key(|n| key(&items[*n]));
+            let batch: Vec<T> = round.iter().map(|n| items[*n].clone()).collect();
+            for row in ask(&batch)? {
+                let refused = (|| Ok((row.try_get::<_, i64>(0)?, row.try_get::<_, &str>(1)?)))();
+                let (ord, name) = refused.map_err(|error| rows::odd("be told", &error))?;
+                let place = usize::try_from(ord - 1).ok().and_then(|n| round.get(n));
+                if let Some(n) = place {
+                    answers[*n] = rows::answer(name);
+                }
+            }
+            left = later;
+        }
+        Ok(answers)
+    }
+
+    /// The fences that the statement tells, of these leases.
+    fn held(
+        &self,
+        operation: &'static str,
+        sql: &str,
+        leases: &[LeaseKey],
+        ttl: Option<i64>,
+    ) -> Result<HashMap<i64, ()>, Error> {
+        if leases.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut sorted: Vec<&LeaseKey> = leases.iter().collect();
+        sorted.sort_unstable_by_key(|lease| &lease.run_id);
+        let ids = column(&sorted, |lease| rows::text(&lease.worker.id));
+        let incarnations = column(&sorted, |lease| rows::ordered(lease.worker.incarnation));
+        let runs = column(&sorted, |lease| rows::text(&lease.run_id));
+        let fences = column(&sorted, |lease| rows::ordered(lease.fence));
+        let mut params: Vec<(&(dyn tokio_postgres::types::ToSql + Sync), Type)> = vec![
+            (&ids, Type::TEXT_ARRAY),
+            (&incarnations, Type::INT8_ARRAY),
+            (&runs, Type::TEXT_ARRAY),
+            (&fences, Type::INT8_ARRAY),
+        ];
+        if let Some(ttl) = &ttl {
+            params.push((ttl, Type::INT8));
+        }
+        // A release that was carried out once must not be told as one that found nothing.
+        let again = ttl.is_some();
+        let told = self.links.leases.query(operation, again, sql, &params)?;
+        told.iter()
+            .map(|row| Ok((row.try_get(0)?, ())))
+            .collect::<Result<_, _>>()
+            .map_err(|error| rows::odd(operation, &error))
+    }
+}
+
+fn column<'a, T, C>(items: &'a [T], of: impl Fn(&'a T) -> C) -> Vec<C> {
+    items.iter().map(of).collect()
+}
+
+fn one<'a, T: tokio_postgres::types::FromSql<'a>>(
+    rows: &'a [Row],
+    operation: &'static str,
+) -> Result<T, Error> {
+    let row = rows
+        .first()
+        .ok_or_else(|| Error::store(operation, "the server answers nothing"))?;
+    row.try_get(0).map_err(|error| rows::odd(operation, &error))
+}

@@ -1,0 +1,221 @@
+//! Between the words of the trait and those of the tables.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio_postgres::Row;
+
+use crate::error::Error;
+use crate::fleet::host::ProcessIdentity;
+use crate::fleet::store::{Answer, WorkerKey};
+use crate::fleet::stored::{StoredEnding, StoredWorker};
+use crate::health::{State, Thresholds};
+
+/// A hundred years, which every sum of times in the database can take.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// What `list` asks for.
+pub(super) const COLUMNS: &str = "\
+w.worker_id, w.incarnation, w.worker_type, w.worker_group, \
+(extract(epoch FROM w.heartbeat_interval) * 1000000)::bigint AS heartbeat_interval, \
+(extract(epoch FROM w.stale_after) * 1000000)::bigint AS stale_after, \
+(extract(epoch FROM w.stall_after) * 1000000)::bigint AS stall_after, \
+(extract(epoch FROM w.startup_grace) * 1000000)::bigint AS startup_grace, \
+w.beats_only, w.metadata::text AS metadata, w.restarts, w.hostname, w.pid, w.process_started, \
+w.boot_id, w.pid_namespace, coalesce(w.last_status, w.status) AS reported, w.reason, \
+(extract(epoch FROM now() - w.started_at) * 1000000)::bigint AS registered_age, \
+(extract(epoch FROM now() - w.last_heartbeat_at) * 1000000)::bigint AS heartbeat_age, \
+(extract(epoch FROM now() - w.last_progress_at) * 1000000)::bigint AS progress_age, \
+w.current_run_id, w.current_task, w.progress_done, w.progress_total, w.beats, \
+(SELECT (extract(epoch FROM max(l.expires_at) - now()) * 1000000)::bigint FROM @schema@.leases l \
+WHERE l.worker_id = w.worker_id AND l.incarnation = w.incarnation AND l.expires_at > now()) \
+AS lease_remaining, \
+w.status = 'stopped' AS stopped, w.ended_cause, w.ended_detail, \
+(extract(epoch FROM now() - w.ended_at) * 1000000)::bigint AS ended_age";
+
+/// An age, in whole microseconds: rather too young than too old.
+pub(super) fn age(age: Duration) -> i64 {
+    age.min(LONGEST).as_micros() as i64
+}
+
+/// A limit, in whole microseconds: rather too long than too short.
+pub(super) fn limit(limit: Duration) -> i64 {
+    age(limit.saturating_add(Duration::from_nanos(999)))
+}
+
+fn duration(micros: i64) -> Duration {
+    Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}
+
+/// A number of which only the bits matter: it comes back as it was.
+pub(super) const fn number(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+/// Its place in an order matters: what is too high for the database was never given.
+pub(super) fn ordered(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// PostgreSQL keeps no zero bytes: one in a text must not make a whole batch fail.
+pub(super) fn text(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+pub(super) fn json(metadata: &[(String, String)]) -> String {
+    let fields = metadata
+        .iter()
+        .map(|(name, value)| (text(name).into_owned(), text(value).into()));
+    Value::Object(fields.collect()).to_string()
+}
+
+/// Values that others have put there may be anything; they are told as JSON then.
+fn metadata(json: &str) -> Vec<(String, String)> {
+    let fields: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
+    fields
+        .into_iter()
+        .map(|(name, value)| match value {
+            Value::String(value) => (name, value),
+            value => (name, value.to_string()),
+        })
+        .collect()
+}
+
+/// An ended worker tells by a stop that it is over, never by a beat.
+pub(super) const fn status(state: State) -> &'static str {
+    if state.is_terminal() {
+        State::Stopping.name()
+    } else {
+        state.name()
+    }
+}
+
+fn state(name: &str) -> State {
+    State::ALL
+        .into_iter()
+        .find(|state| state.name() == name)
+        .unwrap_or(State::Active)
+}
+
+pub(super) fn answer(name: &str) -> Answer {
+    match name {
+        "superseded" => Answer::Superseded,
+        "ended" => Answer::Ended,
+        _ => Answer::Unknown,
+    }
+}
+
+/// What the server says is not what was asked for.
+pub(super) fn odd(operation: &'static str, error: &tokio_postgres::Error) -> Error {
+    Error::store(
+        operation,
+        format_args!("the answer cannot be read: {error}"),
+    )
+}
+
+pub(super) fn worker(row: &Row) -> Result<StoredWorker, tokio_postgres::Error> {
+    let time =
+        |name| Ok::<_, tokio_postgres::Error>(row.try_get::<_, Option<i64>>(name)?.map(duration));
+    let thresholds = match time("stale_after")? {
+        None => None,
+        Some(stale_after) => Some(Thresholds {
+            stall_after: time("stall_after")?,
+            startup_grace: time("startup_grace")?.unwrap_or(stale_after),
+            beats_only: row.try_get("beats_only")?,
+            ..Thresholds::new(stale_after)
+        }),
+    };
+    let process = match row.try_get::<_, Option<i64>>("pid")? {
+        None => None,
+        Some(pid) => Some(ProcessIdentity {
+            hostname: row.try_get::<_, Option<_>>("hostname")?.unwrap_or_default(),
+            pid: u32::try_from(pid).unwrap_or(0),
+            started: unsigned(row.try_get("process_started")?),
+            boot_id: row.try_get::<_, Option<_>>("boot_id")?.unwrap_or_default(),
+            pid_namespace: unsigned(row.try_get("pid_namespace")?),
+        }),
+    };
+    let done: Option<i64> = row.try_get("progress_done")?;
+    let total: Option<i64> = row.try_get("progress_total")?;
+    let ending = match time("ended_age")? {
+        None => None,
+        Some(ago) => Some((
+            StoredEnding {
+                stopped: row.try_get("stopped")?,
+                cause: row
+                    .try_get::<_, Option<_>>("ended_cause")?
+                    .unwrap_or_default(),
+                detail: row.try_get("ended_detail")?,
+            },
+            ago,
+        )),
+    };
+    Ok(StoredWorker {
+        key: WorkerKey {
+            id: row.try_get("worker_id")?,
+            incarnation: unsigned(row.try_get("incarnation")?),
+        },
+        worker_type: row.try_get("worker_type")?,
+        group: row.try_get("worker_group")?,
+        interval: time("heartbeat_interval")?.unwrap_or_default(),
+        thresholds,
+        metadata: metadata(row.try_get("metadata")?),
+        restarts: u32::try_from(row.try_get::<_, i64>("restarts")?).unwrap_or(u32::MAX),
+        process,
+        reported: state(row.try_get("reported")?),
+        reason: row.try_get("reason")?,
+        registered_age: time("registered_age")?.unwrap_or_default(),
+        heartbeat_age: time("heartbeat_age")?,
+        progress_age: time("progress_age")?,
+        run_id: row.try_get("current_run_id")?,
+        task: row.try_get("current_task")?,
+        progress: done
+            .zip(total)
+            .map(|(done, total)| (done.cast_unsigned(), total.cast_unsigned())),
+        beats: unsigned(row.try_get("beats")?),
+        lease_remaining: time("lease_remaining")?,
+        ending,
+    })
+}
+
+fn unsigned(number: Option<i64>) -> u64 {
+    number.unwrap_or(0).cast_unsigned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_cut_and_limits_are_filled_up() {
+        let odd = Duration::from_nanos(1_500);
+        assert_eq!((age(odd), limit(odd)), (1, 2));
+        assert_eq!(limit(Duration::from_micros(7)), 7);
+        assert_eq!(age(Duration::MAX), limit(Duration::MAX));
+        assert_eq!(duration(-5), Duration::ZERO);
+    }
+
+    #[test]
+    fn numbers_come_back() {
+        for n in [0, 7, u64::MAX] {
+            assert_eq!(number(n).cast_unsigned(), n);
+        }
+        assert_eq!(ordered(u64::MAX), i64::MAX);
+    }
+
+    #[test]
+    fn metadata_of_others_may_be_anything() {
+        let read = metadata(r#"{"a": "b", "load": 0.5, "x": [1, null]}"#);
+        let expected = [("a", "b"), ("load", "0.5"), ("x", "[1,null]")];
+        assert_eq!(read, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+        assert_eq!(
+            json(&[("a\0".into(), "\"".into())]),
+            "{\"a\u{fffd}\":\"\\\"\"}"
+        );
+    }
+}

@@ -1,0 +1,217 @@
+-- What the crate calls. Each function is one statement, and so one transaction, of its caller: no
+-- lock outlives a call, even if its caller is stopped or cut off in the middle.
+--
+-- Who changes what a worker is (register, stop, sweep) locks its row FOR UPDATE before it looks at
+-- its leases; who claims or renews for it locks the row FOR KEY SHARE before. So neither sees half
+-- of the other, and heartbeats wait for neither claims nor renewals.
+
+-- Changes when the server was started, crashed, or was promoted: sessions of before are gone for
+-- reasons of its own.
+CREATE OR REPLACE FUNCTION @schema@.server_epoch() RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT concat_ws('/', extract(epoch FROM pg_postmaster_start_time()),
+        (SELECT extract(epoch FROM b.stats_reset) FROM pg_stat_bgwriter b))
+$$;
+
+CREATE OR REPLACE FUNCTION @schema@.open_session() RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_session bigint := nextval('@schema@.numbers');
+BEGIN
+    INSERT INTO @schema@.sessions (session_id, backend_pid, backend_start, server_epoch)
+        SELECT v_session, a.pid, a.backend_start, @schema@.server_epoch()
+        FROM pg_stat_activity a WHERE a.pid = pg_backend_pid() AND a.backend_start IS NOT NULL;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    PERFORM set_config('worker_heartbeat.session', v_session::text, false);
+    RETURN v_session;
+END $$;
+
+-- Whether this is still the session that was opened: behind a proxy that pools transactions it may
+-- be another one each time.
+CREATE OR REPLACE FUNCTION @schema@.is_session(p_session bigint) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT coalesce(current_setting('worker_heartbeat.session', true) = p_session::text, false)
+        AND EXISTS (SELECT FROM @schema@.sessions s
+            WHERE s.session_id = p_session AND s.backend_pid = pg_backend_pid())
+$$;
+
+-- What a caller was told must not be forgotten by a crash, whatever the server's default: its leases
+-- hang on it.
+CREATE OR REPLACE FUNCTION @schema@.durably() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION @schema@.micros(p_micros bigint) RETURNS interval
+    LANGUAGE sql IMMUTABLE AS $$ SELECT p_micros * interval '1 microsecond' $$;
+
+CREATE OR REPLACE FUNCTION @schema@.register_workers(
+    p_ids text[], p_explicit boolean[], p_types text[], p_groups text[], p_intervals bigint[],
+    p_stale_after bigint[], p_stall_after bigint[], p_startup_grace bigint[], p_beats_only boolean[],
+    p_metadata text[], p_restarts bigint[], p_hostnames text[], p_pids bigint[],
+    p_process_started bigint[], p_boot_ids text[], p_pid_namespaces bigint[], p_own boolean[],
+    p_session bigint
+) RETURNS TABLE (ord bigint, worker_id text, incarnation bigint) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    r record;
+    v_old @schema@.worker_heartbeats;
+    v_known boolean;
+    v_ends timestamptz;
+    v_session bigint := CASE WHEN @schema@.is_session(p_session) THEN p_session END;
+BEGIN
+    PERFORM @schema@.durably();
+    -- In the order of the ids: two batches never wait for each other in a circle.
+    FOR r IN
+        SELECT * FROM unnest(p_ids, p_explicit, p_types, p_groups, p_intervals, p_stale_after,
+            p_stall_after, p_startup_grace, p_beats_only, p_metadata, p_restarts, p_hostnames,
+            p_pids, p_process_started, p_boot_ids, p_pid_namespaces, p_own) WITH ORDINALITY
+            AS u (id, explicit, worker_type, worker_group, every, stale_after, stall_after,
+                startup_grace, beats_only, metadata, restarts, hostname, pid, process_started,
+                boot_id, pid_namespace, own, ord)
+        ORDER BY u.id COLLATE "C", u.ord
+    LOOP
+        ord := r.ord;
+        worker_id := r.id;
+        LOOP
+            SELECT * INTO v_old FROM @schema@.worker_heartbeats w
+                WHERE w.worker_id = register_workers.worker_id FOR UPDATE;
+            v_known := FOUND;
+            -- After the row is locked: whoever registers later has the higher number.
+            incarnation := nextval('@schema@.numbers');
+            IF v_known AND NOT r.explicit AND worker_id = r.id AND (r.pid IS NULL
+                OR (v_old.hostname, v_old.pid, v_old.process_started, v_old.boot_id, v_old.pid_namespace)
+                IS DISTINCT FROM (r.hostname, r.pid, r.process_started, r.boot_id, r.pid_namespace))
+            THEN
+                -- The number makes it one that nobody has.
+                worker_id := r.id || '-' || incarnation;
+                CONTINUE;
+            END IF;
+            IF v_known THEN
+                -- Whoever it was may still be at work, and believe in its leases until then.
+                v_ends := coalesce(v_old.last_heartbeat_at, v_old.started_at)
+                    + coalesce(v_old.stale_after, interval '90 seconds');
+                UPDATE @schema@.leases l SET expires_at = v_ends
+                    WHERE l.worker_id = register_workers.worker_id AND l.expires_at > v_ends;
+            END IF;
+            INSERT INTO @schema@.worker_heartbeats AS w (worker_id, worker_type, worker_group,
+                    incarnation, heartbeat_interval, stale_after, stall_after, startup_grace,
+                    beats_only, metadata, restarts, hostname, pid, process_started, boot_id,
+                    pid_namespace, session_id)
+                VALUES (register_workers.worker_id, r.worker_type, r.worker_group,
+                    register_workers.incarnation, @schema@.micros(r.every),
+                    @schema@.micros(r.stale_after), @schema@.micros(r.stall_after),
+                    @schema@.micros(r.startup_grace), r.beats_only, r.metadata::jsonb, r.restarts,
+                    r.hostname, r.pid, r.process_started, r.boot_id, r.pid_namespace,
+                    CASE WHEN r.own THEN v_session END)
+                ON CONFLICT ON CONSTRAINT worker_heartbeats_pkey DO UPDATE SET
+                    worker_type = excluded.worker_type, worker_group = excluded.worker_group,
+                    incarnation = excluded.incarnation, status = 'starting', reason = NULL,
+                    last_heartbeat_at = NULL, last_progress_at = NULL, started_at = now(),
+                    current_run_id = NULL, lease_expires_at = NULL, current_task = NULL,
+                    progress_done = NULL, progress_total = NULL, beats = 0,
+                    restarts = excluded.restarts, heartbeat_interval = excluded.heartbeat_interval,
+                    stale_after = excluded.stale_after, stall_after = excluded.stall_after,
+                    startup_grace = excluded.startup_grace, beats_only = excluded.beats_only,
+                    hostname = excluded.hostname, pid = excluded.pid,
+                    process_started = excluded.process_started, boot_id = excluded.boot_id,
+                    pid_namespace = excluded.pid_namespace, session_id = excluded.session_id,
+                    ended_at = NULL, ended_cause = NULL, ended_detail = NULL, last_status = NULL,
+                    metadata = excluded.metadata
+                -- Somebody else's row that came into being meanwhile is looked at first.
+                WHERE v_known AND w.incarnation = v_old.incarnation;
+            EXIT WHEN FOUND;
+        END LOOP;
+        RETURN NEXT;
+    END LOOP;
+END $$;
+
+-- What is said to whoever writes for an incarnation; NULL: it may.
+CREATE OR REPLACE FUNCTION @schema@.refusal(p_wanted bigint, p_found bigint, p_ended_at timestamptz)
+    RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE
+        WHEN p_found > p_wanted THEN 'superseded'
+        WHEN p_found IS DISTINCT FROM p_wanted THEN 'unknown'
+        WHEN p_ended_at IS NOT NULL THEN 'ended'
+    END
+$$;
+
+-- Each worker at most once in a batch. Tells who is refused.
+CREATE OR REPLACE FUNCTION @schema@.beat_workers(
+    p_ids text[], p_incarnations bigint[], p_statuses text[], p_reasons text[],
+    p_heartbeat_ages bigint[], p_progress_ages bigint[], p_run_ids text[], p_tasks text[],
+    p_done bigint[], p_total bigint[], p_beats bigint[], p_metadata text[], p_session bigint,
+    p_pid bigint, p_process_started bigint, p_boot_id text, p_pid_namespace bigint
+) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_session bigint := CASE WHEN @schema@.is_session(p_session) THEN p_session END;
+    v_taken bigint[];
+BEGIN
+    PERFORM @schema@.durably();
+    WITH taken AS (
+        UPDATE @schema@.worker_heartbeats w SET
+            status = b.status,
+            reason = b.reason,
+            -- It never goes back: the way of one report may have been shorter than another's.
+            last_heartbeat_at = greatest(w.last_heartbeat_at, now() - b.heartbeat_age * interval '1 microsecond'),
+            last_progress_at = greatest(w.last_progress_at, now() - b.progress_age * interval '1 microsecond'),
+            current_run_id = b.run_id,
+            current_task = b.task,
+            progress_done = b.done,
+            progress_total = b.total,
+            beats = b.beats,
+            metadata = CASE WHEN b.metadata IS NULL THEN w.metadata ELSE w.metadata || b.metadata::jsonb END,
+            lease_expires_at = (SELECT max(l.expires_at) FROM @schema@.leases l
+                WHERE l.worker_id = b.id AND l.incarnation = b.incarnation AND l.expires_at > now()),
+            -- Whoever carries the heartbeats of other processes tells nothing of those by its end.
+            session_id = CASE WHEN w.pid = p_pid AND w.process_started = p_process_started
+                AND w.boot_id = p_boot_id AND w.pid_namespace = p_pid_namespace THEN v_session END
+        FROM unnest(p_ids, p_incarnations, p_statuses, p_reasons, p_heartbeat_ages, p_progress_ages,
+            p_run_ids, p_tasks, p_done, p_total, p_beats, p_metadata) WITH ORDINALITY
+            AS b (id, incarnation, status, reason, heartbeat_age, progress_age, run_id, task, done,
+                total, beats, metadata, ord)
+        WHERE w.worker_id = b.id AND w.incarnation = b.incarnation AND w.ended_at IS NULL
+        RETURNING b.ord
+    )
+    SELECT array_agg(taken.ord) INTO v_taken FROM taken;
+    IF cardinality(v_taken) = cardinality(p_ids) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+        SELECT b.ord, coalesce(@schema@.refusal(b.incarnation, w.incarnation, w.ended_at), 'unknown')
+        FROM unnest(p_ids, p_incarnations) WITH ORDINALITY AS b (id, incarnation, ord)
+        LEFT JOIN @schema@.worker_heartbeats w ON w.worker_id = b.id
+        WHERE NOT EXISTS (SELECT FROM unnest(v_taken) t (ord) WHERE t.ord = b.ord);
+END $$;
+
+-- Each worker at most once in a batch. Tells who is refused.
+CREATE OR REPLACE FUNCTION @schema@.stop_workers(
+    p_ids text[], p_incarnations bigint[], p_stopped boolean[], p_causes text[], p_details text[],
+    p_agos bigint[]
+) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM @schema@.durably();
+    PERFORM FROM @schema@.worker_heartbeats w WHERE w.worker_id = ANY (p_ids)
+        ORDER BY w.worker_id FOR UPDATE;
+    RETURN QUERY
+        SELECT s.ord, @schema@.refusal(s.incarnation, w.incarnation, w.ended_at)
+        FROM unnest(p_ids, p_incarnations) WITH ORDINALITY AS s (id, incarnation, ord)
+        LEFT JOIN @schema@.worker_heartbeats w ON w.worker_id = s.id
+        WHERE @schema@.refusal(s.incarnation, w.incarnation, w.ended_at) IS NOT NULL;
+    -- Its worker says itself that it is over.
+    DELETE FROM @schema@.leases l
+        USING unnest(p_ids, p_incarnations) AS s (id, incarnation), @schema@.worker_heartbeats w
+        WHERE l.worker_id = s.id AND l.incarnation = s.incarnation
+        AND w.worker_id = s.id AND w.incarnation >= s.incarnation;
+    UPDATE @schema@.worker_heartbeats w SET
+        last_status = w.status, status = CASE WHEN s.stopped THEN 'stopped' ELSE 'dead' END,
+        ended_at = now() - s.ago * interval '1 microsecond', ended_cause = s.cause,
+        ended_detail = s.detail, lease_expires_at = NULL, session_id = NULL
+        FROM unnest(p_ids, p_incarnations, p_stopped, p_causes, p_details, p_agos)
+            AS s (id, incarnation, stopped, cause, detail, ago)
+        WHERE w.worker_id = s.id AND w.incarnation = s.incarnation AND w.ended_at IS NULL;
+END $$;

@@ -1,0 +1,82 @@
+-- Shows in the worker's row what it holds. Rows that somebody is writing to are left out: the next
+-- heartbeat shows it, and nobody waits.
+CREATE OR REPLACE FUNCTION @schema@.show_leases(p_ids text[], p_run_id text) RETURNS void
+    LANGUAGE sql AS $$
+    UPDATE @schema@.worker_heartbeats w SET
+        current_run_id = coalesce(w.current_run_id, p_run_id),
+        lease_expires_at = (SELECT max(l.expires_at) FROM @schema@.leases l
+            WHERE l.worker_id = w.worker_id AND l.incarnation = w.incarnation AND l.expires_at > now())
+    WHERE w.worker_id IN (SELECT o.worker_id FROM @schema@.worker_heartbeats o
+        WHERE o.worker_id = ANY (p_ids) ORDER BY o.worker_id FOR NO KEY UPDATE SKIP LOCKED)
+$$;
+
+-- granted, with a fence; taken; or why the worker is refused.
+CREATE OR REPLACE FUNCTION @schema@.claim_run(
+    p_worker_id text, p_incarnation bigint, p_run_id text, p_ttl bigint,
+    OUT answer text, OUT fence bigint
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_incarnation bigint;
+    v_ended_at timestamptz;
+BEGIN
+    PERFORM @schema@.durably();
+    SELECT w.incarnation, w.ended_at INTO v_incarnation, v_ended_at
+        FROM @schema@.worker_heartbeats w WHERE w.worker_id = p_worker_id FOR KEY SHARE;
+    answer := @schema@.refusal(p_incarnation, v_incarnation, v_ended_at);
+    IF answer IS NOT NULL THEN
+        RETURN;
+    END IF;
+    INSERT INTO @schema@.leases AS l (run_id, worker_id, incarnation, fence, expires_at)
+        VALUES (p_run_id, p_worker_id, p_incarnation, 0, now() + p_ttl * interval '1 microsecond')
+        ON CONFLICT ON CONSTRAINT leases_pkey DO UPDATE SET
+            worker_id = excluded.worker_id, incarnation = excluded.incarnation,
+            expires_at = excluded.expires_at
+        WHERE l.expires_at <= now()
+            OR (l.worker_id = excluded.worker_id AND l.incarnation = excluded.incarnation);
+    IF NOT FOUND THEN
+        answer := 'taken';
+        RETURN;
+    END IF;
+    answer := 'granted';
+    -- Taken only now that the run is locked: no claim of it that came before has a higher one.
+    UPDATE @schema@.leases l SET fence = nextval('@schema@.numbers') WHERE l.run_id = p_run_id
+        RETURNING l.fence INTO claim_run.fence;
+    PERFORM @schema@.show_leases(ARRAY[p_worker_id], p_run_id);
+END $$;
+
+-- The fences of those that are still held.
+CREATE OR REPLACE FUNCTION @schema@.renew_leases(
+    p_ids text[], p_incarnations bigint[], p_run_ids text[], p_fences bigint[], p_ttl bigint
+) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM @schema@.durably();
+    PERFORM FROM @schema@.worker_heartbeats w WHERE w.worker_id = ANY (p_ids)
+        ORDER BY w.worker_id FOR KEY SHARE;
+    RETURN QUERY
+        UPDATE @schema@.leases l
+        SET expires_at = greatest(l.expires_at, now() + p_ttl * interval '1 microsecond')
+        FROM unnest(p_ids, p_incarnations, p_run_ids, p_fences) AS k (id, incarnation, run_id, fence),
+            @schema@.worker_heartbeats w
+        WHERE l.run_id = k.run_id AND l.worker_id = k.id AND l.incarnation = k.incarnation
+            AND l.fence = k.fence AND l.expires_at > now()
+            AND w.worker_id = k.id AND w.incarnation = k.incarnation AND w.ended_at IS NULL
+        RETURNING l.fence;
+    PERFORM @schema@.show_leases(p_ids, NULL);
+END $$;
+
+-- The fences of those that were held until now.
+CREATE OR REPLACE FUNCTION @schema@.release_leases(
+    p_ids text[], p_incarnations bigint[], p_run_ids text[], p_fences bigint[]
+) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        DELETE FROM @schema@.leases l
+        USING unnest(p_ids, p_incarnations, p_run_ids, p_fences) AS k (id, incarnation, run_id, fence)
+        WHERE l.run_id = k.run_id AND l.worker_id = k.id AND l.incarnation = k.incarnation
+            AND l.fence = k.fence AND l.expires_at > now()
+        RETURNING l.fence;
+    PERFORM @schema@.show_leases(p_ids, NULL);
+END $$;

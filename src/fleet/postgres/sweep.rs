@@ -1,0 +1,116 @@
+//! A sweep, in batches that nobody waits long for.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+
+use super::link::Link;
+use super::rows;
+use crate::error::Error;
+use crate::fleet::store::Sweep;
+use crate::health::SweepReport;
+
+/// So many workers are marked by one transaction.
+const BATCH: i32 = 2_000;
+/// A session that is gone may come back as another one within this time.
+const SESSION_GRACE: Duration = Duration::from_secs(5);
+
+pub(super) fn sweep(link: &Link, sweep: &Sweep) -> Result<SweepReport, Error> {
+    let killed = sweep.killed.iter();
+    let ids: Vec<_> = killed.clone().map(|key| rows::text(&key.id)).collect();
+    let incarnations: Vec<i64> = killed.map(|key| rows::ordered(key.incarnation)).collect();
+    let threshold = rows::limit(sweep.threshold);
+    let watched_for = rows::age(sweep.watched_for);
+    let limit = if sweep.dry_run { i32::MAX } else { BATCH };
+    let mut found = Found::default();
+    loop {
+        let answer = link.query(
+            "sweep",
+            false,
+            "SELECT what, name, worker_group FROM @schema@.sweep_workers(@schema@.micros($1), \
+             @schema@.micros($2), $3, $4, @schema@.micros($5), $6, $7)",
+            &[
+                (&threshold, Type::INT8),
+                (&watched_for, Type::INT8),
+                (&ids, Type::TEXT_ARRAY),
+                (&incarnations, Type::INT8_ARRAY),
+                (&rows::age(SESSION_GRACE), Type::INT8),
+                (&sweep.dry_run, Type::BOOL),
+                (&limit, Type::INT4),
+            ],
+        )?;
+        // Somebody else sweeps. If that began between two batches, the rest is theirs.
+        if answer.is_empty() {
+            break;
+        }
+        found.swept = true;
+        let before = found.workers.len();
+        for row in &answer {
+            found
+                .take(row)
+                .map_err(|error| rows::odd("sweep", &error))?;
+        }
+        if found.workers.len() - before < usize::try_from(limit).unwrap_or(usize::MAX) {
+            break;
+        }
+    }
+    if !found.swept {
+        return Ok(SweepReport::default());
+    }
+    let affected_groups = if found.groups.is_empty() {
+        Vec::new()
+    } else {
+        let groups: Vec<&String> = found.groups.iter().collect();
+        // Otherwise, they are marked already.
+        let convicted: Vec<&String> = found.workers.iter().filter(|_| sweep.dry_run).collect();
+        let offline = link.query(
+            "sweep",
+            true,
+            "SELECT g FROM @schema@.offline_groups($1, $2, @schema@.micros($3), \
+             @schema@.micros($4)) g",
+            &[
+                (&groups, Type::TEXT_ARRAY),
+                (&convicted, Type::TEXT_ARRAY),
+                (&threshold, Type::INT8),
+                (&watched_for, Type::INT8),
+            ],
+        )?;
+        let names: Result<BTreeSet<String>, _> = offline.iter().map(|row| row.try_get(0)).collect();
+        names
+            .map_err(|error| rows::odd("sweep", &error))?
+            .into_iter()
+            .collect()
+    };
+    Ok(SweepReport {
+        success: true,
+        marked_offline: found.workers.into_iter().collect(),
+        affected_groups,
+        released_leases: found.leases.into_iter().collect(),
+    })
+}
+
+/// In order, and each once.
+#[derive(Default)]
+struct Found {
+    swept: bool,
+    workers: BTreeSet<String>,
+    groups: BTreeSet<String>,
+    leases: BTreeSet<String>,
+}
+
+impl Found {
+    fn take(&mut self, row: &tokio_postgres::Row) -> Result<(), tokio_postgres::Error> {
+        match row.try_get(0)? {
+            "worker" => {
+                self.workers.insert(row.try_get(1)?);
+                self.groups.insert(row.try_get(2)?);
+            }
+            "lease" => {
+                self.leases.insert(row.try_get(1)?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
