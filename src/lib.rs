@@ -36,6 +36,8 @@ pub use clock::{Clock, MockClock, Moment};
 pub use error::{BoxError, Error};
 #[cfg(feature = "http")]
 pub use fleet::HttpStore;
+#[cfg(feature = "sqlite")]
+pub use fleet::SqliteStore;
 pub use fleet::{
     Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnOffline, StoredWorker, Sweeper,
 };

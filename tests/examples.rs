@@ -46,6 +46,30 @@ fn every_example_says_how_to_run_it_and_has_a_test() {
     assert!(examples >= 9, "only {examples} examples were found");
 }
 
+// --- the fleet ---------------------------------------------------------------------------------------
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn the_fleet_tells_how_the_record_of_a_killed_process_becomes_true() {
+    let ended = run("fleet", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        "three processes start",
+        "holds run-",
+        "kill -9",
+        "dead: its process was killed",
+        "the record is true after",
+        "goes on after",
+        "1 dead",
+    ]);
+}
+
+#[test]
+fn the_fleet_says_how_it_is_used() {
+    let ended = run("fleet", &["--help"]);
+    assert!(ended.stderr.contains("usage: fleet"), "{ended:#?}");
+}
+
 // --- the tour ----------------------------------------------------------------------------------------
 
 /// A folder with a few files, gone when it is dropped.

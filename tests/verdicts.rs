@@ -368,6 +368,33 @@ mod evidence {
     }
 
     #[test]
+    fn what_was_found_in_an_earlier_silence_is_not_told_of_a_later_one() {
+        let world = World::new();
+        let hb = world.worker("w").stall_after(100 * SECOND).start().unwrap();
+        let (mut found, mut polls) = (None, 0);
+        {
+            let mut future = Box::pin(hb.supervise(std::future::poll_fn(|_| {
+                polls += 1;
+                if polls == 1 {
+                    return std::task::Poll::Pending;
+                }
+                // It stalls in its poll.
+                world.seconds(101);
+                found = Some(hb.health().to_string());
+                std::task::Poll::Ready(())
+            })));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(future.as_mut().poll(&mut context).is_pending());
+            // Long enough to be warned of, and looked at.
+            world.seconds(80);
+            assert!(future.as_mut().poll(&mut context).is_ready());
+        }
+        let found = found.unwrap();
+        assert!(found.starts_with("stalled"), "{found}");
+        assert!(!found.contains("its future"), "{found}");
+    }
+
+    #[test]
     fn a_worker_that_only_beats_can_bind_its_thread() {
         let registry = Registry::new();
         let hb = worker(&registry);

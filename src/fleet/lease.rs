@@ -58,7 +58,7 @@ pub(super) struct Bond {
 
 /// By two clocks, whichever shows it first: the monotonic one does not count the time that a
 /// machine is suspended, and the wall clock can be set back.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Deadline {
     moment: Moment,
     wall: SystemTime,
@@ -80,7 +80,7 @@ impl Now {
     }
 
     /// So long from now, less the margin.
-    fn deadline(&self, limit: Duration, spent: Duration) -> Deadline {
+    pub(super) fn deadline(&self, limit: Duration, spent: Duration) -> Deadline {
         let margin = (limit / MARGIN).max(LEAST_MARGIN);
         let left = limit.saturating_sub(margin).saturating_sub(spent);
         Deadline {
@@ -91,7 +91,7 @@ impl Now {
 }
 
 impl Deadline {
-    fn remaining(&self, now: &Now) -> Duration {
+    pub(super) fn remaining(&self, now: &Now) -> Duration {
         let by_wall = self.wall.duration_since(now.wall).unwrap_or_default();
         self.moment.since(now.moment).min(by_wall)
     }

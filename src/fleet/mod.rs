@@ -32,7 +32,11 @@ pub(crate) mod http;
 mod jitter;
 mod lease;
 mod memory;
+#[cfg(all(test, not(loom)))]
+mod model;
 mod rules;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod store;
 mod stored;
 mod sweeper;
@@ -46,6 +50,8 @@ pub use lease::Lease;
 #[cfg(feature = "http")]
 pub(crate) use lease::{check_run_id, check_ttl};
 pub use memory::MemoryStore;
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteStore;
 pub use store::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
     WorkerFilter, WorkerKey,
