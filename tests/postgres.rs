@@ -539,7 +539,7 @@ fn a_server_that_crashes_stops_nobody() {
             "SELECT max(pid) FROM pg_stat_activity WHERE application_name = 'worker-heartbeat'",
         );
         signal(&[backend[0][0].parse().unwrap()], "KILL");
-        thread::sleep(8 * SECOND);
+        thread::sleep(6 * SECOND);
         let active = states(&store)
             .into_iter()
             .filter(|(_, state)| *state == State::Active);
@@ -646,6 +646,69 @@ fn a_killed_process_is_dead_within_seconds_wherever_it_ran() {
     assert_eq!(remaining, [["t"]], "until 90 s after its last heartbeat");
     let other = worker(&store, "other");
     assert_eq!(claim(&store, &other, "run", SECOND), ClaimAnswer::Taken);
+}
+
+/// Nobody comes back here: what is not concluded is not concluded at all.
+#[test]
+fn what_ended_with_the_server_or_was_not_watched_tells_nothing() {
+    let Some(cluster) = own() else { return };
+    let options = || PostgresOptions::new().schema("x");
+    let store = options().connect(&cluster.url()).unwrap();
+    let sweep = || {
+        let watcher = options().session_liveness(false);
+        let watcher = watcher.connect(&cluster.url()).unwrap();
+        watcher.sweep(&Sweep::default()).unwrap().marked_offline
+    };
+    let here = |id: &str| {
+        let registration = Registration {
+            process: Some(worker_heartbeat::fleet::ProcessIdentity::current()),
+            ..Registration::new("poller", id)
+        };
+        let key = store.register(&[registration]).unwrap().remove(0);
+        assert_eq!(beat(&store, &key), Answer::Accepted);
+        let session =
+            format!("SELECT session_id FROM x.worker_heartbeats WHERE worker_id = '{id}'");
+        let session = sql(&cluster.url(), &session).remove(0).remove(0);
+        assert_ne!(session, "NULL", "{id}");
+        session
+    };
+    let backend = |session: &str| {
+        let backend = format!("SELECT backend_pid FROM x.sessions WHERE session_id = {session}");
+        sql(&cluster.url(), &backend)[0][0].parse::<i32>().unwrap()
+    };
+    here("restarted");
+    cluster.crash();
+    cluster.restart();
+    let session = here("crashed");
+    signal(&[backend(&session)], "KILL");
+    let up = || server::try_sql(&cluster.url(), "SELECT 1").is_ok();
+    thread::sleep(SECOND);
+    while !up() {
+        thread::sleep(Duration::from_millis(50));
+    }
+    for _ in 0..8 {
+        assert_eq!(sweep(), [""; 0]);
+        thread::sleep(SECOND);
+    }
+    let session = here("gone");
+    sql(
+        &cluster.url(),
+        &format!("SELECT pg_terminate_backend({})", backend(&session)),
+    );
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(sweep(), [""; 0]);
+    // Perhaps everything stood still.
+    thread::sleep(6 * SECOND);
+    assert_eq!(sweep(), [""; 0]);
+    for n in 0.. {
+        thread::sleep(SECOND);
+        let marked = sweep();
+        if !marked.is_empty() {
+            assert_eq!(marked, ["gone"]);
+            break;
+        }
+        assert!(n < 5, "never convicted");
+    }
 }
 
 /// What carries the heartbeats of others tells nothing of them by its own end; neither does a store
