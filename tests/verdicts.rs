@@ -266,6 +266,24 @@ fn states_are_episodes_and_not_floods() {
 }
 
 #[test]
+fn a_warning_comes_before_the_conviction_however_short_the_allowance() {
+    for allowance in 20..60 {
+        let world = World::new();
+        let events = world.registry.subscribe();
+        let worker = world.worker("w");
+        let hb = worker
+            .stall_after(Duration::from_millis(allowance))
+            .start()
+            .unwrap();
+        hb.beat();
+        world.millis(200);
+        let told = names(&events);
+        let expected = ["registered", "started", "late", "stalled"];
+        assert_eq!(told, expected, "with {allowance} ms");
+    }
+}
+
+#[test]
 fn a_stall_after_a_rest_is_told_as_well() {
     let world = World::new();
     let hb = world.worker("w").stall_after(60 * SECOND).start().unwrap();

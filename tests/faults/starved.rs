@@ -64,6 +64,8 @@ fn a_stopped_process_convicts_nobody() {
                 .startup_grace(9 * STOPPED / 10)
                 .start()
                 .unwrap();
+            // Read before, and once a turn: wherever the stop comes, it lies between two readings.
+            let mut last = Instant::now();
             let stopping = thread::spawn(|| kill(Pid::this(), Signal::SIGSTOP).unwrap());
             let mut look = || {
                 reader.look(&crew.probes);
@@ -71,9 +73,11 @@ fn a_stopped_process_convicts_nobody() {
                 // Every 10 ms, as the test says.
                 thread::sleep(10 * MILLISECOND);
             };
-            let mut last = Instant::now();
-            while last.elapsed() < STOPPED / 2 {
-                last = Instant::now();
+            loop {
+                let now = Instant::now();
+                if now - std::mem::replace(&mut last, now) >= STOPPED / 2 {
+                    break;
+                }
                 look();
             }
             let went_on = Instant::now();
