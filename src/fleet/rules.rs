@@ -104,8 +104,11 @@ impl Row {
         self.heartbeat_at = self.heartbeat_at.max(at(beat.heartbeat_age));
         self.progress_at = self.progress_at.max(at(beat.progress_age));
         for (name, value) in &beat.metadata {
+            let full = self.metadata.len() >= crate::worker::MOST_METADATA;
             match self.metadata.iter_mut().find(|(other, _)| other == name) {
                 Some((_, old)) => old.clone_from(value),
+                // What comes with heartbeats does not grow without bound.
+                None if full => {}
                 None => self.metadata.push((name.clone(), value.clone())),
             }
         }

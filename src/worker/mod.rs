@@ -12,11 +12,9 @@ use std::time::{Duration, SystemTime};
 use crossbeam_channel::Receiver;
 
 pub use builder::Builder;
-pub(crate) use builder::{DEFAULT_GROUP, DEFAULT_INTERVAL};
+pub(crate) use builder::{DEFAULT_GROUP, DEFAULT_INTERVAL, MOST_METADATA};
 #[cfg(feature = "http")]
-pub(crate) use builder::{
-    LONGEST_VALUE, MOST_METADATA, check_limits, check_metadata, check_name, shortened,
-};
+pub(crate) use builder::{LONGEST_VALUE, check_limits, check_metadata, check_name, shortened};
 pub use guards::{SilenceGuard, TaskGuard};
 
 use crate::cell::Phase;
