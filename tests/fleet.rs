@@ -712,6 +712,40 @@ fn a_running_sweeper_tells_what_it_did() {
 }
 
 #[test]
+fn a_shutdown_tells_the_store_before_it_is_over() {
+    let store = MemoryStore::new();
+    let slow = Flaky::new(store.clone());
+    let registry = worker_heartbeat::Registry::new();
+    let config = FleetConfig::new().farewell(PATIENCE);
+    let attachment = registry.attach(slow.clone(), config).unwrap();
+    let hb = worker_heartbeat::WorkerHeartbeat::builder("poller")
+        .id("a")
+        .registry(&registry)
+        .start()
+        .unwrap();
+    hb.mark_idle();
+    assert!(attachment.flush(PATIENCE));
+    let shutdown = worker_heartbeat::Shutdown::builder()
+        .registry(&registry)
+        .timeout(PATIENCE)
+        .install()
+        .unwrap();
+    let blocked = slow.shared.gate.lock();
+    shutdown.trigger();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| shutdown.wait());
+        // Long enough to be over, if it did not wait for the store.
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!waiting.is_finished());
+        drop(blocked);
+        assert!(waiting.join().unwrap().is_clean());
+    });
+    let row = &store.list(&WorkerFilter::default()).unwrap()[0];
+    assert_eq!(row.health().state(), State::Stopped);
+    drop(hb);
+}
+
+#[test]
 fn nothing_is_left_of_an_attachment_when_its_registry_is_gone() {
     let uploaders = || {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();

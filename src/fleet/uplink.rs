@@ -203,8 +203,8 @@ impl Companion for Uplink {
         }
     }
 
-    fn last_left(&self) {
-        self.flush(self.config.farewell);
+    fn farewell(&self, patience: Duration) {
+        self.flush(self.config.farewell.min(patience));
     }
 
     fn close(&self) {

@@ -305,8 +305,8 @@ impl Registry {
         roster.changed.store(true, Ordering::Release);
         let last = self.inner.pacemaker.leave();
         drop(wakers);
-        if last && let Some(companion) = roster.companion() {
-            companion.last_left();
+        if last {
+            self.tell_store(Duration::MAX);
         }
     }
 
@@ -441,6 +441,14 @@ impl Registry {
     pub(crate) fn wait_for_log(&self, patience: Duration) {
         let roster = &self.inner.roster;
         roster.wait_for_ends(patience, || roster.all_told());
+    }
+
+    /// Waits until the store that the registry is attached to knows what is so now, but no longer
+    /// than this, nor than it is configured.
+    pub(crate) fn tell_store(&self, patience: Duration) {
+        if let Some(companion) = self.inner.roster.companion() {
+            companion.farewell(patience);
+        }
     }
 
     /// The workers that have not ended.

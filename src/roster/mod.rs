@@ -61,8 +61,9 @@ pub(crate) trait Companion: Send + Sync + std::fmt::Debug {
     fn news(&self);
     /// A worker began another task.
     fn new_task(&self);
-    /// The last worker is gone; the process may be about to end.
-    fn last_left(&self);
+    /// The last worker is gone, or the process is about to end: waits until all has been told, but
+    /// no longer than this.
+    fn farewell(&self, patience: Duration);
     /// The registry is gone.
     fn close(&self);
     fn status(&self) -> StoreStatus;

@@ -265,6 +265,11 @@ impl Inner {
 
     /// Who keeps the process from ending.
     fn culprits(&self) -> String {
+        let left = deadline.saturating_duration_since(Instant::now());
+        for registry in &self.registries {
+            // Before the cleanups, which may close what the store needs.
+            registry.tell_store(left / 2);
+        }
         let hung = self.hung();
         if !hung.is_empty() {
             let named = hung
