@@ -914,6 +914,88 @@ fn nobody_ever_holds_what_somebody_else_holds() {
     );
 }
 
+/// Heartbeats of a batch hold their rows until all are written.
+#[test]
+fn claims_and_sweeps_do_not_wait_behind_a_batch() {
+    let name = schema("waiting");
+    let store = store(&name);
+    let key = worker(&store, "a");
+    silent(&store, "b", 1_000 * SECOND);
+    let ClaimAnswer::Granted(_) = claim(&store, &key, "warm-up", SECOND) else {
+        panic!("not granted");
+    };
+    store
+        .sweep(&Sweep {
+            dry_run: true,
+            ..Sweep::default()
+        })
+        .unwrap();
+    let batch = format!(
+        "BEGIN; UPDATE \"{name}\".worker_heartbeats SET beats = beats + 1; SELECT pg_sleep(3); COMMIT"
+    );
+    thread::scope(|scope| {
+        let writing = scope.spawn(|| sql(url(), &batch));
+        thread::sleep(Duration::from_millis(700));
+        let begun = Instant::now();
+        let ClaimAnswer::Granted(fence) = claim(&store, &key, "run", 60 * SECOND) else {
+            panic!("not granted");
+        };
+        let lease = [LeaseKey {
+            worker: key.clone(),
+            run_id: "run".into(),
+            fence,
+        }];
+        assert_eq!(store.renew(&lease, 60 * SECOND).unwrap(), [true]);
+        // The row may be having its heartbeat just now.
+        assert_eq!(
+            store.sweep(&Sweep::default()).unwrap().marked_offline,
+            [""; 0]
+        );
+        assert_eq!(store.release(&lease).unwrap(), [true]);
+        assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
+        assert!(!writing.is_finished());
+        writing.join().unwrap();
+    });
+    assert_eq!(
+        store.sweep(&Sweep::default()).unwrap().marked_offline,
+        ["b"]
+    );
+}
+
+#[test]
+fn what_was_undone_because_of_others_is_tried_once_more() {
+    let name = schema("conflicts");
+    let store = store(&name);
+    let key = worker(&store, "a");
+    sql(
+        url(),
+        &"CREATE SEQUENCE $s.tries;
+          CREATE FUNCTION $s.collide() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              IF nextval('$s.tries') <> 2 THEN
+                  RAISE EXCEPTION 'collision' USING ERRCODE = 'deadlock_detected';
+              END IF;
+              RETURN NEW;
+          END $$;
+          CREATE TRIGGER collide BEFORE INSERT ON $s.leases FOR EACH ROW EXECUTE FUNCTION $s.collide()"
+            .replace("$s", &format!("\"{name}\"")),
+    );
+    assert!(matches!(
+        claim(&store, &key, "run", SECOND),
+        ClaimAnswer::Granted(_)
+    ));
+    let another = Claim {
+        worker: key.clone(),
+        run_id: "another".into(),
+        ttl: SECOND,
+    };
+    let error = store.claim(&another).unwrap_err().to_string();
+    assert!(
+        error.contains("cannot claim") && error.contains("40P01"),
+        "{error}"
+    );
+    assert_eq!(beat(&store, &key), Answer::Accepted);
+}
+
 struct Dice(u64);
 
 impl Dice {
