@@ -283,32 +283,23 @@ impl Cell {
 
     /// One step of progress, and a word on what it is doing. The step comes first: who sees the new
     /// word sees the step too, and does not take a long idle time for a long silence at work.
-    pub(crate) fn beat_with(&self, work: Work) {
+    pub(crate) fn beat_with(&self, change: impl Fn(Work) -> Work) {
         self.beat();
-        self.work.store(work.pack(), Ordering::Release);
+        self.change_work(change);
     }
 
-    /// Which thread does the work, and whether it is between two polls of a future. Not progress.
+    /// A word on what it is doing. Not progress.
     ///
-    /// Others may say at the same time what the work is, and are not to be taken back.
-    pub(crate) fn bind(&self, thread: u32, parked: bool) {
+    /// Others may say something at the same time, and are not to be taken back.
+    pub(crate) fn change_work(&self, change: impl Fn(Work) -> Work) {
         let mut old = self.work.load(Ordering::Relaxed);
-        loop {
-            let new = Work {
-                thread,
-                parked,
-                ..Work::unpack(old)
-            };
-            let exchanged = self.work.compare_exchange_weak(
-                old,
-                new.pack(),
-                Ordering::Release,
-                Ordering::Relaxed,
-            );
-            match exchanged {
-                Ok(_) => return,
-                Err(other) => old = other,
-            }
+        while let Err(other) = self.work.compare_exchange_weak(
+            old,
+            change(Work::unpack(old)).pack(),
+            Ordering::Release,
+            Ordering::Relaxed,
+        ) {
+            old = other;
         }
     }
 
@@ -553,9 +544,10 @@ mod tests {
     fn a_task_is_dated_when_it_is_first_seen_and_never_earlier() {
         let cell = Cell::new();
         cell.settle(live(1), Moment::ZERO, SOON);
-        let mut work = cell.work();
-        work.task = work.next_task();
-        cell.beat_with(work);
+        cell.beat_with(|work| Work {
+            task: work.next_task(),
+            ..work
+        });
         assert_eq!(cell.glance().unwrap().task_at, None);
         observe(&cell, 1_500_000);
         let first = Some(Moment::from_nanos(2_000_000));

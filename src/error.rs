@@ -81,6 +81,15 @@ pub enum Error {
         /// The worker's id.
         id: String,
     },
+    /// An address cannot be listened at.
+    #[cfg(feature = "http")]
+    #[error("cannot listen at {address}: {source}")]
+    Listen {
+        /// The address that was asked for.
+        address: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// A store refuses the worker: it is over, or another incarnation has taken its place.
     #[error(
         "worker {id:?} is refused by the store: it is over, or another incarnation has taken its place"

@@ -24,12 +24,20 @@ mod pacemaker;
 mod panics;
 mod registry;
 mod roster;
+#[cfg(feature = "serde")]
+mod serial;
+#[cfg(feature = "http")]
+pub mod serve;
 mod shutdown;
 mod supervisor;
 mod worker;
 
 pub use clock::{Clock, MockClock, Moment};
 pub use error::{BoxError, Error};
+#[cfg(feature = "http")]
+pub use fleet::HttpStore;
+#[cfg(feature = "sqlite")]
+pub use fleet::SqliteStore;
 pub use fleet::{
     Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnOffline, StoredWorker, Sweeper,
 };
@@ -42,6 +50,8 @@ pub use health::{
 };
 pub use registry::{Probe, Registry, Snapshot};
 pub use roster::events::{Event, EventKind, EventWorker, Subscription};
+#[cfg(feature = "http")]
+pub use serve::Coordinator;
 pub use shutdown::{
     CleanupReport, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
 };

@@ -320,11 +320,11 @@ fn two_that_beat_at_once_move_the_counter() {
 fn a_long_idle_time_is_not_taken_for_a_silence_at_work() {
     model(2, || {
         let cell = occupied(1);
-        cell.beat_with(idle(cell.work()));
+        cell.beat_with(idle);
         observe(&cell, at(20));
         let worker = {
             let cell = Arc::clone(&cell);
-            thread::spawn(move || cell.beat_with(next_task(cell.work())))
+            thread::spawn(move || cell.beat_with(next_task))
         };
         let pacemaker = {
             let cell = Arc::clone(&cell);
@@ -336,6 +336,44 @@ fn a_long_idle_time_is_not_taken_for_a_silence_at_work() {
         }
         worker.join().unwrap();
         pacemaker.join().unwrap();
+    });
+}
+
+/// Threads that say at the same time what the work is take back nothing of each other.
+///
+/// Mirrors `Post::mark_idle` of a worker without a detail, `Post::begin_silence` and
+/// `Post::bind_thread`.
+#[test]
+fn what_several_threads_say_of_the_work_is_all_kept() {
+    model(2, || {
+        let cell = occupied(1);
+        let others = [
+            {
+                let cell = Arc::clone(&cell);
+                thread::spawn(move || cell.beat_with(idle))
+            },
+            {
+                let cell = Arc::clone(&cell);
+                thread::spawn(move || {
+                    cell.change_work(|work| Work {
+                        thread: 7,
+                        parked: true,
+                        ..work
+                    });
+                })
+            },
+        ];
+        cell.beat_with(|work| Work {
+            quiet: true,
+            ..work
+        });
+        for other in others {
+            other.join().unwrap();
+        }
+        let work = cell.work();
+        assert_eq!(work.activity, Activity::Idle);
+        assert!(work.quiet && work.parked);
+        assert_eq!(work.thread, 7);
     });
 }
 
@@ -355,7 +393,7 @@ fn a_task_is_dated_and_never_before_it_began() {
                 for task in 1..=2 {
                     // Not whole milliseconds, which the cell counts in.
                     begun_at.put(task, clock.pass(7_500_001));
-                    cell.beat_with(next_task(cell.work()));
+                    cell.beat_with(next_task);
                 }
             })
         };
@@ -392,7 +430,7 @@ fn who_goes_idle_or_who_asks_it_to_stop_sees_the_other() {
         let worker = {
             let cell = Arc::clone(&cell);
             thread::spawn(move || {
-                cell.beat_with(idle(cell.work()));
+                cell.beat_with(idle);
                 cell.state_after_work().stop_requested
             })
         };
@@ -419,7 +457,7 @@ fn a_late_beat_does_not_bring_back_the_dead() {
             let cell = Arc::clone(&cell);
             thread::spawn(move || {
                 cell.beat();
-                cell.beat_with(idle(cell.work()));
+                cell.beat_with(idle);
             })
         };
         let stopper = {

@@ -12,10 +12,13 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::cell::{Episode, Sign, Watch};
 use crate::clock::{Alarm, Moment, Sleeper};
 use crate::error::Error;
-use crate::health::{Activity, Health, MissingWorkers, Reading, StallCause, State, next_change};
+use crate::health::{
+    Activity, Health, MissingWorkers, Reading, StallCause, State, judge, next_change,
+};
 use crate::panics;
-use crate::roster::events::EventKind;
+use crate::roster::events::{Event, EventKind};
 use crate::roster::post::{Post, wake};
+use crate::roster::record::Record;
 use crate::roster::slab::Chunk;
 use crate::roster::timeline::View;
 use crate::roster::{Roster, is_conviction};
@@ -26,7 +29,8 @@ const THREAD_NAME: &str = "wh-pacemaker";
 /// that blocks for instance, before it leaves it behind.
 const JOIN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The pacemaker of one registry, as its handles own it: it runs while there is one.
+/// The pacemaker of one registry, as its handles own it: it runs while there is one. A registry in
+/// which workers are expected counts as one.
 #[derive(Debug, Default)]
 pub(crate) struct Pacemaker {
     crew: Mutex<Crew>,
@@ -155,7 +159,7 @@ fn ended_soon(thread: &JoinHandle<()>) -> bool {
 
 fn start(roster: &Arc<Roster>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
     // Nobody was there to be charged for the time before. If a predecessor is still at its last
-    // tick, held up by a log that blocks, that one has marked the time.
+    // tick, that one has marked the time.
     if let Some(_ticking) = pulse.tick.try_lock() {
         roster
             .timeline
@@ -181,6 +185,8 @@ fn start(roster: &Arc<Roster>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
                     roster.clock.now().after(roster.resolution())
                 });
             }
+            // Every panic of a log implementation is contained.
+            roster.flush_journal(true);
             drop(sleeper);
             drop(roster);
             pulse.beat.lock().ended += 1;
@@ -197,8 +203,12 @@ fn start(roster: &Arc<Roster>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
     })
 }
 
+/// What subscribers have been told in a tick, and the log, which may block, has not.
+type Untold = Vec<(Arc<Record>, Event)>;
+
 /// One look at every worker. Returns when to look again.
 fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
+    let mut untold = Untold::new();
     let ticking = pulse.tick.lock();
     let resolution = roster.resolution();
     let (view, forgiven) = roster.timeline.tick(roster.clock.now(), resolution);
@@ -208,7 +218,9 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
             match cell.observe(view.now, || roster.view().now) {
                 Sign::None => {}
                 Sign::LookAt(due) => next = next.min(due),
-                Sign::Look => next = next.min(examine(roster, chunk, offset, &view)),
+                Sign::Look => {
+                    next = next.min(examine(roster, chunk, offset, &view, &mut untold));
+                }
             }
         }
     }
@@ -219,11 +231,17 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
     if !forgiven.is_zero() {
         roster.emit(None, EventKind::Unobserved { forgiven });
     }
+    for (record, event) in untold {
+        // The log tells of an end as the last thing.
+        if !record.is_over() {
+            roster.log(&event);
+        }
+    }
     if roster.changed.swap(false, Ordering::AcqRel) {
         roster.relax();
         tell_missing(roster);
     }
-    roster.flush_journal();
+    roster.flush_journal(false);
     let (due, next_timer) = roster.due_timers(view.clock);
     for waker in due {
         wake(waker);
@@ -234,7 +252,13 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
 
 /// Judges one worker in full, tells what is new, and decides when to look at it again. Returns
 /// when that must not be missed.
-fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> Moment {
+fn examine(
+    roster: &Roster,
+    chunk: &Arc<Chunk>,
+    offset: usize,
+    view: &View,
+    untold: &mut Untold,
+) -> Moment {
     let Some(record) = chunk.occupant(offset) else {
         return Moment::NEVER;
     };
@@ -265,8 +289,11 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
             let again = post.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
                 view.now.after(wait * roster.resolution())
             });
-            // With the evidence.
-            health = post.judge(&mut reading, view);
+            // With the evidence; the rest stays as it was judged, whatever the worker does by now.
+            if let Some(detail) = post.record.known_detail() {
+                reading.evidence = detail.evidence.clone();
+            }
+            health = judge(&reading, thresholds, view.now);
             (Episode::Stalled, again)
         }
         _ if health.state().is_terminal() => (Episode::Well, Moment::NEVER),
@@ -288,7 +315,12 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
             due,
         },
     );
-    tell(roster, &post, (before, after), &reading, health, view);
+    let tag = glance.state.tag;
+    let mut tell = |kind| {
+        let event = roster.publish_alive(&post.record, tag, kind);
+        untold.extend(event.map(|event| (Arc::clone(&post.record), event)));
+    };
+    tell_episode(&mut tell, &post, (before, after), &reading, health, view);
     if after == Episode::Well {
         Moment::NEVER
     } else {
@@ -297,17 +329,16 @@ fn examine(roster: &Roster, chunk: &Arc<Chunk>, offset: usize, view: &View) -> M
 }
 
 /// Tells the beginning and the end of an episode, each once.
-fn tell(
-    roster: &Roster,
+fn tell_episode(
+    tell: &mut impl FnMut(EventKind),
     post: &Post,
     (before, after): (Episode, Episode),
     reading: &Reading,
     health: Health,
     view: &View,
 ) {
-    let record = Some(&*post.record);
     if before == Episode::Starting && reading.progress_at.is_some() {
-        roster.emit(record, EventKind::Started);
+        tell(EventKind::Started);
     }
     if before == after {
         return;
@@ -316,23 +347,20 @@ fn tell(
     let silent_since = reading.progress_at.unwrap_or(reading.started_at);
     if is_conviction(health.state()) {
         post.record.detail().silent_since = silent_since;
-        roster.emit(record, EventKind::Became(health));
+        tell(EventKind::Became(health));
     } else if let Some(from) = was_convicted {
         let mut detail = post.record.detail();
         let after = view.now.since(detail.silent_since);
         detail.evidence = StallCause::Unknown;
         detail.marked_offline = false;
         drop(detail);
-        roster.emit(record, EventKind::Recovered { from, after });
+        tell(EventKind::Recovered { from, after });
     } else if after == Episode::Late {
         let limits = next_change(reading, &post.record.profile.thresholds);
-        roster.emit(
-            record,
-            EventKind::Late {
-                silent: view.now.since(silent_since),
-                allowance: limits.convicted_at.since(silent_since),
-            },
-        );
+        tell(EventKind::Late {
+            silent: view.now.since(silent_since),
+            allowance: limits.convicted_at.since(silent_since),
+        });
     }
 }
 

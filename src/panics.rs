@@ -56,10 +56,11 @@ pub(crate) fn supervise<T>(on_fatal: &OnFatal, work: impl FnOnce() -> T) -> Resu
         .flatten()
         .and_then(|ward| ward.report);
     result.map_err(|payload| {
-        let report = report.unwrap_or_else(|| PanicReport {
-            message: message(&*payload),
-            ..here()
-        });
+        let message = message(&*payload);
+        // A panic that was passed on came by no hook: what the hook saw last was another one.
+        let report = report
+            .filter(|report| report.message == message)
+            .unwrap_or_else(|| PanicReport { message, ..here() });
         dispose(payload);
         report
     })

@@ -46,6 +46,30 @@ fn every_example_says_how_to_run_it_and_has_a_test() {
     assert!(examples >= 9, "only {examples} examples were found");
 }
 
+// --- the fleet ---------------------------------------------------------------------------------------
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn the_fleet_tells_how_the_record_of_a_killed_process_becomes_true() {
+    let ended = run("fleet", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        "three processes start",
+        "holds run-",
+        "kill -9",
+        "dead: its process was killed",
+        "the record is true after",
+        "goes on after",
+        "1 dead",
+    ]);
+}
+
+#[test]
+fn the_fleet_says_how_it_is_used() {
+    let ended = run("fleet", &["--help"]);
+    assert!(ended.stderr.contains("usage: fleet"), "{ended:#?}");
+}
+
 // --- the tour ----------------------------------------------------------------------------------------
 
 /// A folder with a few files, gone when it is dropped.
@@ -493,4 +517,34 @@ fn health_handler_is_not_held_up_by_slow_clients() {
         assert_eq!(read_answer(client).status, 408);
     }
     assert!(trickle.join().unwrap() < Duration::from_secs(15));
+}
+
+// --- the coordinator ---------------------------------------------------------------------------------
+
+#[cfg(feature = "http")]
+#[test]
+fn coordinator_shows_the_life_of_a_worker_that_falls_silent() {
+    let ended = Example::start("coordinator", &[]).end();
+    ended.assert_success();
+    ended.assert_tells(&[
+        "The coordinator listens at http://127.0.0.1:",
+        "/register -d",
+        "200 {",
+        "\"worker_id\":\"gpu-7\"",
+        "/heartbeat -d",
+        "\"accepted\":true",
+        "\"granted\":true",
+        "404 {\"code\":\"unknown\"",
+        "register it with POST /api/worker/register",
+        "400 {\"error\":\"incarnation has to be a whole number\"}",
+        "The store: 0 active, 1 dead; gpu-7: dead: lost",
+        "409 {\"code\":\"ended\"",
+    ]);
+}
+
+#[cfg(not(feature = "http"))]
+#[test]
+fn an_example_that_needs_a_feature_says_so() {
+    let source = fs::read_to_string(sources().join("coordinator.rs")).unwrap();
+    assert!(source.contains("--example coordinator --features http"));
 }

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -205,6 +206,39 @@ fn a_missing_worker_is_unhealthy_too() {
 }
 
 #[test]
+fn workers_that_never_came_are_missed() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    world.registry.expect_workers("indexer", 3);
+    assert!(events.try_recv().is_err(), "they may be about to come");
+    world.seconds(1);
+    let event = events.try_recv().unwrap();
+    assert_eq!(
+        event.to_string(),
+        "0 of 3 expected workers of type indexer live"
+    );
+    world.seconds(100);
+    assert!(events.try_recv().is_err(), "told once");
+    let _come: Vec<_> = (0..3)
+        .map(|_| world.worker("indexer").start().unwrap())
+        .collect();
+    world.seconds(1);
+    assert!(names(&events).contains(&"complete".to_owned()));
+}
+
+#[test]
+fn the_last_worker_that_goes_is_missed() {
+    let world = World::new();
+    world.registry.expect_workers("w", 1);
+    let hb = world.worker("w").start().unwrap();
+    world.seconds(1);
+    let events = world.registry.subscribe();
+    drop(hb);
+    world.seconds(1);
+    assert_eq!(names(&events), ["stopped", "missing"]);
+}
+
+#[test]
 fn a_sweep_tells_each_offline_worker_once() {
     let world = World::new();
     let worker = |id: &str, group: &str| {
@@ -324,6 +358,36 @@ fn registering_and_the_summary_do_not_disturb_each_other() {
 }
 
 #[test]
+fn one_id_is_one_worker_while_it_is_taken_over() {
+    let registry = Registry::new();
+    // It keeps the pacemaker, so that the other one comes and goes as fast as can be.
+    let keeper = WorkerHeartbeat::builder("keeper").registry(&registry);
+    let _keeper = keeper.start().unwrap();
+    let again = || {
+        let hb = WorkerHeartbeat::builder("w").id("x").registry(&registry);
+        hb.start().unwrap().fail("x");
+    };
+    again();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                again();
+            }
+        });
+        let mut seen = [[0; 3]; 2];
+        for _ in 0..100_000 {
+            let summary = registry.summary().total - 1;
+            let listed = registry.workers().len() - 1;
+            seen[0][summary] += 1;
+            seen[1][listed] += 1;
+        }
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(seen, [[0, 100_000, 0]; 2], "not at all, once, twice");
+    });
+}
+
+#[test]
 fn the_pacemaker_is_one_thread_and_ends_with_the_last_handle() {
     // Other tests of this program have pacemakers too: count by registries of our own, in a child.
     if std::env::var_os("COUNT_PACEMAKERS").is_none() {
@@ -360,6 +424,16 @@ fn the_pacemaker_is_one_thread_and_ends_with_the_last_handle() {
         drop(many);
         assert_eq!(pacemakers(), 0, "joined when the drop returns");
     }
+    registry.expect_workers("w", 0);
+    assert_eq!(pacemakers(), 0, "nobody is expected");
+    registry.expect_workers("w", 2);
+    registry.expect_workers("v", 2);
+    support::eventually("one", || pacemakers() == 1);
+    let hb = WorkerHeartbeat::builder("w").registry(&registry).start();
+    drop(hb.unwrap());
+    assert_eq!(pacemakers(), 1, "somebody has to miss it");
+    drop(registry);
+    assert_eq!(pacemakers(), 0, "gone with the registry");
 }
 
 #[test]

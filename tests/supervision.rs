@@ -286,6 +286,26 @@ fn odd_panic_payloads_and_odd_work_are_contained() {
 }
 
 #[test]
+fn a_panic_that_is_passed_on_is_told_by_its_own_message() {
+    let world = World::new();
+    let worker = Supervisor::new(&world.registry)
+        .spawn(world.worker("w"), |_| {
+            // One job fails and is dealt with.
+            let _ = std::panic::catch_unwind(|| panic!("a small thing, long ago"));
+            // Later another thread dies of something else, and its panic is passed on.
+            let died = thread::spawn(|| panic!("the disk is gone")).join();
+            std::panic::resume_unwind(died.unwrap_err())
+        })
+        .unwrap();
+    worker.join();
+    assert!(matches!(
+        cause(&worker.probe()),
+        DeathCause::Panicked { message, location: None, backtrace: None, .. }
+            if message == "the disk is gone"
+    ));
+}
+
+#[test]
 fn a_panic_that_the_work_catches_itself_is_no_death() {
     let world = World::new();
     let worker = Supervisor::new(&world.registry)
@@ -297,6 +317,37 @@ fn a_panic_that_the_work_catches_itself_is_no_death() {
         .unwrap();
     assert!(worker.join().is_completed());
     assert_eq!(worker.probe().health().state(), State::Stopped);
+}
+
+#[test]
+fn time_does_not_wait_for_what_the_work_drops() {
+    struct Waits(mpsc::Receiver<()>);
+    impl Drop for Waits {
+        fn drop(&mut self) {
+            let _ = self.0.recv();
+        }
+    }
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let (let_go, held) = mpsc::channel();
+    let waits = Waits(held);
+    let worker = Supervisor::new(&world.registry)
+        .spawn(world.worker("w").finite(), move |_| {
+            let _held = &waits;
+            Ok(())
+        })
+        .unwrap();
+    wait_for(&events, "stopped");
+    let (time, (moved, has_moved)) = (world.time.clone(), mpsc::channel());
+    let moving = thread::spawn(move || {
+        time.advance(SECOND);
+        moved.send(()).unwrap();
+    });
+    let waited = has_moved.recv_timeout(PATIENCE);
+    drop(let_go);
+    moving.join().unwrap();
+    assert!(waited.is_ok(), "time waits for a drop");
+    assert!(worker.join().is_completed());
 }
 
 // --- restarts --------------------------------------------------------------------------------
@@ -464,6 +515,34 @@ fn shutdown_stops_the_last_started_first_and_names_who_hangs() {
     assert_eq!(report.ended, ["hanging"], "asked for again");
 }
 
+#[test]
+fn two_that_shut_down_at_once_both_wait_and_are_both_told_the_truth() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let (let_go, held) = mpsc::channel::<()>();
+    let worker = supervisor
+        .spawn(world.worker("w").id("slow"), move |hb| {
+            let _task = hb.begin_task("run-1", "slow");
+            let _ = held.recv();
+            Ok(())
+        })
+        .unwrap();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| supervisor.shutdown(PATIENCE));
+        eventually("asked", || {
+            worker.probe().health().state() == State::Stopping
+        });
+        let second = supervisor.shutdown(Duration::ZERO);
+        assert!(!second.is_clean());
+        assert_eq!(second.hung[0].id, "slow");
+        let third = scope.spawn(|| supervisor.shutdown(PATIENCE));
+        drop(let_go);
+        assert_eq!(first.join().unwrap().ended, ["slow"]);
+        assert!(third.join().unwrap().is_clean());
+    });
+    assert!(supervisor.shutdown(PATIENCE).ended.is_empty(), "told once");
+}
+
 // --- futures ---------------------------------------------------------------------------------
 
 #[test]
@@ -600,6 +679,37 @@ fn an_asynchronous_worker_waits_for_its_stop() {
     ));
     drop(hb);
     assert_eq!(probe.health().state(), State::Stopped);
+}
+
+#[test]
+fn a_waker_may_look_at_the_worker_as_it_goes() {
+    struct Nosy(Probe);
+    impl Wake for Nosy {
+        fn wake(self: Arc<Self>) {}
+    }
+    impl Drop for Nosy {
+        fn drop(&mut self) {
+            let _ = self.0.snapshot();
+        }
+    }
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        let world = World::new();
+        let hb = world.worker("w").start().unwrap();
+        let mut waits = Box::pin(hb.wait_for_stop());
+        let nosy = || Waker::from(Arc::new(Nosy(hb.probe())));
+        // Each replaces the one before; the last one is left behind.
+        for _ in 0..3 {
+            let polled = waits.as_mut().poll(&mut Context::from_waker(&nosy()));
+            assert!(polled.is_pending());
+        }
+        std::mem::forget(waits);
+        drop(hb);
+        done.send(()).unwrap();
+    });
+    is_done
+        .recv_timeout(PATIENCE)
+        .expect("nothing is dropped under a lock");
 }
 
 #[test]

@@ -266,6 +266,24 @@ fn states_are_episodes_and_not_floods() {
 }
 
 #[test]
+fn a_warning_comes_before_the_conviction_however_short_the_allowance() {
+    for allowance in 20..60 {
+        let world = World::new();
+        let events = world.registry.subscribe();
+        let worker = world.worker("w");
+        let hb = worker
+            .stall_after(Duration::from_millis(allowance))
+            .start()
+            .unwrap();
+        hb.beat();
+        world.millis(200);
+        let told = names(&events);
+        let expected = ["registered", "started", "late", "stalled"];
+        assert_eq!(told, expected, "with {allowance} ms");
+    }
+}
+
+#[test]
 fn a_stall_after_a_rest_is_told_as_well() {
     let world = World::new();
     let hb = world.worker("w").stall_after(60 * SECOND).start().unwrap();
@@ -365,6 +383,33 @@ mod evidence {
         world.seconds(2);
         let told = hb.health().to_string();
         assert!(told.contains("blocked in its future"), "{told}");
+    }
+
+    #[test]
+    fn what_was_found_in_an_earlier_silence_is_not_told_of_a_later_one() {
+        let world = World::new();
+        let hb = world.worker("w").stall_after(100 * SECOND).start().unwrap();
+        let (mut found, mut polls) = (None, 0);
+        {
+            let mut future = Box::pin(hb.supervise(std::future::poll_fn(|_| {
+                polls += 1;
+                if polls == 1 {
+                    return std::task::Poll::Pending;
+                }
+                // It stalls in its poll.
+                world.seconds(101);
+                found = Some(hb.health().to_string());
+                std::task::Poll::Ready(())
+            })));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(future.as_mut().poll(&mut context).is_pending());
+            // Long enough to be warned of, and looked at.
+            world.seconds(80);
+            assert!(future.as_mut().poll(&mut context).is_ready());
+        }
+        let found = found.unwrap();
+        assert!(found.starts_with("stalled"), "{found}");
+        assert!(!found.contains("its future"), "{found}");
     }
 
     #[test]

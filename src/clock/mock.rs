@@ -178,6 +178,13 @@ impl Entry {
 }
 
 impl Table {
+    /// Somebody is at work who was not: nobody may move the clock by itself any more.
+    fn hold(&mut self) {
+        for sleeper in self.sleepers.values_mut() {
+            sleeper.limit = Moment::ZERO;
+        }
+    }
+
     fn next_due(&self) -> Option<(u64, Moment)> {
         self.sleepers
             .iter()
@@ -222,6 +229,7 @@ impl State {
 
     pub(super) fn join(&self) -> u64 {
         let mut table = self.table.lock();
+        table.hold();
         let id = table.next_id;
         table.next_id += 1;
         table.sleepers.insert(
@@ -243,7 +251,9 @@ impl State {
     }
 
     pub(super) fn rouse(&self, id: u64) {
-        if let Some(sleeper) = self.table.lock().sleepers.get_mut(&id) {
+        let mut table = self.table.lock();
+        table.hold();
+        if let Some(sleeper) = table.sleepers.get_mut(&id) {
             sleeper.rouse();
         }
     }
@@ -257,7 +267,9 @@ impl State {
     }
 
     pub(super) fn come_back(&self, id: u64) {
-        if let Some(sleeper) = self.table.lock().sleepers.get_mut(&id) {
+        let mut table = self.table.lock();
+        table.hold();
+        if let Some(sleeper) = table.sleepers.get_mut(&id) {
             sleeper.phase = Phase::Busy;
         }
     }
@@ -366,6 +378,70 @@ mod tests {
         time.advance(2 * second);
         thread.join().unwrap();
         assert_eq!(log.lock().len(), 5, "late ticks are caught up with");
+    }
+
+    /// A thread that ticks at each second calls `wake` at the first one. Returns what the clock shows
+    /// when that thread sleeps again, or has gone on. Whoever was woken is at work until `let_go`.
+    fn shown_after(time: &MockClock, wake: impl FnOnce() + Send, let_go: impl FnOnce()) -> Moment {
+        let second = Duration::from_secs(1);
+        let ticks = Sleeper::new(&time.clock());
+        let id = time.state.table.lock().next_id - 1;
+        let asleep = || {
+            let table = time.state.table.lock();
+            table.sleepers[&id].phase == Phase::Asleep
+        };
+        thread::scope(|scope| {
+            let (woken, is_woken) = std::sync::mpsc::channel();
+            scope.spawn(|| time.advance(3 * second));
+            let ticker = scope.spawn(move || {
+                while time.now() < Moment::ZERO.after(second) {
+                    ticks.sleep_until(Moment::ZERO.after(second));
+                }
+                wake();
+                woken.send(()).unwrap();
+                ticks.sleep_until(Moment::ZERO.after(2 * second));
+                ticks
+            });
+            is_woken.recv().unwrap();
+            while time.now() == Moment::ZERO.after(second) && !asleep() {
+                thread::yield_now();
+            }
+            let shown = time.now();
+            let_go();
+            drop(ticker.join());
+            shown
+        })
+    }
+
+    #[test]
+    fn time_waits_for_a_thread_that_comes_back_comes_new_or_is_woken() {
+        let first = Moment::ZERO.after(Duration::from_secs(1));
+        let time = MockClock::new();
+        let away = Sleeper::new(&time.clock());
+        away.step_away();
+        let shown = shown_after(&time, || away.come_back(), || away.step_away());
+        assert_eq!(shown, first, "come back");
+
+        let time = MockClock::new();
+        let new = Mutex::new(None);
+        let come = || *new.lock() = Some(Sleeper::new(&time.clock()));
+        let shown = shown_after(&time, come, || drop(new.lock().take()));
+        assert_eq!(shown, first, "come new");
+
+        let time = MockClock::new();
+        let sleeper = Sleeper::new(&time.clock());
+        let alarm = sleeper.alarm();
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let clock = time.clock();
+        let woken = thread::spawn(move || {
+            while clock.now() < first {
+                sleeper.sleep_until(Moment::NEVER);
+            }
+            let _ = held.recv();
+        });
+        let shown = shown_after(&time, || alarm.ring(), || drop(let_go));
+        assert_eq!(shown, first, "woken");
+        woken.join().unwrap();
     }
 
     #[test]

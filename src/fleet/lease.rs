@@ -58,7 +58,7 @@ pub(super) struct Bond {
 
 /// By two clocks, whichever shows it first: the monotonic one does not count the time that a
 /// machine is suspended, and the wall clock can be set back.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Deadline {
     moment: Moment,
     wall: SystemTime,
@@ -80,7 +80,7 @@ impl Now {
     }
 
     /// So long from now, less the margin.
-    fn deadline(&self, limit: Duration, spent: Duration) -> Deadline {
+    pub(super) fn deadline(&self, limit: Duration, spent: Duration) -> Deadline {
         let margin = (limit / MARGIN).max(LEAST_MARGIN);
         let left = limit.saturating_sub(margin).saturating_sub(spent);
         Deadline {
@@ -91,7 +91,7 @@ impl Now {
 }
 
 impl Deadline {
-    fn remaining(&self, now: &Now) -> Duration {
+    pub(super) fn remaining(&self, now: &Now) -> Duration {
         let by_wall = self.wall.duration_since(now.wall).unwrap_or_default();
         self.moment.since(now.moment).min(by_wall)
     }
@@ -264,23 +264,8 @@ impl WorkerHeartbeat {
     /// store; [`Error::Store`] if the store cannot be reached; [`Error::Refused`] if the worker is
     /// over, or another incarnation has taken its place.
     pub fn claim(&self, run_id: &str, ttl: Duration) -> Result<Option<Lease>, Error> {
-        if run_id.is_empty()
-            || run_id.len() > LONGEST_RUN_ID
-            || run_id.chars().any(char::is_control)
-        {
-            return Err(Error::invalid(
-                "run_id",
-                format!("{:?}", &run_id[..run_id.floor_char_boundary(64)]),
-                format!("1 to {LONGEST_RUN_ID} bytes without control characters"),
-            ));
-        }
-        if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
-            return Err(Error::invalid(
-                "ttl",
-                format!("{ttl:?}"),
-                format!("{SHORTEST_TTL:?} to {LONGEST_TTL:?}"),
-            ));
-        }
+        check_run_id(run_id)?;
+        check_ttl(ttl)?;
         let uplink = Uplink::of(self.registry()).ok_or_else(|| Error::NotAttached {
             id: self.id().to_owned(),
         })?;
@@ -291,4 +276,26 @@ impl WorkerHeartbeat {
         }
         uplink.claim(self.membership().post(), run_id, ttl)
     }
+}
+
+pub(crate) fn check_run_id(run_id: &str) -> Result<(), Error> {
+    if run_id.is_empty() || run_id.len() > LONGEST_RUN_ID || run_id.chars().any(char::is_control) {
+        return Err(Error::invalid(
+            "run_id",
+            format!("{:?}", &run_id[..run_id.floor_char_boundary(64)]),
+            format!("1 to {LONGEST_RUN_ID} bytes without control characters"),
+        ));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_ttl(ttl: Duration) -> Result<(), Error> {
+    if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
+        return Err(Error::invalid(
+            "ttl",
+            format!("{ttl:?}"),
+            format!("{SHORTEST_TTL:?} to {LONGEST_TTL:?}"),
+        ));
+    }
+    Ok(())
 }

@@ -69,11 +69,14 @@ impl MemoryStore {
     fn each<T, A>(
         &self,
         items: &[T],
-        act: impl Fn(&mut Book, &T, Moment) -> Result<A, Error>,
+        act: impl Fn(&mut dyn Tables, &T, Moment) -> Result<A, Error>,
     ) -> Result<Vec<A>, Error> {
         let mut book = self.book.lock();
         let now = self.now();
-        items.iter().map(|item| act(&mut book, item, now)).collect()
+        items
+            .iter()
+            .map(|item| act(&mut *book, item, now))
+            .collect()
     }
 }
 

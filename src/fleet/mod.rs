@@ -27,12 +27,18 @@ mod config;
 #[cfg(feature = "test-util")]
 pub mod conformance;
 mod host;
+#[cfg(feature = "http")]
+pub(crate) mod http;
 mod jitter;
 mod lease;
 mod memory;
+#[cfg(all(test, not(loom)))]
+mod model;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod rules;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod store;
 mod stored;
 mod sweeper;
@@ -40,10 +46,16 @@ mod uplink;
 
 pub use config::{FleetConfig, OnOffline};
 pub use host::ProcessIdentity;
+#[cfg(feature = "http")]
+pub use http::{HttpStore, HttpStoreBuilder};
 pub use lease::Lease;
+#[cfg(feature = "http")]
+pub(crate) use lease::{check_run_id, check_ttl};
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresOptions, PostgresStore};
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteStore;
 pub use store::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
     WorkerFilter, WorkerKey,

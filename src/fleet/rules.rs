@@ -104,8 +104,11 @@ impl Row {
         self.heartbeat_at = self.heartbeat_at.max(at(beat.heartbeat_age));
         self.progress_at = self.progress_at.max(at(beat.progress_age));
         for (name, value) in &beat.metadata {
+            let full = self.metadata.len() >= crate::worker::MOST_METADATA;
             match self.metadata.iter_mut().find(|(other, _)| other == name) {
                 Some((_, old)) => old.clone_from(value),
+                // What comes with heartbeats does not grow without bound.
+                None if full => {}
                 None => self.metadata.push((name.clone(), value.clone())),
             }
         }
@@ -175,7 +178,7 @@ fn admit(row: Option<&Row>, key: &WorkerKey) -> Answer {
 
 /// See [`HeartbeatStore::register`](super::HeartbeatStore::register).
 pub(crate) fn register(
-    tables: &mut impl Tables,
+    tables: &mut dyn Tables,
     registration: &Registration,
     now: Moment,
 ) -> Result<WorkerKey, Error> {
@@ -206,7 +209,7 @@ pub(crate) fn register(
 }
 
 /// See [`HeartbeatStore::beat`](super::HeartbeatStore::beat).
-pub(crate) fn beat(tables: &mut impl Tables, beat: &Beat, now: Moment) -> Result<Answer, Error> {
+pub(crate) fn beat(tables: &mut dyn Tables, beat: &Beat, now: Moment) -> Result<Answer, Error> {
     let mut row = tables.worker(&beat.key.id)?;
     let answer = admit(row.as_ref(), &beat.key);
     if let (Answer::Accepted, Some(row)) = (answer, &mut row) {
@@ -217,7 +220,7 @@ pub(crate) fn beat(tables: &mut impl Tables, beat: &Beat, now: Moment) -> Result
 }
 
 /// See [`HeartbeatStore::stop`](super::HeartbeatStore::stop).
-pub(crate) fn stop(tables: &mut impl Tables, stop: &Stop, now: Moment) -> Result<Answer, Error> {
+pub(crate) fn stop(tables: &mut dyn Tables, stop: &Stop, now: Moment) -> Result<Answer, Error> {
     let mut row = tables.worker(&stop.key.id)?;
     let answer = admit(row.as_ref(), &stop.key);
     if let (Answer::Accepted, Some(row)) = (answer, &mut row) {
@@ -237,7 +240,7 @@ pub(crate) fn stop(tables: &mut impl Tables, stop: &Stop, now: Moment) -> Result
 
 /// See [`HeartbeatStore::claim`](super::HeartbeatStore::claim).
 pub(crate) fn claim(
-    tables: &mut impl Tables,
+    tables: &mut dyn Tables,
     claim: &Claim,
     now: Moment,
 ) -> Result<ClaimAnswer, Error> {
@@ -271,7 +274,7 @@ pub(crate) fn claim(
 
 /// See [`HeartbeatStore::renew`](super::HeartbeatStore::renew).
 pub(crate) fn renew(
-    tables: &mut impl Tables,
+    tables: &mut dyn Tables,
     key: &LeaseKey,
     ttl: Duration,
     now: Moment,
@@ -289,11 +292,7 @@ pub(crate) fn renew(
 }
 
 /// See [`HeartbeatStore::release`](super::HeartbeatStore::release).
-pub(crate) fn release(
-    tables: &mut impl Tables,
-    key: &LeaseKey,
-    now: Moment,
-) -> Result<bool, Error> {
+pub(crate) fn release(tables: &mut dyn Tables, key: &LeaseKey, now: Moment) -> Result<bool, Error> {
     let held = held(tables, key, now)?.is_some();
     if held {
         tables.remove_lease(&key.run_id)?;
@@ -301,14 +300,14 @@ pub(crate) fn release(
     Ok(held)
 }
 
-fn held(tables: &mut impl Tables, key: &LeaseKey, now: Moment) -> Result<Option<Hold>, Error> {
+fn held(tables: &mut dyn Tables, key: &LeaseKey, now: Moment) -> Result<Option<Hold>, Error> {
     let hold = tables.lease(&key.run_id)?;
     Ok(hold.filter(|hold| hold.key == *key && hold.expires_at > now))
 }
 
 /// See [`HeartbeatStore::sweep`](super::HeartbeatStore::sweep).
 pub(crate) fn sweep(
-    tables: &mut impl Tables,
+    tables: &mut dyn Tables,
     sweep: &Sweep,
     now: Moment,
 ) -> Result<SweepReport, Error> {

@@ -77,15 +77,20 @@ impl StoredEnding {
         }
     }
 
-    fn restored(&self, worker: &StoredWorker, ago: Duration) -> Ending {
+    pub(crate) fn restored(
+        &self,
+        run_id: Option<&str>,
+        task: Option<&str>,
+        ago: Duration,
+    ) -> Ending {
         if self.stopped {
             return Ending::Stopped(StopCause::from_name(&self.cause));
         }
         let at = SystemTime::now();
         Ending::Dead(Arc::new(Death {
             cause: DeathCause::from_name(&self.cause, self.detail.as_deref()),
-            run_id: worker.run_id.clone(),
-            task: worker.task.clone(),
+            run_id: run_id.map(str::to_owned),
+            task: task.map(str::to_owned),
             at: at.checked_sub(ago).unwrap_or(at),
             gave_up_after: None,
         }))
@@ -142,10 +147,10 @@ impl StoredWorker {
             State::Processing => Activity::Processing,
             _ => Activity::Active,
         };
-        reading.ending = self
-            .ending
-            .as_ref()
-            .map(|(ending, ago)| (ending.restored(self, *ago), *ago));
+        reading.ending = self.ending.as_ref().map(|(ending, ago)| {
+            let (run_id, task) = (self.run_id.as_deref(), self.task.as_deref());
+            (ending.restored(run_id, task, *ago), *ago)
+        });
         let mut thresholds = self
             .thresholds
             .clone()

@@ -4,7 +4,7 @@
 //! told last; if it can't be told, that is done again later, with the state of then.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ use super::store::{
 };
 use crate::clock::{Alarm, Clock, Moment, Sleeper};
 use crate::error::Error;
-use crate::health::{Ending, State, StoreStatus};
+use crate::health::{State, StoreStatus};
 use crate::panics;
 use crate::registry::{Registry, WeakRegistry};
 use crate::roster::Companion;
@@ -68,6 +68,8 @@ struct Book {
     /// By the address of their records, which they keep alive.
     known: HashMap<usize, Known>,
     leases: Vec<Arc<Held>>,
+    /// Worker and run of each claim that waits for its answer.
+    claiming: HashSet<(usize, String)>,
     to_release: Vec<LeaseKey>,
 }
 
@@ -395,9 +397,14 @@ impl Uplink {
     /// Tells the store all that it does not know yet. Returns how long to wait.
     fn carry(&self, registry: &Registry) -> Result<Duration, Error> {
         self.notice(registry);
+        let mut refused = None;
         // What the store has forgotten, or marked offline, is registered in the second round.
         for _ in 0..3 {
-            self.register(registry)?;
+            refused = match self.register(registry) {
+                // Who is let in already goes on being heard of, and holding leases.
+                Err(error @ Error::Invalid { .. }) => Some(error),
+                registered => registered.map(|()| None)?,
+            };
             self.stop(registry)?;
             if self.beat(registry)? {
                 break;
@@ -405,6 +412,9 @@ impl Uplink {
         }
         self.release()?;
         self.renew(registry)?;
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
         let now = self.clock.now();
         let book = self.book.lock();
         let registered = book
@@ -437,7 +447,6 @@ impl Uplink {
         for post in posts {
             let record = &post.record;
             let number = address(record);
-            let ended = record.ended();
             match book.known.get_mut(&number) {
                 Some(known) => {
                     if known.incarnation != record.incarnation() {
@@ -451,11 +460,6 @@ impl Uplink {
                         known.incarnation = record.incarnation();
                     }
                 }
-                // Nobody has to be told of who stopped before anybody heard of it.
-                None if matches!(
-                    ended.as_ref().map(|ended| &ended.ending),
-                    Some(Ending::Stopped(_))
-                ) => {}
                 None if record.is_told() => {}
                 None => {
                     let incarnation = record.incarnation();
@@ -655,13 +659,11 @@ impl Uplink {
         ttl: Duration,
     ) -> Result<Option<Lease>, Error> {
         let bond = self.bond_of(post)?;
-        let now = Now::of(&self.clock);
-        let held = |lease: &Arc<Held>| {
-            lease.hangs_on(&bond) && lease.key.run_id == run_id && !lease.remaining(&now).is_zero()
-        };
-        if self.book.lock().leases.iter().any(held) {
+        // One claim at a time: of two that the store grants one after the other, only the second
+        // counts there, and the first would be believed in until it expires.
+        let Some(_claiming) = self.begin_claim(post, &bond, run_id) else {
             return Ok(None);
-        }
+        };
         let claim = Claim {
             worker: bond.key.clone(),
             run_id: run_id.to_owned(),
@@ -690,6 +692,23 @@ impl Uplink {
                 })
             }
         }
+    }
+
+    /// `None` if the worker holds the run, or is just claiming it.
+    fn begin_claim(&self, post: &Post, bond: &Arc<Bond>, run_id: &str) -> Option<Claiming<'_>> {
+        let now = Now::of(&self.clock);
+        let mut book = self.book.lock();
+        let held = book.leases.iter().any(|lease| {
+            lease.hangs_on(bond) && lease.key.run_id == run_id && !lease.remaining(&now).is_zero()
+        });
+        let place = (address(&post.record), run_id.to_owned());
+        if held || !book.claiming.insert(place.clone()) {
+            return None;
+        }
+        Some(Claiming {
+            uplink: self,
+            place,
+        })
     }
 
     /// The worker's incarnation as the store knows it. One that is just starting is waited for.
@@ -816,6 +835,18 @@ impl Uplink {
                 },
             );
         }
+    }
+}
+
+/// A claim that waits for its answer.
+struct Claiming<'a> {
+    uplink: &'a Uplink,
+    place: (usize, String),
+}
+
+impl Drop for Claiming<'_> {
+    fn drop(&mut self) {
+        self.uplink.book.lock().claiming.remove(&self.place);
     }
 }
 

@@ -370,6 +370,16 @@ mod tests {
     }
 
     #[test]
+    fn the_warning_comes_at_three_quarters_of_the_allowance() {
+        let outlook = next_change(&beaten(10, 10), &thresholds());
+        assert_eq!(outlook.late_at, at(10 + 225));
+        assert_eq!(outlook.convicted_at, just_after(at(310)));
+        let unstarted = next_change(&Reading::new(at(10)), &thresholds());
+        assert_eq!(unstarted.late_at, Moment::NEVER, "its grace is its warning");
+        assert_eq!(unstarted.convicted_at, just_after(at(70)));
+    }
+
+    #[test]
     fn the_order_of_reasons() {
         let mut reading = beaten(0, 0);
         let long_after = at(10_000);

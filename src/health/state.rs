@@ -81,6 +81,12 @@ impl State {
         }
     }
 
+    /// The state with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+
     /// Whether a worker in this state is well: idle, active, processing, or stopping in good order.
     #[must_use]
     pub const fn is_recent(self) -> bool {

@@ -1,18 +1,18 @@
 //! All workers of a process.
 
+mod census;
 mod graveyard;
 mod index;
 mod membership;
 mod probe;
 mod survey;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use once_cell::sync::Lazy;
+use once_cell::sync::{Lazy, OnceCell};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
@@ -26,6 +26,7 @@ use crate::roster::profile::ProfileKey;
 use crate::roster::record::Record;
 use crate::roster::timeline::View;
 use crate::roster::{Expectation, Roster, StopNews};
+use census::Census;
 use graveyard::Graveyard;
 use index::{ById, Index};
 pub(crate) use membership::Membership;
@@ -39,7 +40,7 @@ const SUBSCRIPTION_CAPACITY: usize = 1_024;
 /// All workers of a process: the [global](Self::global) one by default, a private one in tests.
 ///
 /// A cheap clone. Its background thread, the pacemaker, starts with the first worker and is joined
-/// with the last.
+/// with the last; once workers are [expected](Self::expect_workers), with the registry itself.
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<Inner>,
@@ -50,8 +51,23 @@ struct Inner {
     pacemaker: Pacemaker,
     index: Index,
     graveyard: Graveyard,
+    census: Census,
     /// Everybody was asked to stop, and by whom.
     stopping: Mutex<Option<StopCause>>,
+    /// Set once workers are expected: somebody has to miss them, even if none ever comes.
+    missing: OnceCell<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.missing.get().is_some() {
+            let _ = self.pacemaker.leave();
+        }
+        if let Some(companion) = self.roster.companion() {
+            self.roster.accompany(None);
+            companion.close();
+        }
+    }
 }
 
 /// What a worker is registered with. Checked by the builder.
@@ -79,7 +95,9 @@ impl Registry {
                 pacemaker: Pacemaker::default(),
                 index: Index::default(),
                 graveyard: Graveyard::default(),
+                census: Census::default(),
                 stopping: Mutex::new(None),
+                missing: OnceCell::new(),
             }),
         }
     }
@@ -116,7 +134,11 @@ impl Registry {
     }
 
     /// Says how many workers of a type have to live; 0: any number. If fewer do, the summary says so
-    /// and is not healthy, and subscribers are told.
+    /// and is not healthy, and at its next look the pacemaker tells subscribers and the log.
+    ///
+    /// A registry in which workers are expected keeps its pacemaker even while it has none, so that
+    /// workers that never come are missed too. Call this when they are about to come: they have one
+    /// [resolution](Self::resolution) to do so before they are missed.
     pub fn expect_workers(&self, worker_type: impl Into<String>, count: usize) {
         let roster = &self.inner.roster;
         let worker_type = worker_type.into();
@@ -132,6 +154,9 @@ impl Registry {
                     told_missing: false,
                 })
                 .count = count;
+            let watch = || self.inner.pacemaker.join(roster);
+            // Without a thread to be had, the first worker that comes is told so.
+            let _ = self.inner.missing.get_or_try_init(watch);
         }
         roster.changed.store(true, Ordering::Release);
     }
@@ -235,17 +260,21 @@ impl Registry {
             if !spec.metadata.is_empty() {
                 record.detail().metadata = spec.metadata;
             }
-            if let Some(previous) = &previous {
-                succeed(&record, previous);
-            }
             profile.enter();
             let now = roster.view().now;
-            chunk.enter(offset, &record, |cell| settle(cell, &record, tag, now));
-            shard.replace(ById(Arc::clone(&record)));
-            drop(shard);
-            if let Some(previous) = previous {
-                self.inner.graveyard.exhume(&previous);
+            let mut enter = || {
+                chunk.enter(offset, &record, |cell| settle(cell, &record, tag, now));
+                shard.replace(ById(Arc::clone(&record)));
+            };
+            match &previous {
+                Some(previous) => self.inner.census.move_with(|| {
+                    succeed(&record, previous);
+                    self.inner.graveyard.exhume(previous);
+                    enter();
+                }),
+                None => enter(),
             }
+            drop(shard);
             return Ok(Post {
                 chunk,
                 offset,
@@ -257,22 +286,26 @@ impl Registry {
     /// A worker's last handle is gone: its cell becomes free, its record stays.
     fn retire(&self, post: &Post) {
         let roster = &self.inner.roster;
-        if !post.record.is_superseded()
-            && let Some(forgotten) = self.inner.graveyard.bury(Arc::clone(&post.record))
-        {
+        let graveyard = &self.inner.graveyard;
+        let (forgotten, wakers) = self.inner.census.move_with(|| {
+            let record = &post.record;
+            let forgotten = (!record.is_superseded()).then(|| graveyard.bury(Arc::clone(record)));
+            if record.is_superseded() {
+                // Its successor came in between.
+                graveyard.exhume(record);
+            }
+            (forgotten.flatten(), post.vacate())
+        });
+        if let Some(forgotten) = forgotten {
+            // Not above: a shard is locked by who waits to move, too.
             self.inner.index.remove(&forgotten);
         }
-        if post.record.is_superseded() {
-            // Its successor came in between.
-            self.inner.graveyard.exhume(&post.record);
-        }
-        post.vacate();
         post.record.profile.leave();
         roster.slab.give_back(post.record.slot);
         roster.changed.store(true, Ordering::Release);
-        if self.inner.pacemaker.leave()
-            && let Some(companion) = roster.companion()
-        {
+        let last = self.inner.pacemaker.leave();
+        drop(wakers);
+        if last && let Some(companion) = roster.companion() {
             companion.last_left();
         }
     }
@@ -296,15 +329,13 @@ impl Registry {
     /// none whose id has been taken over.
     pub(crate) fn posts(&self) -> Vec<Post> {
         let roster = &self.inner.roster;
-        let mut posts = roster.posts();
-        posts.retain(|post| !post.record.is_superseded());
-        let known: HashSet<_> = posts.iter().map(|post| Arc::as_ptr(&post.record)).collect();
-        for record in self.inner.graveyard.all() {
-            if !known.contains(&Arc::as_ptr(&record)) {
-                posts.push(roster.post(record));
-            }
-        }
-        posts
+        self.inner.census.count(|| {
+            let mut posts = roster.posts();
+            posts.retain(|post| !post.record.is_superseded());
+            let graves = self.inner.graveyard.all();
+            posts.extend(graves.into_iter().map(|record| roster.post(record)));
+            posts
+        })
     }
 
     /// Makes the pacemaker look now.
@@ -450,15 +481,6 @@ pub(crate) struct WeakRegistry(Weak<Inner>);
 impl WeakRegistry {
     pub(crate) fn upgrade(&self) -> Option<Registry> {
         self.0.upgrade().map(|inner| Registry { inner })
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if let Some(companion) = self.roster.companion() {
-            self.roster.accompany(None);
-            companion.close();
-        }
     }
 }
 

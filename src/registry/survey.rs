@@ -18,16 +18,25 @@ impl Registry {
     /// All workers at one moment: how many are in each state, by type and by group, who is given up
     /// and why, and of which types some are missing.
     ///
-    /// One pass over all cells; nobody waits for it, and it waits for nobody but an overdue
-    /// pacemaker, for at most 100 ms.
+    /// One pass over all cells, and another one if workers came or went meanwhile. No worker waits
+    /// for it, but for one that comes or goes when that has happened three times in a row; and it
+    /// waits for nobody but an overdue pacemaker, for at most 100 ms.
     #[must_use]
     pub fn summary(&self) -> Summary {
         let view = self.view();
+        let mut summary = self.inner.census.count(|| self.tally(&view)).finish();
+        summary.missing = self.missing();
+        summary.tick_age = view.tick_age();
+        summary.forgotten = self.inner.graveyard.forgotten();
+        summary
+    }
+
+    /// Counts all workers, those with a cell and those in the graveyard.
+    fn tally(&self, view: &View) -> Tally {
         let mut tally = Tally::new();
-        let mut ended = Vec::new();
         let roster = &self.inner.roster;
         for chunk in &*roster.slab.chunks() {
-            for offset in tally.count(chunk.cells(), &view, &roster.profiles) {
+            for offset in tally.count(chunk.cells(), view, &roster.profiles) {
                 let Some(record) = chunk.occupant(offset) else {
                     continue;
                 };
@@ -36,28 +45,17 @@ impl Registry {
                     offset,
                     record,
                 };
-                let health = post.health(&view);
-                if health.state().is_terminal() {
-                    if post.record.is_superseded() {
-                        continue;
-                    }
-                    ended.push(Arc::as_ptr(&post.record));
+                let health = post.health(view);
+                if !health.state().is_terminal() || !post.record.is_superseded() {
+                    tally.add(&post.record, health);
                 }
-                tally.add(&post.record, health);
             }
         }
-        // A worker leaves its cell after it entered the graveyard, so nobody is missed here.
         for record in self.inner.graveyard.all() {
-            if !ended.contains(&Arc::as_ptr(&record)) {
-                let health = roster.post(Arc::clone(&record)).health(&view);
-                tally.add(&record, health);
-            }
+            let health = roster.post(Arc::clone(&record)).health(view);
+            tally.add(&record, health);
         }
-        let mut summary = tally.finish();
-        summary.missing = self.missing();
-        summary.tick_age = view.tick_age();
-        summary.forgotten = self.inner.graveyard.forgotten();
-        summary
+        tally
     }
 
     /// One pass over all workers that tells which are newly given up: dead, stale or never started.

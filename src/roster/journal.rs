@@ -7,14 +7,21 @@ use parking_lot::Mutex;
 
 use crate::clock::Moment;
 
-/// At most this many lines are written in one window.
+/// At most this many lines of a kind are written in one window.
 const LINES: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(10);
+/// Lines are counted by kind: however much else there is to tell, no death is left out for it. Each
+/// with the level at which it is told how many were left out.
+const KINDS: [(log::Level, &str); 3] = [
+    (log::Level::Error, "errors"),
+    (log::Level::Warn, "warnings"),
+    (log::Level::Warn, "messages"),
+];
 
 /// Counts what a registry logs.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
-    window: Mutex<Window>,
+    windows: [Mutex<Window>; KINDS.len()],
 }
 
 #[derive(Debug, Default)]
@@ -29,8 +36,13 @@ impl Journal {
         if level > log::max_level() {
             return;
         }
+        let kind = match level {
+            log::Level::Error => 0,
+            log::Level::Warn => 1,
+            _ => 2,
+        };
         let left_out = {
-            let mut window = self.window.lock();
+            let mut window = self.windows[kind].lock();
             window.turn(now);
             if window.lines >= LINES {
                 window.left_out += 1;
@@ -39,20 +51,24 @@ impl Journal {
             window.lines += 1;
             std::mem::take(&mut window.left_out)
         };
-        tell_left_out(left_out);
+        tell_left_out(kind, left_out);
         say(level, format_args!("{text}"));
     }
 
-    /// Tells what was left out, once its window is over.
-    pub(super) fn tick(&self, now: Moment) {
-        let left_out = {
-            let mut window = self.window.lock();
-            if window.left_out == 0 || !window.turn(now) {
-                return;
-            }
-            std::mem::take(&mut window.left_out)
-        };
-        tell_left_out(left_out);
+    /// Tells what was left out, once its window is over. Nobody may be there to tell it then if this
+    /// is the `last` call for now: it is told at once, but only one time in a window.
+    pub(super) fn tick(&self, now: Moment, last: bool) {
+        for (kind, window) in self.windows.iter().enumerate() {
+            let left_out = {
+                let mut window = window.lock();
+                if window.left_out == 0 || !(window.turn(now) || last && window.lines == LINES) {
+                    continue;
+                }
+                window.lines += u32::from(last);
+                std::mem::take(&mut window.left_out)
+            };
+            tell_left_out(kind, left_out);
+        }
     }
 }
 
@@ -67,11 +83,12 @@ impl Window {
     }
 }
 
-fn tell_left_out(lines: u64) {
+fn tell_left_out(kind: usize, lines: u64) {
     if lines > 0 {
+        let (level, kind) = KINDS[kind];
         say(
-            log::Level::Warn,
-            format_args!("{lines} messages about workers were left out"),
+            level,
+            format_args!("{lines} {kind} about workers were left out"),
         );
     }
 }

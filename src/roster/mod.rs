@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::cell::Phase;
 use crate::clock::{Clock, Moment, nanos};
@@ -36,6 +36,8 @@ pub(crate) struct Roster {
     pub slab: Slab,
     pub profiles: Profiles,
     pub hub: Hub,
+    /// See [`Roster::turn`].
+    turns: [Mutex<()>; TURNS],
     journal: Journal,
     /// How often the pacemaker looks, in nanoseconds.
     resolution: AtomicU64,
@@ -67,6 +69,9 @@ pub(crate) trait Companion: Send + Sync + std::fmt::Debug {
     fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
 }
 
+/// How many workers' changes of life can be told at the same time, at most.
+const TURNS: usize = 64;
+
 /// Tasks to be woken by the pacemaker.
 #[derive(Debug, Default)]
 struct Timers {
@@ -91,6 +96,7 @@ impl Roster {
             slab: Slab::default(),
             profiles: Profiles::default(),
             hub: Hub::default(),
+            turns: [const { Mutex::new(()) }; TURNS],
             journal: Journal::default(),
             resolution: AtomicU64::new(nanos(LONGEST_RESOLUTION)),
             changed: AtomicBool::new(false),
@@ -111,14 +117,18 @@ impl Roster {
     /// Makes the pacemaker look as often as this limit needs. Returns whether that is oftener.
     pub(crate) fn sharpen(&self, threshold: Duration) -> bool {
         let needed = nanos(resolution_for(threshold));
-        self.resolution.fetch_min(needed, Ordering::Relaxed) > needed
+        self.resolution.fetch_min(needed, Ordering::AcqRel) > needed
     }
 
     /// Lets the pacemaker look only as often as the workers that are left need.
     pub(crate) fn relax(&self) {
         let shortest = self.profiles.shortest_threshold();
         let needed = nanos(shortest.map_or(LONGEST_RESOLUTION, resolution_for));
-        self.resolution.store(needed, Ordering::Relaxed);
+        self.resolution.swap(needed, Ordering::AcqRel);
+        // Whoever came in between has made it finer before, in vain, but is seen now.
+        if let Some(shortest) = self.profiles.shortest_threshold() {
+            self.sharpen(shortest);
+        }
     }
 
     /// The registry's time now, as it stands: nobody is woken.
@@ -139,6 +149,29 @@ impl Roster {
     pub(crate) fn emit(&self, worker: Option<&Record>, kind: EventKind) {
         if let Some(event) = self.publish(worker, kind) {
             self.log(&event);
+        }
+    }
+
+    /// Held while a worker's life changes and subscribers are told of it, so that they are told in
+    /// the order in which it happened: what they hear last is what is true. Before the detail's
+    /// lock; nothing of anybody else's is called under it.
+    fn turn(&self, record: &Record) -> MutexGuard<'_, ()> {
+        self.turns[record.slot.offset as usize % TURNS].lock()
+    }
+
+    /// As [`publish`](Self::publish), of a worker that was found alive in its cell with this tag.
+    /// Nothing if that life is over: of its end has been told, and nothing is to be told after it.
+    pub(crate) fn publish_alive(
+        &self,
+        record: &Record,
+        tag: u32,
+        kind: EventKind,
+    ) -> Option<Event> {
+        let _turn = self.turn(record);
+        if record.is_over() || record.tag() != tag {
+            None
+        } else {
+            self.publish(Some(record), kind)
         }
     }
 
@@ -167,12 +200,13 @@ impl Roster {
         Some(event)
     }
 
-    fn log(&self, event: &Event) {
+    pub(crate) fn log(&self, event: &Event) {
         self.journal.write(self.clock.now(), event.level(), event);
     }
 
-    pub(crate) fn flush_journal(&self) {
-        self.journal.tick(self.clock.now());
+    /// Tells the log what was left out, if it is time; if this is the `last` time for now, before.
+    pub(crate) fn flush_journal(&self, last: bool) {
+        self.journal.tick(self.clock.now(), last);
     }
 
     // --- the companion --------------------------------------------------------------------------
@@ -213,6 +247,7 @@ impl Roster {
 
     /// Ends a worker's incarnation; what is to be logged is left to the caller, who is telling.
     fn end_quietly(&self, post: &Post, end: End) -> (bool, Option<Event>) {
+        let _turn = self.turn(&post.record);
         match post.end(end, &self.view(), self.clock.wall()) {
             Some(health) => (true, self.publish_end(post, health)),
             None => (false, None),
@@ -222,9 +257,12 @@ impl Roster {
     /// Ends a worker whose place another one has taken elsewhere, and tells.
     pub(crate) fn fence(&self, post: &Post) {
         let _telling = Telling::begin(self);
+        let turn = self.turn(&post.record);
         let (ended, wakers) = post.fence(&self.view(), self.clock.wall());
+        let event = ended.and_then(|health| self.publish_end(post, health));
+        drop(turn);
         wakers.into_iter().for_each(wake);
-        if let Some(event) = ended.and_then(|health| self.publish_end(post, health)) {
+        if let Some(event) = event {
             self.log(&event);
         }
     }
@@ -250,12 +288,14 @@ impl Roster {
         };
         // Subscribers first, so that nobody hears of a worker's end before the request.
         for post in posts {
+            let _turn = self.turn(&post.record);
             if post.claim_stop(cause.clone()) == Some(true) {
                 let kind = EventKind::Became(Health::Stopping);
                 news.events.extend(self.publish(Some(&post.record), kind));
             }
         }
         for post in posts {
+            let _turn = self.turn(&post.record);
             let (ended, wakers) = post.show_stop(&self.view(), self.clock.wall());
             news.wakers.extend(wakers);
             if let Some(health) = ended {
@@ -328,15 +368,15 @@ impl Roster {
     /// Wakes a future's task once the clock shows `at`. Returns the number to forget it by, and to
     /// replace it by. The caller rings the pacemaker.
     pub(crate) fn set_timer(&self, known: Option<u64>, at: Moment, waker: &Waker) -> u64 {
+        // Neither made nor dropped under the lock: wakers belong to executors.
+        let timer = (at, waker.clone());
         let mut timers = self.timers.lock();
         let number = known.unwrap_or_else(|| {
             timers.next += 1;
             timers.next
         });
-        let timer = (at, waker.clone());
         let replaced = timers.by_number.insert(number, timer);
         drop(timers);
-        // Not under the lock: it belongs to an executor.
         drop(replaced);
         number
     }
@@ -399,4 +439,53 @@ impl StopNews<'_> {
 /// Whether the pacemaker has convicted a worker in this state.
 pub(crate) const fn is_conviction(state: State) -> bool {
     matches!(state, State::NeverStarted | State::Stalled | State::Stale)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::health::Thresholds;
+    use profile::ProfileKey;
+
+    #[test]
+    fn a_worker_that_comes_while_the_pacemaker_relaxes_is_watched_as_closely_as_it_needs() {
+        let roster = Roster::new(Clock::system());
+        let profile = roster.profiles.intern(ProfileKey {
+            worker_type: "w".into(),
+            group: "local".into(),
+            thresholds: Thresholds::new(Duration::from_millis(100)),
+            interval: Duration::from_millis(10),
+        });
+        // Both begin each round at once, as near as can be, and a little apart, now one, now the other.
+        let arrived = AtomicU64::new(0);
+        let meet = |n: u64| {
+            arrived.fetch_add(1, Ordering::AcqRel);
+            while arrived.load(Ordering::Acquire) < 2 * n {
+                std::thread::yield_now();
+            }
+        };
+        let rounds = 100_000;
+        let mut coarse = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=rounds {
+                    meet(2 * round - 1);
+                    roster.relax();
+                    meet(2 * round);
+                }
+            });
+            for round in 1..=rounds {
+                meet(2 * round - 1);
+                (0..round % 32).for_each(|_| std::hint::spin_loop());
+                profile.enter();
+                roster.sharpen(profile.thresholds.shortest());
+                meet(2 * round);
+                let found = roster.resolution();
+                coarse += u32::from(found > timeline::SHORTEST_RESOLUTION);
+                profile.leave();
+                roster.relax();
+            }
+        });
+        assert_eq!(coarse, 0);
+    }
 }

@@ -1,6 +1,7 @@
 //! A worker in its place: what can be read of it and what it can do to its own record.
 //!
-//! Order of locks: chunk before detail; neither while an event is sent.
+//! Order of locks: a worker's turn to be told of (see `Roster`), chunk, detail; only the turn while
+//! an event is sent.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -125,11 +126,12 @@ impl Post {
         if !matches!(health, Health::Stalled(_)) {
             return health;
         }
-        if let Some(detail) = self.record.known_detail() {
-            reading.evidence = detail.evidence.clone();
-            (reading.run_id, reading.task) = detail.task.current();
-        }
-        judge(reading, thresholds, view.now)
+        // The worker may be taking up its next task, which is not the one that stalled: so all of it
+        // is read again, at one moment.
+        self.read_all(view, |all, _, _| {
+            std::mem::swap(reading, all);
+            judge(reading, thresholds, view.now)
+        })
     }
 
     /// The reading, the glance (`None` if the worker is over) and the detail (if there is any) of
@@ -147,6 +149,10 @@ impl Post {
                 return read(&mut reading, None, detail.as_deref());
             }
             if let Some(glance) = self.living_glance() {
+                if detail.is_none() && self.record.has_detail() {
+                    // It has just come into being, with what the glance may have seen already.
+                    continue;
+                }
                 let quiet_until = detail.as_ref().and_then(|detail| detail.quiet_until());
                 let mut reading = self.living(&glance, view, quiet_until);
                 if let Some(detail) = &detail {
@@ -165,6 +171,10 @@ impl Post {
     pub(crate) fn gather_evidence(&self, fresh: bool) -> Option<u32> {
         let glance = self.living_glance()?;
         let mut detail = self.record.detail();
+        if fresh {
+            detail.first_sample = None;
+            detail.evidence = StallCause::Unknown;
+        }
         if glance.work.parked {
             detail.evidence = StallCause::Blocked {
                 place: Some("its future, which has not been polled".to_owned()),
@@ -174,7 +184,7 @@ impl Post {
         let thread = glance.work.thread;
         let Some(first) = detail
             .first_sample
-            .take_if(|first| first.thread() == thread && !fresh)
+            .take_if(|first| first.thread() == thread)
         else {
             detail.looks = 0;
             detail.first_sample = Sample::take(thread);
@@ -210,14 +220,18 @@ impl Post {
             return Updated::default();
         }
         let cell = self.cell();
-        let mut work = cell.work();
         let new_task = detail.task.set(run_id, text);
-        if new_task {
-            work.task = work.next_task();
-        }
-        work.activity = activity;
-        work.thread = evidence::current_thread();
-        cell.beat_with(work);
+        let thread = evidence::current_thread();
+        cell.beat_with(|work| Work {
+            activity,
+            thread,
+            task: if new_task {
+                work.next_task()
+            } else {
+                work.task
+            },
+            ..work
+        });
         Updated {
             new_task,
             over: activity == Activity::Idle && cell.state().stop_requested,
@@ -227,9 +241,10 @@ impl Post {
     /// Returns whether the worker was asked to stop.
     pub(crate) fn mark_idle(&self) -> bool {
         let cell = self.cell();
+        let thread = evidence::current_thread();
         let idle = |work: Work| Work {
             activity: Activity::Idle,
-            thread: evidence::current_thread(),
+            thread,
             ..work
         };
         match self.record.known_detail() {
@@ -238,13 +253,13 @@ impl Post {
                     detail.late_updates += 1;
                     return false;
                 }
-                cell.beat_with(idle(cell.work()));
+                cell.beat_with(idle);
                 if let Some(glance) = cell.glance() {
                     detail.task.end(glance.beats);
                 }
             }
             // Without a detail there is neither a task nor an end yet.
-            None => cell.beat_with(idle(cell.work())),
+            None => cell.beat_with(idle),
         }
         cell.state_after_work().stop_requested
     }
@@ -266,10 +281,10 @@ impl Post {
         let number = detail.silences.last().map_or(0, |(number, _)| number + 1);
         if detail.ended.is_none() {
             detail.silences.push((number, until));
-            let work = self.cell().work();
-            self.cell().beat_with(Work {
+            let thread = evidence::current_thread();
+            self.cell().beat_with(|work| Work {
                 quiet: true,
-                thread: evidence::current_thread(),
+                thread,
                 ..work
             });
         }
@@ -280,17 +295,18 @@ impl Post {
         let mut detail = self.record.detail();
         detail.silences.retain(|(other, _)| *other != number);
         if detail.ended.is_none() {
-            let work = self.cell().work();
-            self.cell().beat_with(Work {
-                quiet: !detail.silences.is_empty(),
-                ..work
-            });
+            let quiet = !detail.silences.is_empty();
+            self.cell().beat_with(|work| Work { quiet, ..work });
         }
     }
 
     /// Says which thread does the work, and whether it is between two polls of a future.
     pub(crate) fn bind_thread(&self, thread: u32, parked: bool) {
-        self.cell().bind(thread, parked);
+        self.cell().change_work(|work| Work {
+            thread,
+            parked,
+            ..work
+        });
     }
 
     // --- changes of life ------------------------------------------------------------------------
@@ -334,12 +350,14 @@ impl Post {
     /// Wakes this waker once the worker is asked to stop; at once if it has been. Returns the number
     /// to forget it by, and to replace it by.
     pub(crate) fn on_stop(&self, known: Option<u64>, waker: &Waker) -> u64 {
+        // Neither made nor dropped under the lock: wakers belong to executors.
+        let mut waker = waker.clone();
         let mut detail = self.record.detail();
         let next = detail.on_stop.last().map_or(0, |(number, _)| number + 1);
         let number = known.unwrap_or(next);
         if detail.stop_cause.is_some() {
             drop(detail);
-            wake(waker.clone());
+            wake(waker);
             return number;
         }
         match detail
@@ -347,9 +365,14 @@ impl Post {
             .iter_mut()
             .find(|(other, _)| *other == number)
         {
-            Some((_, old)) => old.clone_from(waker),
-            None => detail.on_stop.push((number, waker.clone())),
+            Some((_, old)) => std::mem::swap(old, &mut waker),
+            None => {
+                detail.on_stop.push((number, waker));
+                return number;
+            }
         }
+        drop(detail);
+        drop(waker);
         number
     }
 
@@ -518,16 +541,19 @@ impl Post {
         begun
     }
 
-    /// Leaves the cell to the next worker. It has ended before.
-    pub(crate) fn vacate(&self) {
+    /// Leaves the cell to the next worker. It has ended before. Returns the wakers that nobody wakes
+    /// any more, to be dropped where no lock is held: they belong to an executor.
+    #[must_use]
+    pub(crate) fn vacate(&self) -> Vec<(u64, Waker)> {
         let beats = self.cell().glance().map_or(0, |glance| glance.beats);
         let mut detail = self.record.detail();
-        detail.on_stop.clear();
+        let forgotten = std::mem::take(&mut detail.on_stop);
         if let Some(ended) = &mut detail.ended {
             ended.late_beats = beats.saturating_sub(ended.beats);
         }
         drop(detail);
         self.chunk.vacate(self.offset);
+        forgotten
     }
 }
 

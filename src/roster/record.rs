@@ -181,6 +181,11 @@ impl Record {
         self.more.get().map(|more| more.detail.lock())
     }
 
+    /// Whether there is any detail.
+    pub(crate) fn has_detail(&self) -> bool {
+        self.more.get().is_some()
+    }
+
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.known_detail()?.ended.clone()
     }

@@ -35,7 +35,7 @@ pub struct Supervisor {
     children: Arc<Mutex<Vec<Child>>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Child {
     post: Post,
     ending: Arc<Finish>,
@@ -70,7 +70,9 @@ impl Supervisor {
     /// that did not end. They are left running: a thread cannot be killed.
     pub fn shutdown(&self, timeout: Duration) -> StopReport {
         let begun = Instant::now();
-        let children = std::mem::take(&mut *self.children.lock());
+        // They stay in the list until they have ended, for others that shut down at the same time and
+        // for the next time.
+        let children = self.children.lock().clone();
         let deadline = begun.checked_add(timeout);
         for (left, child) in children.iter().enumerate().rev() {
             let rest = match deadline {
@@ -92,10 +94,11 @@ impl Supervisor {
                     id,
                     health: child.post.health(&view),
                 });
-                // The next shutdown will ask for it again.
-                self.children.lock().push(child);
             }
         }
+        self.children
+            .lock()
+            .retain(|child| child.ending.exit().is_none());
         report.took = begun.elapsed();
         report
     }

@@ -115,9 +115,12 @@ where
             break exit;
         }
     };
+    // What the work holds may take its time to go.
+    sleeper.step_away();
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(work))) {
         panics::dispose(payload);
     }
+    sleeper.come_back();
     drop(worker);
     exit
 }

@@ -18,8 +18,8 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Bytes of an id, a type, a group or a name of a metadata entry.
 const LONGEST_NAME: usize = 200;
 /// Bytes of the value of a metadata entry.
-const LONGEST_VALUE: usize = 1_024;
-const MOST_METADATA: usize = 64;
+pub(crate) const LONGEST_VALUE: usize = 1_024;
+pub(crate) const MOST_METADATA: usize = 64;
 
 /// Describes a worker; made by [`WorkerHeartbeat::builder`].
 ///
@@ -181,39 +181,21 @@ impl Builder {
             check_name("id", id)?;
         }
         check_metadata(&self.metadata)?;
-        check_duration("interval", self.interval, SHORTEST_INTERVAL)?;
-        let stale_after = match self.stale_after {
-            Some(stale_after) => {
-                check_duration("stale_after", stale_after, SHORTEST_STALE_AFTER)?;
-                if stale_after < self.interval.saturating_mul(2) {
-                    return Err(Error::invalid(
-                        "stale_after",
-                        format!("{stale_after:?}"),
-                        format!("at least 2 x interval, which is {:?}", self.interval),
-                    ));
-                }
-                stale_after
-            }
-            None => (self.interval * 3).clamp(SHORTEST_STALE_AFTER, LONGEST * 3),
+        let thresholds = Thresholds {
+            beats_only: self.beats_only,
+            ..check_limits(
+                self.interval,
+                self.stale_after,
+                self.stall_after,
+                self.startup_grace,
+            )?
         };
-        if let Some(stall_after) = self.stall_after {
-            check_duration("stall_after", stall_after, SHORTEST_RESOLUTION)?;
-        }
-        let startup_grace = self.startup_grace.unwrap_or(stale_after);
-        if self.startup_grace.is_some() {
-            check_duration("startup_grace", startup_grace, SHORTEST_RESOLUTION)?;
-        }
         Ok(Spec {
             id: self.id,
             profile: ProfileKey {
                 worker_type: self.worker_type,
                 group: self.group,
-                thresholds: Thresholds {
-                    stale_after,
-                    stall_after: self.stall_after,
-                    startup_grace,
-                    beats_only: self.beats_only,
-                },
+                thresholds,
                 interval: self.interval,
             },
             metadata: self.metadata,
@@ -221,7 +203,43 @@ impl Builder {
     }
 }
 
-fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
+/// What is not given follows from the interval.
+pub(crate) fn check_limits(
+    interval: Duration,
+    stale_after: Option<Duration>,
+    stall_after: Option<Duration>,
+    startup_grace: Option<Duration>,
+) -> Result<Thresholds, Error> {
+    check_duration("interval", interval, SHORTEST_INTERVAL)?;
+    let stale_after = match stale_after {
+        Some(stale_after) => {
+            check_duration("stale_after", stale_after, SHORTEST_STALE_AFTER)?;
+            if stale_after < interval.saturating_mul(2) {
+                return Err(Error::invalid(
+                    "stale_after",
+                    format!("{stale_after:?}"),
+                    format!("at least 2 x interval, which is {interval:?}"),
+                ));
+            }
+            stale_after
+        }
+        None => (interval * 3).clamp(SHORTEST_STALE_AFTER, LONGEST * 3),
+    };
+    if let Some(stall_after) = stall_after {
+        check_duration("stall_after", stall_after, SHORTEST_RESOLUTION)?;
+    }
+    if let Some(startup_grace) = startup_grace {
+        check_duration("startup_grace", startup_grace, SHORTEST_RESOLUTION)?;
+    }
+    Ok(Thresholds {
+        stale_after,
+        stall_after,
+        startup_grace: startup_grace.unwrap_or(stale_after),
+        beats_only: false,
+    })
+}
+
+pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
     let trouble = if name.is_empty() {
         "it is empty"
     } else if name.len() > LONGEST_NAME {
@@ -238,7 +256,7 @@ fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
     ))
 }
 
-fn check_metadata(metadata: &[(String, String)]) -> Result<(), Error> {
+pub(crate) fn check_metadata(metadata: &[(String, String)]) -> Result<(), Error> {
     if metadata.len() > MOST_METADATA {
         return Err(Error::invalid(
             "metadata",
@@ -271,7 +289,7 @@ fn check_duration(field: &'static str, value: Duration, least: Duration) -> Resu
 }
 
 /// The beginning of a text, for an error message.
-fn shortened(text: &str) -> &str {
+pub(crate) fn shortened(text: &str) -> &str {
     &text[..text.floor_char_boundary(64)]
 }
 

@@ -12,7 +12,9 @@ use std::time::{Duration, SystemTime};
 use crossbeam_channel::Receiver;
 
 pub use builder::Builder;
-pub(crate) use builder::{DEFAULT_GROUP, DEFAULT_INTERVAL};
+pub(crate) use builder::{DEFAULT_GROUP, DEFAULT_INTERVAL, MOST_METADATA};
+#[cfg(feature = "http")]
+pub(crate) use builder::{LONGEST_VALUE, check_limits, check_metadata, check_name, shortened};
 pub use guards::{SilenceGuard, TaskGuard};
 
 use crate::cell::Phase;
@@ -97,7 +99,8 @@ impl WorkerHeartbeat {
     /// than announced, and than its own allowance, is convicted as usual.
     #[must_use = "the silence ends when the guard is dropped"]
     pub fn expect_silence(&self, at_most: Duration) -> SilenceGuard<'_> {
-        let until = self.registry().view().now.after(at_most);
+        // The time as it stands: a worker does not wait for a pacemaker that is overdue.
+        let until = self.registry().roster().view().now.after(at_most);
         SilenceGuard::new(self, self.membership.post().begin_silence(until))
     }
 

@@ -1,0 +1,440 @@
+//! A store that is reached over HTTP: what the coordinator's clients use.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ureq::http::Uri;
+
+use super::wire::{
+    self, AnswerWire, Answers, BeatWire, ClaimAnswerWire, ClaimWire, FilterWire, KeyWire,
+    LeaseWire, One, Page, RegistrationWire, ReportWire, Seconds, StopWire, SweepWire,
+};
+use crate::error::Error;
+use crate::fleet::{
+    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, StoredWorker,
+    Sweep, WorkerFilter, WorkerKey,
+};
+use crate::health::{Line, SweepReport};
+
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shorter than the coordinator keeps an idle connection, so that none is used that is closing.
+const LONGEST_IDLE: Duration = Duration::from_secs(8);
+/// A page, and the worker that ended it; or what a sweep of very many workers found.
+const LARGEST_ANSWER: u64 = 64 * 1024 * 1024;
+/// Requests stay well below what the coordinator takes.
+const LARGEST_BATCH: usize = wire::LARGEST_REQUEST / 4;
+const MOST_IN_BATCH: usize = wire::MOST_ITEMS / 5;
+/// Characters of a coordinator's own words that are handed on.
+const LONGEST_WORDS: usize = 300;
+
+/// A [`HeartbeatStore`] behind a [`Coordinator`](crate::Coordinator): for workers that reach no
+/// database.
+///
+/// Each call has time limits, to connect and in all; each answer a size limit. Redirections are not
+/// followed, and no proxy is used: the token goes to nobody else. A clone shares its connections.
+///
+/// ```no_run
+/// use worker_heartbeat::{FleetConfig, HttpStore, Registry};
+///
+/// let store = HttpStore::builder("https://coordinator.example:8443").token("s3cret").build()?;
+/// Registry::global().attach(store, FleetConfig::new())?;
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct HttpStore {
+    base: String,
+    authorization: Option<String>,
+    agent: ureq::Agent,
+}
+
+/// Describes an [`HttpStore`]; made by [`HttpStore::builder`].
+#[derive(Clone)]
+#[must_use = "nothing happens before build()"]
+pub struct HttpStoreBuilder {
+    url: String,
+    token: Option<String>,
+    connect_timeout: Duration,
+    timeout: Duration,
+}
+
+impl HttpStoreBuilder {
+    /// What the coordinator asks for, sent as `Authorization: Bearer`. Over `http://`, whoever
+    /// listens on the way can read it.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// How long to find and reach the coordinator may take; 3 s by default.
+    pub const fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
+        self.connect_timeout = connect_timeout;
+        self
+    }
+
+    /// How long a call may take in all; 10 s by default. (A batch that is too large for one request
+    /// is several calls.)
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Checks everything. Nothing is sent yet: the coordinator may come up later.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names what is not allowed.
+    pub fn build(self) -> Result<HttpStore, Error> {
+        let base = base(&self.url)?;
+        let authorization = self.token.map(|token| check_token(&token)).transpose()?;
+        for (name, limit) in [
+            ("connect_timeout", self.connect_timeout),
+            ("timeout", self.timeout),
+        ] {
+            if limit < Duration::from_millis(1) || limit > Duration::from_secs(3_600) {
+                return Err(Error::invalid(name, format!("{limit:?}"), "1 ms to 1 h"));
+            }
+        }
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(self.timeout))
+            .timeout_resolve(Some(self.connect_timeout))
+            .timeout_connect(Some(self.connect_timeout))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .proxy(None)
+            .user_agent(concat!("worker-heartbeat/", env!("CARGO_PKG_VERSION")))
+            .max_idle_age(LONGEST_IDLE)
+            .max_idle_connections_per_host(4)
+            .build();
+        Ok(HttpStore {
+            base,
+            authorization,
+            agent: ureq::Agent::new_with_config(config),
+        })
+    }
+}
+
+impl fmt::Debug for HttpStoreBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whatever is wrong with the URL, it may have a password in it.
+        f.debug_struct("HttpStoreBuilder")
+            .field("url", &base(&self.url).ok())
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("connect_timeout", &self.connect_timeout)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}
+
+impl fmt::Debug for HttpStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpStore")
+            .field("url", &self.base)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The URL without a slash at its end. No part of a URL that is refused is shown before it is known
+/// to have no password in it.
+fn base(url: &str) -> Result<String, Error> {
+    const ALLOWED: &str =
+        "http://HOST[:PORT][/PATH] or https://…, without user, password, query and fragment";
+    let refused = |shown: &str| Error::invalid("url", shown, ALLOWED);
+    if url.contains('@') {
+        return Err(refused("(one with a user or password; use token())"));
+    }
+    if url.contains(['?', '#']) {
+        return Err(refused("(one with a query or fragment)"));
+    }
+    let shown = || format!("{:?}", crate::worker::shortened(url));
+    let parsed: Uri = url.parse().map_err(|_| refused(&shown()))?;
+    let is_web = matches!(parsed.scheme_str(), Some("http" | "https"));
+    let authority = parsed
+        .authority()
+        .map_or("", |authority| authority.as_str());
+    let host = parsed.host().unwrap_or_default();
+    let odd_port = authority.len() > host.len() && parsed.port_u16().is_none();
+    if !is_web || host.is_empty() || odd_port {
+        return Err(refused(&shown()));
+    }
+    Ok(url.trim_end_matches('/').to_owned())
+}
+
+fn check_token(token: &str) -> Result<String, Error> {
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Error::invalid(
+            "token",
+            "(not shown)",
+            "one or more visible ASCII characters, no spaces",
+        ));
+    }
+    Ok(format!("Bearer {token}"))
+}
+
+impl HttpStore {
+    /// A store behind the coordinator at this URL, such as `http://10.0.0.5:7717`; a path is
+    /// allowed, if the coordinator is mounted below one.
+    pub fn builder(url: impl Into<String>) -> HttpStoreBuilder {
+        HttpStoreBuilder {
+            url: url.into(),
+            token: None,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            timeout: DEFAULT_TIMEOUT,
+        }
+    }
+
+    /// The same without a token, and with the default time limits.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] says what a URL has to be like.
+    pub fn new(url: impl Into<String>) -> Result<Self, Error> {
+        Self::builder(url).build()
+    }
+
+    fn call<T: DeserializeOwned>(&self, operation: &'static str, body: &[u8]) -> Result<T, Error> {
+        let fail = |error: ureq::Error| Error::store(operation, Line(&error.to_string()));
+        let mut request = self
+            .agent
+            .post(format!("{}/api/store/{operation}", self.base))
+            .header("Content-Type", "application/json");
+        if let Some(authorization) = &self.authorization {
+            request = request.header("Authorization", authorization);
+        }
+        let mut response = request.send(body).map_err(fail)?;
+        let status = response.status();
+        let answer = response
+            .body_mut()
+            .with_config()
+            .limit(LARGEST_ANSWER)
+            .read_to_vec()
+            .map_err(fail)?;
+        if !status.is_success() {
+            let words = words(&answer);
+            // Not a fault of the coordinator: others may well be let in.
+            if operation == "register" && matches!(status.as_u16(), 400 | 413 | 429) {
+                return Err(Error::invalid(
+                    "registration",
+                    format!("refused by the coordinator, {}", status.as_u16()),
+                    words.trim_start_matches(": "),
+                ));
+            }
+            return Err(Error::store(
+                operation,
+                format_args!("the coordinator answers {}{words}", status.as_u16()),
+            ));
+        }
+        serde_json::from_slice(&answer).map_err(|error| {
+            Error::store(
+                operation,
+                format_args!("this is not a coordinator's answer: {error}"),
+            )
+        })
+    }
+
+    fn one<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        what: Q,
+    ) -> Result<A, Error> {
+        let version = wire::VERSION;
+        self.call(operation, &json(operation, &One { version, what })?)
+    }
+
+    /// Asks about each of these, in as many requests as it takes.
+    fn each<'a, T, Q, A>(
+        &self,
+        operation: &'static str,
+        items: &'a [T],
+        ttl: Option<Duration>,
+    ) -> Result<Vec<A>, Error>
+    where
+        Q: Serialize + From<&'a T>,
+        A: DeserializeOwned,
+    {
+        let mut answers = Vec::with_capacity(items.len());
+        let mut items = items.iter().peekable();
+        while items.peek().is_some() {
+            let mut body = format!("{{\"version\":{}", wire::VERSION).into_bytes();
+            if let Some(ttl) = ttl {
+                body.extend_from_slice(b",\"ttl_s\":");
+                body.extend(json(operation, &Seconds(ttl))?);
+            }
+            body.extend_from_slice(b",\"items\":[");
+            let mut count = 0;
+            while count < MOST_IN_BATCH
+                && body.len() < LARGEST_BATCH
+                && let Some(item) = items.next()
+            {
+                if count > 0 {
+                    body.push(b',');
+                }
+                body.extend(json(operation, &Q::from(item))?);
+                count += 1;
+            }
+            body.extend_from_slice(b"]}");
+            let reply: Answers<A> = self.call(operation, &body)?;
+            if reply.answers.len() != count {
+                return Err(Error::store(
+                    operation,
+                    format_args!("{} answers to {count} questions", reply.answers.len()),
+                ));
+            }
+            answers.extend(reply.answers);
+        }
+        Ok(answers)
+    }
+
+    fn answers<'a, T, Q>(
+        &self,
+        operation: &'static str,
+        items: &'a [T],
+    ) -> Result<Vec<Answer>, Error>
+    where
+        Q: Serialize + From<&'a T>,
+    {
+        let answers = self.each::<T, Q, AnswerWire>(operation, items, None)?;
+        Ok(answers.into_iter().map(Answer::from).collect())
+    }
+}
+
+fn json(operation: &'static str, what: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(what).map_err(|error| Error::store(operation, error))
+}
+
+/// What somebody who refuses says to it, on one line and not too long: `: the token is wrong`.
+fn words(answer: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Said {
+        error: String,
+    }
+    match serde_json::from_slice::<Said>(answer) {
+        Ok(said) => {
+            let words: String = said.error.chars().take(LONGEST_WORDS).collect();
+            format!(": {}", Line(&words))
+        }
+        Err(_) => String::new(),
+    }
+}
+
+impl HeartbeatStore for HttpStore {
+    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+        let keys = self.each::<_, RegistrationWire, KeyWire>("register", workers, None)?;
+        Ok(keys.into_iter().map(WorkerKey::from).collect())
+    }
+
+    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
+        self.answers::<_, BeatWire>("beat", beats)
+    }
+
+    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
+        self.answers::<_, StopWire>("stop", stops)
+    }
+
+    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        let mut filter = filter.clone();
+        let mut workers: Vec<StoredWorker> = Vec::new();
+        loop {
+            let page: Page = self.one("list", FilterWire::from(&filter))?;
+            let came = page.workers.len();
+            workers.extend(page.workers.into_iter().map(StoredWorker::from));
+            filter.limit = filter.limit.saturating_sub(came);
+            filter.after = workers.last().map(|worker| worker.key.id.clone());
+            // A page that says that there is more and brings nothing would never end.
+            if !page.more || came == 0 || filter.limit == 0 {
+                return Ok(workers);
+            }
+        }
+    }
+
+    /// Of very many [killed](Sweep::killed) workers, only so many are told as go into one request;
+    /// the next sweep finds the others again.
+    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
+        let mut size = 0;
+        let killed = sweep.killed.iter().map(KeyWire::from).take_while(|key| {
+            // An escaped character takes six bytes at most.
+            size += 64 + key.id.len() * 6;
+            size < LARGEST_BATCH
+        });
+        let wire = SweepWire {
+            threshold_s: Seconds(sweep.threshold),
+            watched_for_s: Seconds(sweep.watched_for),
+            killed: killed.collect(),
+            dry_run: sweep.dry_run,
+        };
+        let report: ReportWire = self.one("sweep", wire)?;
+        Ok(report.into())
+    }
+
+    fn purge(&self, age: Duration) -> Result<usize, Error> {
+        self.one("purge", Seconds(age))
+    }
+
+    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
+        let answer: ClaimAnswerWire = self.one("claim", ClaimWire::from(claim))?;
+        Ok(answer.into())
+    }
+
+    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
+        self.each::<_, LeaseWire, bool>("renew", leases, Some(ttl))
+    }
+
+    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
+        self.each::<_, LeaseWire, bool>("release", leases, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_checked_and_never_shows_a_password() {
+        for url in [
+            "http://127.0.0.1:7717",
+            "https://coordinator.example/fleet/",
+            "http://[::1]:80",
+        ] {
+            assert!(HttpStore::new(url).is_ok(), "{url}");
+        }
+        for url in [
+            "",
+            "coordinator:7717",
+            "/api",
+            "ftp://host",
+            "http://",
+            "http://user:hunter2@host",
+            "hunter2@host",
+            "http://host/?key=hunter2",
+            "http://host/#hunter2",
+            "http://host:99999999/",
+            "http://a b/",
+        ] {
+            let builder = HttpStore::builder(url).token("hunter2");
+            assert!(!format!("{builder:?}").contains("hunter2"), "{builder:?}");
+            let error = builder.build().expect_err(url).to_string();
+            assert!(error.starts_with("invalid url: "), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_never_shown() {
+        for token in ["", "two words", "line\nbreak", "ä"] {
+            let error = HttpStore::builder("http://host").token(token).build();
+            let error = error.expect_err(token).to_string();
+            assert!(error.starts_with("invalid token: (not shown)"), "{error}");
+        }
+        let store = HttpStore::builder("http://host").token("hunter2").build();
+        let debug = format!("{:?}", store.unwrap());
+        assert!(!debug.contains("hunter2"), "{debug}");
+    }
+
+    #[test]
+    fn a_coordinators_words_stay_on_one_line_and_short() {
+        assert_eq!(words(b"{\"error\":\"a\\nb\"}"), ": a\\nb");
+        assert_eq!(words(b"<html>"), "");
+        let long = format!("{{\"error\":\"{}\"}}", "x".repeat(10_000));
+        assert!(words(long.as_bytes()).len() < 400);
+    }
+}

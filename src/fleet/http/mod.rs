@@ -1,0 +1,7 @@
+//! A store that is reached over HTTP.
+
+mod client;
+mod items;
+pub(crate) mod wire;
+
+pub use client::{HttpStore, HttpStoreBuilder};

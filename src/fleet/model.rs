@@ -1,0 +1,430 @@
+//! The safety of leases, checked exhaustively on the code that stores run on.
+//!
+//! Two processes and a rival for their id want one run. Every order is tried in which they send,
+//! in which messages arrive, twice or never, in which processes stand still, crash, come back and
+//! lose their id to each other, sweeps happen and time passes. In every state:
+//!
+//! * no two believe that the run is theirs;
+//! * a fence that is granted is higher than every one before;
+//! * a run that was released, or whose lease expired, can be claimed.
+//!
+//! States that were seen are told apart by 64 bits of their hash.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::time::{Duration, SystemTime};
+
+use super::lease::{Deadline, Now};
+use super::memory::Book;
+use super::rules;
+use super::store::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Sweep, WorkerKey};
+use crate::clock::Moment;
+use crate::health::{State as Health, Thresholds};
+
+const RUN: &str = "run";
+const SECOND: Duration = Duration::from_secs(1);
+const EPOCH: u64 = 1_000;
+
+/// How far the search goes.
+#[derive(Clone, Copy)]
+struct Bounds {
+    ttl: Duration,
+    stale_after: Duration,
+    seconds: u64,
+    /// Requests of one process.
+    requests: u8,
+    /// Messages on their way at a time.
+    in_flight: usize,
+    /// Both processes register under one id.
+    one_id: bool,
+    /// What they ask for beside registering and claiming.
+    beats: bool,
+    renewals: bool,
+    sweeps: u8,
+    duplicates: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct World {
+    book: Book,
+    second: u64,
+    processes: [Process; 2],
+    messages: Vec<Message>,
+    highest_fence: u64,
+    sweeps: u8,
+    /// Messages that may still arrive twice.
+    duplicates: u8,
+}
+
+/// One process with one worker, as it sees itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Process {
+    crashed: bool,
+    requests: u8,
+    key: Option<WorkerKey>,
+    /// The store took in a heartbeat, as far as is known here.
+    bond: Option<Deadline>,
+    lease: Option<(LeaseKey, Deadline)>,
+    /// The claim whose answer it waits for: one at a time.
+    claiming: Option<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Message {
+    Request(usize, u64, Request),
+    Reply(usize, u64, Reply),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Request {
+    Register,
+    Beat(WorkerKey),
+    Claim(WorkerKey, u8),
+    Renew(LeaseKey),
+    Release(LeaseKey),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Reply {
+    Registered(WorkerKey),
+    Beaten(WorkerKey, Answer),
+    Claimed(LeaseKey, u8),
+    Renewed(LeaseKey, bool),
+}
+
+fn now(second: u64) -> Now {
+    Now {
+        moment: Moment::ZERO.after(SECOND * (EPOCH + second) as u32),
+        wall: SystemTime::UNIX_EPOCH + SECOND * (EPOCH + second) as u32,
+    }
+}
+
+impl Process {
+    /// As [`Lease::is_held`](super::Lease::is_held) decides.
+    fn believes(&self, now: &Now) -> bool {
+        match (&self.key, &self.bond, &self.lease) {
+            (Some(key), Some(bond), Some((lease, until))) => {
+                !self.crashed
+                    && lease.worker == *key
+                    && !until.remaining(now).min(bond.remaining(now)).is_zero()
+            }
+            _ => false,
+        }
+    }
+
+    /// What it may do next.
+    fn wishes(&self, bounds: &Bounds) -> Vec<Request> {
+        let mut wishes = Vec::new();
+        let Some(key) = &self.key else {
+            return vec![Request::Register];
+        };
+        if bounds.beats {
+            wishes.push(Request::Beat(key.clone()));
+        }
+        match &self.lease {
+            Some((lease, _)) if bounds.renewals => {
+                wishes.push(Request::Renew(lease.clone()));
+                wishes.push(Request::Release(lease.clone()));
+            }
+            None if self.claiming.is_none() => {
+                wishes.push(Request::Claim(key.clone(), self.requests));
+            }
+            _ => {}
+        }
+        wishes
+    }
+}
+
+impl World {
+    fn next(&self, bounds: &Bounds) -> Vec<Self> {
+        let mut next = Vec::new();
+        let mut add = |change: &dyn Fn(&mut Self)| {
+            let mut world = self.clone();
+            change(&mut world);
+            world.messages.sort_by_cached_key(|message| {
+                std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::new().hash_one(message)
+            });
+            next.push(world);
+        };
+        if self.second < bounds.seconds {
+            // Standing still is that time passes and nothing else happens.
+            add(&|world| world.second += 1);
+        }
+        for (i, process) in self.processes.iter().enumerate() {
+            if process.crashed {
+                continue;
+            }
+            if process.requests < bounds.requests && self.messages.len() < bounds.in_flight {
+                for wish in process.wishes(bounds) {
+                    add(&|world| world.send(i, wish.clone()));
+                }
+            }
+            if process.claiming.is_some() {
+                // It has waited for too long. The claim may arrive all the same.
+                add(&|world| world.processes[i].claiming = None);
+            }
+            if process.lease.is_some() {
+                add(&|world| {
+                    world.processes[i] = Process {
+                        crashed: true,
+                        ..world.processes[i].clone()
+                    };
+                });
+            }
+        }
+        for n in 0..self.messages.len() {
+            // Lost, delivered, or delivered and still on its way. One that is on its way for ever
+            // is lost, too.
+            if self.messages.len() == bounds.in_flight {
+                add(&|world| drop(world.messages.remove(n)));
+            }
+            add(&|world| {
+                let message = world.messages.remove(n);
+                world.deliver(message, bounds);
+            });
+            if matches!(self.messages[n], Message::Request(..)) && self.duplicates > 0 {
+                add(&|world| {
+                    world.duplicates -= 1;
+                    world.deliver(world.messages[n].clone(), bounds);
+                });
+            }
+        }
+        if self.sweeps > 0 {
+            add(&|world| world.sweep());
+        }
+        next
+    }
+
+    fn send(&mut self, i: usize, request: Request) {
+        let process = &mut self.processes[i];
+        process.requests += 1;
+        match request {
+            // From here on, it does not believe in it.
+            Request::Release(_) => process.lease = None,
+            Request::Claim(_, serial) => process.claiming = Some(serial),
+            _ => {}
+        }
+        self.messages
+            .push(Message::Request(i, self.second, request));
+    }
+
+    fn deliver(&mut self, message: Message, bounds: &Bounds) {
+        match message {
+            Message::Request(i, sent, request) => {
+                if let Some(reply) = self.answer(i, request, bounds) {
+                    self.messages.push(Message::Reply(i, sent, reply));
+                }
+            }
+            Message::Reply(i, sent, reply) => {
+                let process = &mut self.processes[i];
+                if process.crashed {
+                    return;
+                }
+                let sent = now(sent);
+                let mut renewed = sent.deadline(bounds.ttl, Duration::ZERO);
+                let bond = sent.deadline(bounds.stale_after, Duration::ZERO);
+                match reply {
+                    Reply::Registered(key) => {
+                        if process.key.is_none() {
+                            process.key = Some(key);
+                            process.bond = Some(bond);
+                        }
+                    }
+                    Reply::Beaten(key, answer) if process.key.as_ref() == Some(&key) => {
+                        if answer == Answer::Accepted {
+                            // Replies may come in another order than their requests.
+                            process.bond = process.bond.max(Some(bond));
+                        } else {
+                            process.key = None;
+                            process.lease = None;
+                        }
+                    }
+                    Reply::Claimed(lease, serial) => {
+                        if process.claiming == Some(serial) {
+                            process.claiming = None;
+                            if process.key.as_ref() == Some(&lease.worker) {
+                                process.lease = Some((lease, renewed));
+                            }
+                        }
+                    }
+                    Reply::Renewed(key, held) => {
+                        if let Some((lease, until)) = &mut process.lease
+                            && *lease == key
+                        {
+                            if held {
+                                renewed = renewed.max(*until);
+                                *until = renewed;
+                            } else {
+                                process.lease = None;
+                            }
+                        }
+                    }
+                    Reply::Beaten(..) => {}
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, i: usize, request: Request, bounds: &Bounds) -> Option<Reply> {
+        let at = now(self.second).moment;
+        let book = &mut self.book;
+        match request {
+            Request::Register => {
+                let id = if bounds.one_id { 0 } else { i };
+                let mut registration = Registration::new("t", id.to_string());
+                registration.thresholds = Some(Thresholds::new(bounds.stale_after));
+                let key = rules::register(book, &registration, at).unwrap();
+                Some(Reply::Registered(key))
+            }
+            Request::Beat(key) => {
+                // The age is that at the moment of sending, so the heartbeat may be taken for
+                // younger than it is, never for older.
+                let beat = Beat::new(key.clone(), Health::Active);
+                let answer = rules::beat(book, &beat, at).unwrap();
+                Some(Reply::Beaten(key, answer))
+            }
+            Request::Claim(worker, serial) => {
+                let claim = Claim {
+                    worker: worker.clone(),
+                    run_id: RUN.to_owned(),
+                    ttl: bounds.ttl,
+                };
+                let free = book
+                    .leases
+                    .get(RUN)
+                    .is_none_or(|hold| hold.expires_at <= at);
+                match rules::claim(book, &claim, at).unwrap() {
+                    ClaimAnswer::Granted(fence) => {
+                        assert!(fence > self.highest_fence, "fences grow");
+                        self.highest_fence = fence;
+                        let lease = LeaseKey {
+                            worker,
+                            run_id: RUN.to_owned(),
+                            fence,
+                        };
+                        Some(Reply::Claimed(lease, serial))
+                    }
+                    ClaimAnswer::Taken => {
+                        assert!(!free, "a run that is free can be claimed");
+                        None
+                    }
+                    ClaimAnswer::Refused(_) => None,
+                }
+            }
+            Request::Renew(lease) => {
+                let held = rules::renew(book, &lease, bounds.ttl, at).unwrap();
+                Some(Reply::Renewed(lease, held))
+            }
+            Request::Release(lease) => {
+                rules::release(book, &lease, at).unwrap();
+                None
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        self.sweeps -= 1;
+        let gone = self.processes.iter().filter(|process| process.crashed);
+        let sweep = Sweep {
+            killed: gone.filter_map(|process| process.key.clone()).collect(),
+            ..Sweep::default()
+        };
+        rules::sweep(&mut self.book, &sweep, now(self.second).moment).unwrap();
+    }
+}
+
+/// Looks at every state that can be reached. Returns how many there are, and in how many somebody
+/// believes.
+fn explore(bounds: &Bounds) -> (usize, usize) {
+    let hasher = RandomState::new();
+    let mut seen = HashSet::new();
+    let mut believers = 0;
+    let mut world = World {
+        book: Book::default(),
+        second: 0,
+        processes: Default::default(),
+        messages: Vec::new(),
+        highest_fence: 0,
+        sweeps: bounds.sweeps,
+        duplicates: bounds.duplicates,
+    };
+    // The first is there already, and with ids of their own both are.
+    for i in 0..if bounds.one_id { 1 } else { 2 } {
+        world.deliver(Message::Request(i, 0, Request::Register), bounds);
+        let reply = world.messages.remove(0);
+        world.deliver(reply, bounds);
+    }
+    let mut open = vec![world];
+    while let Some(world) = open.pop() {
+        let now = now(world.second);
+        let holders = world.processes.iter().filter(|p| p.believes(&now)).count();
+        assert!(
+            holders < 2,
+            "two believe that the run is theirs: {world:#?}"
+        );
+        believers += holders;
+        let next = world.next(bounds).into_iter();
+        open.extend(next.filter(|world| seen.insert(hasher.hash_one(world))));
+    }
+    (seen.len(), believers)
+}
+
+#[test]
+fn no_two_believe_in_a_lease() {
+    let (states, believers) = explore(&Bounds {
+        ttl: SECOND,
+        stale_after: 90 * SECOND,
+        seconds: 2,
+        requests: 2,
+        in_flight: 2,
+        one_id: false,
+        beats: false,
+        renewals: true,
+        sweeps: 0,
+        duplicates: 1,
+    });
+    assert!(
+        states > 10_000 && believers > 500,
+        "{states} states, {believers} with a holder"
+    );
+}
+
+#[test]
+fn no_two_believe_in_a_lease_that_outlasts_the_heartbeat_limit() {
+    let (states, believers) = explore(&Bounds {
+        ttl: 90 * SECOND,
+        stale_after: SECOND,
+        seconds: 2,
+        requests: 2,
+        in_flight: 2,
+        one_id: false,
+        beats: true,
+        renewals: false,
+        sweeps: 1,
+        duplicates: 0,
+    });
+    assert!(
+        states > 10_000 && believers > 500,
+        "{states} states, {believers} with a holder"
+    );
+}
+
+#[test]
+fn no_two_believe_in_a_lease_of_one_id() {
+    let (states, believers) = explore(&Bounds {
+        ttl: 90 * SECOND,
+        stale_after: SECOND,
+        seconds: 2,
+        requests: 2,
+        in_flight: 2,
+        one_id: true,
+        beats: false,
+        renewals: false,
+        sweeps: 1,
+        duplicates: 0,
+    });
+    assert!(
+        states > 10_000 && believers > 500,
+        "{states} states, {believers} with a holder"
+    );
+}

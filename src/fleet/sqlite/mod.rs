@@ -1,0 +1,274 @@
+//! A store in a SQLite file: no server, no set-up.
+
+mod tables;
+mod time;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use super::rules::{self, Tables};
+use super::store::{
+    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
+    WorkerFilter, WorkerKey,
+};
+use super::stored::StoredWorker;
+use crate::clock::Moment;
+use crate::error::Error;
+use crate::health::SweepReport;
+use tables::InTransaction;
+
+/// How long a call waits for another process that is writing.
+const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const SCHEMA: &str = include_str!("schema.sql");
+/// Told apart from other programs' files, and from other versions' tables.
+const APPLICATION_ID: i32 = 0x7768_6274;
+const SCHEMA_VERSION: i32 = 1;
+
+/// A [`HeartbeatStore`] in a SQLite file, for all processes of one host.
+///
+/// The file is in WAL mode, and every commit reaches the disk: a number that was given is not given
+/// again, whatever happens. Time is counted from the host's boot: it does not matter when somebody
+/// sets the wall clock. The file must not be on a network's file system, and all its users must
+/// share one kernel.
+///
+/// ```
+/// # #[cfg(feature = "sqlite")]
+/// # fn main() -> Result<(), worker_heartbeat::Error> {
+/// use worker_heartbeat::{FleetConfig, Registry, SqliteStore};
+///
+/// # let directory = std::env::temp_dir().join(format!("worker-heartbeat-doc-{}", std::process::id()));
+/// # std::fs::create_dir_all(&directory).expect("a temporary directory");
+/// let registry = Registry::new();
+/// registry.attach(SqliteStore::open(directory.join("fleet.db"))?, FleetConfig::new())?;
+/// # drop(registry);
+/// # std::fs::remove_dir_all(&directory).expect("it is there");
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "sqlite"))]
+/// # fn main() {}
+/// ```
+pub struct SqliteStore {
+    path: PathBuf,
+    busy_timeout: Duration,
+    /// `None`: to be opened at the next call.
+    connection: Mutex<Option<Connection>>,
+}
+
+impl SqliteStore {
+    /// Opens the file, and makes it if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if it cannot be opened or written, is of another program, or of a newer
+    /// version of this one.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::open_with_timeout(path, DEFAULT_BUSY_TIMEOUT)
+    }
+
+    /// As [`open`](Self::open); calls wait for at most `busy_timeout` for other processes that are
+    /// writing, 5 s by default.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with_timeout(
+        path: impl AsRef<Path>,
+        busy_timeout: Duration,
+    ) -> Result<Self, Error> {
+        let store = Self::lazy(path, busy_timeout);
+        *store.connection.lock() = Some(store.connect()?);
+        Ok(store)
+    }
+
+    /// As [`open`](Self::open), but the file is opened at the first call: a start goes well even if
+    /// that can't be done yet.
+    #[must_use]
+    pub fn open_later(path: impl AsRef<Path>) -> Self {
+        Self::lazy(path, DEFAULT_BUSY_TIMEOUT)
+    }
+
+    fn lazy(path: impl AsRef<Path>, busy_timeout: Duration) -> Self {
+        Self {
+            path: path.as_ref().to_owned(),
+            busy_timeout,
+            connection: Mutex::new(None),
+        }
+    }
+
+    fn connect(&self) -> Result<Connection, Error> {
+        let failed = |error: rusqlite::Error| {
+            Error::store("open", format_args!("{}: {error}", self.path.display()))
+        };
+        // A path is a path: not a URI.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(&self.path, flags).map_err(failed)?;
+        connection.busy_timeout(self.busy_timeout).map_err(failed)?;
+        self.check(&mut connection)?;
+        connection
+            .pragma_update(None, "journal_mode", "WAL")
+            .and_then(|()| connection.pragma_update(None, "synchronous", "FULL"))
+            .map_err(failed)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        Ok(connection)
+    }
+
+    /// Makes the tables if there are none; refuses what is not ours.
+    fn check(&self, connection: &mut Connection) -> Result<(), Error> {
+        let failed = |error: rusqlite::Error| {
+            Error::store("open", format_args!("{}: {error}", self.path.display()))
+        };
+        // Many processes may start at once: one of them makes the tables.
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(failed)?;
+        let pragma = |name| transaction.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+        let application = pragma("application_id").map_err(failed)?;
+        let version = pragma("user_version").map_err(failed)?;
+        match (application, version) {
+            (APPLICATION_ID, SCHEMA_VERSION) => {}
+            (0, 0) => {
+                let tables: i64 = transaction
+                    .query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))
+                    .map_err(failed)?;
+                if tables > 0 {
+                    return Err(self.foreign("it belongs to another program"));
+                }
+                transaction
+                    .execute_batch(SCHEMA)
+                    .and_then(|()| {
+                        transaction.pragma_update(None, "application_id", APPLICATION_ID)
+                    })
+                    .and_then(|()| transaction.pragma_update(None, "user_version", SCHEMA_VERSION))
+                    .map_err(failed)?;
+            }
+            (APPLICATION_ID, _) => {
+                return Err(self.foreign("it was made by a newer version of this library"));
+            }
+            _ => return Err(self.foreign("it belongs to another program")),
+        }
+        transaction.commit().map_err(failed)
+    }
+
+    fn foreign(&self, why: &str) -> Error {
+        Error::store("open", format_args!("{}: {why}", self.path.display()))
+    }
+
+    /// Does something in one transaction, at one moment of the store's time.
+    fn transact<T>(
+        &self,
+        operation: &'static str,
+        writes: bool,
+        act: impl FnOnce(&mut InTransaction<'_>, Moment) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut place = self.connection.lock();
+        let connection = match &mut *place {
+            Some(connection) => connection,
+            closed => closed.insert(self.connect()?),
+        };
+        let done = (|| {
+            let failed = |error| tables::failed(operation, &error);
+            let behavior = if writes {
+                TransactionBehavior::Immediate
+            } else {
+                TransactionBehavior::Deferred
+            };
+            let transaction = connection
+                .transaction_with_behavior(behavior)
+                .map_err(failed)?;
+            // Read once nobody else can write: a later transaction has a later time.
+            let now = time::now(&transaction, writes).map_err(failed)?;
+            let mut tables = InTransaction::new(&transaction, operation);
+            let done = act(&mut tables, now)?;
+            transaction.commit().map_err(failed)?;
+            Ok(done)
+        })();
+        if done.is_err() {
+            // A file that was replaced, or a disk that was full, is looked at afresh.
+            *place = None;
+        }
+        done
+    }
+
+    fn write<T>(
+        &self,
+        operation: &'static str,
+        act: impl FnOnce(&mut InTransaction<'_>, Moment) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.transact(operation, true, act)
+    }
+
+    fn each<T, A>(
+        &self,
+        operation: &'static str,
+        items: &[T],
+        act: impl Fn(&mut dyn Tables, &T, Moment) -> Result<A, Error>,
+    ) -> Result<Vec<A>, Error> {
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.write(operation, |tables, now| {
+            items.iter().map(|item| act(tables, item, now)).collect()
+        })
+    }
+}
+
+impl HeartbeatStore for SqliteStore {
+    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+        self.each("register", workers, rules::register)
+    }
+
+    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
+        self.each("beat", beats, rules::beat)
+    }
+
+    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
+        self.each("stop", stops, rules::stop)
+    }
+
+    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        self.transact("list", false, |tables, now| tables.list(filter, now))
+    }
+
+    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
+        self.write("sweep", |tables, now| rules::sweep(tables, sweep, now))
+    }
+
+    fn purge(&self, age: Duration) -> Result<usize, Error> {
+        self.write("purge", |tables, now| tables.forget_ended(now.before(age)))
+    }
+
+    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
+        self.write("claim", |tables, now| rules::claim(tables, claim, now))
+    }
+
+    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
+        self.each("renew", leases, |tables, key, now| {
+            rules::renew(tables, key, ttl, now)
+        })
+    }
+
+    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
+        self.each("release", leases, rules::release)
+    }
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore")
+            .field("path", &self.path)
+            .field("busy_timeout", &self.busy_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether another process was writing for too long.
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+    )
+}

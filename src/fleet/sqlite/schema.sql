@@ -1,0 +1,59 @@
+-- Times are nanoseconds of the store's clock, which shows the Unix time roughly: see clock.
+-- datetime(heartbeat_at / 1000000000, 'unixepoch') is good enough for people.
+CREATE TABLE workers (
+    worker_id        TEXT PRIMARY KEY,
+    incarnation      INTEGER NOT NULL,
+    worker_type      TEXT NOT NULL,
+    worker_group     TEXT NOT NULL,
+    interval_ns      INTEGER NOT NULL,
+    -- NULL: whoever judges has to bring limits.
+    stale_after_ns   INTEGER,
+    stall_after_ns   INTEGER,
+    startup_grace_ns INTEGER,
+    beats_only       INTEGER NOT NULL,
+    metadata         TEXT NOT NULL,
+    restarts         INTEGER NOT NULL,
+    -- NULL: the process is not known.
+    pid              INTEGER,
+    process_started  INTEGER,
+    hostname         TEXT,
+    boot_id          TEXT,
+    pid_namespace    INTEGER,
+    -- What its own process said last: active, idle, processing, stalled and so on.
+    status           TEXT NOT NULL,
+    reason           TEXT,
+    registered_at    INTEGER NOT NULL,
+    heartbeat_at     INTEGER,
+    progress_at      INTEGER,
+    run_id           TEXT,
+    task             TEXT,
+    steps_done       INTEGER,
+    steps_total      INTEGER,
+    beats            INTEGER NOT NULL,
+    -- NULL: it has not ended.
+    ended_at         INTEGER,
+    stopped          INTEGER,
+    ending_cause     TEXT,
+    ending_detail    TEXT
+) WITHOUT ROWID;
+CREATE INDEX workers_living ON workers (worker_id) WHERE ended_at IS NULL;
+CREATE INDEX workers_by_group ON workers (worker_group);
+
+CREATE TABLE leases (
+    run_id      TEXT PRIMARY KEY,
+    worker_id   TEXT NOT NULL,
+    incarnation INTEGER NOT NULL,
+    fence       INTEGER NOT NULL,
+    expires_at  INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX leases_by_worker ON leases (worker_id);
+CREATE INDEX leases_by_expiry ON leases (expires_at);
+
+-- The last incarnation or fence that was given.
+CREATE TABLE numbers (last INTEGER NOT NULL);
+INSERT INTO numbers VALUES (0);
+
+-- The store's time is the time since this boot plus the offset, so that setting the wall clock
+-- convicts nobody and ends no lease.
+CREATE TABLE clock (boot_id TEXT NOT NULL, offset_ns INTEGER NOT NULL);
+INSERT INTO clock VALUES ('', 0);

@@ -1,0 +1,341 @@
+//! Workers and leases as rows of a SQLite file, within one transaction.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, Row as SqlRow, named_params, params};
+
+use crate::clock::{Moment, nanos};
+use crate::error::Error;
+use crate::fleet::host::ProcessIdentity;
+use crate::fleet::rules::{Hold, Row, Tables};
+use crate::fleet::store::{LeaseKey, WorkerFilter, WorkerKey};
+use crate::fleet::stored::{StoredEnding, StoredWorker};
+use crate::health::{State, Thresholds};
+
+/// See the module.
+pub(super) struct InTransaction<'a> {
+    connection: &'a Connection,
+    /// What it is done for.
+    operation: &'static str,
+}
+
+pub(super) fn failed(operation: &'static str, error: &rusqlite::Error) -> Error {
+    if super::is_busy(error) {
+        Error::store(operation, "another process has been writing for too long")
+    } else {
+        Error::store(operation, error)
+    }
+}
+
+impl<'a> InTransaction<'a> {
+    pub(super) const fn new(connection: &'a Connection, operation: &'static str) -> Self {
+        Self {
+            connection,
+            operation,
+        }
+    }
+
+    fn told<T>(&self, result: rusqlite::Result<T>) -> Result<T, Error> {
+        result.map_err(|error| failed(self.operation, &error))
+    }
+
+    fn workers(&self, condition: &str, given: Vec<Value>) -> Result<Vec<Row>, Error> {
+        let read = || {
+            self.connection
+                .prepare_cached(&format!("SELECT * FROM workers WHERE {condition}"))?
+                .query_map(rusqlite::params_from_iter(given), worker)?
+                .collect()
+        };
+        self.told(read())
+    }
+
+    fn leases(&self, condition: &str, given: Vec<Value>) -> Result<Vec<Hold>, Error> {
+        let read = || {
+            self.connection
+                .prepare_cached(&format!("SELECT * FROM leases WHERE {condition}"))?
+                .query_map(rusqlite::params_from_iter(given), lease)?
+                .collect()
+        };
+        self.told(read())
+    }
+
+    fn execute(&self, sql: &str, given: impl rusqlite::Params) -> Result<usize, Error> {
+        let write = || self.connection.prepare_cached(sql)?.execute(given);
+        self.told(write())
+    }
+
+    pub(super) fn list(
+        &mut self,
+        filter: &WorkerFilter,
+        now: Moment,
+    ) -> Result<Vec<StoredWorker>, Error> {
+        let mut conditions = vec!["worker_id > ?".to_owned()];
+        let mut given = vec![Value::from(filter.after.clone().unwrap_or_default())];
+        let mut equal = |column: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                conditions.push(format!("{column} = ?"));
+                given.push(value);
+            }
+        };
+        equal("worker_type", filter.worker_type.clone().map(Value::from));
+        equal("worker_group", filter.group.clone().map(Value::from));
+        if let Some(host) = &filter.host {
+            equal("boot_id", Some(host.boot_id.clone().into()));
+            equal("pid_namespace", Some(signed(host.pid_namespace).into()));
+            conditions.push("ended_at IS NULL".to_owned());
+        }
+        given.push(signed(filter.limit as u64).into());
+        let condition = format!("{} ORDER BY worker_id LIMIT ?", conditions.join(" AND "));
+        let rows = self.workers(&condition, given)?;
+        let mut leases = BTreeMap::<String, Vec<Hold>>::new();
+        for hold in self.leases("expires_at > ?", vec![time(now).into()])? {
+            leases
+                .entry(hold.key.worker.id.clone())
+                .or_default()
+                .push(hold);
+        }
+        Ok(rows
+            .into_iter()
+            .map(|row| row.stored(now, leases.get(&row.key.id).map_or(&[], |own| own)))
+            .collect())
+    }
+}
+
+impl Tables for InTransaction<'_> {
+    fn worker(&mut self, id: &str) -> Result<Option<Row>, Error> {
+        let found = self.workers("worker_id = ?", vec![id.to_owned().into()])?;
+        Ok(found.into_iter().next())
+    }
+
+    fn put_worker(&mut self, row: &Row) -> Result<(), Error> {
+        let metadata: serde_json::Map<_, _> = row
+            .metadata
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone().into()))
+            .collect();
+        let metadata = serde_json::Value::Object(metadata).to_string();
+        let process = row.process.as_ref();
+        let limits = row.thresholds.as_ref();
+        let ending = row.ending.as_ref();
+        self.execute(
+            "INSERT OR REPLACE INTO workers VALUES (
+                :worker_id, :incarnation, :worker_type, :worker_group, :interval_ns,
+                :stale_after_ns, :stall_after_ns, :startup_grace_ns, :beats_only, :metadata,
+                :restarts, :pid, :process_started, :hostname, :boot_id, :pid_namespace, :status,
+                :reason, :registered_at, :heartbeat_at, :progress_at, :run_id, :task, :steps_done,
+                :steps_total, :beats, :ended_at, :stopped, :ending_cause, :ending_detail)",
+            named_params! {
+                ":worker_id": row.key.id,
+                ":incarnation": signed(row.key.incarnation),
+                ":worker_type": row.worker_type,
+                ":worker_group": row.group,
+                ":interval_ns": length(row.interval),
+                ":stale_after_ns": limits.map(|own| length(own.stale_after)),
+                ":stall_after_ns": limits.and_then(|own| own.stall_after).map(length),
+                ":startup_grace_ns": limits.map(|own| length(own.startup_grace)),
+                ":beats_only": limits.is_some_and(|own| own.beats_only),
+                ":metadata": metadata,
+                ":restarts": row.restarts,
+                ":pid": process.map(|process| process.pid),
+                ":process_started": process.map(|process| signed(process.started)),
+                ":hostname": process.map(|process| &process.hostname),
+                ":boot_id": process.map(|process| &process.boot_id),
+                ":pid_namespace": process.map(|process| signed(process.pid_namespace)),
+                ":status": row.reported.name(),
+                ":reason": row.reason,
+                ":registered_at": time(row.registered_at),
+                ":heartbeat_at": row.heartbeat_at.map(time),
+                ":progress_at": row.progress_at.map(time),
+                ":run_id": row.run_id,
+                ":task": row.task,
+                ":steps_done": row.progress.map(|(done, _)| signed(done)),
+                ":steps_total": row.progress.map(|(_, total)| signed(total)),
+                ":beats": signed(row.beats),
+                ":ended_at": ending.map(|(_, at)| time(*at)),
+                ":stopped": ending.map(|(ending, _)| ending.stopped),
+                ":ending_cause": ending.map(|(ending, _)| &ending.cause),
+                ":ending_detail": ending.and_then(|(ending, _)| ending.detail.as_ref()),
+            },
+        )?;
+        Ok(())
+    }
+
+    fn living(&mut self) -> Result<Vec<Row>, Error> {
+        self.workers("ended_at IS NULL ORDER BY worker_id", Vec::new())
+    }
+
+    fn in_groups(&mut self, groups: &BTreeSet<String>) -> Result<Vec<Row>, Error> {
+        let mut inside = Vec::new();
+        for group in groups {
+            inside.extend(self.workers("worker_group = ?", vec![group.clone().into()])?);
+        }
+        Ok(inside)
+    }
+
+    fn forget_ended(&mut self, until: Moment) -> Result<usize, Error> {
+        self.execute("DELETE FROM workers WHERE ended_at <= ?", [time(until)])
+    }
+
+    fn lease(&mut self, run_id: &str) -> Result<Option<Hold>, Error> {
+        let found = self.leases("run_id = ?", vec![run_id.to_owned().into()])?;
+        Ok(found.into_iter().next())
+    }
+
+    fn leases_of(&mut self, worker_id: &str) -> Result<Vec<Hold>, Error> {
+        self.leases("worker_id = ?", vec![worker_id.to_owned().into()])
+    }
+
+    fn expired_leases(&mut self, now: Moment) -> Result<Vec<Hold>, Error> {
+        self.leases("expires_at <= ?", vec![time(now).into()])
+    }
+
+    fn put_lease(&mut self, hold: &Hold) -> Result<(), Error> {
+        self.execute(
+            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?)",
+            params![
+                hold.key.run_id,
+                hold.key.worker.id,
+                signed(hold.key.worker.incarnation),
+                signed(hold.key.fence),
+                time(hold.expires_at),
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn remove_lease(&mut self, run_id: &str) -> Result<(), Error> {
+        self.execute("DELETE FROM leases WHERE run_id = ?", [run_id])?;
+        Ok(())
+    }
+
+    fn next_number(&mut self) -> Result<u64, Error> {
+        let next = || {
+            self.connection
+                .prepare_cached("UPDATE numbers SET last = last + 1 RETURNING last")?
+                .query_row([], |row| row.get::<_, i64>(0))
+                .optional()
+        };
+        let next = self.told(next())?;
+        next.map(unsigned)
+            .ok_or_else(|| Error::store(self.operation, "the table of numbers is empty"))
+    }
+}
+
+fn worker(row: &SqlRow<'_>) -> rusqlite::Result<Row> {
+    let length = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(span));
+    let at = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(moment));
+    let number = |column| row.get::<_, i64>(column).map(unsigned);
+    let thresholds = length("stale_after_ns")?
+        .map(|stale_after| {
+            Ok::<_, rusqlite::Error>(Thresholds {
+                stale_after,
+                stall_after: length("stall_after_ns")?,
+                startup_grace: length("startup_grace_ns")?.unwrap_or(stale_after),
+                beats_only: row.get("beats_only")?,
+            })
+        })
+        .transpose()?;
+    let process = row
+        .get::<_, Option<u32>>("pid")?
+        .map(|pid| {
+            Ok::<_, rusqlite::Error>(ProcessIdentity {
+                hostname: row.get("hostname")?,
+                pid,
+                started: number("process_started")?,
+                boot_id: row.get("boot_id")?,
+                pid_namespace: number("pid_namespace")?,
+            })
+        })
+        .transpose()?;
+    let ending = at("ended_at")?
+        .map(|at| {
+            let ending = StoredEnding {
+                stopped: row.get("stopped")?,
+                cause: row.get("ending_cause")?,
+                detail: row.get("ending_detail")?,
+            };
+            Ok::<_, rusqlite::Error>((ending, at))
+        })
+        .transpose()?;
+    let done: Option<i64> = row.get("steps_done")?;
+    let total: Option<i64> = row.get("steps_total")?;
+    Ok(Row {
+        key: WorkerKey {
+            id: row.get("worker_id")?,
+            incarnation: number("incarnation")?,
+        },
+        worker_type: row.get("worker_type")?,
+        group: row.get("worker_group")?,
+        interval: span(row.get("interval_ns")?),
+        thresholds,
+        metadata: metadata(&row.get::<_, String>("metadata")?),
+        restarts: row.get("restarts")?,
+        process,
+        // Somebody else may have written it.
+        reported: State::from_name(&row.get::<_, String>("status")?).unwrap_or(State::Active),
+        reason: row.get("reason")?,
+        registered_at: moment(row.get("registered_at")?),
+        heartbeat_at: at("heartbeat_at")?,
+        progress_at: at("progress_at")?,
+        run_id: row.get("run_id")?,
+        task: row.get("task")?,
+        progress: done.zip(total).map(|(d, t)| (unsigned(d), unsigned(t))),
+        beats: number("beats")?,
+        ending,
+    })
+}
+
+fn lease(row: &SqlRow<'_>) -> rusqlite::Result<Hold> {
+    Ok(Hold {
+        key: LeaseKey {
+            worker: WorkerKey {
+                id: row.get("worker_id")?,
+                incarnation: unsigned(row.get("incarnation")?),
+            },
+            run_id: row.get("run_id")?,
+            fence: unsigned(row.get("fence")?),
+        },
+        expires_at: moment(row.get("expires_at")?),
+    })
+}
+
+/// An object of texts; what somebody else wrote there is told as it is.
+fn metadata(text: &str) -> Vec<(String, String)> {
+    match serde_json::from_str(text) {
+        Ok(serde_json::Value::Object(entries)) => entries
+            .into_iter()
+            .map(|(name, value)| match value {
+                serde_json::Value::String(text) => (name, text),
+                other => (name, other.to_string()),
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// SQLite's numbers are signed; nothing that is counted here comes near the difference.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i64) -> u64 {
+    number.max(0).unsigned_abs()
+}
+
+fn time(moment: Moment) -> i64 {
+    signed(moment.as_nanos())
+}
+
+fn moment(time: i64) -> Moment {
+    Moment::from_nanos(unsigned(time))
+}
+
+fn length(duration: Duration) -> i64 {
+    signed(nanos(duration))
+}
+
+fn span(length: i64) -> Duration {
+    Duration::from_nanos(unsigned(length))
+}

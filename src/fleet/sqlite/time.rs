@@ -1,0 +1,64 @@
+//! The store's time: since the host's boot, plus an offset that all processes share.
+
+use std::time::{Duration, SystemTime};
+
+use rusqlite::{Connection, params};
+
+use crate::clock::{Moment, nanos};
+use crate::fleet::ProcessIdentity;
+
+/// The present. `may_write`: it may be noted that the host was booted again.
+pub(super) fn now(connection: &Connection, may_write: bool) -> rusqlite::Result<Moment> {
+    let (boot_id, ticking) = host_time();
+    let (known, offset): (String, i64) = connection
+        .prepare_cached("SELECT boot_id, offset_ns FROM clock")?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if known == boot_id {
+        return Ok(moment(ticking.saturating_add(offset)));
+    }
+    // Another boot: it goes on from the wall clock, but never back.
+    let latest: i64 = connection.query_row(
+        "SELECT max(coalesce(max(registered_at), 0), coalesce(max(heartbeat_at), 0),
+                    coalesce(max(ended_at), 0)) FROM workers",
+        [],
+        |row| row.get(0),
+    )?;
+    let now = wall().max(latest);
+    if may_write {
+        connection.execute(
+            "UPDATE clock SET boot_id = ?1, offset_ns = ?2",
+            params![boot_id, now.saturating_sub(ticking)],
+        )?;
+    }
+    Ok(moment(now))
+}
+
+/// Which boot, and nanoseconds of a clock that nobody sets and that counts sleep. Where there is no
+/// such clock, the wall clock has to do.
+#[cfg(target_os = "linux")]
+fn host_time() -> (String, i64) {
+    use nix::time::{ClockId, clock_gettime};
+    let boot_id = ProcessIdentity::current().boot_id;
+    match clock_gettime(ClockId::CLOCK_BOOTTIME) {
+        Ok(time) if !boot_id.is_empty() => (boot_id, to_i64(Duration::from(time))),
+        _ => ("wall".to_owned(), wall()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn host_time() -> (String, i64) {
+    ("wall".to_owned(), wall())
+}
+
+fn wall() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    to_i64(since.unwrap_or_default())
+}
+
+fn to_i64(duration: Duration) -> i64 {
+    i64::try_from(nanos(duration)).unwrap_or(i64::MAX)
+}
+
+fn moment(nanos: i64) -> Moment {
+    Moment::from_nanos(nanos.max(0).unsigned_abs())
+}

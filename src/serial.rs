@@ -1,0 +1,261 @@
+//! How everything that is reported looks in JSON, and in every other format that serde knows.
+//!
+//! * Names are those of the fields. A duration is a number of seconds, and `_s` is added to its
+//!   name: `heartbeat_age` becomes `"heartbeat_age_s": 2.5`.
+//! * A time is Unix time in seconds, 0.0 if there is none.
+//! * States, activities and causes are their names in snake case; counts by state are an object
+//!   with every state in it, so that a graph does not lose a line when a count is zero.
+//! * A verdict is `{"state": "stale", "reason": "no heartbeat for 2 min, 1 min 30 s allowed"}`, with
+//!   a `reason` of `null` where none is needed.
+//!
+//! No call stack is in any of it: to resolve one takes long, and it is not for everybody.
+
+use std::time::{Duration, SystemTime};
+
+use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
+
+use crate::fleet::{ProcessIdentity, StoredEnding, StoredWorker, WorkerKey};
+use crate::health::{
+    Activity, DeadWorker, Death, DeathCause, GroupState, GroupStats, Health, MissingWorkers, State,
+    StateCounts, StopCause, StoreStatus, Summary, SweepReport, Thresholds, TypeStats,
+};
+use crate::registry::Snapshot;
+
+/// Each type with its names and values.
+macro_rules! report {
+    ($($type:ident($this:ident) { $($name:literal: $value:expr,)* })*) => {$(
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let $this = self;
+                let fields = [$($name),*].len();
+                let mut object = serializer.serialize_struct(stringify!($type), fields)?;
+                $(object.serialize_field($name, &$value)?;)*
+                object.end()
+            }
+        }
+    )*};
+}
+
+macro_rules! named {
+    ($($type:ident($this:ident) => $name:expr,)*) => {$(
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let $this = self;
+                serializer.serialize_str($name)
+            }
+        }
+    )*};
+}
+
+named! {
+    State(this) => this.name(),
+    Activity(this) => match this {
+        Self::Active => "active",
+        Self::Idle => "idle",
+        Self::Processing => "processing",
+    },
+    GroupState(this) => match this {
+        Self::Unknown => "unknown",
+        Self::Online => "online",
+        Self::Offline => "offline",
+        Self::Stopped => "stopped",
+    },
+    StopCause(this) => this.name(),
+    DeathCause(this) => this.name(),
+}
+
+report! {
+    Health(this) {
+        "state": this.state(),
+        "reason": this.reason(),
+    }
+    Death(this) {
+        "cause": this.cause,
+        "reason": this.cause.to_string(),
+        "run_id": this.run_id,
+        "task": this.task,
+        "at": unix(Some(this.at)),
+        "gave_up_after": this.gave_up_after,
+    }
+    Summary(this) {
+        "total_active": this.total_active,
+        "total_dead": this.total_dead,
+        "total": this.total,
+        "states": this.states,
+        "dead_workers": this.dead_workers,
+        "stats_by_type": this.stats_by_type,
+        "groups": this.groups,
+        "missing": this.missing,
+        "tick_age_s": this.tick_age.as_secs_f64(),
+        "forgotten": this.forgotten,
+    }
+    DeadWorker(this) {
+        "id": this.id,
+        "worker_type": this.worker_type,
+        "group": this.group,
+        "health": this.health,
+    }
+    TypeStats(this) {
+        "total": this.total,
+        "active": this.active,
+        "dead": this.dead,
+        "states": this.states,
+    }
+    GroupStats(this) {
+        "state": this.state,
+        "states": this.states,
+    }
+    MissingWorkers(this) {
+        "worker_type": this.worker_type,
+        "expected": this.expected,
+        "living": this.living,
+    }
+    StoreStatus(this) {
+        "registered": this.registered,
+        "failures": this.failures,
+        "failures_in_a_row": this.failures_in_a_row,
+        "last_error": this.last_error,
+        "last_success_age_s": seconds(this.last_success_age),
+    }
+    SweepReport(this) {
+        "success": this.success,
+        "marked_offline": this.marked_offline,
+        "affected_groups": this.affected_groups,
+        "released_leases": this.released_leases,
+    }
+    Thresholds(this) {
+        "stale_after_s": this.stale_after.as_secs_f64(),
+        "stall_after_s": seconds(this.stall_after),
+        "startup_grace_s": this.startup_grace.as_secs_f64(),
+        "beats_only": this.beats_only,
+    }
+    Snapshot(this) {
+        "id": this.id,
+        "worker_type": this.worker_type,
+        "group": this.group,
+        "incarnation": this.incarnation,
+        "restarts": this.restarts,
+        "health": this.health,
+        "activity": this.activity,
+        "run_id": this.run_id,
+        "task": this.task,
+        "progress": this.progress,
+        "task_age_s": seconds(this.task_age),
+        "progress_age_s": seconds(this.progress_age),
+        "heartbeat_age_s": seconds(this.heartbeat_age),
+        "last_heartbeat": this.last_heartbeat_unix(),
+        "beats": this.beats,
+        "late_beats": this.late_beats,
+        "late_updates": this.late_updates,
+        "last_death": this.last_death.as_deref(),
+        "metadata": Pairs(&this.metadata),
+        "thresholds": this.thresholds,
+        "interval_s": this.interval.as_secs_f64(),
+        "tick_age_s": this.tick_age.as_secs_f64(),
+        "store": this.store,
+    }
+    WorkerKey(this) {
+        "id": this.id,
+        "incarnation": this.incarnation,
+    }
+    ProcessIdentity(this) {
+        "hostname": this.hostname,
+        "pid": this.pid,
+        "started": this.started,
+        "boot_id": this.boot_id,
+        "pid_namespace": this.pid_namespace,
+    }
+    StoredEnding(this) {
+        "stopped": this.stopped,
+        "cause": this.cause,
+        "detail": this.detail,
+    }
+    StoredWorker(this) {
+        "id": this.key.id,
+        "incarnation": this.key.incarnation,
+        "worker_type": this.worker_type,
+        "group": this.group,
+        "health": this.health(),
+        "reported": this.reported,
+        "reason": this.reason,
+        "run_id": this.run_id,
+        "task": this.task,
+        "progress": this.progress,
+        "registered_age_s": this.registered_age.as_secs_f64(),
+        "heartbeat_age_s": seconds(this.heartbeat_age),
+        "progress_age_s": seconds(this.progress_age),
+        "beats": this.beats,
+        "restarts": this.restarts,
+        "lease_remaining_s": seconds(this.lease_remaining),
+        "ending": this.ending.as_ref().map(|(ending, _)| ending),
+        "ended_age_s": seconds(this.ending.as_ref().map(|(_, ago)| *ago)),
+        "interval_s": this.interval.as_secs_f64(),
+        "thresholds": this.thresholds,
+        "metadata": Pairs(&this.metadata),
+        "process": this.process,
+    }
+}
+
+impl Serialize for StateCounts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter().map(|(state, count)| (state.name(), count)))
+    }
+}
+
+/// Metadata as an object, in its order.
+pub(crate) struct Pairs<'a>(pub(crate) &'a [(String, String)]);
+
+impl Serialize for Pairs<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in self.0 {
+            object.serialize_entry(name, value)?;
+        }
+        object.end()
+    }
+}
+
+fn seconds(duration: Option<Duration>) -> Option<f64> {
+    duration.map(|duration| duration.as_secs_f64())
+}
+
+fn unix(at: Option<SystemTime>) -> f64 {
+    at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(all(test, feature = "http"))]
+mod tests {
+    use super::*;
+    use crate::{MockClock, Registry, WorkerHeartbeat};
+
+    #[test]
+    fn a_snapshot_and_a_summary_have_their_names() {
+        let time = MockClock::new();
+        let registry = Registry::with_clock(time.clock());
+        let hb = WorkerHeartbeat::builder("poller")
+            .id("a")
+            .metadata("version", "1")
+            .registry(&registry)
+            .start()
+            .unwrap();
+        hb.update_task("run-1", "x", Activity::Processing);
+        time.advance(Duration::from_secs(2));
+        let snapshot = serde_json::to_value(hb.snapshot()).unwrap();
+        assert_eq!(snapshot["health"]["state"], "processing");
+        assert_eq!(snapshot["health"]["reason"], serde_json::Value::Null);
+        assert_eq!(snapshot["activity"], "processing");
+        assert_eq!(snapshot["interval_s"], 30.0);
+        assert_eq!(snapshot["thresholds"]["stale_after_s"], 90.0);
+        assert_eq!(snapshot["metadata"]["version"], "1");
+        assert!(snapshot["last_heartbeat"].as_f64().unwrap() > 0.0);
+        hb.fail("no disk");
+        let summary = serde_json::to_value(registry.summary()).unwrap();
+        assert_eq!(summary["states"]["dead"], 1);
+        assert_eq!(summary["states"]["never_started"], 0);
+        assert_eq!(summary["stats_by_type"]["poller"]["dead"], 1);
+        assert_eq!(summary["groups"]["local"]["state"], "offline");
+        let reason = summary["dead_workers"][0]["health"]["reason"].as_str();
+        assert!(reason.unwrap().starts_with("failed: no disk"), "{summary}");
+    }
+}

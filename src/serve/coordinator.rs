@@ -1,0 +1,360 @@
+//! Serves a store over HTTP: limits and time limits around [`Core`].
+
+use std::fmt;
+use std::future::poll_fn;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::response::Response;
+use axum::routing::any;
+use hyper::body::Body as _;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::core::{Asked, Core, Refusal};
+use super::gate::{self, Token};
+use super::server::{self, Server};
+use super::{batch, workers};
+use crate::error::Error;
+use crate::fleet::HeartbeatStore;
+use crate::fleet::http::wire::LARGEST_REQUEST;
+use crate::panics;
+
+/// The largest body of a request of a worker.
+const LARGEST_BODY: usize = 64 * 1024;
+/// The most requests that are read or waited for at a time; others are told to come again.
+const MOST_REQUESTS: usize = 512;
+/// Of these, large ones.
+const MOST_BATCHES: usize = 32;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const STORE_TIMEOUT: Duration = Duration::from_secs(8);
+const STORE_CALLS: usize = 8;
+const MOST_WORKERS: usize = 100_000;
+
+/// Serves a [`HeartbeatStore`] over HTTP: to workers in any language, and to an
+/// [`HttpStore`](crate::HttpStore) in other processes.
+///
+/// | `POST` | body (JSON) | answer |
+/// | --- | --- | --- |
+/// | `/api/worker/register` | anything; understood are `worker_id`, `worker_type`, `group`, `interval`, `stale_after`, `stall_after`, `startup_grace` (seconds), `metadata` | `worker_id`, `incarnation`, `heartbeat_interval_s`, `stale_after_s` |
+/// | `/api/worker/heartbeat` | `worker_id`; understood are `incarnation`, `status`, `reason`, `run_id`, `task`, `progress` | `accepted` |
+/// | `/api/worker/stop` | `worker_id`; `error`, if it failed | `stopped` |
+/// | `/api/worker/claim` | `worker_id`, `run_id`, `ttl_s` | `granted`, and its `fence` |
+/// | `/api/worker/renew` | `worker_id`, `run_id`, `fence`, `ttl_s` | `held` |
+/// | `/api/worker/release` | `worker_id`, `run_id`, `fence` | `released` |
+/// | `/api/store/…` | what an `HttpStore` says | |
+///
+/// What is not understood is kept as metadata of the worker. A worker that names its `incarnation`
+/// is refused once another one has taken its place; one that does not, speaks for whoever has the
+/// id. Every error is `{"error": "…"}`, with a `code` of `unknown` (404: register), `superseded` or
+/// `ended` (409) where a worker is refused. `400`, `413`: the request is not as it should be. `401`,
+/// `403`: the token. `429`: too many workers. `503`: too many requests at once, or the store fails
+/// or is too slow; come again.
+///
+/// ```
+/// use worker_heartbeat::{Coordinator, HeartbeatStore, HttpStore, MemoryStore};
+///
+/// let coordinator = Coordinator::new(MemoryStore::new()).token("s3cret").serve("127.0.0.1:0")?;
+///
+/// let url = format!("http://{}", coordinator.local_addr());
+/// let store = HttpStore::builder(url).token("s3cret").build()?;
+/// assert_eq!(store.summary()?.total, 0);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+///
+/// It does not sweep; have a [`Sweeper`](crate::Sweeper) on the same store.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is served before serve(), or before router() is mounted"]
+pub struct Coordinator {
+    store: Arc<dyn HeartbeatStore>,
+    token: Option<Token>,
+    max_workers: usize,
+    store_calls: usize,
+    store_timeout: Duration,
+    body_timeout: Duration,
+}
+
+impl Coordinator {
+    /// A coordinator of this store.
+    pub fn new(store: impl HeartbeatStore + 'static) -> Self {
+        Self {
+            store: Arc::new(store),
+            token: None,
+            max_workers: MOST_WORKERS,
+            store_calls: STORE_CALLS,
+            store_timeout: STORE_TIMEOUT,
+            body_timeout: BODY_TIMEOUT,
+        }
+    }
+
+    /// What everybody has to know who asks: `Authorization: Bearer …`. Without one, requests that a
+    /// browser sends for a web page are refused.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(Token::new(token.into()));
+        self
+    }
+
+    /// The most workers that the store may hold, the ended ones included; 100,000 by default. When
+    /// it is full, workers that ended an hour ago or more are forgotten to make room; then, more are
+    /// refused with 429.
+    pub const fn max_workers(mut self, max_workers: usize) -> Self {
+        self.max_workers = max_workers;
+        self
+    }
+
+    /// The most calls to the store at a time, each on a thread of the runtime; 8 by default, at
+    /// least 1.
+    pub const fn store_calls(mut self, store_calls: usize) -> Self {
+        self.store_calls = store_calls;
+        self
+    }
+
+    /// How long a call to the store may take, and how long it may wait for its turn; 8 s by default.
+    /// Then the answer is 503. The call itself cannot be broken off: it goes on taking the place of
+    /// another until the store answers.
+    pub const fn store_timeout(mut self, store_timeout: Duration) -> Self {
+        self.store_timeout = store_timeout;
+        self
+    }
+
+    /// How long the body of a request may take to come in; 10 s by default.
+    pub const fn body_timeout(mut self, body_timeout: Duration) -> Self {
+        self.body_timeout = body_timeout;
+        self
+    }
+
+    /// The routes, to mount in an application of one's own. Its tokio runtime needs time enabled.
+    ///
+    /// Nothing here knows where the application listens: without a [`token`](Self::token), everybody
+    /// who reaches it can register, stop and sweep workers. It is also the application that limits
+    /// connections, and how long a client may take to send the head of a request.
+    pub fn router(&self) -> Router {
+        let desk = Arc::new(Desk {
+            core: Core::new(Arc::clone(&self.store), self.max_workers),
+            token: self.token.clone(),
+            requests: Semaphore::new(MOST_REQUESTS),
+            batches: Semaphore::new(MOST_BATCHES),
+            calls: Arc::new(Semaphore::new(
+                self.store_calls.clamp(1, Semaphore::MAX_PERMITS),
+            )),
+            store_timeout: self.store_timeout,
+            body_timeout: self.body_timeout,
+        });
+        let mut router = Router::new();
+        for (path, act) in ROUTES {
+            let answer = move |State(desk): State<Arc<Desk>>, request: Request| async move {
+                respond(desk.answer(*act, request).await)
+            };
+            router = router.route(path, any(answer));
+        }
+        router.with_state(desk)
+    }
+
+    /// Serves at this address on a thread of its own, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is not a loopback address and there is no token, or if the token is
+    /// empty; [`Error::Listen`] if the address cannot be listened at; [`Error::Thread`] if the
+    /// thread cannot be started.
+    pub fn serve(
+        self,
+        address: impl ToSocketAddrs + fmt::Debug,
+    ) -> Result<RunningCoordinator, Error> {
+        let shown = format!("{address:?}");
+        let addresses = server::resolve(&address, &shown)?;
+        if self.token.as_ref().is_some_and(Token::is_empty) {
+            return Err(Error::invalid(
+                "token",
+                "an empty one",
+                "one or more characters",
+            ));
+        }
+        let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
+        if self.token.is_none() && !addresses.iter().all(is_private) {
+            return Err(Error::invalid(
+                "address",
+                shown,
+                "without a token, only a loopback address such as 127.0.0.1:7717",
+            ));
+        }
+        let router = self
+            .router()
+            .fallback(|| async { respond(Err(Refusal::new(404, "there is nothing here"))) });
+        Server::start(&addresses, &shown, router).map(|server| RunningCoordinator { server })
+    }
+}
+
+/// A coordinator at work; made by [`Coordinator::serve`]. Dropping it ends its thread and frees its
+/// port; requests that have begun are given a second to end.
+#[derive(Debug)]
+#[must_use = "serving ends when this is dropped"]
+pub struct RunningCoordinator {
+    server: Server,
+}
+
+impl RunningCoordinator {
+    /// Where it listens: the port that the system chose, if it was asked to.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+}
+
+/// What is done with a body.
+#[derive(Clone, Copy)]
+enum Act {
+    Worker(fn(&Core, &Asked) -> Result<Value, Refusal>),
+    Batch(fn(&Core, &Asked) -> Result<Vec<u8>, Refusal>),
+}
+
+const ROUTES: &[(&str, Act)] = &[
+    ("/api/worker/register", Act::Worker(workers::register)),
+    ("/api/worker/heartbeat", Act::Worker(workers::heartbeat)),
+    ("/api/worker/stop", Act::Worker(workers::stop)),
+    ("/api/worker/claim", Act::Worker(workers::claim)),
+    ("/api/worker/renew", Act::Worker(workers::renew)),
+    ("/api/worker/release", Act::Worker(workers::release)),
+    ("/api/store/register", Act::Batch(batch::register)),
+    ("/api/store/beat", Act::Batch(batch::beat)),
+    ("/api/store/stop", Act::Batch(batch::stop)),
+    ("/api/store/list", Act::Batch(batch::list)),
+    ("/api/store/sweep", Act::Batch(batch::sweep)),
+    ("/api/store/purge", Act::Batch(batch::purge)),
+    ("/api/store/claim", Act::Batch(batch::claim)),
+    ("/api/store/renew", Act::Batch(batch::renew)),
+    ("/api/store/release", Act::Batch(batch::release)),
+];
+
+/// What all requests share.
+struct Desk {
+    core: Core,
+    token: Option<Token>,
+    requests: Semaphore,
+    batches: Semaphore,
+    calls: Arc<Semaphore>,
+    store_timeout: Duration,
+    body_timeout: Duration,
+}
+
+impl Desk {
+    async fn answer(self: &Arc<Self>, act: Act, request: Request) -> Result<Vec<u8>, Refusal> {
+        let (head, body) = request.into_parts();
+        gate::check(self.token.as_ref(), &head.headers)?;
+        if head.method != Method::POST {
+            return Err(Refusal::new(405, "POST is what is understood here"));
+        }
+        let busy = || Refusal::new(503, "too many requests at once; come again");
+        let _request = self.requests.try_acquire().map_err(|_| busy())?;
+        let (largest, _batch) = match act {
+            Act::Worker(_) => (LARGEST_BODY, None),
+            Act::Batch(_) => {
+                let place = timeout(self.store_timeout, self.batches.acquire()).await;
+                let place = place.ok().and_then(Result::ok).ok_or_else(busy)?;
+                (LARGEST_REQUEST, Some(place))
+            }
+        };
+        let body = timeout(self.body_timeout, read(&head.headers, body, largest)).await;
+        let body = body.map_err(|_| Refusal::new(408, "the body took too long to come in"))??;
+        self.act(act, body).await
+    }
+
+    /// Does it on a thread that may block.
+    async fn act(self: &Arc<Self>, act: Act, body: Bytes) -> Result<Vec<u8>, Refusal> {
+        let busy = || Refusal::new(503, "the store has too much to do; come again");
+        let came = Instant::now();
+        let turn = timeout(self.store_timeout, Arc::clone(&self.calls).acquire_owned()).await;
+        let turn = turn.ok().and_then(Result::ok).ok_or_else(busy)?;
+        let desk = Arc::clone(self);
+        let asked = Asked { body, came };
+        let call = tokio::task::spawn_blocking(move || {
+            // Held until the store has answered, however long that takes.
+            let _turn = turn;
+            let acted = catch_unwind(AssertUnwindSafe(|| match act {
+                Act::Worker(act) => act(&desk.core, &asked).map(|value| value.to_string().into()),
+                Act::Batch(act) => act(&desk.core, &asked),
+            }));
+            acted.unwrap_or_else(|payload| {
+                panics::dispose(payload);
+                Err(Refusal::new(500, "the store panicked"))
+            })
+        });
+        match timeout(self.store_timeout, call).await {
+            Ok(Ok(answer)) => answer,
+            // The runtime ends.
+            Ok(Err(_)) => Err(Refusal::new(503, "the coordinator ends")),
+            Err(_) => Err(Refusal::new(
+                503,
+                "the store did not answer in time; come again",
+            )),
+        }
+    }
+}
+
+/// The body, if it is not too large. What is a little too large is read all the same: a client that
+/// is still sending would not see why it is refused.
+async fn read(headers: &HeaderMap, mut body: Body, largest: usize) -> Result<Bytes, Refusal> {
+    let too_large = || {
+        let reason = format!("the body is too large; allowed: {largest} bytes");
+        Refusal::new(413, reason)
+    };
+    let announced = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let patience = largest * 4;
+    if announced.is_some_and(|length| length > patience as u64) {
+        return Err(too_large());
+    }
+    let mut read = Vec::new();
+    let mut length = 0;
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let frame = frame.map_err(|_| Refusal::bad("the body broke off"))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        length += data.len();
+        if length > patience {
+            break;
+        }
+        if length <= largest {
+            read.extend_from_slice(&data);
+        }
+    }
+    if length > largest {
+        return Err(too_large());
+    }
+    Ok(read.into())
+}
+
+fn respond(answer: Result<Vec<u8>, Refusal>) -> Response {
+    let (status, body) = match answer {
+        Ok(body) => (200, body),
+        Err(refusal) => {
+            let mut body = json!({"error": refusal.reason});
+            if let Some(code) = refusal.code {
+                body["code"] = code.into();
+            }
+            (refusal.status, body.to_string().into())
+        }
+    };
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    match status {
+        401 => headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+        405 => headers.insert(ALLOW, HeaderValue::from_static("POST")),
+        429 | 503 => headers.insert(RETRY_AFTER, HeaderValue::from_static("1")),
+        _ => None,
+    };
+    response
+}

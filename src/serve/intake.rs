@@ -1,0 +1,222 @@
+//! What may come in, and how it is read.
+
+use serde_json::{Map, Value};
+
+use super::core::Refusal;
+use crate::error::Error;
+use crate::fleet::http::wire::{Pairs, Seconds};
+use crate::fleet::{Beat, Claim, Registration, WorkerKey, check_run_id, check_ttl};
+use crate::worker::{LONGEST_VALUE, MOST_METADATA, check_metadata, check_name, shortened};
+
+/// Bytes of an id. A generated one holds a type and a host's name.
+pub(super) const LONGEST_ID: usize = 512;
+/// Bytes of what a worker says in its own words; the rest is cut off, rather than that a heartbeat
+/// is refused for it.
+const LONGEST_TEXT: usize = 4_096;
+/// Ten years: longer than anything that is meant.
+const LONGEST_SECONDS: f64 = 10.0 * 365.0 * 86_400.0;
+
+/// A JSON object from somebody who may write anything.
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    pub(super) fn read(body: &[u8]) -> Result<Self, Refusal> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => Ok(Self(fields)),
+            Ok(_) => Err(Refusal::bad("the body has to be a JSON object")),
+            Err(error) => Err(Refusal::bad(format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    /// The first of these that is there; `null` is the same as nothing.
+    fn take(&mut self, names: &[&str]) -> Option<Value> {
+        let mut first = None;
+        for name in names {
+            let value = self.0.remove(*name).filter(|value| !value.is_null());
+            first = first.or(value);
+        }
+        first
+    }
+
+    pub(super) fn text(&mut self, names: &[&str]) -> Result<Option<String>, Refusal> {
+        match self.take(names) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(wrong(names, "a text")),
+        }
+    }
+
+    /// A text in a worker's own words.
+    pub(super) fn words(&mut self, names: &[&str]) -> Result<Option<String>, Refusal> {
+        Ok(self.text(names)?.map(cut))
+    }
+
+    pub(super) fn whole(&mut self, names: &[&str]) -> Result<Option<u64>, Refusal> {
+        self.take(names)
+            .map(|value| value.as_u64().ok_or_else(|| wrong(names, "a whole number")))
+            .transpose()
+    }
+
+    pub(super) fn seconds(&mut self, names: &[&str]) -> Result<Option<Seconds>, Refusal> {
+        self.take(names)
+            .map(|value| {
+                value
+                    .as_f64()
+                    .filter(|seconds| *seconds <= LONGEST_SECONDS)
+                    .and_then(Seconds::new)
+                    .ok_or_else(|| wrong(names, "a number of seconds, 0 to ten years"))
+            })
+            .transpose()
+    }
+
+    /// `[3, 10]` or `{"done": 3, "total": 10}`.
+    pub(super) fn progress(&mut self) -> Result<Option<(u64, u64)>, Refusal> {
+        let Some(value) = self.take(&["progress"]) else {
+            return Ok(None);
+        };
+        let pair = match &value {
+            Value::Array(steps) if steps.len() == 2 => steps[0].as_u64().zip(steps[1].as_u64()),
+            Value::Object(steps) => {
+                let steps = |name| steps.get(name).and_then(Value::as_u64);
+                steps("done").zip(steps("total"))
+            }
+            _ => None,
+        };
+        let expected = "[done, total] or {\"done\": …, \"total\": …}, whole numbers";
+        pair.map(Some).ok_or_else(|| wrong(&["progress"], expected))
+    }
+
+    pub(super) fn worker_id(&mut self) -> Result<String, Refusal> {
+        let id = self.text(&["worker_id"])?;
+        let id = id.ok_or_else(|| Refusal::bad("worker_id is missing"))?;
+        check_id(&id)?;
+        Ok(id)
+    }
+
+    pub(super) fn run_id(&mut self) -> Result<String, Refusal> {
+        let run_id = self.text(&["run_id"])?;
+        let run_id = run_id.ok_or_else(|| Refusal::bad("run_id is missing"))?;
+        check_run_id(&run_id)?;
+        Ok(run_id)
+    }
+
+    pub(super) fn ttl(&mut self) -> Result<std::time::Duration, Refusal> {
+        let ttl = self.seconds(&["ttl_s", "ttl"])?;
+        let ttl = ttl.ok_or_else(|| Refusal::bad("ttl_s is missing"))?.0;
+        check_ttl(ttl)?;
+        Ok(ttl)
+    }
+
+    /// Everything else: it is kept as it is, as text or as the JSON that it was.
+    pub(super) fn rest(mut self) -> Result<Vec<(String, String)>, Refusal> {
+        let mut pairs = Pairs::default();
+        let named = match self.take(&["metadata"]) {
+            None => Map::new(),
+            Some(Value::Object(named)) => named,
+            Some(_) => return Err(wrong(&["metadata"], "an object")),
+        };
+        if named.len() + self.0.len() > MOST_METADATA {
+            return Err(Refusal::bad(format!(
+                "{} unknown fields and metadata entries; allowed: at most {MOST_METADATA}",
+                named.len() + self.0.len()
+            )));
+        }
+        for (name, value) in named.into_iter().chain(self.0) {
+            match value {
+                Value::Null => {}
+                Value::String(text) => pairs.set(name, text),
+                other => pairs.set(name, other.to_string()),
+            }
+        }
+        check_metadata(&pairs.0)?;
+        Ok(pairs.0)
+    }
+}
+
+fn wrong(names: &[&str], expected: &str) -> Refusal {
+    let name = names.first().copied().unwrap_or_default();
+    Refusal::bad(format!("{name} has to be {expected}"))
+}
+
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(LONGEST_TEXT));
+    text
+}
+
+fn cut_some(text: &mut Option<String>) {
+    *text = text.take().map(cut);
+}
+
+pub(super) fn check_id(id: &str) -> Result<(), Error> {
+    if id.is_empty() || id.len() > LONGEST_ID || id.chars().any(char::is_control) {
+        return Err(Error::invalid(
+            "worker_id",
+            format!("{:?}", shortened(id)),
+            format!("1 to {LONGEST_ID} bytes without control characters"),
+        ));
+    }
+    Ok(())
+}
+
+/// A worker that a process registers. Its names and limits were checked there; here it is made sure
+/// that no store is given what it cannot keep.
+pub(super) fn check_registration(worker: &Registration) -> Result<(), Refusal> {
+    check_id(&worker.id)?;
+    check_name("worker_type", &worker.worker_type)?;
+    check_name("group", &worker.group)?;
+    check_amount(&worker.metadata)?;
+    let limits = worker.thresholds.iter().flat_map(|own| {
+        [own.stale_after, own.startup_grace]
+            .into_iter()
+            .chain(own.stall_after)
+    });
+    for limit in limits.chain([worker.interval]) {
+        if limit.as_secs_f64() > LONGEST_SECONDS {
+            return Err(Refusal::bad(format!("a limit of {limit:?} is too long")));
+        }
+    }
+    if let Some(process) = &worker.process
+        && process.hostname.len().max(process.boot_id.len()) > LONGEST_ID
+    {
+        return Err(Refusal::bad("the name of a host or of a boot is too long"));
+    }
+    Ok(())
+}
+
+/// What a process reports of a worker.
+pub(super) fn check_beat(beat: &mut Beat) -> Result<(), Refusal> {
+    check_id(&beat.key.id)?;
+    check_amount(&beat.metadata)?;
+    cut_some(&mut beat.reason);
+    cut_some(&mut beat.run_id);
+    cut_some(&mut beat.task);
+    Ok(())
+}
+
+pub(super) fn check_detail(detail: &mut Option<String>) {
+    cut_some(detail);
+}
+
+pub(super) fn check_claim(claim: &Claim) -> Result<(), Refusal> {
+    check_key(&claim.worker)?;
+    check_run_id(&claim.run_id)?;
+    check_ttl(claim.ttl)?;
+    Ok(())
+}
+
+pub(super) fn check_key(key: &WorkerKey) -> Result<(), Refusal> {
+    Ok(check_id(&key.id)?)
+}
+
+/// Names may hold any characters here: a process may have put in what it likes.
+fn check_amount(metadata: &[(String, String)]) -> Result<(), Refusal> {
+    let fits = |(name, value): &(String, String)| {
+        !name.is_empty() && name.len() <= LONGEST_VALUE && value.len() <= LONGEST_VALUE
+    };
+    if metadata.len() > MOST_METADATA || !metadata.iter().all(fits) {
+        return Err(Refusal::bad(format!(
+            "metadata: at most {MOST_METADATA} entries of at most {LONGEST_VALUE} bytes are allowed"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! What the coordinator remembers of workers that name themselves by their id alone.
+//!
+//! Only a memory: the store decides. What is found to be out of date is read from the store again.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
+use crate::fleet::{StoredWorker, WorkerKey};
+use crate::worker::MOST_METADATA;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Known {
+    by_id: HashMap<String, Entry>,
+    most: usize,
+    hasher: RandomState,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    incarnation: u64,
+    beats: u64,
+    /// Hashes of the names of its metadata.
+    names: Vec<u64>,
+    /// The run that it claimed last, and until when it is its own unless it is renewed.
+    leased: Option<(String, Instant)>,
+}
+
+impl Known {
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            by_id: HashMap::new(),
+            most: most.max(1),
+            hasher: RandomState::new(),
+        }
+    }
+
+    pub(super) fn incarnation(&self, id: &str) -> Option<u64> {
+        self.by_id.get(id).map(|entry| entry.incarnation)
+    }
+
+    pub(super) fn learn(&mut self, key: &WorkerKey, beats: u64, metadata: &[(String, String)]) {
+        if self.by_id.len() >= self.most && !self.by_id.contains_key(&key.id) {
+            // Those that are heard of again are read from the store again.
+            self.by_id.clear();
+        }
+        let names = metadata.iter().map(|(name, _)| self.hasher.hash_one(name));
+        let entry = Entry {
+            incarnation: key.incarnation,
+            beats,
+            names: names.collect(),
+            leased: None,
+        };
+        self.by_id.insert(key.id.clone(), entry);
+    }
+
+    pub(super) fn refresh(&mut self, worker: &StoredWorker) {
+        let leased = self.by_id.get_mut(&worker.key.id).and_then(|entry| {
+            let same = entry.incarnation == worker.key.incarnation;
+            entry.leased.take().filter(|_| same)
+        });
+        self.learn(&worker.key, worker.beats, &worker.metadata);
+        if let Some(entry) = self.by_id.get_mut(&worker.key.id) {
+            entry.leased = leased;
+        }
+    }
+
+    pub(super) fn forget(&mut self, id: &str) {
+        self.by_id.remove(id);
+    }
+
+    fn entry(&mut self, key: &WorkerKey) -> Option<&mut Entry> {
+        let entry = self.by_id.get_mut(&key.id)?;
+        (entry.incarnation == key.incarnation).then_some(entry)
+    }
+
+    /// Another step of progress; returns how many there were.
+    pub(super) fn count(&mut self, key: &WorkerKey) -> u64 {
+        self.entry(key).map_or(1, |entry| {
+            entry.beats = entry.beats.saturating_add(1);
+            entry.beats
+        })
+    }
+
+    pub(super) fn beats(&mut self, key: &WorkerKey) -> u64 {
+        self.entry(key).map_or(0, |entry| entry.beats)
+    }
+
+    /// Whether there is something of this name in its metadata.
+    pub(super) fn has(&mut self, key: &WorkerKey, name: &str) -> bool {
+        let name = self.hasher.hash_one(name);
+        self.entry(key)
+            .is_some_and(|entry| entry.names.contains(&name))
+    }
+
+    /// Takes note of more metadata. `false` if that would be too much for one worker: heartbeats
+    /// only ever add to it.
+    pub(super) fn add(&mut self, key: &WorkerKey, metadata: &[(String, String)]) -> bool {
+        let hashes: Vec<u64> = metadata
+            .iter()
+            .map(|(name, _)| self.hasher.hash_one(name))
+            .collect();
+        let Some(entry) = self.entry(key) else {
+            // It will be refused, or is not known here yet.
+            return hashes.len() <= MOST_METADATA;
+        };
+        let new: Vec<u64> = hashes
+            .into_iter()
+            .filter(|name| !entry.names.contains(name))
+            .collect();
+        if !new.is_empty() && entry.names.len() + new.len() > MOST_METADATA {
+            return false;
+        }
+        entry.names.extend(new);
+        true
+    }
+
+    pub(super) fn leased(&mut self, key: &WorkerKey, run_id: &str, ttl: Duration) {
+        if let Some(entry) = self.entry(key) {
+            entry.leased = Instant::now()
+                .checked_add(ttl)
+                .map(|until| (run_id.to_owned(), until));
+        }
+    }
+
+    pub(super) fn released(&mut self, key: &WorkerKey, run_id: &str) {
+        if let Some(entry) = self.entry(key)
+            && entry.leased.as_ref().is_some_and(|(run, _)| run == run_id)
+        {
+            entry.leased = None;
+        }
+    }
+
+    /// The run that it claimed, if it may still hold it.
+    pub(super) fn run_of(&mut self, key: &WorkerKey) -> Option<String> {
+        let (run_id, until) = self.entry(key)?.leased.as_ref()?;
+        (*until > Instant::now()).then(|| run_id.clone())
+    }
+}
+
+/// A text that comes before this one, with no id in between: for stores that list what comes after.
+///
+/// In the order of bytes, which is that of code points, what comes right before `b` is `a` followed
+/// by as much of the last code point as an id can hold.
+pub(super) fn just_before(id: &str, longest: usize) -> String {
+    let mut characters = id.chars();
+    let last = characters.next_back();
+    let mut before = characters.as_str().to_owned();
+    let previous = last.and_then(|last| match last {
+        '\u{e000}' => Some('\u{d7ff}'),
+        last => char::from_u32((last as u32).checked_sub(1)?),
+    });
+    if let Some(previous) = previous {
+        before.push(previous);
+        while before.len() <= longest {
+            before.push(char::MAX);
+        }
+    }
+    before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_comes_between() {
+        let ids = ["a", "ab", "b", "a\u{e000}", "ä", "🦀", "a 1", "a-1", "a-0z"];
+        for id in ids {
+            let before = just_before(id, 512);
+            assert!(*before < *id, "{id}");
+            for other in ids.iter().chain(&["", "aa", "a-0", "a\u{d7ff}\u{10ffff}"]) {
+                assert!(**other <= *before || **other >= *id, "{other} and {id}");
+            }
+        }
+    }
+
+    #[test]
+    fn metadata_is_bounded_however_many_heartbeats_bring_it() {
+        let key = WorkerKey {
+            id: "a".into(),
+            incarnation: 1,
+        };
+        let mut known = Known::new(10);
+        known.learn(&key, 0, &[]);
+        let pair = |n: usize| [(n.to_string(), String::new())];
+        for n in 0..MOST_METADATA {
+            assert!(known.add(&key, &pair(n)));
+        }
+        assert!(!known.add(&key, &pair(MOST_METADATA)));
+        assert!(known.add(&key, &pair(0)), "what is there may change");
+        for n in 0..100 {
+            let id = n.to_string();
+            let key = WorkerKey { id, ..key };
+            known.learn(&key, 0, &[]);
+            assert!(known.by_id.len() <= 10);
+        }
+    }
+}

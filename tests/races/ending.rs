@@ -1,0 +1,298 @@
+//! The end of a worker, from several sides at once.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::future::Future;
+use std::panic::resume_unwind;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use worker_heartbeat::{Activity, Error, Exit, Restart, State, Supervisor, WorkerHeartbeat};
+
+use crate::meeting::{Meeting, ROUNDS, alone, chance, dawdle, race, rounds, settle_on, stagger};
+use crate::stage::{ALL_EVENTS, Ward, busy_registry, ending, events_of, is_ending, names, worker};
+use crate::support::{PATIENCE, name};
+
+/// Each beat and each update counts once: before the end, or as late. After `stop()` has returned
+/// the worker is stopped and stays so, whatever its thread still says. One ending is told.
+#[test]
+fn stop_versus_beat() {
+    const STEPS: u64 = 8;
+    alone(|| {
+        let (registry, _anchor) = busy_registry();
+        let events = registry.subscribe();
+        let late = Cell::new(0);
+        race(
+            ROUNDS,
+            |_| worker(&registry).start().unwrap(),
+            &[
+                &|hb: &WorkerHeartbeat| {
+                    hb.stop();
+                    assert_eq!(hb.health().state(), State::Stopped);
+                    assert!(!hb.is_recent());
+                },
+                &|hb| {
+                    for step in 0..STEPS {
+                        match step % 4 {
+                            0 | 2 => hb.beat(),
+                            1 => hb.update_task("run", "task", Activity::Processing),
+                            _ => hb.mark_idle(),
+                        }
+                    }
+                },
+            ],
+            |_, hb| {
+                let snapshot = hb.snapshot();
+                let counted = snapshot.beats + snapshot.late_beats + snapshot.late_updates;
+                assert_eq!(counted, STEPS, "{snapshot:?}");
+                late.set(late.get() + snapshot.late_beats + snapshot.late_updates);
+                assert_eq!(ending(&hb.probe()), "stop");
+                let probe = hb.probe();
+                drop(hb);
+                assert_eq!(ending(&probe), "stop");
+                assert_eq!(probe.snapshot().beats, snapshot.beats);
+                let told = events_of(&events, probe.id());
+                assert_eq!(told.iter().filter(|event| is_ending(event)).count(), 1);
+                registry.purge(Duration::ZERO);
+            },
+        );
+        println!(
+            "{} of {} steps came late",
+            late.get(),
+            ROUNDS as u64 * STEPS
+        );
+    });
+}
+
+/// A worker that is stopped while its work panics is dead of the panic, whichever came first: a stop
+/// hides no panic. At most one stop is told and exactly one death, which comes last.
+#[test]
+fn stop_versus_panic() {
+    type Fall = Mutex<Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>>;
+    alone(|| {
+        let (registry, _anchor) = busy_registry();
+        let events = registry.subscribe();
+        let (first, wrong) = (Cell::new(0), Cell::new(0));
+        race(
+            ROUNDS,
+            |round| {
+                let hb = worker(&registry).start().unwrap();
+                // Without the hook, which would write twenty thousand messages.
+                let fall: Fall = Mutex::new(Box::pin(
+                    hb.supervise(async { resume_unwind(Box::new("it falls")) }),
+                ));
+                (round, hb, fall)
+            },
+            &[
+                &|(round, hb, _): &(usize, WorkerHeartbeat, Fall)| {
+                    // Falling takes a while.
+                    dawdle(chance(*round) % 30_000);
+                    hb.stop();
+                },
+                &|(_, _, fall)| {
+                    let mut context = Context::from_waker(Waker::noop());
+                    let polled = fall.lock().unwrap().as_mut().poll(&mut context);
+                    assert!(matches!(polled, Poll::Ready(Err(Error::Panicked { .. }))));
+                },
+            ],
+            |_, (_, hb, _)| {
+                assert_eq!(ending(&hb.probe()), "panic");
+                let told = names(&events_of(&events, hb.id()));
+                let count = |wanted| told.iter().filter(|told| *told == wanted).count();
+                assert!(count("dead") == 1 && count("stopped") <= 1, "{told:?}");
+                wrong.set(wrong.get() + usize::from(told.last().unwrap() != "dead"));
+                first.set(first.get() + 1 - count("stopped"));
+                let probe = hb.probe();
+                drop(hb);
+                assert_eq!(ending(&probe), "panic");
+                registry.purge(Duration::ZERO);
+                let _ = events.try_iter().count();
+            },
+        );
+        println!("the panic came first in {} rounds of {ROUNDS}", first.get());
+        assert_eq!(
+            wrong.get(),
+            0,
+            "rounds of {ROUNDS} in which the stop was told last"
+        );
+    });
+}
+
+/// A worker that is asked to stop while it panics is dead of the panic, with the run that it was at,
+/// even if it was idle, and so stopped at once, before it fell. Exactly one death is told, and comes
+/// last; its work is never run again; `join()` tells the panic.
+#[test]
+fn signal_versus_panic() {
+    alone(|| {
+        let (registry, _anchor) = busy_registry();
+        let events = registry.subscribe();
+        let (mut stopped, mut wrong) = (0, 0);
+        settle_on(0);
+        for round in rounds(ROUNDS) {
+            let meeting = Arc::new(Meeting::of(2));
+            let idle = round % 2 == 0;
+            let supervisor = Supervisor::new(&registry);
+            let worker = {
+                let meeting = Arc::clone(&meeting);
+                let work = move |hb: &WorkerHeartbeat| {
+                    settle_on(1);
+                    if idle {
+                        hb.mark_idle();
+                    } else {
+                        hb.update_task("run-7", "falling", Activity::Processing);
+                    }
+                    meeting.wait();
+                    stagger(round, 1);
+                    if round % 1_024 == 1 {
+                        panic!("it falls");
+                    }
+                    // Without the hook, which writes a message and takes the call stack.
+                    resume_unwind(Box::new("it falls"));
+                };
+                supervisor.spawn(worker(&registry), work).unwrap()
+            };
+            meeting.wait();
+            dawdle(chance(round) % 4_000);
+            if round % 4 < 2 {
+                worker.stop();
+            } else {
+                assert!(supervisor.shutdown(PATIENCE).is_clean());
+            }
+            let exit = worker.join();
+            assert!(
+                matches!(&exit, Exit::Panicked { message, .. } if message == "it falls"),
+                "{exit:?}"
+            );
+            let probe = worker.probe();
+            assert_eq!(ending(&probe), "panic");
+            let run = (!idle).then(|| "run-7".to_owned());
+            assert_eq!(probe.snapshot().run_id, run);
+            let told = names(&events_of(&events, probe.id()));
+            let count = |wanted| told.iter().filter(|told| *told == wanted).count();
+            assert_eq!((count("registered"), count("dead")), (1, 1), "{told:?}");
+            assert!(count("stopped") <= usize::from(idle), "{told:?}");
+            assert!(count("stopping") <= usize::from(!idle), "{told:?}");
+            stopped += count("stopped");
+            wrong += usize::from(told.last().unwrap() != "dead");
+            registry.purge(Duration::ZERO);
+        }
+        println!(
+            "stopped before it fell in {stopped} rounds of {}",
+            ROUNDS / 2
+        );
+        assert_eq!(
+            wrong, 0,
+            "rounds of {ROUNDS} in which the death was not told last"
+        );
+    });
+}
+
+/// Once `stop()` has returned, no further life begins. Every life that began has ended, each with
+/// one ending told, and every restart that was announced happened, but for the last.
+#[test]
+fn restart_versus_stop() {
+    alone(|| {
+        let (registry, _anchor) = busy_registry();
+        let events = registry.subscribe_with_capacity(ALL_EVENTS);
+        let restart = Restart::always()
+            .max(u32::MAX)
+            .backoff(Duration::from_nanos(1), Duration::from_micros(20));
+        let mut lives = 0;
+        settle_on(0);
+        for round in rounds(ROUNDS / 2) {
+            let supervisor = Supervisor::new(&registry).restart(restart.clone());
+            let meeting = Arc::new(Meeting::of(2));
+            let worker = {
+                let meeting = Arc::clone(&meeting);
+                let mut first = true;
+                let work = move |hb: &WorkerHeartbeat| {
+                    if std::mem::take(&mut first) {
+                        settle_on(1);
+                        meeting.wait();
+                    }
+                    hb.beat();
+                    stagger(round, 1);
+                    match round % 3 {
+                        0 => Err("it fails".into()),
+                        1 => Ok(()),
+                        _ => resume_unwind(Box::new("it falls")),
+                    }
+                };
+                supervisor.spawn(worker(&registry), work).unwrap()
+            };
+            meeting.wait();
+            for _ in 0..round % 7 {
+                stagger(round, 0);
+            }
+            worker.stop();
+            let incarnation = worker.probe().snapshot().incarnation;
+            worker.join();
+            let last = worker.probe().snapshot();
+            assert_eq!(last.incarnation, incarnation, "a life began after stop()");
+            assert!(last.health.state().is_terminal(), "{last:?}");
+            assert_eq!(last.restarts + 1, incarnation);
+            let told = events_of(&events, worker.id());
+            let mut by_life = HashMap::<u32, (usize, usize)>::new();
+            for event in &told {
+                let life = event.worker.as_ref().unwrap().incarnation;
+                let (begun, ended) = by_life.entry(life).or_default();
+                *begun += usize::from(name(event) == "registered");
+                *ended += usize::from(is_ending(event));
+            }
+            assert_eq!(by_life.len(), incarnation as usize);
+            assert!(
+                by_life.values().all(|told| *told == (1, 1)),
+                "{:?}",
+                names(&told)
+            );
+            let announced = names(&told)
+                .iter()
+                .filter(|name| name.starts_with("restart "))
+                .count();
+            let announced = u32::try_from(announced).unwrap();
+            assert!((incarnation - 1..=incarnation).contains(&announced));
+            lives += incarnation;
+            registry.purge(Duration::ZERO);
+        }
+        println!("{lives} lives");
+    });
+}
+
+/// Of a worker that goes idle and somebody who asks it to stop, at least one sees the other: it is
+/// stopped, and is told to be, once.
+#[test]
+fn a_request_to_stop_versus_going_idle() {
+    alone(|| {
+        let (registry, _anchor) = busy_registry();
+        let events = registry.subscribe();
+        race(
+            ROUNDS,
+            |round| {
+                let ward = Ward::new(&registry);
+                if round % 2 == 0 {
+                    ward.hb.update_task("run", "task", Activity::Processing);
+                }
+                ward
+            },
+            &[&|ward: &Ward| ward.ask_to_stop(), &|ward| {
+                if ward.hb.snapshot().run_id.is_some() {
+                    ward.hb.update_task("", "", Activity::Idle);
+                } else {
+                    ward.hb.mark_idle();
+                }
+            }],
+            |_, ward| {
+                let probe = ward.hb.probe();
+                assert!(ward.hb.stop_requested());
+                assert_eq!(ending(&probe), "supervisor");
+                drop(ward);
+                assert_eq!(ending(&probe), "supervisor");
+                let told = events_of(&events, probe.id());
+                assert_eq!(told.iter().filter(|event| is_ending(event)).count(), 1);
+                registry.purge(Duration::ZERO);
+            },
+        );
+    });
+}
