@@ -24,6 +24,8 @@ use worker_heartbeat::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+/// So many entries a worker may have.
+const MOST_METADATA: usize = 64;
 const ROLE: &str = "WORKER_HEARTBEAT_TEST_ROLE";
 
 fn store(schema: &str) -> PostgresStore {
@@ -263,6 +265,20 @@ fn odd_texts_do_no_harm() {
         (row.task.as_deref(), row.beats),
         (Some("a\u{fffd}b"), u64::MAX)
     );
+    // What comes with heartbeats is bounded; what is there already is still replaced.
+    let many = |value: &str| Beat {
+        metadata: (0..200)
+            .map(|n| (format!("name-{n:03}"), value.to_owned()))
+            .collect(),
+        ..Beat::new(key.clone(), State::Active)
+    };
+    for value in ["old", "new"] {
+        assert_eq!(store.beat(&[many(value)]).unwrap(), [Answer::Accepted]);
+    }
+    let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
+    assert_eq!(row.metadata.len(), MOST_METADATA);
+    let new = row.metadata.iter().filter(|(_, value)| value == "new");
+    assert_eq!(new.count(), MOST_METADATA - 1);
     let endless = Registration {
         thresholds: Some(Thresholds::new(Duration::MAX)),
         interval: Duration::MAX,
