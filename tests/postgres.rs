@@ -24,6 +24,8 @@ use worker_heartbeat::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+/// So many entries a worker may have.
+const MOST_METADATA: usize = 64;
 const ROLE: &str = "WORKER_HEARTBEAT_TEST_ROLE";
 
 fn store(schema: &str) -> PostgresStore {
@@ -263,6 +265,20 @@ fn odd_texts_do_no_harm() {
         (row.task.as_deref(), row.beats),
         (Some("a\u{fffd}b"), u64::MAX)
     );
+    // What comes with heartbeats is bounded; what is there already is still replaced.
+    let many = |value: &str| Beat {
+        metadata: (0..200)
+            .map(|n| (format!("name-{n:03}"), value.to_owned()))
+            .collect(),
+        ..Beat::new(key.clone(), State::Active)
+    };
+    for value in ["old", "new"] {
+        assert_eq!(store.beat(&[many(value)]).unwrap(), [Answer::Accepted]);
+    }
+    let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
+    assert_eq!(row.metadata.len(), MOST_METADATA);
+    let new = row.metadata.iter().filter(|(_, value)| value == "new");
+    assert_eq!(new.count(), MOST_METADATA - 1);
     let endless = Registration {
         thresholds: Some(Thresholds::new(Duration::MAX)),
         interval: Duration::MAX,
@@ -912,6 +928,88 @@ fn nobody_ever_holds_what_somebody_else_holds() {
         "{} claims, {swept} swept",
         beliefs.len()
     );
+}
+
+/// Heartbeats of a batch hold their rows until all are written.
+#[test]
+fn claims_and_sweeps_do_not_wait_behind_a_batch() {
+    let name = schema("waiting");
+    let store = store(&name);
+    let key = worker(&store, "a");
+    silent(&store, "b", 1_000 * SECOND);
+    let ClaimAnswer::Granted(_) = claim(&store, &key, "warm-up", SECOND) else {
+        panic!("not granted");
+    };
+    store
+        .sweep(&Sweep {
+            dry_run: true,
+            ..Sweep::default()
+        })
+        .unwrap();
+    let batch = format!(
+        "BEGIN; UPDATE \"{name}\".worker_heartbeats SET beats = beats + 1; SELECT pg_sleep(3); COMMIT"
+    );
+    thread::scope(|scope| {
+        let writing = scope.spawn(|| sql(url(), &batch));
+        thread::sleep(Duration::from_millis(700));
+        let begun = Instant::now();
+        let ClaimAnswer::Granted(fence) = claim(&store, &key, "run", 60 * SECOND) else {
+            panic!("not granted");
+        };
+        let lease = [LeaseKey {
+            worker: key.clone(),
+            run_id: "run".into(),
+            fence,
+        }];
+        assert_eq!(store.renew(&lease, 60 * SECOND).unwrap(), [true]);
+        // The row may be having its heartbeat just now.
+        assert_eq!(
+            store.sweep(&Sweep::default()).unwrap().marked_offline,
+            [""; 0]
+        );
+        assert_eq!(store.release(&lease).unwrap(), [true]);
+        assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
+        assert!(!writing.is_finished());
+        writing.join().unwrap();
+    });
+    assert_eq!(
+        store.sweep(&Sweep::default()).unwrap().marked_offline,
+        ["b"]
+    );
+}
+
+#[test]
+fn what_was_undone_because_of_others_is_tried_once_more() {
+    let name = schema("conflicts");
+    let store = store(&name);
+    let key = worker(&store, "a");
+    sql(
+        url(),
+        &"CREATE SEQUENCE $s.tries;
+          CREATE FUNCTION $s.collide() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              IF nextval('$s.tries') <> 2 THEN
+                  RAISE EXCEPTION 'collision' USING ERRCODE = 'deadlock_detected';
+              END IF;
+              RETURN NEW;
+          END $$;
+          CREATE TRIGGER collide BEFORE INSERT ON $s.leases FOR EACH ROW EXECUTE FUNCTION $s.collide()"
+            .replace("$s", &format!("\"{name}\"")),
+    );
+    assert!(matches!(
+        claim(&store, &key, "run", SECOND),
+        ClaimAnswer::Granted(_)
+    ));
+    let another = Claim {
+        worker: key.clone(),
+        run_id: "another".into(),
+        ttl: SECOND,
+    };
+    let error = store.claim(&another).unwrap_err().to_string();
+    assert!(
+        error.contains("cannot claim") && error.contains("40P01"),
+        "{error}"
+    );
+    assert_eq!(beat(&store, &key), Answer::Accepted);
 }
 
 struct Dice(u64);

@@ -360,12 +360,14 @@ async fn connect(settings: &Settings) -> Result<Client, tokio_postgres::Error> {
     }
 }
 
-/// The server gives up a little before the caller does, and says so.
+/// The server gives up a little before the caller does, and says so. Whatever others prefer, each
+/// step of a function sees what was committed until then.
 async fn set_up(client: &Client, settings: &Settings) -> Result<(), tokio_postgres::Error> {
     let millis = settings.statement_timeout.mul_f64(0.9).as_millis().max(1);
     let sql = format!(
         "SELECT set_config('statement_timeout', '{millis}', false), \
-         set_config('idle_in_transaction_session_timeout', '{millis}', false)"
+         set_config('idle_in_transaction_session_timeout', '{millis}', false), \
+         set_config('default_transaction_isolation', 'read committed', false)"
     );
     client.query_typed(&sql, &[]).await.map(|_| ())
 }

@@ -43,6 +43,7 @@ END $$;
 /// With the name of the schema, which is quoted.
 pub(super) fn filled(sql: &str, schema: &str) -> String {
     sql.replace(SCHEMA, schema)
+        .replace("@most@", &crate::worker::MOST_METADATA.to_string())
 }
 
 /// Everything from this version on, without the transaction around it.

@@ -112,7 +112,7 @@ impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresStore")
             .field("target", &self.links.settings.target)
-            .field("schema", &self.links.settings.schema)
+            .field("schema", &self.links.settings.schema.trim_matches('"'))
             .finish_non_exhaustive()
     }
 }

@@ -15,7 +15,7 @@ use crate::error::Error;
 
 const DEFAULT_SCHEMA: &str = "worker_heartbeat";
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const DEFAULT_STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(10);
 /// The server cuts longer names, so two of them could be one.
@@ -81,9 +81,10 @@ impl PostgresOptions {
         self
     }
 
-    /// How long a call may take, other than to connect; 10 s by default. Kept on both sides: a server
-    /// that answers ends the statement, and one that does not is given up. (Setting up the schema may
-    /// take a minute.)
+    /// How long a call may take, other than to connect; 5 s by default. Kept on both sides: a server
+    /// that answers ends the statement, and one that does not is given up. (Without
+    /// [`session_liveness`](Self::session_liveness), only on this side. Setting up the schema may take
+    /// a minute.)
     pub const fn statement_timeout(mut self, timeout: Duration) -> Self {
         self.statement_timeout = timeout;
         self
@@ -308,7 +309,7 @@ mod tests {
     fn what_is_wrong_with_a_url_is_told_without_it() {
         for url in [
             "postgres://app:hunter2@/db",
-            "postgres://app:hun?ter2=x@host/db",
+            "postgres://app:x@host/db?hunter2=1",
             "postgres://app:hunter2@host:port/db",
             "host=h password='hunter2",
             "password=hunter2",

@@ -47,6 +47,20 @@ END $$;
 CREATE OR REPLACE FUNCTION @schema@.micros(p_micros bigint) RETURNS interval
     LANGUAGE sql IMMUTABLE AS $$ SELECT p_micros * interval '1 microsecond' $$;
 
+-- What has the same name is replaced; new names are added until there are @most@ of them: what comes
+-- with heartbeats does not grow without bound.
+CREATE OR REPLACE FUNCTION @schema@.merged(p_old jsonb, p_new jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    v_room bigint := @most@ - (SELECT count(*) FROM jsonb_object_keys(p_old));
+BEGIN
+    RETURN p_old || coalesce((SELECT jsonb_object_agg(n.name, p_new -> n.name) FROM (
+        SELECT k.name, p_old ? k.name AS known, count(*) FILTER (WHERE NOT p_old ? k.name)
+            OVER (ORDER BY k.ord) AS place
+        FROM jsonb_object_keys(p_new) WITH ORDINALITY k (name, ord)) n
+        WHERE n.known OR n.place <= v_room), '{}');
+END $$;
+
 CREATE OR REPLACE FUNCTION @schema@.register_workers(
     p_ids text[], p_explicit boolean[], p_types text[], p_groups text[], p_intervals bigint[],
     p_stale_after bigint[], p_stall_after bigint[], p_startup_grace bigint[], p_beats_only boolean[],
@@ -163,7 +177,8 @@ BEGIN
             progress_done = b.done,
             progress_total = b.total,
             beats = b.beats,
-            metadata = CASE WHEN b.metadata IS NULL THEN w.metadata ELSE w.metadata || b.metadata::jsonb END,
+            metadata = CASE WHEN b.metadata IS NULL THEN w.metadata 
+                ELSE @schema@.merged(w.metadata, b.metadata::jsonb) END,
             lease_expires_at = (SELECT max(l.expires_at) FROM @schema@.leases l
                 WHERE l.worker_id = b.id AND l.incarnation = b.incarnation AND l.expires_at > now()),
             -- Whoever carries the heartbeats of other processes tells nothing of those by its end.

@@ -66,7 +66,7 @@ BEGIN
         last_progress_at = greatest(w.last_progress_at, now()),
         current_run_id = p_current_run_id, current_task = p_current_task,
         progress_done = NULL, progress_total = NULL, beats = w.beats + 1,
-        metadata = w.metadata || coalesce(p_metadata, '{}')
+        metadata = @schema@.merged(w.metadata, coalesce(p_metadata, '{}'))
         WHERE w.worker_id = p_worker_id AND w.incarnation = v_incarnation;
     IF p_status = 'stopped' THEN
         PERFORM @schema@.stop_worker(p_worker_id);
