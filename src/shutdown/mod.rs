@@ -265,11 +265,6 @@ impl Inner {
 
     /// Who keeps the process from ending.
     fn culprits(&self) -> String {
-        let left = deadline.saturating_duration_since(Instant::now());
-        for registry in &self.registries {
-            // Before the cleanups, which may close what the store needs.
-            registry.tell_store(left / 2);
-        }
         let hung = self.hung();
         if !hung.is_empty() {
             let named = hung
@@ -321,6 +316,11 @@ impl Inner {
         let deadline = begun_at + self.timeout;
         for registry in &self.registries {
             registry.drain(deadline);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        for registry in &self.registries {
+            // Before the cleanups, which may close what the store needs.
+            registry.tell_store(left / 2);
         }
         let hung = self.hung();
         if !hung.is_empty() && self.force_exit {
