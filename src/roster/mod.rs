@@ -41,6 +41,9 @@ pub(crate) struct Roster {
     journal: Journal,
     /// How often the pacemaker looks, in nanoseconds.
     resolution: AtomicU64,
+    /// Held while that changes: a worker that comes while the others are counted is not to be
+    /// watched as seldom as they need, not for a moment.
+    resolving: Mutex<()>,
     /// Workers came, went, ended or are expected since the pacemaker last counted them.
     pub changed: AtomicBool,
     pub expected: Mutex<BTreeMap<String, Expectation>>,
@@ -100,6 +103,7 @@ impl Roster {
             turns: [const { Mutex::new(()) }; TURNS],
             journal: Journal::default(),
             resolution: AtomicU64::new(nanos(LONGEST_RESOLUTION)),
+            resolving: Mutex::new(()),
             changed: AtomicBool::new(false),
             expected: Mutex::default(),
             timers: Mutex::default(),
@@ -118,18 +122,16 @@ impl Roster {
     /// Makes the pacemaker look as often as this limit needs. Returns whether that is oftener.
     pub(crate) fn sharpen(&self, threshold: Duration) -> bool {
         let needed = nanos(resolution_for(threshold));
-        self.resolution.fetch_min(needed, Ordering::AcqRel) > needed
+        let _resolving = self.resolving.lock();
+        self.resolution.fetch_min(needed, Ordering::Relaxed) > needed
     }
 
     /// Lets the pacemaker look only as often as the workers that are left need.
     pub(crate) fn relax(&self) {
+        let _resolving = self.resolving.lock();
         let shortest = self.profiles.shortest_threshold();
         let needed = nanos(shortest.map_or(LONGEST_RESOLUTION, resolution_for));
-        self.resolution.swap(needed, Ordering::AcqRel);
-        // Whoever came in between has made it finer before, in vain, but is seen now.
-        if let Some(shortest) = self.profiles.shortest_threshold() {
-            self.sharpen(shortest);
-        }
+        self.resolution.store(needed, Ordering::Relaxed);
     }
 
     /// The registry's time now, as it stands: nobody is woken.
