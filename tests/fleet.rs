@@ -331,6 +331,24 @@ fn a_store_that_panics_or_blocks_harms_nobody() {
 }
 
 #[test]
+fn a_store_that_hangs_does_not_hold_up_the_end_of_its_registry() {
+    let flaky = Flaky::new(MemoryStore::new());
+    let blocked = flaky.shared.gate.lock();
+    let registry = worker_heartbeat::Registry::new();
+    let config = FleetConfig::new().farewell(Duration::from_millis(50));
+    registry.attach(flaky.clone(), config).unwrap();
+    let hb = worker_heartbeat::WorkerHeartbeat::builder("poller")
+        .registry(&registry)
+        .start()
+        .unwrap();
+    eventually("it hangs", || flaky.calls() > 0);
+    // Would hang for ever, if it waited.
+    drop(hb);
+    drop(registry);
+    drop(blocked);
+}
+
+#[test]
 fn a_store_that_has_lost_its_memory_is_told_again() {
     let world = World::new();
     let first = MemoryStore::with_clock(world.time.clock());

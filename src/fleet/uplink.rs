@@ -41,6 +41,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 const BATCH: usize = 5_000;
 /// How long a claim waits for its worker to be registered.
 const REGISTRATION_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the end of an attachment waits for its thread at least.
+const LEAST_FAREWELL: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
@@ -98,6 +100,8 @@ struct Progress {
     status: StoreStatus,
     /// When the store was last told everything.
     succeeded_at: Option<Moment>,
+    /// The thread is at its end.
+    ended: bool,
 }
 
 impl Registry {
@@ -210,13 +214,32 @@ impl Companion for Uplink {
     fn close(&self) {
         self.closing.store(true, Ordering::Release);
         self.alarm.ring();
-        let thread = self.thread.lock().take();
-        if let Some(thread) = thread
-            && thread.thread().id() != thread::current().id()
-        {
-            // Every panic on it is contained.
-            drop(thread.join());
+        let Some(thread) = self.thread.lock().take() else {
+            return;
+        };
+        if thread.thread().id() == thread::current().id() {
+            return;
         }
+        // A store that hangs is left behind, with the thread that waits for it.
+        let deadline = Instant::now().checked_add(self.config.farewell.max(LEAST_FAREWELL));
+        let mut progress = self.progress.lock();
+        while !progress.ended {
+            match deadline {
+                Some(deadline) => {
+                    if self
+                        .progressed
+                        .wait_until(&mut progress, deadline)
+                        .timed_out()
+                    {
+                        return;
+                    }
+                }
+                None => self.progressed.wait(&mut progress),
+            }
+        }
+        drop(progress);
+        // Every panic on it is contained, and it has said its last.
+        drop(thread.join());
     }
 
     fn status(&self) -> StoreStatus {
@@ -318,6 +341,7 @@ impl Uplink {
             let pause = self.conclude(&registry, carried, &mut jitter);
             next = self.clock.now().after(pause);
         }
+        self.progress.lock().ended = true;
         self.progressed.notify_all();
     }
 
@@ -371,7 +395,10 @@ impl Uplink {
                 status.last_error = Some(error.clone());
                 let doublings = (status.failures_in_a_row - 1).min(16) as u32;
                 let pause = (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY);
-                let pause = pause.min((self.shortest_interval() / 4).max(FIRST_RETRY));
+                // Who is looked for between heartbeats has to come back before it is given up.
+                let limit = self.shortest_interval() / 4;
+                let limit = limit.min(self.store.keep_alive_interval().unwrap_or(limit));
+                let pause = pause.min(limit.max(FIRST_RETRY));
                 let news =
                     (status.failures_in_a_row == 1).then_some(EventKind::StoreFailing { error });
                 (jitter.shorten(pause), news)
