@@ -23,6 +23,7 @@
 //! # Ok::<(), worker_heartbeat::Error>(())
 //! ```
 
+mod bond;
 mod config;
 #[cfg(feature = "test-util")]
 pub mod conformance;
@@ -30,6 +31,7 @@ mod host;
 #[cfg(feature = "http")]
 pub(crate) mod http;
 mod jitter;
+mod key;
 mod lease;
 mod memory;
 #[cfg(all(test, not(loom)))]

@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::{Duration, SystemTime};
 
-use super::lease::{Deadline, Now};
+use super::bond::{Deadline, Now};
 use super::memory::Book;
 use super::rules;
 use super::store::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Sweep, WorkerKey};

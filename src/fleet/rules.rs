@@ -124,7 +124,7 @@ impl Row {
         let limit = self
             .thresholds
             .as_ref()
-            .map_or(super::sweeper::DEFAULT_THRESHOLD, |own| own.stale_after);
+            .map_or(super::stored::DEFAULT_THRESHOLD, |own| own.stale_after);
         self.heartbeat_at.unwrap_or(self.registered_at).after(limit)
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::host::ProcessIdentity;
+pub use super::key::{LeaseKey, WorkerKey};
 use super::stored::StoredWorker;
 use crate::error::Error;
 use crate::health::{Ending, State, Summary, SweepReport, Thresholds};
@@ -151,21 +152,6 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     }
     fn keep_alive(&self) -> Result<bool, Error> {
         (**self).keep_alive()
-    }
-}
-
-/// One incarnation of a worker, as a store knows it: every write carries it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WorkerKey {
-    /// The id that the store assigned.
-    pub id: String,
-    /// Higher with every registration.
-    pub incarnation: u64,
-}
-
-impl fmt::Display for WorkerKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}#{}", crate::health::Line(&self.id), self.incarnation)
     }
 }
 
@@ -324,7 +310,7 @@ impl Default for Sweep {
     /// 90 s, watched for ever.
     fn default() -> Self {
         Self {
-            threshold: super::sweeper::DEFAULT_THRESHOLD,
+            threshold: super::stored::DEFAULT_THRESHOLD,
             watched_for: Duration::MAX,
             killed: Vec::new(),
             dry_run: false,
@@ -353,15 +339,4 @@ pub enum ClaimAnswer {
     Taken,
     /// The worker itself is refused; never [`Answer::Accepted`].
     Refused(Answer),
-}
-
-/// One lease, as a store knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LeaseKey {
-    /// Whose it is.
-    pub worker: WorkerKey,
-    /// The run.
-    pub run_id: String,
-    /// The number of the claim.
-    pub fence: u64,
 }

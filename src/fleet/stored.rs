@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::host::ProcessIdentity;
-use super::store::WorkerKey;
-use super::sweeper::DEFAULT_THRESHOLD;
+use super::key::WorkerKey;
 use crate::clock::Moment;
 use crate::health::{
     Activity, DeadWorker, Death, DeathCause, Ending, Health, Reading, StallCause, Stalled, State,
     StateCounts, StopCause, Summary, Thresholds, judge,
 };
+
+/// Longest time without a heartbeat, for workers that have no limit of their own.
+pub(crate) const DEFAULT_THRESHOLD: Duration = Duration::from_secs(90);
 
 /// A worker as a store knows it. Ages are those at the moment of the reading.
 #[derive(Clone, Debug)]

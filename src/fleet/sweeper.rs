@@ -12,13 +12,12 @@ use parking_lot::Mutex;
 use super::host::ProcessIdentity;
 use super::jitter::Jitter;
 use super::store::{HeartbeatStore, Sweep, WorkerFilter, WorkerKey};
+use super::stored::DEFAULT_THRESHOLD;
 use crate::clock::{Alarm, Clock, Moment, Sleeper};
 use crate::error::Error;
 use crate::health::SweepReport;
 use crate::panics;
 
-/// Longest time without a heartbeat, for workers that have no limit of their own.
-pub(super) const DEFAULT_THRESHOLD: Duration = Duration::from_secs(90);
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(120);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// Name of the thread; the kernel keeps 15 bytes of it.

@@ -9,12 +9,14 @@ use axum::body::Bytes;
 use log::Level;
 use parking_lot::Mutex;
 
-use super::intake::LONGEST_ID;
 use super::known::{Known, just_before};
 use crate::error::Error;
 use crate::fleet::{Answer, HeartbeatStore, StoredWorker, WorkerFilter, WorkerKey};
 use crate::health::Line;
 use crate::roster::say;
+
+/// Bytes of an id. A generated one holds a type and a host's name.
+pub(super) const LONGEST_ID: usize = 512;
 
 /// Ended workers that make room for others when there are too many: those that ended so long ago.
 const MAKE_ROOM_AGE: Duration = Duration::from_secs(3_600);

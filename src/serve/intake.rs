@@ -2,14 +2,12 @@
 
 use serde_json::{Map, Value};
 
-use super::core::Refusal;
+use super::core::{LONGEST_ID, Refusal};
 use crate::error::Error;
 use crate::fleet::http::wire::{Pairs, Seconds};
 use crate::fleet::{Beat, Claim, Registration, WorkerKey, check_run_id, check_ttl};
 use crate::worker::{LONGEST_VALUE, MOST_METADATA, check_metadata, check_name, shortened};
 
-/// Bytes of an id. A generated one holds a type and a host's name.
-pub(super) const LONGEST_ID: usize = 512;
 /// Bytes of what a worker says in its own words; the rest is cut off, rather than that a heartbeat
 /// is refused for it.
 const LONGEST_TEXT: usize = 4_096;

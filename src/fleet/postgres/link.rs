@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Config, NoTls, Row};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::{Client, NoTls, Row};
 
 use super::migrate;
-use super::options::Target;
+use super::settings::Settings;
 use super::trouble::{Trouble, within};
 use crate::error::Error;
 use crate::roster::say;
@@ -31,34 +30,6 @@ const FAREWELL: Duration = Duration::from_millis(250);
 const SPACING: Duration = Duration::from_millis(60);
 
 pub(super) type Params<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
-
-/// What all connections of a store have in common. Not `Debug`: it knows the password.
-pub(super) struct Settings {
-    pub target: Target,
-    pub secret: Option<String>,
-    pub config: Config,
-    pub tls: Option<MakeRustlsConnect>,
-    /// With its quotes.
-    pub schema: String,
-    pub migrations: bool,
-    pub connect_timeout: Duration,
-    pub statement_timeout: Duration,
-    pub session_liveness: bool,
-}
-
-impl Settings {
-    pub(super) fn sql(&self, text: &str) -> String {
-        migrate::filled(text, &self.schema)
-    }
-
-    fn error(&self, operation: &'static str, trouble: &Trouble) -> Error {
-        let mut message = trouble.to_string();
-        if let Some(secret) = &self.secret {
-            message = message.replace(secret.as_str(), "***");
-        }
-        Error::store(operation, message)
-    }
-}
 
 /// See the module.
 pub(super) struct Link {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::link::Settings;
+use super::settings::{Settings, filled};
 use super::trouble::{Trouble, within};
 use crate::roster::say;
 
@@ -19,8 +19,6 @@ const MIGRATIONS: [(i32, &str, &str); 5] = [
 const NEWEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].0;
 /// Others may have to finish the same before.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Stands for the name of the schema, with its quotes.
-const SCHEMA: &str = "@schema@";
 
 /// Who comes second waits, and finds it done. `CREATE SCHEMA IF NOT EXISTS` asks for the right to
 /// create one even if it is there.
@@ -39,12 +37,6 @@ DO $$ BEGIN
     END IF;
 END $$;
 ";
-
-/// With the name of the schema, which is quoted.
-pub(super) fn filled(sql: &str, schema: &str) -> String {
-    sql.replace(SCHEMA, schema)
-        .replace("@most@", &crate::worker::MOST_METADATA.to_string())
-}
 
 /// Everything from this version on, without the transaction around it.
 fn steps(schema: &str, from: i32) -> String {

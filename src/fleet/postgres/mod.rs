@@ -5,6 +5,7 @@ mod migrate;
 mod options;
 mod register;
 mod rows;
+mod settings;
 mod sweep;
 mod tls;
 mod trouble;
@@ -25,8 +26,9 @@ use super::store::{
 use super::stored::{StoredEnding, StoredWorker};
 use crate::error::Error;
 use crate::health::SweepReport;
-use link::{Link, Settings};
+use link::Link;
 pub use options::PostgresOptions;
+use settings::Settings;
 
 /// How often the session is looked after: several times within the grace of a lost one.
 const KEEP_ALIVE: Duration = Duration::from_millis(1_500);

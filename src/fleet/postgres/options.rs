@@ -1,6 +1,5 @@
 //! How to connect to PostgreSQL, and what to do there.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,8 +7,8 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
 use super::PostgresStore;
-use super::link::Settings;
 use super::migrate;
+use super::settings::{Settings, Target};
 use super::tls;
 use crate::error::Error;
 
@@ -248,36 +247,6 @@ fn parsed(url: &str) -> Result<Config, Error> {
         return Err(invalid("names no host"));
     }
     Ok(config)
-}
-
-/// Where a store is, for people. Never a password.
-pub(super) struct Target(String);
-
-impl Target {
-    fn of(config: &Config) -> Self {
-        let hosts = config.get_hosts().iter().map(|host| match host {
-            Host::Tcp(name) => name.clone(),
-            #[cfg(unix)]
-            Host::Unix(path) => path.display().to_string(),
-        });
-        let addresses = config.get_hostaddrs().iter().map(ToString::to_string);
-        let hosts: Vec<String> = hosts.chain(addresses).collect();
-        let ports: Vec<String> = config.get_ports().iter().map(ToString::to_string).collect();
-        let ports = if ports.is_empty() {
-            "5432".to_owned()
-        } else {
-            ports.join(",")
-        };
-        let user = config.get_user().unwrap_or_default();
-        let database = config.get_dbname().unwrap_or(user);
-        Self(format!("{user}@{}:{ports}/{database}", hosts.join(",")))
-    }
-}
-
-impl fmt::Debug for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,78 @@
+//! What all connections of a store have in common.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio_postgres::Config;
+use tokio_postgres::config::Host;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::trouble::Trouble;
+use crate::error::Error;
+
+/// Stands for the name of the schema, with its quotes.
+const SCHEMA: &str = "@schema@";
+
+/// What all connections of a store have in common. Not `Debug`: it knows the password.
+pub(super) struct Settings {
+    pub target: Target,
+    pub secret: Option<String>,
+    pub config: Config,
+    pub tls: Option<MakeRustlsConnect>,
+    /// With its quotes.
+    pub schema: String,
+    pub migrations: bool,
+    pub connect_timeout: Duration,
+    pub statement_timeout: Duration,
+    pub session_liveness: bool,
+}
+
+impl Settings {
+    pub(super) fn sql(&self, text: &str) -> String {
+        filled(text, &self.schema)
+    }
+
+    pub(super) fn error(&self, operation: &'static str, trouble: &Trouble) -> Error {
+        let mut message = trouble.to_string();
+        if let Some(secret) = &self.secret {
+            message = message.replace(secret.as_str(), "***");
+        }
+        Error::store(operation, message)
+    }
+}
+
+/// Where a store is, for people. Never a password.
+pub(super) struct Target(String);
+
+impl Target {
+    pub(super) fn of(config: &Config) -> Self {
+        let hosts = config.get_hosts().iter().map(|host| match host {
+            Host::Tcp(name) => name.clone(),
+            #[cfg(unix)]
+            Host::Unix(path) => path.display().to_string(),
+        });
+        let addresses = config.get_hostaddrs().iter().map(ToString::to_string);
+        let hosts: Vec<String> = hosts.chain(addresses).collect();
+        let ports: Vec<String> = config.get_ports().iter().map(ToString::to_string).collect();
+        let ports = if ports.is_empty() {
+            "5432".to_owned()
+        } else {
+            ports.join(",")
+        };
+        let user = config.get_user().unwrap_or_default();
+        let database = config.get_dbname().unwrap_or(user);
+        Self(format!("{user}@{}:{ports}/{database}", hosts.join(",")))
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// With the name of the schema, which is quoted.
+pub(super) fn filled(sql: &str, schema: &str) -> String {
+    sql.replace(SCHEMA, schema)
+        .replace("@most@", &crate::worker::MOST_METADATA.to_string())
+}

@@ -1,0 +1,75 @@
+//! What the store was told, worker by worker.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::clock::Moment;
+use crate::fleet::bond::{Bond, Held};
+use crate::fleet::key::LeaseKey;
+use crate::health::State;
+use crate::roster::post::Post;
+use crate::roster::record::Record;
+
+/// What the store was told.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    /// By the address of their records, which they keep alive.
+    pub known: HashMap<usize, Known>,
+    pub leases: Vec<Arc<Held>>,
+    /// Worker and run of each claim that waits for its answer.
+    pub claiming: HashSet<(usize, String)>,
+    pub to_release: Vec<LeaseKey>,
+}
+
+#[derive(Debug)]
+pub(super) struct Known {
+    pub post: Post,
+    /// The life, as the process counts it, that was registered.
+    pub incarnation: u32,
+    pub bond: Option<Arc<Bond>>,
+    pub told: Option<Told>,
+    pub ended: bool,
+}
+
+/// What a worker's last accepted heartbeat told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    pub state: State,
+    pub task: u32,
+    pub at: Moment,
+}
+
+impl Known {
+    /// Another heartbeat is due: its time has come, or something changed.
+    pub(super) fn is_due(&self, now: &Told) -> bool {
+        let interval = self.post.record.profile.interval;
+        self.told.is_none_or(|told| {
+            (told.state, told.task) != (now.state, now.task)
+                // A tick that comes a little early is this worker's tick too.
+                || now.at.since(told.at) >= interval / 4 * 3
+        })
+    }
+
+    pub(super) fn due_at(&self) -> Option<Moment> {
+        Some(self.told?.at.after(self.post.record.profile.interval))
+    }
+
+    /// The store does not know this incarnation, or not any more.
+    pub(super) fn forget(&mut self) {
+        if let Some(bond) = self.bond.take() {
+            bond.break_off();
+        }
+        self.told = None;
+    }
+
+    /// Nothing is left to be told.
+    pub(super) fn finish(&mut self) {
+        self.forget();
+        self.ended = true;
+        self.post.record.set_told();
+    }
+}
+
+pub(super) fn address(record: &Arc<Record>) -> usize {
+    Arc::as_ptr(record).addr()
+}

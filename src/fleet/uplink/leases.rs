@@ -1,0 +1,220 @@
+//! Leases: claimed when a worker asks, renewed and given back in the background.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Uplink;
+use super::book::address;
+use super::tell::answered;
+use crate::error::Error;
+use crate::fleet::bond::{Bond, Held, Now};
+use crate::fleet::key::LeaseKey;
+use crate::fleet::store::{Claim, ClaimAnswer};
+use crate::registry::Registry;
+use crate::roster::Companion;
+use crate::roster::events::EventKind;
+use crate::roster::post::Post;
+use crate::roster::record::Record;
+
+/// How long a claim waits for its worker to be registered.
+const REGISTRATION_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Uplink {
+    pub(in crate::fleet) fn claim(
+        &self,
+        post: &Post,
+        run_id: &str,
+        ttl: Duration,
+    ) -> Result<Option<Arc<Held>>, Error> {
+        let bond = self.bond_of(post)?;
+        // One claim at a time: of two that the store grants one after the other, only the second
+        // counts there, and the first would be believed in until it expires.
+        let Some(_claiming) = self.begin_claim(post, &bond, run_id) else {
+            return Ok(None);
+        };
+        let claim = Claim {
+            worker: bond.key.clone(),
+            run_id: run_id.to_owned(),
+            ttl,
+        };
+        let sent = Now::of(&self.clock);
+        match self.store.claim(&claim)? {
+            ClaimAnswer::Granted(fence) => {
+                let key = LeaseKey {
+                    worker: claim.worker,
+                    run_id: claim.run_id,
+                    fence,
+                };
+                let held = Arc::new(Held::new(key, ttl, bond, &sent));
+                self.book.lock().leases.push(Arc::clone(&held));
+                // The thread learns when to renew it.
+                self.news();
+                Ok(Some(held))
+            }
+            ClaimAnswer::Taken => Ok(None),
+            ClaimAnswer::Refused(_) => {
+                // The next heartbeat learns the same, and does what has to be done.
+                self.retell(post);
+                Err(Error::Refused {
+                    id: post.record.id().to_owned(),
+                })
+            }
+        }
+    }
+
+    /// `None` if the worker holds the run, or is just claiming it.
+    fn begin_claim(&self, post: &Post, bond: &Arc<Bond>, run_id: &str) -> Option<Claiming<'_>> {
+        let now = Now::of(&self.clock);
+        let mut book = self.book.lock();
+        let held = book.leases.iter().any(|lease| {
+            lease.hangs_on(bond) && lease.key.run_id == run_id && !lease.remaining(&now).is_zero()
+        });
+        let place = (address(&post.record), run_id.to_owned());
+        if held || !book.claiming.insert(place.clone()) {
+            return None;
+        }
+        Some(Claiming {
+            uplink: self,
+            place,
+        })
+    }
+
+    /// The worker's incarnation as the store knows it. One that is just starting is waited for.
+    pub(super) fn bond_of(&self, post: &Post) -> Result<Arc<Bond>, Error> {
+        let known = || {
+            let book = self.book.lock();
+            let known = book.known.get(&address(&post.record))?;
+            known
+                .bond
+                .clone()
+                .filter(|_| known.incarnation == post.record.incarnation())
+        };
+        if let Some(bond) = known() {
+            return Ok(bond);
+        }
+        self.flush(REGISTRATION_PATIENCE);
+        known().ok_or_else(|| {
+            let status = self.status();
+            Error::store(
+                "claim",
+                match status.last_error {
+                    Some(error) => format!("the worker is not registered yet: {error}"),
+                    None => "the worker is not registered yet".to_owned(),
+                },
+            )
+        })
+    }
+
+    pub(super) fn retell(&self, post: &Post) {
+        if let Some(known) = self.book.lock().known.get_mut(&address(&post.record)) {
+            known.told = None;
+        }
+        self.news();
+    }
+
+    pub(in crate::fleet) fn release_now(&self, held: &Arc<Held>) -> Result<bool, Error> {
+        let key = held.key.clone();
+        match self.store.release(std::slice::from_ref(&key)) {
+            Ok(released) => {
+                self.book.lock().leases.retain(|lease| lease.key != key);
+                Ok(released.first().copied().unwrap_or(false))
+            }
+            Err(error) => {
+                self.release_soon(held);
+                Err(error)
+            }
+        }
+    }
+
+    pub(in crate::fleet) fn release_soon(&self, held: &Arc<Held>) {
+        let mut book = self.book.lock();
+        book.leases.retain(|lease| !Arc::ptr_eq(lease, held));
+        if !held.is_broken() {
+            book.to_release.push(held.key.clone());
+        }
+        drop(book);
+        self.news();
+    }
+
+    pub(super) fn release(&self) -> Result<(), Error> {
+        let keys = self.book.lock().to_release.clone();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.store.release(&keys)?;
+        self.book
+            .lock()
+            .to_release
+            .retain(|key| !keys.contains(key));
+        Ok(())
+    }
+
+    pub(super) fn renew(&self, registry: &Registry) -> Result<(), Error> {
+        let now = self.clock.now();
+        let mut by_ttl = HashMap::<Duration, Vec<Arc<Held>>>::new();
+        for lease in &self.book.lock().leases {
+            if lease.renewal_due() <= now {
+                by_ttl.entry(lease.ttl).or_default().push(Arc::clone(lease));
+            }
+        }
+        for (ttl, leases) in by_ttl {
+            let keys: Vec<_> = leases.iter().map(|lease| lease.key.clone()).collect();
+            let sent = Now::of(&self.clock);
+            let answers = answered("renew", keys.len(), self.store.renew(&keys, ttl)?)?;
+            for (lease, held) in leases.iter().zip(answers) {
+                if held {
+                    lease.renewed(&sent);
+                } else {
+                    self.lose(registry, lease);
+                }
+            }
+        }
+        self.lose_leases(registry);
+        Ok(())
+    }
+
+    /// Tells of those whose worker is not what it was for the store, or is over.
+    pub(super) fn lose_leases(&self, registry: &Registry) {
+        let broken: Vec<_> = {
+            let book = self.book.lock();
+            let broken = book.leases.iter().filter(|lease| lease.is_broken());
+            broken.cloned().collect()
+        };
+        for lease in broken {
+            self.lose(registry, &lease);
+        }
+    }
+
+    pub(super) fn lose(&self, registry: &Registry, lease: &Arc<Held>) {
+        let mut book = self.book.lock();
+        book.leases.retain(|other| !Arc::ptr_eq(other, lease));
+        let owner: Option<Arc<Record>> = book
+            .known
+            .values()
+            .find(|known| known.post.record.id() == lease.key.worker.id)
+            .map(|known| Arc::clone(&known.post.record));
+        drop(book);
+        if lease.end() {
+            registry.roster().emit(
+                owner.as_deref(),
+                EventKind::LeaseLost {
+                    run_id: lease.key.run_id.clone(),
+                    fence: lease.key.fence,
+                },
+            );
+        }
+    }
+}
+
+/// A claim that waits for its answer.
+struct Claiming<'a> {
+    uplink: &'a Uplink,
+    place: (usize, String),
+}
+
+impl Drop for Claiming<'_> {
+    fn drop(&mut self) {
+        self.uplink.book.lock().claiming.remove(&self.place);
+    }
+}

@@ -1,0 +1,253 @@
+//! What carries a registry's heartbeats to a store: one thread, one batch a tick, the newest state.
+//!
+//! Nothing is queued. What the store has to be told is found by comparing what is with what it was
+//! told last; if it can't be told, that is done again later, with the state of then.
+
+mod book;
+mod leases;
+mod tell;
+mod thread;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::config::FleetConfig;
+use super::store::HeartbeatStore;
+use crate::clock::{Alarm, Clock, Moment, Sleeper};
+use crate::error::Error;
+use crate::health::StoreStatus;
+use crate::registry::{Registry, WeakRegistry};
+use crate::roster::Companion;
+use book::Book;
+
+/// Name of the thread; the kernel keeps 15 bytes of it.
+const THREAD_NAME: &str = "wh-uploader";
+/// How long the end of an attachment waits for its thread at least.
+const LEAST_FAREWELL: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Uplink {
+    store: Box<dyn HeartbeatStore>,
+    config: FleetConfig,
+    registry: WeakRegistry,
+    clock: Clock,
+    alarm: Alarm,
+    /// Something is to be told at once.
+    urgent: AtomicBool,
+    /// A new task is to be told soon.
+    task: AtomicBool,
+    closing: AtomicBool,
+    book: Mutex<Book>,
+    progress: Mutex<Progress>,
+    progressed: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: Mutex<Option<ThreadId>>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    begun: u64,
+    done: u64,
+    status: StoreStatus,
+    /// When the store was last told everything.
+    succeeded_at: Option<Moment>,
+    /// The thread is at its end.
+    ended: bool,
+}
+
+impl Registry {
+    /// Attaches this registry to a store: from now on, all its workers are registered there, those
+    /// to come included, and their heartbeats are carried there by a thread of its own, in one
+    /// batch for all of them at each `interval`, up to a tenth earlier. A start, a stop, a death, a
+    /// change of state and a new task are told at once.
+    ///
+    /// A store that fails stops and slows nobody. That is counted, told once an episode, and tried
+    /// again, with longer and longer breaks of at most 10 s; what was to be told then is not kept,
+    /// the newest state is told.
+    ///
+    /// It ends with [`Attachment::detach`], or with the registry. The end of the last worker waits
+    /// for the store to be told of it: see [`FleetConfig::farewell`].
+    ///
+    /// # Errors
+    /// [`Error::AlreadyAttached`]; [`Error::Thread`] if the thread cannot be started.
+    pub fn attach(
+        &self,
+        store: impl HeartbeatStore + 'static,
+        config: FleetConfig,
+    ) -> Result<Attachment, Error> {
+        let sleeper = Sleeper::new(self.clock());
+        let uplink = Arc::new(Uplink {
+            store: Box::new(store),
+            config,
+            registry: self.downgrade(),
+            clock: self.clock().clone(),
+            alarm: sleeper.alarm(),
+            urgent: AtomicBool::new(true),
+            task: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            book: Mutex::default(),
+            progress: Mutex::default(),
+            progressed: Condvar::new(),
+            thread: Mutex::new(None),
+            thread_id: Mutex::new(None),
+        });
+        if !self.roster().accompany(Some(uplink.clone())) {
+            return Err(Error::AlreadyAttached);
+        }
+        let carried = Arc::clone(&uplink);
+        let started = std::thread::Builder::new()
+            .name(THREAD_NAME.to_owned())
+            .spawn(move || carried.run(&sleeper));
+        match started {
+            Ok(thread) => {
+                *uplink.thread_id.lock() = Some(thread.thread().id());
+                *uplink.thread.lock() = Some(thread);
+            }
+            Err(source) => {
+                self.roster().accompany(None);
+                return Err(Error::Thread {
+                    name: THREAD_NAME.to_owned(),
+                    source,
+                });
+            }
+        }
+        Ok(Attachment { uplink })
+    }
+}
+
+/// A registry's attachment to a store. A cheap clone; dropping it changes nothing.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    uplink: Arc<Uplink>,
+}
+
+impl Attachment {
+    /// How the registry gets on with the store.
+    #[must_use]
+    pub fn status(&self) -> StoreStatus {
+        self.uplink.status()
+    }
+
+    /// Waits until the store has been told everything that is so now, but no longer than `timeout`
+    /// of real time, and not for a store that fails. Returns whether it has.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        self.uplink.flush(timeout)
+    }
+
+    /// Tells the store once more, and ends the attachment. The workers stay as they are, there and
+    /// here: those that live are found stale by a sweep.
+    pub fn detach(self) {
+        self.uplink.flush(self.uplink.config.farewell);
+        if let Some(registry) = self.uplink.registry.upgrade() {
+            registry.roster().accompany(None);
+        }
+        self.uplink.close();
+    }
+}
+
+impl Companion for Uplink {
+    fn news(&self) {
+        if !self.urgent.swap(true, Ordering::AcqRel) {
+            self.alarm.ring();
+        }
+    }
+
+    fn new_task(&self) {
+        if !self.task.swap(true, Ordering::AcqRel) {
+            self.alarm.ring();
+        }
+    }
+
+    fn farewell(&self, patience: Duration) {
+        self.flush(self.config.farewell.min(patience));
+    }
+
+    fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.alarm.ring();
+        let Some(thread) = self.thread.lock().take() else {
+            return;
+        };
+        if thread.thread().id() == std::thread::current().id() {
+            return;
+        }
+        // A store that hangs is left behind, with the thread that waits for it.
+        let deadline = Instant::now().checked_add(self.config.farewell.max(LEAST_FAREWELL));
+        let mut progress = self.progress.lock();
+        while !progress.ended {
+            match deadline {
+                Some(deadline) => {
+                    if self
+                        .progressed
+                        .wait_until(&mut progress, deadline)
+                        .timed_out()
+                    {
+                        return;
+                    }
+                }
+                None => self.progressed.wait(&mut progress),
+            }
+        }
+        drop(progress);
+        // Every panic on it is contained, and it has said its last.
+        drop(thread.join());
+    }
+
+    fn status(&self) -> StoreStatus {
+        let progress = self.progress.lock();
+        StoreStatus {
+            last_success_age: progress.succeeded_at.map(|at| self.clock.now().since(at)),
+            ..progress.status.clone()
+        }
+    }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+impl Uplink {
+    pub(in crate::fleet) fn of(registry: &Registry) -> Option<Arc<Self>> {
+        registry.roster().companion()?.as_any().downcast().ok()
+    }
+
+    pub(in crate::fleet) const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    fn flush(&self, timeout: Duration) -> bool {
+        if *self.thread_id.lock() == Some(std::thread::current().id()) {
+            return false;
+        }
+        let deadline = Instant::now().checked_add(timeout);
+        let mut progress = self.progress.lock();
+        // A round that has begun may have looked before the news.
+        let wanted = progress.begun + 1;
+        self.urgent.store(true, Ordering::Release);
+        self.alarm.ring();
+        while progress.done < wanted {
+            if progress.status.failures_in_a_row > 0 || self.closing.load(Ordering::Acquire) {
+                return false;
+            }
+            match deadline {
+                Some(deadline) => {
+                    if self
+                        .progressed
+                        .wait_until(&mut progress, deadline)
+                        .timed_out()
+                    {
+                        return progress.done >= wanted;
+                    }
+                }
+                None => self.progressed.wait(&mut progress),
+            }
+        }
+        true
+    }
+}

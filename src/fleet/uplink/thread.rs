@@ -1,0 +1,190 @@
+//! The thread: when to tell the store, and how long to wait.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Uplink;
+use super::book::Known;
+use crate::clock::{Moment, Sleeper};
+use crate::error::Error;
+use crate::fleet::jitter::Jitter;
+use crate::panics;
+use crate::registry::Registry;
+use crate::roster::events::EventKind;
+
+/// New tasks are told at once, but no oftener than this.
+const TASK_SPACING: Duration = Duration::from_millis(100);
+/// Calls to a store that fails: first after this, then after twice as long each time.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+impl Uplink {
+    pub(super) fn run(&self, sleeper: &Sleeper) {
+        let mut jitter = Jitter::new();
+        let mut next = self.clock.now();
+        let mut last = Moment::ZERO;
+        let mut keep_alive_at = self.keep_alive_after(self.clock.now());
+        loop {
+            sleeper.sleep_until(next.min(keep_alive_at));
+            if self.closing.load(Ordering::Acquire) {
+                break;
+            }
+            let now = self.clock.now();
+            let failing = self.progress.lock().status.failures_in_a_row > 0;
+            if now >= keep_alive_at {
+                keep_alive_at = self.keep_alive_after(now);
+                // A store that fails is called again anyhow, and tells that it is there.
+                if !failing && self.keep_alive() {
+                    next = now;
+                }
+            }
+            if !failing {
+                if self.urgent.load(Ordering::Acquire) {
+                    next = now;
+                } else if self.task.load(Ordering::Acquire) {
+                    next = next.min(last.after(TASK_SPACING));
+                }
+            }
+            if now < next {
+                continue;
+            }
+            let Some(registry) = self.registry.upgrade() else {
+                break;
+            };
+            self.urgent.store(false, Ordering::Release);
+            self.task.store(false, Ordering::Release);
+            self.progress.lock().begun += 1;
+            let carried = catch_unwind(AssertUnwindSafe(|| self.carry(&registry))).unwrap_or_else(
+                |payload| {
+                    panics::dispose(payload);
+                    Err(Error::store("be called", "it panicked"))
+                },
+            );
+            last = now;
+            let pause = self.conclude(&registry, carried, &mut jitter);
+            next = self.clock.now().after(pause);
+        }
+        self.progress.lock().ended = true;
+        self.progressed.notify_all();
+    }
+
+    pub(super) fn keep_alive_after(&self, now: Moment) -> Moment {
+        self.store
+            .keep_alive_interval()
+            .map_or(Moment::NEVER, |interval| now.after(interval))
+    }
+
+    /// Returns whether heartbeats have to be sent again.
+    pub(super) fn keep_alive(&self) -> bool {
+        let kept = catch_unwind(AssertUnwindSafe(|| self.store.keep_alive()));
+        let renewed = match kept {
+            Ok(Ok(renewed)) => renewed,
+            // The heartbeats that follow find out what is wrong.
+            Ok(Err(_)) => true,
+            Err(payload) => {
+                panics::dispose(payload);
+                true
+            }
+        };
+        if renewed {
+            for known in self.book.lock().known.values_mut() {
+                known.told = None;
+            }
+        }
+        renewed
+    }
+
+    /// Takes note of how it went, tells, and returns how long to wait.
+    pub(super) fn conclude(
+        &self,
+        registry: &Registry,
+        carried: Result<Duration, Error>,
+        jitter: &mut Jitter,
+    ) -> Duration {
+        let mut progress = self.progress.lock();
+        let status = &mut progress.status;
+        let (pause, news) = match carried {
+            Ok(interval) => {
+                let failures = std::mem::take(&mut status.failures_in_a_row);
+                progress.done = progress.begun;
+                progress.succeeded_at = Some(self.clock.now());
+                let news = (failures > 0).then_some(EventKind::StoreRestored { failures });
+                (jitter.shorten(interval), news)
+            }
+            Err(error) => {
+                let error = error.to_string();
+                status.failures += 1;
+                status.failures_in_a_row += 1;
+                status.last_error = Some(error.clone());
+                let doublings = (status.failures_in_a_row - 1).min(16) as u32;
+                let pause = (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY);
+                // Who is looked for between heartbeats has to come back before it is given up.
+                let limit = self.shortest_interval() / 4;
+                let limit = limit.min(self.store.keep_alive_interval().unwrap_or(limit));
+                let pause = pause.min(limit.max(FIRST_RETRY));
+                let news =
+                    (status.failures_in_a_row == 1).then_some(EventKind::StoreFailing { error });
+                (jitter.shorten(pause), news)
+            }
+        };
+        drop(progress);
+        self.progressed.notify_all();
+        if let Some(news) = news {
+            registry.roster().emit(None, news);
+        }
+        pause
+    }
+
+    pub(super) fn shortest_interval(&self) -> Duration {
+        let book = self.book.lock();
+        let living = book.known.values().filter(|known| !known.ended);
+        living
+            .map(|known| known.post.record.profile.interval)
+            .min()
+            .unwrap_or(crate::worker::DEFAULT_INTERVAL)
+    }
+
+    /// Tells the store all that it does not know yet. Returns how long to wait.
+    pub(super) fn carry(&self, registry: &Registry) -> Result<Duration, Error> {
+        self.notice(registry);
+        let mut refused = None;
+        // What the store has forgotten, or marked offline, is registered in the second round.
+        for _ in 0..3 {
+            refused = match self.register(registry) {
+                // Who is let in already goes on being heard of, and holding leases.
+                Err(error @ Error::Invalid { .. }) => Some(error),
+                registered => registered.map(|()| None)?,
+            };
+            self.stop(registry)?;
+            if self.beat(registry)? {
+                break;
+            }
+        }
+        self.release()?;
+        self.renew(registry)?;
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+        let now = self.clock.now();
+        let book = self.book.lock();
+        let registered = book
+            .known
+            .values()
+            .filter(|known| known.bond.is_some() && !known.ended)
+            .count();
+        let renewal = book.leases.iter().map(|lease| lease.renewal_due()).min();
+        drop(book);
+        self.progress.lock().status.registered = registered;
+        let heartbeat = self
+            .book
+            .lock()
+            .known
+            .values()
+            .filter(|known| !known.ended)
+            .filter_map(Known::due_at)
+            .min();
+        let next = [renewal, heartbeat].into_iter().flatten().min();
+        Ok(next.map_or(crate::worker::DEFAULT_INTERVAL, |due| due.since(now)))
+    }
+}
