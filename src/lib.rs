@@ -51,7 +51,7 @@ pub use health::{
 pub use registry::{Probe, Registry, Snapshot};
 pub use roster::events::{Event, EventKind, EventWorker, Subscription};
 #[cfg(feature = "http")]
-pub use serve::Coordinator;
+pub use serve::{Coordinator, HealthEndpoint, HealthServer};
 pub use shutdown::{
     CleanupReport, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
 };

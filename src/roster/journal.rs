@@ -21,7 +21,7 @@ const KINDS: [(log::Level, &str); 3] = [
 /// Counts what a registry logs.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
-    windows: [Mutex<Window>; KINDS.len()],
+    windows: Mutex<[Window; KINDS.len()]>,
 }
 
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ impl Journal {
             _ => 2,
         };
         let left_out = {
-            let mut window = self.windows[kind].lock();
+            let window = &mut self.windows.lock()[kind];
             window.turn(now);
             if window.lines >= LINES {
                 window.left_out += 1;
@@ -58,15 +58,17 @@ impl Journal {
     /// Tells what was left out, once its window is over. Nobody may be there to tell it then if this
     /// is the `last` call for now: it is told at once, but only one time in a window.
     pub(super) fn tick(&self, now: Moment, last: bool) {
-        for (kind, window) in self.windows.iter().enumerate() {
-            let left_out = {
-                let mut window = window.lock();
+        let left_out = {
+            let mut windows = self.windows.lock();
+            windows.each_mut().map(|window| {
                 if window.left_out == 0 || !(window.turn(now) || last && window.lines == LINES) {
-                    continue;
+                    return 0;
                 }
                 window.lines += u32::from(last);
                 std::mem::take(&mut window.left_out)
-            };
+            })
+        };
+        for (kind, left_out) in left_out.into_iter().enumerate() {
             tell_left_out(kind, left_out);
         }
     }

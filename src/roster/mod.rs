@@ -392,6 +392,9 @@ impl Roster {
     /// Takes out the timers that are due, and tells when the next one is.
     pub(crate) fn due_timers(&self, now: Moment) -> (Vec<Waker>, Moment) {
         let mut timers = self.timers.lock();
+        if timers.by_number.is_empty() {
+            return (Vec::new(), Moment::NEVER);
+        }
         let due = timers
             .by_number
             .extract_if(.., |_, (at, _)| *at <= now)

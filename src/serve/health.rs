@@ -1,0 +1,386 @@
+//! How the workers of this process are, over HTTP: for people, for probes, for load balancers.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Query, State as Shared};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::{Value, json};
+
+use super::server::{self, Server};
+use super::view::{Check, Outcome, View, Views};
+use crate::error::Error;
+use crate::health::State;
+use crate::registry::Registry;
+use crate::shutdown::Shutdown;
+
+/// A pacemaker that has not looked for longer than this, and than ten of its resolutions, is told
+/// as failing.
+const LONGEST_TICK_AGE: Duration = Duration::from_secs(5);
+/// Workers on one page.
+const PAGE: usize = 100;
+const LONGEST_PAGE: usize = 1_000;
+
+type Asked = Query<Vec<(String, String)>>;
+
+/// Tells over HTTP how the workers of a registry are.
+///
+/// | `GET` | answer |
+/// | --- | --- |
+/// | `/v1/worker/health` | `{"alive", "last_heartbeat", "state", "reason", …}` of the process; 503 unless all is well |
+/// | `/v1/worker/health?worker=ID` | the same of one worker, with all that is known of it; 404 if there is none |
+/// | `/v1/workers?after=ID&limit=N` | `total_active_workers`, `total_dead_workers`, `dead_workers`, `stats_by_type`, and the workers in the order of their ids, a page of 100 or `limit` (1000 at most) |
+/// | `/livez` | 200, or 503 if a worker is given up or stalled, or the pacemaker is |
+/// | `/readyz` | 200, or 503 also while workers are starting or missing, while the process drains, or when a [`check`](Self::check) fails |
+/// | `/startupz` | 200 once every worker has started, and those that are expected are there |
+///
+/// The three probes answer `ok`; with `?verbose`, or when they fail, check by check. `?exclude=NAME`
+/// leaves a check out. They are what Kubernetes calls a liveness, a readiness and a startup probe.
+///
+/// It answers from a reading that is at most 50 ms old, and so in bounded time whoever asks, and
+/// however often.
+///
+/// ```
+/// use worker_heartbeat::{HealthEndpoint, Registry};
+///
+/// let server = HealthEndpoint::new(Registry::global()).serve("127.0.0.1:0")?;
+/// println!("http://{}/livez", server.local_addr());
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[derive(Clone)]
+#[must_use = "nothing is served before serve(), or before router() is mounted"]
+pub struct HealthEndpoint {
+    registry: Registry,
+    shutdown: Option<Shutdown>,
+    checks: Vec<(String, Check)>,
+    show_reasons: Option<bool>,
+}
+
+impl HealthEndpoint {
+    /// An endpoint for the workers of this registry.
+    pub fn new(registry: &Registry) -> Self {
+        Self {
+            registry: registry.clone(),
+            shutdown: None,
+            checks: Vec::new(),
+            show_reasons: None,
+        }
+    }
+
+    /// Once this shutdown has begun, the process is live, and not ready.
+    pub fn shutdown(mut self, shutdown: &Shutdown) -> Self {
+        self.shutdown = Some(shutdown.clone());
+        self
+    }
+
+    /// Something else that has to be well for the process to be ready, such as a database. It is
+    /// called at most every 50 ms, and must not block for long. A panic counts as a failure.
+    pub fn check(
+        mut self,
+        name: impl Into<String>,
+        check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.checks.push((name.into(), Arc::new(check)));
+        self
+    }
+
+    /// Whether reasons, tasks, runs and metadata are shown to whoever asks. By default they are if it
+    /// is [served](Self::serve) on a loopback address; states and ids always are.
+    pub const fn show_reasons(mut self, show_reasons: bool) -> Self {
+        self.show_reasons = Some(show_reasons);
+        self
+    }
+
+    /// The routes, to mount in an application of one's own.
+    pub fn router(&self) -> Router {
+        let desk = Arc::new(Desk {
+            views: Views::new(
+                self.registry.clone(),
+                self.shutdown.clone(),
+                self.checks.clone(),
+            ),
+            show_reasons: self.show_reasons.unwrap_or(false),
+        });
+        Router::new()
+            .route("/v1/worker/health", get(health))
+            .route("/v1/workers", get(workers))
+            .route("/livez", get(livez))
+            .route("/readyz", get(readyz))
+            .route("/startupz", get(startupz))
+            .with_state(desk)
+    }
+
+    /// Serves at this address on a thread of its own, until what is returned is dropped: it answers
+    /// even if the application's runtime is wedged.
+    ///
+    /// # Errors
+    /// [`Error::Listen`] if the address cannot be listened at; [`Error::Thread`] if the thread
+    /// cannot be started.
+    pub fn serve(
+        mut self,
+        address: impl ToSocketAddrs + fmt::Debug,
+    ) -> Result<HealthServer, Error> {
+        let shown = format!("{address:?}");
+        let addresses = server::resolve(&address, &shown)?;
+        let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
+        self.show_reasons
+            .get_or_insert(addresses.iter().all(is_private));
+        let nothing = || async {
+            told(
+                StatusCode::NOT_FOUND,
+                &json!({"error": "there is nothing here"}),
+            )
+        };
+        let router = self.router().fallback(nothing);
+        Server::start(&addresses, &shown, router).map(|server| HealthServer { server })
+    }
+}
+
+impl fmt::Debug for HealthEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.checks.iter().map(|(name, _)| name).collect();
+        f.debug_struct("HealthEndpoint")
+            .field("checks", &names)
+            .field("show_reasons", &self.show_reasons)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A health endpoint at work; made by [`HealthEndpoint::serve`]. Dropping it ends its thread and
+/// frees its port.
+#[derive(Debug)]
+#[must_use = "serving ends when this is dropped"]
+pub struct HealthServer {
+    server: Server,
+}
+
+impl HealthServer {
+    /// Where it listens: the port that the system chose, if it was asked to.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+}
+
+struct Desk {
+    views: Views,
+    show_reasons: bool,
+}
+
+/// What is wrong with the workers, for the three probes.
+struct Findings {
+    pacemaker: Option<String>,
+    workers: Option<String>,
+    started: Option<String>,
+    expected: Option<String>,
+}
+
+impl Findings {
+    fn of(view: &View) -> Self {
+        let summary = &view.summary;
+        let count = |states: &[State]| {
+            let said: Vec<String> = states
+                .iter()
+                .map(|state| (summary.states.get(*state), state.name()))
+                .filter(|(count, _)| *count > 0)
+                .map(|(count, name)| format!("{count} {name}"))
+                .collect();
+            (!said.is_empty()).then(|| said.join(", "))
+        };
+        let patience = LONGEST_TICK_AGE.max(view.resolution * 10);
+        Self {
+            pacemaker: (summary.states.get(State::Unobserved) > 0 || summary.tick_age > patience)
+                .then(|| {
+                    format!(
+                        "nobody has looked for {:.1} s",
+                        summary.tick_age.as_secs_f64()
+                    )
+                }),
+            workers: count(&[
+                State::Dead,
+                State::Stale,
+                State::NeverStarted,
+                State::Stalled,
+            ]),
+            started: count(&[State::Starting, State::NeverStarted]),
+            expected: (!summary.missing.is_empty()).then(|| {
+                let missing: Vec<_> = summary.missing.iter().map(ToString::to_string).collect();
+                missing.join("; ")
+            }),
+        }
+    }
+}
+
+async fn livez(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
+    let view = desk.views.get().await;
+    let found = Findings::of(&view);
+    let checks = vec![
+        ("pacemaker".to_owned(), found.pacemaker),
+        ("workers".to_owned(), found.workers),
+    ];
+    desk.probe(&asked, checks)
+}
+
+async fn readyz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
+    let view = desk.views.get().await;
+    let found = Findings::of(&view);
+    let mut checks = vec![
+        ("pacemaker".to_owned(), found.pacemaker),
+        ("workers".to_owned(), found.workers),
+        ("started".to_owned(), found.started),
+        ("expected".to_owned(), found.expected),
+        (
+            "shutdown".to_owned(),
+            view.draining.then(|| "it is shutting down".to_owned()),
+        ),
+    ];
+    checks.extend(view.checks.iter().cloned());
+    desk.probe(&asked, checks)
+}
+
+async fn startupz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
+    let view = desk.views.get().await;
+    let found = Findings::of(&view);
+    let checks = vec![
+        ("started".to_owned(), found.started),
+        ("expected".to_owned(), found.expected),
+    ];
+    desk.probe(&asked, checks)
+}
+
+async fn health(Shared(desk): Shared<Arc<Desk>>, Query(asked): Asked) -> Response {
+    let view = desk.views.get().await;
+    let Some(id) = one(&asked, "worker") else {
+        return desk.answer(view.process());
+    };
+    match desk.views.worker(id).await {
+        Some(worker) => desk.answer(worker),
+        None => told(
+            StatusCode::NOT_FOUND,
+            &json!({"error": "there is no worker with this id"}),
+        ),
+    }
+}
+
+async fn workers(Shared(desk): Shared<Arc<Desk>>, Query(asked): Asked) -> Response {
+    let limit = match one(&asked, "limit").map(str::parse::<usize>) {
+        None => PAGE,
+        Some(Ok(limit @ 1..=LONGEST_PAGE)) => limit,
+        Some(_) => {
+            let error = format!("invalid limit; allowed: 1 to {LONGEST_PAGE}");
+            return told(StatusCode::BAD_REQUEST, &json!({ "error": error }));
+        }
+    };
+    let after = one(&asked, "after").unwrap_or_default();
+    let view = desk.views.get().await;
+    let page = desk.views.page(after, limit).await;
+    let mut answer = view.totals();
+    answer["workers"] = page.into();
+    told(StatusCode::OK, &desk.shown(answer))
+}
+
+fn one<'a>(asked: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    let found = asked.iter().find(|(other, _)| other == name);
+    found.map(|(_, value)| value.as_str())
+}
+
+impl Desk {
+    /// The answer of a probe, as Kubernetes' own components give it.
+    fn probe(&self, Query(asked): &Asked, mut checks: Vec<Outcome>) -> Response {
+        let excluded: HashSet<&str> = asked
+            .iter()
+            .filter(|(name, _)| name == "exclude")
+            .map(|(_, value)| value.as_str())
+            .collect();
+        checks.retain(|(name, _)| !excluded.contains(name.as_str()));
+        let failed = checks.iter().any(|(_, trouble)| trouble.is_some());
+        let status = if failed {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::OK
+        };
+        if !failed && one(asked, "verbose").is_none() {
+            return plain(status, "ok".to_owned());
+        }
+        let mut text = String::new();
+        for (name, trouble) in &checks {
+            match trouble {
+                None => text.push_str(&format!("[+]{name} ok\n")),
+                Some(reason) if self.show_reasons => {
+                    text.push_str(&format!("[-]{name} failed: {reason}\n"));
+                }
+                Some(_) => text.push_str(&format!("[-]{name} failed: reason withheld\n")),
+            }
+        }
+        text.push_str(if failed { "failed\n" } else { "ok\n" });
+        plain(status, text)
+    }
+
+    /// 200 if it is alive, 503 if it is not.
+    fn answer(&self, value: Value) -> Response {
+        let alive = value["alive"] == Value::Bool(true);
+        let status = if alive {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        told(status, &self.shown(value))
+    }
+
+    fn shown(&self, mut value: Value) -> Value {
+        if !self.show_reasons {
+            withhold(&mut value);
+        }
+        value
+    }
+}
+
+/// Takes out what strangers are not to know.
+fn withhold(value: &mut Value) {
+    const WITHHELD: [&str; 7] = [
+        "reason",
+        "task",
+        "run_id",
+        "metadata",
+        "last_death",
+        "last_error",
+        "missing",
+    ];
+    match value {
+        Value::Object(fields) => {
+            for (name, inner) in fields {
+                if WITHHELD.contains(&name.as_str()) {
+                    *inner = Value::Null;
+                } else {
+                    withhold(inner);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(withhold),
+        _ => {}
+    }
+}
+
+fn told(status: StatusCode, value: &Value) -> Response {
+    respond(status, "application/json", value.to_string())
+}
+
+fn plain(status: StatusCode, text: String) -> Response {
+    respond(status, "text/plain; charset=utf-8", text)
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: String) -> Response {
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static(kind)),
+        // The truth of this moment.
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    (status, headers, body).into_response()
+}
