@@ -76,15 +76,15 @@ impl Pacemaker {
         Ok(())
     }
 
-    /// One handle less. The last one ends the thread and waits for it. Returns whether it was.
-    pub(crate) fn leave(&self) -> bool {
+    /// One handle less. The last one ends the thread and waits for it. Returns how many are left.
+    pub(crate) fn leave(&self) -> usize {
         let mut crew = self.crew.lock();
         crew.handles = crew.handles.saturating_sub(1);
         if crew.handles > 0 {
-            return false;
+            return crew.handles;
         }
         self.dismiss(crew);
-        true
+        0
     }
 
     fn dismiss(&self, mut crew: MutexGuard<'_, Crew>) {

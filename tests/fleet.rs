@@ -331,6 +331,105 @@ fn a_store_that_panics_or_blocks_harms_nobody() {
 }
 
 #[test]
+fn a_restart_while_the_store_is_told_of_the_end_is_told_too() {
+    let store = MemoryStore::new();
+    let flaky = Flaky::new(store.clone());
+    let registry = worker_heartbeat::Registry::new();
+    let attachment = registry.attach(flaky.clone(), FleetConfig::new()).unwrap();
+    let soon = Duration::from_millis(1);
+    let supervisor = Supervisor::new(&registry).restart(Restart::always().backoff(soon, soon));
+    let (send, receive) = crossbeam_channel::unbounded::<()>();
+    let builder = worker_heartbeat::WorkerHeartbeat::builder("poller").id("a");
+    let worker = supervisor
+        .spawn(builder, move |hb| {
+            hb.beat();
+            match receive.recv() {
+                Ok(()) => Err("no luck".into()),
+                Err(_) => Ok(()),
+            }
+        })
+        .unwrap();
+    eventually("it has started", || worker.probe().is_recent());
+    assert!(attachment.flush(PATIENCE));
+    let calls = flaky.calls();
+    // The store takes its time for the end; meanwhile, the next life begins.
+    let blocked = flaky.shared.gate.lock();
+    send.send(()).unwrap();
+    eventually("the end is being told", || flaky.calls() > calls);
+    eventually("it lives again", || {
+        worker.probe().snapshot().incarnation == 2 && worker.probe().is_recent()
+    });
+    drop(blocked);
+    assert!(attachment.flush(PATIENCE));
+    let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
+    assert_eq!((row.health().state(), row.restarts), (State::Active, 1));
+    drop(send);
+    supervisor.shutdown(PATIENCE);
+}
+
+#[test]
+fn a_worker_that_is_not_well_is_not_registered_again_and_again() {
+    let fleet = Fleet::new();
+    let hb = fleet
+        .world
+        .worker("poller")
+        .id("a")
+        .stall_after(10 * SECOND)
+        .start()
+        .unwrap();
+    hb.beat();
+    fleet.flush();
+    let before = fleet.row("a").key;
+    let mut marked = 0;
+    for _ in 0..60 {
+        fleet.world.seconds(10);
+        marked += fleet.sweep().marked_offline.len();
+    }
+    assert_eq!(hb.health().state(), State::Stalled);
+    assert_eq!(marked, 1, "once");
+    assert_eq!(fleet.row("a").key, before);
+    hb.beat();
+    fleet.world.seconds(5);
+    fleet.flush();
+    assert!(fleet.row("a").key.incarnation > before.incarnation);
+    assert_eq!(fleet.state("a"), State::Active, "it is well again");
+}
+
+#[test]
+fn a_detached_clone_leaves_the_next_attachment_alone() {
+    let Fleet {
+        world, attachment, ..
+    } = Fleet::new();
+    let clone = attachment.clone();
+    attachment.detach();
+    let next = MemoryStore::with_clock(world.time.clock());
+    let second = world
+        .registry
+        .attach(next.clone(), FleetConfig::new())
+        .unwrap();
+    clone.detach();
+    let again = world
+        .registry
+        .attach(MemoryStore::new(), FleetConfig::new());
+    assert!(matches!(again, Err(Error::AlreadyAttached)));
+    let hb = world.worker("poller").id("a").start().unwrap();
+    hb.beat();
+    assert!(second.flush(PATIENCE));
+    assert_eq!(next.summary().unwrap().total_active, 1);
+}
+
+#[test]
+fn the_last_of_expected_workers_is_waited_for_too() {
+    let fleet = Fleet::new();
+    fleet.world.registry.expect_workers("poller", 1);
+    let hb = fleet.world.worker("poller").id("a").start().unwrap();
+    hb.beat();
+    fleet.flush();
+    drop(hb);
+    assert_eq!(fleet.state("a"), State::Stopped);
+}
+
+#[test]
 fn a_store_that_hangs_does_not_hold_up_the_end_of_its_registry() {
     let flaky = Flaky::new(MemoryStore::new());
     let blocked = flaky.shared.gate.lock();

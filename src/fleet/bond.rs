@@ -115,8 +115,9 @@ impl Bond {
     fn is_alive(&self) -> bool {
         let record = &self.post.record;
         !self.broken.load(Ordering::Acquire)
-            && record.incarnation() == self.life
+            // In this order: of a next life, which begins when this one is over, the number is seen.
             && !record.is_over()
+            && record.incarnation() == self.life
     }
 }
 

@@ -77,14 +77,33 @@ impl ProcessIdentity {
         }
         match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
             Ok(text) => Stat::parse(&text).is_some_and(|stat| {
-                stat.started != self.started || matches!(stat.state, 'Z' | 'X')
+                // While its last thread has not ended, it is not over.
+                let over = matches!(stat.state, 'Z' | 'X') && stat.threads <= 1;
+                stat.started != self.started || over
             }),
             // Anything but "there is none" says nothing.
-            Err(error) => {
-                error.kind() == std::io::ErrorKind::NotFound && fs::metadata("/proc/self").is_ok()
-            }
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound && sees_all(),
         }
     }
+}
+
+/// Whether `/proc` shows the processes of other users too: it can be told to hide them (`hidepid`,
+/// which systemd calls `ProtectProc`).
+fn sees_all() -> bool {
+    let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else {
+        return false;
+    };
+    let mut proc = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .filter(|fields| fields.get(1) == Some(&"/proc"));
+    // The last one lies on top.
+    proc.next_back().is_some_and(|fields| {
+        let options = fields.get(3).copied().unwrap_or_default().split(',');
+        options
+            .filter_map(|option| option.strip_prefix("hidepid="))
+            .all(|hidden| matches!(hidden, "0" | "off"))
+    })
 }
 
 /// `pid:[4026531836]`
@@ -94,6 +113,7 @@ fn namespace_number(link: &str) -> Option<u64> {
 
 struct Stat {
     state: char,
+    threads: u64,
     started: u64,
 }
 
@@ -108,7 +128,8 @@ impl Stat {
         let state = fields.next()?.chars().next()?;
         Some(Self {
             state,
-            started: fields.nth(18)?.parse().ok()?,
+            threads: fields.nth(16)?.parse().ok()?,
+            started: fields.nth(1)?.parse().ok()?,
         })
     }
 }

@@ -125,7 +125,10 @@ impl Row {
             .thresholds
             .as_ref()
             .map_or(super::stored::DEFAULT_THRESHOLD, |own| own.stale_after);
-        self.heartbeat_at.unwrap_or(self.registered_at).after(limit)
+        // Its first heartbeat may tell of a time before it was registered: it believes from then on.
+        self.heartbeat_at
+            .map_or(self.registered_at, |at| at.max(self.registered_at))
+            .after(limit)
     }
 
     pub(crate) fn stored(&self, now: Moment, leases: &[Hold]) -> StoredWorker {

@@ -153,11 +153,12 @@ impl Sweeper {
     /// Goes on with the watch, or begins anew after a gap. Returns for how long it has lasted.
     fn look(&self, watch: &mut Option<Watch>) -> Duration {
         let (now, wall) = (self.clock.now(), self.clock.wall());
-        let longest = self.interval.saturating_mul(3).max(Duration::from_secs(1));
+        let slack = Duration::from_secs(1).saturating_add(self.interval / 4);
         let unbroken = watch.filter(|watch| {
-            // The monotonic clock stands still while a machine sleeps.
-            let slept = wall.duration_since(watch.last_wall).unwrap_or_default();
-            now.since(watch.last).max(slept) <= longest
+            let paused = now.since(watch.last);
+            // The monotonic clock stands still while a machine sleeps, the wall clock does not.
+            let by_wall = wall.duration_since(watch.last_wall).unwrap_or_default();
+            paused <= self.interval.saturating_add(slack) && by_wall <= paused.saturating_add(slack)
         });
         let watch = watch.insert(Watch {
             since: unbroken.map_or(now, |watch| watch.since),

@@ -64,7 +64,6 @@ impl Drop for Inner {
             let _ = self.pacemaker.leave();
         }
         if let Some(companion) = self.roster.companion() {
-            self.roster.accompany(None);
             companion.close();
         }
     }
@@ -303,9 +302,10 @@ impl Registry {
         post.record.profile.leave();
         roster.slab.give_back(post.record.slot);
         roster.changed.store(true, Ordering::Release);
-        let last = self.inner.pacemaker.leave();
+        let left = self.inner.pacemaker.leave();
         drop(wakers);
-        if last {
+        // Who misses expected workers holds the pacemaker, and is no worker.
+        if left == usize::from(self.inner.missing.get().is_some()) {
             self.tell_store(Duration::MAX);
         }
     }
@@ -399,8 +399,12 @@ impl Registry {
     }
 
     /// Without another look at a worker that stalls, and without the store's.
-    pub(crate) fn snapshot_as_it_is(&self, post: &Post) -> Snapshot {
-        Snapshot::take(post, &self.view(), self.inner.roster.clock.wall())
+    fn snapshot_as_it_is(&self, post: &Post) -> Snapshot {
+        self.snapshot_at(post, &self.view())
+    }
+
+    pub(crate) fn snapshot_at(&self, post: &Post, view: &View) -> Snapshot {
+        Snapshot::take(post, view, self.inner.roster.clock.wall())
     }
 
     pub(crate) fn last_heartbeat(&self, post: &Post) -> Option<SystemTime> {

@@ -223,16 +223,27 @@ impl Roster {
         }
     }
 
-    /// Takes a companion, if there is none yet, or lets it go.
-    pub(crate) fn accompany(&self, companion: Option<Arc<dyn Companion>>) -> bool {
+    /// Takes a companion, if there is none yet.
+    pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) -> bool {
         let mut place = self.companion.write();
-        if place.is_some() && companion.is_some() {
+        if place.is_some() {
             return false;
         }
-        self.accompanied
-            .store(companion.is_some(), Ordering::Release);
-        *place = companion;
+        *place = Some(companion);
+        self.accompanied.store(true, Ordering::Release);
         true
+    }
+
+    /// Lets this companion go; another one stays.
+    pub(crate) fn dismiss(&self, companion: *const ()) {
+        let mut place = self.companion.write();
+        if place
+            .as_ref()
+            .is_some_and(|there| std::ptr::addr_eq(Arc::as_ptr(there), companion))
+        {
+            self.accompanied.store(false, Ordering::Release);
+            *place = None;
+        }
     }
 
     // --- ends -----------------------------------------------------------------------------------

@@ -201,8 +201,9 @@ impl Record {
         told == Some(self.incarnation())
     }
 
-    pub(crate) fn set_told(&self) {
-        self.detail().told = Some(self.incarnation());
+    /// A store was told of the end of this life; another one may have begun meanwhile.
+    pub(crate) fn set_told(&self, life: u32) {
+        self.detail().told = Some(life);
     }
 
     /// Whether another worker may take over its id: it is over, and will not be started again.

@@ -81,6 +81,9 @@ impl WorkerHeartbeat {
     /// A worker that was asked to stop is stopped by it.
     pub fn mark_idle(&self) {
         let over = self.membership.post().mark_idle();
+        if let Some(companion) = self.registry().roster().companion() {
+            companion.new_task();
+        }
         self.membership.end_if(over);
     }
 

@@ -84,9 +84,10 @@ pub(super) fn stop_releases(bench: &Bench<'_>) -> Tried {
 }
 
 pub(super) fn sweep_releases(bench: &Bench<'_>) -> Tried {
-    let a = bench.silent("a", 100 * SECOND)?;
+    let a = bench.brief("a")?;
     bench.lease(&a, "run-1", 600 * SECOND)?;
     bench.lease(&a, "run-2", 600 * SECOND)?;
+    thread::sleep(SHORT * 5 / 4);
     let b = bench.worker("b")?;
     bench.lease(&b, "kept", 600 * SECOND)?;
     let (_, swept) = bench.sweep(&Sweep::default())?;
@@ -172,6 +173,35 @@ pub(super) fn claims_at_once(bench: &Bench<'_>) -> Tried {
             }
         }
         ensure_eq!(granted, 1);
+    }
+    Ok(())
+}
+
+/// From its registration on, a worker believes for as long as it may be silent, however old the
+/// heartbeat is that it tells of then: the answer may be lost.
+pub(super) fn belief_from_the_start(bench: &Bench<'_>) -> Tried {
+    let begun = Instant::now();
+    let key = bench.register(Registration {
+        thresholds: Some(Thresholds::new(2 * SHORT)),
+        ..bench.registration("a")
+    })?;
+    bench.lease(&key, "run", 600 * SECOND)?;
+    bench.beat(aged(&key, 100 * SECOND))?;
+    let (marked, swept) = bench.sweep(&Sweep::default())?;
+    ensure_eq!(marked, set(["a"]));
+    ensure!(
+        swept.leases.is_empty() || begun.elapsed() >= 2 * SHORT,
+        "released while its holder may believe in it"
+    );
+    let other = bench.worker("b")?;
+    let answer = bench.claim(&other, "run", SECOND)?;
+    ensure!(
+        answer == ClaimAnswer::Taken || begun.elapsed() >= 2 * SHORT,
+        "{answer:?} while its holder may believe in it"
+    );
+    thread::sleep(2 * SHORT);
+    if answer == ClaimAnswer::Taken {
+        bench.lease(&other, "run", SECOND)?;
     }
     Ok(())
 }

@@ -123,6 +123,7 @@ cases! {
     "a sweep releases the leases of the dead": leases::sweep_releases,
     "a claim shows in the worker's row": leases::claims_show,
     "who may still believe in a lease is waited for": leases::belief,
+    "a worker believes in its lease from its registration on": leases::belief_from_the_start,
     "of many that claim at once one gets it": leases::claims_at_once,
     "nothing at all is allowed": workers::nothing,
 }
@@ -210,6 +211,16 @@ impl<'a> Bench<'a> {
     fn silent(&self, name: &str, age: Duration) -> Result<WorkerKey, Trouble> {
         let key = self.start(name)?;
         ensure_eq!(self.beat(aged(&key, age))?, Answer::Accepted);
+        Ok(key)
+    }
+
+    /// A worker that is well, and may be silent for a short time only.
+    fn brief(&self, name: &str) -> Result<WorkerKey, Trouble> {
+        let key = self.register(Registration {
+            thresholds: Some(Thresholds::new(SHORT)),
+            ..self.registration(name)
+        })?;
+        self.well(&key)?;
         Ok(key)
     }
 

@@ -49,9 +49,10 @@ CREATE TABLE leases (
 CREATE INDEX leases_by_worker ON leases (worker_id);
 CREATE INDEX leases_by_expiry ON leases (expires_at);
 
--- The last incarnation or fence that was given.
+-- The last incarnation or fence that was given. It begins at the time of day, so that a file that
+-- takes the place of one that is lost gives higher ones.
 CREATE TABLE numbers (last INTEGER NOT NULL);
-INSERT INTO numbers VALUES (0);
+INSERT INTO numbers VALUES (unixepoch() * 1000);
 
 -- The store's time is the time since this boot plus the offset, so that setting the wall clock
 -- convicts nobody and ends no lease.

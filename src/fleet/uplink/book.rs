@@ -29,6 +29,10 @@ pub(super) struct Known {
     pub bond: Option<Arc<Bond>>,
     pub told: Option<Told>,
     pub ended: bool,
+    /// A sweep marked it offline.
+    pub swept: bool,
+    /// Until then, a registration that was thought to have failed may still come in.
+    pub unsure_until: Moment,
 }
 
 /// What a worker's last accepted heartbeat told.
@@ -66,7 +70,7 @@ impl Known {
     pub(super) fn finish(&mut self) {
         self.forget();
         self.ended = true;
-        self.post.record.set_told();
+        self.post.record.set_told(self.incarnation);
     }
 }
 

@@ -46,8 +46,8 @@ impl Uplink {
                     run_id: claim.run_id,
                     fence,
                 };
-                let held = Arc::new(Held::new(key, ttl, bond, &sent));
-                self.book.lock().leases.push(Arc::clone(&held));
+                let held = Arc::new(Held::new(key, ttl, Arc::clone(&bond), &sent));
+                self.hold(&held, &bond);
                 // The thread learns when to renew it.
                 self.news();
                 Ok(Some(held))
@@ -59,6 +59,26 @@ impl Uplink {
                 Err(Error::Refused {
                     id: post.record.id().to_owned(),
                 })
+            }
+        }
+    }
+
+    /// Takes note of a claim that was granted.
+    fn hold(&self, held: &Arc<Held>, bond: &Arc<Bond>) {
+        let mut book = self.book.lock();
+        // One that was thought to have expired: an answer to its renewal that comes late must not
+        // bring it back.
+        let same = |lease: &&Arc<Held>| lease.hangs_on(bond) && lease.key.run_id == held.key.run_id;
+        let before: Vec<_> = book.leases.iter().filter(same).cloned().collect();
+        book.leases.push(Arc::clone(held));
+        if held.is_broken() {
+            // Its life ended meanwhile, and nobody else gives back what it has got.
+            book.to_release.push(held.key.clone());
+        }
+        drop(book);
+        if let Some(registry) = self.registry.upgrade() {
+            for lease in before {
+                self.lose(&registry, &lease);
             }
         }
     }
@@ -115,11 +135,10 @@ impl Uplink {
 
     pub(in crate::fleet) fn release_now(&self, held: &Arc<Held>) -> Result<bool, Error> {
         let key = held.key.clone();
+        // Not renewed any more, whatever comes of it.
+        self.book.lock().leases.retain(|lease| lease.key != key);
         match self.store.release(std::slice::from_ref(&key)) {
-            Ok(released) => {
-                self.book.lock().leases.retain(|lease| lease.key != key);
-                Ok(released.first().copied().unwrap_or(false))
-            }
+            Ok(released) => Ok(released.first().copied().unwrap_or(false)),
             Err(error) => {
                 self.release_soon(held);
                 Err(error)
@@ -161,7 +180,8 @@ impl Uplink {
         for (ttl, leases) in by_ttl {
             let keys: Vec<_> = leases.iter().map(|lease| lease.key.clone()).collect();
             let sent = Now::of(&self.clock);
-            let answers = answered("renew", keys.len(), self.store.renew(&keys, ttl)?)?;
+            let answers = self.still("renew", self.store.renew(&keys, ttl))?;
+            let answers = answered("renew", keys.len(), answers)?;
             for (lease, held) in leases.iter().zip(answers) {
                 if held {
                     lease.renewed(&sent);

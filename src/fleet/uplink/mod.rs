@@ -97,7 +97,7 @@ impl Registry {
             thread: Mutex::new(None),
             thread_id: Mutex::new(None),
         });
-        if !self.roster().accompany(Some(uplink.clone())) {
+        if !self.roster().accompany(uplink.clone()) {
             return Err(Error::AlreadyAttached);
         }
         let carried = Arc::clone(&uplink);
@@ -110,7 +110,7 @@ impl Registry {
                 *uplink.thread.lock() = Some(thread);
             }
             Err(source) => {
-                self.roster().accompany(None);
+                self.roster().dismiss(Arc::as_ptr(&uplink).cast());
                 return Err(Error::Thread {
                     name: THREAD_NAME.to_owned(),
                     source,
@@ -143,11 +143,13 @@ impl Attachment {
     /// Tells the store once more, and ends the attachment. The workers stay as they are, there and
     /// here: those that live are found stale by a sweep.
     pub fn detach(self) {
-        self.uplink.flush(self.uplink.config.farewell);
-        if let Some(registry) = self.uplink.registry.upgrade() {
-            registry.roster().accompany(None);
+        let uplink = &self.uplink;
+        uplink.flush(uplink.config.farewell);
+        // Its thread first: nobody else is to tell the same store of the same workers meanwhile.
+        uplink.close();
+        if let Some(registry) = uplink.registry.upgrade() {
+            registry.roster().dismiss(Arc::as_ptr(uplink).cast());
         }
-        self.uplink.close();
     }
 }
 

@@ -1,9 +1,12 @@
 //! Who is there, who is new, who is over, and how they are: told to the store in batches.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Uplink;
 use super::book::{Known, Told, address};
+use crate::clock::Moment;
 use crate::error::Error;
 use crate::fleet::bond::{Bond, Held, Now};
 use crate::fleet::config::OnOffline;
@@ -11,6 +14,7 @@ use crate::fleet::host::ProcessIdentity;
 use crate::fleet::store::{Answer, Beat, Registration, Stop};
 use crate::registry::Registry;
 use crate::roster::post::Post;
+use crate::roster::timeline::View;
 
 /// So many workers go into one call.
 const BATCH: usize = 5_000;
@@ -21,8 +25,12 @@ impl Uplink {
         let posts = registry.posts();
         let mut book = self.book.lock();
         let book = &mut *book;
-        // Those that the store was told of to the end, and those that left without a trace.
-        book.known.retain(|_, known| !known.ended);
+        // Not those that the store was told of to the end, nor those that nobody remembers any more
+        // and that it never knew.
+        let here: HashSet<usize> = posts.iter().map(|post| address(&post.record)).collect();
+        book.known.retain(|number, known| {
+            !known.ended && (known.bond.is_some() || here.contains(number))
+        });
         for post in posts {
             let record = &post.record;
             let number = address(record);
@@ -50,6 +58,8 @@ impl Uplink {
                             bond: None,
                             told: None,
                             ended: false,
+                            swept: false,
+                            unsure_until: Moment::ZERO,
                         },
                     );
                 }
@@ -59,12 +69,18 @@ impl Uplink {
 
     pub(super) fn register(&self, registry: &Registry) -> Result<(), Error> {
         loop {
+            let view = registry.view();
+            // Who was marked offline, and is not well, would be marked again and again.
+            let wanted = |known: &Known| {
+                let state = known.post.health(&view).state();
+                !known.swept || state.is_recent() || state.is_terminal()
+            };
             let batch: Vec<(usize, Post, u32)> = self
                 .book
                 .lock()
                 .known
                 .iter()
-                .filter(|(_, known)| known.bond.is_none() && !known.ended)
+                .filter(|(_, known)| known.bond.is_none() && !known.ended && wanted(known))
                 .map(|(number, known)| (*number, known.post.clone(), known.incarnation))
                 .take(BATCH)
                 .collect();
@@ -74,11 +90,21 @@ impl Uplink {
             let process = ProcessIdentity::current();
             let wishes: Vec<_> = batch
                 .iter()
-                .map(|(_, post, _)| wish(registry, post, &process))
+                .map(|(_, post, _)| wish(registry, &view, post, &process))
                 .collect();
             let sent = Now::of(&self.clock);
-            let keys = answered("register", wishes.len(), self.store.register(&wishes)?)?;
+            let registered = self.still("register", self.store.register(&wishes));
             let mut book = self.book.lock();
+            if registered.is_err() {
+                // It may come in late, and take the place of the next one.
+                for (number, post, _) in &batch {
+                    if let Some(known) = book.known.get_mut(number) {
+                        let stale_after = post.record.profile.thresholds.stale_after;
+                        known.unsure_until = self.clock.now().after(stale_after);
+                    }
+                }
+            }
+            let keys = answered("register", wishes.len(), registered?)?;
             for ((number, post, incarnation), key) in batch.into_iter().zip(keys) {
                 post.record.adopt(&key.id);
                 let stale_after = post.record.profile.thresholds.stale_after;
@@ -88,9 +114,23 @@ impl Uplink {
                     let bond = Bond::new(key, stale_after, post.clone(), incarnation, &sent);
                     known.bond = Some(Arc::new(bond));
                     known.told = None;
+                    known.swept = false;
                 }
             }
         }
+    }
+
+    /// An answer that comes when the attachment has ended is nobody's: another one may tell the same
+    /// store of the same workers by now.
+    pub(super) fn still<T>(
+        &self,
+        operation: &'static str,
+        answer: Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::store(operation, "the attachment has ended"));
+        }
+        answer
     }
 
     /// Tells who is over.
@@ -115,7 +155,8 @@ impl Uplink {
             .collect();
         for batch in over.chunks(BATCH) {
             let stops: Vec<Stop> = batch.iter().map(|(_, stop)| stop.clone()).collect();
-            let answers = answered("stop", stops.len(), self.store.stop(&stops)?)?;
+            let answers = self.still("stop", self.store.stop(&stops))?;
+            let answers = answered("stop", stops.len(), answers)?;
             let mut book = self.book.lock();
             for ((number, stop), answer) in batch.iter().zip(answers) {
                 let Some(known) = book.known.get_mut(number) else {
@@ -163,53 +204,69 @@ impl Uplink {
                 .collect()
         };
         let mut all_known = true;
+        let mut fenced = Vec::new();
         for batch in due.chunks(BATCH) {
             let sent = Now::of(&self.clock);
+            // One for all: a pacemaker that is held up is waited for once.
+            let view = registry.view();
             let beats: Vec<Beat> = batch
                 .iter()
-                .map(|(_, post, bond, _)| self.report(registry, post, bond))
+                .map(|(_, post, bond, _)| self.report(registry, &view, post, bond))
                 .collect();
-            let answers = answered("beat", beats.len(), self.store.beat(&beats)?)?;
+            let answers = self.still("beat", self.store.beat(&beats))?;
+            let answers = answered("beat", beats.len(), answers)?;
             for (((number, post, bond, told), beat), answer) in
                 batch.iter().zip(&beats).zip(answers)
             {
-                match answer {
-                    Answer::Accepted => bond.told(&sent, beat.heartbeat_age),
-                    Answer::Superseded => {
-                        bond.break_off();
-                        registry.roster().fence(post);
-                    }
-                    Answer::Ended if self.config.on_offline == OnOffline::Fence => {
-                        bond.break_off();
-                        registry.roster().fence(post);
-                    }
-                    Answer::Ended | Answer::Unknown => all_known = false,
-                }
                 let mut book = self.book.lock();
                 let Some(known) = book.known.get_mut(number) else {
                     continue;
                 };
-                if !known
-                    .bond
-                    .as_ref()
-                    .is_some_and(|own| Arc::ptr_eq(own, bond))
-                {
+                let is_own = |own: &Arc<Bond>| Arc::ptr_eq(own, bond);
+                if !known.bond.as_ref().is_some_and(is_own) {
                     continue;
                 }
-                match answer {
-                    Answer::Accepted => known.told = Some(*told),
-                    // Fenced, unless its life ended by itself: then its end is told, and refused.
-                    _ if post.record.is_over() => known.finish(),
-                    _ => known.forget(),
+                let refused = match answer {
+                    Answer::Accepted => {
+                        bond.told(&sent, beat.heartbeat_age);
+                        known.told = Some(*told);
+                        continue;
+                    }
+                    Answer::Unknown => false,
+                    // By its own registration, which came in late.
+                    Answer::Superseded if self.clock.now() < known.unsure_until => false,
+                    Answer::Superseded => true,
+                    Answer::Ended => {
+                        known.swept = true;
+                        self.config.on_offline == OnOffline::Fence
+                    }
+                };
+                if refused && post.record.is_over() {
+                    // Its life ended by itself; the store has its own truth.
+                    known.finish();
+                    continue;
                 }
+                known.forget();
+                if !refused {
+                    all_known = false;
+                } else if post.record.incarnation() == known.incarnation {
+                    // Told once nobody holds the book.
+                    fenced.push(post.clone());
+                }
+            }
+        }
+        for post in fenced {
+            registry.roster().fence(&post);
+            if let Some(known) = self.book.lock().known.get_mut(&address(&post.record)) {
+                known.finish();
             }
         }
         self.lose_leases(registry);
         Ok(all_known)
     }
 
-    pub(super) fn report(&self, registry: &Registry, post: &Post, bond: &Arc<Bond>) -> Beat {
-        let snapshot = registry.snapshot_as_it_is(post);
+    fn report(&self, registry: &Registry, view: &View, post: &Post, bond: &Arc<Bond>) -> Beat {
+        let snapshot = registry.snapshot_at(post, view);
         let leased = || {
             let book = self.book.lock();
             let own = book.leases.iter().find(|lease| lease.hangs_on(bond));
@@ -230,8 +287,8 @@ impl Uplink {
     }
 }
 
-fn wish(registry: &Registry, post: &Post, process: &ProcessIdentity) -> Registration {
-    let snapshot = registry.snapshot_as_it_is(post);
+fn wish(registry: &Registry, view: &View, post: &Post, process: &ProcessIdentity) -> Registration {
+    let snapshot = registry.snapshot_at(post, view);
     let record = &post.record;
     let explicit = !record.is_generated();
     Registration {

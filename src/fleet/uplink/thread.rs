@@ -15,6 +15,8 @@ use crate::roster::events::EventKind;
 
 /// New tasks are told at once, but no oftener than this.
 const TASK_SPACING: Duration = Duration::from_millis(100);
+/// However short an interval is, and however slow the store.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 /// Calls to a store that fails: first after this, then after twice as long each time.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
@@ -63,7 +65,7 @@ impl Uplink {
             );
             last = now;
             let pause = self.conclude(&registry, carried, &mut jitter);
-            next = self.clock.now().after(pause);
+            next = self.clock.now().after(pause.max(SHORTEST_PAUSE));
         }
         self.progress.lock().ended = true;
         self.progressed.notify_all();
@@ -72,7 +74,9 @@ impl Uplink {
     pub(super) fn keep_alive_after(&self, now: Moment) -> Moment {
         self.store
             .keep_alive_interval()
-            .map_or(Moment::NEVER, |interval| now.after(interval))
+            .map_or(Moment::NEVER, |interval| {
+                now.after(interval.max(SHORTEST_PAUSE))
+            })
     }
 
     /// Returns whether heartbeats have to be sent again.
@@ -149,6 +153,7 @@ impl Uplink {
     pub(super) fn carry(&self, registry: &Registry) -> Result<Duration, Error> {
         self.notice(registry);
         let mut refused = None;
+        let mut known = false;
         // What the store has forgotten, or marked offline, is registered in the second round.
         for _ in 0..3 {
             refused = match self.register(registry) {
@@ -157,9 +162,16 @@ impl Uplink {
                 registered => registered.map(|()| None)?,
             };
             self.stop(registry)?;
-            if self.beat(registry)? {
+            known = self.beat(registry)?;
+            if known {
                 break;
             }
+        }
+        if !known {
+            return Err(Error::store(
+                "beat",
+                "it does not know workers that it has just registered",
+            ));
         }
         self.release()?;
         self.renew(registry)?;

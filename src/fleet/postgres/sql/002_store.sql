@@ -105,7 +105,7 @@ BEGIN
             END IF;
             IF v_known THEN
                 -- Whoever it was may still be at work, and believe in its leases until then.
-                v_ends := coalesce(v_old.last_heartbeat_at, v_old.started_at)
+                v_ends := greatest(v_old.last_heartbeat_at, v_old.started_at)
                     + coalesce(v_old.stale_after, interval '90 seconds');
                 UPDATE @schema@.leases l SET expires_at = v_ends
                     WHERE l.worker_id = register_workers.worker_id AND l.expires_at > v_ends;

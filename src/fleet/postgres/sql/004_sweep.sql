@@ -55,7 +55,7 @@ BEGIN
     -- Judged and locked at once: a worker that beats meanwhile is not found, or judged again.
     WITH found AS MATERIALIZED (
         SELECT w.worker_id, w.incarnation, w.worker_group, w.session_id,
-            coalesce(w.last_heartbeat_at, w.started_at)
+            greatest(w.last_heartbeat_at, w.started_at)
                 + coalesce(w.stale_after, interval '90 seconds') AS belief_ends
         FROM @schema@.worker_heartbeats w
         WHERE w.ended_at IS NULL AND (

@@ -130,7 +130,7 @@ BEGIN
         FROM @schema@.detect_stale_workers(make_interval(mins => p_minutes)) d
         WHERE d.seconds_since_heartbeat > p_minutes::double precision * 60 AND d.worker_id = ANY (v_ids);
     UPDATE @schema@.leases l SET expires_at = least(l.expires_at, greatest(now(),
-            coalesce(w.last_heartbeat_at, w.started_at) + coalesce(w.stale_after, interval '90 seconds')))
+            greatest(w.last_heartbeat_at, w.started_at) + coalesce(w.stale_after, interval '90 seconds')))
         FROM @schema@.worker_heartbeats w
         WHERE w.worker_id = ANY (v_ids) AND l.worker_id = w.worker_id AND l.incarnation = w.incarnation;
     RETURN QUERY UPDATE @schema@.worker_heartbeats w SET last_status = w.status, status = 'dead',
