@@ -207,7 +207,15 @@ fn functions_act_on_the_same_rows() {
     let next = ask("SELECT $s.upsert_worker_heartbeat('py-1', 'python')");
     assert!(next[0][0].parse::<u64>().unwrap() > row.key.incarnation);
 
+    // As if it had been registered long ago: it believes from then on.
+    let aged = |id: &str| {
+        ask(&format!(
+            "UPDATE $s.worker_heartbeats SET started_at = started_at - interval '1 hour' \
+             WHERE worker_id = '{id}'"
+        ));
+    };
     let gone = silent(&store, "gone", 100 * SECOND);
+    aged("gone");
     assert!(matches!(
         claim(&store, &gone, "run-8", 600 * SECOND),
         ClaimAnswer::Granted(_)
@@ -228,6 +236,7 @@ fn functions_act_on_the_same_rows() {
     ));
     // Superseded: released once nobody can believe in it any more.
     let old = silent(&store, "old", 89 * SECOND);
+    aged("old");
     assert!(matches!(
         claim(&store, &old, "run-9", 600 * SECOND),
         ClaimAnswer::Granted(_)
