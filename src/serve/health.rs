@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::server::{self, Server};
 use super::view::{Check, Outcome, View, Views};
 use crate::error::Error;
+use crate::fleet::HeartbeatStore;
 use crate::health::State;
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
@@ -60,6 +61,7 @@ pub struct HealthEndpoint {
     registry: Registry,
     shutdown: Option<Shutdown>,
     checks: Vec<(String, Check)>,
+    fleet: Option<Arc<dyn HeartbeatStore>>,
     show_reasons: Option<bool>,
 }
 
@@ -70,6 +72,7 @@ impl HealthEndpoint {
             registry: registry.clone(),
             shutdown: None,
             checks: Vec::new(),
+            fleet: None,
             show_reasons: None,
         }
     }
@@ -88,6 +91,13 @@ impl HealthEndpoint {
         check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
     ) -> Self {
         self.checks.push((name.into(), Arc::new(check)));
+        self
+    }
+
+    /// Tells of the workers of this store too, whatever process they are in. How they are has no
+    /// influence on the probes, which are of this process.
+    pub fn fleet(mut self, store: impl HeartbeatStore + 'static) -> Self {
+        self.fleet = Some(Arc::new(store));
         self
     }
 
@@ -148,6 +158,7 @@ impl fmt::Debug for HealthEndpoint {
         let names: Vec<_> = self.checks.iter().map(|(name, _)| name).collect();
         f.debug_struct("HealthEndpoint")
             .field("checks", &names)
+            .field("fleet", &self.fleet)
             .field("show_reasons", &self.show_reasons)
             .finish_non_exhaustive()
     }
