@@ -26,7 +26,7 @@ mod registry;
 mod roster;
 #[cfg(feature = "serde")]
 mod serial;
-#[cfg(feature = "http")]
+#[cfg(any(feature = "beacon", feature = "http", feature = "systemd"))]
 pub mod serve;
 mod shutdown;
 mod supervisor;
@@ -50,6 +50,10 @@ pub use health::{
 };
 pub use registry::{Probe, Registry, Snapshot};
 pub use roster::events::{Event, EventKind, EventWorker, Subscription};
+#[cfg(feature = "beacon")]
+pub use serve::Beacon;
+#[cfg(feature = "systemd")]
+pub use serve::SystemdNotifier;
 #[cfg(feature = "http")]
 pub use serve::{Coordinator, HealthEndpoint, HealthServer};
 pub use shutdown::{

@@ -25,6 +25,10 @@ fn every_example_says_how_to_run_it_and_has_a_test() {
     for entry in fs::read_dir(sources()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap();
+        // Settings for other programs have tests of their own.
+        if path.is_dir() && !path.join("main.rs").exists() {
+            continue;
+        }
         let source = if path.is_dir() {
             path.join("main.rs")
         } else {
@@ -62,6 +66,23 @@ fn the_fleet_tells_how_the_record_of_a_killed_process_becomes_true() {
         "goes on after",
         "1 dead",
     ]);
+}
+
+// --- the service: see tests/service.rs ---------------------------------------------------------------
+
+#[cfg(all(feature = "beacon", feature = "http", feature = "systemd"))]
+#[test]
+fn the_service_says_where_it_can_be_asked() {
+    let service = Example::start("service", &[]);
+    let address = service.wait_for("its address", |said| {
+        let (_, after) = said.split_once("http://")?;
+        Some(after.split_once("/livez")?.0.to_owned())
+    });
+    poll("all to be ready", || {
+        (get(&address, "/readyz").status == 200).then_some(())
+    });
+    service.send(Signal::SIGINT);
+    service.end().assert_success();
 }
 
 #[test]

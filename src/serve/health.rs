@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Query, State as Shared};
@@ -15,16 +14,12 @@ use axum::routing::get;
 use serde_json::{Value, json};
 
 use super::server::{self, Server};
-use super::view::{Check, Outcome, View, Views};
+use super::view::{Check, Outcome, Views};
 use crate::error::Error;
 use crate::fleet::HeartbeatStore;
-use crate::health::State;
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
 
-/// A pacemaker that has not looked for longer than this, and than ten of its resolutions, is told
-/// as failing.
-const LONGEST_TICK_AGE: Duration = Duration::from_secs(5);
 /// Workers on one page.
 const PAGE: usize = 100;
 const LONGEST_PAGE: usize = 1_000;
@@ -185,53 +180,9 @@ struct Desk {
     show_reasons: bool,
 }
 
-/// What is wrong with the workers, for the three probes.
-struct Findings {
-    pacemaker: Option<String>,
-    workers: Option<String>,
-    started: Option<String>,
-    expected: Option<String>,
-}
-
-impl Findings {
-    fn of(view: &View) -> Self {
-        let summary = &view.summary;
-        let count = |states: &[State]| {
-            let said: Vec<String> = states
-                .iter()
-                .map(|state| (summary.states.get(*state), state.name()))
-                .filter(|(count, _)| *count > 0)
-                .map(|(count, name)| format!("{count} {name}"))
-                .collect();
-            (!said.is_empty()).then(|| said.join(", "))
-        };
-        let patience = LONGEST_TICK_AGE.max(view.resolution * 10);
-        Self {
-            pacemaker: (summary.states.get(State::Unobserved) > 0 || summary.tick_age > patience)
-                .then(|| {
-                    format!(
-                        "nobody has looked for {:.1} s",
-                        summary.tick_age.as_secs_f64()
-                    )
-                }),
-            workers: count(&[
-                State::Dead,
-                State::Stale,
-                State::NeverStarted,
-                State::Stalled,
-            ]),
-            started: count(&[State::Starting, State::NeverStarted]),
-            expected: (!summary.missing.is_empty()).then(|| {
-                let missing: Vec<_> = summary.missing.iter().map(ToString::to_string).collect();
-                missing.join("; ")
-            }),
-        }
-    }
-}
-
 async fn livez(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
     let view = desk.views.get().await;
-    let found = Findings::of(&view);
+    let found = view.process.findings();
     let checks = vec![
         ("pacemaker".to_owned(), found.pacemaker),
         ("workers".to_owned(), found.workers),
@@ -241,7 +192,7 @@ async fn livez(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
 
 async fn readyz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
     let view = desk.views.get().await;
-    let found = Findings::of(&view);
+    let found = view.process.findings();
     let mut checks = vec![
         ("pacemaker".to_owned(), found.pacemaker),
         ("workers".to_owned(), found.workers),
@@ -249,7 +200,9 @@ async fn readyz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
         ("expected".to_owned(), found.expected),
         (
             "shutdown".to_owned(),
-            view.draining.then(|| "it is shutting down".to_owned()),
+            view.process
+                .draining
+                .then(|| "it is shutting down".to_owned()),
         ),
     ];
     checks.extend(view.checks.iter().cloned());
@@ -258,7 +211,7 @@ async fn readyz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
 
 async fn startupz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
     let view = desk.views.get().await;
-    let found = Findings::of(&view);
+    let found = view.process.findings();
     let checks = vec![
         ("started".to_owned(), found.started),
         ("expected".to_owned(), found.expected),
@@ -269,7 +222,7 @@ async fn startupz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
 async fn health(Shared(desk): Shared<Arc<Desk>>, Query(asked): Asked) -> Response {
     let view = desk.views.get().await;
     let Some(id) = one(&asked, "worker") else {
-        return desk.answer(view.process());
+        return desk.answer(view.to_json());
     };
     match desk.views.worker(id).await {
         Some(worker) => desk.answer(worker),

@@ -1,18 +1,43 @@
-//! What is served over HTTP (feature `http`).
+//! How the workers are, told to whoever asks.
 //!
-//! * [`Coordinator`] serves a store to workers that reach no database.
-//! * [`HealthEndpoint`] tells how the workers of this process are.
+//! * [`HealthEndpoint`] tells it over HTTP, for this process (feature `http`).
+//! * [`Coordinator`] serves a store over HTTP to workers that reach no database (feature `http`).
+//! * [`SystemdNotifier`] tells systemd (feature `systemd`).
+//! * [`Beacon`] tells it in a file (feature `beacon`).
 
+#[cfg(feature = "http")]
 mod batch;
+#[cfg(feature = "beacon")]
+mod beacon;
+#[cfg(feature = "http")]
 mod coordinator;
+#[cfg(feature = "http")]
 mod core;
+#[cfg(feature = "http")]
 mod gate;
+#[cfg(feature = "http")]
 mod health;
+#[cfg(feature = "http")]
 mod intake;
+#[cfg(feature = "http")]
 mod known;
+#[cfg(any(feature = "beacon", feature = "systemd"))]
+mod lookout;
+mod process;
+#[cfg(feature = "http")]
 mod server;
+#[cfg(feature = "systemd")]
+mod systemd;
+#[cfg(feature = "http")]
 mod view;
+#[cfg(feature = "http")]
 mod workers;
 
+#[cfg(feature = "beacon")]
+pub use beacon::{Beacon, RunningBeacon};
+#[cfg(feature = "http")]
 pub use coordinator::{Coordinator, RunningCoordinator};
+#[cfg(feature = "http")]
 pub use health::{HealthEndpoint, HealthServer};
+#[cfg(feature = "systemd")]
+pub use systemd::SystemdNotifier;
