@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
+use super::coordinator::Coordinator;
 use super::server::{self, Server};
 use super::view::{Check, Outcome, Views};
 use crate::error::Error;
@@ -57,6 +58,7 @@ pub struct HealthEndpoint {
     shutdown: Option<Shutdown>,
     checks: Vec<(String, Check)>,
     fleet: Option<Arc<dyn HeartbeatStore>>,
+    coordinator: Option<Coordinator>,
     show_reasons: Option<bool>,
 }
 
@@ -68,6 +70,7 @@ impl HealthEndpoint {
             shutdown: None,
             checks: Vec::new(),
             fleet: None,
+            coordinator: None,
             show_reasons: None,
         }
     }
@@ -96,6 +99,12 @@ impl HealthEndpoint {
         self
     }
 
+    /// Serves this coordinator, too, at the same address.
+    pub fn coordinator(mut self, coordinator: Coordinator) -> Self {
+        self.coordinator = Some(coordinator);
+        self
+    }
+
     /// Whether reasons, tasks, runs and metadata are shown to whoever asks. By default they are if it
     /// is [served](Self::serve) on a loopback address; states and ids always are.
     pub const fn show_reasons(mut self, show_reasons: bool) -> Self {
@@ -113,6 +122,7 @@ impl HealthEndpoint {
             ),
             show_reasons: self.show_reasons.unwrap_or(false),
         });
+        let coordinator = self.coordinator.as_ref().map(Coordinator::router);
         Router::new()
             .route("/v1/worker/health", get(health))
             .route("/v1/workers", get(workers))
@@ -120,13 +130,15 @@ impl HealthEndpoint {
             .route("/readyz", get(readyz))
             .route("/startupz", get(startupz))
             .with_state(desk)
+            .merge(coordinator.unwrap_or_default())
     }
 
     /// Serves at this address on a thread of its own, until what is returned is dropped: it answers
     /// even if the application's runtime is wedged.
     ///
     /// # Errors
-    /// [`Error::Listen`] if the address cannot be listened at; [`Error::Thread`] if the thread
+    /// [`Error::Invalid`] if there is a [`coordinator`](Self::coordinator) that may not be served
+    /// there; [`Error::Listen`] if the address cannot be listened at; [`Error::Thread`] if the thread
     /// cannot be started.
     pub fn serve(
         mut self,
@@ -134,6 +146,9 @@ impl HealthEndpoint {
     ) -> Result<HealthServer, Error> {
         let shown = format!("{address:?}");
         let addresses = server::resolve(&address, &shown)?;
+        if let Some(coordinator) = &self.coordinator {
+            coordinator.refuse(&addresses, &shown)?;
+        }
         let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
         self.show_reasons
             .get_or_insert(addresses.iter().all(is_private));
