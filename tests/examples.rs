@@ -404,6 +404,84 @@ fn expect_silence_tells_a_long_call_from_a_stall() {
     ]);
 }
 
+#[cfg(feature = "http")]
+#[test]
+fn a_web_service_serves_probes_and_ends_with_its_worker() {
+    let service = Example::start("09_axum", &[]);
+    let address = service.wait_for("its address", |said| {
+        let (_, after) = said.split_once("http://")?;
+        Some(after.split_once("/readyz")?.0.to_owned())
+    });
+    let order = |company: &str| {
+        let request = format!(
+            "POST /research HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{company}",
+            company.len()
+        );
+        assert_eq!(exchange(&address, request.as_bytes()).status, 202);
+    };
+    poll("all to be ready", || {
+        (get(&address, "/readyz").status == 200).then_some(())
+    });
+    order("panic");
+    poll("the worker's second life", || {
+        let health = get(&address, "/v1/worker/health?worker=research-1").body;
+        (health.contains(r#""restarts":1"#) && health.contains("nothing is known of panic"))
+            .then_some(())
+    });
+    order("example.com");
+    service.wait_for("the work", |said| {
+        said.contains("example.com is researched").then_some(())
+    });
+    service.send(Signal::SIGTERM);
+    let ended = service.end();
+    ended.assert_success();
+    ended.assert_tells(&["ended by SIGTERM: 0 active, 0 dead, 1 stopped"]);
+}
+
+#[test]
+fn a_pool_of_threads_survives_its_jobs() {
+    let ended = run("10_thread_pool", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        ": dead: panicked at examples/10_thread_pool.rs:",
+        "division by zero",
+    ]);
+    ended.assert_tells(&[": restart 1 in "]);
+    ended.assert_tells(&[
+        ": stalled: no progress for ",
+        "blocked",
+        "during hung",
+        ": recovered from stalled",
+    ]);
+    ended.assert_tells(&["3 active, 0 dead"]);
+    assert!(!ended.stdout.contains("during slow"), "{}", ended.stdout);
+}
+
+#[test]
+fn tokio_tasks_begin_again_after_an_error() {
+    let ended = run("11_tokio_tasks", &[]);
+    ended.assert_success();
+    ended.assert_tells(&["fetcher-3: Completed", "1 restarts"]);
+    for page in (1..=12).filter(|page| *page != 5) {
+        assert_has(&ended.stdout, &format!("fetched page {page}\n"));
+    }
+    assert!(!ended.stdout.contains("fetched page 5\n"));
+}
+
+#[test]
+fn a_wedged_runtime_is_told_within_its_threshold() {
+    let ended = run("12_runtime_watch", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        "main-runtime: active",
+        "worker main-runtime: stalled: no progress for 5",
+        "500 ms allowed",
+        "told after ",
+        "worker main-runtime: recovered from stalled after ",
+        "main-runtime: stopped: its future was cancelled",
+    ]);
+}
+
 #[test]
 fn events_tell_the_beginning_and_the_end_of_a_trouble() {
     let ended = run("08_events", &[]);
