@@ -44,9 +44,9 @@ pub use fleet::{
 #[cfg(feature = "postgres")]
 pub use fleet::{PostgresOptions, PostgresStore};
 pub use health::{
-    Activity, DeadWorker, Death, DeathCause, Ending, GroupState, GroupStats, Health,
-    MissingWorkers, Reading, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus,
-    Summary, SweepReport, Thresholds, TypeStats, judge,
+    Activity, Death, DeathCause, Ending, GroupState, GroupStats, Health, MissingWorkers, Reading,
+    StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
+    Thresholds, TypeStats, UnwellWorker, judge,
 };
 pub use registry::{Probe, Registry, Snapshot};
 pub use roster::events::{Event, EventKind, EventWorker, Subscription};

@@ -16,8 +16,8 @@ use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 
 use crate::fleet::{ProcessIdentity, StoredEnding, StoredWorker, WorkerKey};
 use crate::health::{
-    Activity, DeadWorker, Death, DeathCause, GroupState, GroupStats, Health, MissingWorkers, State,
-    StateCounts, StopCause, StoreStatus, Summary, SweepReport, Thresholds, TypeStats,
+    Activity, Death, DeathCause, GroupState, GroupStats, Health, MissingWorkers, State,
+    StateCounts, StopCause, StoreStatus, Summary, SweepReport, Thresholds, TypeStats, UnwellWorker,
 };
 use crate::registry::Snapshot;
 
@@ -83,13 +83,14 @@ report! {
         "total": this.total,
         "states": this.states,
         "dead_workers": this.dead_workers,
+        "stalled_workers": this.stalled_workers,
         "stats_by_type": this.stats_by_type,
         "groups": this.groups,
         "missing": this.missing,
         "tick_age_s": this.tick_age.as_secs_f64(),
         "forgotten": this.forgotten,
     }
-    DeadWorker(this) {
+    UnwellWorker(this) {
         "id": this.id,
         "worker_type": this.worker_type,
         "group": this.group,

@@ -406,6 +406,33 @@ fn expect_silence_tells_a_long_call_from_a_stall() {
 
 #[cfg(feature = "http")]
 #[test]
+fn the_two_minutes_of_the_readme_end_with_a_probe_that_fails() {
+    let source = fs::read_to_string(sources().join("13_two_minutes.rs")).unwrap();
+    let (_, program) = source.split_once("\n\n").unwrap();
+    let readme = include_str!("../README.md");
+    assert!(readme.contains(program), "the README has another program");
+    let example = Example::start("13_two_minutes", &[]);
+    example.wait_for("its address", |said| {
+        said.contains("http://127.0.0.1:7718/livez").then_some(())
+    });
+    assert_eq!(get("127.0.0.1:7718", "/livez").body, "ok");
+    let failed = poll("the probe to fail", || {
+        let livez = get("127.0.0.1:7718", "/livez");
+        (livez.status == 503).then_some(livez)
+    });
+    assert_eq!(
+        failed.body,
+        "[+]pacemaker ok\n[-]workers failed: 1 stalled\nfailed\n"
+    );
+    let health = get("127.0.0.1:7718", "/v1/worker/health");
+    assert_eq!(health.status, 503);
+    let hang = "stalled: no progress for 2 s, 2 s allowed; blocked in futex";
+    assert_has(&health.body, hang);
+    assert_has(&health.body, "during run-1 (indexing)");
+}
+
+#[cfg(feature = "http")]
+#[test]
 fn a_web_service_serves_probes_and_ends_with_its_worker() {
     let service = Example::start("09_axum", &[]);
     let address = service.wait_for("its address", |said| {

@@ -124,7 +124,8 @@ fn a_worker_that_hangs_fails_the_liveness_probe() {
     assert_eq!(reply.status, 503);
     assert_eq!(
         reply.body,
-        "[+]pacemaker ok\n[-]workers failed: 1 stalled\nfailed\n"
+        "[+]pacemaker ok\n[-]workers failed: 1 stalled; a: stalled: no progress for 11 s, 10 s \
+         allowed; cause unknown, during run-1\nfailed\n"
     );
     assert_eq!(site.status("/livez?exclude=workers"), 200);
     hb.beat();

@@ -8,8 +8,8 @@ use super::host::ProcessIdentity;
 use super::key::WorkerKey;
 use crate::clock::Moment;
 use crate::health::{
-    Activity, DeadWorker, Death, DeathCause, Ending, Health, Reading, StallCause, Stalled, State,
-    StateCounts, StopCause, Summary, Thresholds, judge,
+    Activity, Death, DeathCause, Ending, Health, Reading, StallCause, Stalled, State, StateCounts,
+    StopCause, Summary, Thresholds, UnwellWorker, judge,
 };
 
 /// Longest time without a heartbeat, for workers that have no limit of their own.
@@ -188,14 +188,17 @@ pub(crate) fn summarize(workers: &[StoredWorker]) -> Summary {
         summary.states.add(state);
         types.entry(&worker.worker_type).or_default().add(state);
         groups.entry(&worker.group).or_default().add(state);
-        if state.is_offline() {
-            summary.dead_workers.push(DeadWorker {
-                id: worker.key.id.clone(),
-                worker_type: worker.worker_type.clone(),
-                group: worker.group.clone(),
-                health,
-            });
-        }
+        let list = match state {
+            State::Stalled => &mut summary.stalled_workers,
+            state if state.is_offline() => &mut summary.dead_workers,
+            _ => continue,
+        };
+        list.push(UnwellWorker {
+            id: worker.key.id.clone(),
+            worker_type: worker.worker_type.clone(),
+            group: worker.group.clone(),
+            health,
+        });
     }
     summary.total = summary.states.total();
     summary.total_active = summary.states.active();

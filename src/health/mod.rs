@@ -12,8 +12,8 @@ mod verdict;
 pub(crate) use judge::{Limits, Signs, next_change, verdict, vouched};
 pub use judge::{Reading, Thresholds, judge};
 pub use report::{
-    DeadWorker, GroupState, GroupStats, MissingWorkers, StateCounts, StoreStatus, Summary,
-    SweepReport, TypeStats,
+    GroupState, GroupStats, MissingWorkers, StateCounts, StoreStatus, Summary, SweepReport,
+    TypeStats, UnwellWorker,
 };
 pub use state::{Activity, State};
 pub(crate) use text::{Age, Line};

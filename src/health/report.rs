@@ -80,7 +80,9 @@ pub struct Summary {
     /// How many are in each state.
     pub states: StateCounts,
     /// The workers that are given up, and why.
-    pub dead_workers: Vec<DeadWorker>,
+    pub dead_workers: Vec<UnwellWorker>,
+    /// The workers that are stalled, and what is known of it.
+    pub stalled_workers: Vec<UnwellWorker>,
     /// The same figures by type.
     pub stats_by_type: BTreeMap<String, TypeStats>,
     /// The same figures by group.
@@ -113,8 +115,8 @@ impl fmt::Display for Summary {
                 write!(f, ", {count} {state}")?;
             }
         }
-        for dead in &self.dead_workers {
-            write!(f, "; {}: {}", Line(&dead.id), dead.health)?;
+        for unwell in self.dead_workers.iter().chain(&self.stalled_workers) {
+            write!(f, "; {}: {}", Line(&unwell.id), unwell.health)?;
         }
         for missing in &self.missing {
             write!(f, "; {missing}")?;
@@ -126,17 +128,17 @@ impl fmt::Display for Summary {
     }
 }
 
-/// A worker that is given up.
+/// A worker that is given up, or stalled.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct DeadWorker {
+pub struct UnwellWorker {
     /// Its id.
     pub id: String,
     /// Its type.
     pub worker_type: String,
     /// Its group.
     pub group: String,
-    /// Why it is given up.
+    /// What is wrong with it.
     pub health: Health,
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::Registry;
 use crate::cell::{Cell, Phase};
 use crate::health::{
-    DeadWorker, GroupState, GroupStats, Health, Limits, MissingWorkers, StateCounts, Summary,
-    SweepReport, verdict,
+    GroupState, GroupStats, Health, Limits, MissingWorkers, State, StateCounts, Summary,
+    SweepReport, UnwellWorker, verdict,
 };
 use crate::roster::post::{Post, signs};
 use crate::roster::profile::{Profile, Profiles};
@@ -133,7 +133,8 @@ struct Tally {
     by_number: HashMap<u32, usize>,
     /// Rows at hand, by the last bits of their profiles' numbers.
     near: [u32; NEAR],
-    dead_workers: Vec<DeadWorker>,
+    dead_workers: Vec<UnwellWorker>,
+    stalled_workers: Vec<UnwellWorker>,
 }
 
 const NEAR: usize = 512;
@@ -153,11 +154,12 @@ impl Tally {
             by_number: HashMap::new(),
             near: [0; NEAR],
             dead_workers: Vec::new(),
+            stalled_workers: Vec::new(),
         }
     }
 
     /// Counts the workers in these cells. Returns the places of those to look at more closely: given
-    /// up, ended, silent as announced, or just changing.
+    /// up, stalled, ended, silent as announced, or just changing.
     fn count(&mut self, cells: &[Cell], view: &View, profiles: &Profiles) -> Vec<usize> {
         let mut closer = Vec::new();
         for (offset, cell) in cells.iter().enumerate() {
@@ -169,7 +171,7 @@ impl Tally {
                     };
                     let signs = signs(&glance, &row.limits, view, None);
                     let state = verdict(&signs, &row.limits, view.now);
-                    if !state.is_offline() {
+                    if !state.is_offline() && state != State::Stalled {
                         row.states.add(state);
                         continue;
                     }
@@ -222,14 +224,17 @@ impl Tally {
         if let Some(row) = row.and_then(|row| self.rows.get_mut(row)) {
             row.states.add(health.state());
         }
-        if health.state().is_offline() {
-            self.dead_workers.push(DeadWorker {
-                id: record.id().to_owned(),
-                worker_type: profile.worker_type.to_string(),
-                group: profile.group.to_string(),
-                health,
-            });
-        }
+        let list = match health.state() {
+            State::Stalled => &mut self.stalled_workers,
+            state if state.is_offline() => &mut self.dead_workers,
+            _ => return,
+        };
+        list.push(UnwellWorker {
+            id: record.id().to_owned(),
+            worker_type: profile.worker_type.to_string(),
+            group: profile.group.to_string(),
+            health,
+        });
     }
 
     fn finish(self) -> Summary {
@@ -256,6 +261,7 @@ impl Tally {
             total: all.total(),
             states: all,
             dead_workers: self.dead_workers,
+            stalled_workers: self.stalled_workers,
             stats_by_type: types
                 .into_iter()
                 .map(|(name, counts)| (name, counts.into()))

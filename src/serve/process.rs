@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
-use crate::health::{State, Summary};
+use crate::health::{Line, State, Summary};
 use crate::registry::Registry;
 
 /// A pacemaker that has not looked for longer than this, and than ten of its resolutions, is told
 /// as failing.
 const LONGEST_TICK_AGE: Duration = Duration::from_secs(5);
+
+/// So many workers are named by a probe that fails.
+const MOST_CULPRITS: usize = 5;
 
 /// One reading of a registry.
 #[derive(Debug)]
@@ -41,6 +44,15 @@ impl Process {
         }
     }
 
+    /// Whom to look at first, and why.
+    fn culprits(&self) -> String {
+        let summary = &self.summary;
+        let unwell = summary.dead_workers.iter().chain(&summary.stalled_workers);
+        let said = unwell.take(MOST_CULPRITS);
+        said.map(|worker| format!("; {}: {}", Line(&worker.id), worker.health))
+            .collect()
+    }
+
     pub(super) fn findings(&self) -> Findings {
         let summary = &self.summary;
         let count = |states: &[State]| {
@@ -66,7 +78,8 @@ impl Process {
                 State::Stale,
                 State::NeverStarted,
                 State::Stalled,
-            ]),
+            ])
+            .map(|counts| counts + &self.culprits()),
             #[cfg(any(feature = "http", feature = "systemd"))]
             started: count(&[State::Starting, State::NeverStarted]),
             expected: (!summary.missing.is_empty()).then(|| {

@@ -138,6 +138,7 @@ impl View {
             "total_active_workers": summary.total_active,
             "total_dead_workers": summary.total_dead,
             "dead_workers": summary.dead_workers,
+            "stalled_workers": summary.stalled_workers,
             "stats_by_type": summary.stats_by_type,
             "groups": summary.groups,
             "missing": summary.missing,
