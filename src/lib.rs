@@ -46,7 +46,7 @@ pub use fleet::{PostgresOptions, PostgresStore};
 pub use health::{
     Activity, DeadWorker, Death, DeathCause, Ending, GroupState, GroupStats, Health,
     MissingWorkers, Reading, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus,
-    Summary, SweepReport, Thresholds, TypeStats, judge,
+    Summary, SweepReport, SweepTotals, Thresholds, TypeStats, judge,
 };
 pub use registry::{Probe, Registry, Snapshot};
 pub use roster::events::{Event, EventKind, EventWorker, Subscription};
