@@ -26,7 +26,12 @@ mod registry;
 mod roster;
 #[cfg(feature = "serde")]
 mod serial;
-#[cfg(feature = "http")]
+#[cfg(any(
+    feature = "http",
+    feature = "prometheus",
+    feature = "systemd",
+    feature = "beacon"
+))]
 pub mod serve;
 mod shutdown;
 mod supervisor;
@@ -50,6 +55,8 @@ pub use health::{
 };
 pub use registry::{Probe, Registry, Snapshot};
 pub use roster::events::{Event, EventKind, EventWorker, Subscription};
+#[cfg(feature = "prometheus")]
+pub use serve::Metrics;
 #[cfg(feature = "http")]
 pub use serve::{Coordinator, HealthEndpoint, HealthServer};
 pub use shutdown::{
