@@ -25,6 +25,10 @@ fn every_example_says_how_to_run_it_and_has_a_test() {
     for entry in fs::read_dir(sources()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap();
+        if path.is_dir() && !path.join("main.rs").exists() {
+            // Files for other programs, such as Prometheus; who tests the feature tests them.
+            continue;
+        }
         let source = if path.is_dir() {
             path.join("main.rs")
         } else {
