@@ -449,6 +449,21 @@ mod tests {
     }
 
     #[test]
+    fn a_time_beyond_what_a_watch_can_keep_is_never() {
+        let last = u64::MAX >> 3;
+        for due in [0, 1, last - 1, last, last + 1, u64::MAX] {
+            let watch = Watch {
+                episode: Episode::Quiet,
+                due: Moment::from_nanos(due),
+            };
+            let kept = Watch::unpack(watch.pack());
+            let expected = if due < last { due } else { u64::MAX };
+            assert_eq!(kept.due.as_nanos(), expected);
+            assert_eq!(kept.episode, Episode::Quiet);
+        }
+    }
+
+    #[test]
     fn words_survive_packing() {
         for phase in [Phase::Empty, Phase::Live, Phase::Stopped, Phase::Dead] {
             for stop_requested in [false, true] {

@@ -90,6 +90,15 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A file cannot be written.
+    #[cfg(feature = "beacon")]
+    #[error("cannot write {path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// A store refuses the worker: it is over, or another incarnation has taken its place.
     #[error(
         "worker {id:?} is refused by the store: it is over, or another incarnation has taken its place"

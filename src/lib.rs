@@ -55,8 +55,12 @@ pub use health::{
 };
 pub use registry::{Probe, Registry, Snapshot};
 pub use roster::events::{Event, EventKind, EventWorker, Subscription};
+#[cfg(feature = "beacon")]
+pub use serve::Beacon;
 #[cfg(feature = "prometheus")]
 pub use serve::Metrics;
+#[cfg(feature = "systemd")]
+pub use serve::SystemdNotifier;
 #[cfg(feature = "http")]
 pub use serve::{Coordinator, HealthEndpoint, HealthServer};
 pub use shutdown::{

@@ -25,8 +25,8 @@ fn every_example_says_how_to_run_it_and_has_a_test() {
     for entry in fs::read_dir(sources()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap();
+        // Settings for other programs have tests of their own.
         if path.is_dir() && !path.join("main.rs").exists() {
-            // Files for other programs, such as Prometheus; who tests the feature tests them.
             continue;
         }
         let source = if path.is_dir() {
@@ -66,6 +66,23 @@ fn the_fleet_tells_how_the_record_of_a_killed_process_becomes_true() {
         "goes on after",
         "1 dead",
     ]);
+}
+
+// --- the service: see tests/service.rs ---------------------------------------------------------------
+
+#[cfg(all(feature = "beacon", feature = "http", feature = "systemd"))]
+#[test]
+fn the_service_says_where_it_can_be_asked() {
+    let service = Example::start("service", &[]);
+    let address = service.wait_for("its address", |said| {
+        let (_, after) = said.split_once("http://")?;
+        Some(after.split_once("/livez")?.0.to_owned())
+    });
+    poll("all to be ready", || {
+        (get(&address, "/readyz").status == 200).then_some(())
+    });
+    service.send(Signal::SIGINT);
+    service.end().assert_success();
 }
 
 #[test]
@@ -384,6 +401,84 @@ fn expect_silence_tells_a_long_call_from_a_stall() {
         "In the end:",
         "unannounced: stopped: completed",
         "announced: stopped: completed",
+    ]);
+}
+
+#[cfg(feature = "http")]
+#[test]
+fn a_web_service_serves_probes_and_ends_with_its_worker() {
+    let service = Example::start("09_axum", &[]);
+    let address = service.wait_for("its address", |said| {
+        let (_, after) = said.split_once("http://")?;
+        Some(after.split_once("/readyz")?.0.to_owned())
+    });
+    let order = |company: &str| {
+        let request = format!(
+            "POST /research HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{company}",
+            company.len()
+        );
+        assert_eq!(exchange(&address, request.as_bytes()).status, 202);
+    };
+    poll("all to be ready", || {
+        (get(&address, "/readyz").status == 200).then_some(())
+    });
+    order("panic");
+    poll("the worker's second life", || {
+        let health = get(&address, "/v1/worker/health?worker=research-1").body;
+        (health.contains(r#""restarts":1"#) && health.contains("nothing is known of panic"))
+            .then_some(())
+    });
+    order("example.com");
+    service.wait_for("the work", |said| {
+        said.contains("example.com is researched").then_some(())
+    });
+    service.send(Signal::SIGTERM);
+    let ended = service.end();
+    ended.assert_success();
+    ended.assert_tells(&["ended by SIGTERM: 0 active, 0 dead, 1 stopped"]);
+}
+
+#[test]
+fn a_pool_of_threads_survives_its_jobs() {
+    let ended = run("10_thread_pool", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        ": dead: panicked at examples/10_thread_pool.rs:",
+        "division by zero",
+    ]);
+    ended.assert_tells(&[": restart 1 in "]);
+    ended.assert_tells(&[
+        ": stalled: no progress for ",
+        "blocked",
+        "during hung",
+        ": recovered from stalled",
+    ]);
+    ended.assert_tells(&["3 active, 0 dead"]);
+    assert!(!ended.stdout.contains("during slow"), "{}", ended.stdout);
+}
+
+#[test]
+fn tokio_tasks_begin_again_after_an_error() {
+    let ended = run("11_tokio_tasks", &[]);
+    ended.assert_success();
+    ended.assert_tells(&["fetcher-3: Completed", "1 restarts"]);
+    for page in (1..=12).filter(|page| *page != 5) {
+        assert_has(&ended.stdout, &format!("fetched page {page}\n"));
+    }
+    assert!(!ended.stdout.contains("fetched page 5\n"));
+}
+
+#[test]
+fn a_wedged_runtime_is_told_within_its_threshold() {
+    let ended = run("12_runtime_watch", &[]);
+    ended.assert_success();
+    ended.assert_tells(&[
+        "main-runtime: active",
+        "worker main-runtime: stalled: no progress for 5",
+        "500 ms allowed",
+        "told after ",
+        "worker main-runtime: recovered from stalled after ",
+        "main-runtime: stopped: its future was cancelled",
     ]);
 }
 

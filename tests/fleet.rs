@@ -116,7 +116,15 @@ impl fmt::Debug for Flaky {
 
 impl HeartbeatStore for Flaky {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        self.call()?.register(workers)
+        let store = self.call()?;
+        match workers.iter().find(|worker| worker.group == "refused") {
+            Some(worker) => Err(Error::Invalid {
+                field: "group",
+                value: worker.group.clone(),
+                allowed: "any other".to_owned(),
+            }),
+            None => store.register(workers),
+        }
     }
     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
         if !beats.is_empty() {
@@ -709,6 +717,62 @@ fn a_lease_is_given_back_by_release_by_drop_and_by_the_end_of_its_worker() {
     fleet.flush();
     assert!(taken("run").is_some());
     assert!(!third.release().unwrap());
+}
+
+#[test]
+fn workers_that_a_store_refuses_keep_nobody_else_out() {
+    let world = World::new();
+    let memory = MemoryStore::with_clock(world.time.clock());
+    let store = Flaky::new(memory.clone());
+    let attachment = world
+        .registry
+        .attach(store.clone(), FleetConfig::new())
+        .unwrap();
+    let events = world.registry.subscribe();
+    // Held up, so that all of them come in one batch.
+    let gate = store.shared.gate.lock();
+    let first = world.worker("poller").id("first").start().unwrap();
+    eventually("a call", || store.calls() > 0);
+    let workers: Vec<_> = (0..100)
+        .map(|n| {
+            world
+                .worker("poller")
+                .id(format!("w-{n:02}"))
+                .group(if n % 50 == 7 { "refused" } else { "fine" })
+        })
+        .map(|builder| builder.start().unwrap())
+        .collect();
+    drop(gate);
+    workers.iter().for_each(|hb| hb.beat());
+    eventually("98 workers and the first", || {
+        attachment.flush(SECOND);
+        attachment.status().registered == 99
+    });
+    assert!(!attachment.flush(SECOND), "two are not told of");
+    let status = attachment.status();
+    assert_eq!(status.failures_in_a_row, 0, "the store does not fail");
+    assert!(
+        status
+            .last_error
+            .unwrap()
+            .starts_with("invalid group: refused")
+    );
+    let refused: Vec<_> = events
+        .try_iter()
+        .filter(|event| matches!(event.kind, EventKind::StoreFailing { .. }))
+        .map(|event| event.id().to_owned())
+        .collect();
+    assert_eq!(refused.len(), 2, "each is told once: {refused:?}");
+    assert!(refused.contains(&"w-07".to_owned()) && refused.contains(&"w-57".to_owned()));
+    assert!(workers[7].claim("run", SECOND * 60).is_err());
+    assert!(workers[8].claim("run", SECOND * 60).unwrap().is_some());
+
+    // Asked for again and again, but not all the time.
+    let calls = store.calls();
+    world.seconds(9);
+    let calls = store.calls() - calls;
+    assert!(calls < 20, "{calls} calls in 9 s");
+    drop(first);
 }
 
 #[test]

@@ -73,6 +73,7 @@ fn with_beats_only_nobody_vouches() {
 #[test]
 fn nobody_vouches_before_the_first_beat() {
     let world = World::new();
+    let events = world.registry.subscribe();
     let hb = world
         .worker("w")
         .startup_grace(60 * SECOND)
@@ -83,7 +84,11 @@ fn nobody_vouches_before_the_first_beat() {
     assert!(!hb.is_recent());
     assert_eq!(hb.last_heartbeat(), None);
     assert_eq!(hb.snapshot().last_heartbeat_unix(), 0.0);
-    let events = world.registry.subscribe();
+    assert_eq!(
+        names(&events),
+        ["registered"],
+        "no warning: it may be silent"
+    );
     world.seconds(600);
     assert_eq!(state(&hb), State::NeverStarted);
     assert_eq!(names(&events), ["never_started"], "told once");

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::key::{LeaseKey, WorkerKey};
 use crate::clock::{Clock, Moment};
 use crate::roster::post::Post;
+use crate::roster::record::Record;
 
 /// Two clocks may run at different speeds, and a store's may be coarse: this share of a limit is
 /// not believed in.
@@ -131,6 +132,11 @@ impl Held {
             renewed_at: Mutex::new(sent.moment),
             over: AtomicBool::new(false),
         }
+    }
+
+    /// The worker that claimed it.
+    pub(super) fn owner(&self) -> &Record {
+        &self.bond.post.record
     }
 
     pub(super) fn renewed(&self, sent: &Now) {

@@ -87,6 +87,19 @@ impl ProcessIdentity {
     }
 }
 
+/// Time since the host was booted, by a clock that nobody sets and that counts sleep; `None` where
+/// there is no such clock.
+#[cfg(any(feature = "beacon", feature = "sqlite"))]
+pub(crate) fn uptime() -> Option<std::time::Duration> {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::time::{ClockId, clock_gettime};
+        clock_gettime(ClockId::CLOCK_BOOTTIME).ok().map(Into::into)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 /// Whether `/proc` shows the processes of other users too: it can be told to hide them (`hidepid`,
 /// which systemd calls `ProtectProc`).
 fn sees_all() -> bool {

@@ -27,7 +27,7 @@ mod bond;
 mod config;
 #[cfg(feature = "test-util")]
 pub mod conformance;
-mod host;
+pub(crate) mod host;
 #[cfg(feature = "http")]
 pub(crate) mod http;
 mod jitter;

@@ -171,6 +171,15 @@ impl Coordinator {
     ) -> Result<RunningCoordinator, Error> {
         let shown = format!("{address:?}");
         let addresses = server::resolve(&address, &shown)?;
+        self.refuse(&addresses, &shown)?;
+        let router = self
+            .router()
+            .fallback(|| async { respond(Err(Refusal::new(404, "there is nothing here"))) });
+        Server::start(&addresses, &shown, router).map(|server| RunningCoordinator { server })
+    }
+
+    /// Refuses to be reached by strangers.
+    pub(super) fn refuse(&self, addresses: &[SocketAddr], shown: &str) -> Result<(), Error> {
         if self.token.as_ref().is_some_and(Token::is_empty) {
             return Err(Error::invalid(
                 "token",
@@ -186,10 +195,7 @@ impl Coordinator {
                 "without a token, only a loopback address such as 127.0.0.1:7717",
             ));
         }
-        let router = self
-            .router()
-            .fallback(|| async { respond(Err(Refusal::new(404, "there is nothing here"))) });
-        Server::start(&addresses, &shown, router).map(|server| RunningCoordinator { server })
+        Ok(())
     }
 }
 

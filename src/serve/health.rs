@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Query, State as Shared};
@@ -14,19 +13,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
+use super::coordinator::Coordinator;
 #[cfg(feature = "prometheus")]
 use super::metrics::{self, Metrics};
 use super::server::{self, Server};
-use super::view::{Check, Outcome, View, Views};
+use super::view::{Check, Outcome, Views};
 use crate::error::Error;
 use crate::fleet::HeartbeatStore;
-use crate::health::State;
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
 
-/// A pacemaker that has not looked for longer than this, and than ten of its resolutions, is told
-/// as failing.
-const LONGEST_TICK_AGE: Duration = Duration::from_secs(5);
 /// Workers on one page.
 const PAGE: usize = 100;
 const LONGEST_PAGE: usize = 1_000;
@@ -65,6 +61,7 @@ pub struct HealthEndpoint {
     shutdown: Option<Shutdown>,
     checks: Vec<(String, Check)>,
     fleet: Option<Arc<dyn HeartbeatStore>>,
+    coordinator: Option<Coordinator>,
     show_reasons: Option<bool>,
     #[cfg(feature = "prometheus")]
     metrics: Option<Metrics>,
@@ -78,6 +75,7 @@ impl HealthEndpoint {
             shutdown: None,
             checks: Vec::new(),
             fleet: None,
+            coordinator: None,
             show_reasons: None,
             #[cfg(feature = "prometheus")]
             metrics: None,
@@ -108,6 +106,12 @@ impl HealthEndpoint {
         self
     }
 
+    /// Serves this coordinator, too, at the same address.
+    pub fn coordinator(mut self, coordinator: Coordinator) -> Self {
+        self.coordinator = Some(coordinator);
+        self
+    }
+
     /// Whether reasons, tasks, runs and metadata are shown to whoever asks. By default they are if it
     /// is [served](Self::serve) on a loopback address; states and ids always are.
     pub const fn show_reasons(mut self, show_reasons: bool) -> Self {
@@ -133,13 +137,15 @@ impl HealthEndpoint {
             ),
             show_reasons: self.show_reasons.unwrap_or(false),
         });
+        let coordinator = self.coordinator.as_ref().map(Coordinator::router);
         let router = Router::new()
             .route("/v1/worker/health", get(health))
             .route("/v1/workers", get(workers))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .route("/startupz", get(startupz))
-            .with_state(desk);
+            .with_state(desk)
+            .merge(coordinator.unwrap_or_default());
         #[cfg(feature = "prometheus")]
         let router = router.merge(metrics::routes(self.scraped()));
         router
@@ -160,7 +166,8 @@ impl HealthEndpoint {
     /// even if the application's runtime is wedged.
     ///
     /// # Errors
-    /// [`Error::Listen`] if the address cannot be listened at; [`Error::Thread`] if the thread
+    /// [`Error::Invalid`] if there is a [`coordinator`](Self::coordinator) that may not be served
+    /// there; [`Error::Listen`] if the address cannot be listened at; [`Error::Thread`] if the thread
     /// cannot be started.
     pub fn serve(
         mut self,
@@ -168,6 +175,9 @@ impl HealthEndpoint {
     ) -> Result<HealthServer, Error> {
         let shown = format!("{address:?}");
         let addresses = server::resolve(&address, &shown)?;
+        if let Some(coordinator) = &self.coordinator {
+            coordinator.refuse(&addresses, &shown)?;
+        }
         let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
         self.show_reasons
             .get_or_insert(addresses.iter().all(is_private));
@@ -214,53 +224,9 @@ struct Desk {
     show_reasons: bool,
 }
 
-/// What is wrong with the workers, for the three probes.
-struct Findings {
-    pacemaker: Option<String>,
-    workers: Option<String>,
-    started: Option<String>,
-    expected: Option<String>,
-}
-
-impl Findings {
-    fn of(view: &View) -> Self {
-        let summary = &view.summary;
-        let count = |states: &[State]| {
-            let said: Vec<String> = states
-                .iter()
-                .map(|state| (summary.states.get(*state), state.name()))
-                .filter(|(count, _)| *count > 0)
-                .map(|(count, name)| format!("{count} {name}"))
-                .collect();
-            (!said.is_empty()).then(|| said.join(", "))
-        };
-        let patience = LONGEST_TICK_AGE.max(view.resolution * 10);
-        Self {
-            pacemaker: (summary.states.get(State::Unobserved) > 0 || summary.tick_age > patience)
-                .then(|| {
-                    format!(
-                        "nobody has looked for {:.1} s",
-                        summary.tick_age.as_secs_f64()
-                    )
-                }),
-            workers: count(&[
-                State::Dead,
-                State::Stale,
-                State::NeverStarted,
-                State::Stalled,
-            ]),
-            started: count(&[State::Starting, State::NeverStarted]),
-            expected: (!summary.missing.is_empty()).then(|| {
-                let missing: Vec<_> = summary.missing.iter().map(ToString::to_string).collect();
-                missing.join("; ")
-            }),
-        }
-    }
-}
-
 async fn livez(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
     let view = desk.views.get().await;
-    let found = Findings::of(&view);
+    let found = view.process.findings();
     let checks = vec![
         ("pacemaker".to_owned(), found.pacemaker),
         ("workers".to_owned(), found.workers),
@@ -270,7 +236,7 @@ async fn livez(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
 
 async fn readyz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
     let view = desk.views.get().await;
-    let found = Findings::of(&view);
+    let found = view.process.findings();
     let mut checks = vec![
         ("pacemaker".to_owned(), found.pacemaker),
         ("workers".to_owned(), found.workers),
@@ -278,7 +244,9 @@ async fn readyz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
         ("expected".to_owned(), found.expected),
         (
             "shutdown".to_owned(),
-            view.draining.then(|| "it is shutting down".to_owned()),
+            view.process
+                .draining
+                .then(|| "it is shutting down".to_owned()),
         ),
     ];
     checks.extend(view.checks.iter().cloned());
@@ -287,7 +255,7 @@ async fn readyz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
 
 async fn startupz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
     let view = desk.views.get().await;
-    let found = Findings::of(&view);
+    let found = view.process.findings();
     let checks = vec![
         ("started".to_owned(), found.started),
         ("expected".to_owned(), found.expected),
@@ -298,7 +266,7 @@ async fn startupz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
 async fn health(Shared(desk): Shared<Arc<Desk>>, Query(asked): Asked) -> Response {
     let view = desk.views.get().await;
     let Some(id) = one(&asked, "worker") else {
-        return desk.answer(view.process());
+        return desk.answer(view.to_json());
     };
     match desk.views.worker(id).await {
         Some(worker) => desk.answer(worker),

@@ -1,11 +1,15 @@
-//! What others are told, each by a feature of its own.
+//! How the workers are, told to whoever asks.
 //!
-//! * `Coordinator` (`http`) serves a store to workers that reach no database.
-//! * `HealthEndpoint` (`http`) tells how the workers of this process are.
-//! * `Metrics` (`prometheus`) tells Prometheus.
+//! * [`HealthEndpoint`] tells it over HTTP, for this process (feature `http`).
+//! * [`Coordinator`] serves a store over HTTP to workers that reach no database (feature `http`).
+//! * [`SystemdNotifier`] tells systemd (feature `systemd`).
+//! * [`Beacon`] tells it in a file (feature `beacon`).
+//! * [`Metrics`] tells it to Prometheus (feature `prometheus`).
 
 #[cfg(feature = "http")]
 mod batch;
+#[cfg(feature = "beacon")]
+mod beacon;
 #[cfg(feature = "http")]
 mod coordinator;
 #[cfg(feature = "http")]
@@ -18,18 +22,28 @@ mod health;
 mod intake;
 #[cfg(feature = "http")]
 mod known;
+#[cfg(any(feature = "beacon", feature = "systemd"))]
+mod lookout;
 #[cfg(feature = "prometheus")]
 mod metrics;
+#[cfg(any(feature = "beacon", feature = "http", feature = "systemd"))]
+mod process;
 #[cfg(feature = "http")]
 mod server;
+#[cfg(feature = "systemd")]
+mod systemd;
 #[cfg(feature = "http")]
 mod view;
 #[cfg(feature = "http")]
 mod workers;
 
+#[cfg(feature = "beacon")]
+pub use beacon::{Beacon, RunningBeacon};
 #[cfg(feature = "http")]
 pub use coordinator::{Coordinator, RunningCoordinator};
 #[cfg(feature = "http")]
 pub use health::{HealthEndpoint, HealthServer};
 #[cfg(feature = "prometheus")]
 pub use metrics::Metrics;
+#[cfg(feature = "systemd")]
+pub use systemd::SystemdNotifier;

@@ -3,13 +3,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use crate::health::{State, Summary};
+use super::process::Process;
 use crate::panics;
 use crate::registry::{Registry, Snapshot};
 use crate::shutdown::Shutdown;
@@ -25,9 +25,7 @@ pub(super) type Outcome = (String, Option<String>);
 
 /// One reading of everything that is told of the process.
 pub(super) struct View {
-    pub summary: Summary,
-    pub resolution: Duration,
-    pub draining: bool,
+    pub process: Process,
     pub checks: Vec<Outcome>,
     /// Unix time until when a worker was known to be well; 0.0 if none ever was.
     last_heartbeat: f64,
@@ -108,82 +106,33 @@ impl Source {
             });
             (name.clone(), outcome.err())
         });
-        let summary = self.registry.summary();
-        let last_heartbeat = if summary.total_active > 0 {
-            // The pacemaker vouched for it when it last looked.
-            let now = self.registry.clock().wall();
-            let looked = now.checked_sub(summary.tick_age).unwrap_or(now);
-            let since = looked.duration_since(SystemTime::UNIX_EPOCH);
-            since.unwrap_or_default().as_secs_f64()
-        } else {
-            let workers = self.registry.workers().into_iter();
-            workers
-                .map(|probe| probe.snapshot().last_heartbeat_unix())
-                .fold(0.0, f64::max)
-        };
+        let mut process = Process::read(&self.registry);
+        process.draining |= self.shutdown.as_ref().is_some_and(Shutdown::requested);
         View {
-            summary,
-            resolution: self.registry.resolution(),
-            draining: self.shutdown.as_ref().is_some_and(Shutdown::requested),
+            last_heartbeat: process.last_heartbeat(&self.registry),
+            process,
             checks: checks.collect(),
-            last_heartbeat,
         }
     }
 }
 
 impl View {
-    /// The reading itself failed: nothing is known, which is not well.
+    /// The reading itself failed.
     fn unknown() -> Self {
-        let mut summary = Summary::default();
-        summary.states.add(State::Unobserved);
         Self {
-            summary,
-            resolution: Duration::from_secs(1),
-            draining: false,
+            process: Process::unknown(),
             checks: Vec::new(),
             last_heartbeat: 0.0,
         }
     }
 
     /// The process as a whole.
-    pub(super) fn process(&self) -> Value {
-        let summary = &self.summary;
-        let alive = summary.is_healthy() && summary.total > 0;
-        let state = [
-            State::Dead,
-            State::NeverStarted,
-            State::Stalled,
-            State::Stale,
-            State::Unobserved,
-            State::Starting,
-            State::Stopping,
-            State::Processing,
-            State::Active,
-            State::Idle,
-            State::Stopped,
-        ]
-        .into_iter()
-        .find(|state| summary.states.get(*state) > 0);
-        let reason = if summary.total == 0 {
-            "there are no workers".to_owned()
-        } else {
-            summary.to_string()
-        };
-        json!({
-            "alive": alive,
-            "last_heartbeat": self.last_heartbeat,
-            // The worst that a worker is in.
-            "state": state,
-            "reason": reason,
-            "draining": self.draining,
-            "tick_age_s": summary.tick_age.as_secs_f64(),
-            "total_active_workers": summary.total_active,
-            "total_dead_workers": summary.total_dead,
-        })
+    pub(super) fn to_json(&self) -> Value {
+        self.process.to_json(self.last_heartbeat)
     }
 
     pub(super) fn totals(&self) -> Value {
-        let summary = &self.summary;
+        let summary = &self.process.summary;
         json!({
             "total_workers": summary.total,
             "total_active_workers": summary.total_active,

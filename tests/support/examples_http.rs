@@ -1,4 +1,5 @@
 //! As little of an HTTP client, and of JSON, as will do.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -78,7 +79,7 @@ pub fn exchange(address: &str, request: &[u8]) -> Answer {
 pub fn get(address: &str, path: &str) -> Answer {
     exchange(
         address,
-        format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes(),
+        format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes(),
     )
 }
 
@@ -96,8 +97,9 @@ pub fn read_answer(mut client: TcpStream) -> Answer {
     client.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    let length = format!("Content-Length: {}", body.len());
-    assert!(head.lines().any(|line| line == length), "{answer}");
+    let length = format!("content-length: {}", body.len());
+    let has_length = |line: &str| line.eq_ignore_ascii_case(&length);
+    assert!(head.lines().any(has_length), "{answer}");
     Answer {
         status,
         head: head.to_owned(),

@@ -1,4 +1,5 @@
 //! Examples as real processes.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -37,7 +37,8 @@ impl Settings {
         if let Some(secret) = &self.secret {
             message = message.replace(secret.as_str(), "***");
         }
-        Error::store(operation, message)
+        // Which one, where several are asked.
+        Error::store(operation, format_args!("{:?}: {message}", self.target))
     }
 }
 

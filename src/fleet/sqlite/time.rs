@@ -6,6 +6,7 @@ use rusqlite::{Connection, params};
 
 use crate::clock::{Moment, nanos};
 use crate::fleet::ProcessIdentity;
+use crate::fleet::host::uptime;
 
 /// The present. `may_write`: it may be noted that the host was booted again.
 pub(super) fn now(connection: &Connection, may_write: bool) -> rusqlite::Result<Moment> {
@@ -35,19 +36,12 @@ pub(super) fn now(connection: &Connection, may_write: bool) -> rusqlite::Result<
 
 /// Which boot, and nanoseconds of a clock that nobody sets and that counts sleep. Where there is no
 /// such clock, the wall clock has to do.
-#[cfg(target_os = "linux")]
 fn host_time() -> (String, i64) {
-    use nix::time::{ClockId, clock_gettime};
     let boot_id = ProcessIdentity::current().boot_id;
-    match clock_gettime(ClockId::CLOCK_BOOTTIME) {
-        Ok(time) if !boot_id.is_empty() => (boot_id, to_i64(Duration::from(time))),
+    match uptime() {
+        Some(uptime) if !boot_id.is_empty() => (boot_id, to_i64(uptime)),
         _ => ("wall".to_owned(), wall()),
     }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn host_time() -> (String, i64) {
-    ("wall".to_owned(), wall())
 }
 
 fn wall() -> i64 {

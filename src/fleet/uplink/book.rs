@@ -33,6 +33,8 @@ pub(super) struct Known {
     pub swept: bool,
     /// Until then, a registration that was thought to have failed may still come in.
     pub unsure_until: Moment,
+    /// The store does not let it in; it is asked again then.
+    pub refused_until: Option<Moment>,
 }
 
 /// What a worker's last accepted heartbeat told.
@@ -54,8 +56,21 @@ impl Known {
         })
     }
 
-    pub(super) fn due_at(&self) -> Option<Moment> {
+    fn due_at(&self) -> Option<Moment> {
         Some(self.told?.at.after(self.post.record.profile.interval))
+    }
+
+    pub(super) const fn is_refused(&self) -> bool {
+        self.refused_until.is_some() && !self.ended
+    }
+
+    /// When the store has to be told of it again, whatever happens.
+    pub(super) fn next_at(&self) -> Option<Moment> {
+        if self.ended {
+            None
+        } else {
+            self.due_at().or(self.refused_until)
+        }
     }
 
     /// The store does not know this incarnation, or not any more.

@@ -15,7 +15,6 @@ use crate::registry::Registry;
 use crate::roster::Companion;
 use crate::roster::events::EventKind;
 use crate::roster::post::Post;
-use crate::roster::record::Record;
 
 /// How long a claim waits for its worker to be registered.
 const REGISTRATION_PATIENCE: Duration = Duration::from_secs(10);
@@ -162,7 +161,7 @@ impl Uplink {
         if keys.is_empty() {
             return Ok(());
         }
-        self.store.release(&keys)?;
+        self.still("release", self.store.release(&keys))?;
         self.book
             .lock()
             .to_release
@@ -208,17 +207,11 @@ impl Uplink {
     }
 
     pub(super) fn lose(&self, registry: &Registry, lease: &Arc<Held>) {
-        let mut book = self.book.lock();
-        book.leases.retain(|other| !Arc::ptr_eq(other, lease));
-        let owner: Option<Arc<Record>> = book
-            .known
-            .values()
-            .find(|known| known.post.record.id() == lease.key.worker.id)
-            .map(|known| Arc::clone(&known.post.record));
-        drop(book);
+        let is_other = |other: &Arc<Held>| !Arc::ptr_eq(other, lease);
+        self.book.lock().leases.retain(is_other);
         if lease.end() {
             registry.roster().emit(
-                owner.as_deref(),
+                Some(lease.owner()),
                 EventKind::LeaseLost {
                     run_id: lease.key.run_id.clone(),
                     fence: lease.key.fence,

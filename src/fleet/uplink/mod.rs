@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::health::StoreStatus;
 use crate::registry::{Registry, WeakRegistry};
 use crate::roster::Companion;
-use book::Book;
+use book::{Book, Known};
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-uploader";
@@ -182,23 +182,11 @@ impl Companion for Uplink {
             return;
         }
         // A store that hangs is left behind, with the thread that waits for it.
-        let deadline = Instant::now().checked_add(self.config.farewell.max(LEAST_FAREWELL));
-        let mut progress = self.progress.lock();
-        while !progress.ended {
-            match deadline {
-                Some(deadline) => {
-                    if self
-                        .progressed
-                        .wait_until(&mut progress, deadline)
-                        .timed_out()
-                    {
-                        return;
-                    }
-                }
-                None => self.progressed.wait(&mut progress),
-            }
+        let patience = self.config.farewell.max(LEAST_FAREWELL);
+        let ended = |progress: &Progress| progress.ended.then_some(());
+        if self.wait(patience, ended).is_none() {
+            return;
         }
-        drop(progress);
         // Every panic on it is contained, and it has said its last.
         drop(thread.join());
     }
@@ -238,29 +226,32 @@ impl Uplink {
         if *self.thread_id.lock() == Some(std::thread::current().id()) {
             return false;
         }
-        let deadline = Instant::now().checked_add(timeout);
-        let mut progress = self.progress.lock();
         // A round that has begun may have looked before the news.
-        let wanted = progress.begun + 1;
+        let wanted = self.progress.lock().begun + 1;
         self.urgent.store(true, Ordering::Release);
         self.alarm.ring();
-        while progress.done < wanted {
-            if progress.status.failures_in_a_row > 0 || self.closing.load(Ordering::Acquire) {
-                return false;
+        let told = self.wait(timeout, |progress| {
+            let gives_up =
+                progress.status.failures_in_a_row > 0 || self.closing.load(Ordering::Acquire);
+            (progress.done >= wanted || gives_up).then_some(progress.done >= wanted)
+        });
+        told.unwrap_or(false) && !self.book.lock().known.values().any(Known::is_refused)
+    }
+
+    /// Waits until there is an answer, for so long at most.
+    fn wait<T>(&self, timeout: Duration, answer: impl Fn(&Progress) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut progress = self.progress.lock();
+        loop {
+            let answer = answer(&progress);
+            if answer.is_some() {
+                return answer;
             }
             match deadline {
-                Some(deadline) => {
-                    if self
-                        .progressed
-                        .wait_until(&mut progress, deadline)
-                        .timed_out()
-                    {
-                        return progress.done >= wanted;
-                    }
-                }
+                Some(deadline) if Instant::now() >= deadline => return None,
+                Some(deadline) => drop(self.progressed.wait_until(&mut progress, deadline)),
                 None => self.progressed.wait(&mut progress),
             }
         }
-        true
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::Uplink;
 use super::book::{Known, Told, address};
+use super::thread::LONGEST_RETRY;
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::fleet::bond::{Bond, Held, Now};
@@ -13,11 +14,17 @@ use crate::fleet::config::OnOffline;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::store::{Answer, Beat, Registration, Stop};
 use crate::registry::Registry;
+use crate::roster::events::EventKind;
 use crate::roster::post::Post;
 use crate::roster::timeline::View;
 
 /// So many workers go into one call.
 const BATCH: usize = 5_000;
+/// So many refusals are looked into in one round; then the store is full, as a rule.
+const MOST_REFUSALS: usize = 32;
+
+/// A worker that is to be registered, and which life of it.
+type Newcomer = (Post, u32);
 
 impl Uplink {
     /// Takes note of who is there.
@@ -45,6 +52,7 @@ impl Uplink {
                         }
                         known.forget();
                         known.incarnation = record.incarnation();
+                        known.refused_until = None;
                     }
                 }
                 None if record.is_told() => {}
@@ -60,6 +68,7 @@ impl Uplink {
                             ended: false,
                             swept: false,
                             unsure_until: Moment::ZERO,
+                            refused_until: None,
                         },
                     );
                 }
@@ -68,55 +77,109 @@ impl Uplink {
     }
 
     pub(super) fn register(&self, registry: &Registry) -> Result<(), Error> {
+        let mut refusals = 0;
         loop {
             let view = registry.view();
+            let now = self.clock.now();
             // Who was marked offline, and is not well, would be marked again and again.
             let wanted = |known: &Known| {
                 let state = known.post.health(&view).state();
-                !known.swept || state.is_recent() || state.is_terminal()
+                known.refused_until.is_none_or(|until| until <= now)
+                    && (!known.swept || state.is_recent() || state.is_terminal())
             };
-            let batch: Vec<(usize, Post, u32)> = self
+            let newcomers: Vec<Newcomer> = self
                 .book
                 .lock()
                 .known
-                .iter()
-                .filter(|(_, known)| known.bond.is_none() && !known.ended && wanted(known))
-                .map(|(number, known)| (*number, known.post.clone(), known.incarnation))
+                .values()
+                .filter(|known| known.bond.is_none() && !known.ended && wanted(known))
+                .map(|known| (known.post.clone(), known.incarnation))
                 .take(BATCH)
                 .collect();
-            if batch.is_empty() {
+            if newcomers.is_empty() {
                 return Ok(());
             }
-            let process = ProcessIdentity::current();
-            let wishes: Vec<_> = batch
-                .iter()
-                .map(|(_, post, _)| wish(registry, &view, post, &process))
-                .collect();
-            let sent = Now::of(&self.clock);
-            let registered = self.still("register", self.store.register(&wishes));
-            let mut book = self.book.lock();
-            if registered.is_err() {
-                // It may come in late, and take the place of the next one.
-                for (number, post, _) in &batch {
-                    if let Some(known) = book.known.get_mut(number) {
+            self.introduce(registry, &view, &newcomers, &mut refusals)?;
+        }
+    }
+
+    /// Registers these. Where the store refuses one of them, the others are registered without it.
+    fn introduce(
+        &self,
+        registry: &Registry,
+        view: &View,
+        newcomers: &[Newcomer],
+        refusals: &mut usize,
+    ) -> Result<(), Error> {
+        let process = ProcessIdentity::current();
+        let wishes: Vec<_> = newcomers
+            .iter()
+            .map(|(post, _)| wish(registry, view, post, &process))
+            .collect();
+        let sent = Now::of(&self.clock);
+        let keys = match self.still("register", self.store.register(&wishes)) {
+            Ok(keys) => answered("register", wishes.len(), keys)?,
+            Err(refusal @ Error::Invalid { .. }) => {
+                if newcomers.len() == 1 || *refusals >= MOST_REFUSALS {
+                    *refusals += 1;
+                    self.refuse(registry, newcomers, &refusal);
+                    return Ok(());
+                }
+                let (some, others) = newcomers.split_at(newcomers.len() / 2);
+                self.introduce(registry, view, some, refusals)?;
+                return self.introduce(registry, view, others, refusals);
+            }
+            Err(error) => {
+                let mut book = self.book.lock();
+                for (post, _) in newcomers {
+                    if let Some(known) = book.known.get_mut(&address(&post.record)) {
+                        // It may come in late, and take the place of the next one.
                         let stale_after = post.record.profile.thresholds.stale_after;
                         known.unsure_until = self.clock.now().after(stale_after);
                     }
                 }
+                return Err(error);
             }
-            let keys = answered("register", wishes.len(), registered?)?;
-            for ((number, post, incarnation), key) in batch.into_iter().zip(keys) {
-                post.record.adopt(&key.id);
-                let stale_after = post.record.profile.thresholds.stale_after;
-                if let Some(known) = book.known.get_mut(&number)
-                    && known.incarnation == incarnation
-                {
-                    let bond = Bond::new(key, stale_after, post.clone(), incarnation, &sent);
-                    known.bond = Some(Arc::new(bond));
-                    known.told = None;
-                    known.swept = false;
-                }
+        };
+        let mut book = self.book.lock();
+        for ((post, incarnation), key) in newcomers.iter().zip(keys) {
+            post.record.adopt(&key.id);
+            let stale_after = post.record.profile.thresholds.stale_after;
+            if let Some(known) = book.known.get_mut(&address(&post.record))
+                && known.incarnation == *incarnation
+            {
+                let bond = Bond::new(key, stale_after, post.clone(), *incarnation, &sent);
+                known.bond = Some(Arc::new(bond));
+                known.told = None;
+                known.swept = false;
+                known.refused_until = None;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes note that the store does not let these in, and tells it of each once.
+    fn refuse(&self, registry: &Registry, newcomers: &[Newcomer], refusal: &Error) {
+        let error = refusal.to_string();
+        let until = self.clock.now().after(LONGEST_RETRY);
+        let mut news = Vec::new();
+        let mut book = self.book.lock();
+        for (post, _) in newcomers {
+            if let Some(known) = book.known.get_mut(&address(&post.record))
+                && known.refused_until.replace(until).is_none()
+            {
+                news.push(post);
+            }
+        }
+        drop(book);
+        let mut progress = self.progress.lock();
+        progress.status.failures += 1;
+        progress.status.last_error = Some(error.clone());
+        drop(progress);
+        for post in news {
+            let error = error.clone();
+            let failing = EventKind::StoreFailing { error };
+            registry.roster().emit(Some(&post.record), failing);
         }
     }
 

@@ -19,7 +19,7 @@ const TASK_SPACING: Duration = Duration::from_millis(100);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 /// Calls to a store that fails: first after this, then after twice as long each time.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LONGEST_RETRY: Duration = Duration::from_secs(10);
+pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 impl Uplink {
     pub(super) fn run(&self, sleeper: &Sleeper) {
@@ -71,7 +71,7 @@ impl Uplink {
         self.progressed.notify_all();
     }
 
-    pub(super) fn keep_alive_after(&self, now: Moment) -> Moment {
+    fn keep_alive_after(&self, now: Moment) -> Moment {
         self.store
             .keep_alive_interval()
             .map_or(Moment::NEVER, |interval| {
@@ -80,7 +80,7 @@ impl Uplink {
     }
 
     /// Returns whether heartbeats have to be sent again.
-    pub(super) fn keep_alive(&self) -> bool {
+    fn keep_alive(&self) -> bool {
         let kept = catch_unwind(AssertUnwindSafe(|| self.store.keep_alive()));
         let renewed = match kept {
             Ok(Ok(renewed)) => renewed,
@@ -100,7 +100,7 @@ impl Uplink {
     }
 
     /// Takes note of how it went, tells, and returns how long to wait.
-    pub(super) fn conclude(
+    fn conclude(
         &self,
         registry: &Registry,
         carried: Result<Duration, Error>,
@@ -141,7 +141,7 @@ impl Uplink {
         pause
     }
 
-    pub(super) fn shortest_interval(&self) -> Duration {
+    fn shortest_interval(&self) -> Duration {
         let book = self.book.lock();
         let living = book.known.values().filter(|known| !known.ended);
         living
@@ -151,17 +151,12 @@ impl Uplink {
     }
 
     /// Tells the store all that it does not know yet. Returns how long to wait.
-    pub(super) fn carry(&self, registry: &Registry) -> Result<Duration, Error> {
+    fn carry(&self, registry: &Registry) -> Result<Duration, Error> {
         self.notice(registry);
-        let mut refused = None;
         let mut known = false;
         // What the store has forgotten, or marked offline, is registered in the second round.
         for _ in 0..3 {
-            refused = match self.register(registry) {
-                // Who is let in already goes on being heard of, and holding leases.
-                Err(error @ Error::Invalid { .. }) => Some(error),
-                registered => registered.map(|()| None)?,
-            };
+            self.register(registry)?;
             self.stop(registry)?;
             known = self.beat(registry)?;
             if known {
@@ -176,28 +171,14 @@ impl Uplink {
         }
         self.release()?;
         self.renew(registry)?;
-        if let Some(refused) = refused {
-            return Err(refused);
-        }
-        let now = self.clock.now();
         let book = self.book.lock();
-        let registered = book
-            .known
-            .values()
-            .filter(|known| known.bond.is_some() && !known.ended)
-            .count();
-        let renewal = book.leases.iter().map(|lease| lease.renewal_due()).min();
+        let living = || book.known.values().filter(|known| !known.ended);
+        let registered = living().filter(|known| known.bond.is_some()).count();
+        let renewals = book.leases.iter().map(|lease| lease.renewal_due());
+        let next = living().filter_map(Known::next_at).chain(renewals).min();
         drop(book);
         self.progress.lock().status.registered = registered;
-        let heartbeat = self
-            .book
-            .lock()
-            .known
-            .values()
-            .filter(|known| !known.ended)
-            .filter_map(Known::due_at)
-            .min();
-        let next = [renewal, heartbeat].into_iter().flatten().min();
+        let now = self.clock.now();
         Ok(next.map_or(crate::worker::DEFAULT_INTERVAL, |due| due.since(now)))
     }
 }

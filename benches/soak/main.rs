@@ -1,0 +1,159 @@
+//! Ten minutes of requests, scrapes and an open dashboard, while workers crash, hang and restart.
+//!
+//! ```text
+//! cargo bench --bench soak --features http,prometheus
+//! cargo bench --bench soak --features http,prometheus -- --minutes 1
+//! cargo bench --bench soak --features http,prometheus -- --write README.md
+//! ```
+//!
+//! The service is a process of its own, so that its memory is its own. What it says of each worker is
+//! compared with what the worker really did.
+
+mod client;
+mod service;
+
+#[path = "../figures/readme.rs"]
+mod readme;
+
+use std::time::Duration;
+
+use client::Load;
+use service::Service;
+
+/// Longer than anything takes to fill its caches and its history.
+const WARM_UP: Duration = Duration::from_secs(30);
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|word| word == "--serve") {
+        return service::serve();
+    }
+    // Cargo's own: `cargo bench` passes it, `cargo test --all-targets` does not.
+    if !arguments.iter().any(|word| word == "--bench") {
+        println!("run by `cargo bench`, this measures; otherwise it does nothing");
+        return;
+    }
+    let value = |name: &str| {
+        let at = arguments.iter().position(|word| word == name)?;
+        arguments.get(at + 1)
+    };
+    let minutes: f64 = value("--minutes").map_or(10.0, |text| text.parse().expect("minutes"));
+    let file = value("--write");
+    if let Some(file) = file {
+        readme::check(file, "soak").unwrap_or_else(|trouble| panic!("{file}: {trouble}"));
+    }
+    let table = soak(Duration::from_secs_f64(minutes * 60.0));
+    println!("{table}");
+    if let Some(file) = file {
+        readme::rewrite(file, "soak", &table).unwrap_or_else(|trouble| panic!("{file}: {trouble}"));
+    }
+}
+
+fn soak(time: Duration) -> String {
+    let service = Service::start();
+    let dashboards: Vec<_> = (0..3).map(|_| client::dashboard(service.address)).collect();
+    let scrapes = client::scrapes(service.address);
+    // As much as later, so that memory has what it needs.
+    Load::run(service.address, 2_000, WARM_UP);
+    let before = service.resident_kb();
+    let mut load = Load::run(service.address, 2_000, time);
+    let after = service.resident_kb();
+    let mut burst = Load::run(service.address, 10_000, Duration::from_secs(30).min(time));
+    let told: Vec<usize> = dashboards.into_iter().map(client::Reader::end).collect();
+    let scraped = scrapes.end();
+    let truth = service.end();
+
+    let yes = |reached: bool| if reached { "yes" } else { "**no**" };
+    let mut rows = vec![
+        "| work | measured | must reach | reached |".to_owned(),
+        "| --- | --- | --- | --- |".to_owned(),
+    ];
+    let mut row = |work: &str, measured: String, must: &str, reached: Option<bool>| {
+        let reached = reached.map_or("-", yes);
+        rows.push(format!("| {work} | {measured} | {must} | {reached} |"));
+    };
+    let growth = 100.0 * (after as f64 - before as f64) / before as f64;
+    let minutes = time.as_secs_f64() / 60.0;
+    row(
+        &format!("requests in {minutes:.0} min, due at fixed times"),
+        format!("{} ({:.0}/s)", load.answered(), load.rate()),
+        "2000/s",
+        Some(load.rate() >= 1_990.0),
+    );
+    row(
+        "requests without an answer as it should be",
+        load.failed.to_string(),
+        "0",
+        Some(load.failed == 0),
+    );
+    row(
+        "`/livez` from when it was due: p50",
+        millis(load.percentile(0.5)),
+        "-",
+        None,
+    );
+    let p99 = load.percentile(0.99);
+    row(
+        "`/livez`: p99",
+        millis(p99),
+        "<= 10 ms",
+        Some(p99 <= 10_000),
+    );
+    row(
+        "`/livez`: p99.9, longest",
+        format!(
+            "{}, {}",
+            millis(load.percentile(0.999)),
+            millis(load.percentile(1.0))
+        ),
+        "-",
+        None,
+    );
+    row(
+        "resident memory of the service, at the beginning and at the end",
+        format!("{} kB, {} kB ({growth:+.1} %)", before, after),
+        "flat: within 5 %",
+        Some(growth <= 5.0),
+    );
+    row(
+        "panics, errors and hangs of its workers meanwhile",
+        truth.faults.to_string(),
+        "-",
+        None,
+    );
+    row(
+        "states of workers compared with what they did: wrong",
+        format!("{} of {}", truth.wrong, truth.compared),
+        "0",
+        Some(truth.wrong == 0),
+    );
+    row(
+        "scrapes of `/metrics`; messages to three open dashboards",
+        format!("{scraped}; {}", told.iter().sum::<usize>()),
+        "-",
+        None,
+    );
+    row(
+        "`/livez` at 10,000 requests/s: answered, p50, p99",
+        format!(
+            "{:.0}/s, {}, {}",
+            burst.rate(),
+            millis(burst.percentile(0.5)),
+            millis(burst.percentile(0.99))
+        ),
+        "bounded",
+        Some(burst.failed == 0),
+    );
+    assert!(
+        scraped > 0 && told.iter().all(|told| *told > 0),
+        "{scraped} {told:?}"
+    );
+    for wrong in truth.examples {
+        eprintln!("wrong: {wrong}");
+    }
+    rows.join("\n")
+}
+
+fn millis(micros: u32) -> String {
+    format!("{:.2} ms", f64::from(micros) / 1e3)
+}

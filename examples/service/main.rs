@@ -1,0 +1,103 @@
+//! A service as it is operated: systemd or Kubernetes gives it up when a worker hangs.
+//!
+//! ```text
+//! cargo run --example service --features beacon,http,systemd
+//! cargo run --example service --features beacon,http,systemd -- --listen 127.0.0.1:8080 --beacon /tmp/beacon.json --hang-after 5
+//! ```
+//!
+//! Beside this file: the unit for systemd, and manifests for Kubernetes with probes over HTTP and by
+//! the beacon file. Ctrl-C ends it.
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use worker_heartbeat::{
+    Beacon, BoxError, HealthEndpoint, Registry, Restart, Shutdown, Supervisor, SystemdNotifier,
+    WorkerHeartbeat,
+};
+
+fn main() -> Result<ExitCode, BoxError> {
+    let Some(options) = Options::read() else {
+        eprintln!("Usage: service [--listen ADDRESS] [--beacon FILE] [--hang-after SECONDS]");
+        return Ok(ExitCode::from(2));
+    };
+    let registry = Registry::global();
+    let shutdown = Shutdown::builder().install()?;
+
+    // Ready is who has all of them.
+    registry.expect_workers("indexer", 2);
+    let supervisor = Supervisor::new(registry).restart(Restart::on_failure());
+    for id in ["indexer-1", "indexer-2"] {
+        let builder = WorkerHeartbeat::builder("indexer")
+            .id(id)
+            .stall_after(Duration::from_secs(1));
+        let hang_after = options.hang_after.filter(|_| id == "indexer-2");
+        supervisor.spawn(builder, move |hb: &WorkerHeartbeat| index(hb, hang_after))?;
+    }
+
+    // Who asks how they are: a service manager, a probe that reads a file, and one that speaks HTTP.
+    let _systemd = SystemdNotifier::start(registry)?;
+    let _beacon = options
+        .beacon
+        .map(|file| Beacon::new(registry, file).start())
+        .transpose()?;
+    let server = HealthEndpoint::new(registry)
+        .shutdown(&shutdown)
+        .serve(options.listen.as_str())?;
+    println!("http://{}/livez", server.local_addr());
+
+    Ok(shutdown.wait().exit_code())
+}
+
+fn index(hb: &WorkerHeartbeat, hang_after: Option<Duration>) -> Result<(), BoxError> {
+    let begun = Instant::now();
+    for number in 1.. {
+        if hb.stop_requested() {
+            break;
+        }
+        let task = hb.begin_task(&format!("run-{number}"), "indexing");
+        for page in 1..=10 {
+            task.progress(page, 10);
+            thread::sleep(Duration::from_millis(20));
+        }
+        if hang_after.is_some_and(|after| begun.elapsed() > after) {
+            // A lock that nobody gives back, an answer that never comes.
+            loop {
+                thread::park();
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Options {
+    listen: String,
+    beacon: Option<String>,
+    hang_after: Option<Duration>,
+}
+
+impl Options {
+    /// `None` if the arguments make no sense.
+    fn read() -> Option<Self> {
+        let mut options = Self {
+            listen: "127.0.0.1:0".to_owned(),
+            beacon: None,
+            hang_after: None,
+        };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(name) = arguments.next() {
+            let value = arguments.next()?;
+            match name.as_str() {
+                "--listen" => options.listen = value,
+                "--beacon" => options.beacon = Some(value),
+                "--hang-after" => {
+                    let seconds = value.parse().ok()?;
+                    options.hang_after = Duration::try_from_secs_f64(seconds).ok();
+                }
+                _ => return None,
+            }
+        }
+        Some(options)
+    }
+}

@@ -1,0 +1,56 @@
+//! `heartbeat-monitor`: watches the workers in a store of heartbeats, and tells how they are.
+
+mod args;
+mod commands;
+mod store;
+mod table;
+mod watch;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use worker_heartbeat::BoxError;
+
+use args::{Arguments, Command};
+use store::Usage;
+
+/// Something is wrong with the workers.
+const UNWELL: u8 = 1;
+/// The command line cannot be understood.
+const MISUSED: u8 = 2;
+/// What was asked for could not be done.
+const FAILED: u8 = 3;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let done = match &arguments.command {
+        Command::Watch(watch) => watch::run(watch),
+        Command::Status(status) => commands::status(status),
+        Command::Sweep(sweep) => commands::sweep(sweep),
+        Command::Purge(purge) => commands::purge(purge),
+        Command::Migrate(migrate) => commands::migrate(migrate),
+        Command::Check(check) => commands::check(check),
+    };
+    done.unwrap_or_else(|error| report(&error))
+}
+
+fn report(error: &BoxError) -> ExitCode {
+    let reader_gone = error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+    if reader_gone {
+        // As `head` does: it has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    // Without a place to write to, the status says it all.
+    let _ = writeln!(io::stderr(), "heartbeat-monitor: {error}");
+    let misused = error.is::<Usage>() || is_invalid(error);
+    ExitCode::from(if misused { MISUSED } else { FAILED })
+}
+
+fn is_invalid(error: &BoxError) -> bool {
+    let error = error.downcast_ref::<worker_heartbeat::Error>();
+    matches!(error, Some(worker_heartbeat::Error::Invalid { .. }))
+}
