@@ -66,6 +66,6 @@ fn watch(id: &str, runtime: &Handle) -> Result<Probe, Error> {
         }
     };
     // Each poll is a beat.
-    runtime.spawn(hb.supervise(async { turns.await }));
+    runtime.spawn(hb.supervise(turns));
     Ok(probe)
 }

@@ -16,6 +16,19 @@ if [ -z "${TEST_DATABASE_URL:-}" ] && ! command -v initdb >/dev/null \
     fi
 fi
 
+# The tests of the metrics run promtool, which comes with Prometheus. The server itself is not needed.
+if ! command -v promtool >/dev/null; then
+    if command -v apt-get >/dev/null; then
+        sudo=$([ "$(id -u)" = 0 ] || command -v sudo || true)
+        $sudo apt-get update -qq && $sudo apt-get install -y -qq --no-install-recommends prometheus || true
+        if command -v systemctl >/dev/null; then
+            $sudo systemctl disable --quiet --now prometheus 2>/dev/null || true
+        fi
+    elif command -v brew >/dev/null; then
+        brew install prometheus || true
+    fi
+fi
+
 cargo test --all-features
 
 # The models run the same code on loom's atomics, in a build of its own.

@@ -305,11 +305,13 @@ impl Cell {
 
     // --- changes of life, each under the occupant's or the chunk's lock --------------------------
 
-    /// A new occupant, or a new incarnation of the present one.
-    pub(crate) fn settle(&self, state: Life, now: Moment, watch: Watch) {
+    /// A new occupant, or a new incarnation of the present one. Returns the beats of the one before,
+    /// which nobody finds here any more.
+    pub(crate) fn settle(&self, state: Life, now: Moment, watch: Watch) -> u64 {
         // Who sees anything of what follows sees the end of the last occupant, too.
         fence(Ordering::Release);
         let counter = self.counter.load(Ordering::Relaxed);
+        let base = self.base.load(Ordering::Relaxed);
         self.base.store(counter, Ordering::Relaxed);
         self.seen.store(counter, Ordering::Relaxed);
         let work = Work {
@@ -325,6 +327,7 @@ impl Cell {
             .fetch_max(now.as_nanos(), Ordering::Relaxed);
         self.watch.store(watch.pack(), Ordering::Relaxed);
         self.state.store(state.pack(), Ordering::Release);
+        steps(base, counter)
     }
 
     pub(crate) fn set_state(&self, state: Life) {
@@ -387,6 +390,12 @@ impl Cell {
 
     // --- readers --------------------------------------------------------------------------------
 
+    /// Beats of the present incarnation, and after its end.
+    pub(crate) fn beats(&self) -> u64 {
+        let base = self.base.load(Ordering::Relaxed);
+        steps(base, self.counter.load(Ordering::Relaxed))
+    }
+
     /// Everything in the cell. `None` while the occupant changes; the caller looks again or asks the
     /// occupant's record.
     #[inline]
@@ -420,6 +429,13 @@ impl Cell {
             beats: counter.wrapping_sub(base),
         })
     }
+}
+
+/// From one value of the counter to another. None if it went back, as threads that beat at once may
+/// make it do.
+const fn steps(from: u64, to: u64) -> u64 {
+    let steps = to.wrapping_sub(from);
+    if steps > u64::MAX / 2 { 0 } else { steps }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -544,7 +560,8 @@ mod tests {
         let cell = Cell::new();
         cell.settle(live(1), Moment::ZERO, SOON);
         cell.beat();
-        cell.settle(live(2), Moment::from_nanos(5), SOON);
+        let before = cell.settle(live(2), Moment::from_nanos(5), SOON);
+        assert_eq!((before, cell.beats()), (1, 0));
         let glance = cell.glance().unwrap();
         assert!(!glance.beaten && !glance.moved);
         assert_eq!(glance.beats, 0);

@@ -26,7 +26,12 @@ mod registry;
 mod roster;
 #[cfg(feature = "serde")]
 mod serial;
-#[cfg(any(feature = "beacon", feature = "http", feature = "systemd"))]
+#[cfg(any(
+    feature = "http",
+    feature = "prometheus",
+    feature = "systemd",
+    feature = "beacon"
+))]
 pub mod serve;
 mod shutdown;
 mod supervisor;
@@ -46,12 +51,14 @@ pub use fleet::{PostgresOptions, PostgresStore};
 pub use health::{
     Activity, Death, DeathCause, Ending, GroupState, GroupStats, Health, MissingWorkers, Reading,
     StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
-    Thresholds, TypeStats, UnwellWorker, judge,
+    SweepTotals, Thresholds, TypeStats, UnwellWorker, judge,
 };
 pub use registry::{Probe, Registry, Snapshot};
 pub use roster::events::{Event, EventKind, EventWorker, Subscription};
 #[cfg(feature = "beacon")]
 pub use serve::Beacon;
+#[cfg(feature = "prometheus")]
+pub use serve::Metrics;
 #[cfg(feature = "systemd")]
 pub use serve::SystemdNotifier;
 #[cfg(feature = "http")]

@@ -112,6 +112,12 @@ impl Pacemaker {
         drop(running.thread.join());
     }
 
+    /// Whether there is one: somebody who could look.
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn is_running(&self) -> bool {
+        self.crew.lock().running.is_some()
+    }
+
     /// Makes the pacemaker look now.
     pub(crate) fn ring(&self) {
         if let Some(running) = &self.crew.lock().running {
@@ -166,6 +172,8 @@ fn start(roster: &Arc<Roster>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
                 if ordered.load(Ordering::Acquire) {
                     break;
                 }
+                let lateness = roster.clock.now().since(next);
+                roster.counts.note_tick(lateness, roster.resolution());
                 let ticked = catch_unwind(AssertUnwindSafe(|| tick(&roster, &pulse)));
                 next = ticked.unwrap_or_else(|payload| {
                     panics::dispose(payload);

@@ -15,8 +15,9 @@ use super::store::{HeartbeatStore, Sweep, WorkerFilter, WorkerKey};
 use super::stored::DEFAULT_THRESHOLD;
 use crate::clock::{Alarm, Clock, Moment, Sleeper};
 use crate::error::Error;
-use crate::health::SweepReport;
+use crate::health::{SweepReport, SweepTotals};
 use crate::panics;
+use crate::roster::counts::SweepCounts;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(120);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -54,6 +55,7 @@ pub struct Sweeper {
     dry_run: bool,
     on_report: Option<OnReport>,
     watch: Arc<Mutex<Option<Watch>>>,
+    counts: Arc<SweepCounts>,
 }
 
 /// How long has been watched without a gap.
@@ -77,6 +79,7 @@ impl Sweeper {
             dry_run: false,
             on_report: None,
             watch: Arc::default(),
+            counts: Arc::default(),
         }
     }
 
@@ -143,11 +146,21 @@ impl Sweeper {
                 dry_run: self.dry_run,
             })
         });
-        if swept.is_err() {
-            // While the store could not be reached, nobody could tell it anything.
-            *watch = None;
+        match &swept {
+            Ok(report) => self.counts.note(report, self.dry_run, self.clock.now()),
+            Err(_) => {
+                self.counts.failures.add(1);
+                // While the store could not be reached, nobody could tell it anything.
+                *watch = None;
+            }
         }
         swept
+    }
+
+    /// What came of all sweeps of this sweeper, its clones and what they [started](Self::start).
+    #[must_use]
+    pub fn totals(&self) -> SweepTotals {
+        self.counts.totals(self.clock.now())
     }
 
     /// Goes on with the watch, or begins anew after a gap. Returns for how long it has lasted.
@@ -232,17 +245,24 @@ impl Sweeper {
     fn run(&self, sleeper: &Sleeper, stop: &AtomicBool) {
         let mut jitter = Jitter::new();
         while !stop.load(Ordering::Acquire) {
-            let worked = catch_unwind(AssertUnwindSafe(|| {
-                let swept = self.sweep();
-                if let Some(on_report) = &self.on_report {
-                    on_report(&swept);
+            match catch_unwind(AssertUnwindSafe(|| self.sweep())) {
+                Ok(swept) => self.report(&swept),
+                Err(payload) => {
+                    panics::dispose(payload);
+                    self.counts.failures.add(1);
                 }
-            }));
-            if let Err(payload) = worked {
-                panics::dispose(payload);
             }
             let next = self.clock.now().after(jitter.shorten(self.interval));
             sleeper.sleep_until(next);
+        }
+    }
+
+    fn report(&self, swept: &Result<SweepReport, Error>) {
+        let Some(on_report) = &self.on_report else {
+            return;
+        };
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| on_report(swept))) {
+            panics::dispose(payload);
         }
     }
 }

@@ -13,7 +13,7 @@ pub(crate) use judge::{Limits, Signs, next_change, verdict, vouched};
 pub use judge::{Reading, Thresholds, judge};
 pub use report::{
     GroupState, GroupStats, MissingWorkers, StateCounts, StoreStatus, Summary, SweepReport,
-    TypeStats, UnwellWorker,
+    SweepTotals, TypeStats, UnwellWorker,
 };
 pub use state::{Activity, State};
 pub(crate) use text::{Age, Line};

@@ -282,6 +282,24 @@ pub struct SweepReport {
     pub released_leases: Vec<String>,
 }
 
+/// What came of all sweeps so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SweepTotals {
+    /// Sweeps that judged the workers.
+    pub successes: u64,
+    /// Sweeps that did nothing: another one was at work, or nobody had been watching.
+    pub skipped: u64,
+    /// Sweeps that failed.
+    pub failures: u64,
+    /// Workers that were marked offline.
+    pub marked_offline: u64,
+    /// Leases that were released.
+    pub released_leases: u64,
+    /// Time since the last success; `None` if there was none.
+    pub last_success_age: Option<Duration>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,8 @@
 //! All workers of a process.
 
 mod census;
+#[cfg(feature = "prometheus")]
+pub(crate) mod figures;
 mod graveyard;
 mod index;
 mod membership;
@@ -262,7 +264,10 @@ impl Registry {
             profile.enter();
             let now = roster.view().now;
             let mut enter = || {
-                chunk.enter(offset, &record, |cell| settle(cell, &record, tag, now));
+                chunk.enter(offset, &record, |cell| {
+                    // The beats of whoever had the cell before were counted when it left.
+                    settle(cell, &record, tag, now);
+                });
                 shard.replace(ById(Arc::clone(&record)));
             };
             match &previous {
@@ -280,6 +285,13 @@ impl Registry {
                 record,
             });
         }
+    }
+
+    /// Begins a worker's next incarnation. `false` if it was asked to stop meanwhile.
+    pub(crate) fn reincarnate(&self, post: &Post) -> bool {
+        let view = self.view();
+        // Its beats move from the cell to those of lives that are over.
+        self.inner.census.move_with(|| post.reincarnate(&view))
     }
 
     /// A worker's last handle is gone: its cell becomes free, its record stays.
@@ -481,6 +493,7 @@ fn succeed(record: &Record, previous: &Record) {
     };
     let restarts = old.restarts.saturating_add(1);
     drop(old);
+    record.profile.counts.restarts.add(1);
     let mut detail = record.detail();
     detail.restarts = restarts;
     detail.last_death = death;

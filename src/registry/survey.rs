@@ -93,6 +93,11 @@ impl Registry {
                 .is_some_and(|counts| GroupState::of(counts) == GroupState::Offline)
         });
         report.affected_groups = touched;
+        let roster = &self.inner.roster;
+        roster
+            .counts
+            .sweeps
+            .note(&report, false, roster.clock.now());
         report
     }
 
@@ -110,6 +115,13 @@ impl Registry {
     }
 
     fn missing(&self) -> Vec<MissingWorkers> {
+        let mut expected = self.expected();
+        expected.retain(|missing| missing.living < missing.expected);
+        expected
+    }
+
+    /// What is expected of each type, and what is there.
+    pub(super) fn expected(&self) -> Vec<MissingWorkers> {
         let roster = &self.inner.roster;
         let expected = roster.expected.lock().clone();
         if expected.is_empty() {
@@ -122,7 +134,6 @@ impl Registry {
                 let living = living.get(&worker_type).copied().unwrap_or(0);
                 MissingWorkers::new(worker_type, expectation.count, living)
             })
-            .filter(|missing| missing.living < missing.expected)
             .collect()
     }
 }

@@ -1,5 +1,6 @@
 //! All workers of a registry, and what happens to them. Everything above works on this.
 
+pub(crate) mod counts;
 pub(crate) mod events;
 mod journal;
 pub(crate) mod post;
@@ -19,6 +20,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use crate::cell::Phase;
 use crate::clock::{Clock, Moment, nanos};
 use crate::health::{Health, State, StopCause, StoreStatus};
+use counts::Counts;
 use events::{Event, EventKind, EventWorker, Hub};
 use journal::Journal;
 pub(crate) use journal::say;
@@ -36,6 +38,7 @@ pub(crate) struct Roster {
     pub slab: Slab,
     pub profiles: Profiles,
     pub hub: Hub,
+    pub counts: Counts,
     /// See [`Roster::turn`].
     turns: [Mutex<()>; TURNS],
     journal: Journal,
@@ -70,6 +73,9 @@ pub(crate) trait Companion: Send + Sync + std::fmt::Debug {
     /// The registry is gone.
     fn close(&self);
     fn status(&self) -> StoreStatus;
+    /// How many leases are held now.
+    #[cfg(feature = "prometheus")]
+    fn leases_held(&self) -> usize;
     fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
 }
 
@@ -100,6 +106,7 @@ impl Roster {
             slab: Slab::default(),
             profiles: Profiles::default(),
             hub: Hub::default(),
+            counts: Counts::default(),
             turns: [const { Mutex::new(()) }; TURNS],
             journal: Journal::default(),
             resolution: AtomicU64::new(nanos(LONGEST_RESOLUTION)),
@@ -178,8 +185,11 @@ impl Roster {
         }
     }
 
-    /// Tells subscribers, which takes no time. Returns what is to be told to the log, which may.
+    /// Counts, and tells subscribers, which takes no time. Returns what is to be told to the log,
+    /// which may.
     fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
+        self.counts
+            .note(worker.map(|record| &*record.profile.counts), &kind);
         let mut event = Event {
             at: self.clock.wall(),
             worker: None,

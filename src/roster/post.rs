@@ -535,7 +535,10 @@ impl Post {
             let life = cell.state();
             let tag = life.next_tag();
             record.set_tag(tag);
-            settle(cell, record, tag, view.now);
+            let beats = settle(cell, record, tag, view.now);
+            let counts = &record.profile.counts;
+            counts.beats.add(beats);
+            counts.restarts.add(1);
             begun = true;
         });
         begun
@@ -552,6 +555,7 @@ impl Post {
             ended.late_beats = beats.saturating_sub(ended.beats);
         }
         drop(detail);
+        self.record.profile.counts.beats.add(self.cell().beats());
         self.chunk.vacate(self.offset);
         forgotten
     }
@@ -564,8 +568,8 @@ pub(crate) fn wake(waker: Waker) {
     }
 }
 
-/// Puts a worker's new incarnation into its cell.
-pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) {
+/// Puts a worker's new incarnation into its cell. Returns the beats of what was there before.
+pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) -> u64 {
     let profile = &record.profile;
     let life = Life {
         phase: Phase::Live,
@@ -578,7 +582,7 @@ pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) {
         episode: Episode::Starting,
         due: grace_ends.after(Duration::from_nanos(1)),
     };
-    cell.settle(life, now, watch);
+    cell.settle(life, now, watch)
 }
 
 /// What a glance at a living worker's cell tells.

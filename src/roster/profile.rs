@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::counts::{CountsByType, TypeCounts};
 use crate::health::{Limits, Thresholds};
 
 /// See the module.
@@ -21,6 +22,8 @@ pub(crate) struct Profile {
     pub interval: Duration,
     /// Never given to another profile.
     pub number: u32,
+    /// What has happened to the workers of its type.
+    pub counts: Arc<TypeCounts>,
     /// Workers that have it and hold a cell.
     occupants: AtomicUsize,
 }
@@ -79,6 +82,7 @@ struct Table {
     by_content: HashSet<Arc<Profile>>,
     by_number: HashMap<u32, Arc<Profile>>,
     next_number: u32,
+    counts: CountsByType,
     /// When to look for profiles that nobody has any more.
     clean_at: usize,
 }
@@ -91,6 +95,7 @@ impl Profiles {
     pub(crate) fn intern(&self, key: ProfileKey) -> Arc<Profile> {
         let mut table = self.table.lock();
         let profile = Profile {
+            counts: table.counts.of(&key.worker_type),
             worker_type: key.worker_type.into(),
             group: key.group.into(),
             limits: Limits::from(&key.thresholds),
@@ -121,6 +126,12 @@ impl Profiles {
 
     pub(crate) fn get(&self, number: u32) -> Option<Arc<Profile>> {
         self.table.lock().by_number.get(&number).cloned()
+    }
+
+    /// The counts of all types that there ever were, with what they are called.
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn counts(&self) -> Vec<(Box<str>, Arc<TypeCounts>)> {
+        self.table.lock().counts.all()
     }
 
     /// The shortest limit of any worker that holds a cell.

@@ -14,6 +14,8 @@ use axum::routing::get;
 use serde_json::{Value, json};
 
 use super::coordinator::Coordinator;
+#[cfg(feature = "prometheus")]
+use super::metrics::{self, Metrics};
 use super::server::{self, Server};
 use super::view::{Check, Outcome, Views};
 use crate::error::Error;
@@ -37,6 +39,7 @@ type Asked = Query<Vec<(String, String)>>;
 /// | `/livez` | 200, or 503 if a worker is given up or stalled, or the pacemaker is |
 /// | `/readyz` | 200, or 503 also while workers are starting or missing, while the process drains, or when a [`check`](Self::check) fails |
 /// | `/startupz` | 200 once every worker has started, and those that are expected are there |
+/// | `/metrics` | all of it for Prometheus (feature `prometheus`) |
 ///
 /// The three probes answer `ok`; with `?verbose`, or when they fail, check by check. `?exclude=NAME`
 /// leaves a check out. They are what Kubernetes calls a liveness, a readiness and a startup probe.
@@ -60,6 +63,8 @@ pub struct HealthEndpoint {
     fleet: Option<Arc<dyn HeartbeatStore>>,
     coordinator: Option<Coordinator>,
     show_reasons: Option<bool>,
+    #[cfg(feature = "prometheus")]
+    metrics: Option<Metrics>,
 }
 
 impl HealthEndpoint {
@@ -72,6 +77,8 @@ impl HealthEndpoint {
             fleet: None,
             coordinator: None,
             show_reasons: None,
+            #[cfg(feature = "prometheus")]
+            metrics: None,
         }
     }
 
@@ -112,6 +119,14 @@ impl HealthEndpoint {
         self
     }
 
+    /// What `/metrics` answers (feature `prometheus`). By default, it tells of the registry, and of
+    /// the [store](Self::fleet) if there is one; by type, not worker by worker.
+    #[cfg(feature = "prometheus")]
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
     /// The routes, to mount in an application of one's own.
     pub fn router(&self) -> Router {
         let desk = Arc::new(Desk {
@@ -123,14 +138,28 @@ impl HealthEndpoint {
             show_reasons: self.show_reasons.unwrap_or(false),
         });
         let coordinator = self.coordinator.as_ref().map(Coordinator::router);
-        Router::new()
+        let router = Router::new()
             .route("/v1/worker/health", get(health))
             .route("/v1/workers", get(workers))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .route("/startupz", get(startupz))
             .with_state(desk)
-            .merge(coordinator.unwrap_or_default())
+            .merge(coordinator.unwrap_or_default());
+        #[cfg(feature = "prometheus")]
+        let router = router.merge(metrics::routes(self.scraped()));
+        router
+    }
+
+    /// Those that were given, or what there is to tell.
+    #[cfg(feature = "prometheus")]
+    fn scraped(&self) -> Metrics {
+        let own = || Metrics::new(&self.registry);
+        match (&self.metrics, &self.fleet) {
+            (Some(metrics), _) => metrics.clone(),
+            (None, Some(store)) => own().fleet(Arc::clone(store)),
+            (None, None) => own(),
+        }
     }
 
     /// Serves at this address on a thread of its own, until what is returned is dropped: it answers

@@ -4,6 +4,7 @@
 //! * [`Coordinator`] serves a store over HTTP to workers that reach no database (feature `http`).
 //! * [`SystemdNotifier`] tells systemd (feature `systemd`).
 //! * [`Beacon`] tells it in a file (feature `beacon`).
+//! * [`Metrics`] tells it to Prometheus (feature `prometheus`).
 
 #[cfg(feature = "http")]
 mod batch;
@@ -23,6 +24,9 @@ mod intake;
 mod known;
 #[cfg(any(feature = "beacon", feature = "systemd"))]
 mod lookout;
+#[cfg(feature = "prometheus")]
+mod metrics;
+#[cfg(any(feature = "beacon", feature = "http", feature = "systemd"))]
 mod process;
 #[cfg(feature = "http")]
 mod server;
@@ -39,5 +43,7 @@ pub use beacon::{Beacon, RunningBeacon};
 pub use coordinator::{Coordinator, RunningCoordinator};
 #[cfg(feature = "http")]
 pub use health::{HealthEndpoint, HealthServer};
+#[cfg(feature = "prometheus")]
+pub use metrics::Metrics;
 #[cfg(feature = "systemd")]
 pub use systemd::SystemdNotifier;

@@ -317,7 +317,7 @@ fn conclude(
 fn begin_again(membership: &Membership) -> bool {
     let registry = membership.registry();
     let roster = registry.roster();
-    if registry.is_stopping() || !membership.post().reincarnate(&registry.view()) {
+    if registry.is_stopping() || !registry.reincarnate(membership.post()) {
         return false;
     }
     roster

@@ -76,6 +76,7 @@ impl Uplink {
         }
         drop(book);
         if let Some(registry) = self.registry.upgrade() {
+            registry.roster().counts.leases_claimed.add(1);
             for lease in before {
                 self.lose(&registry, &lease);
             }

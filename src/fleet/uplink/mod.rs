@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+#[cfg(feature = "prometheus")]
+use super::bond::Now;
 use super::config::FleetConfig;
 use super::store::HeartbeatStore;
 use crate::clock::{Alarm, Clock, Moment, Sleeper};
@@ -195,6 +197,15 @@ impl Companion for Uplink {
             last_success_age: progress.succeeded_at.map(|at| self.clock.now().since(at)),
             ..progress.status.clone()
         }
+    }
+
+    #[cfg(feature = "prometheus")]
+    fn leases_held(&self) -> usize {
+        let now = Now::of(&self.clock);
+        let book = self.book.lock();
+        let held = book.leases.iter();
+        held.filter(|lease| !lease.remaining(&now).is_zero())
+            .count()
     }
 
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {

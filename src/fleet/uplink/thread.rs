@@ -118,6 +118,7 @@ impl Uplink {
             }
             Err(error) => {
                 let error = error.to_string();
+                registry.roster().counts.store_failures.add(1);
                 status.failures += 1;
                 status.failures_in_a_row += 1;
                 status.last_error = Some(error.clone());

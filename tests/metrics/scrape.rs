@@ -1,0 +1,196 @@
+//! A scrape, read as Prometheus reads it; stores that do as they are told; promtool.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use worker_heartbeat::fleet::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
+};
+use worker_heartbeat::{
+    Error, HeartbeatStore, MemoryStore, Metrics, Registry, StoredWorker, SweepReport,
+};
+
+/// All lines of one scrape, by name and labels.
+#[derive(Debug)]
+pub struct Scrape(pub BTreeMap<String, f64>);
+
+impl Scrape {
+    pub fn of(metrics: &Metrics) -> Self {
+        Self::read(&metrics.text())
+    }
+
+    pub fn new(registry: &Registry) -> Self {
+        Self::of(&Metrics::new(registry))
+    }
+
+    pub fn read(text: &str) -> Self {
+        let mut lines = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (series, value) = line.rsplit_once(' ').expect(line);
+            let value = value.parse().expect(line);
+            let twice = lines.insert(series.to_owned(), value);
+            assert!(twice.is_none(), "twice: {line}");
+        }
+        Self(lines)
+    }
+
+    /// The value of this line; its name without what all names begin with.
+    #[track_caller]
+    pub fn get(&self, series: &str) -> f64 {
+        self.find(series)
+            .unwrap_or_else(|| panic!("no {series} in {self:#?}"))
+    }
+
+    pub fn find(&self, series: &str) -> Option<f64> {
+        self.0.get(&format!("worker_heartbeat_{series}")).copied()
+    }
+
+    pub fn names(&self) -> BTreeSet<String> {
+        let names = self.0.keys();
+        names
+            .map(|series| series.split('{').next().unwrap().to_owned())
+            .collect()
+    }
+
+    pub fn counters(&self) -> impl Iterator<Item = (&String, &f64)> {
+        let is_counter =
+            |(series, _): &(&String, &f64)| series.split('{').next().unwrap().ends_with("_total");
+        self.0.iter().filter(is_counter)
+    }
+}
+
+/// Runs promtool. Returns all that it said, if it found nothing, or otherwise fails.
+#[track_caller]
+pub fn promtool(arguments: &[&str], input: &str) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|folder| folder.join("promtool"))
+        .find(|program: &PathBuf| program.exists())
+        .expect(
+            "promtool is missing: install Debian's package `prometheus` (apt-get install \
+             --no-install-recommends prometheus), or put promtool of Prometheus 2 into the PATH",
+        );
+    let mut promtool = Command::new(found)
+        .args(arguments)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/prometheus"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = promtool.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    drop(stdin);
+    let output = promtool.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success(), "{arguments:?}: {said}");
+    if arguments == ["check", "metrics"] {
+        assert_eq!(said.trim(), "", "it has found something");
+    }
+}
+
+/// A store that does what the test wants.
+#[derive(Clone)]
+pub struct Moody {
+    pub inner: MemoryStore,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    mood: Mutex<Mood>,
+    lists: AtomicUsize,
+    gate: RwLock<()>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mood {
+    #[default]
+    Well,
+    Failing,
+    Panicking,
+    /// Somebody else is sweeping.
+    Busy,
+}
+
+impl Moody {
+    pub fn new(inner: MemoryStore) -> Self {
+        Self {
+            inner,
+            shared: Arc::default(),
+        }
+    }
+
+    pub fn be(&self, mood: Mood) {
+        *self.shared.mood.lock() = mood;
+    }
+
+    /// How often its workers were listed.
+    pub fn lists(&self) -> usize {
+        self.shared.lists.load(Ordering::SeqCst)
+    }
+
+    /// While this runs, every call hangs.
+    pub fn hang<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
+        let _closed = self.shared.gate.write();
+        meanwhile()
+    }
+
+    fn call(&self) -> Result<&MemoryStore, Error> {
+        drop(self.shared.gate.read());
+        match *self.shared.mood.lock() {
+            Mood::Failing => Err(Error::store("be reached", "on purpose")),
+            Mood::Panicking => panic!("on purpose"),
+            Mood::Well | Mood::Busy => Ok(&self.inner),
+        }
+    }
+}
+
+impl fmt::Debug for Moody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Moody")
+    }
+}
+
+impl HeartbeatStore for Moody {
+    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+        self.call()?.register(workers)
+    }
+    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
+        self.call()?.beat(beats)
+    }
+    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
+        self.call()?.stop(stops)
+    }
+    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        self.shared.lists.fetch_add(1, Ordering::SeqCst);
+        self.call()?.list(filter)
+    }
+    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
+        let mood = *self.shared.mood.lock();
+        if mood == Mood::Busy {
+            return Ok(SweepReport::default());
+        }
+        self.call()?.sweep(sweep)
+    }
+    fn purge(&self, age: Duration) -> Result<usize, Error> {
+        self.call()?.purge(age)
+    }
+    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
+        self.call()?.claim(claim)
+    }
+    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
+        self.call()?.renew(leases, ttl)
+    }
+    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
+        self.call()?.release(leases)
+    }
+}
