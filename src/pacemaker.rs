@@ -113,7 +113,6 @@ impl Pacemaker {
     }
 
     /// Whether there is one: somebody who could look.
-    #[cfg(feature = "prometheus")]
     pub(crate) fn is_running(&self) -> bool {
         self.crew.lock().running.is_some()
     }

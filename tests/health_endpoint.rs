@@ -108,6 +108,18 @@ fn the_process_and_each_worker_tell_whether_they_are_alive_and_why_not() {
 }
 
 #[test]
+fn without_workers_nobody_has_to_look_and_the_process_is_live() {
+    let site = Site::new();
+    assert_eq!(site.get("/livez").body, "ok");
+    let hb = site.world.worker("poller").start().unwrap();
+    hb.beat();
+    drop(hb);
+    site.world.seconds(3600);
+    assert_eq!(site.get("/livez").body, "ok");
+    assert_eq!(site.get("/readyz").body, "ok");
+}
+
+#[test]
 fn a_worker_that_hangs_fails_the_liveness_probe() {
     let site = Site::new();
     let hb = site

@@ -439,6 +439,14 @@ fn watch_marks_the_dead_serves_everything_and_ends_in_good_order() {
     assert_eq!(get(&address, "/livez").status, 200);
     let own = get(&address, "/v1/worker/health");
     assert!(own.body.contains("1 active, 0 dead"), "{own:?}");
+    let metrics = get(&address, "/metrics").body;
+    for line in [
+        "worker_heartbeat_workers{worker_type=\"sweeper\",state=\"active\"} 1",
+        "worker_heartbeat_sweep_marked_offline_total{target=\"store\"} 1",
+        "worker_heartbeat_fleet_up 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
     poll("a beacon that says so", || {
         (ends(&["check", "--file", &beacon], 0) == "1 active, 0 dead\n").then_some(())
     });

@@ -89,7 +89,8 @@ pub struct Summary {
     pub groups: BTreeMap<String, GroupStats>,
     /// Types of which fewer workers live than are expected.
     pub missing: Vec<MissingWorkers>,
-    /// How long ago the pacemaker last looked.
+    /// How long ago the pacemaker last looked; zero while there are no workers, and so nobody who has
+    /// to look.
     pub tick_age: Duration,
     /// Ended workers that had to be forgotten, to keep the memory of them bounded.
     pub forgotten: u64,

@@ -65,7 +65,7 @@ impl Registry {
         Figures {
             types,
             expected: self.expected(),
-            tick_age: self.inner.pacemaker.is_running().then(|| view.tick_age()),
+            tick_age: self.tick_age(&view),
             forgotten: self.inner.graveyard.forgotten(),
             store: companion.map(|store| (store.status(), store.leases_held())),
         }

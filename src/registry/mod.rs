@@ -355,6 +355,11 @@ impl Registry {
         self.inner.pacemaker.ring();
     }
 
+    /// How long ago the pacemaker looked; `None` if there is none, for want of workers.
+    pub(crate) fn tick_age(&self, view: &View) -> Option<Duration> {
+        self.inner.pacemaker.is_running().then(|| view.tick_age())
+    }
+
     /// The registry's time now. A pacemaker that is overdue is woken and waited for.
     #[inline]
     pub(crate) fn view(&self) -> View {

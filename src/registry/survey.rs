@@ -26,7 +26,7 @@ impl Registry {
         let view = self.view();
         let mut summary = self.inner.census.count(|| self.tally(&view)).finish();
         summary.missing = self.missing();
-        summary.tick_age = view.tick_age();
+        summary.tick_age = self.tick_age(&view).unwrap_or_default();
         summary.forgotten = self.inner.graveyard.forgotten();
         summary
     }

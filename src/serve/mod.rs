@@ -15,6 +15,8 @@ mod coordinator;
 #[cfg(feature = "http")]
 mod core;
 #[cfg(feature = "http")]
+mod fresh;
+#[cfg(feature = "http")]
 mod gate;
 #[cfg(feature = "http")]
 mod health;

@@ -3,19 +3,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
+use super::fresh::Fresh;
 use super::process::Process;
 use crate::panics;
-use crate::registry::{Registry, Snapshot};
+use crate::registry::{Probe, Registry, Snapshot};
 use crate::shutdown::Shutdown;
-
-/// For so long, a reading is good for everybody.
-const FRESH: Duration = Duration::from_millis(50);
 
 /// Something that has to be well beside the workers.
 pub(super) type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -34,7 +30,9 @@ pub(super) struct View {
 /// See the module.
 pub(super) struct Views {
     source: Arc<Source>,
-    latest: Mutex<Option<(Instant, Arc<View>)>>,
+    view: Fresh<View>,
+    /// In the order of their ids.
+    workers: Fresh<Vec<Probe>>,
 }
 
 struct Source {
@@ -55,23 +53,15 @@ impl Views {
                 shutdown,
                 checks,
             }),
-            latest: Mutex::new(None),
+            view: Fresh::default(),
+            workers: Fresh::default(),
         }
     }
 
     pub(super) async fn get(&self) -> Arc<View> {
-        let mut latest = self.latest.lock().await;
-        if let Some((at, view)) = &*latest
-            && at.elapsed() < FRESH
-        {
-            return Arc::clone(view);
-        }
         let source = Arc::clone(&self.source);
-        // It waits for an overdue pacemaker, and checks may block: not on the runtime's own thread.
-        let read = spawn_blocking(move || Arc::new(source.read())).await;
-        let view = read.unwrap_or_else(|_| Arc::new(View::unknown()));
-        *latest = Some((Instant::now(), Arc::clone(&view)));
-        view
+        let view = self.view.get(move || source.read()).await;
+        view.unwrap_or_else(|| Arc::new(View::unknown()))
     }
 
     /// All that is known of one worker.
@@ -83,13 +73,20 @@ impl Views {
 
     /// The workers whose ids come after this one, in order.
     pub(super) async fn page(&self, after: &str, limit: usize) -> Vec<Value> {
-        let (source, after) = (Arc::clone(&self.source), after.to_owned());
-        let read = spawn_blocking(move || {
+        let source = Arc::clone(&self.source);
+        let sorted = move || {
             let mut probes = source.registry.workers();
-            probes.retain(|probe| probe.id() > after.as_str());
             probes.sort_unstable_by(|a, b| a.id().cmp(b.id()));
-            probes.truncate(limit);
-            let snapshots = probes.iter().map(|probe| worker(&probe.snapshot()));
+            probes
+        };
+        let Some(probes) = self.workers.get(sorted).await else {
+            return Vec::new();
+        };
+        let first = probes.partition_point(|probe| probe.id() <= after);
+        let asked = probes.iter().skip(first).take(limit).cloned();
+        let asked: Vec<Probe> = asked.collect();
+        let read = spawn_blocking(move || {
+            let snapshots = asked.iter().map(|probe| worker(&probe.snapshot()));
             snapshots.collect()
         });
         read.await.unwrap_or_default()

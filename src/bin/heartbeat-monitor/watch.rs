@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use worker_heartbeat::{
-    Beacon, BoxError, Coordinator, Error, HealthEndpoint, HealthServer, HeartbeatStore, Registry,
-    Shutdown, SweepReport, Sweeper, SystemdNotifier, WorkerHeartbeat,
+    Beacon, BoxError, Coordinator, Error, HealthEndpoint, HealthServer, HeartbeatStore, Metrics,
+    Registry, Shutdown, SweepReport, Sweeper, SystemdNotifier, WorkerHeartbeat,
 };
 
 use crate::args::Watch;
@@ -41,7 +41,10 @@ pub fn run(watch: &Watch) -> Done {
     let sweeper = Sweeper::new(Arc::clone(&store))
         .interval(watch.interval)
         .threshold(watch.threshold.threshold);
-    let server = serve(watch, &store, &shutdown, &trouble)?;
+    let metrics = Metrics::new(registry)
+        .fleet(Arc::clone(&store))
+        .sweeper(&sweeper);
+    let server = serve(watch, &store, &shutdown, &trouble, metrics)?;
     if let Some(server) = &server {
         log::info!("listening at http://{}/", server.local_addr());
     }
@@ -80,6 +83,7 @@ fn serve(
     store: &Arc<dyn HeartbeatStore>,
     shutdown: &Shutdown,
     trouble: &Trouble,
+    metrics: Metrics,
 ) -> Result<Option<HealthServer>, BoxError> {
     let Some(address) = watch.listen else {
         return Ok(None);
@@ -94,6 +98,7 @@ fn serve(
     let mut endpoint = HealthEndpoint::new(Registry::global())
         .shutdown(shutdown)
         .fleet(Arc::clone(store))
+        .metrics(metrics)
         .check("store", move || trouble.lock().clone().map_or(Ok(()), Err))
         .coordinator(coordinator);
     if watch.show_reasons {

@@ -2,7 +2,6 @@
 //! however many ask.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -10,20 +9,16 @@ use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, VARY};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
 
 use super::Metrics;
 use super::sheet::plain;
-
-/// For so long, a reading is good for everybody.
-const FRESH: Duration = Duration::from_millis(50);
+use crate::serve::fresh::Fresh;
 
 /// `/metrics`, which answers with these.
 pub(in crate::serve) fn routes(metrics: Metrics) -> Router {
     let scrapes = Arc::new(Scrapes {
         metrics,
-        latest: Mutex::new(None),
+        latest: Fresh::default(),
     });
     let answer = async move |asked: HeaderMap| scrapes.answer(&asked).await;
     Router::new().route("/metrics", get(answer))
@@ -31,13 +26,8 @@ pub(in crate::serve) fn routes(metrics: Metrics) -> Router {
 
 struct Scrapes {
     metrics: Metrics,
-    latest: Mutex<Option<Latest>>,
-}
-
-struct Latest {
-    read_at: Instant,
-    openmetrics: Bytes,
-    text: Bytes,
+    /// As OpenMetrics, and in the older format.
+    latest: Fresh<(Bytes, Bytes)>,
 }
 
 impl Scrapes {
@@ -65,32 +55,15 @@ impl Scrapes {
     }
 
     async fn body(&self, openmetrics: bool) -> Option<Bytes> {
-        let mut latest = self.latest.lock().await;
-        if latest
-            .as_ref()
-            .is_none_or(|latest| latest.read_at.elapsed() >= FRESH)
-        {
-            let metrics = self.metrics.clone();
-            // It waits for an overdue pacemaker, and for a store: not on the runtime's own thread.
-            let read = spawn_blocking(move || {
-                let openmetrics = metrics.openmetrics();
-                let text = plain(&openmetrics);
-                (openmetrics.into(), text.into())
-            });
-            let (openmetrics, text) = read.await.ok()?;
-            *latest = Some(Latest {
-                read_at: Instant::now(),
-                openmetrics,
-                text,
-            });
-        }
-        latest.as_ref().map(|latest| {
-            let body = if openmetrics {
-                &latest.openmetrics
-            } else {
-                &latest.text
-            };
-            body.clone()
-        })
+        let metrics = self.metrics.clone();
+        // It waits for an overdue pacemaker, and for a store.
+        let read = move || {
+            let openmetrics = metrics.openmetrics();
+            let text = plain(&openmetrics);
+            (openmetrics.into(), text.into())
+        };
+        let bodies = self.latest.get(read).await?;
+        let body = if openmetrics { &bodies.0 } else { &bodies.1 };
+        Some(body.clone())
     }
 }
