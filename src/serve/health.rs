@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
+use super::dashboard::{Dashboard, Subject};
 use super::server::{self, Server};
 use super::view::{Check, Outcome, View, Views};
 use crate::error::Error;
@@ -108,8 +109,22 @@ impl HealthEndpoint {
         self
     }
 
-    /// The routes, to mount in an application of one's own.
+    /// The routes, to mount in an application of one's own. Its tokio runtime needs time enabled.
     pub fn router(&self) -> Router {
+        self.routes(&self.dashboard(false))
+    }
+
+    fn dashboard(&self, local_only: bool) -> Arc<Dashboard> {
+        Dashboard::new(Subject {
+            registry: self.registry.clone(),
+            shutdown: self.shutdown.clone(),
+            fleet: self.fleet.clone(),
+            shown: self.show_reasons.unwrap_or(false),
+            local_only,
+        })
+    }
+
+    fn routes(&self, dashboard: &Arc<Dashboard>) -> Router {
         let desk = Arc::new(Desk {
             views: Views::new(
                 self.registry.clone(),
@@ -125,6 +140,7 @@ impl HealthEndpoint {
             .route("/readyz", get(readyz))
             .route("/startupz", get(startupz))
             .with_state(desk)
+            .merge(dashboard.router())
     }
 
     /// Serves at this address on a thread of its own, until what is returned is dropped: it answers
@@ -137,19 +153,27 @@ impl HealthEndpoint {
         mut self,
         address: impl ToSocketAddrs + fmt::Debug,
     ) -> Result<HealthServer, Error> {
-        let shown = format!("{address:?}");
-        let addresses = server::resolve(&address, &shown)?;
+        let named = format!("{address:?}");
+        let addresses = server::resolve(&address, &named)?;
         let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
-        self.show_reasons
+        let undecided = self.show_reasons.is_none();
+        let shown = *self
+            .show_reasons
             .get_or_insert(addresses.iter().all(is_private));
+        let dashboard = self.dashboard(undecided && shown);
         let nothing = || async {
             told(
                 StatusCode::NOT_FOUND,
                 &json!({"error": "there is nothing here"}),
             )
         };
-        let router = self.router().fallback(nothing);
-        Server::start(&addresses, &shown, router).map(|server| HealthServer { server })
+        let router = self.routes(&dashboard).fallback(nothing);
+        let server = Server::start(&addresses, &named, router)?;
+        dashboard.start(server.runtime());
+        Ok(HealthServer {
+            _streams: Streams(dashboard),
+            server,
+        })
     }
 }
 
@@ -169,7 +193,24 @@ impl fmt::Debug for HealthEndpoint {
 #[derive(Debug)]
 #[must_use = "serving ends when this is dropped"]
 pub struct HealthServer {
+    /// Dropped first: the server waits for its answers.
+    _streams: Streams,
     server: Server,
+}
+
+/// The streams of the dashboard, which never end by themselves.
+struct Streams(Arc<Dashboard>);
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl fmt::Debug for Streams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Streams")
+    }
 }
 
 impl HealthServer {
@@ -297,7 +338,7 @@ async fn workers(Shared(desk): Shared<Arc<Desk>>, Query(asked): Asked) -> Respon
     told(StatusCode::OK, &desk.shown(answer))
 }
 
-fn one<'a>(asked: &'a [(String, String)], name: &str) -> Option<&'a str> {
+pub(super) fn one<'a>(asked: &'a [(String, String)], name: &str) -> Option<&'a str> {
     let found = asked.iter().find(|(other, _)| other == name);
     found.map(|(_, value)| value.as_str())
 }
@@ -354,8 +395,8 @@ impl Desk {
 }
 
 /// Takes out what strangers are not to know.
-fn withhold(value: &mut Value) {
-    const WITHHELD: [&str; 7] = [
+pub(super) fn withhold(value: &mut Value) {
+    const WITHHELD: [&str; 9] = [
         "reason",
         "task",
         "run_id",
@@ -363,6 +404,9 @@ fn withhold(value: &mut Value) {
         "last_death",
         "last_error",
         "missing",
+        // Of workers in a store.
+        "detail",
+        "process",
     ];
     match value {
         Value::Object(fields) => {
@@ -379,7 +423,7 @@ fn withhold(value: &mut Value) {
     }
 }
 
-fn told(status: StatusCode, value: &Value) -> Response {
+pub(super) fn told(status: StatusCode, value: &Value) -> Response {
     respond(status, "application/json", value.to_string())
 }
 

@@ -6,6 +6,7 @@
 mod batch;
 mod coordinator;
 mod core;
+mod dashboard;
 mod gate;
 mod health;
 mod intake;

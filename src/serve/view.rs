@@ -17,6 +17,21 @@ use crate::shutdown::Shutdown;
 /// For so long, a reading is good for everybody.
 const FRESH: Duration = Duration::from_millis(50);
 
+/// Every state, the worst first.
+pub(super) const WORST_FIRST: [State; State::ALL.len()] = [
+    State::Dead,
+    State::NeverStarted,
+    State::Stalled,
+    State::Stale,
+    State::Unobserved,
+    State::Starting,
+    State::Stopping,
+    State::Processing,
+    State::Active,
+    State::Idle,
+    State::Stopped,
+];
+
 /// Something that has to be well beside the workers.
 pub(super) type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
@@ -149,20 +164,8 @@ impl View {
     pub(super) fn process(&self) -> Value {
         let summary = &self.summary;
         let alive = summary.is_healthy() && summary.total > 0;
-        let state = [
-            State::Dead,
-            State::NeverStarted,
-            State::Stalled,
-            State::Stale,
-            State::Unobserved,
-            State::Starting,
-            State::Stopping,
-            State::Processing,
-            State::Active,
-            State::Idle,
-            State::Stopped,
-        ]
-        .into_iter()
+        let state = WORST_FIRST
+            .into_iter()
         .find(|state| summary.states.get(*state) > 0);
         let reason = if summary.total == 0 {
             "there are no workers".to_owned()
