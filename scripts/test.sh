@@ -16,6 +16,16 @@ if [ -z "${TEST_DATABASE_URL:-}" ] && ! command -v initdb >/dev/null \
     fi
 fi
 
+# The tests of the dashboard drive a real browser.
+if ! command -v chromedriver >/dev/null; then
+    if command -v apt-get >/dev/null; then
+        sudo=$([ "$(id -u)" = 0 ] || command -v sudo || true)
+        $sudo apt-get update -qq && $sudo apt-get install -y -qq --no-install-recommends chromium chromium-driver || true
+    elif command -v brew >/dev/null; then
+        brew install --cask chromium chromedriver || true
+    fi
+fi
+
 cargo test --all-features
 
 # The models run the same code on loom's atomics, in a build of its own.

@@ -42,12 +42,21 @@ type Asked = Query<Vec<(String, String)>>;
 /// | `/livez` | 200, or 503 if a worker is given up or stalled, or the pacemaker is |
 /// | `/readyz` | 200, or 503 also while workers are starting or missing, while the process drains, or when a [`check`](Self::check) fails |
 /// | `/startupz` | 200 once every worker has started, and those that are expected are there |
+/// | `/` | the dashboard: how the workers are, and why, on one page |
+/// | `/v1/events?view=V&after=ID` | what happens, as server-sent events; with `view` (`process`, `fleet`) the workers' rows too; 503 if there are 64 streams |
+/// | `/v1/worker/details?worker=ID&view=V` | what the dashboard shows of one worker |
+/// | `/v1/worker/death?worker=ID&incarnation=N` | how it died, with its call stack; 403 if reasons are not shown |
 ///
 /// The three probes answer `ok`; with `?verbose`, or when they fail, check by check. `?exclude=NAME`
 /// leaves a check out. They are what Kubernetes calls a liveness, a readiness and a startup probe.
 ///
-/// It answers from a reading that is at most 50 ms old, and so in bounded time whoever asks, and
-/// however often.
+/// Probes and lists answer from a reading that is at most 50 ms old, and so in bounded time whoever
+/// asks, and however often. The dashboard is told of changes about once a second, and shows 5,000
+/// workers at most, those in the worst states.
+///
+/// While reasons are shown because the address is a loopback address, the last four are only for
+/// who calls the host by a name that means itself, such as `localhost` (421 otherwise): a web page
+/// that has a name of its own lead there is a stranger.
 ///
 /// ```
 /// use worker_heartbeat::{HealthEndpoint, Registry};
@@ -95,14 +104,15 @@ impl HealthEndpoint {
         self
     }
 
-    /// Tells of the workers of this store too, whatever process they are in. How they are has no
-    /// influence on the probes, which are of this process.
+    /// Tells of the workers of this store too, whatever process they are in, on the dashboard. How
+    /// they are has no influence on the probes, which are of this process. The store is read each 2 s
+    /// at most, and only while somebody watches.
     pub fn fleet(mut self, store: impl HeartbeatStore + 'static) -> Self {
         self.fleet = Some(Arc::new(store));
         self
     }
 
-    /// Whether reasons, tasks, runs and metadata are shown to whoever asks. By default they are if it
+    /// Whether reasons, tasks, runs, metadata and call stacks are shown to whoever asks. By default they are if it
     /// is [served](Self::serve) on a loopback address; states and ids always are.
     pub const fn show_reasons(mut self, show_reasons: bool) -> Self {
         self.show_reasons = Some(show_reasons);

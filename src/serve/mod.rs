@@ -1,7 +1,7 @@
 //! What is served over HTTP (feature `http`).
 //!
 //! * [`Coordinator`] serves a store to workers that reach no database.
-//! * [`HealthEndpoint`] tells how the workers of this process are.
+//! * [`HealthEndpoint`] tells how the workers of this process are, on a dashboard too.
 
 mod batch;
 mod coordinator;

@@ -166,7 +166,7 @@ impl View {
         let alive = summary.is_healthy() && summary.total > 0;
         let state = WORST_FIRST
             .into_iter()
-        .find(|state| summary.states.get(*state) > 0);
+            .find(|state| summary.states.get(*state) > 0);
         let reason = if summary.total == 0 {
             "there are no workers".to_owned()
         } else {

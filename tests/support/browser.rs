@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
@@ -12,12 +13,15 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// Long enough for a machine that is busy with other things; only a failure takes that long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two questions whether something is so. A condition is waited for, not a time.
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub const ENTER: &str = "\u{e007}";
 pub const TAB: &str = "\u{e004}";
+
+/// One browser at a time: each takes the better part of a processor.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// A browser with one page. Both processes are ended when it is dropped, whatever happened.
 pub struct Browser {
@@ -25,6 +29,7 @@ pub struct Browser {
     agent: ureq::Agent,
     session: String,
     profile: PathBuf,
+    _turn: MutexGuard<'static, ()>,
 }
 
 struct Driver {
@@ -101,6 +106,7 @@ impl Browser {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let profile = std::env::temp_dir().join(format!("wh-browser-{}-{n}", std::process::id()));
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let driver = Driver::start();
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -134,6 +140,7 @@ impl Browser {
             driver,
             agent,
             profile,
+            _turn: turn,
         };
         let begun = browser.post("", &wish);
         let id = begun["sessionId"].as_str().expect("a session").to_owned();
@@ -156,7 +163,11 @@ impl Browser {
 
     fn value(what: &str, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Value {
         let mut answer = answer.unwrap_or_else(|error| panic!("{what}: {error}"));
-        let text = answer.body_mut().with_config().limit(64 << 20).read_to_string();
+        let text = answer
+            .body_mut()
+            .with_config()
+            .limit(64 << 20)
+            .read_to_string();
         let mut said: Value = serde_json::from_str(&text.unwrap()).unwrap();
         assert!(answer.status().is_success(), "{what}: {said}");
         said["value"].take()
@@ -212,7 +223,7 @@ impl Browser {
     #[track_caller]
     pub fn wait_for_text(&self, selector: &str, wanted: &str) {
         self.wait(&format!(
-            "[...document.querySelectorAll({selector:?})].some(e => e.innerText.includes({}))",
+            "[...document.querySelectorAll({selector:?})].some(e => e.checkVisibility() && e.textContent.includes({}))",
             json!(wanted)
         ));
     }
@@ -220,9 +231,15 @@ impl Browser {
     /// A real click with a mouse.
     #[track_caller]
     pub fn click(&self, selector: &str) {
-        let element = self.post("/element", &json!({"using": "css selector", "value": selector}));
+        let element = self.post(
+            "/element",
+            &json!({"using": "css selector", "value": selector}),
+        );
         let id = element.as_object().unwrap().values().next().unwrap();
-        self.post(&format!("/element/{}/click", id.as_str().unwrap()), &json!({}));
+        self.post(
+            &format!("/element/{}/click", id.as_str().unwrap()),
+            &json!({}),
+        );
     }
 
     /// Real keys, to whatever has the focus.
@@ -231,7 +248,10 @@ impl Browser {
             .chars()
             .flat_map(|key| {
                 let key = key.to_string();
-                [json!({"type": "keyDown", "value": key}), json!({"type": "keyUp", "value": key})]
+                [
+                    json!({"type": "keyDown", "value": key}),
+                    json!({"type": "keyUp", "value": key}),
+                ]
             })
             .collect();
         let actions = json!({"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]});
@@ -253,7 +273,10 @@ impl Browser {
     pub fn dark(&self, dark: bool) {
         let scheme = if dark { "dark" } else { "light" };
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
-        self.devtools("Emulation.setEmulatedMedia", &json!({ "features": features }));
+        self.devtools(
+            "Emulation.setEmulatedMedia",
+            &json!({ "features": features }),
+        );
     }
 
     /// A picture of what is seen, as PNG in base64.
@@ -288,7 +311,9 @@ fn decode(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(|c| *c != b'=').map(value).collect();
     let mut bytes = Vec::new();
     for four in digits.chunks(4) {
-        let bits = four.iter().fold(0_u32, |bits, digit| bits << 6 | u32::from(*digit));
+        let bits = four
+            .iter()
+            .fold(0_u32, |bits, digit| bits << 6 | u32::from(*digit));
         let bits = bits << (6 * (4 - four.len()));
         bytes.extend_from_slice(&bits.to_be_bytes()[1..four.len()]);
     }

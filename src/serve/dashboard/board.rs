@@ -255,7 +255,8 @@ fn message(value: &Value) -> Bytes {
 
 /// A row as it is told. Ages are told as times, which stand still while nothing happens.
 fn fields(row: Row, now: f64) -> Map<String, Value> {
-    let at = |age: Option<Duration>| age.map(|age| ((now - age.as_secs_f64()) * 10.0).round() / 10.0);
+    let at =
+        |age: Option<Duration>| age.map(|age| ((now - age.as_secs_f64()) * 10.0).round() / 10.0);
     let values = [
         ("id", json!(row.id)),
         ("type", json!(row.worker_type)),

@@ -51,7 +51,10 @@ fn text(death: &Death) -> Option<String> {
     let mut text = Bounded(String::new());
     let place = location.as_deref().unwrap_or("an unknown place");
     // Fails when there is no more room, which is as it should be.
-    let _ = write!(text, "thread '{thread}' panicked at {place}:\n{message}\n\n");
+    let _ = write!(
+        text,
+        "thread '{thread}' panicked at {place}:\n{message}\n\n"
+    );
     match backtrace {
         Some(backtrace) => {
             let _ = write!(text, "{backtrace}");
@@ -81,7 +84,7 @@ mod tests {
     #[test]
     fn a_text_is_bounded() {
         let mut text = Bounded(String::new());
-        let written = write!(text, "{}{}", "x".repeat(LONGEST), "y");
+        let written = write!(text, "{}y", "x".repeat(LONGEST));
         assert!(written.is_err());
         assert_eq!(text.0.len(), LONGEST);
     }

@@ -153,7 +153,10 @@ impl Ring {
                 None => return,
             }
         }
-        let deaths = self.entries.iter_mut().filter(|entry| entry.death.is_some());
+        let deaths = self
+            .entries
+            .iter_mut()
+            .filter(|entry| entry.death.is_some());
         for entry in deaths.rev().skip(MOST_DEATHS) {
             entry.death = None;
         }

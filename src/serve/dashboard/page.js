@@ -52,6 +52,8 @@ let rows = new Map(), head = null, bucket = 0, buckets = 120, bucketSeconds = 5;
 let worstFirst = Object.keys(SIGNS), letters = {}, ranks = {};
 let heard = 0, clock = 0, received = 0, everRead = false;
 const open = new Set();
+// What the filter looks at.
+const TOLD = ['state', 'id', 'type', 'group', 'task', 'run', 'reason'];
 const time = () => clock + (performance.now() - received) / 1000;
 
 function takeIn(message) {
@@ -70,10 +72,10 @@ function takeIn(message) {
   everRead = head.total !== undefined;
   const steps = message.full ? 0 : Math.min(buckets, message.bucket - bucket);
   bucket = message.bucket;
+  let moved = message.full || (message.gone || []).length > 0;
   for (const change of message.rows) {
     let row = rows.get(change.k);
     if (!row) rows.set(change.k, row = { k: change.k, marks: '.'.repeat(buckets), mark: '.', el: null, fresh: true });
-    if (!row.fresh && change.state && change.state !== row.state) row.moved = true;
     Object.assign(row, change);
     row.dirty = true;
     if (change.strip) {
@@ -81,12 +83,17 @@ function takeIn(message) {
       row.mark = row.marks[buckets - 1];
       row.strip = null;
     }
-    row.text = [row.id, row.type, row.group, row.task, row.run, row.reason, words(row.state)].join('\n').toLowerCase();
-    row.passes = passes(row);
+    if (TOLD.some(name => name in change)) {
+      row.text = [words(row.state), ...TOLD.map(name => row[name])].join('\n').toLowerCase();
+      const before = row.passes;
+      row.passes = passes(row);
+      moved = moved || before !== row.passes;
+    }
+    moved = moved || wish.sort in change;
   }
   for (const key of message.gone || []) remove(key);
   for (const row of rows.values()) advance(row, steps, message.steady);
-  order(message.full || message.rows.length > 0 || (message.gone || []).length > 0);
+  order(moved);
   draw();
 }
 // As the server does it: a mark for each bucket, and the last one as it is told.
@@ -350,7 +357,6 @@ async function inform(row) {
     if (row.more) list(row, [['Details', 'cannot be had: ' + error.message]]);
   }
 }
-const limit = seconds => seconds == null ? 'none' : age(seconds);
 function describe(row, told) {
   const entries = [];
   const death = told.last_death;
@@ -361,7 +367,7 @@ function describe(row, told) {
   if (told.task != null) entries.push(['Task', told.task]);
   entries.push(['Group', told.group], ['Incarnation', told.incarnation + (told.restarts ? ', after ' + told.restarts + (told.restarts === 1 ? ' restart' : ' restarts') : '')]);
   const limits = told.thresholds;
-  if (limits) entries.push(['Limits', 'stale after ' + limit(limits.stale_after_s) + '; stalled after ' + limit(limits.stall_after_s) + '; to start within ' + limit(limits.startup_grace_s) + (limits.beats_only ? '; by its own beats only' : '')]);
+  if (limits) entries.push(['Limits', 'stale after ' + age(limits.stale_after_s) + (limits.stall_after_s == null ? '; no limit for stalls' : '; stalled after ' + age(limits.stall_after_s)) + '; to start within ' + age(limits.startup_grace_s) + (limits.beats_only ? '; by its own beats only' : '')]);
   entries.push(['Beats', told.beats + (told.late_beats ? ', ' + told.late_beats + ' after its end' : '')]);
   if (told.process) entries.push(['Process', told.process.pid + ' on ' + told.process.hostname]);
   if (told.store) entries.push(['Store', told.store.failures_in_a_row ? 'fails: ' + (told.store.last_error || '') : 'answers']);

@@ -282,7 +282,9 @@ fn death_of(health: &Health) -> Option<std::sync::Arc<Death>> {
 }
 
 fn unix_millis(at: SystemTime) -> u64 {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -331,7 +333,9 @@ pub(super) fn differences(before: &Known, rows: &[Row], whole: bool) -> Vec<News
         let here: std::collections::HashSet<&str> =
             rows.iter().map(|row| row.id.as_str()).collect();
         let gone = before.keys().filter(|id| !here.contains(id.as_str()));
-        found.extend(gone.map(|id| stored_news(id, None, "info", "gone: the store has forgotten it")));
+        found.extend(
+            gone.map(|id| stored_news(id, None, "info", "gone: the store has forgotten it")),
+        );
     }
     found
 }
@@ -348,5 +352,71 @@ fn stored_news(id: &str, state: Option<State>, level: &str, text: &str) -> News 
         }),
         minor: level == "debug",
         death: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: &str, state: State, incarnation: u32) -> Row {
+        Row {
+            id: id.into(),
+            worker_type: "x".into(),
+            group: "local".into(),
+            state,
+            reason: None,
+            run_id: None,
+            task: None,
+            progress: None,
+            heartbeat_age: None,
+            progress_age: None,
+            ended_age: None,
+            restarts: 0,
+            incarnation,
+            died: false,
+        }
+    }
+
+    fn texts(before: &[Row], after: &[Row], whole: bool) -> Vec<String> {
+        let found = differences(&known(before), after, whole);
+        let text = |news: News| format!("{}: {}", news.fields["worker"], news.fields["text"]);
+        let texts = found.into_iter().map(text);
+        texts.map(|text| text.replace('"', "")).collect()
+    }
+
+    #[test]
+    fn what_happened_to_a_fleet_is_found_out_from_two_readings() {
+        use State::{Dead, Idle, Processing, Stale, Stalled, Stopped};
+        for (before, after, told) in [
+            (Idle, Processing, None),
+            (Idle, Stale, Some("went offline: stale")),
+            (Stale, Dead, None),
+            (Dead, Idle, Some("came back: idle, was dead")),
+            (Idle, Stopped, Some("stopped")),
+            (Processing, Stalled, Some("stalled")),
+            (Stalled, Processing, Some("recovered: processing")),
+            (Stalled, Dead, Some("went offline: dead")),
+        ] {
+            let found = texts(&[row("a", before, 1)], &[row("a", after, 1)], true);
+            let told: Vec<String> = told.iter().map(|told| format!("a: {told}")).collect();
+            assert_eq!(found, told, "{before} to {after}");
+        }
+        assert_eq!(texts(&[], &[row("a", Idle, 1)], true), ["a: new: idle"]);
+        assert_eq!(
+            texts(&[row("a", Idle, 1)], &[row("a", Idle, 2)], true),
+            ["a: began anew: idle"]
+        );
+        let gone = texts(&[row("a", Idle, 1)], &[], true);
+        assert_eq!(gone, ["a: gone: the store has forgotten it"]);
+        assert!(texts(&[row("a", Idle, 1)], &[], false).is_empty());
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("ä".repeat(LONGEST_TEXT)), "ä".repeat(LONGEST_TEXT));
+        let long = cut("ä".repeat(LONGEST_TEXT + 1));
+        assert_eq!(long.chars().count(), LONGEST_TEXT + 1);
+        assert!(long.ends_with('…'));
     }
 }

@@ -34,7 +34,11 @@ pub(super) struct Wish {
 }
 
 /// The body of an answer that goes on until the watcher goes, or the dashboard is closed.
-pub(super) fn body(wish: Wish, closing: watch::Receiver<bool>, place: OwnedSemaphorePermit) -> Body {
+pub(super) fn body(
+    wish: Wish,
+    closing: watch::Receiver<bool>,
+    place: OwnedSemaphorePermit,
+) -> Body {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let ended = sender.clone();

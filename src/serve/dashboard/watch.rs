@@ -81,7 +81,9 @@ impl Process {
                 self.period = (begun.elapsed() * SHARE).clamp(PERIOD, LONGEST_PERIOD);
             }
         }
-        let left = self.looked.map_or(PERIOD, |at| self.period.saturating_sub(at.elapsed()));
+        let left = self
+            .looked
+            .map_or(PERIOD, |at| self.period.saturating_sub(at.elapsed()));
         if dashboard.process.watchers() > 0 {
             left.min(PROMPT)
         } else {
