@@ -7,13 +7,24 @@ mod http;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use farm::{Farm, Moody, Site};
 use http::{Reply, connect, exchange, poll, request};
 use proptest::prelude::*;
 use worker_heartbeat::{HealthEndpoint, MemoryStore};
+
+static TURNS: RwLock<()> = RwLock::new(());
+
+fn together() -> RwLockReadGuard<'static, ()> {
+    TURNS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is measured of the process is not to be that of other tests.
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    TURNS.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// As of a browser that was sent to this very host.
 fn ask(address: SocketAddr, path: &str) -> Reply {
@@ -71,6 +82,7 @@ fn started(site: &Site) -> SocketAddr {
 
 #[test]
 fn the_page_needs_nothing_else_and_forbids_everything_else() {
+    let _turn = together();
     let farm = Farm::new();
     let site = farm.serve();
     let page = ask(started(&site), "/");
@@ -105,6 +117,7 @@ fn the_page_needs_nothing_else_and_forbids_everything_else() {
 
 #[test]
 fn events_go_on_after_the_last_that_was_seen() {
+    let _turn = together();
     let farm = Farm::new();
     let site = farm.serve();
     let mut first = Watcher::new(started(&site), "/v1/events", "");
@@ -130,6 +143,7 @@ fn events_go_on_after_the_last_that_was_seen() {
 
 #[test]
 fn there_are_so_many_streams_and_no_more() {
+    let _turn = together();
     let farm = Farm::new();
     let site = farm.serve();
     let address = started(&site);
@@ -152,6 +166,7 @@ fn there_are_so_many_streams_and_no_more() {
 
 #[test]
 fn a_watcher_that_reads_nothing_costs_nothing() {
+    let _turn = alone();
     let farm = Farm::new();
     let long = "x".repeat(150);
     let workers: Vec<_> = (0..2_000)
@@ -199,6 +214,7 @@ fn resident() -> u64 {
 
 #[test]
 fn everything_ends_with_the_server() {
+    let _turn = together();
     let farm = Farm::new();
     let hb = farm.worker("x").id("a").start().unwrap();
     let store = Arc::new(MemoryStore::new());
@@ -225,6 +241,7 @@ fn everything_ends_with_the_server() {
 
 #[test]
 fn a_router_is_watched_only_as_long_as_it_is_there() {
+    let _turn = together();
     let farm = Farm::new();
     let _hb = farm.worker("x").id("a").start().unwrap();
     let store = Arc::new(MemoryStore::new());
@@ -265,6 +282,7 @@ fn a_router_is_watched_only_as_long_as_it_is_there() {
 
 #[test]
 fn a_store_that_hangs_stops_nothing_else() {
+    let _turn = together();
     let farm = Farm::new();
     let hb = farm.worker("x").id("a").start().unwrap();
     hb.beat();
@@ -283,6 +301,7 @@ fn a_store_that_hangs_stops_nothing_else() {
 
 #[test]
 fn who_comes_by_a_strange_name_is_turned_away() {
+    let _turn = together();
     let farm = Farm::new();
     farm.panics("x", "a", "s3cret");
     let paths = [
@@ -317,6 +336,7 @@ fn who_comes_by_a_strange_name_is_turned_away() {
 
 #[test]
 fn each_death_has_its_call_stack() {
+    let _turn = together();
     let farm = Farm::new();
     farm.panics("x", "a", "the first");
     let site = farm.serve();
@@ -349,6 +369,7 @@ fn each_death_has_its_call_stack() {
 
 #[test]
 fn with_very_many_workers_the_worst_are_shown() {
+    let _turn = together();
     let farm = Farm::new();
     let workers: Vec<_> = (0..6_000)
         .map(|n| {
@@ -374,6 +395,7 @@ fn with_very_many_workers_the_worst_are_shown() {
 
 #[test]
 fn no_query_makes_it_panic() {
+    let _turn = together();
     let farm = Farm::new();
     farm.panics("x", "a", "on purpose");
     let site = farm.serve_with(|endpoint| endpoint.fleet(MemoryStore::new()));
@@ -422,6 +444,7 @@ fn used() -> f64 {
 
 #[test]
 fn a_thousand_workers_that_nobody_watches_cost_little() {
+    let _turn = alone();
     let farm = Farm::new();
     let _workers: Vec<_> = (0..1_000)
         .map(|n| {
@@ -436,7 +459,7 @@ fn a_thousand_workers_that_nobody_watches_cost_little() {
     std::thread::sleep(Duration::from_secs(5));
     let share = (used() - before) / 5.0;
     println!(
-        "1000 workers that nobody watches: {:.1} % of a core, other tests included",
+        "1000 workers that nobody watches: {:.1} % of a core",
         share * 100.0
     );
     assert!(share < 1.5, "{share}");
