@@ -672,3 +672,23 @@ fn an_example_that_needs_a_feature_says_so() {
     let source = fs::read_to_string(sources().join("coordinator.rs")).unwrap();
     assert!(source.contains("--example coordinator --features http"));
 }
+
+// --- the dashboard -----------------------------------------------------------------------------------
+
+#[cfg(feature = "http")]
+#[test]
+fn dashboard_shows_the_workers_and_ends_in_good_order() {
+    let example = Example::start("dashboard", &["--seconds", "30"]);
+    let address = example.wait_for("its address", |output| {
+        let url = output.lines().next()?.strip_prefix("http://")?;
+        url.strip_suffix('/').map(str::to_owned)
+    });
+    let mut client = connect(&address);
+    let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    client.write_all(request.as_bytes()).unwrap();
+    let page = std::io::read_to_string(client).unwrap();
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    assert!(page.contains("<title>Workers</title>"), "{page}");
+    example.send(Signal::SIGINT);
+    example.end().assert_success();
+}

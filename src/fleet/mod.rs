@@ -62,6 +62,8 @@ pub use store::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
     WorkerFilter, WorkerKey,
 };
+#[cfg(feature = "http")]
+pub(crate) use stored::summarize;
 pub use stored::{StoredEnding, StoredWorker};
 pub use sweeper::{RunningSweeper, Sweeper};
 pub use uplink::Attachment;

@@ -115,7 +115,7 @@ impl Event {
         self.worker.as_ref().map_or("", |worker| &worker.id)
     }
 
-    pub(super) fn level(&self) -> log::Level {
+    pub(crate) fn level(&self) -> log::Level {
         match &self.kind {
             EventKind::Registered | EventKind::Started => log::Level::Debug,
             EventKind::Became(health) => match health.state() {

@@ -14,6 +14,7 @@ use axum::routing::get;
 use serde_json::{Value, json};
 
 use super::coordinator::Coordinator;
+use super::dashboard::{Dashboard, Subject};
 #[cfg(feature = "prometheus")]
 use super::metrics::{self, Metrics};
 use super::server::{self, Server};
@@ -40,12 +41,21 @@ type Asked = Query<Vec<(String, String)>>;
 /// | `/readyz` | 200, or 503 also while workers are starting or missing, while the process drains, or when a [`check`](Self::check) fails |
 /// | `/startupz` | 200 once every worker has started, and those that are expected are there |
 /// | `/metrics` | all of it for Prometheus (feature `prometheus`) |
+/// | `/` | the dashboard: how the workers are, and why, on one page |
+/// | `/v1/events?view=V&after=ID` | what happens, as server-sent events; with `view` (`process`, `fleet`) the workers' rows too; 503 if there are 64 streams |
+/// | `/v1/worker/details?worker=ID&view=V` | what the dashboard shows of one worker |
+/// | `/v1/worker/death?worker=ID&incarnation=N` | how it died, with its call stack; 403 if reasons are not shown |
 ///
 /// The three probes answer `ok`; with `?verbose`, or when they fail, check by check. `?exclude=NAME`
 /// leaves a check out. They are what Kubernetes calls a liveness, a readiness and a startup probe.
 ///
-/// It answers from a reading that is at most 50 ms old, and so in bounded time whoever asks, and
-/// however often.
+/// Probes and lists answer from a reading that is at most 50 ms old, and so in bounded time whoever
+/// asks, and however often. The dashboard is told of changes about once a second, and shows 5,000
+/// workers at most, those in the worst states.
+///
+/// While reasons are shown because the address is a loopback address, the last four are only for
+/// who calls the host by a name that means itself, such as `localhost` (421 otherwise): a web page
+/// that has a name of its own lead there is a stranger.
 ///
 /// ```
 /// use worker_heartbeat::{HealthEndpoint, Registry};
@@ -99,8 +109,9 @@ impl HealthEndpoint {
         self
     }
 
-    /// Tells of the workers of this store too, whatever process they are in. How they are has no
-    /// influence on the probes, which are of this process.
+    /// Tells of the workers of this store too, whatever process they are in, on the dashboard. How
+    /// they are has no influence on the probes, which are of this process. The store is read each 2 s
+    /// at most, and only while somebody watches.
     pub fn fleet(mut self, store: impl HeartbeatStore + 'static) -> Self {
         self.fleet = Some(Arc::new(store));
         self
@@ -112,7 +123,7 @@ impl HealthEndpoint {
         self
     }
 
-    /// Whether reasons, tasks, runs and metadata are shown to whoever asks. By default they are if it
+    /// Whether reasons, tasks, runs, metadata and call stacks are shown to whoever asks. By default they are if it
     /// is [served](Self::serve) on a loopback address; states and ids always are.
     pub const fn show_reasons(mut self, show_reasons: bool) -> Self {
         self.show_reasons = Some(show_reasons);
@@ -127,8 +138,22 @@ impl HealthEndpoint {
         self
     }
 
-    /// The routes, to mount in an application of one's own.
+    /// The routes, to mount in an application of one's own. Its tokio runtime needs time enabled.
     pub fn router(&self) -> Router {
+        self.routes(&self.dashboard(false))
+    }
+
+    fn dashboard(&self, local_only: bool) -> Arc<Dashboard> {
+        Dashboard::new(Subject {
+            registry: self.registry.clone(),
+            shutdown: self.shutdown.clone(),
+            fleet: self.fleet.clone(),
+            shown: self.show_reasons.unwrap_or(false),
+            local_only,
+        })
+    }
+
+    fn routes(&self, dashboard: &Arc<Dashboard>) -> Router {
         let desk = Arc::new(Desk {
             views: Views::new(
                 self.registry.clone(),
@@ -145,7 +170,8 @@ impl HealthEndpoint {
             .route("/readyz", get(readyz))
             .route("/startupz", get(startupz))
             .with_state(desk)
-            .merge(coordinator.unwrap_or_default());
+            .merge(coordinator.unwrap_or_default())
+            .merge(dashboard.router());
         #[cfg(feature = "prometheus")]
         let router = router.merge(metrics::routes(self.scraped()));
         router
@@ -173,22 +199,30 @@ impl HealthEndpoint {
         mut self,
         address: impl ToSocketAddrs + fmt::Debug,
     ) -> Result<HealthServer, Error> {
-        let shown = format!("{address:?}");
-        let addresses = server::resolve(&address, &shown)?;
+        let named = format!("{address:?}");
+        let addresses = server::resolve(&address, &named)?;
         if let Some(coordinator) = &self.coordinator {
-            coordinator.refuse(&addresses, &shown)?;
+            coordinator.refuse(&addresses, &named)?;
         }
         let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
-        self.show_reasons
+        let undecided = self.show_reasons.is_none();
+        let shown = *self
+            .show_reasons
             .get_or_insert(addresses.iter().all(is_private));
+        let dashboard = self.dashboard(undecided && shown);
         let nothing = || async {
             told(
                 StatusCode::NOT_FOUND,
                 &json!({"error": "there is nothing here"}),
             )
         };
-        let router = self.router().fallback(nothing);
-        Server::start(&addresses, &shown, router).map(|server| HealthServer { server })
+        let router = self.routes(&dashboard).fallback(nothing);
+        let server = Server::start(&addresses, &named, router)?;
+        dashboard.start(server.runtime());
+        Ok(HealthServer {
+            _streams: Streams(dashboard),
+            server,
+        })
     }
 }
 
@@ -208,7 +242,24 @@ impl fmt::Debug for HealthEndpoint {
 #[derive(Debug)]
 #[must_use = "serving ends when this is dropped"]
 pub struct HealthServer {
+    /// Dropped first: the server waits for its answers.
+    _streams: Streams,
     server: Server,
+}
+
+/// The streams of the dashboard, which never end by themselves.
+struct Streams(Arc<Dashboard>);
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl fmt::Debug for Streams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Streams")
+    }
 }
 
 impl HealthServer {
@@ -294,7 +345,7 @@ async fn workers(Shared(desk): Shared<Arc<Desk>>, Query(asked): Asked) -> Respon
     told(StatusCode::OK, &desk.shown(answer))
 }
 
-fn one<'a>(asked: &'a [(String, String)], name: &str) -> Option<&'a str> {
+pub(super) fn one<'a>(asked: &'a [(String, String)], name: &str) -> Option<&'a str> {
     let found = asked.iter().find(|(other, _)| other == name);
     found.map(|(_, value)| value.as_str())
 }
@@ -351,8 +402,8 @@ impl Desk {
 }
 
 /// Takes out what strangers are not to know.
-fn withhold(value: &mut Value) {
-    const WITHHELD: [&str; 7] = [
+pub(super) fn withhold(value: &mut Value) {
+    const WITHHELD: [&str; 9] = [
         "reason",
         "task",
         "run_id",
@@ -360,6 +411,9 @@ fn withhold(value: &mut Value) {
         "last_death",
         "last_error",
         "missing",
+        // Of workers in a store.
+        "detail",
+        "process",
     ];
     match value {
         Value::Object(fields) => {
@@ -376,7 +430,7 @@ fn withhold(value: &mut Value) {
     }
 }
 
-fn told(status: StatusCode, value: &Value) -> Response {
+pub(super) fn told(status: StatusCode, value: &Value) -> Response {
     respond(status, "application/json", value.to_string())
 }
 

@@ -1,6 +1,6 @@
 //! How the workers are, told to whoever asks.
 //!
-//! * [`HealthEndpoint`] tells it over HTTP, for this process (feature `http`).
+//! * [`HealthEndpoint`] tells it over HTTP, for this process, on a dashboard too (feature `http`).
 //! * [`Coordinator`] serves a store over HTTP to workers that reach no database (feature `http`).
 //! * [`SystemdNotifier`] tells systemd (feature `systemd`).
 //! * [`Beacon`] tells it in a file (feature `beacon`).
@@ -14,6 +14,8 @@ mod beacon;
 mod coordinator;
 #[cfg(feature = "http")]
 mod core;
+#[cfg(feature = "http")]
+mod dashboard;
 #[cfg(feature = "http")]
 mod fresh;
 #[cfg(feature = "http")]

@@ -13,6 +13,22 @@ const LONGEST_TICK_AGE: Duration = Duration::from_secs(5);
 /// So many workers are named by a probe that fails.
 const MOST_CULPRITS: usize = 5;
 
+/// Every state, the worst first.
+#[cfg(any(feature = "http", feature = "beacon"))]
+pub(super) const WORST_FIRST: [State; State::ALL.len()] = [
+    State::Dead,
+    State::NeverStarted,
+    State::Stalled,
+    State::Stale,
+    State::Unobserved,
+    State::Starting,
+    State::Stopping,
+    State::Processing,
+    State::Active,
+    State::Idle,
+    State::Stopped,
+];
+
 /// One reading of a registry.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -125,21 +141,9 @@ impl Process {
     pub(super) fn to_json(&self, last_heartbeat: f64) -> serde_json::Value {
         let summary = &self.summary;
         let alive = self.findings().is_well() && summary.total > 0;
-        let state = [
-            State::Dead,
-            State::NeverStarted,
-            State::Stalled,
-            State::Stale,
-            State::Unobserved,
-            State::Starting,
-            State::Stopping,
-            State::Processing,
-            State::Active,
-            State::Idle,
-            State::Stopped,
-        ]
-        .into_iter()
-        .find(|state| summary.states.get(*state) > 0);
+        let state = WORST_FIRST
+            .into_iter()
+            .find(|state| summary.states.get(*state) > 0);
         let reason = if summary.total == 0 {
             "there are no workers".to_owned()
         } else {

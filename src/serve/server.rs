@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -38,6 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Server {
     address: SocketAddr,
+    runtime: Handle,
     ending: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -85,15 +86,22 @@ impl Server {
             tokio::net::TcpListener::from_std(listener).map_err(failed)?
         };
         let (ending, end) = watch::channel(false);
+        let handle = runtime.handle().clone();
         let thread = thread::Builder::new()
             .name(THREAD_NAME.to_owned())
             .spawn(move || run(runtime, listener, router, end))
             .map_err(threadless)?;
         Ok(Self {
             address,
+            runtime: handle,
             ending,
             thread: Some(thread),
         })
+    }
+
+    /// Where what belongs to the server can run as long as it does.
+    pub(super) const fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     pub(super) const fn local_addr(&self) -> SocketAddr {

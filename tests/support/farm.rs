@@ -1,0 +1,266 @@
+//! Workers to look at, and a server that shows them.
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use worker_heartbeat::fleet::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
+};
+use worker_heartbeat::serve::HealthServer;
+use worker_heartbeat::{
+    Activity, BoxError, Builder, Error, HealthEndpoint, HeartbeatStore, MemoryStore, Registry,
+    Restart, StoredWorker, Supervisor, SweepReport, WorkerHeartbeat,
+};
+
+pub struct Farm {
+    pub registry: Registry,
+    lively: Mutex<Vec<WorkerHeartbeat>>,
+}
+
+pub struct Site {
+    pub server: HealthServer,
+    pub url: String,
+}
+
+impl Farm {
+    pub fn new() -> Self {
+        Self {
+            registry: Registry::new(),
+            lively: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub fn worker(&self, worker_type: &str) -> Builder {
+        WorkerHeartbeat::builder(worker_type).registry(&self.registry)
+    }
+
+    pub fn serve(&self) -> Site {
+        self.serve_with(|endpoint| endpoint)
+    }
+
+    pub fn serve_with(&self, configure: impl FnOnce(HealthEndpoint) -> HealthEndpoint) -> Site {
+        let endpoint = configure(HealthEndpoint::new(&self.registry));
+        let server = endpoint.serve("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", server.local_addr());
+        Site { server, url }
+    }
+
+    /// A worker that panics with this message.
+    pub fn panics(&self, worker_type: &str, id: &str, message: &str) {
+        let message = message.to_owned();
+        let supervisor = Supervisor::new(&self.registry).restart(Restart::never());
+        let builder = self.worker(worker_type).id(id);
+        let worker = supervisor.spawn(builder, move |hb| -> Result<(), BoxError> {
+            hb.update_task("run-125", "merging segments", Activity::Processing);
+            panic!("{message}")
+        });
+        worker.unwrap().join();
+    }
+
+    /// One worker in each state that can be had in a moment.
+    pub fn one_in_each_state(&self) -> Vec<WorkerHeartbeat> {
+        let short = Duration::from_millis(100);
+        let start = |builder: Builder| builder.start().unwrap();
+        let mut workers = vec![start(self.worker("starting").id("starting"))];
+        workers.push(start(self.worker("slow").id("never").startup_grace(short)));
+        let hb = start(self.worker("idle").id("idle"));
+        hb.mark_idle();
+        workers.push(hb);
+        let hb = start(self.worker("active").id("active"));
+        hb.beat();
+        workers.push(hb);
+        let hb = start(self.worker("processing").id("processing"));
+        hb.update_task("run-1", "at work", Activity::Processing);
+        workers.push(hb);
+        let hb = start(self.worker("stalled").id("stalled").stall_after(short));
+        hb.update_task("run-2", "hanging", Activity::Processing);
+        workers.push(hb);
+        let hb = start(
+            self.worker("stale")
+                .id("stale")
+                .beats_only()
+                .interval(short / 2)
+                .stale_after(short),
+        );
+        hb.beat();
+        workers.push(hb);
+        let hb = start(self.worker("stopped").id("stopped"));
+        hb.beat();
+        hb.stop();
+        workers.push(hb);
+        self.panics("dead", "dead", "out of luck");
+        workers
+    }
+
+    /// Workers as a service has them.
+    pub fn realistic(&self) -> Vec<WorkerHeartbeat> {
+        let mut kept = Vec::new();
+        for n in 1..=6_u64 {
+            let hb = self.worker("research").id(format!("research-{n}"));
+            let hb = hb.stall_after(Duration::from_secs(300)).start().unwrap();
+            hb.beat();
+            self.lively.lock().unwrap().push(hb);
+        }
+        let hb = self.worker("mailer").id("mailer-1").start().unwrap();
+        hb.mark_idle();
+        kept.push(hb);
+        for n in 1..=2 {
+            let hb = self
+                .worker("embedder")
+                .id(format!("embedder-{n}"))
+                .start()
+                .unwrap();
+            let task = hb.begin_task("batch-88", "embedding 4,096 documents");
+            task.progress(900 * n, 4_096);
+            // The guard would mark it idle.
+            std::mem::forget(task);
+            kept.push(hb);
+        }
+        let hb = self
+            .worker("payments")
+            .id("payments-1")
+            .stall_after(Duration::from_secs(1));
+        let hb = hb.start().unwrap();
+        hb.update_task(
+            "order-17",
+            "waiting for the bank's answer",
+            Activity::Processing,
+        );
+        kept.push(hb);
+        let hb = self.worker("importer").id("importer-1").start().unwrap();
+        hb.update_task("import-9", "customers.csv", Activity::Processing);
+        hb.fail("row 80,213: invalid UTF-8 in column \"city\"");
+        kept.push(hb);
+        let hb = self.worker("indexer").id("indexer-1").start().unwrap();
+        hb.update_task("run-124", "indexing", Activity::Processing);
+        kept.push(hb);
+        self.panics("indexer", "indexer-2", "segment 7 is empty");
+        self.step(0);
+        kept
+    }
+
+    fn step(&self, step: u64) {
+        const SITES: [&str; 6] = [
+            "example.com",
+            "example.org",
+            "acme.test",
+            "initech.test",
+            "hooli.test",
+            "globex.test",
+        ];
+        for (n, hb) in (0_u64..).zip(&*self.lively.lock().unwrap()) {
+            let turn = step / (4 + n);
+            if turn % 4 == 3 {
+                hb.mark_idle();
+                continue;
+            }
+            let site = SITES[usize::try_from((turn + n) % 6).unwrap()];
+            let run = format!("run-{}", 120 + turn + n * 3);
+            let done = step % (4 + n) + 1;
+            let task = hb.begin_task(&run, &format!("Researching {site}"));
+            task.progress(done, 5 + n);
+            // The guard would mark it idle.
+            std::mem::forget(task);
+        }
+    }
+
+    /// Workers come and go, work and rest for so long.
+    pub fn live_for(&self, span: Duration) {
+        let begun = Instant::now();
+        let mut steps = 0;
+        while begun.elapsed() < span {
+            steps += 1;
+            self.step(steps);
+            if steps == 45 {
+                self.panics("indexer", "indexer-2", "segment 7 is empty");
+            }
+            // The pace of what is pictured.
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+}
+
+/// A store that fails or hangs when it is told to.
+#[derive(Debug)]
+pub struct Moody {
+    store: MemoryStore,
+    mood: Mutex<Mood>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Debug)]
+enum Mood {
+    Well,
+    Fails(String),
+    Hangs,
+}
+
+impl Moody {
+    pub fn new(store: MemoryStore) -> Self {
+        Self {
+            store,
+            mood: Mutex::new(Mood::Well),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub fn fail(&self, error: &str) {
+        self.set(Mood::Fails(error.to_owned()));
+    }
+
+    pub fn hang(&self) {
+        self.set(Mood::Hangs);
+    }
+
+    pub fn recover(&self) {
+        self.set(Mood::Well);
+    }
+
+    fn set(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+        self.changed.notify_all();
+    }
+
+    fn ask(&self) -> Result<(), Error> {
+        let mood = self.mood.lock().unwrap();
+        let mood = self
+            .changed
+            .wait_while(mood, |mood| matches!(mood, Mood::Hangs));
+        match &*mood.unwrap() {
+            Mood::Fails(error) => Err(Error::store("list", error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl HeartbeatStore for Moody {
+    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+        self.store.register(workers)
+    }
+    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
+        self.store.beat(beats)
+    }
+    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
+        self.store.stop(stops)
+    }
+    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        self.ask()?;
+        self.store.list(filter)
+    }
+    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
+        self.store.sweep(sweep)
+    }
+    fn purge(&self, age: Duration) -> Result<usize, Error> {
+        self.store.purge(age)
+    }
+    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
+        self.store.claim(claim)
+    }
+    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
+        self.store.renew(leases, ttl)
+    }
+    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
+        self.store.release(leases)
+    }
+}
