@@ -449,6 +449,12 @@ mod tests {
     }
 
     #[test]
+    fn a_counter_that_was_set_back_has_made_no_steps() {
+        assert_eq!((steps(3, 5), steps(5, 3), steps(u64::MAX, 1)), (2, 0, 2));
+        assert_eq!(steps(0, u64::MAX / 2), u64::MAX / 2);
+    }
+
+    #[test]
     fn a_time_beyond_what_a_watch_can_keep_is_never() {
         let last = u64::MAX >> 3;
         for due in [0, 1, last - 1, last, last + 1, u64::MAX] {

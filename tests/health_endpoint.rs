@@ -244,6 +244,29 @@ fn strangers_learn_no_reasons() {
 }
 
 #[test]
+fn who_comes_to_loopback_by_a_strange_name_is_a_stranger() {
+    let site = Site::new();
+    let hb = site.world.worker("poller").id("a").start().unwrap();
+    hb.fail("s3cret");
+    let ask = |path: &str, host: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        exchange(site.server.local_addr(), request.as_bytes()).unwrap()
+    };
+    for path in [
+        "/v1/worker/health",
+        "/v1/worker/health?worker=a",
+        "/v1/workers",
+        "/livez",
+    ] {
+        let strange = ask(path, "rebound.example");
+        assert!(!strange.body.contains("s3cret"), "{path}: {strange:?}");
+        let own = ask(path, "127.0.0.1:80");
+        assert_eq!(own.status, strange.status);
+        assert!(own.body.contains("s3cret"), "{path}: {own:?}");
+    }
+}
+
+#[test]
 fn all_workers_are_listed_in_pages() {
     let site = Site::new();
     let start = |n| {

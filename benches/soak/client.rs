@@ -115,7 +115,10 @@ fn get(connection: &mut Connection, address: SocketAddr, path: &str) -> io::Resu
         Some(reader) => reader,
         None => connection.insert(connect(address)?),
     };
-    write!(reader.get_mut(), "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    write!(
+        reader.get_mut(),
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )?;
     let (status, length) = head(reader)?;
     io::copy(&mut reader.take(length), &mut io::sink())?;
     Ok(status)
@@ -188,7 +191,7 @@ pub(crate) fn dashboard(address: SocketAddr) -> Reader {
         let mut reader = connect(address).expect("a connection");
         write!(
             reader.get_mut(),
-            "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n"
+            "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
         )
         .expect("a request");
         let (status, _) = head(&mut reader).expect("an answer");

@@ -1,34 +1,25 @@
 //! How the workers of this process are, over HTTP: for people, for probes, for load balancers.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Query, State as Shared};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use serde_json::{Value, json};
+use axum::http::StatusCode;
+use serde_json::json;
 
+use super::audience::Audience;
 use super::coordinator::Coordinator;
 use super::dashboard::{Dashboard, Subject};
 #[cfg(feature = "prometheus")]
 use super::metrics::{self, Metrics};
+use super::probes::{self, told};
 use super::server::{self, Server};
-use super::view::{Check, Outcome, Views};
+use super::view::{Check, Views};
 use crate::error::Error;
 use crate::fleet::HeartbeatStore;
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
-
-/// Workers on one page.
-const PAGE: usize = 100;
-const LONGEST_PAGE: usize = 1_000;
-
-type Asked = Query<Vec<(String, String)>>;
 
 /// Tells over HTTP how the workers of a registry are.
 ///
@@ -123,8 +114,9 @@ impl HealthEndpoint {
         self
     }
 
-    /// Whether reasons, tasks, runs, metadata and call stacks are shown to whoever asks. By default they are if it
-    /// is [served](Self::serve) on a loopback address; states and ids always are.
+    /// Whether reasons, tasks, runs, metadata and call stacks are shown to whoever asks; states and ids
+    /// always are. By default they are if it is [served](Self::serve) on a loopback address, to who
+    /// calls it by a name that means this host: not to a proxy or a web page that lets others in.
     pub const fn show_reasons(mut self, show_reasons: bool) -> Self {
         self.show_reasons = Some(show_reasons);
         self
@@ -140,36 +132,36 @@ impl HealthEndpoint {
 
     /// The routes, to mount in an application of one's own. Its tokio runtime needs time enabled.
     pub fn router(&self) -> Router {
-        self.routes(&self.dashboard(false))
+        let audience = self.audience(Audience::Nobody);
+        self.routes(&self.dashboard(audience), audience)
     }
 
-    fn dashboard(&self, local_only: bool) -> Arc<Dashboard> {
+    /// Who may know reasons: as was decided, or else these.
+    fn audience(&self, undecided: Audience) -> Audience {
+        match self.show_reasons {
+            Some(true) => Audience::Everybody,
+            Some(false) => Audience::Nobody,
+            None => undecided,
+        }
+    }
+
+    fn dashboard(&self, audience: Audience) -> Arc<Dashboard> {
         Dashboard::new(Subject {
             registry: self.registry.clone(),
             shutdown: self.shutdown.clone(),
             fleet: self.fleet.clone(),
-            shown: self.show_reasons.unwrap_or(false),
-            local_only,
+            audience,
         })
     }
 
-    fn routes(&self, dashboard: &Arc<Dashboard>) -> Router {
-        let desk = Arc::new(Desk {
-            views: Views::new(
-                self.registry.clone(),
-                self.shutdown.clone(),
-                self.checks.clone(),
-            ),
-            show_reasons: self.show_reasons.unwrap_or(false),
-        });
+    fn routes(&self, dashboard: &Arc<Dashboard>, audience: Audience) -> Router {
+        let views = Views::new(
+            self.registry.clone(),
+            self.shutdown.clone(),
+            self.checks.clone(),
+        );
         let coordinator = self.coordinator.as_ref().map(Coordinator::router);
-        let router = Router::new()
-            .route("/v1/worker/health", get(health))
-            .route("/v1/workers", get(workers))
-            .route("/livez", get(livez))
-            .route("/readyz", get(readyz))
-            .route("/startupz", get(startupz))
-            .with_state(desk)
+        let router = probes::router(views, audience)
             .merge(coordinator.unwrap_or_default())
             .merge(dashboard.router());
         #[cfg(feature = "prometheus")]
@@ -195,28 +187,27 @@ impl HealthEndpoint {
     /// [`Error::Invalid`] if there is a [`coordinator`](Self::coordinator) that may not be served
     /// there; [`Error::Listen`] if the address cannot be listened at; [`Error::Thread`] if the thread
     /// cannot be started.
-    pub fn serve(
-        mut self,
-        address: impl ToSocketAddrs + fmt::Debug,
-    ) -> Result<HealthServer, Error> {
+    pub fn serve(self, address: impl ToSocketAddrs + fmt::Debug) -> Result<HealthServer, Error> {
         let named = format!("{address:?}");
         let addresses = server::resolve(&address, &named)?;
         if let Some(coordinator) = &self.coordinator {
             coordinator.refuse(&addresses, &named)?;
         }
         let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
-        let undecided = self.show_reasons.is_none();
-        let shown = *self
-            .show_reasons
-            .get_or_insert(addresses.iter().all(is_private));
-        let dashboard = self.dashboard(undecided && shown);
+        let private = addresses.iter().all(is_private);
+        let audience = self.audience(if private {
+            Audience::Locals
+        } else {
+            Audience::Nobody
+        });
+        let dashboard = self.dashboard(audience);
         let nothing = || async {
             told(
                 StatusCode::NOT_FOUND,
                 &json!({"error": "there is nothing here"}),
             )
         };
-        let router = self.routes(&dashboard).fallback(nothing);
+        let router = self.routes(&dashboard, audience).fallback(nothing);
         let server = Server::start(&addresses, &named, router)?;
         dashboard.start(server.runtime());
         Ok(HealthServer {
@@ -268,181 +259,4 @@ impl HealthServer {
     pub const fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
     }
-}
-
-struct Desk {
-    views: Views,
-    show_reasons: bool,
-}
-
-async fn livez(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
-    let view = desk.views.get().await;
-    let found = view.process.findings();
-    let checks = vec![
-        ("pacemaker".to_owned(), found.pacemaker),
-        ("workers".to_owned(), found.workers),
-    ];
-    desk.probe(&asked, checks)
-}
-
-async fn readyz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
-    let view = desk.views.get().await;
-    let found = view.process.findings();
-    let mut checks = vec![
-        ("pacemaker".to_owned(), found.pacemaker),
-        ("workers".to_owned(), found.workers),
-        ("started".to_owned(), found.started),
-        ("expected".to_owned(), found.expected),
-        (
-            "shutdown".to_owned(),
-            view.process
-                .draining
-                .then(|| "it is shutting down".to_owned()),
-        ),
-    ];
-    checks.extend(view.checks.iter().cloned());
-    desk.probe(&asked, checks)
-}
-
-async fn startupz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
-    let view = desk.views.get().await;
-    let found = view.process.findings();
-    let checks = vec![
-        ("started".to_owned(), found.started),
-        ("expected".to_owned(), found.expected),
-    ];
-    desk.probe(&asked, checks)
-}
-
-async fn health(Shared(desk): Shared<Arc<Desk>>, Query(asked): Asked) -> Response {
-    let view = desk.views.get().await;
-    let Some(id) = one(&asked, "worker") else {
-        return desk.answer(view.to_json());
-    };
-    match desk.views.worker(id).await {
-        Some(worker) => desk.answer(worker),
-        None => told(
-            StatusCode::NOT_FOUND,
-            &json!({"error": "there is no worker with this id"}),
-        ),
-    }
-}
-
-async fn workers(Shared(desk): Shared<Arc<Desk>>, Query(asked): Asked) -> Response {
-    let limit = match one(&asked, "limit").map(str::parse::<usize>) {
-        None => PAGE,
-        Some(Ok(limit @ 1..=LONGEST_PAGE)) => limit,
-        Some(_) => {
-            let error = format!("invalid limit; allowed: 1 to {LONGEST_PAGE}");
-            return told(StatusCode::BAD_REQUEST, &json!({ "error": error }));
-        }
-    };
-    let after = one(&asked, "after").unwrap_or_default();
-    let view = desk.views.get().await;
-    let page = desk.views.page(after, limit).await;
-    let mut answer = view.totals();
-    answer["workers"] = page.into();
-    told(StatusCode::OK, &desk.shown(answer))
-}
-
-pub(super) fn one<'a>(asked: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    let found = asked.iter().find(|(other, _)| other == name);
-    found.map(|(_, value)| value.as_str())
-}
-
-impl Desk {
-    /// The answer of a probe, as Kubernetes' own components give it.
-    fn probe(&self, Query(asked): &Asked, mut checks: Vec<Outcome>) -> Response {
-        let excluded: HashSet<&str> = asked
-            .iter()
-            .filter(|(name, _)| name == "exclude")
-            .map(|(_, value)| value.as_str())
-            .collect();
-        checks.retain(|(name, _)| !excluded.contains(name.as_str()));
-        let failed = checks.iter().any(|(_, trouble)| trouble.is_some());
-        let status = if failed {
-            StatusCode::SERVICE_UNAVAILABLE
-        } else {
-            StatusCode::OK
-        };
-        if !failed && one(asked, "verbose").is_none() {
-            return plain(status, "ok".to_owned());
-        }
-        let mut text = String::new();
-        for (name, trouble) in &checks {
-            match trouble {
-                None => text.push_str(&format!("[+]{name} ok\n")),
-                Some(reason) if self.show_reasons => {
-                    text.push_str(&format!("[-]{name} failed: {reason}\n"));
-                }
-                Some(_) => text.push_str(&format!("[-]{name} failed: reason withheld\n")),
-            }
-        }
-        text.push_str(if failed { "failed\n" } else { "ok\n" });
-        plain(status, text)
-    }
-
-    /// 200 if it is alive, 503 if it is not.
-    fn answer(&self, value: Value) -> Response {
-        let alive = value["alive"] == Value::Bool(true);
-        let status = if alive {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        };
-        told(status, &self.shown(value))
-    }
-
-    fn shown(&self, mut value: Value) -> Value {
-        if !self.show_reasons {
-            withhold(&mut value);
-        }
-        value
-    }
-}
-
-/// Takes out what strangers are not to know.
-pub(super) fn withhold(value: &mut Value) {
-    const WITHHELD: [&str; 9] = [
-        "reason",
-        "task",
-        "run_id",
-        "metadata",
-        "last_death",
-        "last_error",
-        "missing",
-        // Of workers in a store.
-        "detail",
-        "process",
-    ];
-    match value {
-        Value::Object(fields) => {
-            for (name, inner) in fields {
-                if WITHHELD.contains(&name.as_str()) {
-                    *inner = Value::Null;
-                } else {
-                    withhold(inner);
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(withhold),
-        _ => {}
-    }
-}
-
-pub(super) fn told(status: StatusCode, value: &Value) -> Response {
-    respond(status, "application/json", value.to_string())
-}
-
-fn plain(status: StatusCode, text: String) -> Response {
-    respond(status, "text/plain; charset=utf-8", text)
-}
-
-fn respond(status: StatusCode, kind: &'static str, body: String) -> Response {
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static(kind)),
-        // The truth of this moment.
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
-    (status, headers, body).into_response()
 }

@@ -7,6 +7,8 @@
 //! * [`Metrics`] tells it to Prometheus (feature `prometheus`).
 
 #[cfg(feature = "http")]
+mod audience;
+#[cfg(feature = "http")]
 mod batch;
 #[cfg(feature = "beacon")]
 mod beacon;
@@ -30,6 +32,8 @@ mod known;
 mod lookout;
 #[cfg(feature = "prometheus")]
 mod metrics;
+#[cfg(feature = "http")]
+mod probes;
 #[cfg(any(feature = "beacon", feature = "http", feature = "systemd"))]
 mod process;
 #[cfg(feature = "http")]

@@ -25,7 +25,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use self::board::Board;
 use self::watch::FleetState;
-use super::health::one;
+use super::audience::Audience;
+use super::probes::one;
 use crate::fleet::HeartbeatStore;
 use crate::health::{Death, Health};
 use crate::registry::Registry;
@@ -42,19 +43,14 @@ pub(super) struct Subject {
     pub registry: Registry,
     pub shutdown: Option<Shutdown>,
     pub fleet: Option<Arc<dyn HeartbeatStore>>,
-    /// With reasons, tasks, runs and metadata.
-    pub shown: bool,
-    /// Only to who calls this host by a name that means itself. A web page that has its own name
-    /// lead here, or a proxy that lets strangers in, does not.
-    pub local_only: bool,
+    pub audience: Audience,
 }
 
 /// See the module.
 pub(super) struct Dashboard {
     registry: Registry,
     shutdown: Option<Shutdown>,
-    shown: bool,
-    local_only: bool,
+    audience: Audience,
     began: Instant,
     events: Subscription,
     process: Arc<Board>,
@@ -93,8 +89,7 @@ impl Dashboard {
             events: subject.registry.subscribe_with_capacity(MOST_EVENTS),
             registry: subject.registry,
             shutdown: subject.shutdown,
-            shown: subject.shown,
-            local_only: subject.local_only,
+            audience: subject.audience,
             began: Instant::now(),
             process: Arc::new(Board::new(format!("p{epoch}"))),
             fleet,
@@ -122,6 +117,11 @@ impl Dashboard {
     /// Ends all streams: a server that ends waits for its answers.
     pub(super) fn close(&self) {
         self.closing.send_replace(true);
+    }
+
+    /// Whether it shows reasons, tasks, runs and metadata: to strangers it shows nothing at all then.
+    fn shown(&self) -> bool {
+        self.audience != Audience::Nobody
     }
 
     /// Time since the dashboard began.

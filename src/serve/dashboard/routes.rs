@@ -2,13 +2,12 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Query, Request, State as Shared};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY, RETRY_AFTER,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER,
     X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -21,7 +20,8 @@ use tokio::runtime::Handle;
 use super::death::{self, Trouble};
 use super::stream::{self, Wish};
 use super::{Dashboard, MOST_STREAMS, Refusal};
-use crate::serve::health::{one, told, withhold};
+use crate::serve::audience::Audience;
+use crate::serve::probes::{one, told, withhold};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -49,7 +49,7 @@ async fn admit(
     request: Request,
     next: Next,
 ) -> Response {
-    if dashboard.local_only && !is_local(request.headers()) {
+    if dashboard.audience == Audience::Locals && !dashboard.audience.includes(request.headers()) {
         let error = "open it as http://127.0.0.1 or http://localhost, or decide with \
                      show_reasons() what others may see";
         return Refusal(StatusCode::MISDIRECTED_REQUEST, error).into_response();
@@ -78,7 +78,7 @@ async fn page(Shared(dashboard): Shared<Arc<Dashboard>>) -> Response {
                 "no"
             },
         )
-        .replace("{{shown}}", if dashboard.shown { "yes" } else { "no" })
+        .replace("{{shown}}", if dashboard.shown() { "yes" } else { "no" })
         .replace("{{style}}", STYLE)
         .replace("{{script}}", SCRIPT);
     let policy = format!(
@@ -160,7 +160,7 @@ async fn details(Shared(dashboard): Shared<Arc<Dashboard>>, Query(asked): Asked)
     let Some(mut value) = found else {
         return nothing("there is no worker with this id");
     };
-    if !dashboard.shown {
+    if !dashboard.shown() {
         withhold(&mut value);
     }
     told(StatusCode::OK, &value)
@@ -168,7 +168,7 @@ async fn details(Shared(dashboard): Shared<Arc<Dashboard>>, Query(asked): Asked)
 
 /// How a worker died, with its call stack.
 async fn death_of(Shared(dashboard): Shared<Arc<Dashboard>>, Query(asked): Asked) -> Response {
-    if !dashboard.shown {
+    if !dashboard.shown() {
         let error = json!({"error": "call stacks are withheld; see show_reasons()"});
         return told(StatusCode::FORBIDDEN, &error);
     }
@@ -218,57 +218,9 @@ fn busy(error: &str) -> Response {
     response
 }
 
-/// Whether it was called by a name that means this host itself.
-fn is_local(headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else {
-        return false;
-    };
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => name,
-        _ => host,
-    };
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
-    let address = bare.parse::<IpAddr>();
-    address.map_or(bare.eq_ignore_ascii_case("localhost"), |address| {
-        address.to_canonical().is_loopback()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_host_that_means_itself_is_told_from_a_strange_one() {
-        let is = |host: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(HOST, HeaderValue::from_str(host).unwrap());
-            is_local(&headers)
-        };
-        for host in [
-            "localhost",
-            "LOCALHOST:80",
-            "127.0.0.1:8080",
-            "127.9.9.9",
-            "[::1]:80",
-            "[::1]",
-        ] {
-            assert!(is(host), "{host}");
-        }
-        for host in [
-            "",
-            ":",
-            "evil.example",
-            "localhost.evil.example:80",
-            "10.0.0.1",
-            "127.0.0.1.evil.example",
-            "[::2]:80",
-            "][",
-        ] {
-            assert!(!is(host), "{host}");
-        }
-        assert!(!is_local(&HeaderMap::new()));
-    }
 
     #[test]
     fn no_two_pages_have_the_same_nonce() {

@@ -104,12 +104,12 @@ impl Dashboard {
             .events
             .try_iter()
             .take(super::MOST_EVENTS)
-            .map(|event| source::news(event, self.shown))
+            .map(|event| source::news(event, self.shown()))
             .collect();
         self.process.tell(events);
         if let Some(period) = all {
             let draining = self.shutdown.as_ref().is_some_and(|s| s.requested());
-            let mut reading = source::read_registry(&self.registry, self.shown, draining);
+            let mut reading = source::read_registry(&self.registry, self.shown(), draining);
             reading.head["period"] = period.as_secs_f64().into();
             self.process.show(reading, self.now(), steady);
         }
@@ -155,7 +155,7 @@ async fn read_fleet(dashboard: Weak<Dashboard>, fleet: Arc<Fleet>, turn: OwnedSe
     let show = |work: &dyn Fn(&Dashboard)| dashboard.upgrade().iter().for_each(|d| work(d));
     let reader = dashboard.clone();
     let reading = spawn_blocking(move || {
-        let shown = reader.upgrade().is_some_and(|d| d.shown);
+        let shown = reader.upgrade().is_some_and(|d| d.shown());
         let read = source::read_store(&*own.store, shown);
         // Until here, however long it takes, nobody else reads.
         drop(turn);
@@ -207,7 +207,7 @@ impl Fleet {
         let now = dashboard.now();
         let read = self.state.lock().read;
         let read = read.map(|at| now.as_secs_f64() - at.elapsed().as_secs_f64());
-        let error = if dashboard.shown {
+        let error = if dashboard.shown() {
             Value::from(error)
         } else {
             Value::from("the store fails")
