@@ -17,9 +17,13 @@ use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 use crate::fleet::{ProcessIdentity, StoredEnding, StoredWorker, WorkerKey};
 use crate::health::{
     Activity, Death, DeathCause, GroupState, GroupStats, Health, MissingWorkers, State,
-    StateCounts, StopCause, StoreStatus, Summary, SweepReport, Thresholds, TypeStats, UnwellWorker,
+    StateCounts, StopCause, StoreStatus, Summary, SweepReport, SweepTotals, Thresholds, TypeStats,
+    UnwellWorker,
 };
 use crate::registry::Snapshot;
+use crate::roster::events::{Event, EventKind, EventWorker};
+use crate::shutdown::{CleanupReport, ShutdownReport};
+use crate::supervisor::{HungWorker, StopReport};
 
 /// Each type with its names and values.
 macro_rules! report {
@@ -59,6 +63,22 @@ named! {
         Self::Online => "online",
         Self::Offline => "offline",
         Self::Stopped => "stopped",
+    },
+    EventKind(this) => match this {
+        Self::Registered => "registered",
+        Self::Started => "started",
+        Self::Late { .. } => "late",
+        Self::Became(_) => "became",
+        Self::Recovered { .. } => "recovered",
+        Self::Restarting { .. } => "restarting",
+        Self::GaveUp { .. } => "gave_up",
+        Self::Unobserved { .. } => "unobserved",
+        Self::Missing(_) => "missing",
+        Self::StoreFailing { .. } => "store_failing",
+        Self::StoreRestored { .. } => "store_restored",
+        Self::Refused { .. } => "refused",
+        Self::LeaseLost { .. } => "lease_lost",
+        Self::Complete { .. } => "complete",
     },
     StopCause(this) => this.name(),
     DeathCause(this) => this.name(),
@@ -113,6 +133,7 @@ report! {
     }
     StoreStatus(this) {
         "registered": this.registered,
+        "refused": this.refused,
         "failures": this.failures,
         "failures_in_a_row": this.failures_in_a_row,
         "last_error": this.last_error,
@@ -123,6 +144,51 @@ report! {
         "marked_offline": this.marked_offline,
         "affected_groups": this.affected_groups,
         "released_leases": this.released_leases,
+    }
+    SweepTotals(this) {
+        "successes": this.successes,
+        "skipped": this.skipped,
+        "failures": this.failures,
+        "marked_offline": this.marked_offline,
+        "released_leases": this.released_leases,
+        "last_success_age_s": seconds(this.last_success_age),
+    }
+    Event(this) {
+        "at": unix(Some(this.at)),
+        "worker": this.worker,
+        "kind": this.kind,
+        "health": match &this.kind {
+            EventKind::Became(health) => Some(health),
+            _ => None,
+        },
+        "text": this.to_string(),
+    }
+    EventWorker(this) {
+        "id": this.id,
+        "worker_type": this.worker_type,
+        "group": this.group,
+        "incarnation": this.incarnation,
+    }
+    HungWorker(this) {
+        "id": this.id,
+        "health": this.health,
+    }
+    StopReport(this) {
+        "clean": this.is_clean(),
+        "ended": this.ended,
+        "hung": this.hung,
+        "took_s": this.took.as_secs_f64(),
+    }
+    ShutdownReport(this) {
+        "clean": this.is_clean(),
+        "cause": this.cause.to_string(),
+        "hung": this.hung,
+        "cleanups": this.cleanups,
+        "took_s": this.took.as_secs_f64(),
+    }
+    CleanupReport(this) {
+        "name": this.name,
+        "panic": this.panic,
     }
     Thresholds(this) {
         "stale_after_s": this.stale_after.as_secs_f64(),
@@ -250,7 +316,18 @@ mod tests {
         assert_eq!(snapshot["thresholds"]["stale_after_s"], 90.0);
         assert_eq!(snapshot["metadata"]["version"], "1");
         assert!(snapshot["last_heartbeat"].as_f64().unwrap() > 0.0);
+        let events = registry.subscribe();
         hb.fail("no disk");
+        let event = serde_json::to_value(events.recv().unwrap()).unwrap();
+        assert_eq!(event["kind"], "became");
+        assert_eq!(event["worker"]["id"], "a");
+        assert_eq!(event["health"]["state"], "dead");
+        assert_eq!(
+            event["text"],
+            "worker a: dead: failed: no disk, during run-1 (x)"
+        );
+        let report = crate::Supervisor::new(&registry).shutdown(Duration::ZERO);
+        assert_eq!(serde_json::to_value(report).unwrap()["clean"], true);
         let summary = serde_json::to_value(registry.summary()).unwrap();
         assert_eq!(summary["states"]["dead"], 1);
         assert_eq!(summary["states"]["never_started"], 0);

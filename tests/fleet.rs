@@ -750,7 +750,11 @@ fn workers_that_a_store_refuses_keep_nobody_else_out() {
     });
     assert!(!attachment.flush(SECOND), "two are not told of");
     let status = attachment.status();
-    assert_eq!(status.failures_in_a_row, 0, "the store does not fail");
+    assert_eq!(
+        (status.failures, status.refused),
+        (0, 2),
+        "the store does not fail"
+    );
     assert!(
         status
             .last_error
@@ -759,7 +763,7 @@ fn workers_that_a_store_refuses_keep_nobody_else_out() {
     );
     let refused: Vec<_> = events
         .try_iter()
-        .filter(|event| matches!(event.kind, EventKind::StoreFailing { .. }))
+        .filter(|event| matches!(event.kind, EventKind::Refused { .. }))
         .map(|event| event.id().to_owned())
         .collect();
     assert_eq!(refused.len(), 2, "each is told once: {refused:?}");

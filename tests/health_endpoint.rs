@@ -5,16 +5,16 @@ mod http;
 mod support;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use http::{Reply, exchange, request};
+use http::{Reply, exchange, poll, request};
 use proptest::prelude::*;
 use serde_json::Value;
 use support::{SECOND, World};
 use worker_heartbeat::serve::HealthServer;
-use worker_heartbeat::{Activity, HealthEndpoint, Shutdown};
+use worker_heartbeat::{Activity, HealthEndpoint, Registry, Shutdown, State, WorkerHeartbeat};
 
 struct Site {
     world: World,
@@ -326,6 +326,139 @@ fn it_answers_while_workers_hold_their_locks_and_the_pacemaker_does_not_look() {
         reply.status, 200,
         "the reader woke the pacemaker: {reply:?}"
     );
+}
+
+/// A log that blocks, on the pacemaker's thread, when it is told of this worker.
+struct HeldUp(Mutex<()>);
+
+const HELD_UP: &str = "holds-up-the-log";
+static LOG: HeldUp = HeldUp(Mutex::new(()));
+
+impl log::Log for HeldUp {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if record.args().to_string().contains(HELD_UP) {
+            drop(self.0.lock());
+        }
+    }
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_pacemaker_that_is_held_up_is_waited_for_once_and_not_for_each_worker() {
+    let gate = LOG.0.lock().unwrap();
+    log::set_logger(&LOG).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let registry = Registry::new();
+    let workers: Vec<_> = (0..200)
+        .map(|_| WorkerHeartbeat::builder("poller").registry(&registry))
+        .map(|builder| builder.start().unwrap())
+        .collect();
+    workers.iter().for_each(WorkerHeartbeat::beat);
+    let hung = WorkerHeartbeat::builder("poller")
+        .id(HELD_UP)
+        .stall_after(Duration::from_millis(20))
+        .registry(&registry)
+        .start()
+        .unwrap();
+    hung.beat();
+    let unobserved = |hb: &WorkerHeartbeat| hb.health().state() == State::Unobserved;
+    poll("the pacemaker to be held up", || {
+        unobserved(&workers[0]).then_some(())
+    });
+    let server = HealthEndpoint::new(&registry).serve("127.0.0.1:0").unwrap();
+    for path in [
+        "/livez",
+        "/v1/worker/health",
+        "/v1/workers?limit=1000",
+        "/metrics",
+    ] {
+        let begun = Instant::now();
+        let reply = get(server.local_addr(), path);
+        // A tenth of a second for each of two hundred workers would be twenty.
+        assert!(
+            begun.elapsed() < 5 * SECOND,
+            "{path}: {:?}",
+            begun.elapsed()
+        );
+        let fails = path == "/livez" || path == "/v1/worker/health";
+        assert_eq!(reply.status == 503, fails, "{path}: {reply:?}");
+    }
+    drop(gate);
+}
+
+#[test]
+fn a_check_that_hangs_fails_readiness_and_nothing_else() {
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let site = Site::with(|endpoint| {
+        endpoint.check("db", move || {
+            let _ = gate.lock().unwrap().recv();
+            Ok(())
+        })
+    });
+    std::thread::scope(|scope| {
+        let address = site.server.local_addr();
+        let ready = scope.spawn(move || get(address, "/readyz"));
+        let begun = Instant::now();
+        assert_eq!(site.status("/livez"), 200);
+        assert!(begun.elapsed() < 4 * SECOND, "{:?}", begun.elapsed());
+        let ready = ready.join().unwrap();
+        assert_eq!(ready.status, 503);
+        assert!(
+            ready.body.contains("[-]checks failed: no answer in 5s"),
+            "{ready:?}"
+        );
+    });
+    drop(open);
+}
+
+#[test]
+fn where_nobody_is_alive_the_process_is_not() {
+    let site = Site::new();
+    let alive = || site.get("/v1/worker/health").json()["alive"].clone();
+    assert_eq!(alive(), false, "there are no workers");
+    let hb = site.world.worker("poller").id("a").start().unwrap();
+    assert_eq!(alive(), true, "it is starting");
+    hb.beat();
+    assert_eq!(alive(), true);
+    drop(hb);
+    assert_eq!(alive(), false, "all are stopped");
+    site.world.registry.purge(Duration::ZERO);
+    assert_eq!(alive(), false);
+}
+
+#[test]
+fn a_process_in_which_a_thousand_workers_hang_answers_in_bounded_size() {
+    let site = Site::new();
+    let workers: Vec<_> = (0..1_000)
+        .map(|n| {
+            let builder = site.world.worker("task").id(format!("w{n:04}"));
+            builder.stall_after(SECOND).start().unwrap()
+        })
+        .collect();
+    workers.iter().for_each(|hb| hb.beat());
+    site.world.seconds(3);
+    let page = site.get("/v1/workers?limit=1");
+    let totals = page.json();
+    assert_eq!(totals["stalled_workers"].as_array().unwrap().len(), 100);
+    assert_eq!(totals["stats_by_type"]["task"]["states"]["stalled"], 1_000);
+    assert_eq!(totals["workers"].as_array().unwrap().len(), 1);
+    let health = site.get("/v1/worker/health").body;
+    assert!(health.contains("w0004: stalled") && health.contains("and 995 more"));
+    assert!(health.len() < 2_000, "{health}");
+}
+
+#[test]
+fn types_by_the_name_of_what_is_withheld_are_counted_for_strangers_too() {
+    let site = Site::with(|endpoint| endpoint.show_reasons(false));
+    let hb = site.world.worker("reason").group("task").start().unwrap();
+    hb.beat();
+    let totals = site.get("/v1/workers").json();
+    assert_eq!(totals["stats_by_type"]["reason"]["active"], 1);
+    assert_eq!(totals["groups"]["task"]["state"], "online");
 }
 
 #[test]

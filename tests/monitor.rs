@@ -160,6 +160,11 @@ fn what_makes_no_sense_ends_with_2_and_says_why() {
         ),
         (&["check", "--max-age", "1s"], "--file <FILE>"),
         (
+            &["watch", "--sqlite", "a", "--interval", "2d"],
+            "a day at most",
+        ),
+        (&["watch", "--sqlite", ":memory:"], "nobody else's"),
+        (
             &["watch", "--sqlite", "a", "--listen", "here"],
             "invalid socket address",
         ),
@@ -328,6 +333,17 @@ fn a_password_is_never_told() {
             said.contains("invalid url") && !said.contains(PASSWORD),
             "{said}"
         );
+        // In the wrong place.
+        for arguments in [
+            &[command, &url][..],
+            &[command, "--sqlite", &url],
+            &[&url],
+            &["watch", "--listen", &url],
+        ] {
+            let said = ends(arguments, 2);
+            assert!(said.contains("may hold a password"), "{said}");
+            assert!(!said.contains(PASSWORD), "{said}");
+        }
         let by_environment = monitor(&[command])
             .env("POSTGRES_URL", &url)
             .output()

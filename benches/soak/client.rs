@@ -51,6 +51,15 @@ impl Load {
         all
     }
 
+    /// As if it had been one.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.times.extend(other.times);
+        self.times.sort_unstable();
+        self.others += other.others;
+        self.failed += other.failed;
+        self.took += other.took;
+    }
+
     pub(crate) fn answered(&self) -> usize {
         self.times.len() + self.others
     }
@@ -191,7 +200,7 @@ pub(crate) fn dashboard(address: SocketAddr) -> Reader {
         let mut reader = connect(address).expect("a connection");
         write!(
             reader.get_mut(),
-            "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            "GET /v1/events?view=process HTTP/1.1\r\nHost: localhost\r\n\r\n"
         )
         .expect("a request");
         let (status, _) = head(&mut reader).expect("an answer");

@@ -107,8 +107,11 @@ fn is_wrong(deed: u64, health: State) -> bool {
 pub(crate) fn serve() {
     std::panic::set_hook(Box::new(|_| {}));
     let registry = Registry::global();
-    let supervisor = Supervisor::new(registry)
-        .restart(Restart::on_failure().backoff(Duration::from_millis(200), Duration::from_secs(2)));
+    let supervisor = Supervisor::new(registry).restart(
+        Restart::on_failure()
+            .max(u32::MAX)
+            .backoff(Duration::from_millis(200), Duration::from_secs(2)),
+    );
     let faults = Arc::new(AtomicU64::new(0));
     let mut watched: Vec<(Probe, Arc<Deed>)> = Vec::new();
     for number in 1..=STEADY + TROUBLED {

@@ -1,8 +1,8 @@
 //! A service as it is operated: systemd or Kubernetes gives it up when a worker hangs.
 //!
 //! ```text
-//! cargo run --example service --features beacon,http,systemd
-//! cargo run --example service --features beacon,http,systemd -- --listen 127.0.0.1:8080 --beacon /tmp/beacon.json --hang-after 5
+//! cargo run --example service --features beacon,http,prometheus,systemd
+//! cargo run --example service --features beacon,http,prometheus,systemd -- --listen 127.0.0.1:8080 --beacon /tmp/beacon.json --hang-after 5
 //! ```
 //!
 //! Beside this file: the unit for systemd, and manifests for Kubernetes with probes over HTTP and by

@@ -110,20 +110,67 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} active, {} dead", self.total_active, self.total_dead)?;
-        for (state, count) in self.states.iter() {
+        self.brief(usize::MAX).fmt(f)
+    }
+}
+
+impl Summary {
+    /// As its `Display`, but of the workers that are not well only so many are named.
+    pub(crate) const fn brief(&self, most: usize) -> Brief<'_> {
+        Brief {
+            summary: self,
+            most,
+        }
+    }
+
+    /// The workers that are not well, so many of them, and what is wrong: to go on with in a sentence.
+    #[cfg(any(feature = "beacon", feature = "http", feature = "systemd"))]
+    pub(crate) fn unwell(&self, most: usize) -> String {
+        struct Unwell<'a>(Brief<'a>);
+        impl fmt::Display for Unwell<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.name_unwell(f)
+            }
+        }
+        Unwell(self.brief(most)).to_string()
+    }
+}
+
+/// A summary in one line of bounded length.
+pub(crate) struct Brief<'a> {
+    summary: &'a Summary,
+    most: usize,
+}
+
+impl Brief<'_> {
+    fn name_unwell(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (dead, stalled) = (&self.summary.dead_workers, &self.summary.stalled_workers);
+        for unwell in dead.iter().chain(stalled).take(self.most) {
+            write!(f, "; {}: {}", Line(&unwell.id), unwell.health)?;
+        }
+        match (dead.len() + stalled.len()).saturating_sub(self.most) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}
+
+impl fmt::Display for Brief<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let summary = self.summary;
+        let (active, dead) = (summary.total_active, summary.total_dead);
+        write!(f, "{active} active, {dead} dead")?;
+        for (state, count) in summary.states.iter() {
             if count > 0 && !state.is_recent() && !state.is_offline() {
                 write!(f, ", {count} {state}")?;
             }
         }
-        for unwell in self.dead_workers.iter().chain(&self.stalled_workers) {
-            write!(f, "; {}: {}", Line(&unwell.id), unwell.health)?;
-        }
-        for missing in &self.missing {
+        self.name_unwell(f)?;
+        for missing in &summary.missing {
             write!(f, "; {missing}")?;
         }
-        if self.states.get(State::Unobserved) > 0 {
-            write!(f, "; nobody has looked for {}", Age(self.tick_age))?;
+        if summary.states.get(State::Unobserved) > 0 {
+            write!(f, "; nobody has looked for {}", Age(summary.tick_age))?;
         }
         Ok(())
     }
@@ -259,6 +306,8 @@ impl fmt::Display for MissingWorkers {
 pub struct StoreStatus {
     /// Workers that the store knows.
     pub registered: usize,
+    /// Workers that the store does not let in; they are asked for again each 10 s.
+    pub refused: usize,
     /// Calls to the store that failed, ever.
     pub failures: u64,
     /// Calls that failed since one last succeeded; 0 while the store answers.

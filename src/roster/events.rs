@@ -94,6 +94,11 @@ pub enum EventKind {
         /// How often it failed in between.
         failures: u64,
     },
+    /// The store does not let the worker in. It is asked again each 10 s.
+    Refused {
+        /// Why not.
+        error: String,
+    },
     /// The worker does not hold its run any more: the lease expired, or was taken away.
     LeaseLost {
         /// The run.
@@ -130,6 +135,7 @@ impl Event {
             | EventKind::Unobserved { .. }
             | EventKind::Missing(_)
             | EventKind::StoreFailing { .. }
+            | EventKind::Refused { .. }
             | EventKind::LeaseLost { .. } => log::Level::Warn,
             EventKind::GaveUp { .. } => log::Level::Error,
         }
@@ -165,6 +171,7 @@ impl fmt::Display for Event {
             ),
             EventKind::Missing(missing) => missing.fmt(f),
             EventKind::StoreFailing { error } => write!(f, "store failing: {}", Line(error)),
+            EventKind::Refused { error } => write!(f, "not let in by the store: {}", Line(error)),
             EventKind::StoreRestored { failures: 1 } => {
                 f.write_str("store restored after 1 failure")
             }

@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
-use axum::http::HeaderMap;
 use axum::http::header::HOST;
+use axum::http::{HeaderMap, HeaderName};
+
+const PROXY_HEADERS: [&str; 4] = ["forwarded", "via", "x-real-ip", "cf-connecting-ip"];
 
 /// Who is shown reasons, tasks, runs, metadata and call stacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,10 +22,16 @@ impl Audience {
     pub(super) fn includes(self, headers: &HeaderMap) -> bool {
         match self {
             Self::Nobody => false,
-            Self::Locals => is_local(headers),
+            Self::Locals => is_local(headers) && !came_by_proxy(headers),
             Self::Everybody => true,
         }
     }
+}
+
+/// Whether a proxy passed it on for somebody else, and says so.
+fn came_by_proxy(headers: &HeaderMap) -> bool {
+    let mut names = headers.keys().map(HeaderName::as_str);
+    names.any(|name| name.starts_with("x-forwarded-") || PROXY_HEADERS.contains(&name))
 }
 
 /// Whether it was called by a name that means this host itself.
@@ -46,6 +54,18 @@ fn is_local(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
     use axum::http::HeaderValue;
+
+    #[test]
+    fn who_comes_by_a_proxy_is_no_local() {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, HeaderValue::from_static("127.0.0.1:8080"));
+        assert!(Audience::Locals.includes(&headers));
+        for name in ["x-forwarded-for", "forwarded", "x-real-ip", "via"] {
+            let mut passed_on = headers.clone();
+            passed_on.insert(name, HeaderValue::from_static("203.0.113.7"));
+            assert!(!Audience::Locals.includes(&passed_on), "{name}");
+        }
+    }
 
     #[test]
     fn a_host_that_means_itself_is_told_from_a_strange_one() {

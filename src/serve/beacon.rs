@@ -232,6 +232,10 @@ fn age(record: &Value) -> Option<Duration> {
 
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
+    if !fs::metadata(path)?.is_file() {
+        // A pipe would be waited for.
+        return Err(io::Error::other("it is not a plain file"));
+    }
     let file = fs::File::open(path)?;
     file.take(LARGEST).read_to_string(&mut text)?;
     Ok(text)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::StatusCode;
+use axum::middleware;
 use serde_json::json;
 
 use super::audience::Audience;
@@ -30,7 +31,7 @@ use crate::shutdown::Shutdown;
 /// | `/v1/workers?after=ID&limit=N` | `total_active_workers`, `total_dead_workers`, `dead_workers`, `stats_by_type`, and the workers in the order of their ids, a page of 100 or `limit` (1000 at most) |
 /// | `/livez` | 200, or 503 if a worker is given up or stalled, or the pacemaker is |
 /// | `/readyz` | 200, or 503 also while workers are starting or missing, while the process drains, or when a [`check`](Self::check) fails |
-/// | `/startupz` | 200 once every worker has started, and those that are expected are there |
+/// | `/startupz` | 200 once every worker has started and is well, and those that are expected are there |
 /// | `/metrics` | all of it for Prometheus (feature `prometheus`) |
 /// | `/` | the dashboard: how the workers are, and why, on one page |
 /// | `/v1/events?view=V&after=ID` | what happens, as server-sent events; with `view` (`process`, `fleet`) the workers' rows too; 503 if there are 64 streams |
@@ -90,7 +91,8 @@ impl HealthEndpoint {
     }
 
     /// Something else that has to be well for the process to be ready, such as a database. It is
-    /// called at most every 50 ms, and must not block for long. A panic counts as a failure.
+    /// called at most every 50 ms, and only for `/readyz`, which waits for all checks together for at
+    /// most 5 s. A panic counts as a failure.
     pub fn check(
         mut self,
         name: impl Into<String>,
@@ -116,7 +118,8 @@ impl HealthEndpoint {
 
     /// Whether reasons, tasks, runs, metadata and call stacks are shown to whoever asks; states and ids
     /// always are. By default they are if it is [served](Self::serve) on a loopback address, to who
-    /// calls it by a name that means this host: not to a proxy or a web page that lets others in.
+    /// calls it by a name that means this host, and has not come through a proxy that says so. Behind
+    /// a proxy that does not, say `show_reasons(false)`.
     pub const fn show_reasons(mut self, show_reasons: bool) -> Self {
         self.show_reasons = Some(show_reasons);
         self
@@ -161,12 +164,13 @@ impl HealthEndpoint {
             self.checks.clone(),
         );
         let coordinator = self.coordinator.as_ref().map(Coordinator::router);
-        let router = probes::router(views, audience)
-            .merge(coordinator.unwrap_or_default())
-            .merge(dashboard.router());
+        let router = probes::router(views, audience).merge(dashboard.router());
         #[cfg(feature = "prometheus")]
         let router = router.merge(metrics::routes(self.scraped()));
         router
+            .layer(middleware::from_fn(probes::in_time))
+            // That has time limits of its own.
+            .merge(coordinator.unwrap_or_default())
     }
 
     /// Those that were given, or what there is to tell.

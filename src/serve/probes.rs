@@ -2,20 +2,25 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequestParts, Query, State as Shared};
+use axum::extract::{FromRequestParts, Query, Request, State as Shared};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::audience::Audience;
 use super::view::{Outcome, Views};
 
+/// No answer takes longer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Workers on one page.
 const PAGE: usize = 100;
 const LONGEST_PAGE: usize = 1_000;
@@ -54,6 +59,15 @@ pub(super) fn router(views: Views, audience: Audience) -> Router {
         .with_state(Arc::new(Desk { views, audience }))
 }
 
+/// No answer takes longer, whatever it waits for. (The dashboard's streams go on after theirs.)
+pub(super) async fn in_time(request: Request, next: Next) -> Response {
+    let answered = timeout(ANSWER_TIMEOUT, next.run(request)).await;
+    answered.unwrap_or_else(|_| {
+        let error = format!("no answer in {ANSWER_TIMEOUT:?}");
+        told(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }))
+    })
+}
+
 async fn livez(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
     let view = desk.views.get().await;
     let found = view.process.findings();
@@ -79,14 +93,17 @@ async fn readyz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
                 .then(|| "it is shutting down".to_owned()),
         ),
     ];
-    checks.extend(view.checks.iter().cloned());
+    checks.extend(desk.views.checks().await);
     asked.probe(checks)
 }
 
 async fn startupz(Shared(desk): Shared<Arc<Desk>>, asked: Asked) -> Response {
     let view = desk.views.get().await;
     let found = view.process.findings();
+    // A worker that died while it was being set up has not started either.
     let checks = vec![
+        ("pacemaker".to_owned(), found.pacemaker),
+        ("workers".to_owned(), found.workers),
         ("started".to_owned(), found.started),
         ("expected".to_owned(), found.expected),
     ];
@@ -197,10 +214,13 @@ pub(super) fn withhold(value: &mut Value) {
         "detail",
         "process",
     ];
+    const COUNTS: [&str; 2] = ["stats_by_type", "groups"];
     match value {
         Value::Object(fields) => {
             for (name, inner) in fields {
-                if WITHHELD.contains(&name.as_str()) {
+                if COUNTS.contains(&name.as_str()) {
+                    // By names that the application chose, and nothing but counts.
+                } else if WITHHELD.contains(&name.as_str()) {
                     *inner = Value::Null;
                 } else {
                     withhold(inner);

@@ -3,15 +3,15 @@
 
 use std::time::Duration;
 
-use crate::health::{Line, State, Summary};
+use crate::health::{State, Summary};
 use crate::registry::Registry;
 
 /// A pacemaker that has not looked for longer than this, and than ten of its resolutions, is told
 /// as failing.
 const LONGEST_TICK_AGE: Duration = Duration::from_secs(5);
 
-/// So many workers are named by a probe that fails.
-const MOST_CULPRITS: usize = 5;
+/// So many workers that are not well are named, however many there are.
+const MOST_NAMED: usize = 5;
 
 /// Every state, the worst first.
 #[cfg(any(feature = "http", feature = "beacon"))]
@@ -60,13 +60,13 @@ impl Process {
         }
     }
 
-    /// Whom to look at first, and why.
-    fn culprits(&self) -> String {
+    /// How the workers are, in one line of bounded length.
+    pub(super) fn reason(&self) -> String {
         let summary = &self.summary;
-        let unwell = summary.dead_workers.iter().chain(&summary.stalled_workers);
-        let said = unwell.take(MOST_CULPRITS);
-        said.map(|worker| format!("; {}: {}", Line(&worker.id), worker.health))
-            .collect()
+        if summary.total == 0 {
+            return "there are no workers".to_owned();
+        }
+        summary.brief(MOST_NAMED).to_string()
     }
 
     pub(super) fn findings(&self) -> Findings {
@@ -95,7 +95,7 @@ impl Process {
                 State::NeverStarted,
                 State::Stalled,
             ])
-            .map(|counts| counts + &self.culprits()),
+            .map(|counts| counts + &summary.unwell(MOST_NAMED)),
             #[cfg(any(feature = "http", feature = "systemd"))]
             started: count(&[State::Starting, State::NeverStarted]),
             expected: (!summary.missing.is_empty()).then(|| {
@@ -140,21 +140,18 @@ impl Findings {
 impl Process {
     pub(super) fn to_json(&self, last_heartbeat: f64) -> serde_json::Value {
         let summary = &self.summary;
-        let alive = self.findings().is_well() && summary.total > 0;
+        // Where nobody is alive any more, or yet, nobody is well.
+        let living = summary.total_active + summary.states.get(State::Starting);
+        let alive = self.findings().is_well() && living > 0;
         let state = WORST_FIRST
             .into_iter()
             .find(|state| summary.states.get(*state) > 0);
-        let reason = if summary.total == 0 {
-            "there are no workers".to_owned()
-        } else {
-            summary.to_string()
-        };
         serde_json::json!({
             "alive": alive,
             "last_heartbeat": last_heartbeat,
             // The worst that a worker is in.
             "state": state,
-            "reason": reason,
+            "reason": self.reason(),
             "draining": self.draining,
             "tick_age_s": summary.tick_age.as_secs_f64(),
             "total_active_workers": summary.total_active,
@@ -171,9 +168,11 @@ impl Process {
             let since = looked.duration_since(std::time::SystemTime::UNIX_EPOCH);
             since.unwrap_or_default().as_secs_f64()
         } else {
-            let workers = registry.workers().into_iter();
-            workers
-                .map(|probe| probe.snapshot().last_heartbeat_unix())
+            // Not one that waits for the pacemaker: that has been done.
+            let view = registry.roster().view();
+            let posts = registry.posts().into_iter();
+            posts
+                .map(|post| registry.snapshot_at(&post, &view).last_heartbeat_unix())
                 .fold(0.0, f64::max)
         }
     }

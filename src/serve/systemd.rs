@@ -21,7 +21,7 @@ const THREAD_NAME: &str = "wh-systemd";
 /// Tells systemd how the workers of a registry are, until it is dropped (sd_notify(3)). For a unit
 /// with `Type=notify` and, best, `WatchdogSec=`:
 ///
-/// * `READY=1` when every worker has started, and those that are
+/// * `READY=1` when every worker has started and is well, and those that are
 ///   [expected](Registry::expect_workers) are there. Register the workers before, or expect them:
 ///   without any, it is ready at once.
 /// * `WATCHDOG=1` twice in each `WATCHDOG_USEC`, but only while every worker is well, as `/livez`
@@ -110,13 +110,12 @@ enum Word {
 }
 
 impl Teller {
-    fn words(&mut self, process: &Process) -> Vec<Word> {
+    fn words(&self, process: &Process) -> Vec<Word> {
         let findings = process.findings();
         let mut words = Vec::new();
         if process.draining {
             words.extend(self.stop());
-        } else if !self.ready && findings.has_started() {
-            self.ready = true;
+        } else if !self.ready && findings.has_started() && findings.is_live() {
             words.push(Word::Ready);
         }
         if self.watched && findings.is_live() {
@@ -126,11 +125,17 @@ impl Teller {
         words
     }
 
-    fn stop(&mut self) -> Vec<Word> {
-        if std::mem::replace(&mut self.stopping, true) {
+    fn stop(&self) -> Vec<Word> {
+        if self.stopping {
             return Vec::new();
         }
         vec![Word::Stopping]
+    }
+
+    /// It has arrived: it is not said again.
+    fn note(&mut self, words: &[Word]) {
+        self.ready |= words.contains(&Word::Ready);
+        self.stopping |= words.contains(&Word::Stopping);
     }
 
     fn send(&mut self, words: &[Word]) {
@@ -149,6 +154,9 @@ impl Teller {
             );
         }
         self.failing = failing;
+        if !failing {
+            self.note(words);
+        }
     }
 }
 
@@ -166,7 +174,7 @@ impl Word {
 /// The summary on one line, of a length that systemd shows. Nothing that workers report can break
 /// the line, and so be taken for another message: a summary escapes it.
 fn status(process: &Process) -> String {
-    let mut text = process.summary.to_string();
+    let mut text = process.reason();
     if text.len() > LONGEST_STATUS {
         text.truncate(text.floor_char_boundary(LONGEST_STATUS));
         text.push('…');
@@ -181,6 +189,7 @@ mod tests {
 
     fn after(teller: &mut Teller, registry: &Registry) -> Vec<Word> {
         let mut words = teller.words(&Process::read(registry));
+        teller.note(&words);
         words.retain(|word| !matches!(word, Word::Status(_)));
         words
     }
@@ -213,6 +222,27 @@ mod tests {
         );
         assert_eq!(after(&mut teller, &registry), [Word::Watchdog]);
         assert_eq!(teller.stop(), []);
+    }
+
+    #[test]
+    fn a_worker_that_died_while_it_was_set_up_is_not_ready_and_what_did_not_arrive_is_said_again() {
+        let registry = Registry::new();
+        let mut teller = Teller::default();
+        let start = || {
+            WorkerHeartbeat::builder("poller")
+                .id("a")
+                .registry(&registry)
+                .start()
+        };
+        start().unwrap().fail("no disk");
+        assert_eq!(after(&mut teller, &registry), []);
+        let hb = start().unwrap();
+        hb.beat();
+        let said = teller.words(&Process::read(&registry));
+        assert!(said.contains(&Word::Ready));
+        // It was not sent.
+        assert_eq!(after(&mut teller, &registry), [Word::Ready]);
+        assert_eq!(after(&mut teller, &registry), []);
     }
 
     #[test]

@@ -3,15 +3,27 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::fresh::Fresh;
 use super::process::Process;
+use crate::health::UnwellWorker;
 use crate::panics;
-use crate::registry::{Probe, Registry, Snapshot};
+use crate::registry::{Registry, Snapshot};
+use crate::roster::post::Post;
 use crate::shutdown::Shutdown;
+
+/// How long the checks of the application may take, all together.
+const CHECKS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Lookups of workers at a time; others wait for their turn.
+const LOOKUPS: usize = 4;
+/// So many of the dead, and of the stalled, are told with the totals; all are on the pages.
+const MOST_UNWELL: usize = 100;
 
 /// Something that has to be well beside the workers.
 pub(super) type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -22,7 +34,6 @@ pub(super) type Outcome = (String, Option<String>);
 /// One reading of everything that is told of the process.
 pub(super) struct View {
     pub process: Process,
-    pub checks: Vec<Outcome>,
     /// Unix time until when a worker was known to be well; 0.0 if none ever was.
     last_heartbeat: f64,
 }
@@ -32,7 +43,10 @@ pub(super) struct Views {
     source: Arc<Source>,
     view: Fresh<View>,
     /// In the order of their ids.
-    workers: Fresh<Vec<Probe>>,
+    workers: Fresh<Vec<Post>>,
+    checks: Fresh<Vec<Outcome>>,
+    /// Lookups that are being done.
+    lookups: Arc<Semaphore>,
 }
 
 struct Source {
@@ -55,6 +69,8 @@ impl Views {
             }),
             view: Fresh::default(),
             workers: Fresh::default(),
+            checks: Fresh::default(),
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
         }
     }
 
@@ -64,38 +80,73 @@ impl Views {
         view.unwrap_or_else(|| Arc::new(View::unknown()))
     }
 
+    /// What else has to be well. It is the application that looks, and that may take long.
+    pub(super) async fn checks(&self) -> Vec<Outcome> {
+        let source = Arc::clone(&self.source);
+        let checked = timeout(CHECKS_TIMEOUT, self.checks.get(move || source.check())).await;
+        match checked {
+            Ok(Some(outcomes)) => outcomes.to_vec(),
+            Ok(None) => vec![("checks".to_owned(), Some("they panicked".to_owned()))],
+            Err(_) => {
+                let why = format!("no answer in {CHECKS_TIMEOUT:?}");
+                vec![("checks".to_owned(), Some(why))]
+            }
+        }
+    }
+
     /// All that is known of one worker.
     pub(super) async fn worker(&self, id: &str) -> Option<Value> {
-        let (source, id) = (Arc::clone(&self.source), id.to_owned());
-        let read = spawn_blocking(move || source.registry.get(&id).map(|probe| probe.snapshot()));
-        read.await.ok()?.map(|snapshot| worker(&snapshot))
+        let id = id.to_owned();
+        let find = move |source: &Source| {
+            let found = source.registry.get(&id);
+            found.map(|probe| worker(&probe.snapshot()))
+        };
+        self.look_up(find).await?
     }
 
     /// The workers whose ids come after this one, in order.
     pub(super) async fn page(&self, after: &str, limit: usize) -> Vec<Value> {
         let source = Arc::clone(&self.source);
         let sorted = move || {
-            let mut probes = source.registry.workers();
-            probes.sort_unstable_by(|a, b| a.id().cmp(b.id()));
-            probes
+            let mut posts = source.registry.posts();
+            posts.sort_by_cached_key(|post| post.record.id().to_owned());
+            posts
         };
-        let Some(probes) = self.workers.get(sorted).await else {
+        let Some(posts) = self.workers.get(sorted).await else {
             return Vec::new();
         };
-        let first = probes.partition_point(|probe| probe.id() <= after);
-        let asked = probes.iter().skip(first).take(limit).cloned();
-        let asked: Vec<Probe> = asked.collect();
-        let read = spawn_blocking(move || {
-            let snapshots = asked.iter().map(|probe| worker(&probe.snapshot()));
-            snapshots.collect()
+        let first = posts.partition_point(|post| post.record.id() <= after);
+        let asked: Vec<Post> = posts.iter().skip(first).take(limit).cloned().collect();
+        let read = move |source: &Source| {
+            let view = source.registry.view();
+            let snapshots = asked
+                .iter()
+                .map(|post| source.registry.snapshot_at(post, &view));
+            snapshots.map(|snapshot| worker(&snapshot)).collect()
+        };
+        self.look_up(read).await.unwrap_or_default()
+    }
+
+    /// A few at a time: each takes a thread, and some look at all workers.
+    async fn look_up<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Source) -> T + Send + 'static,
+    ) -> Option<T> {
+        // It is never closed.
+        let turn = Arc::clone(&self.lookups).acquire_owned().await.ok()?;
+        let source = Arc::clone(&self.source);
+        let looked = spawn_blocking(move || {
+            let found = look(&source);
+            drop(turn);
+            found
         });
-        read.await.unwrap_or_default()
+        looked.await.ok()
     }
 }
 
 impl Source {
-    fn read(&self) -> View {
-        let checks = self.checks.iter().map(|(name, check)| {
+    fn check(&self) -> Vec<Outcome> {
+        let checked = self.checks.iter().map(|(name, check)| {
             let checked = catch_unwind(AssertUnwindSafe(|| check()));
             let outcome = checked.unwrap_or_else(|payload| {
                 panics::dispose(payload);
@@ -103,12 +154,15 @@ impl Source {
             });
             (name.clone(), outcome.err())
         });
+        checked.collect()
+    }
+
+    fn read(&self) -> View {
         let mut process = Process::read(&self.registry);
         process.draining |= self.shutdown.as_ref().is_some_and(Shutdown::requested);
         View {
             last_heartbeat: process.last_heartbeat(&self.registry),
             process,
-            checks: checks.collect(),
         }
     }
 }
@@ -118,7 +172,6 @@ impl View {
     fn unknown() -> Self {
         Self {
             process: Process::unknown(),
-            checks: Vec::new(),
             last_heartbeat: 0.0,
         }
     }
@@ -134,14 +187,18 @@ impl View {
             "total_workers": summary.total,
             "total_active_workers": summary.total_active,
             "total_dead_workers": summary.total_dead,
-            "dead_workers": summary.dead_workers,
-            "stalled_workers": summary.stalled_workers,
+            "dead_workers": first(&summary.dead_workers),
+            "stalled_workers": first(&summary.stalled_workers),
             "stats_by_type": summary.stats_by_type,
             "groups": summary.groups,
             "missing": summary.missing,
             "tick_age_s": summary.tick_age.as_secs_f64(),
         })
     }
+}
+
+fn first(workers: &[UnwellWorker]) -> &[UnwellWorker] {
+    workers.get(..MOST_UNWELL).unwrap_or(workers)
 }
 
 /// One worker: what everybody asks for first, then all that is known.

@@ -3,11 +3,12 @@
 #[path = "../support/coordinator.rs"]
 mod client;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use client::{Reply, exchange};
-use worker_heartbeat::{Activity, HealthEndpoint, MemoryStore, Metrics};
+use worker_heartbeat::{Activity, HealthEndpoint, MemoryStore, Metrics, Registry, WorkerHeartbeat};
 
 use crate::scrape::{Moody, Scrape, promtool};
 use crate::support::{SECOND, World};
@@ -82,13 +83,16 @@ fn an_application_chooses_what_is_told() {
 
 #[test]
 fn many_that_scrape_cost_one_reading() {
-    let world = World::new();
-    let hb = world.worker("w").start().unwrap();
-    hb.beat();
-    let server = HealthEndpoint::new(&world.registry)
-        .serve("127.0.0.1:0")
+    // On the system's clock, no two readings are the same.
+    let registry = Registry::new();
+    let hb = WorkerHeartbeat::builder("w")
+        .registry(&registry)
+        .start()
         .unwrap();
+    hb.beat();
+    let server = HealthEndpoint::new(&registry).serve("127.0.0.1:0").unwrap();
     let address = server.local_addr();
+    let begun = Instant::now();
     let replies: Vec<_> = std::thread::scope(|scope| {
         let asking: Vec<_> = (0..16)
             .map(|_| scope.spawn(move || (0..10).map(|_| get(address, "")).collect::<Vec<_>>()))
@@ -97,4 +101,15 @@ fn many_that_scrape_cost_one_reading() {
         asked.flat_map(|thread| thread.join().unwrap()).collect()
     });
     assert!(replies.iter().all(|reply| reply.status == 200));
+    let readings: BTreeSet<_> = replies.iter().map(|reply| &reply.body).collect();
+    let most = begun.elapsed().as_millis() / 50 + 2;
+    assert!(
+        readings.len() as u128 <= most,
+        "{} readings",
+        readings.len()
+    );
+    assert!(
+        most < 160,
+        "the machine is too slow for this test to tell anything"
+    );
 }

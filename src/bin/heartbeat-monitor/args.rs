@@ -55,8 +55,8 @@ pub struct Watch {
     #[command(flatten)]
     pub store: Store,
 
-    /// Time from one sweep to the next
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    /// Time from one sweep to the next, a day at most
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = interval)]
     pub interval: Duration,
 
     #[command(flatten)]
@@ -162,6 +162,15 @@ pub struct Store {
     /// The schema in PostgreSQL
     #[arg(long, value_name = "NAME", default_value = "worker_heartbeat")]
     pub schema: String,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let interval = duration(text)?;
+    if interval > DAY {
+        return Err("a day at most".to_owned());
+    }
+    Ok(interval)
 }
 
 /// `90s`, `5m`, `1h 30m`, `7d`.

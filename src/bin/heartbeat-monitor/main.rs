@@ -23,7 +23,10 @@ const MISUSED: u8 = 2;
 const FAILED: u8 = 3;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return misunderstood(&error),
+    };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let done = match &arguments.command {
         Command::Watch(watch) => watch::run(watch),
@@ -34,6 +37,19 @@ fn main() -> ExitCode {
         Command::Check(check) => commands::check(check),
     };
     done.unwrap_or_else(|error| report(&error))
+}
+
+/// Help, or what cannot be understood. A URL in the wrong place may hold a password.
+fn misunderstood(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || !std::env::args().any(|argument| store::is_url(&argument)) {
+        error.exit();
+    }
+    let _ = writeln!(
+        io::stderr(),
+        "error: a URL is where none is expected (it is not shown: it may hold a password); give it \
+         with --postgres or in POSTGRES_URL, and see --help"
+    );
+    ExitCode::from(MISUSED)
 }
 
 fn report(error: &BoxError) -> ExitCode {

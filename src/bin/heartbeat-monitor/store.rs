@@ -16,6 +16,7 @@ impl Store {
     /// # Errors
     /// If none is named, or what is named makes no sense.
     pub fn make(&self) -> Result<Arc<dyn HeartbeatStore>, BoxError> {
+        self.refuse()?;
         Ok(match &self.sqlite {
             Some(file) => Arc::new(SqliteStore::open_later(file)),
             None => Arc::new(self.postgres().open(&self.url()?)?),
@@ -27,6 +28,7 @@ impl Store {
     /// # Errors
     /// As [`make`](Self::make), and if there is no such file.
     pub fn open(&self) -> Result<Arc<dyn HeartbeatStore>, BoxError> {
+        self.refuse()?;
         match &self.sqlite {
             Some(file) if !file.exists() => {
                 Err(format!("there is no file {}; `migrate` makes one", file.display()).into())
@@ -35,6 +37,20 @@ impl Store {
             None => Ok(Arc::new(
                 self.postgres().migrations(false).open(&self.url()?)?,
             )),
+        }
+    }
+
+    /// Refuses what is no file that others share.
+    fn refuse(&self) -> Result<(), Usage> {
+        let file = self.sqlite.as_ref().and_then(|file| file.to_str());
+        match file {
+            Some(file) if is_url(file) => Err(Usage(
+                "--sqlite takes a file, not a URL (it is not shown: it may hold a password)".into(),
+            )),
+            Some("" | ":memory:") => Err(Usage(
+                "--sqlite takes a file: a store in memory is nobody else's".into(),
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -48,7 +64,7 @@ impl Store {
             (Some(url), _) => Ok(url.clone()),
             (None, Ok(url)) if !url.is_empty() => Ok(url),
             (None, Err(env::VarError::NotUnicode(_))) => {
-                Err(format!("{POSTGRES_URL} is not Unicode text").into())
+                Err(Usage(format!("{POSTGRES_URL} is not Unicode text")).into())
             }
             _ => Err(Usage(format!(
                 "no store is named: give --sqlite FILE, --postgres URL, or set {POSTGRES_URL}"
@@ -62,12 +78,18 @@ impl Store {
     /// # Errors
     /// If that cannot be done.
     pub fn migrate(&self) -> Result<(), BoxError> {
+        self.refuse()?;
         let ready: Result<(), Error> = match &self.sqlite {
             Some(file) => SqliteStore::open(file).map(drop),
             None => self.postgres().connect(&self.url()?).map(drop),
         };
         Ok(ready?)
     }
+}
+
+/// Whether this is a connection string, which may hold a password.
+pub fn is_url(text: &str) -> bool {
+    text.contains("://") || text.contains("password=")
 }
 
 /// What cannot be done as the command line says; exit status 2.

@@ -46,7 +46,7 @@ pub fn run(watch: &Watch) -> Done {
         .sweeper(&sweeper);
     let server = serve(watch, &store, &shutdown, &trouble, metrics)?;
     if let Some(server) = &server {
-        log::info!("listening at http://{}/", server.local_addr());
+        log::info!("listening at http://{}/#view=fleet", server.local_addr());
     }
     let beacon = watch
         .beacon

@@ -172,14 +172,11 @@ impl Uplink {
             }
         }
         drop(book);
-        let mut progress = self.progress.lock();
-        progress.status.failures += 1;
-        progress.status.last_error = Some(error.clone());
-        drop(progress);
+        self.progress.lock().status.last_error = Some(error.clone());
         for post in news {
             let error = error.clone();
-            let failing = EventKind::StoreFailing { error };
-            registry.roster().emit(Some(&post.record), failing);
+            let refused = EventKind::Refused { error };
+            registry.roster().emit(Some(&post.record), refused);
         }
     }
 

@@ -174,10 +174,14 @@ impl Uplink {
         let book = self.book.lock();
         let living = || book.known.values().filter(|known| !known.ended);
         let registered = living().filter(|known| known.bond.is_some()).count();
+        let refused = living().filter(|known| known.is_refused()).count();
         let renewals = book.leases.iter().map(|lease| lease.renewal_due());
         let next = living().filter_map(Known::next_at).chain(renewals).min();
         drop(book);
-        self.progress.lock().status.registered = registered;
+        let mut progress = self.progress.lock();
+        progress.status.registered = registered;
+        progress.status.refused = refused;
+        drop(progress);
         let now = self.clock.now();
         Ok(next.map_or(crate::worker::DEFAULT_INTERVAL, |due| due.since(now)))
     }

@@ -373,9 +373,14 @@ function describe(row, told) {
   if (told.store) entries.push(['Store', told.store.failures_in_a_row ? 'fails: ' + (told.store.last_error || '') : 'answers']);
   for (const [name, value] of Object.entries(told.metadata || {})) entries.push([name, value]);
   list(row, entries);
-  const died = (row.state === 'dead' || death) && (health.reason || (death && death.reason) || '').startsWith('panicked');
-  if (shown && wish.view === 'process' && died && !row.stack) {
+  const panicked = text => (text || '').startsWith('panicked');
+  const own = row.state === 'dead' && panicked(health.reason), before = death && panicked(death.reason);
+  // Of each death its own: another one while this is open has another call stack.
+  const which = own ? told.incarnation + ' ' + told.restarts : before ? 'before ' + death.at : '';
+  if (row.stack && row.stack.dataset.which !== which) { row.stack.remove(); row.stack = null; }
+  if (shown && wish.view === 'process' && which && !row.stack) {
     row.stack = stack({ worker: row.id });
+    row.stack.dataset.which = which;
     row.list.after(row.stack);
   }
 }

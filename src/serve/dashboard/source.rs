@@ -254,6 +254,7 @@ pub(super) fn news(event: Event, shown: bool) -> News {
         (EventKind::Missing(_), _) => "workers are missing".to_owned(),
         (EventKind::Complete { .. }, _) => "no workers are missing any more".to_owned(),
         (EventKind::StoreFailing { .. }, _) => "store failing".to_owned(),
+        (EventKind::Refused { .. }, _) => "not let in by the store".to_owned(),
         (EventKind::LeaseLost { .. }, _) => "a lease was lost".to_owned(),
         _ => bare.to_string(),
     };

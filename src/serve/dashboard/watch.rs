@@ -19,6 +19,9 @@ use crate::fleet::StoredWorker;
 const PERIOD: Duration = Duration::from_secs(1);
 const LONGEST_PERIOD: Duration = Duration::from_secs(30);
 const SHARE: u32 = 50;
+/// A reading waits so long, at most, for a pacemaker that is overdue: once for the summary, and once
+/// for the rows.
+const PACEMAKER_PATIENCE: Duration = Duration::from_millis(200);
 /// How soon an event is told while somebody watches.
 const PROMPT: Duration = Duration::from_millis(200);
 /// A store is read at most so often, and only while somebody watches, or did a minute ago: each
@@ -70,15 +73,13 @@ impl Process {
         if due || !dashboard.events.receiver().is_empty() {
             let steady = self.is_steady();
             let own = Arc::clone(dashboard);
-            let begun = Instant::now();
-            let period = self.period.max(PERIOD);
-            let done = spawn_blocking(move || own.look(due.then_some(period), steady)).await;
+            let done = spawn_blocking(move || own.look(due, steady)).await;
             if done.is_err() {
                 log::error!("the dashboard cannot read the workers");
             }
             if due {
                 self.looked = Some(Instant::now());
-                self.period = (begun.elapsed() * SHARE).clamp(PERIOD, LONGEST_PERIOD);
+                self.period = done.unwrap_or(PERIOD);
             }
         }
         let left = self
@@ -97,8 +98,9 @@ impl Process {
 }
 
 impl Dashboard {
-    /// Tells what happened, and if it is time, how the workers are. Blocks.
-    fn look(&self, all: Option<Duration>, steady: bool) {
+    /// Tells what happened, and if it is time, how the workers are. Blocks. Returns when it will be
+    /// time again.
+    fn look(&self, all: bool, steady: bool) -> Duration {
         // What happened comes first: a worker that it is told of is then on the next reading.
         let events: Vec<News> = self
             .events
@@ -107,12 +109,18 @@ impl Dashboard {
             .map(|event| source::news(event, self.shown()))
             .collect();
         self.process.tell(events);
-        if let Some(period) = all {
+        let begun = Instant::now();
+        let mut period = PERIOD;
+        if all {
             let draining = self.shutdown.as_ref().is_some_and(|s| s.requested());
             let mut reading = source::read_registry(&self.registry, self.shown(), draining);
+            // To wait for an overdue pacemaker is no work.
+            let work = begun.elapsed().saturating_sub(PACEMAKER_PATIENCE);
+            period = (work * SHARE).clamp(PERIOD, LONGEST_PERIOD);
             reading.head["period"] = period.as_secs_f64().into();
             self.process.show(reading, self.now(), steady);
         }
+        period
     }
 }
 

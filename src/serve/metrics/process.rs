@@ -204,6 +204,11 @@ fn store(sheet: &mut Sheet<'_>, registry: &Registry, figures: &Figures) -> fmt::
             "Workers of this process that the store knows",
             status.registered as u64,
         )?;
+        sheet.gauge(
+            "store_refused_workers",
+            "Workers of this process that the store does not let in",
+            status.refused as u64,
+        )?;
         if let Some(age) = status.last_success_age {
             sheet.gauge(
                 "store_last_success_age_seconds",
