@@ -1,6 +1,8 @@
 //! Who is there, who is new, who is over, and how they are: told to the store in batches.
 
 use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -87,15 +89,18 @@ impl Uplink {
                 known.refused_until.is_none_or(|until| until <= now)
                     && (!known.swept || state.is_recent() || state.is_terminal())
             };
-            let newcomers: Vec<Newcomer> = self
+            let mut newcomers: Vec<Newcomer> = self
                 .book
                 .lock()
                 .known
                 .values()
                 .filter(|known| known.bond.is_none() && !known.ended && wanted(known))
                 .map(|known| (known.post.clone(), known.incarnation))
-                .take(BATCH)
                 .collect();
+            // In another order each time: whoever stands behind many that are refused gets his turn.
+            let order = RandomState::new();
+            newcomers.sort_by_cached_key(|(post, _)| order.hash_one(address(&post.record)));
+            newcomers.truncate(BATCH);
             if newcomers.is_empty() {
                 return Ok(());
             }
