@@ -33,12 +33,12 @@ impl Settings {
     }
 
     pub(super) fn error(&self, operation: &'static str, trouble: &Trouble) -> Error {
-        let mut message = trouble.to_string();
+        // Which server, where several are asked.
+        let mut message = format!("{:?}: {trouble}", self.target);
         if let Some(secret) = &self.secret {
             message = message.replace(secret.as_str(), "***");
         }
-        // Which one, where several are asked.
-        Error::store(operation, format_args!("{:?}: {message}", self.target))
+        Error::store(operation, message)
     }
 }
 
