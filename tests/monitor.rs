@@ -182,6 +182,12 @@ fn what_makes_no_sense_ends_with_2_and_says_why() {
         let said = ends(arguments, 2);
         assert!(said.contains(why), "{arguments:?}: {said}");
     }
+    let unreadable = std::os::unix::ffi::OsStrExt::from_bytes(b"stat\xffus");
+    let ended = monitor(&[])
+        .arg::<&std::ffi::OsStr>(unreadable)
+        .output()
+        .unwrap();
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
 }
 
 #[test]

@@ -54,16 +54,11 @@ pub fn sweep(sweep: &Sweep) -> Done {
     }
     let would = if sweep.dry_run { "would be " } else { "" };
     let mut out = io::stdout().lock();
-    for (what, names) in [
-        ("marked offline", &report.marked_offline),
-        ("offline as a whole", &report.affected_groups),
-        ("released", &report.released_leases),
+    for (kind, what, names) in [
+        ("worker", "marked offline", &report.marked_offline),
+        ("group", "offline as a whole", &report.affected_groups),
+        ("lease of", "released", &report.released_leases),
     ] {
-        let kind = match what {
-            "marked offline" => "worker",
-            "released" => "lease of",
-            _ => "group",
-        };
         for name in names {
             writeln!(out, "{kind} {}: {would}{what}", table::clean(name))?;
         }

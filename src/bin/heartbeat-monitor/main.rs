@@ -6,6 +6,7 @@ mod store;
 mod table;
 mod watch;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -41,7 +42,9 @@ fn main() -> ExitCode {
 
 /// Help, or what cannot be understood. A URL in the wrong place may hold a password.
 fn misunderstood(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() || !std::env::args().any(|argument| store::is_url(&argument)) {
+    // Arguments may be anything, not only Unicode text.
+    let is_url = |argument: OsString| store::is_url(&argument.to_string_lossy());
+    if !error.use_stderr() || !std::env::args_os().any(is_url) {
         error.exit();
     }
     let _ = writeln!(
