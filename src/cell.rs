@@ -426,7 +426,7 @@ impl Cell {
             progress_at: Moment::from_nanos(progress_at),
             task_at: (!new_task)
                 .then(|| Moment::from_nanos((task_at >> TASK_BITS).saturating_mul(1_000_000))),
-            beats: counter.wrapping_sub(base),
+            beats: steps(base, counter),
         })
     }
 }
@@ -452,6 +452,17 @@ mod tests {
     fn a_counter_that_was_set_back_has_made_no_steps() {
         assert_eq!((steps(3, 5), steps(5, 3), steps(u64::MAX, 1)), (2, 0, 2));
         assert_eq!(steps(0, u64::MAX / 2), u64::MAX / 2);
+    }
+
+    #[test]
+    fn a_glance_counts_no_beats_of_a_counter_that_was_set_back() {
+        let cell = Cell::new();
+        cell.counter.store(7, Ordering::Relaxed);
+        cell.settle(live(1), Moment::ZERO, SOON);
+        // As a thread does that was interrupted between its load and its store.
+        cell.counter.store(5, Ordering::Relaxed);
+        assert_eq!(cell.glance().unwrap().beats, 0);
+        assert_eq!(cell.beats(), 0);
     }
 
     #[test]

@@ -161,6 +161,7 @@ impl Snapshot {
         if let Some(Ending::Dead(death)) = ended.map(|ended| &ended.ending) {
             (reading.run_id, reading.task) = (death.run_id.clone(), death.task.clone());
         }
+        let task = detail.and_then(|detail| detail.tasks.current());
         let at_task = reading.run_id.is_some() || reading.task.is_some();
         let late_beats = ended.map_or(0, |ended| {
             // While the handle is there, the cell still counts.
@@ -180,12 +181,12 @@ impl Snapshot {
             restarts: detail.map_or(0, |detail| detail.restarts),
             health,
             activity: reading.activity,
-            progress: detail
-                .map(|detail| (detail.task.done, detail.task.total))
+            progress: task
+                .map(|task| (task.done, task.total))
                 .filter(|(_, total)| at_task && *total > 0),
             task_age: glance.filter(|_| at_task).map(|glance| {
-                glance
-                    .task_at
+                task.and_then(|task| task.seen_at)
+                    .or(glance.task_at)
                     .map_or(Duration::ZERO, |at| view.now.since(at))
             }),
             run_id: reading.run_id.take(),

@@ -7,6 +7,7 @@ pub(crate) mod post;
 pub(crate) mod profile;
 pub(crate) mod record;
 pub(crate) mod slab;
+pub(crate) mod tasks;
 pub(crate) mod timeline;
 
 use std::collections::BTreeMap;

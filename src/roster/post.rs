@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, SystemTime};
 
-use super::record::{Detail, Ended, Record, Task, cut};
+use super::record::{Detail, Ended, Record};
 use super::slab::Chunk;
+use super::tasks::{Closing, Left, Manner, Names, Tasks, cut};
 use super::timeline::View;
 use crossbeam_channel::Receiver;
 
@@ -157,7 +158,7 @@ impl Post {
                 let mut reading = self.living(&glance, view, quiet_until);
                 if let Some(detail) = &detail {
                     reading.evidence = detail.evidence.clone();
-                    (reading.run_id, reading.task) = detail.task.current();
+                    (reading.run_id, reading.task) = detail.tasks.names();
                 }
                 return read(&mut reading, Some(&glance), detail.as_deref());
             }
@@ -212,17 +213,71 @@ impl Post {
 
     // --- the worker's own doing -----------------------------------------------------------------
 
-    /// Takes over a new task.
+    /// Takes over what the worker is at now.
     pub(crate) fn update_task(&self, run_id: &str, text: &str, activity: Activity) -> Updated {
         let mut detail = self.record.detail();
         if detail.ended.is_some() {
             detail.late_updates += 1;
             return Updated::default();
         }
+        let new_task = detail.tasks.update(run_id, text, activity);
+        self.be_at(activity, new_task);
+        Updated {
+            new_task,
+            over: activity == Activity::Idle && self.cell().state().stop_requested,
+        }
+    }
+
+    /// Opens a task within the present one. Returns its number; `None` if the worker has ended.
+    pub(crate) fn begin_task(&self, run_id: &str, text: &str) -> (Option<u64>, Updated) {
+        let mut detail = self.record.detail();
+        if detail.ended.is_some() {
+            detail.late_updates += 1;
+            return (None, Updated::default());
+        }
+        let seen_at = self.task_seen_at();
+        let (number, new_task) = detail.tasks.begin(run_id, text, seen_at);
+        self.be_at(Activity::Processing, new_task);
+        let updated = Updated {
+            new_task,
+            over: false,
+        };
+        (Some(number), updated)
+    }
+
+    /// Closes the task with this number: the worker is at the outer one again, or idle.
+    pub(crate) fn end_task(&self, number: Option<u64>, now: Moment) -> Updated {
+        let mut detail = self.record.detail();
+        if detail.ended.is_some() {
+            detail.late_updates += 1;
+            return Updated::default();
+        }
+        let Some(number) = number else {
+            return Updated::default();
+        };
+        let closing = Closing {
+            at: now,
+            beats: self.cell().beats().wrapping_add(1),
+            unwinding: std::thread::panicking(),
+        };
+        let left = detail.tasks.end(number, self.task_seen_at(), closing);
+        let activity = match left {
+            Left::Unchanged => return Updated::default(),
+            Left::At(activity) => activity,
+            Left::Idle => Activity::Idle,
+        };
+        self.be_at(activity, true);
         let cell = self.cell();
-        let new_task = detail.task.set(run_id, text);
+        Updated {
+            new_task: true,
+            over: left == Left::Idle && cell.state_after_work().stop_requested,
+        }
+    }
+
+    /// Puts into the cell what the worker is at. Counts as a beat.
+    fn be_at(&self, activity: Activity, new_task: bool) {
         let thread = evidence::current_thread();
-        cell.beat_with(|work| Work {
+        self.cell().beat_with(|work| Work {
             activity,
             thread,
             task: if new_task {
@@ -232,10 +287,16 @@ impl Post {
             },
             ..work
         });
-        Updated {
-            new_task,
-            over: activity == Activity::Idle && cell.state().stop_requested,
-        }
+    }
+
+    /// When the pacemaker first saw the task that is in the cell, if it did.
+    fn task_seen_at(&self) -> Option<Moment> {
+        self.cell().glance()?.task_at
+    }
+
+    /// Run and task that the worker is at; `None` if somebody is just changing it. Never waits.
+    pub(crate) fn task_at_hand(&self) -> Option<Names> {
+        Some(self.record.try_detail()?.tasks.names())
     }
 
     /// Returns whether the worker was asked to stop.
@@ -254,9 +315,7 @@ impl Post {
                     return false;
                 }
                 cell.beat_with(idle);
-                if let Some(glance) = cell.glance() {
-                    detail.task.end(glance.beats);
-                }
+                detail.tasks.clear();
             }
             // Without a detail there is neither a task nor an end yet.
             None => cell.beat_with(idle),
@@ -264,14 +323,16 @@ impl Post {
         cell.state_after_work().stop_requested
     }
 
-    pub(crate) fn set_progress(&self, done: u64, total: u64) {
+    /// How far the task with this number is. Counts as a beat.
+    pub(crate) fn set_progress(&self, number: Option<u64>, done: u64, total: u64) {
         let mut detail = self.record.detail();
         if detail.ended.is_some() {
             detail.late_updates += 1;
             return;
         }
-        detail.task.done = done;
-        detail.task.total = total;
+        if let Some(number) = number {
+            detail.tasks.set_progress(number, done, total);
+        }
         self.cell().beat();
     }
 
@@ -449,7 +510,12 @@ impl Post {
                 {
                     cut(text, LONGEST_REASON);
                 }
-                let (run_id, task) = detail.task.at_death(beats);
+                let manner = match &cause {
+                    DeathCause::Panicked { .. } => Manner::Panic,
+                    DeathCause::Failed { .. } => Manner::Error,
+                    _ => Manner::Other,
+                };
+                let (run_id, task) = detail.tasks.at_death(manner, view.clock, beats);
                 let death = Death {
                     cause,
                     run_id,
@@ -526,7 +592,7 @@ impl Post {
                 detail.last_death = Some(death);
             }
             detail.restarts += 1;
-            detail.task = Task::default();
+            detail.tasks = Tasks::default();
             detail.silences.clear();
             detail.first_sample = None;
             detail.evidence = StallCause::Unknown;

@@ -10,6 +10,7 @@ use once_cell::sync::OnceCell;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::profile::Profile;
+use super::tasks::Tasks;
 use crate::cell::Slot;
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
@@ -44,8 +45,8 @@ struct More {
 /// See [`Record`].
 #[derive(Debug)]
 pub(crate) struct Detail {
-    pub task: Task,
-    /// Announced silences that have not been taken back, by number.
+    pub tasks: Tasks,
+    /// Announced silences that have not been taken back, by number, the latest last.
     pub silences: Vec<(u64, Moment)>,
     pub ended: Option<Ended>,
     /// Who asked it to stop.
@@ -73,17 +74,6 @@ pub(crate) struct Detail {
     pub on_stop: Vec<(u64, Waker)>,
     /// Told when it is asked to stop.
     pub stop_notice: Notice<()>,
-}
-
-/// What the worker says it is at. The texts are kept in buffers that are used again.
-#[derive(Debug, Default)]
-pub(crate) struct Task {
-    pub run_id: String,
-    pub text: String,
-    pub done: u64,
-    pub total: u64,
-    /// Set when the task ended: the number of beats at that time.
-    pub ended_at_beat: Option<u64>,
 }
 
 /// The end of an incarnation.
@@ -176,6 +166,11 @@ impl Record {
         self.more().detail.lock()
     }
 
+    /// The detail, if there is any and nobody is at it.
+    pub(crate) fn try_detail(&self) -> Option<MutexGuard<'_, Detail>> {
+        self.more.get()?.detail.try_lock()
+    }
+
     /// The detail, if there is any.
     pub(crate) fn known_detail(&self) -> Option<MutexGuard<'_, Detail>> {
         self.more.get().map(|more| more.detail.lock())
@@ -222,7 +217,7 @@ impl Record {
 impl Detail {
     fn new() -> Self {
         Self {
-            task: Task::default(),
+            tasks: Tasks::default(),
             silences: Vec::new(),
             ended: None,
             stop_cause: None,
@@ -249,122 +244,9 @@ impl Detail {
     }
 }
 
-impl Task {
-    /// Longer texts are cut.
-    pub(crate) const LONGEST_RUN_ID: usize = 200;
-    /// Longer texts are cut.
-    pub(crate) const LONGEST_TEXT: usize = 1_024;
-
-    /// Takes over what the worker is at now. Returns whether that is another run than before.
-    pub(crate) fn set(&mut self, run_id: &str, text: &str) -> bool {
-        let new = self.ended_at_beat.take().is_some()
-            || !same(&self.run_id, run_id, Self::LONGEST_RUN_ID)
-            || run_id.is_empty();
-        if new {
-            write_cut(&mut self.run_id, run_id, Self::LONGEST_RUN_ID);
-            self.done = 0;
-            self.total = 0;
-        }
-        if !same(&self.text, text, Self::LONGEST_TEXT) {
-            write_cut(&mut self.text, text, Self::LONGEST_TEXT);
-        }
-        new
-    }
-
-    /// Ends the task. What it was is kept, for the case that the worker dies of it.
-    pub(crate) fn end(&mut self, beat: u64) {
-        if self.ended_at_beat.is_none() {
-            self.ended_at_beat = Some(beat);
-        }
-    }
-
-    /// Run and task that the worker is at.
-    pub(crate) fn current(&self) -> (Option<String>, Option<String>) {
-        if self.ended_at_beat.is_some() {
-            (None, None)
-        } else {
-            (text(&self.run_id), text(&self.text))
-        }
-    }
-
-    /// Run and task that the worker was at when it died. A task whose guard was dropped on the way
-    /// out is still the one: nothing happened since.
-    pub(crate) fn at_death(&self, beat: u64) -> (Option<String>, Option<String>) {
-        if self.ended_at_beat.is_some_and(|ended| ended != beat) {
-            (None, None)
-        } else {
-            (text(&self.run_id), text(&self.text))
-        }
-    }
-}
-
-fn text(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
-}
-
-/// Marks a text that was cut.
-const CUT: char = '…';
-
-fn same(kept: &str, given: &str, longest: usize) -> bool {
-    given.len() <= longest && kept == given
-}
-
-/// Cuts a text at a character boundary if it is too long, and marks it.
-pub(super) fn cut(text: &mut String, longest: usize) {
-    if text.len() > longest {
-        text.truncate(text.floor_char_boundary(longest - CUT.len_utf8()));
-        text.push(CUT);
-    }
-}
-
-/// Writes a text into a buffer that is used again, cut if it is too long.
-fn write_cut(buffer: &mut String, given: &str, longest: usize) {
-    buffer.clear();
-    // One character more than allowed is enough to see that it is too long.
-    buffer.push_str(&given[..given.floor_char_boundary(longest + 4)]);
-    cut(buffer, longest);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn long_texts_are_cut_at_a_character_and_marked() {
-        let mut task = Task::default();
-        let long = "ä".repeat(Task::LONGEST_TEXT);
-        task.set("run", &long);
-        assert!(task.text.len() <= Task::LONGEST_TEXT);
-        assert!(task.text.len() > Task::LONGEST_TEXT - 4);
-        assert!(task.text.ends_with(CUT));
-        task.set("run", &"x".repeat(Task::LONGEST_TEXT));
-        assert!(!task.text.ends_with(CUT), "just short enough");
-    }
-
-    #[test]
-    fn a_run_is_new_when_its_id_is_or_the_old_one_ended() {
-        let mut task = Task::default();
-        assert!(task.set("run-1", "a"));
-        assert!(!task.set("run-1", "b"));
-        assert_eq!(task.text, "b");
-        assert!(task.set("run-2", "b"));
-        task.end(7);
-        assert_eq!(task.current(), (None, None));
-        assert!(task.set("run-2", "b"));
-        let long = "x".repeat(300);
-        assert!(task.set(&long, ""));
-        assert!(task.set("", "no run id: each is a task of its own"));
-        assert!(task.set("", "no run id: each is a task of its own"));
-    }
-
-    #[test]
-    fn a_task_that_ended_on_the_way_out_is_the_one_it_died_of() {
-        let mut task = Task::default();
-        task.set("run-1", "a");
-        task.end(7);
-        assert_eq!(task.at_death(7), (Some("run-1".into()), Some("a".into())));
-        assert_eq!(task.at_death(8), (None, None));
-    }
 
     #[test]
     fn a_record_is_small() {

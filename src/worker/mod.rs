@@ -20,7 +20,7 @@ pub use guards::{SilenceGuard, TaskGuard};
 use crate::cell::Phase;
 use crate::health::{Activity, DeathCause, Health, StopCause, evidence};
 use crate::registry::{Membership, Probe, Registry, Snapshot};
-use crate::roster::post::End;
+use crate::roster::post::{End, Updated};
 
 /// A worker's handle: made by its [`builder`](Self::builder), held by the worker, dropped with it.
 ///
@@ -66,33 +66,49 @@ impl WorkerHeartbeat {
     ///
     /// After the worker's end it changes nothing but [`Snapshot::late_updates`].
     pub fn update_task(&self, run_id: &str, task: &str, activity: Activity) {
-        let updated = self.membership.post().update_task(run_id, task, activity);
-        if updated.new_task
-            && let Some(companion) = self.registry().roster().companion()
-        {
-            companion.new_task();
+        self.take(&self.membership.post().update_task(run_id, task, activity));
+    }
+
+    /// Passes on what an update changed.
+    fn take(&self, updated: &Updated) {
+        if updated.new_task {
+            if let Some(companion) = self.registry().roster().companion() {
+                companion.new_task();
+            }
         }
         self.membership.end_if(updated.over);
     }
 
-    /// Says that the worker waits for work: no progress is expected. Ends its task. Counts as a
-    /// beat, and binds the calling thread.
+    /// Says that the worker waits for work: no progress is expected. Ends its tasks, nested ones
+    /// included. Counts as a beat, and binds the calling thread.
     ///
     /// A worker that was asked to stop is stopped by it.
     pub fn mark_idle(&self) {
         let over = self.membership.post().mark_idle();
-        if let Some(companion) = self.registry().roster().companion() {
-            companion.new_task();
-        }
-        self.membership.end_if(over);
+        self.take(&Updated {
+            new_task: true,
+            over,
+        });
     }
 
-    /// As [`update_task`](Self::update_task) with [`Activity::Processing`]; the guard marks the
-    /// worker idle when it is dropped.
+    /// Begins a task at [`Activity::Processing`], as [`update_task`](Self::update_task) does, until
+    /// the guard is dropped.
+    ///
+    /// Tasks nest. When an inner one ends, the worker is at the outer one again, with its run,
+    /// text, progress and age, and can stall there; it is idle when the outermost one has ended.
+    /// `update_task` replaces the innermost one, [`mark_idle`](Self::mark_idle) ends all of them. A
+    /// task without a guard gives way to one with a guard, and does not come back. Of more than 256
+    /// open tasks, the outermost ones are forgotten.
     #[must_use = "the task ends when the guard is dropped"]
     pub fn begin_task(&self, run_id: &str, task: &str) -> TaskGuard<'_> {
-        self.update_task(run_id, task, Activity::Processing);
-        TaskGuard::new(self)
+        let (number, updated) = self.membership.post().begin_task(run_id, task);
+        self.take(&updated);
+        TaskGuard::new(self, number)
+    }
+
+    fn end_task(&self, number: Option<u64>) {
+        let now = self.registry().clock().now();
+        self.take(&self.membership.post().end_task(number, now));
     }
 
     /// Announces that no progress is to be expected for at most `at_most`: for a call that blocks

@@ -1,0 +1,475 @@
+//! What a worker says it is at: a stack of tasks, in buffers that are reused.
+
+use std::time::Duration;
+
+use crate::clock::Moment;
+use crate::health::Activity;
+
+/// Tasks nest this deep. Beyond, the outermost one is forgotten: guards that are leaked must not
+/// hold memory without bound.
+const MOST_OPEN: usize = 256;
+
+/// An error reaches the supervisor within this time after the guards on its way were dropped. After
+/// a longer rest, the error does not belong to the task.
+const ERROR_LATENCY: Duration = Duration::from_millis(10);
+/// The same for a panic, whose way may lead through destructors that take their time.
+const PANIC_LATENCY: Duration = Duration::from_secs(1);
+
+/// The tasks of one worker, the innermost last.
+#[derive(Debug, Default)]
+pub(crate) struct Tasks {
+    /// The open ones first. Those behind lend their buffers to the next.
+    frames: Vec<Task>,
+    open: usize,
+    next_number: u64,
+    /// The last task that a guard closed, for the case that the worker dies on the way out of it.
+    closed: Option<Box<Closed>>,
+}
+
+/// One task.
+#[derive(Debug, Default)]
+pub(crate) struct Task {
+    /// Its guard's number; `None` without a guard.
+    number: Option<u64>,
+    pub activity: Activity,
+    pub run_id: String,
+    pub text: String,
+    pub done: u64,
+    pub total: u64,
+    /// When the pacemaker first saw it, if that is not in the cell: an inner task took its place
+    /// there.
+    pub seen_at: Option<Moment>,
+}
+
+/// A task that its guard closed.
+#[derive(Debug, Default)]
+struct Closed {
+    task: Task,
+    /// `None`: it is not worth a word any more.
+    when: Option<Closing>,
+}
+
+/// How a guard closed a task.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Closing {
+    /// By the clock.
+    pub at: Moment,
+    /// The worker's beats, that of the closing included.
+    pub beats: u64,
+    /// Its thread was unwinding from a panic.
+    pub unwinding: bool,
+}
+
+impl Closing {
+    /// Whether this is on the same way out, so much later.
+    fn reaches(&self, now: Moment) -> bool {
+        let latency = if self.unwinding {
+            PANIC_LATENCY
+        } else {
+            ERROR_LATENCY
+        };
+        now.since(self.at) <= latency
+    }
+}
+
+/// What the end of a task leaves the worker at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// The task had ended before: nothing changes.
+    Unchanged,
+    /// At another task, which is at this activity.
+    At(Activity),
+    /// At none.
+    Idle,
+}
+
+/// How a worker died, as far as the task it died in is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// It panicked, and its guards were dropped by the unwinding.
+    Panic,
+    /// It returned an error, and its guards were dropped on the way.
+    Error,
+    /// Otherwise: only a task that is still open is the one.
+    Other,
+}
+
+/// Run and task, as far as they have a name.
+pub(crate) type Names = (Option<String>, Option<String>);
+
+impl Tasks {
+    /// The task that the worker is at.
+    pub(crate) fn current(&self) -> Option<&Task> {
+        self.frames.get(..self.open)?.last()
+    }
+
+    fn current_mut(&mut self) -> Option<&mut Task> {
+        self.frames.get_mut(..self.open)?.last_mut()
+    }
+
+    /// Run and task that the worker is at.
+    pub(crate) fn names(&self) -> Names {
+        self.current().map_or((None, None), Task::names)
+    }
+
+    /// Takes over what the worker is at: the innermost task is replaced. Returns whether that is
+    /// another run than before.
+    pub(crate) fn update(&mut self, run_id: &str, text: &str, activity: Activity) -> bool {
+        let opened = self.open == 0;
+        if opened {
+            self.open_frame().number = None;
+        }
+        // Proof: there is an open frame now.
+        self.current_mut()
+            .is_some_and(|task| task.set(run_id, text, activity, opened))
+    }
+
+    /// Opens a task within the present one. Returns its guard's number, and whether it is another
+    /// run than before. `seen_at`: when the pacemaker first saw the present one, if it did.
+    pub(crate) fn begin(
+        &mut self,
+        run_id: &str,
+        text: &str,
+        seen_at: Option<Moment>,
+    ) -> (u64, bool) {
+        let number = self.next_number;
+        self.next_number += 1;
+        let mut opened = true;
+        match self.current_mut() {
+            // A task without a guard gives way, and goes on if it is the same run.
+            Some(task) if task.number.is_none() => opened = false,
+            Some(task) => task.seen_at = task.seen_at.or(seen_at),
+            None => {}
+        }
+        if opened {
+            self.open_frame();
+        }
+        let new = self.current_mut().is_some_and(|task| {
+            task.number = Some(number);
+            task.set(run_id, text, Activity::Processing, opened)
+        });
+        (number, new)
+    }
+
+    /// Closes the task of the guard with this number. `seen_at`: when the pacemaker first saw the
+    /// innermost task, if it did.
+    pub(crate) fn end(&mut self, number: u64, seen_at: Option<Moment>, when: Closing) -> Left {
+        let Some(place) = self.place_of(number) else {
+            return Left::Unchanged;
+        };
+        let innermost = place + 1 == self.open;
+        let began = self
+            .frames
+            .get(place)
+            .and_then(|task| task.seen_at.or(seen_at));
+        self.close_frame(place);
+        if let Some(task) = self.current_mut().filter(|_| innermost) {
+            // It began before the one that it is restored from.
+            task.seen_at = task.seen_at.or(began);
+        }
+        self.note_closed(when);
+        self.current()
+            .map_or(Left::Idle, |task| Left::At(task.activity))
+    }
+
+    /// Closes all tasks: the worker says itself that it is done with them.
+    pub(crate) fn clear(&mut self) {
+        self.open = 0;
+        if let Some(closed) = &mut self.closed {
+            closed.when = None;
+        }
+    }
+
+    /// How far the task of the guard with this number is.
+    pub(crate) fn set_progress(&mut self, number: u64, done: u64, total: u64) {
+        if let Some(task) = self
+            .place_of(number)
+            .and_then(|place| self.frames.get_mut(place))
+        {
+            (task.done, task.total) = (done, total);
+        }
+    }
+
+    /// Run and task that the worker was at when it died. A task whose guard was dropped on the way
+    /// out is the one, if nothing happened since.
+    pub(crate) fn at_death(&self, manner: Manner, now: Moment, beats: u64) -> Names {
+        let left = self.closed.as_ref().filter(|closed| {
+            closed.when.is_some_and(|when| {
+                let on_the_way = match manner {
+                    Manner::Panic => when.unwinding,
+                    Manner::Error => !when.unwinding,
+                    Manner::Other => false,
+                };
+                on_the_way && when.beats == beats && when.reaches(now)
+            })
+        });
+        left.map_or_else(|| self.names(), |closed| closed.task.names())
+    }
+
+    fn place_of(&self, number: u64) -> Option<usize> {
+        let open = self.frames.get(..self.open)?;
+        open.iter().rposition(|task| task.number == Some(number))
+    }
+
+    fn open_frame(&mut self) -> &mut Task {
+        if self.open == MOST_OPEN {
+            self.close_frame(0);
+        }
+        if self.open == self.frames.len() {
+            self.frames.push(Task::default());
+        }
+        self.open += 1;
+        let place = self.open - 1;
+        // Proof: there is a frame at each place below `open`.
+        let task = &mut self.frames[place];
+        task.seen_at = None;
+        task
+    }
+
+    /// Takes a frame out of the open ones; it is the first of the others then.
+    fn close_frame(&mut self, place: usize) {
+        if let Some(frames) = self.frames.get_mut(place..self.open) {
+            frames.rotate_left(1);
+            self.open -= 1;
+        }
+    }
+
+    /// Remembers the task that was just closed, unless it is the outer one of another that was
+    /// closed on the same way out.
+    fn note_closed(&mut self, when: Closing) {
+        let Some(task) = self.frames.get_mut(self.open) else {
+            return;
+        };
+        let closed = self.closed.get_or_insert_default();
+        let same_way = closed.when.is_some_and(|before| {
+            before.beats.wrapping_add(1) == when.beats
+                && before.unwinding == when.unwinding
+                && before.reaches(when.at)
+        });
+        if !same_way {
+            std::mem::swap(&mut closed.task, task);
+        }
+        closed.when = Some(when);
+    }
+}
+
+impl Task {
+    /// Longer texts are cut.
+    pub(crate) const LONGEST_RUN_ID: usize = 200;
+    /// Longer texts are cut.
+    pub(crate) const LONGEST_TEXT: usize = 1_024;
+
+    /// Run and task, as far as they have a name.
+    fn names(&self) -> Names {
+        (name(&self.run_id), name(&self.text))
+    }
+
+    /// Returns whether it is another run than before.
+    fn set(&mut self, run_id: &str, text: &str, activity: Activity, opened: bool) -> bool {
+        self.activity = activity;
+        let new = opened || run_id.is_empty() || !same(&self.run_id, run_id, Self::LONGEST_RUN_ID);
+        if new {
+            write_cut(&mut self.run_id, run_id, Self::LONGEST_RUN_ID);
+            (self.done, self.total, self.seen_at) = (0, 0, None);
+        }
+        if !same(&self.text, text, Self::LONGEST_TEXT) {
+            write_cut(&mut self.text, text, Self::LONGEST_TEXT);
+        }
+        new
+    }
+}
+
+fn name(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Marks a text that was cut.
+const CUT: char = '…';
+
+fn same(kept: &str, given: &str, longest: usize) -> bool {
+    given.len() <= longest && kept == given
+}
+
+/// Cuts a text at a character boundary if it is too long, and marks it.
+pub(super) fn cut(text: &mut String, longest: usize) {
+    if text.len() > longest {
+        text.truncate(boundary(text, longest - CUT.len_utf8()));
+        text.push(CUT);
+    }
+}
+
+/// Writes a text into a buffer that is reused, cut if it is too long.
+fn write_cut(buffer: &mut String, given: &str, longest: usize) {
+    buffer.clear();
+    // One character more than allowed is enough to see that it is too long.
+    buffer.push_str(&given[..boundary(given, longest + 4)]);
+    cut(buffer, longest);
+}
+
+/// The last boundary of a character that is not beyond this place.
+fn boundary(text: &str, place: usize) -> usize {
+    let mut place = place.min(text.len());
+    while !text.is_char_boundary(place) {
+        place -= 1;
+    }
+    place
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment::ZERO.after(Duration::from_millis(millis))
+    }
+
+    fn closing(millis: u64, beats: u64, unwinding: bool) -> Closing {
+        Closing {
+            at: at(millis),
+            beats,
+            unwinding,
+        }
+    }
+
+    fn names(run_id: &str, text: &str) -> Names {
+        (name(run_id), name(text))
+    }
+
+    const NONE: Names = (None, None);
+
+    #[test]
+    fn long_texts_are_cut_at_a_character_and_marked() {
+        let mut tasks = Tasks::default();
+        let long = "ä".repeat(Task::LONGEST_TEXT);
+        tasks.update("run", &long, Activity::Active);
+        let text = tasks.names().1.unwrap();
+        assert!(text.len() <= Task::LONGEST_TEXT);
+        assert!(text.len() > Task::LONGEST_TEXT - 4);
+        assert!(text.ends_with(CUT));
+        tasks.update("run", &"x".repeat(Task::LONGEST_TEXT), Activity::Active);
+        let text = tasks.names().1.unwrap();
+        assert!(!text.ends_with(CUT), "just short enough");
+    }
+
+    #[test]
+    fn a_run_is_new_when_its_id_is_or_the_old_one_ended() {
+        let mut tasks = Tasks::default();
+        let mut update = |run_id: &str, text: &str| tasks.update(run_id, text, Activity::Active);
+        assert!(update("run-1", "a"));
+        assert!(!update("run-1", "b"));
+        assert!(update("run-2", "b"));
+        let long = "x".repeat(300);
+        assert!(update(&long, ""));
+        assert!(update("", "each task without a run id is a new one"));
+        assert!(update("", "each task without a run id is a new one"));
+        assert!(update("run-2", "b"));
+        tasks.clear();
+        assert_eq!(tasks.names(), NONE);
+        assert!(tasks.update("run-2", "b", Activity::Active));
+    }
+
+    #[test]
+    fn an_inner_task_that_ends_restores_the_outer_one() {
+        let mut tasks = Tasks::default();
+        let (outer, new) = tasks.begin("batch", "", None);
+        assert!(new);
+        tasks.set_progress(outer, 3, 10);
+        let (inner, _) = tasks.begin("item", "first", Some(at(5)));
+        assert_eq!(tasks.names(), names("item", "first"));
+        tasks.set_progress(outer, 4, 10);
+        assert_eq!(tasks.current().unwrap().done, 0, "the outer one moved");
+        tasks.update("item-2", "second", Activity::Active);
+        assert_eq!(tasks.names(), names("item-2", "second"));
+        let left = tasks.end(inner, Some(at(6)), closing(9, 9, false));
+        assert_eq!(left, Left::At(Activity::Processing));
+        let task = tasks.current().unwrap();
+        assert_eq!((task.done, task.total), (4, 10));
+        assert_eq!(task.seen_at, Some(at(5)), "it is as old as it was");
+        assert_eq!(tasks.end(outer, None, closing(9, 10, false)), Left::Idle);
+        assert_eq!(tasks.end(outer, None, closing(9, 11, false)), Left::Unchanged);
+    }
+
+    #[test]
+    fn an_outer_task_is_at_least_as_old_as_what_was_seen_of_an_inner_one() {
+        let mut tasks = Tasks::default();
+        tasks.begin("batch", "", None);
+        let (inner, _) = tasks.begin("item", "", None);
+        tasks.end(inner, Some(at(7)), closing(9, 9, false));
+        assert_eq!(tasks.current().unwrap().seen_at, Some(at(7)));
+    }
+
+    #[test]
+    fn guards_that_end_out_of_order_bring_nothing_back() {
+        let mut tasks = Tasks::default();
+        let (outer, _) = tasks.begin("outer", "", None);
+        let (inner, _) = tasks.begin("inner", "", None);
+        let left = tasks.end(outer, None, closing(1, 1, false));
+        assert_eq!(left, Left::At(Activity::Processing));
+        assert_eq!(tasks.names(), names("inner", ""));
+        assert_eq!(tasks.end(inner, None, closing(1, 2, false)), Left::Idle);
+
+        let (ended, _) = tasks.begin("ended", "", None);
+        tasks.clear();
+        tasks.update("next", "", Activity::Active);
+        assert_eq!(tasks.end(ended, None, closing(1, 3, false)), Left::Unchanged);
+        tasks.set_progress(ended, 1, 2);
+        assert_eq!(tasks.names(), names("next", ""));
+        assert_eq!(tasks.current().unwrap().total, 0);
+    }
+
+    #[test]
+    fn a_task_without_a_guard_gives_way_to_one_with_a_guard() {
+        let mut tasks = Tasks::default();
+        tasks.update("run-1", "queued", Activity::Active);
+        let (guard, new) = tasks.begin("run-1", "at work", None);
+        assert!(!new, "the same run goes on");
+        assert_eq!(tasks.end(guard, None, closing(1, 1, false)), Left::Idle);
+    }
+
+    #[test]
+    fn leaked_guards_hold_a_bounded_number_of_tasks() {
+        let mut tasks = Tasks::default();
+        for n in 0..10 * MOST_OPEN {
+            tasks.begin(&n.to_string(), "", None);
+        }
+        assert_eq!(tasks.frames.len(), MOST_OPEN);
+        let last = (10 * MOST_OPEN - 1).to_string();
+        assert_eq!(tasks.names(), names(&last, ""));
+    }
+
+    #[test]
+    fn an_error_belongs_to_the_task_that_it_left() {
+        let mut tasks = Tasks::default();
+        let (outer, _) = tasks.begin("batch", "", None);
+        let (inner, _) = tasks.begin("item", "", None);
+        tasks.end(inner, None, closing(100, 7, false));
+        tasks.end(outer, None, closing(100, 8, false));
+        let died = |millis, beats, manner| tasks.at_death(manner, at(millis), beats);
+        assert_eq!(died(101, 8, Manner::Error), names("item", ""));
+        assert_eq!(died(101, 9, Manner::Error), NONE, "it went on after it");
+        assert_eq!(died(10_000, 8, Manner::Error), NONE, "it rested after it");
+        assert_eq!(died(101, 8, Manner::Panic), NONE, "no unwinding ended it");
+        assert_eq!(died(101, 8, Manner::Other), NONE);
+        tasks.clear();
+        assert_eq!(tasks.at_death(Manner::Error, at(101), 8), NONE);
+    }
+
+    #[test]
+    fn a_panic_belongs_to_the_task_that_it_unwound() {
+        let mut tasks = Tasks::default();
+        let (guard, _) = tasks.begin("job", "", None);
+        tasks.end(guard, None, closing(100, 7, true));
+        assert_eq!(
+            tasks.at_death(Manner::Panic, at(500), 7),
+            names("job", ""),
+            "destructors take their time"
+        );
+        assert_eq!(tasks.at_death(Manner::Panic, at(9_000), 7), NONE);
+        assert_eq!(tasks.at_death(Manner::Error, at(101), 7), NONE);
+        tasks.update("open", "", Activity::Active);
+        assert_eq!(
+            tasks.at_death(Manner::Other, at(9_000), 9),
+            names("open", "")
+        );
+    }
+}
