@@ -223,6 +223,46 @@ pub(crate) struct Slot {
     pub offset: u32,
 }
 
+/// The place of one life: a cell, and the tag that tells its occupant from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(u64);
+
+const OFFSET_BITS: u32 = 14;
+
+impl Place {
+    /// Chunks have up to this many cells.
+    pub(crate) const MOST_OFFSETS: usize = 1 << OFFSET_BITS;
+
+    pub(crate) const fn new(slot: Slot, tag: u32) -> Self {
+        Self(
+            (slot.chunk as u64) << (OFFSET_BITS + TAG_BITS)
+                | (slot.offset as u64) << TAG_BITS
+                | tag as u64,
+        )
+    }
+
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    pub(crate) const fn word(self) -> u64 {
+        self.0
+    }
+
+    #[inline]
+    pub(crate) const fn slot(self) -> Slot {
+        Slot {
+            chunk: (self.0 >> (OFFSET_BITS + TAG_BITS)) as u32,
+            offset: (self.0 >> TAG_BITS) as u32 & (Self::MOST_OFFSETS as u32 - 1),
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn tag(self) -> u32 {
+        self.0 as u32 & ((1 << TAG_BITS) - 1)
+    }
+}
+
 /// What the pacemaker has to do about a cell that it has observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sign {
@@ -446,6 +486,28 @@ mod tests {
     fn a_cell_is_one_cache_line() {
         assert_eq!(size_of::<Cell>(), 64);
         assert_eq!(align_of::<Cell>(), 64);
+    }
+
+    #[test]
+    fn a_place_survives_packing() {
+        let slot = Slot {
+            chunk: (1 << 21) - 1,
+            offset: Place::MOST_OFFSETS as u32 - 1,
+        };
+        for (slot, tag) in [
+            (slot, 0),
+            (slot, (1 << TAG_BITS) - 1),
+            (
+                Slot {
+                    chunk: 0,
+                    offset: 7,
+                },
+                3,
+            ),
+        ] {
+            let place = Place::from_word(Place::new(slot, tag).word());
+            assert_eq!((place.slot(), place.tag()), (slot, tag));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::cell::{Episode, Sign, Watch};
+use crate::cell::{Episode, Place, Sign, Watch};
 use crate::clock::{Alarm, Moment, Sleeper};
 use crate::error::Error;
 use crate::health::{
@@ -248,7 +248,7 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
 /// when that must not be missed.
 fn examine(
     roster: &Roster,
-    chunk: &Arc<Chunk>,
+    chunk: &Arc<Chunk<Record>>,
     offset: usize,
     view: &View,
     untold: &mut Untold,
@@ -309,9 +309,9 @@ fn examine(
             due,
         },
     );
-    let tag = glance.state.tag;
+    let place = Place::new(chunk.slot(offset), glance.state.tag);
     let mut tell = |kind| {
-        let event = roster.publish_alive(&post.record, tag, kind);
+        let event = roster.publish_alive(&post.record, place, kind);
         untold.extend(event.map(|event| (Arc::clone(&post.record), event)));
     };
     tell_episode(&mut tell, &post, (before, after), &reading, health, view);

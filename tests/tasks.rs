@@ -222,9 +222,7 @@ fn rests_and_ends(
         goes_on.recv()?;
         end()
     });
-    eventually("idle", || {
-        worker.probe().health().state() == State::Idle
-    });
+    eventually("idle", || worker.probe().health().state() == State::Idle);
     world.seconds(3 * 3_600);
     go_on.send(()).unwrap();
     died_at(&worker)
@@ -281,7 +279,8 @@ fn a_task_that_was_marked_as_ended_is_not_blamed_for_what_follows_at_once() {
 #[test]
 fn the_innermost_open_task_is_blamed() {
     let world = World::new();
-    let ends: [fn() -> Result<(), BoxError>; 2] = [|| Err("disk full".into()), || panic!("disk full")];
+    let ends: [fn() -> Result<(), BoxError>; 2] =
+        [|| Err("disk full".into()), || panic!("disk full")];
     for end in ends {
         let worker = spawn(&world, move |hb| {
             let _batch = hb.begin_task("batch", "");

@@ -1,6 +1,5 @@
 //! A worker's life in a registry: it lasts as long as somebody holds this.
 
-use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::{Probe, Registry};
@@ -8,8 +7,8 @@ use crate::health::{DeathCause, StopCause};
 use crate::panics::{self, PanicReport};
 use crate::roster::post::{End, Post};
 
-/// Held by a handle and by the supervised futures that run on its behalf. When the last one is
-/// dropped, the worker ends, if it has not ended before.
+/// Held by a handle and by the supervised futures that run on its behalf. It is of one life: when
+/// the last one is dropped, the worker ends, unless it has ended or begun another life before.
 #[derive(Debug)]
 pub(crate) struct Membership {
     registry: Registry,
@@ -17,7 +16,7 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    /// The first one; the record counts it already.
+    /// The first one of a life; the cell counts it already.
     pub(super) const fn new(registry: Registry, post: Post) -> Self {
         Self { registry, post }
     }
@@ -33,6 +32,12 @@ impl Membership {
 
     pub(crate) fn probe(&self) -> Probe {
         Probe::new(self.registry.clone(), self.post.clone())
+    }
+
+    /// Begins the worker's next life. What others hold of this one stays with it, and changes nothing
+    /// any more. `None` if the worker was asked to stop.
+    pub(crate) fn next_life(&self) -> Option<Self> {
+        self.registry.next_life(self)
     }
 
     /// Ends the worker. `false` if it had ended before.
@@ -61,7 +66,7 @@ impl From<PanicReport> for DeathCause {
 
 impl Clone for Membership {
     fn clone(&self) -> Self {
-        self.post.record.holders.fetch_add(1, Ordering::Relaxed);
+        self.post.chunk.hold(self.post.offset);
         Self {
             registry: self.registry.clone(),
             post: self.post.clone(),
@@ -71,10 +76,11 @@ impl Clone for Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        if self.post.record.holders.fetch_sub(1, Ordering::AcqRel) != 1 {
+        if !self.post.chunk.release(self.post.offset) {
             return;
         }
-        self.end(if thread::panicking() {
+        // A panic from before the worker's birth is not its own.
+        self.end(if thread::panicking() && !self.post.record.born_unwinding {
             End::Overruled(panics::unwinding().into())
         } else {
             End::Stopped(StopCause::Drop)

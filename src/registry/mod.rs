@@ -17,13 +17,14 @@ use std::time::{Duration, Instant, SystemTime};
 use once_cell::sync::{Lazy, OnceCell};
 use parking_lot::Mutex;
 
+use crate::cell::Place;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::health::evidence::SHORTEST_WINDOW;
 use crate::health::{Ending, Health, StallCause, Stalled, StopCause};
 use crate::pacemaker::Pacemaker;
 use crate::roster::events::{EventKind, Subscription};
-use crate::roster::post::{Post, settle};
+use crate::roster::post::{Post, settle, wake};
 use crate::roster::profile::ProfileKey;
 use crate::roster::record::Record;
 use crate::roster::timeline::View;
@@ -225,12 +226,7 @@ impl Registry {
         }
         roster.changed.store(true, Ordering::Release);
         roster.emit(Some(&post.record), EventKind::Registered);
-        let stopping = self.inner.stopping.lock().clone();
-        if let Some(cause) = stopping {
-            roster
-                .request_stop(std::slice::from_ref(&post), &cause)
-                .tell();
-        }
+        self.stop_if_stopping(&post);
         Ok(Membership::new(self.clone(), post))
     }
 
@@ -257,7 +253,8 @@ impl Registry {
             let chunk = roster.slab.chunk(slot);
             let offset = slot.offset as usize;
             let tag = chunk.cell(offset).state().next_tag();
-            let record = Arc::new(Record::new(&id, !explicit, Arc::clone(&profile), slot, tag));
+            let place = Place::new(slot, tag);
+            let record = Arc::new(Record::new(&id, !explicit, Arc::clone(&profile), place));
             if !spec.metadata.is_empty() {
                 record.detail().metadata = spec.metadata;
             }
@@ -265,8 +262,9 @@ impl Registry {
             let now = roster.view().now;
             let mut enter = || {
                 chunk.enter(offset, &record, |cell| {
-                    // The beats of whoever had the cell before were counted when it left.
+                    // The beats of the cell's last occupant were counted when it left.
                     settle(cell, &record, tag, now);
+                    true
                 });
                 shard.replace(ById(Arc::clone(&record)));
             };
@@ -287,16 +285,61 @@ impl Registry {
         }
     }
 
-    /// Begins a worker's next incarnation. `false` if it was asked to stop meanwhile.
-    pub(crate) fn reincarnate(&self, post: &Post) -> bool {
-        let view = self.view();
+    /// Begins a worker's next life. It gets another cell if others still hold that of the last one.
+    /// `None` if the worker was asked to stop meanwhile.
+    fn next_life(&self, last: &Membership) -> Option<Membership> {
+        let roster = &self.inner.roster;
+        let (view, post) = (self.view(), last.post());
+        let elsewhere = (!post.chunk.has_one_holder(post.offset)).then(|| {
+            let slot = roster.slab.take();
+            Post {
+                chunk: roster.slab.chunk(slot),
+                offset: slot.offset as usize,
+                record: Arc::clone(&post.record),
+            }
+        });
         // Its beats move from the cell to those of lives that are over.
-        self.inner.census.move_with(|| post.reincarnate(&view))
+        let begin = || post.begin_next_life(elsewhere.as_ref(), &view);
+        let wakers = {
+            let _turn = roster.turn(&post.record);
+            self.inner.census.move_with(begin)
+        };
+        let Some(wakers) = wakers else {
+            if let Some(unused) = elsewhere {
+                roster.slab.give_back(unused.chunk.slot(unused.offset));
+            }
+            return None;
+        };
+        wakers.into_iter().for_each(|(_, waker)| wake(waker));
+        let next = match elsewhere {
+            Some(next) => Membership::new(self.clone(), next),
+            None => last.clone(),
+        };
+        self.stop_if_stopping(next.post());
+        Some(next)
     }
 
-    /// A worker's last handle is gone: its cell becomes free, its record stays.
+    /// Asks a worker to stop that was not there when all others were asked.
+    fn stop_if_stopping(&self, post: &Post) {
+        let stopping = self.inner.stopping.lock().clone();
+        if let Some(cause) = stopping {
+            let roster = &self.inner.roster;
+            roster
+                .request_stop(std::slice::from_ref(post), &cause)
+                .tell();
+        }
+    }
+
+    /// The last handle of a life is gone. If it was the worker's last life, its cell becomes free, and
+    /// its record stays.
     fn retire(&self, post: &Post) {
         let roster = &self.inner.roster;
+        let slot = post.chunk.slot(post.offset);
+        if !post.is_current() {
+            self.inner.census.move_with(|| post.forget_former());
+            roster.slab.give_back(slot);
+            return;
+        }
         let graveyard = &self.inner.graveyard;
         let (forgotten, wakers) = self.inner.census.move_with(|| {
             let record = &post.record;
@@ -312,7 +355,7 @@ impl Registry {
             self.inner.index.remove(&forgotten);
         }
         post.record.profile.leave();
-        roster.slab.give_back(post.record.slot);
+        roster.slab.give_back(slot);
         roster.changed.store(true, Ordering::Release);
         let left = self.inner.pacemaker.leave();
         drop(wakers);
@@ -329,7 +372,8 @@ impl Registry {
             .lock()
             .get_or_insert_with(|| cause.clone());
         let roster = &self.inner.roster;
-        roster.request_stop(&roster.posts(), cause)
+        let posts = self.inner.census.count(|| roster.posts());
+        roster.request_stop(&posts, cause)
     }
 
     /// Whether everybody was asked to stop.
@@ -474,7 +518,8 @@ impl Registry {
 
     /// The workers that have not ended.
     pub(crate) fn living(&self) -> Vec<Post> {
-        let mut posts = self.inner.roster.posts();
+        let roster = &self.inner.roster;
+        let mut posts = self.inner.census.count(|| roster.posts());
         posts.retain(|post| !post.record.is_over());
         posts
     }

@@ -44,7 +44,7 @@ impl Probe {
     /// If the pacemaker is overdue, it is woken, and waited for, for at most 100 ms.
     #[must_use]
     pub fn is_recent(&self) -> bool {
-        self.registry.is_recent(&self.post)
+        self.registry.is_recent(&self.post.current())
     }
 
     /// The verdict on the worker, with its reason.
@@ -54,20 +54,20 @@ impl Probe {
     /// later, to tell busy from blocked.
     #[must_use]
     pub fn health(&self) -> Health {
-        self.registry.health(&self.post)
+        self.registry.health(&self.post.current())
     }
 
     /// Until when the worker was known to be well, by the wall clock: now minus the heartbeat's
     /// age. `None` if it never was.
     #[must_use]
     pub fn last_heartbeat(&self) -> Option<SystemTime> {
-        self.registry.last_heartbeat(&self.post)
+        self.registry.last_heartbeat(&self.post.current())
     }
 
     /// Everything that is known of the worker, of one moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        self.registry.snapshot(&self.post)
+        self.registry.snapshot(&self.post.current())
     }
 }
 
@@ -157,27 +157,18 @@ impl Snapshot {
     ) -> Self {
         let profile = &post.record.profile;
         let health = judge(reading, &profile.thresholds, view.now);
-        let ended = detail.and_then(|detail| detail.ended.as_ref());
+        let ended = detail.and_then(|detail| post.ended(detail));
         if let Some(Ending::Dead(death)) = ended.map(|ended| &ended.ending) {
             (reading.run_id, reading.task) = (death.run_id.clone(), death.task.clone());
         }
         let task = detail.and_then(|detail| detail.tasks.current());
         let at_task = reading.run_id.is_some() || reading.task.is_some();
-        let late_beats = ended.map_or(0, |ended| {
-            // While the handle is there, the cell still counts.
-            post.cell()
-                .glance()
-                .filter(|glance| glance.state.tag == post.record.tag())
-                .map_or(ended.late_beats, |glance| {
-                    glance.beats.saturating_sub(ended.beats)
-                })
-        });
         let heartbeat_age = reading.heartbeat_at.map(|at| view.now.since(at));
         Self {
             id: post.record.id().to_owned(),
             worker_type: profile.worker_type.to_string(),
             group: profile.group.to_string(),
-            incarnation: post.record.incarnation(),
+            incarnation: post.incarnation(detail),
             restarts: detail.map_or(0, |detail| detail.restarts),
             health,
             activity: reading.activity,
@@ -198,7 +189,7 @@ impl Snapshot {
                 || ended.map_or(0, |ended| ended.beats),
                 |glance| glance.beats,
             ),
-            late_beats,
+            late_beats: detail.map_or(0, |detail| post.late_beats(detail)),
             late_updates: detail.map_or(0, |detail| detail.late_updates),
             last_death: detail.and_then(|detail| detail.last_death.clone()),
             metadata: detail.map_or_else(Vec::new, |detail| detail.metadata.clone()),

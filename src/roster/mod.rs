@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-use crate::cell::Phase;
+use crate::cell::{Phase, Place};
 use crate::clock::{Clock, Moment, nanos};
 use crate::health::{Health, State, StopCause, StoreStatus};
 use counts::Counts;
@@ -36,7 +36,7 @@ use timeline::{LONGEST_RESOLUTION, Timeline, View, resolution_for};
 pub(crate) struct Roster {
     pub clock: Clock,
     pub timeline: Timeline,
-    pub slab: Slab,
+    pub slab: Slab<Record>,
     pub profiles: Profiles,
     pub hub: Hub,
     pub counts: Counts,
@@ -149,9 +149,10 @@ impl Roster {
     }
 
     pub(crate) fn post(&self, record: Arc<Record>) -> Post {
+        let slot = record.place().slot();
         Post {
-            chunk: self.slab.chunk(record.slot),
-            offset: record.slot.offset as usize,
+            chunk: self.slab.chunk(slot),
+            offset: slot.offset as usize,
             record,
         }
     }
@@ -166,20 +167,22 @@ impl Roster {
     /// Held while a worker's life changes and subscribers are told of it, so that they are told in
     /// the order in which it happened: what they hear last is what is true. Before the detail's
     /// lock; nothing of anybody else's is called under it.
-    fn turn(&self, record: &Record) -> MutexGuard<'_, ()> {
-        self.turns[record.slot.offset as usize % TURNS].lock()
+    pub(crate) fn turn(&self, record: &Record) -> MutexGuard<'_, ()> {
+        // By its address, of which the last bits are the same for all.
+        let place = std::ptr::from_ref(record).addr() / size_of::<Record>();
+        self.turns[place % TURNS].lock()
     }
 
-    /// As [`publish`](Self::publish), of a worker that was found alive in its cell with this tag.
-    /// Nothing if that life is over: of its end has been told, and nothing is to be told after it.
+    /// As [`publish`](Self::publish), of a worker that was found alive at this place. Nothing if that
+    /// life is over: of its end has been told, and nothing is to be told after it.
     pub(crate) fn publish_alive(
         &self,
         record: &Record,
-        tag: u32,
+        place: Place,
         kind: EventKind,
     ) -> Option<Event> {
         let _turn = self.turn(record);
-        if record.is_over() || record.tag() != tag {
+        if record.is_over() || record.place() != place {
             None
         } else {
             self.publish(Some(record), kind)
@@ -279,10 +282,15 @@ impl Roster {
         }
     }
 
-    /// Ends a worker whose place another one has taken elsewhere, and tells.
-    pub(crate) fn fence(&self, post: &Post) {
+    /// Ends this life of a worker whose place another one has taken elsewhere, and tells.
+    pub(crate) fn fence(&self, post: &Post, incarnation: u32) {
         let _telling = Telling::begin(self);
         let turn = self.turn(&post.record);
+        // No other life begins in this turn.
+        if post.record.incarnation() != incarnation {
+            return;
+        }
+        let post = &*post.current();
         let (ended, wakers) = post.fence(&self.view(), self.clock.wall());
         let event = ended.and_then(|health| self.publish_end(post, health));
         drop(turn);
@@ -314,6 +322,7 @@ impl Roster {
         // Subscribers first, so that nobody hears of a worker's end before the request.
         for post in posts {
             let _turn = self.turn(&post.record);
+            let post = post.current();
             if post.claim_stop(cause.clone()) == Some(true) {
                 let kind = EventKind::Became(Health::Stopping);
                 news.events.extend(self.publish(Some(&post.record), kind));
@@ -321,6 +330,7 @@ impl Roster {
         }
         for post in posts {
             let _turn = self.turn(&post.record);
+            let post = &*post.current();
             let (ended, wakers) = post.show_stop(&self.view(), self.clock.wall());
             news.wakers.extend(wakers);
             if let Some(health) = ended {

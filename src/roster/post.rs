@@ -3,33 +3,40 @@
 //! Order of locks: a worker's turn to be told of (see `Roster`), chunk, detail; only the turn while
 //! an event is sent.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, SystemTime};
 
-use super::record::{Detail, Ended, Record};
+use super::record::{Detail, Ended, Former, Record};
 use super::slab::Chunk;
 use super::tasks::{Closing, Left, Manner, Names, Tasks, cut};
 use super::timeline::View;
 use crossbeam_channel::Receiver;
 
-use crate::cell::{Cell, Episode, Glance, Life, Phase, Watch, Work};
+use crate::cell::{Cell, Episode, Glance, Life, Phase, Place, Watch, Work};
 use crate::clock::Moment;
 use crate::health::evidence::{self, Sample};
 use crate::health::{
     Activity, Death, DeathCause, Ending, Health, Limits, Reading, Signs, StallCause, State,
     StopCause, judge, verdict, vouched,
 };
+use crate::notice::Notice;
 use crate::panics;
 
-/// See the module.
+/// See the module. It is of the life that holds this cell: one that began later, in another cell,
+/// is not reached through it, but by [`current`](Self::current).
 #[derive(Clone, Debug)]
 pub(crate) struct Post {
-    pub chunk: Arc<Chunk>,
+    pub chunk: Arc<Chunk<Record>>,
     pub offset: usize,
     pub record: Arc<Record>,
 }
+
+/// So many silences that were not taken back are kept: guards that are leaked must not hold memory
+/// without bound.
+const MOST_SILENCES: usize = 256;
 
 /// The longest time between two looks at a stalled worker's thread: two to this many resolutions.
 const LONGEST_WAIT: u32 = 6;
@@ -62,6 +69,74 @@ impl Post {
         self.chunk.cell(self.offset)
     }
 
+    // --- lives ----------------------------------------------------------------------------------
+
+    /// Whether the worker's present life is in this cell.
+    #[inline]
+    pub(crate) fn is_current(&self) -> bool {
+        self.record.place().slot() == self.chunk.slot(self.offset)
+    }
+
+    /// The post of the worker's present life.
+    pub(crate) fn current(&self) -> Cow<'_, Self> {
+        if self.is_current() {
+            return Cow::Borrowed(self);
+        }
+        // The place and its chunk change together, under this lock.
+        let detail = self.record.detail();
+        let chunk = detail.chunk.as_ref().unwrap_or(&self.chunk);
+        Cow::Owned(Self {
+            chunk: Arc::clone(chunk),
+            offset: self.record.place().slot().offset as usize,
+            record: Arc::clone(&self.record),
+        })
+    }
+
+    /// The former life that is in this cell, if it is one.
+    fn former<'a>(&self, detail: &'a Detail) -> Option<&'a Former> {
+        let is_here = |former: &&Former| {
+            former.offset == self.offset && Arc::ptr_eq(&former.chunk, &self.chunk)
+        };
+        detail.former.iter().find(is_here)
+    }
+
+    /// The end of the life that is in this cell, if it is over.
+    pub(crate) fn ended<'a>(&self, detail: &'a Detail) -> Option<&'a Ended> {
+        if self.is_current() {
+            detail.ended.as_ref()
+        } else {
+            self.former(detail).map(|former| &former.ended)
+        }
+    }
+
+    /// Which life of the worker is in this cell.
+    pub(crate) fn incarnation(&self, detail: Option<&Detail>) -> u32 {
+        detail
+            .and_then(|detail| self.former(detail))
+            .map_or_else(|| self.record.incarnation(), |former| former.incarnation)
+    }
+
+    /// Beats that came after the end of any of the worker's lives.
+    pub(crate) fn late_beats(&self, detail: &Detail) -> u64 {
+        let own = match &detail.ended {
+            // While a handle is there, the cell still counts.
+            Some(ended) => self.current_glance().map_or(ended.late_beats, |glance| {
+                glance.beats.saturating_sub(ended.beats)
+            }),
+            None => 0,
+        };
+        let former = detail.former.iter().map(Former::late_beats);
+        former.fold(detail.late_beats.saturating_add(own), u64::saturating_add)
+    }
+
+    /// Everything in the cell, if the worker's present life is in it.
+    fn current_glance(&self) -> Option<Glance> {
+        let place = self.record.place();
+        let glance = self.cell().glance()?;
+        (glance.state.tag == place.tag() && place.slot() == self.chunk.slot(self.offset))
+            .then_some(glance)
+    }
+
     // --- reading --------------------------------------------------------------------------------
 
     /// What is known of the worker now. Without texts and evidence, which only a stall needs.
@@ -78,8 +153,14 @@ impl Post {
                 };
                 return self.living(&glance, view, quiet_until);
             }
-            if let Some(ended) = self.record.ended() {
-                return over(&ended, view);
+            if let Some(detail) = self.record.known_detail() {
+                if let Some(ended) = self.ended(&detail) {
+                    return over(ended, view);
+                }
+            }
+            if !self.is_current() {
+                // Nothing is left of the life that was here.
+                return self.current().reading(view);
             }
             // It is just being registered, restarted or ended.
             std::hint::spin_loop();
@@ -89,9 +170,8 @@ impl Post {
     /// Everything in the cell, if the worker is in it and lives.
     #[inline]
     pub(crate) fn living_glance(&self) -> Option<Glance> {
-        let glance = self.cell().glance()?;
-        (glance.state.phase == Phase::Live && glance.state.tag == self.record.tag())
-            .then_some(glance)
+        let glance = self.current_glance()?;
+        (glance.state.phase == Phase::Live).then_some(glance)
     }
 
     fn living(&self, glance: &Glance, view: &View, quiet_until: Option<Moment>) -> Reading {
@@ -145,9 +225,13 @@ impl Post {
         loop {
             // Tasks and ends are written under this lock, so what is read under it fits together.
             let detail = self.record.known_detail();
-            if let Some(ended) = detail.as_ref().and_then(|detail| detail.ended.as_ref()) {
+            if let Some(ended) = detail.as_ref().and_then(|detail| self.ended(detail)) {
                 let mut reading = over(ended, view);
                 return read(&mut reading, None, detail.as_deref());
+            }
+            if !self.is_current() {
+                drop(detail);
+                return self.current().read_all(view, read);
             }
             if let Some(glance) = self.living_glance() {
                 if detail.is_none() && self.record.has_detail() {
@@ -213,11 +297,22 @@ impl Post {
 
     // --- the worker's own doing -----------------------------------------------------------------
 
+    /// Whether the life in this cell is over, so that it cannot change anything any more.
+    fn is_over(&self, detail: &Detail) -> bool {
+        detail.ended.is_some() || !self.is_current()
+    }
+
+    /// As [`is_over`](Self::is_over), for an update, which is counted then.
+    fn is_late(&self, detail: &mut Detail) -> bool {
+        let late = self.is_over(detail);
+        detail.late_updates += u64::from(late);
+        late
+    }
+
     /// Takes over what the worker is at now.
     pub(crate) fn update_task(&self, run_id: &str, text: &str, activity: Activity) -> Updated {
         let mut detail = self.record.detail();
-        if detail.ended.is_some() {
-            detail.late_updates += 1;
+        if self.is_late(&mut detail) {
             return Updated::default();
         }
         let new_task = detail.tasks.update(run_id, text, activity);
@@ -231,8 +326,7 @@ impl Post {
     /// Opens a task within the present one. Returns its number; `None` if the worker has ended.
     pub(crate) fn begin_task(&self, run_id: &str, text: &str) -> (Option<u64>, Updated) {
         let mut detail = self.record.detail();
-        if detail.ended.is_some() {
-            detail.late_updates += 1;
+        if self.is_late(&mut detail) {
             return (None, Updated::default());
         }
         let seen_at = self.task_seen_at();
@@ -248,8 +342,7 @@ impl Post {
     /// Closes the task with this number: the worker is at the outer one again, or idle.
     pub(crate) fn end_task(&self, number: Option<u64>, now: Moment) -> Updated {
         let mut detail = self.record.detail();
-        if detail.ended.is_some() {
-            detail.late_updates += 1;
+        if self.is_late(&mut detail) {
             return Updated::default();
         }
         let Some(number) = number else {
@@ -310,8 +403,7 @@ impl Post {
         };
         match self.record.known_detail() {
             Some(mut detail) => {
-                if detail.ended.is_some() {
-                    detail.late_updates += 1;
+                if self.is_late(&mut detail) {
                     return false;
                 }
                 cell.beat_with(idle);
@@ -326,8 +418,7 @@ impl Post {
     /// How far the task with this number is. Counts as a beat.
     pub(crate) fn set_progress(&self, number: Option<u64>, done: u64, total: u64) {
         let mut detail = self.record.detail();
-        if detail.ended.is_some() {
-            detail.late_updates += 1;
+        if self.is_late(&mut detail) {
             return;
         }
         if let Some(number) = number {
@@ -339,8 +430,15 @@ impl Post {
     /// Announces a silence. Returns its number.
     pub(crate) fn begin_silence(&self, until: Moment) -> u64 {
         let mut detail = self.record.detail();
-        let number = detail.silences.last().map_or(0, |(number, _)| number + 1);
-        if detail.ended.is_none() {
+        let number = detail.new_number();
+        if !self.is_over(&detail) {
+            if detail.silences.len() >= MOST_SILENCES {
+                let ends = detail.silences.iter().map(|(_, until)| *until);
+                let first = ends.enumerate().min_by_key(|(_, until)| *until);
+                if let Some((place, _)) = first {
+                    detail.silences.remove(place);
+                }
+            }
             detail.silences.push((number, until));
             let thread = evidence::current_thread();
             self.cell().beat_with(|work| Work {
@@ -354,8 +452,8 @@ impl Post {
 
     pub(crate) fn end_silence(&self, number: u64) {
         let mut detail = self.record.detail();
-        detail.silences.retain(|(other, _)| *other != number);
-        if detail.ended.is_none() {
+        if !self.is_over(&detail) {
+            detail.silences.retain(|(other, _)| *other != number);
             let quiet = !detail.silences.is_empty();
             self.cell().beat_with(|work| Work { quiet, ..work });
         }
@@ -414,9 +512,12 @@ impl Post {
         // Neither made nor dropped under the lock: wakers belong to executors.
         let mut waker = waker.clone();
         let mut detail = self.record.detail();
-        let next = detail.on_stop.last().map_or(0, |(number, _)| number + 1);
-        let number = known.unwrap_or(next);
-        if detail.stop_cause.is_some() {
+        let number = match known {
+            Some(number) => number,
+            None => detail.new_number(),
+        };
+        // A life that is over has nothing to wait for.
+        if detail.stop_cause.is_some() || !self.is_current() {
             drop(detail);
             wake(waker);
             return number;
@@ -451,7 +552,14 @@ impl Post {
 
     /// A channel that gets a message when the worker is asked to stop.
     pub(crate) fn stop_receiver(&self) -> Receiver<()> {
-        self.record.detail().stop_notice.receiver()
+        let mut detail = self.record.detail();
+        if self.is_current() {
+            return detail.stop_notice.receiver();
+        }
+        // A life that is over has nothing to wait for.
+        let mut over = Notice::new();
+        over.say(());
+        over.receiver()
     }
 
     /// Whether the worker was asked to stop, in this incarnation or between two.
@@ -463,13 +571,18 @@ impl Post {
 
     /// How it ended, if it has.
     pub(crate) fn ending(&self) -> Option<Ending> {
-        Some(self.record.ended()?.ending)
+        let detail = self.record.known_detail()?;
+        Some(self.ended(&detail)?.ending.clone())
     }
 
     /// Ends the incarnation. `None` if it has ended before: the first end counts, but that a
     /// failure overrules an end in good order that came before it.
     pub(crate) fn end(&self, end: End, view: &View, wall: SystemTime) -> Option<Health> {
-        self.end_locked(&mut self.record.detail(), end, view, wall)
+        let mut detail = self.record.detail();
+        if !self.is_current() {
+            return None;
+        }
+        self.end_locked(&mut detail, end, view, wall)
     }
 
     fn end_locked(
@@ -575,39 +688,95 @@ impl Post {
         }
     }
 
-    /// Begins the next incarnation. `false` if the worker was asked to stop meanwhile.
-    pub(crate) fn reincarnate(&self, view: &View) -> bool {
+    /// Begins the next life: in this cell, or in another one if something is left of this life.
+    /// `None` if the worker was asked to stop meanwhile. Returns the wakers of this life, whose
+    /// waits are over.
+    pub(crate) fn begin_next_life(
+        &self,
+        elsewhere: Option<&Self>,
+        view: &View,
+    ) -> Option<Vec<(u64, Waker)>> {
         let record = &self.record;
-        let mut begun = false;
-        self.chunk.resettle(self.offset, |cell| {
+        let next = elsewhere.unwrap_or(self);
+        let mut wakers = Vec::new();
+        let mut settle_in = |cell: &Cell| {
             let mut detail = record.detail();
             if detail.stop_cause.is_some() {
-                return;
+                return false;
             }
-            if let Some(Ended {
-                ending: Ending::Dead(death),
-                ..
-            }) = detail.ended.take()
-            {
-                detail.last_death = Some(death);
+            let beats = self.cell().beats();
+            wakers = self.close_life(&mut detail, elsewhere.is_some(), beats);
+            if elsewhere.is_some() {
+                detail.chunk = Some(Arc::clone(&next.chunk));
+                record.profile.counts.beats.add(beats);
             }
-            detail.restarts += 1;
-            detail.tasks = Tasks::default();
-            detail.silences.clear();
-            detail.first_sample = None;
-            detail.evidence = StallCause::Unknown;
-            detail.marked_offline = false;
             record.set_incarnation(record.incarnation() + 1);
-            let life = cell.state();
-            let tag = life.next_tag();
-            record.set_tag(tag);
-            let beats = settle(cell, record, tag, view.now);
+            let tag = cell.state().next_tag();
+            record.set_place(Place::new(next.chunk.slot(next.offset), tag));
+            let before = settle(cell, record, tag, view.now);
             let counts = &record.profile.counts;
-            counts.beats.add(beats);
+            if elsewhere.is_none() {
+                counts.beats.add(before);
+            }
             counts.restarts.add(1);
-            begun = true;
+            true
+        };
+        let begun = match elsewhere {
+            Some(next) => next.chunk.enter(next.offset, record, settle_in),
+            None => self.chunk.resettle(self.offset, &mut settle_in),
+        };
+        if begun && elsewhere.is_some() {
+            self.chunk.leave_behind(self.offset);
+        }
+        begun.then_some(wakers)
+    }
+
+    /// What the record keeps of a life that is over, before the next one begins. `left`: others
+    /// still hold its cell. Returns its wakers.
+    fn close_life(&self, detail: &mut Detail, left: bool, beats: u64) -> Vec<(u64, Waker)> {
+        if let Some(ended) = detail.ended.take() {
+            if let Ending::Dead(death) = &ended.ending {
+                detail.last_death = Some(Arc::clone(death));
+            }
+            if left {
+                detail.former.push(Former {
+                    chunk: Arc::clone(&self.chunk),
+                    offset: self.offset,
+                    incarnation: self.record.incarnation(),
+                    ended,
+                    counted: beats,
+                });
+            } else {
+                detail.late_beats += beats.saturating_sub(ended.beats);
+            }
+        }
+        detail.restarts += 1;
+        detail.tasks = Tasks::default();
+        detail.silences.clear();
+        detail.first_sample = None;
+        detail.evidence = StallCause::Unknown;
+        detail.marked_offline = false;
+        // Those who wait for the end of this life need not wait for that of the next.
+        detail.stop_notice.say(());
+        detail.stop_notice = Notice::new();
+        std::mem::take(&mut detail.on_stop)
+    }
+
+    /// Nothing is left of a former life: its cell becomes free.
+    pub(crate) fn forget_former(&self) {
+        let mut detail = self.record.detail();
+        let former = &mut detail.former;
+        let place = former.iter().position(|former| {
+            former.offset == self.offset && Arc::ptr_eq(&former.chunk, &self.chunk)
         });
-        begun
+        if let Some(place) = place {
+            let former = former.swap_remove(place);
+            detail.late_beats = detail.late_beats.saturating_add(former.late_beats());
+            let uncounted = self.cell().beats().saturating_sub(former.counted);
+            self.record.profile.counts.beats.add(uncounted);
+        }
+        drop(detail);
+        self.chunk.vacate(self.offset);
     }
 
     /// Leaves the cell to the next worker. It has ended before. Returns the wakers that nobody wakes
@@ -616,6 +785,7 @@ impl Post {
     pub(crate) fn vacate(&self) -> Vec<(u64, Waker)> {
         let beats = self.cell().glance().map_or(0, |glance| glance.beats);
         let mut detail = self.record.detail();
+        detail.returns = false;
         let forgotten = std::mem::take(&mut detail.on_stop);
         if let Some(ended) = &mut detail.ended {
             ended.late_beats = beats.saturating_sub(ended.beats);

@@ -1,7 +1,7 @@
 //! What is known of one worker beyond its cell: names, task, announced silences, deaths.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -10,8 +10,9 @@ use once_cell::sync::OnceCell;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::profile::Profile;
+use super::slab::Chunk;
 use super::tasks::Tasks;
-use crate::cell::Slot;
+use crate::cell::Place;
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
 use crate::health::{Death, Ending, StallCause, StopCause};
@@ -25,13 +26,12 @@ pub(crate) struct Record {
     pub id: Box<str>,
     /// Nobody chose the id.
     generated: bool,
+    /// It was registered by a thread that was unwinding from a panic.
+    pub born_unwinding: bool,
     pub profile: Arc<Profile>,
-    pub slot: Slot,
-    /// As in the cell's life, while the worker holds the cell.
-    tag: AtomicU32,
+    /// Where its present life is. Changes under the lock of the detail.
+    place: AtomicU64,
     incarnation: AtomicU32,
-    /// Handles and supervised futures that the worker's life hangs on.
-    pub holders: AtomicU32,
     more: OnceBox<More>,
 }
 
@@ -46,6 +46,14 @@ struct More {
 #[derive(Debug)]
 pub(crate) struct Detail {
     pub tasks: Tasks,
+    /// The chunk of its present life, if it is not the one that it was registered in.
+    pub chunk: Option<Arc<Chunk<Record>>>,
+    /// Lives that are over, of which handles or futures are left.
+    pub former: Vec<Former>,
+    /// Beats that came after the end of lives of which nothing is left.
+    pub late_beats: u64,
+    /// The next number for a silence or a waker.
+    next_number: u64,
     /// Announced silences that have not been taken back, by number, the latest last.
     pub silences: Vec<(u64, Moment)>,
     pub ended: Option<Ended>,
@@ -62,7 +70,7 @@ pub(crate) struct Detail {
     pub metadata: Vec<(String, String)>,
     /// Updates that came after the end.
     pub late_updates: u64,
-    /// As long as its handle is there, it may be started again.
+    /// It may be started again; not any more once its last handle is gone.
     pub returns: bool,
     /// A sweep has told that it is offline.
     pub marked_offline: bool,
@@ -74,6 +82,25 @@ pub(crate) struct Detail {
     pub on_stop: Vec<(u64, Waker)>,
     /// Told when it is asked to stop.
     pub stop_notice: Notice<()>,
+}
+
+/// A life that is over, while others still hold its cell.
+#[derive(Clone, Debug)]
+pub(crate) struct Former {
+    pub chunk: Arc<Chunk<Record>>,
+    pub offset: usize,
+    pub incarnation: u32,
+    pub ended: Ended,
+    /// Its beats that are counted already.
+    pub counted: u64,
+}
+
+impl Former {
+    /// Beats that came after its end.
+    pub(crate) fn late_beats(&self) -> u64 {
+        let beats = self.chunk.cell(self.offset).beats();
+        beats.saturating_sub(self.ended.beats)
+    }
 }
 
 /// The end of an incarnation.
@@ -90,32 +117,25 @@ pub(crate) struct Ended {
 }
 
 impl Record {
-    pub(crate) fn new(
-        id: &str,
-        generated: bool,
-        profile: Arc<Profile>,
-        slot: Slot,
-        tag: u32,
-    ) -> Self {
+    pub(crate) fn new(id: &str, generated: bool, profile: Arc<Profile>, place: Place) -> Self {
         Self {
             id: id.into(),
             generated,
+            born_unwinding: std::thread::panicking(),
             profile,
-            slot,
-            tag: AtomicU32::new(tag),
+            place: AtomicU64::new(place.word()),
             incarnation: AtomicU32::new(1),
-            holders: AtomicU32::new(1),
             more: OnceBox::new(),
         }
     }
 
     #[inline]
-    pub(crate) fn tag(&self) -> u32 {
-        self.tag.load(Ordering::Acquire)
+    pub(crate) fn place(&self) -> Place {
+        Place::from_word(self.place.load(Ordering::Acquire))
     }
 
-    pub(crate) fn set_tag(&self, tag: u32) {
-        self.tag.store(tag, Ordering::Release);
+    pub(crate) fn set_place(&self, place: Place) {
+        self.place.store(place.word(), Ordering::Release);
     }
 
     pub(crate) fn incarnation(&self) -> u32 {
@@ -203,10 +223,8 @@ impl Record {
 
     /// Whether another worker may take over its id: it is over, and will not be started again.
     pub(crate) fn is_free(&self) -> bool {
-        self.known_detail().is_some_and(|detail| {
-            let returns = detail.returns && self.holders.load(Ordering::Relaxed) > 0;
-            detail.ended.is_some() && !returns
-        })
+        self.known_detail()
+            .is_some_and(|detail| detail.ended.is_some() && !detail.returns)
     }
 
     pub(crate) fn is_superseded(&self) -> bool {
@@ -218,6 +236,10 @@ impl Detail {
     fn new() -> Self {
         Self {
             tasks: Tasks::default(),
+            chunk: None,
+            former: Vec::new(),
+            late_beats: 0,
+            next_number: 0,
             silences: Vec::new(),
             ended: None,
             stop_cause: None,
@@ -236,6 +258,13 @@ impl Detail {
             on_stop: Vec::new(),
             stop_notice: Notice::new(),
         }
+    }
+
+    /// A number that no life of the worker has used.
+    pub(crate) fn new_number(&mut self) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        number
     }
 
     /// Until when it announced to be silent.

@@ -1,33 +1,44 @@
 //! All cells of a registry, in chunks that never move, scanned in order.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::record::Record;
-use crate::cell::{Cell, Life, Phase, Slot, Watch};
+use crate::cell::{Cell, Life, Phase, Place, Slot, Watch};
 
 const SMALLEST_CHUNK: usize = 64;
 /// A chunk of one mebibyte: adding one takes well below a millisecond.
-const LARGEST_CHUNK: usize = 16_384;
+const LARGEST_CHUNK: usize = Place::MOST_OFFSETS;
 
-/// A run of cells and the workers that are in them.
+/// A run of cells and the workers that are in them, of which each has a record `R`.
 #[derive(Debug)]
-pub(crate) struct Chunk {
+pub(crate) struct Chunk<R> {
+    number: u32,
     cells: Box<[Cell]>,
-    /// Guards who is where, and with it the `watch` words.
-    occupants: RwLock<Box<[Option<Arc<Record>>]>>,
+    /// How many hold each cell: handles and supervised futures that a life depends on.
+    holders: Box<[AtomicU32]>,
+    /// Guards which worker is where, and with it the `watch` words.
+    occupants: RwLock<Box<[Option<Arc<R>>]>>,
     /// Cells from here on have never been used.
     used: AtomicUsize,
 }
 
-impl Chunk {
-    fn new(size: usize) -> Self {
+impl<R> Chunk<R> {
+    fn new(number: u32, size: usize) -> Self {
         Self {
+            number,
             cells: (0..size).map(|_| Cell::new()).collect(),
-            occupants: RwLock::new(vec![None; size].into_boxed_slice()),
+            holders: (0..size).map(|_| AtomicU32::new(0)).collect(),
+            occupants: RwLock::new((0..size).map(|_| None).collect()),
             used: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn slot(&self, offset: usize) -> Slot {
+        Slot {
+            chunk: self.number,
+            offset: offset as u32,
         }
     }
 
@@ -44,11 +55,11 @@ impl Chunk {
         &self.cells[..used]
     }
 
-    pub(crate) fn occupant(&self, offset: usize) -> Option<Arc<Record>> {
+    pub(crate) fn occupant(&self, offset: usize) -> Option<Arc<R>> {
         self.occupants.read().get(offset)?.clone()
     }
 
-    pub(crate) fn occupants(&self) -> Vec<(usize, Arc<Record>)> {
+    pub(crate) fn occupants(&self) -> Vec<(usize, Arc<R>)> {
         let used = self.cells().len();
         self.occupants.read()[..used]
             .iter()
@@ -57,17 +68,56 @@ impl Chunk {
             .collect()
     }
 
-    pub(crate) fn enter(&self, offset: usize, record: &Arc<Record>, settle: impl FnOnce(&Cell)) {
+    /// Puts a worker into a cell, with one holder, if `settle` lets it in.
+    pub(crate) fn enter(
+        &self,
+        offset: usize,
+        record: &Arc<R>,
+        settle: impl FnOnce(&Cell) -> bool,
+    ) -> bool {
         let mut occupants = self.occupants.write();
-        settle(&self.cells[offset]);
+        if !settle(&self.cells[offset]) {
+            return false;
+        }
+        self.holders[offset].store(1, Ordering::Relaxed);
         occupants[offset] = Some(Arc::clone(record));
         self.used.fetch_max(offset + 1, Ordering::Release);
+        true
+    }
+
+    /// One more holder of a cell.
+    pub(crate) fn hold(&self, offset: usize) {
+        self.holders[offset].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One holder less. Returns whether it was the last one.
+    pub(crate) fn release(&self, offset: usize) -> bool {
+        self.holders[offset].fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Whether there is only one holder: then no other thread can add one.
+    pub(crate) fn has_one_holder(&self, offset: usize) -> bool {
+        self.holders[offset].load(Ordering::Acquire) == 1
     }
 
     /// Changes a cell that its occupant keeps.
-    pub(crate) fn resettle(&self, offset: usize, settle: impl FnOnce(&Cell)) {
+    pub(crate) fn resettle(&self, offset: usize, settle: impl FnOnce(&Cell) -> bool) -> bool {
         let _occupants = self.occupants.write();
-        settle(&self.cells[offset]);
+        settle(&self.cells[offset])
+    }
+
+    /// Its occupant has moved to another cell. What is left of its former life keeps this one, and
+    /// finds there that it is over.
+    pub(crate) fn leave_behind(&self, offset: usize) {
+        let mut occupants = self.occupants.write();
+        let cell = &self.cells[offset];
+        cell.set_watch(Watch::OFF);
+        cell.set_state(Life {
+            phase: Phase::Dead,
+            stop_requested: true,
+            ..cell.state()
+        });
+        occupants[offset] = None;
     }
 
     pub(crate) fn vacate(&self, offset: usize) {
@@ -101,19 +151,30 @@ impl Chunk {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
-pub(crate) struct Slab {
-    chunks: RwLock<Arc<Vec<Arc<Chunk>>>>,
+#[derive(Debug)]
+pub(crate) struct Slab<R> {
+    chunks: RwLock<Arc<Chunks<R>>>,
     free: Mutex<Vec<Slot>>,
 }
 
-impl Slab {
+type Chunks<R> = Vec<Arc<Chunk<R>>>;
+
+impl<R> Default for Slab<R> {
+    fn default() -> Self {
+        Self {
+            chunks: RwLock::default(),
+            free: Mutex::default(),
+        }
+    }
+}
+
+impl<R> Slab<R> {
     /// All chunks, in order. A chunk added meanwhile is not among them.
-    pub(crate) fn chunks(&self) -> Arc<Vec<Arc<Chunk>>> {
+    pub(crate) fn chunks(&self) -> Arc<Chunks<R>> {
         Arc::clone(&self.chunks.read())
     }
 
-    pub(crate) fn chunk(&self, slot: Slot) -> Arc<Chunk> {
+    pub(crate) fn chunk(&self, slot: Slot) -> Arc<Chunk<R>> {
         Arc::clone(&self.chunks.read()[slot.chunk as usize])
     }
 
@@ -136,7 +197,7 @@ impl Slab {
         let size = LARGEST_CHUNK.min(SMALLEST_CHUNK << chunks.len().min(16));
         let number = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
         let mut grown = Vec::clone(&chunks);
-        grown.push(Arc::new(Chunk::new(size)));
+        grown.push(Arc::new(Chunk::new(number, size)));
         *self.chunks.write() = Arc::new(grown);
         free.extend((0..size as u32).rev().map(|offset| Slot {
             chunk: number,
@@ -151,7 +212,7 @@ mod tests {
 
     #[test]
     fn slots_are_handed_out_in_order_and_reused() {
-        let slab = Slab::default();
+        let slab = Slab::<()>::default();
         let slots: Vec<_> = (0..300).map(|_| slab.take()).collect();
         assert_eq!(
             slots[0],

@@ -386,7 +386,10 @@ mod tests {
         assert_eq!((task.done, task.total), (4, 10));
         assert_eq!(task.seen_at, Some(at(5)), "it is as old as it was");
         assert_eq!(tasks.end(outer, None, closing(9, 10, false)), Left::Idle);
-        assert_eq!(tasks.end(outer, None, closing(9, 11, false)), Left::Unchanged);
+        assert_eq!(
+            tasks.end(outer, None, closing(9, 11, false)),
+            Left::Unchanged
+        );
     }
 
     #[test]
@@ -411,7 +414,10 @@ mod tests {
         let (ended, _) = tasks.begin("ended", "", None);
         tasks.clear();
         tasks.update("next", "", Activity::Active);
-        assert_eq!(tasks.end(ended, None, closing(1, 3, false)), Left::Unchanged);
+        assert_eq!(
+            tasks.end(ended, None, closing(1, 3, false)),
+            Left::Unchanged
+        );
         tasks.set_progress(ended, 1, 2);
         assert_eq!(tasks.names(), names("next", ""));
         assert_eq!(tasks.current().unwrap().total, 0);

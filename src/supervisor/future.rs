@@ -263,8 +263,8 @@ impl Supervisor {
         F: Future,
         F::Output: Outcome,
     {
-        let worker = Arc::new(builder.registry(&self.registry).start()?);
-        let membership = worker.membership().clone();
+        let mut worker = Arc::new(builder.registry(&self.registry).start()?);
+        let mut membership = worker.membership().clone();
         let ending = Arc::new(Finish::default());
         self.adopt(membership.post().clone(), Arc::clone(&ending));
         membership.post().record.detail().returns = true;
@@ -294,10 +294,14 @@ impl Supervisor {
                     on_stop: None,
                 }
                 .await;
-                if !begin_again(&membership) {
+                // What the last life left behind keeps its handle, which is of that life.
+                drop(Arc::into_inner(worker));
+                let Some(next) = begin_again(&membership) else {
                     ending.0.set(exit.clone());
                     return exit;
-                }
+                };
+                worker = Arc::new(WorkerHeartbeat::new(next.clone()));
+                membership = next;
             }
         })
     }

@@ -92,7 +92,7 @@ impl Supervisor {
             } else {
                 report.hung.push(HungWorker {
                     id,
-                    health: child.post.health(&view),
+                    health: child.post.current().health(&view),
                 });
             }
         }
@@ -313,16 +313,17 @@ fn conclude(
     }
 }
 
-/// Begins the next life. `false` if the worker was asked to stop meanwhile.
-fn begin_again(membership: &Membership) -> bool {
-    let registry = membership.registry();
+/// Begins the next life. `None` if the worker was asked to stop meanwhile.
+fn begin_again(last: &Membership) -> Option<Membership> {
+    let registry = last.registry();
     let roster = registry.roster();
-    if registry.is_stopping() || !registry.reincarnate(membership.post()) {
-        return false;
+    if registry.is_stopping() {
+        return None;
     }
+    let next = last.next_life()?;
     roster
         .changed
         .store(true, std::sync::atomic::Ordering::Release);
-    roster.emit(Some(&membership.post().record), EventKind::Registered);
-    true
+    roster.emit(Some(&next.post().record), EventKind::Registered);
+    Some(next)
 }

@@ -74,7 +74,7 @@ impl Supervisor {
 
 /// The worker's thread: one life after another.
 fn run<F>(
-    worker: WorkerHeartbeat,
+    mut worker: WorkerHeartbeat,
     mut work: F,
     restart: Restart,
     finite: bool,
@@ -83,12 +83,12 @@ fn run<F>(
 where
     F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError>,
 {
-    let membership = worker.membership();
-    let on_fatal = on_fatal(membership);
     let mut restarts = Restarts::new(restart);
-    membership.post().record.detail().returns = true;
+    worker.membership().post().record.detail().returns = true;
     let alarm = Waker::from(Arc::new(sleeper.alarm()));
     let exit = loop {
+        let membership = worker.membership();
+        let on_fatal = on_fatal(membership);
         membership
             .post()
             .bind_thread(evidence::current_thread(), false);
@@ -111,9 +111,10 @@ where
             sleeper.sleep_until(due);
         }
         membership.post().forget_stop(number);
-        if !begin_again(membership) {
+        let Some(next) = begin_again(membership) else {
             break exit;
-        }
+        };
+        worker = WorkerHeartbeat::new(next);
     };
     // What the work holds may take its time to go.
     sleeper.step_away();

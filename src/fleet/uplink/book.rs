@@ -56,6 +56,11 @@ impl Known {
         })
     }
 
+    /// Whether the worker is still in the life that was registered.
+    pub(super) fn is_present(&self) -> bool {
+        self.post.record.incarnation() == self.incarnation
+    }
+
     fn due_at(&self) -> Option<Moment> {
         Some(self.told?.at.after(self.post.record.profile.interval))
     }

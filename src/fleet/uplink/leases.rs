@@ -26,6 +26,12 @@ impl Uplink {
         run_id: &str,
         ttl: Duration,
     ) -> Result<Option<Arc<Held>>, Error> {
+        if !post.is_current() {
+            // A former life cannot claim in the name of the present one.
+            return Err(Error::Refused {
+                id: post.record.id().to_owned(),
+            });
+        }
         let bond = self.bond_of(post)?;
         // One claim at a time: of two that the store grants one after the other, only the second
         // counts there, and the first would be believed in until it expires.

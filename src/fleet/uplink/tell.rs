@@ -54,6 +54,7 @@ impl Uplink {
                         }
                         known.forget();
                         known.incarnation = record.incarnation();
+                        known.post = post;
                         known.refused_until = None;
                     }
                 }
@@ -206,7 +207,7 @@ impl Uplink {
             .lock()
             .known
             .iter()
-            .filter(|(_, known)| !known.ended)
+            .filter(|(_, known)| !known.ended && known.is_present())
             .filter_map(|(number, known)| {
                 let ended = known.post.record.ended()?;
                 let key = known.bond.as_ref()?.key.clone();
@@ -314,14 +315,14 @@ impl Uplink {
                 known.forget();
                 if !refused {
                     all_known = false;
-                } else if post.record.incarnation() == known.incarnation {
-                    // Told once nobody holds the book.
-                    fenced.push(post.clone());
+                } else if known.is_present() {
+                    // Once the book is not locked any more.
+                    fenced.push((post.clone(), known.incarnation));
                 }
             }
         }
-        for post in fenced {
-            registry.roster().fence(&post);
+        for (post, incarnation) in fenced {
+            registry.roster().fence(&post, incarnation);
             if let Some(known) = self.book.lock().known.get_mut(&address(&post.record)) {
                 known.finish();
             }
