@@ -103,9 +103,12 @@ pub(crate) struct Work {
     pub quiet: bool,
     /// Between two polls of a future: no thread runs it.
     pub parked: bool,
+    /// Its thread was found to have ended. When, and whether it has beaten since, is written in its
+    /// record.
+    pub thread_ended: bool,
     /// Goes up with each new task.
     pub task: u32,
-    /// The kernel's id of the thread that does the work; 0 if unknown.
+    /// The number of the thread that does the work; 0 if unknown.
     pub thread: u32,
 }
 
@@ -122,6 +125,7 @@ impl Work {
         activity
             | (self.quiet as u64) << 2
             | (self.parked as u64) << 3
+            | (self.thread_ended as u64) << 4
             | ((self.task as u64) & TASK_MASK) << 8
             | (self.thread as u64) << 32
     }
@@ -135,6 +139,7 @@ impl Work {
             },
             quiet: word & 4 != 0,
             parked: word & 8 != 0,
+            thread_ended: word & 16 != 0,
             task: ((word >> 8) & TASK_MASK) as u32,
             thread: (word >> 32) as u32,
         }
@@ -292,6 +297,15 @@ pub(crate) struct Glance {
     pub beats: u64,
 }
 
+impl Glance {
+    /// Whether the cell alone is enough to judge the worker: it lives, and its record has nothing to
+    /// add.
+    #[inline]
+    pub(crate) const fn is_plain(&self) -> bool {
+        matches!(self.state.phase, Phase::Live) && !self.work.quiet && !self.work.thread_ended
+    }
+}
+
 impl Cell {
     pub(crate) fn new() -> Self {
         Self {
@@ -358,6 +372,7 @@ impl Cell {
             activity: Activity::Active,
             quiet: false,
             parked: false,
+            thread_ended: false,
             task: self.work().next_task(),
             thread: 0,
         };
@@ -557,11 +572,12 @@ mod tests {
             }
         }
         for activity in [Activity::Active, Activity::Idle, Activity::Processing] {
-            for (quiet, parked) in [(false, true), (true, false)] {
+            for bit in 0..3 {
                 let work = Work {
                     activity,
-                    quiet,
-                    parked,
+                    quiet: bit == 0,
+                    parked: bit == 1,
+                    thread_ended: bit == 2,
                     task: TASK_MASK as u32,
                     thread: u32::MAX,
                 };

@@ -22,6 +22,7 @@ mod models;
 mod notice;
 mod pacemaker;
 mod panics;
+mod procfs;
 mod registry;
 mod roster;
 #[cfg(feature = "serde")]
@@ -35,6 +36,7 @@ mod serial;
 pub mod serve;
 mod shutdown;
 mod supervisor;
+mod threads;
 mod worker;
 
 pub use clock::{Clock, MockClock, Moment};

@@ -782,3 +782,80 @@ fn work_that_never_started_is_told_even_in_its_set_up() {
     drop(let_go);
     worker.join();
 }
+
+// --- polls -----------------------------------------------------------------------------------
+
+/// A future of which one part is wedged, and another one is woken all the time.
+async fn wedged_beside_a_ticker() {
+    let mut wedged = pin!(pending::<()>());
+    poll_fn(|context| wedged.as_mut().poll(context)).await;
+}
+
+#[test]
+fn a_poll_is_no_progress_of_a_worker_that_has_to_beat_by_itself() {
+    let world = World::new();
+    let limits: [fn(worker_heartbeat::Builder) -> worker_heartbeat::Builder; 2] = [
+        |builder| builder,
+        |builder| builder.stall_after(30 * SECOND),
+    ];
+    for (set, unwell) in limits.into_iter().zip([State::Stale, State::Stalled]) {
+        let builder = world.worker("w").interval(SECOND).stale_after(60 * SECOND);
+        let hb = set(builder).beats_only().start().unwrap();
+        let mut future = Box::pin(hb.supervise(wedged_beside_a_ticker()));
+        assert!(poll_once(&mut future).is_pending());
+        assert_eq!(
+            hb.health().state(),
+            State::Starting,
+            "a poll is no first beat"
+        );
+        hb.beat();
+        for _ in 0..70 {
+            assert!(poll_once(&mut future).is_pending());
+            world.seconds(1);
+        }
+        assert_eq!(hb.health().state(), unwell, "{}", hb.health());
+        assert_eq!(hb.snapshot().beats, 1);
+        hb.beat();
+        assert!(hb.is_recent());
+    }
+
+    let hb = world.worker("w").stall_after(30 * SECOND).start().unwrap();
+    let mut future = Box::pin(hb.supervise(wedged_beside_a_ticker()));
+    for _ in 0..70 {
+        assert!(poll_once(&mut future).is_pending());
+        world.seconds(1);
+    }
+    assert!(hb.is_recent(), "of others, a poll is a beat");
+}
+
+#[test]
+fn a_restarted_future_that_has_to_beat_by_itself_is_convicted_in_each_life() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry).restart(patient());
+    let builder = world.worker("w").id("w").interval(SECOND).beats_only();
+    let mut lives = 0;
+    let mut worker = Box::pin(
+        supervisor
+            .supervise(builder.startup_grace(9 * SECOND), move |_hb| {
+                lives += 1;
+                let fails = lives == 1;
+                async move {
+                    if fails {
+                        return Err("the first life ends");
+                    }
+                    wedged_beside_a_ticker().await;
+                    Ok(())
+                }
+            })
+            .unwrap(),
+    );
+    assert!(poll_once(&mut worker).is_pending());
+    world.seconds(1);
+    for _ in 0..11 {
+        assert!(poll_once(&mut worker).is_pending());
+        world.seconds(1);
+    }
+    let probe = world.registry.get("w").unwrap();
+    assert_eq!(probe.snapshot().incarnation, 2);
+    assert_eq!(probe.health().state(), State::NeverStarted);
+}

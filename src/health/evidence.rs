@@ -3,11 +3,11 @@
 //! Linux: `/proc/self/task/<tid>/{stat,schedstat,wchan}` (proc(5)), read twice. Elsewhere, or where
 //! the files cannot be read, there is no evidence.
 
-use std::cell::Cell;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use super::StallCause;
+use crate::threads::{self, KernelThread};
 
 /// Less than this between two samples says nothing.
 pub(crate) const SHORTEST_WINDOW: Duration = Duration::from_millis(10);
@@ -19,37 +19,12 @@ const BUSY_PERCENT: u8 = 10;
 /// From this share of its time in a run queue on, a thread that is not busy is starved.
 const STARVED_PERCENT: u8 = 50;
 
-thread_local! {
-    static THREAD: Cell<Option<u32>> = const { Cell::new(None) };
-}
-
-/// The kernel's id of the calling thread; 0 if there is none to be had. Asked once a thread.
-#[inline]
-pub(crate) fn current_thread() -> u32 {
-    THREAD
-        .try_with(|known| {
-            known.get().unwrap_or_else(|| {
-                let id = ask_current_thread().unwrap_or(0);
-                known.set(Some(id));
-                id
-            })
-        })
-        .unwrap_or(0)
-}
-
-#[cold]
-fn ask_current_thread() -> Option<u32> {
-    let link = fs::read_link("/proc/thread-self").ok()?;
-    link.file_name()?.to_str()?.parse().ok()
-}
-
 /// One look at a thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     at: Instant,
+    /// Its number.
     thread: u32,
-    /// Which thread of that id: when it started, in clock ticks since boot.
-    started: u64,
     cpu: Duration,
     queued: Duration,
     running: bool,
@@ -57,20 +32,19 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
+    /// Looks at the thread with this number. `None` if it is not known, or the kernel does not say.
     pub(crate) fn take(thread: u32) -> Option<Self> {
-        if thread == 0 {
-            return None;
-        }
-        let read = |file| fs::read_to_string(format!("/proc/self/task/{thread}/{file}"));
-        let stat = Stat::parse(&read("stat").ok()?)?;
+        let KernelThread { id, .. } = threads::kernel_thread(thread)?;
+        let read = |file| fs::read_to_string(format!("/proc/self/task/{id}/{file}"));
         let (cpu, queued) = parse_schedstat(&read("schedstat").ok()?)?;
         let place = read("wchan")
             .ok()
             .filter(|place| !place.is_empty() && place != "0");
+        // Last: what was read is of this thread, if it is still there.
+        let stat = threads::kernel_thread(thread)?.stat()?;
         Some(Self {
             at: Instant::now(),
             thread,
-            started: stat.started,
             cpu,
             queued,
             running: stat.state == 'R',
@@ -90,8 +64,7 @@ impl Sample {
     /// the same thread.
     pub(crate) fn since(&self, first: &Self) -> Option<StallCause> {
         let window = self.at.saturating_duration_since(first.at);
-        if window < SHORTEST_WINDOW || (self.thread, self.started) != (first.thread, first.started)
-        {
+        if window < SHORTEST_WINDOW || self.thread != first.thread {
             return None;
         }
         let percent = |later: Duration, earlier: Duration| {
@@ -116,23 +89,6 @@ impl Sample {
     }
 }
 
-struct Stat {
-    state: char,
-    started: u64,
-}
-
-impl Stat {
-    /// Fields 3 and 22. The second field is the thread's name in parentheses, which may itself
-    /// contain spaces and parentheses.
-    fn parse(text: &str) -> Option<Self> {
-        let (_, rest) = text.rsplit_once(')')?;
-        let mut fields = rest.split_ascii_whitespace();
-        let state = fields.next()?.chars().next()?;
-        let started = fields.nth(18)?.parse().ok()?;
-        Some(Self { state, started })
-    }
-}
-
 /// Time on a processor and time in a run queue.
 fn parse_schedstat(text: &str) -> Option<(Duration, Duration)> {
     let mut fields = text
@@ -149,7 +105,6 @@ mod tests {
         Sample {
             at,
             thread: 7,
-            started: 1,
             cpu: Duration::from_millis(cpu),
             queued: Duration::from_millis(queued),
             running: false,
@@ -189,17 +144,12 @@ mod tests {
         let soon = sample(start + SHORTEST_WINDOW - Duration::from_nanos(1), 9, 0);
         assert_eq!(soon.since(&first), None);
         let mut other = sample(start + LONG_WINDOW, 100, 0);
-        other.started = 2;
+        other.thread = 8;
         assert_eq!(other.since(&first), None);
     }
 
     #[test]
-    fn a_thread_name_cannot_confuse_the_parser() {
-        let fields = "R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 x";
-        let stat = Stat::parse(&format!("7 (a ) b (R) {fields}")).unwrap();
-        assert_eq!((stat.state, stat.started), ('R', 4711));
-        assert!(Stat::parse("").is_none());
-        assert!(Stat::parse("7 (x) R 1").is_none());
+    fn odd_files_are_no_evidence() {
         assert_eq!(parse_schedstat("12 x"), None);
         assert_eq!(parse_schedstat(""), None);
     }
@@ -207,8 +157,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_sample_of_this_thread_can_be_taken() {
-        let thread = current_thread();
-        assert_ne!(thread, 0);
+        let thread = threads::current();
         let sample = Sample::take(thread).unwrap();
         assert!(sample.running);
         assert!(Sample::take(0).is_none());

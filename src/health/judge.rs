@@ -60,6 +60,8 @@ pub struct Reading {
     pub heartbeat_at: Option<Moment>,
     /// Until when it announced to be silent.
     pub quiet_until: Option<Moment>,
+    /// When its thread was found to have ended, if it made no progress since.
+    pub thread_ended_at: Option<Moment>,
     /// What its thread was found doing, if it stalled.
     pub evidence: StallCause,
     /// The run that it is at.
@@ -82,6 +84,7 @@ impl Reading {
             progress_at: None,
             heartbeat_at: None,
             quiet_until: None,
+            thread_ended_at: None,
             evidence: StallCause::Unknown,
             run_id: None,
             task: None,
@@ -98,6 +101,7 @@ impl Reading {
             progress_at: self.progress_at,
             heartbeat_at: self.heartbeat_at,
             quiet_until: self.quiet_until,
+            thread_ended_at: self.thread_ended_at,
         }
     }
 }
@@ -113,9 +117,17 @@ pub(crate) struct Signs {
     pub progress_at: Option<Moment>,
     pub heartbeat_at: Option<Moment>,
     pub quiet_until: Option<Moment>,
+    pub thread_ended_at: Option<Moment>,
 }
 
 impl Signs {
+    /// Whether it is at work, and there is no thread any more that could do it. At rest, another
+    /// thread may take up its next task.
+    #[inline]
+    const fn is_abandoned(&self) -> bool {
+        self.thread_ended_at.is_some() && !matches!(self.activity, Activity::Idle)
+    }
+
     /// The moment after which it is stalled; never, if it can't stall now.
     #[inline]
     fn stalls_at(&self, limits: &Limits) -> Moment {
@@ -200,11 +212,17 @@ pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health 
         State::Starting => Health::Starting { waited, grace },
         State::NeverStarted => Health::NeverStarted { waited, grace },
         State::Stalled => {
-            let progress_at = reading.progress_at.unwrap_or(now);
+            let progress_at = reading.progress_at.unwrap_or(reading.started_at);
+            let (cause, allowance) = if signs.is_abandoned() {
+                (StallCause::ThreadEnded, Duration::ZERO)
+            } else {
+                let allowance = signs.stalls_at(&limits).since(progress_at);
+                (reading.evidence.clone(), allowance)
+            };
             Health::Stalled(Stalled {
-                cause: reading.evidence.clone(),
+                cause,
                 silent: now.since(progress_at),
-                allowance: signs.stalls_at(&limits).since(progress_at),
+                allowance,
                 run_id: reading.run_id.clone(),
                 task: reading.task.clone(),
             })
@@ -230,6 +248,9 @@ pub(crate) fn verdict(signs: &Signs, limits: &Limits, now: Moment) -> State {
     if signs.unwatched {
         return State::Unobserved;
     }
+    if signs.is_abandoned() {
+        return State::Stalled;
+    }
     if signs.progress_at.is_none() {
         return if now > signs.started_at.after_nanos(limits.startup_grace) {
             State::NeverStarted
@@ -254,14 +275,15 @@ pub(crate) fn verdict(signs: &Signs, limits: &Limits, now: Moment) -> State {
 }
 
 /// Until when a worker was known to be well, as its pacemaker vouches: until the last tick, or
-/// until its allowance ran out.
+/// until its allowance ran out, or its thread was found to have ended.
 #[inline]
 pub(crate) fn vouched(signs: &Signs, limits: &Limits, tick: Moment) -> Option<Moment> {
     let progress_at = signs.progress_at?;
     let vouched_until = if limits.beats_only {
         Moment::ZERO
     } else {
-        tick.min(signs.stalls_at(limits))
+        let limit = signs.thread_ended_at.unwrap_or(Moment::NEVER);
+        tick.min(signs.stalls_at(limits)).min(limit)
     };
     Some(vouched_until.max(progress_at))
 }

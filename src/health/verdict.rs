@@ -374,7 +374,7 @@ pub struct Stalled {
     pub cause: StallCause,
     /// Time without progress.
     pub silent: Duration,
-    /// What it is allowed.
+    /// What it is allowed; zero if its thread has ended.
     pub allowance: Duration,
     /// The run that it is at.
     pub run_id: Option<String>,
@@ -384,13 +384,11 @@ pub struct Stalled {
 
 impl fmt::Display for Stalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "no progress for {}, {} allowed; {}",
-            Age(self.silent),
-            Age(self.allowance),
-            self.cause
-        )?;
+        write!(f, "no progress for {}", Age(self.silent))?;
+        if self.cause != StallCause::ThreadEnded {
+            write!(f, ", {} allowed", Age(self.allowance))?;
+        }
+        write!(f, "; {}", self.cause)?;
         during(f, self.run_id.as_deref(), self.task.as_deref())
     }
 }
@@ -414,7 +412,9 @@ pub enum StallCause {
         /// Share of the time that it spent waiting for a processor, 0 to 100.
         percent: u8,
     },
-    /// No evidence: the worker's thread is not known, or this system tells nothing.
+    /// It has ended, and the worker's handle is still there: in an `Arc` or a static, or leaked.
+    ThreadEnded,
+    /// No evidence: the worker's thread is not known, or this system says nothing.
     Unknown,
 }
 
@@ -430,6 +430,7 @@ impl fmt::Display for StallCause {
                     "starved, {percent} % of its time waiting for a processor"
                 )
             }
+            Self::ThreadEnded => f.write_str("its thread has ended"),
             Self::Unknown => f.write_str("cause unknown"),
         }
     }

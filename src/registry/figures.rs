@@ -12,6 +12,7 @@ use crate::health::{
 use crate::roster::counts::{Counts, TypeCounts};
 use crate::roster::post::{Post, signs};
 use crate::roster::profile::Profile;
+use crate::roster::record::Notes;
 use crate::roster::timeline::View;
 
 /// See the module.
@@ -119,7 +120,7 @@ impl<'a> Pass<'a> {
             for (offset, cell) in chunk.cells().iter().enumerate() {
                 match cell.glance() {
                     Some(glance) if glance.state.phase == Phase::Empty => continue,
-                    Some(glance) if glance.state.phase == Phase::Live && !glance.work.quiet => {
+                    Some(glance) if glance.is_plain() => {
                         let number = glance.state.profile;
                         let view = self.view;
                         if let Some((limits, found)) =
@@ -223,7 +224,7 @@ impl<'a> Pass<'a> {
 
 impl Found {
     fn add_living(&mut self, glance: &Glance, limits: &Limits, view: &View) {
-        let signs = signs(glance, limits, view, None);
+        let signs = signs(glance, limits, view, &Notes::default());
         self.states.add(verdict(&signs, limits, view.now));
         let since = |moment| view.now.since(moment);
         let at_work = signs.activity != Activity::Idle;

@@ -11,7 +11,7 @@ use crate::health::{
 };
 use crate::roster::post::{Post, signs};
 use crate::roster::profile::{Profile, Profiles};
-use crate::roster::record::Record;
+use crate::roster::record::{Notes, Record};
 use crate::roster::timeline::View;
 
 impl Registry {
@@ -176,11 +176,11 @@ impl Tally {
         for (offset, cell) in cells.iter().enumerate() {
             match cell.glance() {
                 Some(glance) if glance.state.phase == Phase::Empty => continue,
-                Some(glance) if glance.state.phase == Phase::Live && !glance.work.quiet => {
+                Some(glance) if glance.is_plain() => {
                     let Some(row) = self.row(glance.state.profile, profiles) else {
                         continue;
                     };
-                    let signs = signs(&glance, &row.limits, view, None);
+                    let signs = signs(&glance, &row.limits, view, &Notes::default());
                     let state = verdict(&signs, &row.limits, view.now);
                     if !state.is_offline() && state != State::Stalled {
                         row.states.add(state);

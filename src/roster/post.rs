@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, SystemTime};
 
-use super::record::{Detail, Ended, Former, Record};
+use super::record::{Detail, Ended, Former, Notes, Record, ThreadEnded};
 use super::slab::Chunk;
-use super::tasks::{Closing, Left, Manner, Names, Tasks, cut};
+use super::tasks::{Closing, Left, Manner, Names, Says, Tasks, cut};
 use super::timeline::View;
 use crossbeam_channel::Receiver;
 
@@ -23,7 +23,7 @@ use crate::health::{
     StopCause, judge, verdict, vouched,
 };
 use crate::notice::Notice;
-use crate::panics;
+use crate::{panics, threads};
 
 /// See the module. It is of the life that holds this cell: one that began later, in another cell,
 /// is not reached through it, but by [`current`](Self::current).
@@ -144,14 +144,13 @@ impl Post {
     pub(crate) fn reading(&self, view: &View) -> Reading {
         loop {
             if let Some(glance) = self.living_glance() {
-                let quiet_until = if glance.work.quiet {
-                    self.record
-                        .known_detail()
-                        .and_then(|detail| detail.quiet_until())
-                } else {
+                let notes = if glance.is_plain() {
                     None
+                } else {
+                    let detail = self.record.known_detail();
+                    detail.map(|detail| detail.notes(&glance))
                 };
-                return self.living(&glance, view, quiet_until);
+                return self.living(&glance, view, &notes.unwrap_or_default());
             }
             if let Some(detail) = self.record.known_detail() {
                 if let Some(ended) = self.ended(&detail) {
@@ -174,8 +173,8 @@ impl Post {
         (glance.state.phase == Phase::Live).then_some(glance)
     }
 
-    fn living(&self, glance: &Glance, view: &View, quiet_until: Option<Moment>) -> Reading {
-        let signs = signs(glance, &self.record.profile.limits, view, quiet_until);
+    fn living(&self, glance: &Glance, view: &View, notes: &Notes) -> Reading {
+        let signs = signs(glance, &self.record.profile.limits, view, notes);
         let mut reading = Reading::new(signs.started_at);
         reading.unwatched = view.unwatched;
         reading.activity = signs.activity;
@@ -183,15 +182,16 @@ impl Post {
         reading.progress_at = signs.progress_at;
         reading.heartbeat_at = signs.heartbeat_at;
         reading.quiet_until = signs.quiet_until;
+        reading.thread_ended_at = signs.thread_ended_at;
         reading
     }
 
-    /// The state of a worker whose cell tells it all: that lives, and has not announced a silence.
+    /// The state of a worker whose cell alone decides it.
     #[inline]
     pub(crate) fn plain_state(&self, view: &View) -> Option<State> {
-        let glance = self.living_glance().filter(|glance| !glance.work.quiet)?;
+        let glance = self.living_glance().filter(Glance::is_plain)?;
         let limits = &self.record.profile.limits;
-        let signs = signs(&glance, limits, view, None);
+        let signs = signs(&glance, limits, view, &Notes::default());
         Some(verdict(&signs, limits, view.now))
     }
 
@@ -238,8 +238,8 @@ impl Post {
                     // It has just come into being, with what the glance may have seen already.
                     continue;
                 }
-                let quiet_until = detail.as_ref().and_then(|detail| detail.quiet_until());
-                let mut reading = self.living(&glance, view, quiet_until);
+                let notes = detail.as_ref().map(|detail| detail.notes(&glance));
+                let mut reading = self.living(&glance, view, &notes.unwrap_or_default());
                 if let Some(detail) = &detail {
                     reading.evidence = detail.evidence.clone();
                     (reading.run_id, reading.task) = detail.tasks.names();
@@ -262,11 +262,21 @@ impl Post {
         }
         if glance.work.parked {
             detail.evidence = StallCause::Blocked {
-                place: Some("its future, which has not been polled".to_owned()),
+                // Polls of a worker that has to beat by itself are not counted.
+                place: Some(if self.record.profile.thresholds.beats_only {
+                    "its future, which makes no progress of its own".to_owned()
+                } else {
+                    "its future, which has not been polled".to_owned()
+                }),
             };
             return None;
         }
         let thread = glance.work.thread;
+        if threads::kernel_thread(thread).is_some_and(|known| known.stat().is_none()) {
+            // It ended so abruptly that not even its destructors ran.
+            detail.evidence = StallCause::ThreadEnded;
+            return None;
+        }
         let Some(first) = detail
             .first_sample
             .take_if(|first| first.thread() == thread)
@@ -295,6 +305,44 @@ impl Post {
         Some(1 << detail.looks)
     }
 
+    /// Notes that the worker's thread has ended: it is stalled from `now` on. If it has made more
+    /// `beats` than these, it goes on without that thread instead. Returns whether it is stalled.
+    pub(crate) fn abandon(&self, thread: u32, beats: Option<u64>, now: Moment) -> bool {
+        let mut detail = self.record.detail();
+        let Some(glance) = self.living_glance() else {
+            return false;
+        };
+        let goes_on = beats.is_some_and(|beats| glance.beats != beats);
+        if goes_on || glance.work.thread != thread {
+            self.cell().change_work(|work| without_thread(work, thread));
+            return false;
+        }
+        detail.thread_ended = Some(ThreadEnded {
+            at: now,
+            beats: glance.beats,
+        });
+        self.cell().change_work(|work| Work {
+            thread_ended: work.thread == thread,
+            ..work
+        });
+        true
+    }
+
+    /// A worker whose thread has ended made progress all the same: it has another one, which is not
+    /// known.
+    pub(crate) fn go_on_without_thread(&self) {
+        let mut detail = self.record.detail();
+        if detail.thread_ended.take().is_some() && self.living_glance().is_some() {
+            self.cell().change_work(|work| {
+                if work.thread_ended {
+                    without_thread(work, work.thread)
+                } else {
+                    work
+                }
+            });
+        }
+    }
+
     // --- the worker's own doing -----------------------------------------------------------------
 
     /// Whether the life in this cell is over, so that it cannot change anything any more.
@@ -315,8 +363,10 @@ impl Post {
         if self.is_late(&mut detail) {
             return Updated::default();
         }
-        let new_task = detail.tasks.update(run_id, text, activity);
-        self.be_at(activity, new_task);
+        let thread = threads::current();
+        let says = Says { activity, thread };
+        let new_task = detail.tasks.update(run_id, text, says);
+        self.be_at(says, new_task);
         Updated {
             new_task,
             over: activity == Activity::Idle && self.cell().state().stop_requested,
@@ -329,9 +379,10 @@ impl Post {
         if self.is_late(&mut detail) {
             return (None, Updated::default());
         }
-        let seen_at = self.task_seen_at();
-        let (number, new_task) = detail.tasks.begin(run_id, text, seen_at);
-        self.be_at(Activity::Processing, new_task);
+        let (thread, seen_at) = (threads::current(), self.task_seen_at());
+        let (number, new_task) = detail.tasks.begin(run_id, text, thread, seen_at);
+        let activity = Activity::Processing;
+        self.be_at(Says { activity, thread }, new_task);
         let updated = Updated {
             new_task,
             over: false,
@@ -351,15 +402,16 @@ impl Post {
         let closing = Closing {
             at: now,
             beats: self.cell().beats().wrapping_add(1),
+            thread: threads::current(),
             unwinding: std::thread::panicking(),
         };
         let left = detail.tasks.end(number, self.task_seen_at(), closing);
-        let activity = match left {
+        let (activity, thread) = match left {
             Left::Unchanged => return Updated::default(),
-            Left::At(activity) => activity,
-            Left::Idle => Activity::Idle,
+            Left::At(activity, thread) => (activity, thread),
+            Left::Idle => (Activity::Idle, closing.thread),
         };
-        self.be_at(activity, true);
+        self.be_at(Says { activity, thread }, true);
         let cell = self.cell();
         Updated {
             new_task: true,
@@ -368,11 +420,12 @@ impl Post {
     }
 
     /// Puts into the cell what the worker is at. Counts as a beat.
-    fn be_at(&self, activity: Activity, new_task: bool) {
-        let thread = evidence::current_thread();
+    fn be_at(&self, says: Says, new_task: bool) {
+        let Says { activity, thread } = says;
         self.cell().beat_with(|work| Work {
             activity,
             thread,
+            thread_ended: false,
             task: if new_task {
                 work.next_task()
             } else {
@@ -395,10 +448,11 @@ impl Post {
     /// Returns whether the worker was asked to stop.
     pub(crate) fn mark_idle(&self) -> bool {
         let cell = self.cell();
-        let thread = evidence::current_thread();
+        let thread = threads::current();
         let idle = |work: Work| Work {
             activity: Activity::Idle,
             thread,
+            thread_ended: false,
             ..work
         };
         match self.record.known_detail() {
@@ -440,10 +494,11 @@ impl Post {
                 }
             }
             detail.silences.push((number, until));
-            let thread = evidence::current_thread();
+            let thread = threads::current();
             self.cell().beat_with(|work| Work {
                 quiet: true,
                 thread,
+                thread_ended: false,
                 ..work
             });
         }
@@ -463,6 +518,7 @@ impl Post {
     pub(crate) fn bind_thread(&self, thread: u32, parked: bool) {
         self.cell().change_work(|work| Work {
             thread,
+            thread_ended: false,
             parked,
             ..work
         });
@@ -606,7 +662,7 @@ impl Post {
         let cell = self.cell();
         let life = cell.state();
         let (beats, heartbeat_at) = cell.glance().map_or((0, None), |glance| {
-            let reading = self.living(&glance, view, detail.quiet_until());
+            let reading = self.living(&glance, view, &detail.notes(&glance));
             (glance.beats, reading.heartbeat_at)
         });
         let (ending, phase) = match end {
@@ -755,6 +811,7 @@ impl Post {
         detail.silences.clear();
         detail.first_sample = None;
         detail.evidence = StallCause::Unknown;
+        detail.thread_ended = None;
         detail.marked_offline = false;
         // Those who wait for the end of this life need not wait for that of the next.
         detail.stop_notice.say(());
@@ -797,6 +854,19 @@ impl Post {
     }
 }
 
+/// The same, not bound to this thread.
+fn without_thread(work: Work, thread: u32) -> Work {
+    if work.thread == thread {
+        Work {
+            thread: 0,
+            thread_ended: false,
+            ..work
+        }
+    } else {
+        work
+    }
+}
+
 /// Wakes an executor's task; whatever that does is contained.
 pub(crate) fn wake(waker: Waker) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
@@ -823,12 +893,7 @@ pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) -> u64
 
 /// What a glance at a living worker's cell tells.
 #[inline]
-pub(crate) fn signs(
-    glance: &Glance,
-    limits: &Limits,
-    view: &View,
-    quiet_until: Option<Moment>,
-) -> Signs {
+pub(crate) fn signs(glance: &Glance, limits: &Limits, view: &View, notes: &Notes) -> Signs {
     let mut signs = Signs {
         activity: glance.work.activity,
         stop_requested: glance.state.stop_requested,
@@ -841,7 +906,8 @@ pub(crate) fn signs(
             glance.progress_at
         }),
         heartbeat_at: None,
-        quiet_until,
+        quiet_until: notes.quiet_until,
+        thread_ended_at: notes.thread_ended_at,
     };
     signs.heartbeat_at = vouched(&signs, limits, view.tick);
     signs

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::profile::Profile;
 use super::slab::Chunk;
 use super::tasks::Tasks;
-use crate::cell::Place;
+use crate::cell::{Glance, Place};
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
 use crate::health::{Death, Ending, StallCause, StopCause};
@@ -59,6 +59,7 @@ pub(crate) struct Detail {
     pub ended: Option<Ended>,
     /// Who asked it to stop.
     pub stop_cause: Option<StopCause>,
+    pub thread_ended: Option<ThreadEnded>,
     /// When the present episode's silence began.
     pub silent_since: Moment,
     pub first_sample: Option<Sample>,
@@ -82,6 +83,23 @@ pub(crate) struct Detail {
     pub on_stop: Vec<(u64, Waker)>,
     /// Told when it is asked to stop.
     pub stop_notice: Notice<()>,
+}
+
+/// That the thread of a worker has ended, as the pacemaker found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ThreadEnded {
+    pub at: Moment,
+    /// The worker's beats at that time: one that has made more goes on without the thread.
+    pub beats: u64,
+}
+
+/// What the verdict on a living worker needs beyond its cell.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Notes {
+    /// Until when it announced to be silent.
+    pub quiet_until: Option<Moment>,
+    /// When its thread was found to have ended, if it has not beaten since.
+    pub thread_ended_at: Option<Moment>,
 }
 
 /// A life that is over, while others still hold its cell.
@@ -243,6 +261,7 @@ impl Detail {
             silences: Vec::new(),
             ended: None,
             stop_cause: None,
+            thread_ended: None,
             silent_since: Moment::ZERO,
             first_sample: None,
             evidence: StallCause::Unknown,
@@ -267,9 +286,15 @@ impl Detail {
         number
     }
 
-    /// Until when it announced to be silent.
-    pub(crate) fn quiet_until(&self) -> Option<Moment> {
-        self.silences.iter().map(|(_, until)| *until).max()
+    /// What the verdict on a living worker needs beyond its cell.
+    pub(crate) fn notes(&self, glance: &Glance) -> Notes {
+        let thread_ended = self.thread_ended.filter(|_| glance.work.thread_ended);
+        Notes {
+            quiet_until: self.silences.iter().map(|(_, until)| *until).max(),
+            thread_ended_at: thread_ended
+                .filter(|ended| ended.beats == glance.beats)
+                .map(|ended| ended.at),
+        }
     }
 }
 

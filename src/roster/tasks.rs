@@ -32,6 +32,8 @@ pub(crate) struct Task {
     /// Its guard's number; `None` without a guard.
     number: Option<u64>,
     pub activity: Activity,
+    /// The number of the thread that works on it.
+    thread: u32,
     pub run_id: String,
     pub text: String,
     pub done: u64,
@@ -39,6 +41,13 @@ pub(crate) struct Task {
     /// When the pacemaker first saw it, if that is not in the cell: an inner task took its place
     /// there.
     pub seen_at: Option<Moment>,
+}
+
+/// What a worker says it is doing, and on which thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Says {
+    pub activity: Activity,
+    pub thread: u32,
 }
 
 /// A task that its guard closed.
@@ -56,6 +65,8 @@ pub(crate) struct Closing {
     pub at: Moment,
     /// The worker's beats, that of the closing included.
     pub beats: u64,
+    /// The number of the thread that did it.
+    pub thread: u32,
     /// Its thread was unwinding from a panic.
     pub unwinding: bool,
 }
@@ -77,8 +88,8 @@ impl Closing {
 pub(crate) enum Left {
     /// The task had ended before: nothing changes.
     Unchanged,
-    /// At another task, which is at this activity.
-    At(Activity),
+    /// At another task: its activity, and the thread that works on it.
+    At(Activity, u32),
     /// At none.
     Idle,
 }
@@ -114,14 +125,14 @@ impl Tasks {
 
     /// Takes over what the worker is at: the innermost task is replaced. Returns whether that is
     /// another run than before.
-    pub(crate) fn update(&mut self, run_id: &str, text: &str, activity: Activity) -> bool {
+    pub(crate) fn update(&mut self, run_id: &str, text: &str, says: Says) -> bool {
         let opened = self.open == 0;
         if opened {
             self.open_frame().number = None;
         }
         // Proof: there is an open frame now.
         self.current_mut()
-            .is_some_and(|task| task.set(run_id, text, activity, opened))
+            .is_some_and(|task| task.set(run_id, text, says, opened))
     }
 
     /// Opens a task within the present one. Returns its guard's number, and whether it is another
@@ -130,8 +141,13 @@ impl Tasks {
         &mut self,
         run_id: &str,
         text: &str,
+        thread: u32,
         seen_at: Option<Moment>,
     ) -> (u64, bool) {
+        let says = Says {
+            activity: Activity::Processing,
+            thread,
+        };
         let number = self.next_number;
         self.next_number += 1;
         let mut opened = true;
@@ -146,30 +162,34 @@ impl Tasks {
         }
         let new = self.current_mut().is_some_and(|task| {
             task.number = Some(number);
-            task.set(run_id, text, Activity::Processing, opened)
+            task.set(run_id, text, says, opened)
         });
         (number, new)
     }
 
     /// Closes the task of the guard with this number. `seen_at`: when the pacemaker first saw the
     /// innermost task, if it did.
+    ///
+    /// An outer task is restored to its own thread if the one that did the inner one from its
+    /// beginning to its end is another.
     pub(crate) fn end(&mut self, number: u64, seen_at: Option<Moment>, when: Closing) -> Left {
         let Some(place) = self.place_of(number) else {
             return Left::Unchanged;
         };
         let innermost = place + 1 == self.open;
-        let began = self
-            .frames
-            .get(place)
-            .and_then(|task| task.seen_at.or(seen_at));
+        let ended = self.frames.get(place);
+        let began = ended.and_then(|task| task.seen_at.or(seen_at));
+        let helper = ended.is_some_and(|task| task.thread == when.thread);
         self.close_frame(place);
         if let Some(task) = self.current_mut().filter(|_| innermost) {
             // It began before the one that it is restored from.
             task.seen_at = task.seen_at.or(began);
         }
         self.note_closed(when);
-        self.current()
-            .map_or(Left::Idle, |task| Left::At(task.activity))
+        self.current().map_or(Left::Idle, |task| {
+            let thread = if helper { task.thread } else { when.thread };
+            Left::At(task.activity, thread)
+        })
     }
 
     /// Closes all tasks: the worker says itself that it is done with them.
@@ -265,8 +285,8 @@ impl Task {
     }
 
     /// Returns whether it is another run than before.
-    fn set(&mut self, run_id: &str, text: &str, activity: Activity, opened: bool) -> bool {
-        self.activity = activity;
+    fn set(&mut self, run_id: &str, text: &str, says: Says, opened: bool) -> bool {
+        (self.activity, self.thread) = (says.activity, says.thread);
         let new = opened || run_id.is_empty() || !same(&self.run_id, run_id, Self::LONGEST_RUN_ID);
         if new {
             write_cut(&mut self.run_id, run_id, Self::LONGEST_RUN_ID);
@@ -327,8 +347,18 @@ mod tests {
         Closing {
             at: at(millis),
             beats,
+            thread: 1,
             unwinding,
         }
+    }
+
+    const ACTIVE: Says = Says {
+        activity: Activity::Active,
+        thread: 1,
+    };
+
+    fn begin(tasks: &mut Tasks, run_id: &str) -> u64 {
+        tasks.begin(run_id, "", 1, None).0
     }
 
     fn names(run_id: &str, text: &str) -> Names {
@@ -341,12 +371,12 @@ mod tests {
     fn long_texts_are_cut_at_a_character_and_marked() {
         let mut tasks = Tasks::default();
         let long = "ä".repeat(Task::LONGEST_TEXT);
-        tasks.update("run", &long, Activity::Active);
+        tasks.update("run", &long, ACTIVE);
         let text = tasks.names().1.unwrap();
         assert!(text.len() <= Task::LONGEST_TEXT);
         assert!(text.len() > Task::LONGEST_TEXT - 4);
         assert!(text.ends_with(CUT));
-        tasks.update("run", &"x".repeat(Task::LONGEST_TEXT), Activity::Active);
+        tasks.update("run", &"x".repeat(Task::LONGEST_TEXT), ACTIVE);
         let text = tasks.names().1.unwrap();
         assert!(!text.ends_with(CUT), "just short enough");
     }
@@ -354,7 +384,7 @@ mod tests {
     #[test]
     fn a_run_is_new_when_its_id_is_or_the_old_one_ended() {
         let mut tasks = Tasks::default();
-        let mut update = |run_id: &str, text: &str| tasks.update(run_id, text, Activity::Active);
+        let mut update = |run_id: &str, text: &str| tasks.update(run_id, text, ACTIVE);
         assert!(update("run-1", "a"));
         assert!(!update("run-1", "b"));
         assert!(update("run-2", "b"));
@@ -365,23 +395,38 @@ mod tests {
         assert!(update("run-2", "b"));
         tasks.clear();
         assert_eq!(tasks.names(), NONE);
-        assert!(tasks.update("run-2", "b", Activity::Active));
+        assert!(tasks.update("run-2", "b", ACTIVE));
     }
 
     #[test]
     fn an_inner_task_that_ends_restores_the_outer_one() {
         let mut tasks = Tasks::default();
-        let (outer, new) = tasks.begin("batch", "", None);
+        let (outer, new) = tasks.begin("batch", "", 1, None);
         assert!(new);
         tasks.set_progress(outer, 3, 10);
-        let (inner, _) = tasks.begin("item", "first", Some(at(5)));
+        let (inner, _) = tasks.begin("item", "first", 2, Some(at(5)));
         assert_eq!(tasks.names(), names("item", "first"));
         tasks.set_progress(outer, 4, 10);
         assert_eq!(tasks.current().unwrap().done, 0, "the outer one moved");
-        tasks.update("item-2", "second", Activity::Active);
+        tasks.update(
+            "item-2",
+            "second",
+            Says {
+                thread: 2,
+                ..ACTIVE
+            },
+        );
         assert_eq!(tasks.names(), names("item-2", "second"));
-        let left = tasks.end(inner, Some(at(6)), closing(9, 9, false));
-        assert_eq!(left, Left::At(Activity::Processing));
+        let by_helper = Closing {
+            thread: 2,
+            ..closing(9, 9, false)
+        };
+        let left = tasks.end(inner, Some(at(6)), by_helper);
+        assert_eq!(
+            left,
+            Left::At(Activity::Processing, 1),
+            "back on its thread"
+        );
         let task = tasks.current().unwrap();
         assert_eq!((task.done, task.total), (4, 10));
         assert_eq!(task.seen_at, Some(at(5)), "it is as old as it was");
@@ -395,8 +440,8 @@ mod tests {
     #[test]
     fn an_outer_task_is_at_least_as_old_as_what_was_seen_of_an_inner_one() {
         let mut tasks = Tasks::default();
-        tasks.begin("batch", "", None);
-        let (inner, _) = tasks.begin("item", "", None);
+        begin(&mut tasks, "batch");
+        let inner = begin(&mut tasks, "item");
         tasks.end(inner, Some(at(7)), closing(9, 9, false));
         assert_eq!(tasks.current().unwrap().seen_at, Some(at(7)));
     }
@@ -404,16 +449,16 @@ mod tests {
     #[test]
     fn guards_that_end_out_of_order_bring_nothing_back() {
         let mut tasks = Tasks::default();
-        let (outer, _) = tasks.begin("outer", "", None);
-        let (inner, _) = tasks.begin("inner", "", None);
+        let outer = begin(&mut tasks, "outer");
+        let inner = begin(&mut tasks, "inner");
         let left = tasks.end(outer, None, closing(1, 1, false));
-        assert_eq!(left, Left::At(Activity::Processing));
+        assert_eq!(left, Left::At(Activity::Processing, 1));
         assert_eq!(tasks.names(), names("inner", ""));
         assert_eq!(tasks.end(inner, None, closing(1, 2, false)), Left::Idle);
 
-        let (ended, _) = tasks.begin("ended", "", None);
+        let ended = begin(&mut tasks, "ended");
         tasks.clear();
-        tasks.update("next", "", Activity::Active);
+        tasks.update("next", "", ACTIVE);
         assert_eq!(
             tasks.end(ended, None, closing(1, 3, false)),
             Left::Unchanged
@@ -426,8 +471,8 @@ mod tests {
     #[test]
     fn a_task_without_a_guard_gives_way_to_one_with_a_guard() {
         let mut tasks = Tasks::default();
-        tasks.update("run-1", "queued", Activity::Active);
-        let (guard, new) = tasks.begin("run-1", "at work", None);
+        tasks.update("run-1", "queued", ACTIVE);
+        let (guard, new) = tasks.begin("run-1", "at work", 1, None);
         assert!(!new, "the same run goes on");
         assert_eq!(tasks.end(guard, None, closing(1, 1, false)), Left::Idle);
     }
@@ -436,7 +481,7 @@ mod tests {
     fn leaked_guards_hold_a_bounded_number_of_tasks() {
         let mut tasks = Tasks::default();
         for n in 0..10 * MOST_OPEN {
-            tasks.begin(&n.to_string(), "", None);
+            begin(&mut tasks, &n.to_string());
         }
         assert_eq!(tasks.frames.len(), MOST_OPEN);
         let last = (10 * MOST_OPEN - 1).to_string();
@@ -446,8 +491,8 @@ mod tests {
     #[test]
     fn an_error_belongs_to_the_task_that_it_left() {
         let mut tasks = Tasks::default();
-        let (outer, _) = tasks.begin("batch", "", None);
-        let (inner, _) = tasks.begin("item", "", None);
+        let outer = begin(&mut tasks, "batch");
+        let inner = begin(&mut tasks, "item");
         tasks.end(inner, None, closing(100, 7, false));
         tasks.end(outer, None, closing(100, 8, false));
         let died = |millis, beats, manner| tasks.at_death(manner, at(millis), beats);
@@ -463,7 +508,7 @@ mod tests {
     #[test]
     fn a_panic_belongs_to_the_task_that_it_unwound() {
         let mut tasks = Tasks::default();
-        let (guard, _) = tasks.begin("job", "", None);
+        let guard = begin(&mut tasks, "job");
         tasks.end(guard, None, closing(100, 7, true));
         assert_eq!(
             tasks.at_death(Manner::Panic, at(500), 7),
@@ -472,7 +517,7 @@ mod tests {
         );
         assert_eq!(tasks.at_death(Manner::Panic, at(9_000), 7), NONE);
         assert_eq!(tasks.at_death(Manner::Error, at(101), 7), NONE);
-        tasks.update("open", "", Activity::Active);
+        tasks.update("open", "", ACTIVE);
         assert_eq!(
             tasks.at_death(Manner::Other, at(9_000), 9),
             names("open", "")

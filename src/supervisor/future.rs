@@ -10,10 +10,11 @@ use super::restart::{Decision, Restarts};
 use super::{Exit, Finish, Supervisor, begin_again, conclude, on_fatal};
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::health::{DeathCause, StopCause, evidence};
+use crate::health::{DeathCause, StopCause};
 use crate::panics::{self, OnFatal, PanicReport};
 use crate::registry::Membership;
 use crate::roster::post::End;
+use crate::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
 
 /// What supervised work may return: it tells a failure from a success, as
@@ -86,6 +87,11 @@ impl<A, B, C> Outcome for (A, B, C) {}
 impl WorkerHeartbeat {
     /// Runs a future on the worker's behalf, on any executor: each poll is a beat, a panic is
     /// caught and told, and so are an error, the completion, and being dropped before it is done.
+    ///
+    /// A poll proves that the executor runs the task and that something woke it. It does not prove
+    /// that every part of the future makes progress: in `join!(wedged, ticker)`, the ticker keeps
+    /// the task polled. A worker that is built with [`Builder::beats_only`] has to beat by itself;
+    /// its polls are no progress.
     ///
     /// The worker ends with the future: as stopped if it completed or was cancelled, as dead if it
     /// panicked or returned an error. It lives as long as the future, even if this handle is dropped
@@ -208,8 +214,10 @@ impl<F: Future> Life<F> {
             return Poll::Pending;
         };
         let post = self.membership.post();
-        post.bind_thread(evidence::current_thread(), false);
-        post.cell().beat();
+        post.bind_thread(threads::current(), false);
+        if !post.record.profile.thresholds.beats_only {
+            post.cell().beat();
+        }
         let polled = panics::supervise(&self.on_fatal, || future.as_mut().poll(context));
         let result = match polled {
             Ok(Poll::Pending) => {

@@ -13,10 +13,10 @@ use super::restart::{Decision, Restart, Restarts};
 use super::{Exit, Finish, Supervisor, ask, begin_again, conclude, on_fatal};
 use crate::clock::Sleeper;
 use crate::error::{BoxError, Error};
-use crate::health::evidence;
 use crate::panics;
 use crate::registry::{Probe, Registry};
 use crate::roster::post::Post;
+use crate::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
 
 impl Supervisor {
@@ -89,9 +89,7 @@ where
     let exit = loop {
         let membership = worker.membership();
         let on_fatal = on_fatal(membership);
-        membership
-            .post()
-            .bind_thread(evidence::current_thread(), false);
+        membership.post().bind_thread(threads::current(), false);
         sleeper.step_away();
         let outcome = panics::supervise(&on_fatal, || match work(&worker) {
             Ok(()) => Exit::Completed,

@@ -91,7 +91,8 @@ impl Builder {
         self
     }
 
-    /// Nobody vouches for the worker: only its own progress moves its heartbeat, idle or not.
+    /// Nobody vouches for the worker: only its own progress moves its heartbeat, idle or not. Polls
+    /// of a supervised future are not its own progress.
     pub const fn beats_only(mut self) -> Self {
         self.beats_only = true;
         self

@@ -18,9 +18,10 @@ pub(crate) use builder::{LONGEST_VALUE, check_limits, check_metadata, check_name
 pub use guards::{SilenceGuard, TaskGuard};
 
 use crate::cell::Phase;
-use crate::health::{Activity, DeathCause, Health, StopCause, evidence};
+use crate::health::{Activity, DeathCause, Health, StopCause};
 use crate::registry::{Membership, Probe, Registry, Snapshot};
 use crate::roster::post::{End, Updated};
+use crate::threads;
 
 /// A worker's handle: made by its [`builder`](Self::builder), held by the worker, dropped with it.
 ///
@@ -123,16 +124,22 @@ impl WorkerHeartbeat {
         SilenceGuard::new(self, self.membership.post().begin_silence(until))
     }
 
-    /// Says that the calling thread does the work, so that a stall can be told with evidence: busy,
-    /// blocked or starved. Not a beat.
+    /// Binds the worker to the calling thread. Not a beat.
     ///
-    /// Supervised work is bound already, and [`update_task`](Self::update_task),
+    /// A stall of a bound worker comes with evidence: its thread is busy, blocked or starved. If the
+    /// thread ends while the worker is at work and the handle is still there, in an `Arc` or a static
+    /// for instance, the worker is stalled at the next look of the pacemaker, whatever its limits:
+    /// [`StallCause::ThreadEnded`](crate::StallCause::ThreadEnded). It recovers with its next sign.
+    ///
+    /// Supervised work is bound already, and its supervisor sees its end.
+    /// [`update_task`](Self::update_task), [`begin_task`](Self::begin_task),
     /// [`mark_idle`](Self::mark_idle) and [`expect_silence`](Self::expect_silence) bind too; a
-    /// worker that only beats may want to call this once.
+    /// worker that only beats may want to call this once. If a helper thread makes an update for a
+    /// worker, bind the worker's own thread again afterwards, or let the helper use a task guard.
     pub fn bind_thread(&self) {
         self.membership
             .post()
-            .bind_thread(evidence::current_thread(), false);
+            .bind_thread(threads::current(), false);
     }
 
     /// Whether somebody asked the worker to stop. Cheap enough for every turn of a loop.

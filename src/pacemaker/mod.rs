@@ -1,6 +1,8 @@
 //! The one background thread of a registry: it observes every worker, vouches for the well ones,
 //! convicts the others, and forgives the time in which it could not look.
 
+mod abandoned;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +12,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cell::{Episode, Place, Sign, Watch};
+use abandoned::Threads;
+
 use crate::clock::{Alarm, Moment, Sleeper};
 use crate::error::Error;
 use crate::health::{
@@ -56,7 +60,7 @@ struct Pulse {
     beat: Mutex<Beat>,
     felt: Condvar,
     /// One tick at a time, even while one pacemaker takes over from another.
-    tick: Mutex<()>,
+    tick: Mutex<Threads>,
 }
 
 #[derive(Debug, Default)]
@@ -203,7 +207,7 @@ type Untold = Vec<(Arc<Record>, Event)>;
 /// One look at every worker. Returns when to look again.
 fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
     let mut untold = Untold::new();
-    let ticking = pulse.tick.lock();
+    let mut ticking = pulse.tick.lock();
     let resolution = roster.resolution();
     let (view, forgiven) = roster.timeline.tick(roster.clock.now(), resolution);
     let mut next = view.now.after(resolution);
@@ -218,6 +222,9 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
             }
         }
     }
+    ticking.look(roster, view.now, |chunk, offset| {
+        next = next.min(examine(roster, chunk, offset, &view, &mut untold));
+    });
     drop(ticking);
     pulse.beat.lock().ticks += 1;
     pulse.felt.notify_all();
@@ -278,6 +285,7 @@ fn examine(
         State::Starting => (Episode::Starting, outlook.convicted_at),
         State::NeverStarted => (Episode::NeverStarted, Moment::NEVER),
         State::Stale => (Episode::Stale, Moment::NEVER),
+        State::Stalled if reading.thread_ended_at.is_some() => (Episode::Stalled, Moment::NEVER),
         State::Stalled => {
             let fresh = !matches!(before, Episode::Late | Episode::Stalled);
             let again = post.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
@@ -348,6 +356,7 @@ fn tell_episode(
         detail.evidence = StallCause::Unknown;
         detail.marked_offline = false;
         drop(detail);
+        post.go_on_without_thread();
         tell(EventKind::Recovered { from, after });
     } else if after == Episode::Late {
         let limits = next_change(reading, &post.record.profile.thresholds);

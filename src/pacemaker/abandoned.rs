@@ -1,0 +1,114 @@
+//! Workers whose threads have ended: found at the first look at which they have been silent since.
+
+use std::sync::Arc;
+
+use crate::cell::{Cell, Glance, Phase, Work};
+use crate::clock::Moment;
+use crate::health::Activity;
+use crate::roster::Roster;
+use crate::roster::post::Post;
+use crate::roster::record::Record;
+use crate::roster::slab::Chunk;
+use crate::threads;
+
+/// What the pacemaker knows of the threads of its workers.
+#[derive(Debug, Default)]
+pub(super) struct Threads {
+    /// How many had ended at the last look.
+    ended: u64,
+    /// Workers whose threads have ended, and that may still go on without.
+    suspects: Vec<Suspect>,
+}
+
+#[derive(Debug)]
+struct Suspect {
+    chunk: Arc<Chunk<Record>>,
+    offset: usize,
+    tag: u32,
+    thread: u32,
+    beats: u64,
+}
+
+impl Threads {
+    /// Finds the workers at work whose threads have ended. `now`: the time of this tick. Calls
+    /// `convict` for each that has been silent since an earlier look.
+    ///
+    /// A worker that made progress in this tick is looked at again in the next one: its thread may
+    /// have made it, or another one that goes on.
+    pub(super) fn look(
+        &mut self,
+        roster: &Roster,
+        now: Moment,
+        mut convict: impl FnMut(&Arc<Chunk<Record>>, usize),
+    ) {
+        for suspect in std::mem::take(&mut self.suspects) {
+            let Some(post) = suspect.post() else {
+                continue;
+            };
+            if post.abandon(suspect.thread, Some(suspect.beats), now) {
+                convict(&suspect.chunk, suspect.offset);
+            }
+        }
+        let ended = threads::look_for_ended();
+        if std::mem::replace(&mut self.ended, ended) == ended {
+            return;
+        }
+        let living = threads::living();
+        let has_ended = |thread: u32| thread != 0 && living.binary_search(&thread).is_err();
+        for chunk in &*roster.slab.chunks() {
+            for (offset, cell) in chunk.cells().iter().enumerate() {
+                let work = cell.work();
+                if work.thread_ended || !is_tied(work) || !has_ended(work.thread) {
+                    continue;
+                }
+                let Some((glance, post)) = abandoned(cell, chunk, offset) else {
+                    continue;
+                };
+                if glance.moved || glance.progress_at >= now {
+                    self.suspects.push(Suspect {
+                        chunk: Arc::clone(chunk),
+                        offset,
+                        tag: glance.state.tag,
+                        thread: work.thread,
+                        beats: glance.beats,
+                    });
+                } else if post.abandon(work.thread, None, now) {
+                    convict(chunk, offset);
+                }
+            }
+        }
+    }
+}
+
+impl Suspect {
+    /// The worker, if it is still the same life on the same thread.
+    fn post(&self) -> Option<Post> {
+        let cell = self.chunk.cell(self.offset);
+        let (glance, post) = abandoned(cell, &self.chunk, self.offset)?;
+        let same = glance.state.tag == self.tag && glance.work.thread == self.thread;
+        (same && is_tied(glance.work)).then_some(post)
+    }
+}
+
+/// Whether a worker that says this needs its thread to go on. At rest, another thread may take up its
+/// next task; a future is polled by any.
+fn is_tied(work: Work) -> bool {
+    work.activity != Activity::Idle && !work.parked
+}
+
+/// A living worker in this cell that nobody else watches: a supervisor knows the end of its own
+/// threads, and what other threads say on behalf of its workers does not bind them.
+fn abandoned(cell: &Cell, chunk: &Arc<Chunk<Record>>, offset: usize) -> Option<(Glance, Post)> {
+    let glance = cell.glance()?;
+    if glance.state.phase != Phase::Live {
+        return None;
+    }
+    let record = chunk.occupant(offset)?;
+    let supervised = record.known_detail().is_some_and(|detail| detail.returns);
+    let post = Post {
+        chunk: Arc::clone(chunk),
+        offset,
+        record,
+    };
+    (!supervised).then_some((glance, post))
+}
