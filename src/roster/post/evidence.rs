@@ -1,0 +1,119 @@
+//! What is known of a worker's thread.
+
+use super::Post;
+use crate::cell::Work;
+use crate::clock::Moment;
+use crate::health::StallCause;
+use crate::health::evidence::{self, Sample};
+use crate::roster::record::ThreadEnded;
+use crate::threads;
+
+/// The longest time between two looks at a stalled worker's thread: two to this many resolutions.
+const LONGEST_WAIT: u32 = 6;
+
+impl Post {
+    /// Looks at the thread of a silent worker; for the first time in its episode, if `fresh`.
+    /// Returns how many resolutions to wait before another look that would tell more.
+    pub(crate) fn gather_evidence(&self, fresh: bool) -> Option<u32> {
+        let glance = self.living_glance()?;
+        let mut detail = self.record.detail();
+        if fresh {
+            detail.first_sample = None;
+            detail.evidence = StallCause::Unknown;
+        }
+        if glance.work.parked {
+            detail.evidence = StallCause::Blocked {
+                // Polls of a worker that has to beat by itself are not counted.
+                place: Some(if self.record.profile.thresholds.beats_only {
+                    "its future, which makes no progress of its own".to_owned()
+                } else {
+                    "its future, which has not been polled".to_owned()
+                }),
+            };
+            return None;
+        }
+        let thread = glance.work.thread;
+        if threads::kernel_thread(thread).is_some_and(|known| known.stat().is_none()) {
+            // It ended so abruptly that not even its destructors ran.
+            detail.evidence = StallCause::ThreadEnded;
+            return None;
+        }
+        let Some(first) = detail
+            .first_sample
+            .take_if(|first| first.thread() == thread)
+        else {
+            detail.looks = 0;
+            detail.first_sample = Sample::take(thread);
+            return detail.first_sample.as_ref().map(|_| 1);
+        };
+        let age = first.age();
+        let long = age >= evidence::LONG_WINDOW;
+        let first_finding =
+            age >= evidence::SHORTEST_WINDOW && detail.evidence == StallCause::Unknown;
+        detail.first_sample = if (long || first_finding)
+            && let Some(now) = Sample::take(thread)
+            && let Some(cause) = now.since(&first)
+        {
+            detail.evidence = cause;
+            // The next finding is about the time from here on.
+            Some(if long { now } else { first })
+        } else {
+            Some(first)
+        };
+        // Twice as long each time, so that neither a host with many stalled workers nor a mock
+        // clock, whose time passes in no time, spends its days with looking.
+        detail.looks = (detail.looks + 1).min(LONGEST_WAIT);
+        Some(1 << detail.looks)
+    }
+
+    /// Notes that the worker's thread has ended: it is stalled from `now` on. If it has made more
+    /// `beats` than these, it goes on without that thread instead. Returns whether it is stalled.
+    pub(crate) fn abandon(&self, thread: u32, beats: Option<u64>, now: Moment) -> bool {
+        let mut detail = self.record.detail();
+        let Some(glance) = self.living_glance() else {
+            return false;
+        };
+        let goes_on = beats.is_some_and(|beats| glance.beats != beats);
+        if goes_on || glance.work.thread != thread {
+            self.cell().change_work(|work| without_thread(work, thread));
+            return false;
+        }
+        detail.thread_ended = Some(ThreadEnded {
+            at: now,
+            beats: glance.beats,
+        });
+        self.cell().change_work(|work| Work {
+            thread_ended: work.thread == thread,
+            ..work
+        });
+        true
+    }
+
+    /// A worker whose thread has ended made progress all the same: it has another one, which is not
+    /// known.
+    pub(crate) fn go_on_without_thread(&self) {
+        let mut detail = self.record.detail();
+        if detail.thread_ended.take().is_some() && self.living_glance().is_some() {
+            self.cell().change_work(|work| {
+                if work.thread_ended {
+                    without_thread(work, work.thread)
+                } else {
+                    work
+                }
+            });
+        }
+    }
+}
+
+/// The same, not bound to this thread.
+fn without_thread(work: Work, thread: u32) -> Work {
+    if work.thread == thread {
+        Work {
+            thread: 0,
+            thread_ended: false,
+            ..work
+        }
+    } else {
+        work
+    }
+}

@@ -1,0 +1,250 @@
+//! A worker in its place: what can be read of it and what it can do to its own record.
+//!
+//! Order of locks: a worker's turn to be told of (see `Roster`), chunk, detail; only the turn while
+//! an event is sent.
+
+mod evidence;
+mod lives;
+mod updates;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::record::{Detail, Ended, Former, Notes, Record};
+use super::slab::Chunk;
+use super::timeline::View;
+use crate::cell::{Cell, Glance, Phase};
+use crate::health::{Health, Limits, Reading, Signs, State, judge, verdict, vouched};
+pub(crate) use lives::{End, settle, wake};
+pub(crate) use updates::Updated;
+
+/// See the module. It is of the life that holds this cell: one that began later, in another cell,
+/// is not reached through it, but by [`current`](Self::current).
+#[derive(Clone, Debug)]
+pub(crate) struct Post {
+    pub chunk: Arc<Chunk<Record>>,
+    pub offset: usize,
+    pub record: Arc<Record>,
+}
+
+impl Post {
+    #[inline]
+    pub(crate) fn cell(&self) -> &Cell {
+        self.chunk.cell(self.offset)
+    }
+
+    // --- lives ----------------------------------------------------------------------------------
+
+    /// Whether the worker's present life is in this cell.
+    #[inline]
+    pub(crate) fn is_current(&self) -> bool {
+        self.record.place().slot() == self.chunk.slot(self.offset)
+    }
+
+    /// The post of the worker's present life.
+    pub(crate) fn current(&self) -> Cow<'_, Self> {
+        if self.is_current() {
+            return Cow::Borrowed(self);
+        }
+        // The place and its chunk change together, under this lock.
+        let detail = self.record.detail();
+        let chunk = detail.chunk.as_ref().unwrap_or(&self.chunk);
+        Cow::Owned(Self {
+            chunk: Arc::clone(chunk),
+            offset: self.record.place().slot().offset as usize,
+            record: Arc::clone(&self.record),
+        })
+    }
+
+    /// The former life that is in this cell, if it is one.
+    fn former<'a>(&self, detail: &'a Detail) -> Option<&'a Former> {
+        let is_here = |former: &&Former| {
+            former.offset == self.offset && Arc::ptr_eq(&former.chunk, &self.chunk)
+        };
+        detail.former.iter().find(is_here)
+    }
+
+    /// The end of the life that is in this cell, if it is over.
+    pub(crate) fn ended<'a>(&self, detail: &'a Detail) -> Option<&'a Ended> {
+        if self.is_current() {
+            detail.ended.as_ref()
+        } else {
+            self.former(detail).map(|former| &former.ended)
+        }
+    }
+
+    /// Which life of the worker is in this cell.
+    pub(crate) fn incarnation(&self, detail: Option<&Detail>) -> u32 {
+        detail
+            .and_then(|detail| self.former(detail))
+            .map_or_else(|| self.record.incarnation(), |former| former.incarnation)
+    }
+
+    /// Beats that came after the end of any of the worker's lives.
+    pub(crate) fn late_beats(&self, detail: &Detail) -> u64 {
+        let own = match &detail.ended {
+            // While a handle is there, the cell still counts.
+            Some(ended) => self.current_glance().map_or(ended.late_beats, |glance| {
+                glance.beats.saturating_sub(ended.beats)
+            }),
+            None => 0,
+        };
+        let former = detail.former.iter().map(Former::late_beats);
+        former.fold(detail.late_beats.saturating_add(own), u64::saturating_add)
+    }
+
+    /// Everything in the cell, if the worker's present life is in it.
+    fn current_glance(&self) -> Option<Glance> {
+        let place = self.record.place();
+        let glance = self.cell().glance()?;
+        (glance.state.tag == place.tag() && place.slot() == self.chunk.slot(self.offset))
+            .then_some(glance)
+    }
+
+    // --- reading --------------------------------------------------------------------------------
+
+    /// What is known of the worker now. Without texts and evidence, which only a stall needs.
+    #[inline]
+    pub(crate) fn reading(&self, view: &View) -> Reading {
+        loop {
+            if let Some(glance) = self.living_glance() {
+                let notes = if glance.is_plain() {
+                    None
+                } else {
+                    let detail = self.record.known_detail();
+                    detail.map(|detail| detail.notes(&glance))
+                };
+                return self.living(&glance, view, &notes.unwrap_or_default());
+            }
+            if let Some(detail) = self.record.known_detail() {
+                if let Some(ended) = self.ended(&detail) {
+                    return over(ended, view);
+                }
+            }
+            if !self.is_current() {
+                // Nothing is left of the life that was here.
+                return self.current().reading(view);
+            }
+            // It is just being registered, restarted or ended.
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Everything in the cell, if the worker is in it and lives.
+    #[inline]
+    pub(crate) fn living_glance(&self) -> Option<Glance> {
+        let glance = self.current_glance()?;
+        (glance.state.phase == Phase::Live).then_some(glance)
+    }
+
+    fn living(&self, glance: &Glance, view: &View, notes: &Notes) -> Reading {
+        let signs = signs(glance, &self.record.profile.limits, view, notes);
+        let mut reading = Reading::new(signs.started_at);
+        reading.unwatched = view.unwatched;
+        reading.activity = signs.activity;
+        reading.stop_requested = signs.stop_requested;
+        reading.progress_at = signs.progress_at;
+        reading.heartbeat_at = signs.heartbeat_at;
+        reading.quiet_until = signs.quiet_until;
+        reading.thread_ended_at = signs.thread_ended_at;
+        reading
+    }
+
+    /// The state of a worker whose cell alone decides it.
+    #[inline]
+    pub(crate) fn plain_state(&self, view: &View) -> Option<State> {
+        let glance = self.living_glance().filter(Glance::is_plain)?;
+        let limits = &self.record.profile.limits;
+        let signs = signs(&glance, limits, view, &Notes::default());
+        Some(verdict(&signs, limits, view.now))
+    }
+
+    pub(crate) fn health(&self, view: &View) -> Health {
+        self.judge(&mut self.reading(view), view)
+    }
+
+    /// Judges a reading; a stall with its evidence.
+    #[inline]
+    pub(crate) fn judge(&self, reading: &mut Reading, view: &View) -> Health {
+        let thresholds = &self.record.profile.thresholds;
+        let health = judge(reading, thresholds, view.now);
+        if !matches!(health, Health::Stalled(_)) {
+            return health;
+        }
+        // The worker may be taking up its next task, which is not the one that stalled: so all of it
+        // is read again, at one moment.
+        self.read_all(view, |all, _, _| {
+            std::mem::swap(reading, all);
+            judge(reading, thresholds, view.now)
+        })
+    }
+
+    /// The reading, the glance (`None` if the worker is over) and the detail (if there is any) of
+    /// one moment.
+    pub(crate) fn read_all<T>(
+        &self,
+        view: &View,
+        read: impl FnOnce(&mut Reading, Option<&Glance>, Option<&Detail>) -> T,
+    ) -> T {
+        loop {
+            // Tasks and ends are written under this lock, so what is read under it fits together.
+            let detail = self.record.known_detail();
+            if let Some(ended) = detail.as_ref().and_then(|detail| self.ended(detail)) {
+                let mut reading = over(ended, view);
+                return read(&mut reading, None, detail.as_deref());
+            }
+            if !self.is_current() {
+                drop(detail);
+                return self.current().read_all(view, read);
+            }
+            if let Some(glance) = self.living_glance() {
+                if detail.is_none() && self.record.has_detail() {
+                    // It has just come into being, with what the glance may have seen already.
+                    continue;
+                }
+                let notes = detail.as_ref().map(|detail| detail.notes(&glance));
+                let mut reading = self.living(&glance, view, &notes.unwrap_or_default());
+                if let Some(detail) = &detail {
+                    reading.evidence = detail.evidence.clone();
+                    (reading.run_id, reading.task) = detail.tasks.names();
+                }
+                return read(&mut reading, Some(&glance), detail.as_deref());
+            }
+            drop(detail);
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// What a glance at a living worker's cell tells.
+#[inline]
+pub(crate) fn signs(glance: &Glance, limits: &Limits, view: &View, notes: &Notes) -> Signs {
+    let mut signs = Signs {
+        activity: glance.work.activity,
+        stop_requested: glance.state.stop_requested,
+        unwatched: view.unwatched.is_some(),
+        started_at: glance.progress_at,
+        // Whoever reads also observes: it moved since the last tick, so it is well now.
+        progress_at: glance.beaten.then_some(if glance.moved {
+            view.now
+        } else {
+            glance.progress_at
+        }),
+        heartbeat_at: None,
+        quiet_until: notes.quiet_until,
+        thread_ended_at: notes.thread_ended_at,
+    };
+    signs.heartbeat_at = vouched(&signs, limits, view.tick);
+    signs
+}
+
+/// What is known of a worker whose life is over.
+fn over(ended: &Ended, view: &View) -> Reading {
+    let ago = view.clock.since(ended.at);
+    let mut reading = Reading::new(view.now);
+    reading.heartbeat_at = ended
+        .heartbeat_age
+        .map(|age| view.now.before(ago.saturating_add(age)));
+    reading.ending = Some((ended.ending.clone(), ago));
+    reading
+}

@@ -1,0 +1,203 @@
+//! What a worker says of itself.
+
+use super::Post;
+use crate::cell::Work;
+use crate::clock::Moment;
+use crate::health::Activity;
+use crate::roster::record::Detail;
+use crate::roster::tasks::{Closing, Left, Names, Says};
+use crate::threads;
+
+/// So many silences that were not taken back are kept: guards that are leaked must not hold memory
+/// without bound.
+const MOST_SILENCES: usize = 256;
+
+/// What an update changed.
+#[derive(Debug, Default)]
+pub(crate) struct Updated {
+    /// It is another task than before.
+    pub new_task: bool,
+    /// The worker went idle, and was asked to stop.
+    pub over: bool,
+}
+
+impl Post {
+    /// Whether the life in this cell is over, so that it cannot change anything any more.
+    fn is_over(&self, detail: &Detail) -> bool {
+        detail.ended.is_some() || !self.is_current()
+    }
+
+    /// As [`is_over`](Self::is_over), for an update, which is counted then.
+    fn is_late(&self, detail: &mut Detail) -> bool {
+        let late = self.is_over(detail);
+        detail.late_updates += u64::from(late);
+        late
+    }
+
+    /// Takes over what the worker is at now.
+    pub(crate) fn update_task(&self, run_id: &str, text: &str, activity: Activity) -> Updated {
+        let mut detail = self.record.detail();
+        if self.is_late(&mut detail) {
+            return Updated::default();
+        }
+        let thread = threads::current();
+        let says = Says { activity, thread };
+        let new_task = detail.tasks.update(run_id, text, says);
+        self.be_at(says, new_task);
+        Updated {
+            new_task,
+            over: activity == Activity::Idle && self.cell().state().stop_requested,
+        }
+    }
+
+    /// Opens a task within the present one. Returns its number; `None` if the worker has ended.
+    pub(crate) fn begin_task(&self, run_id: &str, text: &str) -> (Option<u64>, Updated) {
+        let mut detail = self.record.detail();
+        if self.is_late(&mut detail) {
+            return (None, Updated::default());
+        }
+        let (thread, seen_at) = (threads::current(), self.task_seen_at());
+        let (number, new_task) = detail.tasks.begin(run_id, text, thread, seen_at);
+        let activity = Activity::Processing;
+        self.be_at(Says { activity, thread }, new_task);
+        let updated = Updated {
+            new_task,
+            over: false,
+        };
+        (Some(number), updated)
+    }
+
+    /// Closes the task with this number: the worker is at the outer one again, or idle.
+    pub(crate) fn end_task(&self, number: Option<u64>, now: Moment) -> Updated {
+        let mut detail = self.record.detail();
+        if self.is_late(&mut detail) {
+            return Updated::default();
+        }
+        let Some(number) = number else {
+            return Updated::default();
+        };
+        let closing = Closing {
+            at: now,
+            beats: self.cell().beats().wrapping_add(1),
+            thread: threads::current(),
+            unwinding: std::thread::panicking(),
+        };
+        let left = detail.tasks.end(number, self.task_seen_at(), closing);
+        let (activity, thread) = match left {
+            Left::Unchanged => return Updated::default(),
+            Left::At(activity, thread) => (activity, thread),
+            Left::Idle => (Activity::Idle, closing.thread),
+        };
+        self.be_at(Says { activity, thread }, true);
+        let cell = self.cell();
+        Updated {
+            new_task: true,
+            over: left == Left::Idle && cell.state_after_work().stop_requested,
+        }
+    }
+
+    /// Puts into the cell what the worker is at. Counts as a beat.
+    fn be_at(&self, says: Says, new_task: bool) {
+        let Says { activity, thread } = says;
+        self.cell().beat_with(|work| Work {
+            activity,
+            thread,
+            thread_ended: false,
+            task: if new_task {
+                work.next_task()
+            } else {
+                work.task
+            },
+            ..work
+        });
+    }
+
+    /// When the pacemaker first saw the task that is in the cell, if it did.
+    fn task_seen_at(&self) -> Option<Moment> {
+        self.cell().glance()?.task_at
+    }
+
+    /// Run and task that the worker is at; `None` if somebody is just changing it. Never waits.
+    pub(crate) fn task_at_hand(&self) -> Option<Names> {
+        Some(self.record.try_detail()?.tasks.names())
+    }
+
+    /// Returns whether the worker was asked to stop.
+    pub(crate) fn mark_idle(&self) -> bool {
+        let cell = self.cell();
+        let thread = threads::current();
+        let idle = |work: Work| Work {
+            activity: Activity::Idle,
+            thread,
+            thread_ended: false,
+            ..work
+        };
+        match self.record.known_detail() {
+            Some(mut detail) => {
+                if self.is_late(&mut detail) {
+                    return false;
+                }
+                cell.beat_with(idle);
+                detail.tasks.clear();
+            }
+            // Without a detail there is neither a task nor an end yet.
+            None => cell.beat_with(idle),
+        }
+        cell.state_after_work().stop_requested
+    }
+
+    /// How far the task with this number is. Counts as a beat.
+    pub(crate) fn set_progress(&self, number: Option<u64>, done: u64, total: u64) {
+        let mut detail = self.record.detail();
+        if self.is_late(&mut detail) {
+            return;
+        }
+        if let Some(number) = number {
+            detail.tasks.set_progress(number, done, total);
+        }
+        self.cell().beat();
+    }
+
+    /// Announces a silence. Returns its number.
+    pub(crate) fn begin_silence(&self, until: Moment) -> u64 {
+        let mut detail = self.record.detail();
+        let number = detail.new_number();
+        if !self.is_over(&detail) {
+            if detail.silences.len() >= MOST_SILENCES {
+                let ends = detail.silences.iter().map(|(_, until)| *until);
+                let first = ends.enumerate().min_by_key(|(_, until)| *until);
+                if let Some((place, _)) = first {
+                    detail.silences.remove(place);
+                }
+            }
+            detail.silences.push((number, until));
+            let thread = threads::current();
+            self.cell().beat_with(|work| Work {
+                quiet: true,
+                thread,
+                thread_ended: false,
+                ..work
+            });
+        }
+        number
+    }
+
+    pub(crate) fn end_silence(&self, number: u64) {
+        let mut detail = self.record.detail();
+        if !self.is_over(&detail) {
+            detail.silences.retain(|(other, _)| *other != number);
+            let quiet = !detail.silences.is_empty();
+            self.cell().beat_with(|work| Work { quiet, ..work });
+        }
+    }
+
+    /// Says which thread does the work, and whether it is between two polls of a future.
+    pub(crate) fn bind_thread(&self, thread: u32, parked: bool) {
+        self.cell().change_work(|work| Work {
+            thread,
+            thread_ended: false,
+            parked,
+            ..work
+        });
+    }
+}
