@@ -582,7 +582,7 @@ fn a_glance_never_mixes_two_occupants() {
 
 /// A reading taken during a restart is of the life that ended or of the one that begins, whole.
 ///
-/// Mirrors `Post::reading` (one turn of its loop), `Post::end` and `Post::reincarnate`, on two
+/// Mirrors `Post::reading` (one turn of its loop), `Post::end` and `Post::begin_next_life`, on two
 /// threads; the detail holds whether the worker has ended.
 #[test]
 fn a_reading_during_a_restart_is_of_one_life() {
@@ -640,7 +640,7 @@ fn a_reading_during_a_restart_is_of_one_life() {
 /// What the pacemaker decides about one life is not written into the next: that one is watched from
 /// its start.
 ///
-/// Mirrors `pacemaker::examine` and `Post::reincarnate`. The worker has died before.
+/// Mirrors `pacemaker::examine` and `Post::begin_next_life`. The worker has died before.
 #[test]
 fn a_restarted_worker_is_watched() {
     model(2, || {
@@ -675,13 +675,78 @@ fn a_verdict_on_one_life_is_not_written_into_the_next() {
     });
 }
 
+/// What a former life left behind beats into its own cell: no reader takes that for a sign of the
+/// present life, which is in another cell.
+///
+/// Mirrors `Post::reading` (one turn of its loop) by a reader that had found the former life,
+/// `Post::end`, and `Post::begin_next_life` with another cell.
+#[test]
+fn a_beat_of_a_former_life_is_no_beat_of_the_present_one() {
+    model(2, || {
+        let (former, present) = (Place::new(occupied(1)), Place::new(Arc::new(Cell::new())));
+        // `Record::place`: which of the two cells.
+        let place = Arc::new(AtomicU32::new(0));
+        let detail = Arc::new(Mutex::new(()));
+        let left_behind = {
+            let cell = Arc::clone(&former.cell);
+            thread::spawn(move || {
+                cell.beat();
+                cell.beat_with(next_task);
+            })
+        };
+        let reader = {
+            let (former, present) = (Arc::clone(&former.cell), Arc::clone(&present.cell));
+            let (place, detail) = (Arc::clone(&place), Arc::clone(&detail));
+            thread::spawn(move || {
+                let living = |cell: &Cell| {
+                    let glance = cell.glance();
+                    glance.filter(|glance| glance.state.phase == Phase::Live)
+                };
+                if place.load(Ordering::Acquire) == 0 {
+                    match living(&former) {
+                        Some(glance) => assert!(glance.beats <= 2),
+                        None => drop(detail.lock().unwrap()),
+                    }
+                }
+                if place.load(Ordering::Acquire) == 1 {
+                    let glance = living(&present).expect("it lives");
+                    assert!(!glance.beaten && !glance.moved);
+                    assert_eq!((glance.beats, glance.progress_at), (0, at(20)));
+                    assert_eq!(glance.work.activity, Activity::Active);
+                }
+            })
+        };
+        former.cell.set_state(Life {
+            phase: Phase::Dead,
+            ..former.cell.state()
+        });
+        {
+            let _occupants = present.occupants.write().unwrap();
+            let _detail = detail.lock().unwrap();
+            present.cell.settle(live(1), at(20), STARTING);
+            place.store(1, Ordering::Release);
+        }
+        // `Chunk::leave_behind`.
+        former.cell.set_watch(Watch::OFF);
+        former.cell.set_state(Life {
+            stop_requested: true,
+            ..former.cell.state()
+        });
+        left_behind.join().unwrap();
+        reader.join().unwrap();
+        assert_eq!(present.cell.beats(), 0);
+        assert_eq!(former.cell.beats(), 2, "they are counted");
+        assert!(former.cell.state().stop_requested);
+    });
+}
+
 fn living_glance(place: &Place, tag: &AtomicU32) -> Option<Glance> {
     place.cell.glance().filter(|glance| {
         glance.state.phase == Phase::Live && glance.state.tag == tag.load(Ordering::Acquire)
     })
 }
 
-/// `Post::end` and `Post::reincarnate`, while the pacemaker does something.
+/// `Post::end` and `Post::begin_next_life`, while the pacemaker does something.
 fn restart_while(place: &Arc<Place>, pacemaker: fn(&Place, &AtomicU32)) {
     let tag = Arc::new(AtomicU32::new(1));
     let pacemaker = {

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use support::{SECOND, World, eventually};
 use worker_heartbeat::{
     Activity, BoxError, GroupState, Probe, Restart, SilenceGuard, State, SupervisedWorker,
-    Supervisor, WorkerHeartbeat,
+    Supervisor, TaskGuard, WorkerHeartbeat,
 };
 
 /// Time that was charged: at least and at most.
@@ -35,13 +35,78 @@ struct Model {
     silence: Option<Duration>,
     beaten: bool,
     activity: Activity,
+    /// The open tasks, the innermost last.
+    tasks: Vec<Open>,
     ended: Option<State>,
     beats: u64,
     incarnation: u32,
     group: &'static str,
 }
 
+/// An open task.
+#[derive(Clone, Debug)]
+struct Open {
+    /// The number of its guard; `None` without one.
+    guard: Option<usize>,
+    run: String,
+    activity: Activity,
+    progress: Option<(u64, u64)>,
+}
+
 impl Model {
+    fn update(&mut self, run: String, activity: Activity) {
+        let ended = self.ended.is_some();
+        match self.tasks.last_mut().filter(|_| !ended) {
+            Some(task) => {
+                if task.run != run {
+                    task.progress = None;
+                }
+                (task.run, task.activity) = (run, activity);
+            }
+            None => self.open(None, run, activity),
+        }
+        self.be(activity);
+    }
+
+    fn open(&mut self, guard: Option<usize>, run: String, activity: Activity) {
+        if self.ended.is_none() {
+            self.tasks.push(Open {
+                guard,
+                run,
+                activity,
+                progress: None,
+            });
+        }
+    }
+
+    fn begin(&mut self, guard: usize, run: String) {
+        let gives_way = self.tasks.pop_if(|task| task.guard.is_none());
+        let goes_on = gives_way.filter(|task| task.run == run);
+        self.open(Some(guard), run, Activity::Processing);
+        if let (Some(before), Some(task)) = (goes_on, self.tasks.last_mut()) {
+            task.progress = before.progress;
+        }
+        self.be(Activity::Processing);
+    }
+
+    fn close(&mut self, guard: usize) {
+        let before = self.tasks.len();
+        if self.ended.is_none() {
+            self.tasks.retain(|task| task.guard != Some(guard));
+        }
+        if self.tasks.len() < before {
+            let at = self.tasks.last().map(|task| task.activity);
+            self.be(at.unwrap_or(Activity::Idle));
+        }
+    }
+
+    fn rest(&mut self) {
+        if self.ended.is_none() {
+            self.tasks.clear();
+        }
+        self.be(Activity::Idle);
+    }
+
     fn sign(&mut self) {
         if self.ended.is_none() {
             self.beaten = true;
@@ -104,12 +169,35 @@ impl Model {
     }
 }
 
+/// What a worker does within a step, with guards that nest or do not.
+#[derive(Clone, Debug)]
+enum Nested {
+    Begin(u8),
+    End(prop::sample::Index),
+    Update(u8),
+    Idle,
+    Progress(prop::sample::Index, u64),
+    Advance(u32),
+}
+
+fn nested() -> impl Strategy<Value = Nested> {
+    prop_oneof![
+        5 => (0..4_u8).prop_map(Nested::Begin),
+        4 => any::<prop::sample::Index>().prop_map(Nested::End),
+        2 => (0..4_u8).prop_map(Nested::Update),
+        1 => Just(Nested::Idle),
+        2 => (any::<prop::sample::Index>(), 0..9_u64).prop_map(|(of, done)| Nested::Progress(of, done)),
+        2 => (0..60_000_u32).prop_map(Nested::Advance),
+    ]
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Register { who: usize, kind: u8 },
     Beat(usize),
     Task(usize, u8),
     Idle(usize),
+    Tasks(usize, Vec<Nested>),
     Silence(usize, u16),
     Stop(usize),
     Fail(usize),
@@ -136,6 +224,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => who.clone().prop_map(Step::Beat),
         4 => (who.clone(), any::<u8>()).prop_map(|(who, run)| Step::Task(who, run)),
         3 => who.clone().prop_map(Step::Idle),
+        4 => (who.clone(), proptest::collection::vec(nested(), 1..16))
+            .prop_map(|(who, steps)| Step::Tasks(who, steps)),
         2 => (who.clone(), any::<u16>()).prop_map(|(who, seconds)| Step::Silence(who, seconds)),
         1 => who.clone().prop_map(Step::Stop),
         1 => who.clone().prop_map(Step::Fail),
@@ -168,6 +258,7 @@ fn build(world: &World, who: usize, kind: u8, incarnation: u32) -> (WorkerHeartb
         silence: None,
         beaten: false,
         activity: Activity::Active,
+        tasks: Vec::new(),
         ended: None,
         beats: 0,
         incarnation,
@@ -230,6 +321,7 @@ impl Puppet {
             silence: None,
             beaten: false,
             activity: Activity::Active,
+            tasks: Vec::new(),
             ended: None,
             beats: 0,
             incarnation: 1,
@@ -304,6 +396,16 @@ fn check(probe: &Probe, model: &Model, slack: Duration) -> Result<State, TestCas
     prop_assert_eq!(probe.is_recent(), state.is_recent());
     prop_assert_eq!(snapshot.beats, model.beats);
     prop_assert_eq!(snapshot.incarnation, model.incarnation);
+    if model.ended.is_none() {
+        let task = model.tasks.last();
+        let run = task.map(|task| task.run.as_str());
+        prop_assert_eq!(snapshot.run_id.as_deref(), run, "{:?}", model);
+        let progress = task.and_then(|task| task.progress);
+        prop_assert_eq!(snapshot.progress, progress, "{:?}", model);
+        if let Some(age) = snapshot.task_age {
+            prop_assert!(task.is_some(), "{:?} {:?}", age, model);
+        }
+    }
     if let Some(age) = snapshot.progress_age {
         prop_assert!(age <= model.silent.most, "age {age:?}: {model:?}");
         prop_assert!(age + slack >= model.silent.least, "age {age:?}: {model:?}");
@@ -351,15 +453,64 @@ proptest! {
                 Step::Task(who, run) => if let (Some(hb), Some(model)) = (handles.get(&who), models.get_mut(&who)) {
                     let activity = if run % 2 == 0 { Activity::Active } else { Activity::Processing };
                     hb.update_task(&format!("run-{run}"), "task", activity);
-                    model.be(activity);
-                    let expected = model.ended.is_none().then(|| format!("run-{run}"));
-                    if let Some(run_id) = expected {
-                        prop_assert_eq!(hb.snapshot().run_id, Some(run_id));
+                    model.update(format!("run-{run}"), activity);
+                },
+                Step::Tasks(who, steps) => if let (Some(hb), Some(_)) = (handles.get(&who), models.get(&who)) {
+                    let mut guards: Vec<Option<TaskGuard<'_>>> = Vec::new();
+                    for step in steps {
+                        let model = models.get_mut(&who).unwrap();
+                        match step {
+                            Nested::Begin(run) => {
+                                let run = format!("inner-{run}");
+                                guards.push(Some(hb.begin_task(&run, "task")));
+                                model.begin(guards.len() - 1, run);
+                            }
+                            Nested::End(of) => if !guards.is_empty() {
+                                let place = of.index(guards.len());
+                                if guards[place].take().is_some() {
+                                    model.close(place);
+                                }
+                            },
+                            Nested::Update(run) => {
+                                let run = format!("inner-{run}");
+                                hb.update_task(&run, "task", Activity::Active);
+                                model.update(run, Activity::Active);
+                            }
+                            Nested::Idle => {
+                                hb.mark_idle();
+                                model.rest();
+                            }
+                            Nested::Progress(of, done) => if !guards.is_empty() {
+                                let place = of.index(guards.len());
+                                if let Some(guard) = &guards[place] {
+                                    guard.progress(done, 9);
+                                    model.sign();
+                                    let mut open = model.tasks.iter_mut();
+                                    if let (Some(task), None) = (open.find(|task| task.guard == Some(place)), model.ended) {
+                                        task.progress = Some((done, 9));
+                                    }
+                                }
+                            },
+                            Nested::Advance(millis) => {
+                                let time = Duration::from_millis(millis.into());
+                                world.time.advance(time);
+                                for model in models.values_mut() {
+                                    model.pass(time, time);
+                                }
+                                puppet.pass(time);
+                            }
+                        }
+                        check(&hb.probe(), &models[&who], resolution)?;
+                    }
+                    for (place, guard) in guards.iter_mut().enumerate() {
+                        if guard.take().is_some() {
+                            models.get_mut(&who).unwrap().close(place);
+                        }
                     }
                 },
                 Step::Idle(who) => if let (Some(hb), Some(model)) = (handles.get(&who), models.get_mut(&who)) {
                     hb.mark_idle();
-                    model.be(Activity::Idle);
+                    model.rest();
                 },
                 Step::Silence(who, seconds) => if let (Some(hb), Some(model)) = (handles.get(&who), models.get_mut(&who)) {
                     // Announced, half used up, and taken back.

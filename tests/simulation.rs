@@ -3,12 +3,17 @@
 //! healthy worker is ever convicted, and memory stays flat.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicIsize, Ordering};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use worker_heartbeat::{
-    Activity, EventKind, MockClock, Registry, State, Subscription, WorkerHeartbeat,
+    Activity, EventKind, Exit, MockClock, Registry, Restart, State, Subscription, Supervisor,
+    WorkerHeartbeat,
 };
 
 /// Counts the bytes that are allocated.
@@ -37,6 +42,7 @@ const STEP: Duration = Duration::from_secs(600);
 const STEPS_A_DAY: u32 = 144;
 const DAYS: u32 = 1_000;
 const WORKERS: usize = 200;
+const RESTARTED: usize = 10;
 /// No healthy worker is silent for longer than two steps: not even long enough for a warning.
 const STALL_AFTER: Duration = Duration::from_secs(35 * 60);
 const STALE_AFTER: Duration = Duration::from_secs(35 * 60);
@@ -106,6 +112,13 @@ impl Simulated {
         let handle = self.handle.as_ref().unwrap();
         match activity {
             Activity::Idle => handle.mark_idle(),
+            // An inner task that ends leaves the worker at the outer one, where it may hang. That
+            // one's guard is leaked; the next rest ends it.
+            Activity::Processing if run % 3 == 0 => {
+                std::mem::forget(handle.begin_task(&format!("batch-{run}"), "simulated batch"));
+                let item = handle.begin_task(&format!("run-{run}"), "simulated work");
+                item.progress(1, 2);
+            }
             _ => handle.update_task(&format!("run-{run}"), "simulated work", activity),
         }
         self.silent_since = now;
@@ -126,6 +139,95 @@ impl Simulated {
         };
         let due = self.silent_since + limit;
         (due < now + STEP).then_some((state, due))
+    }
+}
+
+/// A supervised future that is started again, and whose lives leave their handles behind: those go
+/// on beating and updating, and no life is well for it.
+struct Restarted {
+    id: String,
+    future: Pin<Box<dyn Future<Output = Exit>>>,
+    handles: Arc<Mutex<VecDeque<Arc<WorkerHeartbeat>>>>,
+    fails: Arc<AtomicBool>,
+    /// For so many more steps.
+    hangs: u64,
+    silent_since: Duration,
+    convicted: bool,
+}
+
+impl Restarted {
+    fn new(registry: &Registry, n: usize) -> Self {
+        let handles = Arc::new(Mutex::new(VecDeque::new()));
+        let fails = Arc::new(AtomicBool::new(false));
+        let (kept, failing) = (Arc::clone(&handles), Arc::clone(&fails));
+        let id = format!("restarted-{n}");
+        let builder = WorkerHeartbeat::builder("restarted")
+            .id(id.clone())
+            .stale_after(STALE_AFTER)
+            .stall_after(STALL_AFTER);
+        let at_once = Restart::on_failure()
+            .max(u32::MAX)
+            .within(Duration::ZERO)
+            .backoff(Duration::ZERO, Duration::ZERO);
+        let supervisor = Supervisor::new(registry).restart(at_once);
+        let future = supervisor.supervise(builder, move |hb: Arc<WorkerHeartbeat>| {
+            kept.lock().unwrap().push_back(hb);
+            let failing = Arc::clone(&failing);
+            poll_fn(move |_| match failing.swap(false, Ordering::Relaxed) {
+                true => Poll::Ready(Err::<(), _>("simulated failure")),
+                false => Poll::Pending,
+            })
+        });
+        Self {
+            id,
+            future: Box::pin(future.unwrap()),
+            handles,
+            fails,
+            hangs: 0,
+            silent_since: Duration::ZERO,
+            convicted: false,
+        }
+    }
+
+    fn poll(&mut self, now: Duration) {
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(self.future.as_mut().poll(&mut context).is_pending());
+        self.silent_since = now;
+        self.convicted = false;
+    }
+
+    fn act(&mut self, now: Duration, dice: &mut Dice, injected: &mut BTreeMap<&str, u64>) {
+        match dice.roll(400) {
+            0 => {
+                *injected.entry("restarted").or_default() += 1;
+                self.fails.store(true, Ordering::Relaxed);
+                // It fails, and begins again.
+                self.poll(now);
+                self.poll(now);
+                self.hangs = 0;
+            }
+            1 if self.hangs == 0 => {
+                *injected.entry("hung").or_default() += 1;
+                self.poll(now);
+                self.hangs = 4 + dice.roll(50);
+            }
+            _ if self.hangs > 0 => self.hangs -= 1,
+            _ => self.poll(now),
+        }
+        let mut handles = self.handles.lock().unwrap();
+        let former = handles.len().saturating_sub(1);
+        for left_behind in handles.iter().take(former) {
+            left_behind.update_task("late", "from a former life", Activity::Processing);
+            left_behind.beat();
+        }
+        while handles.len() > 3 {
+            handles.pop_front();
+        }
+    }
+
+    fn due(&self, now: Duration) -> Option<(State, Duration)> {
+        let due = self.silent_since + STALL_AFTER;
+        (self.hangs > 0 && !self.convicted && due < now + STEP).then_some((State::Stalled, due))
     }
 }
 
@@ -171,6 +273,12 @@ fn a_thousand_days_of_two_hundred_workers() {
             convicted: None,
         })
         .collect();
+    let mut restarted: Vec<_> = (0..RESTARTED)
+        .map(|n| Restarted::new(&registry, n))
+        .collect();
+    for worker in &mut restarted {
+        worker.poll(Duration::ZERO);
+    }
     let mut injected = BTreeMap::<&str, u64>::new();
     let mut memory = Vec::new();
 
@@ -181,7 +289,10 @@ fn a_thousand_days_of_two_hundred_workers() {
             for worker in &mut workers {
                 act(worker, &registry, now, &mut dice, &mut injected);
             }
-            let expected: BTreeMap<_, _> = workers
+            for worker in &mut restarted {
+                worker.act(now, &mut dice, &mut injected);
+            }
+            let mut expected: BTreeMap<_, _> = workers
                 .iter_mut()
                 .filter_map(|worker| {
                     let (state, due) = worker.due(now)?;
@@ -189,6 +300,12 @@ fn a_thousand_days_of_two_hundred_workers() {
                     Some((worker.id.clone(), (state, due)))
                 })
                 .collect();
+            for worker in &mut restarted {
+                if let Some(due) = worker.due(now) {
+                    worker.convicted = true;
+                    expected.insert(worker.id.clone(), due);
+                }
+            }
 
             // A suspension in the middle of the step. Of the gap, two resolutions are charged.
             let charged = 2 * registry.resolution();
@@ -217,7 +334,7 @@ fn a_thousand_days_of_two_hundred_workers() {
             }
             assert!(told.is_empty(), "healthy workers were convicted: {told:?}");
             if step % 16 == 0 {
-                check_summary(&registry, &workers);
+                check_summary(&registry, &workers, &restarted);
             }
         }
         registry.purge(Duration::ZERO);
@@ -230,7 +347,14 @@ fn a_thousand_days_of_two_hundred_workers() {
     }
 
     println!("{injected:?} in {:?}", begun.elapsed());
-    for fault in ["crashed", "hung", "did not start", "suspended", "panicked"] {
+    for fault in [
+        "crashed",
+        "hung",
+        "did not start",
+        "suspended",
+        "panicked",
+        "restarted",
+    ] {
         assert!(injected[fault] > 30, "{fault}: too few to prove anything");
     }
     let (early, late) = (memory[DAYS as usize / 10], memory[DAYS as usize - 1]);
@@ -317,16 +441,19 @@ fn act(
 }
 
 /// The summary says what is true.
-fn check_summary(registry: &Registry, workers: &[Simulated]) {
+fn check_summary(registry: &Registry, workers: &[Simulated], restarted: &[Restarted]) {
     let summary = registry.summary();
     for state in [State::Stalled, State::Stale, State::NeverStarted] {
         let convicted = |worker: &&Simulated| worker.convicted == Some(state);
-        let expected = workers.iter().filter(convicted).count();
+        let mut expected = workers.iter().filter(convicted).count();
+        if state == State::Stalled {
+            expected += restarted.iter().filter(|worker| worker.convicted).count();
+        }
         assert_eq!(summary.states.get(state), expected, "{state}: {summary}");
     }
     let living = workers.iter().filter(|worker| worker.handle.is_some());
     assert_eq!(
         summary.total - summary.states.get(State::Dead),
-        living.count()
+        living.count() + restarted.len()
     );
 }
