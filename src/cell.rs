@@ -262,6 +262,12 @@ impl Place {
         }
     }
 
+    /// Whether it is in this cell.
+    #[inline]
+    pub(crate) const fn is_in(self, slot: Slot) -> bool {
+        self.0 >> TAG_BITS == Self::new(slot, 0).0 >> TAG_BITS
+    }
+
     #[inline]
     pub(crate) const fn tag(self) -> u32 {
         self.0 as u32 & ((1 << TAG_BITS) - 1)

@@ -35,6 +35,7 @@ impl<R> Chunk<R> {
         }
     }
 
+    #[inline]
     pub(crate) fn slot(&self, offset: usize) -> Slot {
         Slot {
             chunk: self.number,

@@ -111,11 +111,12 @@ pub(crate) type Names = (Option<String>, Option<String>);
 impl Tasks {
     /// The task that the worker is at.
     pub(crate) fn current(&self) -> Option<&Task> {
-        self.frames.get(..self.open)?.last()
+        self.frames.get(self.open.wrapping_sub(1))
     }
 
+    #[inline]
     fn current_mut(&mut self) -> Option<&mut Task> {
-        self.frames.get_mut(..self.open)?.last_mut()
+        self.frames.get_mut(self.open.wrapping_sub(1))
     }
 
     /// Run and task that the worker is at.
@@ -125,6 +126,7 @@ impl Tasks {
 
     /// Takes over what the worker is at: the innermost task is replaced. Returns whether that is
     /// another run than before.
+    #[inline]
     pub(crate) fn update(&mut self, run_id: &str, text: &str, says: Says) -> bool {
         let opened = self.open == 0;
         if opened {
@@ -231,6 +233,7 @@ impl Tasks {
         open.iter().rposition(|task| task.number == Some(number))
     }
 
+    #[cold]
     fn open_frame(&mut self) -> &mut Task {
         if self.open == MOST_OPEN {
             self.close_frame(0);
@@ -285,6 +288,7 @@ impl Task {
     }
 
     /// Returns whether it is another run than before.
+    #[inline]
     fn set(&mut self, run_id: &str, text: &str, says: Says, opened: bool) -> bool {
         (self.activity, self.thread) = (says.activity, says.thread);
         let new = opened || run_id.is_empty() || !same(&self.run_id, run_id, Self::LONGEST_RUN_ID);

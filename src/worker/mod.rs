@@ -71,6 +71,7 @@ impl WorkerHeartbeat {
     }
 
     /// Passes on what an update changed.
+    #[inline]
     fn take(&self, updated: &Updated) {
         if updated.new_task {
             if let Some(companion) = self.registry().roster().companion() {

@@ -38,7 +38,7 @@ impl Post {
     /// Whether the worker's present life is in this cell.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
-        self.record.place().slot() == self.chunk.slot(self.offset)
+        self.record.place().is_in(self.chunk.slot(self.offset))
     }
 
     /// The post of the worker's present life.
@@ -94,11 +94,14 @@ impl Post {
     }
 
     /// Everything in the cell, if the worker's present life is in it.
+    #[inline]
     fn current_glance(&self) -> Option<Glance> {
         let place = self.record.place();
+        if !place.is_in(self.chunk.slot(self.offset)) {
+            return None;
+        }
         let glance = self.cell().glance()?;
-        (glance.state.tag == place.tag() && place.slot() == self.chunk.slot(self.offset))
-            .then_some(glance)
+        (glance.state.tag == place.tag()).then_some(glance)
     }
 
     // --- reading --------------------------------------------------------------------------------
@@ -133,8 +136,8 @@ impl Post {
     /// Everything in the cell, if the worker is in it and lives.
     #[inline]
     pub(crate) fn living_glance(&self) -> Option<Glance> {
-        let glance = self.current_glance()?;
-        (glance.state.phase == Phase::Live).then_some(glance)
+        self.current_glance()
+            .filter(|glance| glance.state.phase == Phase::Live)
     }
 
     fn living(&self, glance: &Glance, view: &View, notes: &Notes) -> Reading {

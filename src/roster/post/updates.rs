@@ -28,6 +28,7 @@ impl Post {
     }
 
     /// As [`is_over`](Self::is_over), for an update, which is counted then.
+    #[inline]
     fn is_late(&self, detail: &mut Detail) -> bool {
         let late = self.is_over(detail);
         detail.late_updates += u64::from(late);
@@ -97,6 +98,7 @@ impl Post {
     }
 
     /// Puts into the cell what the worker is at. Counts as a beat.
+    #[inline]
     fn be_at(&self, says: Says, new_task: bool) {
         let Says { activity, thread } = says;
         self.cell().beat_with(|work| Work {
