@@ -103,6 +103,8 @@ pub(crate) struct Work {
     pub quiet: bool,
     /// Between two polls of a future: no thread runs it.
     pub parked: bool,
+    /// A supervisor runs the work, and knows the end of its thread.
+    pub supervised: bool,
     /// Its thread was found to have ended. When, and whether it has beaten since, is written in its
     /// record.
     pub thread_ended: bool,
@@ -126,6 +128,7 @@ impl Work {
             | (self.quiet as u64) << 2
             | (self.parked as u64) << 3
             | (self.thread_ended as u64) << 4
+            | (self.supervised as u64) << 5
             | ((self.task as u64) & TASK_MASK) << 8
             | (self.thread as u64) << 32
     }
@@ -140,8 +143,23 @@ impl Work {
             quiet: word & 4 != 0,
             parked: word & 8 != 0,
             thread_ended: word & 16 != 0,
+            supervised: word & 32 != 0,
             task: ((word >> 8) & TASK_MASK) as u32,
             thread: (word >> 32) as u32,
+        }
+    }
+
+    /// The work, as this thread reports on it. It is bound to that thread, unless a supervisor runs it
+    /// on a thread of its own.
+    #[inline]
+    pub(crate) const fn reported_by(self, thread: u32) -> Self {
+        if self.supervised && !self.parked {
+            return self;
+        }
+        Self {
+            thread,
+            thread_ended: false,
+            ..self
         }
     }
 
@@ -379,6 +397,7 @@ impl Cell {
             quiet: false,
             parked: false,
             thread_ended: false,
+            supervised: false,
             task: self.work().next_task(),
             thread: 0,
         };
@@ -578,12 +597,13 @@ mod tests {
             }
         }
         for activity in [Activity::Active, Activity::Idle, Activity::Processing] {
-            for bit in 0..3 {
+            for bit in 0..4 {
                 let work = Work {
                     activity,
                     quiet: bit == 0,
                     parked: bit == 1,
                     thread_ended: bit == 2,
+                    supervised: bit == 3,
                     task: TASK_MASK as u32,
                     thread: u32::MAX,
                 };

@@ -31,6 +31,38 @@ impl Stat {
     }
 }
 
+/// What the kernel says of a process or thread that was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    There(Stat),
+    Gone,
+    /// The kernel does not say: no file can be opened, or `/proc` is out of reach.
+    Unknown,
+}
+
+impl Seen {
+    /// Looks for the one that started at this time.
+    pub(crate) fn at(path: &str, started: u64) -> Self {
+        match std::fs::read_to_string(path) {
+            Ok(text) => match Stat::parse(&text) {
+                Some(stat) if stat.started == started => Self::There(stat),
+                Some(_) => Self::Gone,
+                None => Self::Unknown,
+            },
+            // ESRCH: it went while the file was read.
+            Err(error) if error.raw_os_error() == Some(3) => Self::Gone,
+            // Only a `/proc` that shows this process shows what is not there.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound
+                    && Stat::read("/proc/thread-self/stat").is_some() =>
+            {
+                Self::Gone
+            }
+            Err(_) => Self::Unknown,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

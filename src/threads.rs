@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::procfs::Stat;
+use crate::procfs::{Seen, Stat};
 
 /// So many endings are looked into at once, so that no look takes long.
 const MOST_LOOKS: usize = 256;
@@ -40,6 +40,8 @@ pub(crate) struct KernelThread {
     pub id: u32,
     /// When it started, in clock ticks since boot.
     started: u64,
+    /// The process that it is of.
+    process: u32,
 }
 
 impl KernelThread {
@@ -48,13 +50,27 @@ impl KernelThread {
         Stat::read("/proc/thread-self/stat").map(|stat| Self {
             id: stat.id,
             started: stat.started,
+            process: std::process::id(),
         })
     }
 
-    /// What the kernel says of it; `None` if it is gone.
-    pub(crate) fn stat(&self) -> Option<Stat> {
-        let stat = Stat::read(&format!("/proc/self/task/{}/stat", self.id))?;
-        (stat.started == self.started).then_some(stat)
+    /// What the kernel says of it.
+    pub(crate) fn look(&self) -> Seen {
+        Seen::at(&format!("/proc/self/task/{}/stat", self.id), self.started)
+    }
+
+    /// As it is known in this process. In a forked child, only the thread that forked is left, with
+    /// the child's own id.
+    fn here(self) -> Option<Self> {
+        let process = std::process::id();
+        if self.process == process {
+            return Some(self);
+        }
+        Stat::read("/proc/self/stat").map(|stat| Self {
+            id: process,
+            started: stat.started,
+            process,
+        })
     }
 }
 
@@ -110,7 +126,8 @@ fn enter(number: &Cell<u32>) -> u32 {
 
 /// The thread with this number, as the kernel knows it.
 pub(crate) fn kernel_thread(number: u32) -> Option<KernelThread> {
-    *TABLE.lock().known.get(&number)?
+    let known = *TABLE.lock().known.get(&number)?;
+    known?.here()
 }
 
 /// Looks for threads that have ended. Returns how many have, ever: as long as that does not change,
@@ -124,7 +141,9 @@ pub(crate) fn look_for_ended() -> u64 {
                 .collect()
         };
         // Not under the lock: this asks the kernel.
-        ending.retain(|(_, thread)| thread.is_none_or(|thread| thread.stat().is_none()));
+        ending.retain(|(_, thread)| {
+            !thread.is_some_and(|thread| matches!(thread.look(), Seen::There(_)))
+        });
         let mut table = TABLE.lock();
         for (number, _) in ending {
             if table.known.remove(&number).is_some() {
@@ -177,12 +196,12 @@ mod tests {
     #[test]
     fn the_kernel_knows_this_thread() {
         let thread = kernel_thread(current()).unwrap();
-        assert_eq!(thread.stat().unwrap().state, 'R');
+        assert!(matches!(thread.look(), Seen::There(stat) if stat.state == 'R'));
         let other = KernelThread {
             started: thread.started + 1,
             ..thread
         };
-        assert_eq!(other.stat(), None, "its id was used again");
+        assert_eq!(other.look(), Seen::Gone, "its id was used again");
     }
 
     #[test]

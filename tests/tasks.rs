@@ -327,3 +327,63 @@ fn nested_tasks_are_counted_as_progress_and_told_to_no_one_after_the_end() {
     world.millis(Duration::from_secs(1).as_millis() as u64);
     assert_eq!(state(&hb), State::Stopped);
 }
+
+// --- long names ----------------------------------------------------------------------------------
+
+#[test]
+fn a_run_whose_id_is_cut_is_still_one_run() {
+    let world = World::new();
+    let hb = stalling(&world);
+    let url = format!("https://example.org/{}", "x".repeat(300));
+    let task = hb.begin_task(&url, "fetching");
+    task.progress(3, 10);
+    for _ in 0..60 {
+        world.seconds(1);
+        hb.update_task(&url, "fetching", Activity::Processing);
+    }
+    let snapshot = hb.snapshot();
+    assert_eq!(snapshot.progress, Some((3, 10)));
+    assert!(snapshot.task_age.unwrap() >= 59 * SECOND);
+    hb.update_task(&format!("{url}y"), "fetching", Activity::Processing);
+    assert_eq!(
+        hb.snapshot().progress,
+        None,
+        "another run of the same beginning"
+    );
+}
+
+#[test]
+fn an_id_that_is_made_is_one_that_is_allowed() {
+    let world = World::new();
+    let hb = world.worker(&"ä".repeat(100)).start().unwrap();
+    assert!(
+        world
+            .worker("w")
+            .id(format!("{}-2", hb.id()))
+            .start()
+            .is_ok()
+    );
+}
+
+#[test]
+fn a_failure_on_the_way_out_of_a_worker_that_was_asked_to_stop_is_not_lost() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let worker = supervisor
+        .spawn(world.worker("w"), |hb| {
+            hb.mark_idle();
+            hb.stop_receiver().recv()?;
+            hb.fail("the buffer could not be written");
+            Ok(())
+        })
+        .unwrap();
+    eventually("idle", || worker.probe().health().state() == State::Idle);
+    worker.stop();
+    worker.join();
+    let told = worker.probe().health().to_string();
+    assert!(told.contains("the buffer could not be written"), "{told}");
+    let hb = stalling(&world);
+    hb.stop();
+    hb.fail("too late");
+    assert_eq!(state(&hb), State::Stopped, "it stopped by itself");
+}

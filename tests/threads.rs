@@ -174,11 +174,45 @@ fn a_worker_that_goes_on_without_the_thread_recovers_and_stays_well() {
     hb.update_task("run-2", "", Activity::Processing);
     world.seconds(10);
     assert!(hb.is_recent());
-    on_a_thread(&hb, |hb| hb.update_task("run-3", "", Activity::Processing));
+    on_a_thread(&hb, |hb| hb.bind_thread());
     world.seconds(2);
     assert!(thread_ended(&hb.probe()), "another thread, another end");
     hb.update_task("run-4", "", Activity::Processing);
     assert!(hb.is_recent());
+}
+
+#[test]
+fn a_helper_that_reports_and_ends_is_not_the_end_of_the_worker() {
+    let world = World::new();
+    let hb = worker(&world, |builder| builder.stall_after(600 * SECOND));
+    hb.update_task("run-1", "reading", Activity::Processing);
+    on_a_thread(&hb, |hb| {
+        hb.update_task("run-1", "first half", Activity::Processing)
+    });
+    world.seconds(500);
+    assert!(hb.is_recent(), "its own thread lives: {}", hb.health());
+
+    // All that ever reported are gone.
+    let hb = worker(&world, |builder| builder.stall_after(600 * SECOND));
+    for run in ["run-1", "run-2", "run-3"] {
+        let run = run.to_owned();
+        on_a_thread(&hb, move |hb| {
+            hb.update_task(&run, "", Activity::Processing)
+        });
+    }
+    world.seconds(2);
+    assert!(thread_ended(&hb.probe()), "{}", hb.health());
+
+    // More threads than are kept apart, and the first one lives.
+    let hb = worker(&world, |builder| builder);
+    hb.mark_idle();
+    for n in 0..200 {
+        on_a_thread(&hb, move |hb| {
+            hb.update_task(&n.to_string(), "", Activity::Processing)
+        });
+    }
+    world.seconds(5);
+    assert!(hb.is_recent(), "{}", hb.health());
 }
 
 #[test]

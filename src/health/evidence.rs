@@ -7,6 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::StallCause;
+use crate::procfs::Seen;
 use crate::threads::{self, KernelThread};
 
 /// Less than this between two samples says nothing.
@@ -41,7 +42,9 @@ impl Sample {
             .ok()
             .filter(|place| !place.is_empty() && place != "0");
         // Last: what was read is of this thread, if it is still there.
-        let stat = threads::kernel_thread(thread)?.stat()?;
+        let Seen::There(stat) = threads::kernel_thread(thread)?.look() else {
+            return None;
+        };
         Some(Self {
             at: Instant::now(),
             thread,

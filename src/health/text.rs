@@ -3,14 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-/// A text from outside, on one line and without control characters, so that it can neither break
-/// a log nor a terminal.
+/// A text from outside, on one line, without characters that control a terminal, break a line or
+/// change the direction in which it is read, so that it can neither break nor forge a log.
 pub(crate) struct Line<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for character in self.0.chars() {
-            if character.is_control() {
+            if is_unprintable(character) {
                 write!(f, "{}", character.escape_default())?;
             } else {
                 fmt::Write::write_char(f, character)?;
@@ -18,6 +18,27 @@ impl fmt::Display for Line<'_> {
         }
         Ok(())
     }
+}
+
+/// Control characters, line and paragraph separators, and what is invisible or changes the direction
+/// of the text (Unicode's categories Cc, Zl, Zp and Cf).
+fn is_unprintable(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}'
+                | '\u{600}'..='\u{605}'
+                | '\u{61c}'
+                | '\u{6dd}'
+                | '\u{70f}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
 }
 
 /// A duration as a person says it: the two largest units at most, `3 s`, `2 min 5 s`, `250 ms`.

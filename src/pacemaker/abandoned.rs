@@ -41,24 +41,29 @@ impl Threads {
         now: Moment,
         mut convict: impl FnMut(&Arc<Chunk<Record>>, usize),
     ) {
-        for suspect in std::mem::take(&mut self.suspects) {
-            let Some(post) = suspect.post() else {
-                continue;
-            };
-            if post.abandon(suspect.thread, Some(suspect.beats), now) {
-                convict(&suspect.chunk, suspect.offset);
-            }
-        }
+        let suspects = std::mem::take(&mut self.suspects);
         let ended = threads::look_for_ended();
-        if std::mem::replace(&mut self.ended, ended) == ended {
+        let more_ended = std::mem::replace(&mut self.ended, ended) != ended;
+        if suspects.is_empty() && !more_ended {
             return;
         }
         let living = threads::living();
-        let has_ended = |thread: u32| thread != 0 && living.binary_search(&thread).is_err();
+        let lives = |thread: u32| living.binary_search(&thread).is_ok();
+        for suspect in suspects {
+            let Some(post) = suspect.post() else {
+                continue;
+            };
+            if post.abandon(suspect.thread, Some(suspect.beats), now, lives) {
+                convict(&suspect.chunk, suspect.offset);
+            }
+        }
+        if !more_ended {
+            return;
+        }
         for chunk in &*roster.slab.chunks() {
             for (offset, cell) in chunk.cells().iter().enumerate() {
                 let work = cell.work();
-                if work.thread_ended || !is_tied(work) || !has_ended(work.thread) {
+                if work.thread_ended || !is_tied(work) || lives(work.thread) {
                     continue;
                 }
                 let Some((glance, post)) = abandoned(cell, chunk, offset) else {
@@ -72,7 +77,7 @@ impl Threads {
                         thread: work.thread,
                         beats: glance.beats,
                     });
-                } else if post.abandon(work.thread, None, now) {
+                } else if post.abandon(work.thread, None, now, lives) {
                     convict(chunk, offset);
                 }
             }
@@ -91,24 +96,21 @@ impl Suspect {
 }
 
 /// Whether a worker that says this needs its thread to go on. At rest, another thread may take up its
-/// next task; a future is polled by any.
+/// next task; a supervisor sees the end of its workers itself.
 fn is_tied(work: Work) -> bool {
-    work.activity != Activity::Idle && !work.parked
+    work.thread != 0 && work.activity != Activity::Idle && !work.supervised
 }
 
-/// A living worker in this cell that nobody else watches: a supervisor knows the end of its own
-/// threads, and what other threads say on behalf of its workers does not bind them.
+/// The living worker in this cell.
 fn abandoned(cell: &Cell, chunk: &Arc<Chunk<Record>>, offset: usize) -> Option<(Glance, Post)> {
     let glance = cell.glance()?;
     if glance.state.phase != Phase::Live {
         return None;
     }
-    let record = chunk.occupant(offset)?;
-    let supervised = record.known_detail().is_some_and(|detail| detail.returns);
     let post = Post {
         chunk: Arc::clone(chunk),
         offset,
-        record,
+        record: chunk.occupant(offset)?,
     };
-    (!supervised).then_some((glance, post))
+    Some((glance, post))
 }

@@ -2,6 +2,7 @@
 //! convicts the others, and forgives the time in which it could not look.
 
 mod abandoned;
+mod gaps;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cell::{Episode, Place, Sign, Watch};
 use abandoned::Threads;
+use gaps::Gaps;
 
 use crate::clock::{Alarm, Moment, Sleeper};
 use crate::error::Error;
@@ -60,7 +62,14 @@ struct Pulse {
     beat: Mutex<Beat>,
     felt: Condvar,
     /// One tick at a time, even while one pacemaker takes over from another.
-    tick: Mutex<Threads>,
+    tick: Mutex<Looks>,
+}
+
+/// What is remembered from tick to tick.
+#[derive(Debug, Default)]
+struct Looks {
+    threads: Threads,
+    gaps: Gaps,
 }
 
 #[derive(Debug, Default)]
@@ -222,15 +231,21 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
             }
         }
     }
-    ticking.look(roster, view.now, |chunk, offset| {
+    ticking.threads.look(roster, view.now, |chunk, offset| {
         next = next.min(examine(roster, chunk, offset, &view, &mut untold));
     });
+    let unobserved = ticking.gaps.note(forgiven, view.clock);
     drop(ticking);
     pulse.beat.lock().ticks += 1;
     pulse.felt.notify_all();
 
-    if !forgiven.is_zero() {
+    if let Some(forgiven) = unobserved {
         roster.emit(None, EventKind::Unobserved { forgiven });
+    }
+    // Before the log, which may block.
+    let (due, next_timer) = roster.due_timers(view.clock);
+    for waker in due {
+        wake(waker);
     }
     for (record, event) in untold {
         // The log tells of an end as the last thing.
@@ -243,10 +258,6 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
         tell_missing(roster);
     }
     roster.flush_journal(false);
-    let (due, next_timer) = roster.due_timers(view.clock);
-    for waker in due {
-        wake(waker);
-    }
     // From the registry's time line back to the clock's.
     view.clock.after(next.since(view.now)).min(next_timer)
 }
@@ -378,7 +389,8 @@ const fn convicted_as(episode: Episode) -> Option<State> {
 
 /// Tells which types have fewer living workers than expected, and which have enough again.
 fn tell_missing(roster: &Roster) {
-    if roster.expected.lock().is_empty() {
+    // Workers that were asked to stop are not missed.
+    if roster.expected.lock().is_empty() || roster.stopping.load(Ordering::Acquire) {
         return;
     }
     let living = roster.living_by_type();

@@ -27,6 +27,7 @@ use crate::roster::events::{EventKind, Subscription};
 use crate::roster::post::{Post, settle, wake};
 use crate::roster::profile::ProfileKey;
 use crate::roster::record::Record;
+use crate::roster::tasks::boundary;
 use crate::roster::timeline::View;
 use crate::roster::{Expectation, Roster, StopNews};
 use census::Census;
@@ -372,6 +373,7 @@ impl Registry {
             .lock()
             .get_or_insert_with(|| cause.clone());
         let roster = &self.inner.roster;
+        roster.stopping.store(true, Ordering::Release);
         let posts = self.inner.census.count(|| roster.posts());
         roster.request_stop(&posts, cause)
     }
@@ -525,10 +527,14 @@ impl Registry {
     }
 }
 
-/// `{type}-{pid}-{n}`, where `n` is never used again in this process.
+/// `{type}-{pid}-{n}`, where `n` is never used again in this process. A long type is cut, so that the
+/// id is one that is allowed.
 fn generated_id(worker_type: &str) -> String {
+    /// Room for the host's name, which a store puts in, and for the numbers.
+    const LONGEST_TYPE: usize = 100;
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let worker_type = &worker_type[..boundary(worker_type, LONGEST_TYPE)];
     format!("{worker_type}-{}-{n}", std::process::id())
 }
 

@@ -51,6 +51,8 @@ pub(crate) struct Roster {
     /// Workers came, went, ended or are expected since the pacemaker last counted them.
     pub changed: AtomicBool,
     pub expected: Mutex<BTreeMap<String, Expectation>>,
+    /// All workers were asked to stop.
+    pub stopping: AtomicBool,
     timers: Mutex<Timers>,
     companion: RwLock<Option<Arc<dyn Companion>>>,
     /// There is a companion.
@@ -114,6 +116,7 @@ impl Roster {
             resolving: Mutex::new(()),
             changed: AtomicBool::new(false),
             expected: Mutex::default(),
+            stopping: AtomicBool::new(false),
             timers: Mutex::default(),
             companion: RwLock::new(None),
             accompanied: AtomicBool::new(false),

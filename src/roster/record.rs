@@ -17,6 +17,7 @@ use crate::clock::Moment;
 use crate::health::evidence::Sample;
 use crate::health::{Death, Ending, StallCause, StopCause};
 use crate::notice::Notice;
+use crate::threads;
 
 /// One worker. Most of it comes into being only when it is needed: a worker that just beats costs
 /// its cell, its id and this.
@@ -59,6 +60,8 @@ pub(crate) struct Detail {
     pub ended: Option<Ended>,
     /// Who asked it to stop.
     pub stop_cause: Option<StopCause>,
+    /// Threads that reported for this life, besides the last one.
+    pub threads: Reporters,
     pub thread_ended: Option<ThreadEnded>,
     /// When the present episode's silence began.
     pub silent_since: Moment,
@@ -83,6 +86,42 @@ pub(crate) struct Detail {
     pub on_stop: Vec<(u64, Waker)>,
     /// Told when it is asked to stop.
     pub stop_notice: Notice<()>,
+}
+
+/// The threads that reported for one life, by number.
+#[derive(Debug, Default)]
+pub(crate) struct Reporters {
+    numbers: Vec<u32>,
+    /// There were more than are kept.
+    many: bool,
+}
+
+impl Reporters {
+    /// Threads come and go; so many are kept.
+    const MOST: usize = 64;
+
+    #[cold]
+    pub(crate) fn note(&mut self, thread: u32) {
+        if self.many || self.numbers.contains(&thread) {
+            return;
+        }
+        if self.numbers.len() >= Self::MOST {
+            let living = threads::living();
+            self.numbers
+                .retain(|number| living.binary_search(number).is_ok());
+            self.many = self.numbers.len() >= Self::MOST;
+        }
+        self.numbers.push(thread);
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether one of them may still live.
+    pub(crate) fn any(&self, lives: impl Fn(u32) -> bool) -> bool {
+        self.many || self.numbers.iter().any(|number| lives(*number))
+    }
 }
 
 /// That the thread of a worker has ended, as the pacemaker found.
@@ -261,6 +300,7 @@ impl Detail {
             silences: Vec::new(),
             ended: None,
             stop_cause: None,
+            threads: Reporters::default(),
             thread_ended: None,
             silent_since: Moment::ZERO,
             first_sample: None,

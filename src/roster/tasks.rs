@@ -1,5 +1,6 @@
 //! What a worker says it is at: a stack of tasks, in buffers that are reused.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use crate::clock::Moment;
@@ -35,6 +36,8 @@ pub(crate) struct Task {
     /// The number of the thread that works on it.
     thread: u32,
     pub run_id: String,
+    /// Of a run id that was cut: the hash of the whole, by which it is known again.
+    whole: Option<u64>,
     pub text: String,
     pub done: u64,
     pub total: u64,
@@ -291,12 +294,18 @@ impl Task {
     #[inline]
     fn set(&mut self, run_id: &str, text: &str, says: Says, opened: bool) -> bool {
         (self.activity, self.thread) = (says.activity, says.thread);
-        let new = opened || run_id.is_empty() || !same(&self.run_id, run_id, Self::LONGEST_RUN_ID);
+        let whole = (run_id.len() > Self::LONGEST_RUN_ID).then(|| hash(run_id));
+        let same_run = match whole {
+            None => self.whole.is_none() && self.run_id == run_id,
+            whole => self.whole == whole,
+        };
+        let new = opened || run_id.is_empty() || !same_run;
         if new {
+            self.whole = whole;
             write_cut(&mut self.run_id, run_id, Self::LONGEST_RUN_ID);
             (self.done, self.total, self.seen_at) = (0, 0, None);
         }
-        if !same(&self.text, text, Self::LONGEST_TEXT) {
+        if text.len() > Self::LONGEST_TEXT || self.text != text {
             write_cut(&mut self.text, text, Self::LONGEST_TEXT);
         }
         new
@@ -310,8 +319,11 @@ fn name(text: &str) -> Option<String> {
 /// Marks a text that was cut.
 const CUT: char = '…';
 
-fn same(kept: &str, given: &str, longest: usize) -> bool {
-    given.len() <= longest && kept == given
+#[cold]
+fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Cuts a text at a character boundary if it is too long, and marks it.
@@ -331,7 +343,7 @@ fn write_cut(buffer: &mut String, given: &str, longest: usize) {
 }
 
 /// The last boundary of a character that is not beyond this place.
-fn boundary(text: &str, place: usize) -> usize {
+pub(crate) fn boundary(text: &str, place: usize) -> usize {
     let mut place = place.min(text.len());
     while !text.is_char_boundary(place) {
         place -= 1;
@@ -394,6 +406,12 @@ mod tests {
         assert!(update("run-2", "b"));
         let long = "x".repeat(300);
         assert!(update(&long, ""));
+        assert!(!update(&long, "a run whose id is cut is known again"));
+        assert!(update(
+            &(long.clone() + "y"),
+            "another one of the same beginning"
+        ));
+        assert!(update(&long[..100], ""));
         assert!(update("", "each task without a run id is a new one"));
         assert!(update("", "each task without a run id is a new one"));
         assert!(update("run-2", "b"));

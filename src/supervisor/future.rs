@@ -214,14 +214,14 @@ impl<F: Future> Life<F> {
             return Poll::Pending;
         };
         let post = self.membership.post();
-        post.bind_thread(threads::current(), false);
+        post.run_on(Some(threads::current()));
         if !post.record.profile.thresholds.beats_only {
             post.cell().beat();
         }
         let polled = panics::supervise(&self.on_fatal, || future.as_mut().poll(context));
         let result = match polled {
             Ok(Poll::Pending) => {
-                post.bind_thread(0, true);
+                post.run_on(None);
                 return Poll::Pending;
             }
             Ok(Poll::Ready(output)) => Ok(output),

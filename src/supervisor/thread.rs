@@ -89,7 +89,7 @@ where
     let exit = loop {
         let membership = worker.membership();
         let on_fatal = on_fatal(membership);
-        membership.post().bind_thread(threads::current(), false);
+        membership.post().run_on(Some(threads::current()));
         sleeper.step_away();
         let outcome = panics::supervise(&on_fatal, || match work(&worker) {
             Ok(()) => Exit::Completed,

@@ -139,7 +139,8 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Environment`] if a variable is set to something that is not allowed: an empty text,
-    /// a text that is not Unicode, not a number of seconds above zero, or not an id.
+    /// a text that is not Unicode, not a number of seconds above zero, or not an id. White space at
+    /// either end is ignored.
     pub fn from_env(mut self) -> Result<Self, Error> {
         if let Some(interval) = env::seconds("WORKER_HEARTBEAT_INTERVAL")? {
             self.interval = interval;
@@ -149,8 +150,10 @@ impl Builder {
         }
         let variable = env::id_variable(&self.worker_type);
         if let Some(id) = env::text(&variable)? {
-            check_name("id", &id).map_err(|error| env::blame(&variable, error))?;
-            self.id = Some(id);
+            // A space that came with a file or a script is not part of the id.
+            let id = id.trim();
+            check_name("id", id).map_err(|error| env::blame(&variable, error))?;
+            self.id = Some(id.to_owned());
         }
         Ok(self)
     }

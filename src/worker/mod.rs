@@ -135,12 +135,11 @@ impl WorkerHeartbeat {
     /// Supervised work is bound already, and its supervisor sees its end.
     /// [`update_task`](Self::update_task), [`begin_task`](Self::begin_task),
     /// [`mark_idle`](Self::mark_idle) and [`expect_silence`](Self::expect_silence) bind too; a
-    /// worker that only beats may want to call this once. If a helper thread makes an update for a
-    /// worker, bind the worker's own thread again afterwards, or let the helper use a task guard.
+    /// worker that only beats may want to call this once. While another
+    /// thread that has reported for the worker lives, the worker may go on there, and is not convicted
+    /// for this; `bind_thread` says that it does not.
     pub fn bind_thread(&self) {
-        self.membership
-            .post()
-            .bind_thread(threads::current(), false);
+        self.membership.post().bind_thread(threads::current());
     }
 
     /// Whether somebody asked the worker to stop. Cheap enough for every turn of a loop.
@@ -169,9 +168,10 @@ impl WorkerHeartbeat {
         self.membership.end(End::Stopped(StopCause::Stop));
     }
 
-    /// Ends the worker as failed, with this reason.
+    /// Ends the worker as failed, with this reason; also one that was just stopped because it was
+    /// asked to, and fails on its way out.
     pub fn fail(&self, error: impl fmt::Display) {
-        self.membership.end(End::Dead(DeathCause::Failed {
+        self.membership.end(End::Failed(DeathCause::Failed {
             error: error.to_string(),
         }));
     }

@@ -362,11 +362,10 @@ fn wish(registry: &Registry, view: &View, post: &Post, process: &ProcessIdentity
             record.id().to_owned()
         } else {
             // `{type}-{pid}-{n}` is unique in this process only.
-            let n = record.id.rsplit_once('-').map_or("1", |(_, n)| n);
-            format!(
-                "{}-{}-{}-{n}",
-                snapshot.worker_type, process.hostname, process.pid
-            )
+            let mut parts = record.id.rsplitn(3, '-');
+            let n = parts.next().unwrap_or("1");
+            let worker_type = parts.nth(1).unwrap_or_default();
+            format!("{worker_type}-{}-{}-{n}", process.hostname, process.pid)
         },
         explicit,
         worker_type: snapshot.worker_type,

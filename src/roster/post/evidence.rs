@@ -5,6 +5,7 @@ use crate::cell::Work;
 use crate::clock::Moment;
 use crate::health::StallCause;
 use crate::health::evidence::{self, Sample};
+use crate::procfs::Seen;
 use crate::roster::record::ThreadEnded;
 use crate::threads;
 
@@ -21,7 +22,9 @@ impl Post {
             detail.first_sample = None;
             detail.evidence = StallCause::Unknown;
         }
-        if glance.work.parked {
+        let thread = glance.work.thread;
+        let look = threads::kernel_thread(thread).map(|known| known.look());
+        if glance.work.parked && (thread == 0 || look == Some(Seen::Gone)) {
             detail.evidence = StallCause::Blocked {
                 // Polls of a worker that has to beat by itself are not counted.
                 place: Some(if self.record.profile.thresholds.beats_only {
@@ -32,8 +35,7 @@ impl Post {
             };
             return None;
         }
-        let thread = glance.work.thread;
-        if threads::kernel_thread(thread).is_some_and(|known| known.stat().is_none()) {
+        if look == Some(Seen::Gone) {
             // It ended so abruptly that not even its destructors ran.
             detail.evidence = StallCause::ThreadEnded;
             return None;
@@ -66,9 +68,16 @@ impl Post {
         Some(1 << detail.looks)
     }
 
-    /// Notes that the worker's thread has ended: it is stalled from `now` on. If it has made more
-    /// `beats` than these, it goes on without that thread instead. Returns whether it is stalled.
-    pub(crate) fn abandon(&self, thread: u32, beats: Option<u64>, now: Moment) -> bool {
+    /// Notes that the worker's thread has ended: it is stalled from `now` on, unless another thread
+    /// that has reported for it lives. If it has made more `beats` than these, it goes on without
+    /// that thread instead. Returns whether it is stalled.
+    pub(crate) fn abandon(
+        &self,
+        thread: u32,
+        beats: Option<u64>,
+        now: Moment,
+        lives: impl Fn(u32) -> bool,
+    ) -> bool {
         let mut detail = self.record.detail();
         let Some(glance) = self.living_glance() else {
             return false;
@@ -76,6 +85,9 @@ impl Post {
         let goes_on = beats.is_some_and(|beats| glance.beats != beats);
         if goes_on || glance.work.thread != thread {
             self.cell().change_work(|work| without_thread(work, thread));
+            return false;
+        }
+        if detail.threads.any(lives) {
             return false;
         }
         detail.thread_ended = Some(ThreadEnded {

@@ -26,6 +26,8 @@ pub(crate) enum End {
     /// In good order. If it was asked to stop, by whom it was asked.
     Stopped(StopCause),
     Dead(DeathCause),
+    /// As `Dead`, even if the worker had been stopped because it was asked to.
+    Failed(DeathCause),
     /// As `Dead`, even if the worker had ended in good order: its thread came to grief after.
     Overruled(DeathCause),
 }
@@ -162,6 +164,13 @@ impl Post {
                 }),
                 End::Overruled(_),
             ) => {}
+            (
+                Some(Ended {
+                    ending: Ending::Stopped(by),
+                    ..
+                }),
+                End::Failed(_),
+            ) if detail.stop_cause.as_ref() == Some(by) => {}
             _ => return None,
         }
         let cell = self.cell();
@@ -178,7 +187,7 @@ impl Post {
                 };
                 (Ending::Stopped(cause), Phase::Stopped)
             }
-            End::Dead(mut cause) | End::Overruled(mut cause) => {
+            End::Dead(mut cause) | End::Failed(mut cause) | End::Overruled(mut cause) => {
                 if let DeathCause::Panicked { message: text, .. }
                 | DeathCause::Failed { error: text } = &mut cause
                 {
@@ -316,6 +325,7 @@ impl Post {
         detail.silences.clear();
         detail.first_sample = None;
         detail.evidence = StallCause::Unknown;
+        detail.threads.clear();
         detail.thread_ended = None;
         detail.marked_offline = false;
         // Those who wait for the end of this life need not wait for that of the next.

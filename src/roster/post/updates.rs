@@ -44,7 +44,7 @@ impl Post {
         let thread = threads::current();
         let says = Says { activity, thread };
         let new_task = detail.tasks.update(run_id, text, says);
-        self.be_at(says, new_task);
+        self.be_at(&mut detail, says, new_task);
         Updated {
             new_task,
             over: activity == Activity::Idle && self.cell().state().stop_requested,
@@ -60,7 +60,7 @@ impl Post {
         let (thread, seen_at) = (threads::current(), self.task_seen_at());
         let (number, new_task) = detail.tasks.begin(run_id, text, thread, seen_at);
         let activity = Activity::Processing;
-        self.be_at(Says { activity, thread }, new_task);
+        self.be_at(&mut detail, Says { activity, thread }, new_task);
         let updated = Updated {
             new_task,
             over: false,
@@ -89,7 +89,7 @@ impl Post {
             Left::At(activity, thread) => (activity, thread),
             Left::Idle => (Activity::Idle, closing.thread),
         };
-        self.be_at(Says { activity, thread }, true);
+        self.be_at(&mut detail, Says { activity, thread }, true);
         let cell = self.cell();
         Updated {
             new_task: true,
@@ -99,19 +99,27 @@ impl Post {
 
     /// Puts into the cell what the worker is at. Counts as a beat.
     #[inline]
-    fn be_at(&self, says: Says, new_task: bool) {
+    fn be_at(&self, detail: &mut Detail, says: Says, new_task: bool) {
         let Says { activity, thread } = says;
+        self.note_thread(detail, thread);
         self.cell().beat_with(|work| Work {
             activity,
-            thread,
-            thread_ended: false,
             task: if new_task {
                 work.next_task()
             } else {
                 work.task
             },
-            ..work
+            ..work.reported_by(thread)
         });
+    }
+
+    /// Another thread than the last one reports: the worker may go on on either.
+    #[inline]
+    fn note_thread(&self, detail: &mut Detail, thread: u32) {
+        let before = self.cell().work().thread;
+        if before != thread && before != 0 {
+            detail.threads.note(before);
+        }
     }
 
     /// When the pacemaker first saw the task that is in the cell, if it did.
@@ -130,15 +138,20 @@ impl Post {
         let thread = threads::current();
         let idle = |work: Work| Work {
             activity: Activity::Idle,
-            thread,
-            thread_ended: false,
-            ..work
+            ..work.reported_by(thread)
         };
-        match self.record.known_detail() {
+        let bound = cell.work().thread;
+        let detail = if bound == thread || bound == 0 {
+            self.record.known_detail()
+        } else {
+            Some(self.record.detail())
+        };
+        match detail {
             Some(mut detail) => {
                 if self.is_late(&mut detail) {
                     return false;
                 }
+                self.note_thread(&mut detail, thread);
                 cell.beat_with(idle);
                 detail.tasks.clear();
             }
@@ -174,11 +187,10 @@ impl Post {
             }
             detail.silences.push((number, until));
             let thread = threads::current();
+            self.note_thread(&mut detail, thread);
             self.cell().beat_with(|work| Work {
                 quiet: true,
-                thread,
-                thread_ended: false,
-                ..work
+                ..work.reported_by(thread)
             });
         }
         number
@@ -193,12 +205,28 @@ impl Post {
         }
     }
 
-    /// Says which thread does the work, and whether it is between two polls of a future.
-    pub(crate) fn bind_thread(&self, thread: u32, parked: bool) {
+    /// The worker says which thread does its work.
+    pub(crate) fn bind_thread(&self, thread: u32) {
+        if let Some(mut detail) = self.record.known_detail() {
+            if self.is_over(&detail) {
+                return;
+            }
+            detail.threads.clear();
+        }
         self.cell().change_work(|work| Work {
             thread,
             thread_ended: false,
-            parked,
+            ..work
+        });
+    }
+
+    /// A supervisor runs the work on this thread; on `None` between two polls of a future.
+    pub(crate) fn run_on(&self, thread: Option<u32>) {
+        self.cell().change_work(|work| Work {
+            thread: thread.unwrap_or(0),
+            thread_ended: false,
+            parked: thread.is_none(),
+            supervised: true,
             ..work
         });
     }
