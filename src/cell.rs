@@ -114,21 +114,32 @@ pub(crate) struct Work {
     pub thread: u32,
 }
 
+// The lowest two bits are the activity.
+const QUIET: u64 = 1 << 2;
+const PARKED: u64 = 1 << 3;
+const THREAD_ENDED: u64 = 1 << 4;
+const SUPERVISED: u64 = 1 << 5;
 const TASK_BITS: u32 = 24;
 const TASK_MASK: u64 = (1 << TASK_BITS) - 1;
 
+const fn activity_bits(activity: Activity) -> u64 {
+    match activity {
+        Activity::Active => 0,
+        Activity::Idle => 1,
+        Activity::Processing => 2,
+    }
+}
+
 impl Work {
     const fn pack(self) -> u64 {
-        let activity = match self.activity {
-            Activity::Active => 0,
-            Activity::Idle => 1,
-            Activity::Processing => 2,
-        };
-        activity
-            | (self.quiet as u64) << 2
-            | (self.parked as u64) << 3
-            | (self.thread_ended as u64) << 4
-            | (self.supervised as u64) << 5
+        const fn flag(set: bool, bit: u64) -> u64 {
+            if set { bit } else { 0 }
+        }
+        activity_bits(self.activity)
+            | flag(self.quiet, QUIET)
+            | flag(self.parked, PARKED)
+            | flag(self.thread_ended, THREAD_ENDED)
+            | flag(self.supervised, SUPERVISED)
             | ((self.task as u64) & TASK_MASK) << 8
             | (self.thread as u64) << 32
     }
@@ -140,10 +151,10 @@ impl Work {
                 2 => Activity::Processing,
                 _ => Activity::Active,
             },
-            quiet: word & 4 != 0,
-            parked: word & 8 != 0,
-            thread_ended: word & 16 != 0,
-            supervised: word & 32 != 0,
+            quiet: word & QUIET != 0,
+            parked: word & PARKED != 0,
+            thread_ended: word & THREAD_ENDED != 0,
+            supervised: word & SUPERVISED != 0,
             task: ((word >> 8) & TASK_MASK) as u32,
             thread: (word >> 32) as u32,
         }
@@ -364,6 +375,32 @@ impl Cell {
     pub(crate) fn beat_with(&self, change: impl Fn(Work) -> Work) {
         self.beat();
         self.change_work(change);
+    }
+
+    /// As [`beat_with`](Self::beat_with): this thread reports what the worker is doing, and whether it
+    /// is a new task. The work is bound to that thread, unless a supervisor runs it on a thread of its
+    /// own. Returns the number of the thread that it was bound to before.
+    #[inline]
+    pub(crate) fn report(&self, activity: Activity, thread: u32, new_task: bool) -> u32 {
+        const KEPT: u64 = QUIET | PARKED | SUPERVISED;
+        self.beat();
+        let mut old = self.work.load(Ordering::Relaxed);
+        loop {
+            let bound = if old & (PARKED | SUPERVISED) == SUPERVISED {
+                old & (THREAD_ENDED | u64::MAX << 32)
+            } else {
+                u64::from(thread) << 32
+            };
+            let task = ((old >> 8) + u64::from(new_task)) & TASK_MASK;
+            let new = old & KEPT | activity_bits(activity) | task << 8 | bound;
+            let changed =
+                self.work
+                    .compare_exchange_weak(old, new, Ordering::Release, Ordering::Relaxed);
+            match changed {
+                Ok(_) => return (old >> 32) as u32,
+                Err(other) => old = other,
+            }
+        }
     }
 
     /// A word on what it is doing. Not progress.
@@ -625,6 +662,47 @@ mod tests {
                 assert_eq!(Watch::unpack(watch.pack()), watch);
             }
         }
+    }
+
+    #[test]
+    fn a_report_binds_the_work_to_its_thread_unless_a_supervisor_runs_it() {
+        let cell = Cell::new();
+        cell.settle(live(1), Moment::ZERO, SOON);
+        let task = cell.work().task;
+        assert_eq!(cell.report(Activity::Processing, 7, true), 0);
+        let work = cell.work();
+        assert_eq!((work.activity, work.thread), (Activity::Processing, 7));
+        assert_eq!((work.task, cell.beats()), (task + 1, 1));
+        for (quiet, parked, supervised, bound) in [
+            (true, false, false, 8),
+            (false, true, false, 8),
+            (true, false, true, 7),
+            (true, true, true, 8),
+        ] {
+            cell.change_work(|work| Work {
+                thread: 7,
+                thread_ended: true,
+                quiet,
+                parked,
+                supervised,
+                ..work
+            });
+            let expected = Work {
+                activity: Activity::Idle,
+                thread: bound,
+                thread_ended: bound == 7,
+                ..cell.work()
+            };
+            assert_eq!(cell.report(Activity::Idle, 8, false), 7);
+            assert_eq!(cell.work(), expected);
+        }
+        let last = Work {
+            task: TASK_MASK as u32,
+            ..cell.work()
+        };
+        cell.change_work(|_| last);
+        cell.report(Activity::Active, 9, true);
+        assert_eq!((cell.work().task, cell.work().quiet), (0, last.quiet));
     }
 
     fn live(tag: u32) -> Life {

@@ -100,8 +100,16 @@ impl Reporters {
     /// Threads come and go; so many are kept.
     const MOST: usize = 64;
 
+    /// Another thread reports than the last one.
+    #[inline]
+    pub(crate) fn note(&mut self, last: u32, thread: u32) {
+        if last != thread && last != 0 {
+            self.keep(last);
+        }
+    }
+
     #[cold]
-    pub(crate) fn note(&mut self, thread: u32) {
+    fn keep(&mut self, thread: u32) {
         if self.many || self.numbers.contains(&thread) {
             return;
         }

@@ -320,6 +320,7 @@ fn name(text: &str) -> Option<String> {
 const CUT: char = '…';
 
 #[cold]
+#[inline(never)]
 fn hash(text: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
@@ -337,6 +338,10 @@ pub(super) fn cut(text: &mut String, longest: usize) {
 /// Writes a text into a buffer that is reused, cut if it is too long.
 fn write_cut(buffer: &mut String, given: &str, longest: usize) {
     buffer.clear();
+    if given.len() <= longest {
+        buffer.push_str(given);
+        return;
+    }
     // One character more than allowed is enough to see that it is too long.
     buffer.push_str(&given[..boundary(given, longest + 4)]);
     cut(buffer, longest);

@@ -101,25 +101,8 @@ impl Post {
     #[inline]
     fn be_at(&self, detail: &mut Detail, says: Says, new_task: bool) {
         let Says { activity, thread } = says;
-        self.note_thread(detail, thread);
-        self.cell().beat_with(|work| Work {
-            activity,
-            task: if new_task {
-                work.next_task()
-            } else {
-                work.task
-            },
-            ..work.reported_by(thread)
-        });
-    }
-
-    /// Another thread than the last one reports: the worker may go on on either.
-    #[inline]
-    fn note_thread(&self, detail: &mut Detail, thread: u32) {
-        let before = self.cell().work().thread;
-        if before != thread && before != 0 {
-            detail.threads.note(before);
-        }
+        let before = self.cell().report(activity, thread, new_task);
+        detail.threads.note(before, thread);
     }
 
     /// When the pacemaker first saw the task that is in the cell, if it did.
@@ -136,10 +119,6 @@ impl Post {
     pub(crate) fn mark_idle(&self) -> bool {
         let cell = self.cell();
         let thread = threads::current();
-        let idle = |work: Work| Work {
-            activity: Activity::Idle,
-            ..work.reported_by(thread)
-        };
         let bound = cell.work().thread;
         let detail = if bound == thread || bound == 0 {
             self.record.known_detail()
@@ -151,12 +130,12 @@ impl Post {
                 if self.is_late(&mut detail) {
                     return false;
                 }
-                self.note_thread(&mut detail, thread);
-                cell.beat_with(idle);
+                let activity = Activity::Idle;
+                self.be_at(&mut detail, Says { activity, thread }, false);
                 detail.tasks.clear();
             }
             // Without a detail there is neither a task nor an end yet.
-            None => cell.beat_with(idle),
+            None => drop(cell.report(Activity::Idle, thread, false)),
         }
         cell.state_after_work().stop_requested
     }
@@ -187,7 +166,7 @@ impl Post {
             }
             detail.silences.push((number, until));
             let thread = threads::current();
-            self.note_thread(&mut detail, thread);
+            detail.threads.note(self.cell().work().thread, thread);
             self.cell().beat_with(|work| Work {
                 quiet: true,
                 ..work.reported_by(thread)
