@@ -15,7 +15,7 @@ use crate::procfs::{Seen, Stat};
 /// So many endings are looked into at once, so that no look takes long.
 const MOST_LOOKS: usize = 256;
 /// From so many endings on, the next thread that comes looks into them.
-const CROWD: usize = 1_024;
+const CROWD: usize = 64;
 
 static TABLE: Mutex<Table> = Mutex::new(Table {
     next: 1,
