@@ -58,7 +58,7 @@ fn answer<T>(receiver: &Receiver<T>) -> Option<T> {
 
 /// Whether the log takes it: it lets our errors through, and neither panics nor blocks.
 fn tell_log(words: &str) -> bool {
-    let told = catch_unwind(AssertUnwindSafe(|| {
+    let taken = catch_unwind(AssertUnwindSafe(|| {
         let taken = log::log_enabled!(target: "worker_heartbeat", log::Level::Error);
         if taken {
             log::error!(target: "worker_heartbeat", "{words}");
@@ -66,7 +66,7 @@ fn tell_log(words: &str) -> bool {
         }
         taken
     }));
-    told.unwrap_or_else(|payload| {
+    taken.unwrap_or_else(|payload| {
         panics::dispose(payload);
         false
     })

@@ -353,7 +353,7 @@ const SIGNALS: [Signal; 4] = [
     Signal::SIGHUP,
 ];
 
-/// A program that has these signals ignored, and all others not, whoever started the tests.
+/// A program that has these signals ignored, and all others not, however the tests were started.
 fn ignoring(signals: &str) -> [&str; 3] {
     let option = format!("--ignore-signal={signals}");
     ["env", "--default-signal", option.leak()]

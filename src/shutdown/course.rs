@@ -18,7 +18,7 @@ use crate::words;
 /// The thread that waits for the workers and runs the cleanups. It is left behind if one of them
 /// hangs.
 const THREAD_NAME: &str = "wh-shutdown";
-/// How long a clean shutdown waits for the log to be told of it.
+/// How long a clean shutdown waits for the log to take the ends of its workers.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Inner {
@@ -27,7 +27,7 @@ impl Inner {
         !progress.attended && matches!(progress.end, End::Open) && self.is_requested()
     }
 
-    /// Somebody waits: starts the end of a shutdown that has begun, once.
+    /// Starts the end of a shutdown that has begun, once: the caller waits for it.
     pub(super) fn attend(self: &Arc<Self>) {
         let Some(begun) = self.begun.get() else {
             return;

@@ -108,7 +108,7 @@ struct Begun {
 struct Progress {
     /// When the time is over, in observed time since the beginning.
     limit: Duration,
-    /// Somebody waits for the end, and has begun it.
+    /// A call of `wait` or a poll of `wait_async` has started the end.
     attended: bool,
     /// Those that were not run yet.
     cleanups: Vec<Cleanup>,
@@ -329,7 +329,7 @@ impl Inner {
     }
 }
 
-/// Starts a thread that nobody waits for.
+/// Starts a thread that is not joined.
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     let thread = thread::Builder::new().name(name.to_owned());
     thread.spawn(work).map(drop)

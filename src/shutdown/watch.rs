@@ -31,7 +31,7 @@ impl Inner {
         if let Some(limit) = self.limit(progress) {
             return Some(limit.saturating_sub(now).min(time.slice()));
         }
-        // What nobody looks at is not observed.
+        // Without looks, no time is observed, and a later signal would be a duplicate.
         (now < DUPLICATE).then(|| time.slice())
     }
 

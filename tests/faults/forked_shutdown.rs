@@ -124,7 +124,7 @@ fn rest() -> ! {
     }
 }
 
-/// Signals as they are without hooks, whoever started the tests.
+/// Signals as they are without hooks, however the tests were started.
 fn reset(to: SigHandler, signals: &[Signal]) {
     for number in signals {
         // SAFETY: nothing in this process has hooked a signal yet.

@@ -242,7 +242,7 @@ fn calling_cleanup() -> ! {
     exit_with(&report)
 }
 
-/// A store that answers until it is told to hang.
+/// A store that answers until it is made to hang.
 #[derive(Clone, Debug, Default)]
 struct Hanging {
     store: MemoryStore,
@@ -322,8 +322,9 @@ fn hanging_store() -> ! {
     shutdown.trigger();
     let report = shutdown.wait();
     assert!(report.is_clean(), "{report}");
-    let told = stores[2].list(&WorkerFilter::default()).unwrap();
-    assert_eq!(told[0].health().state(), State::Stopped, "{told:?}");
+    let stored = stores[2].list(&WorkerFilter::default()).unwrap();
+    let state = stored[0].health().state();
+    assert_eq!(state, State::Stopped, "{stored:?}");
     // The handles' drop would wait for the stores too.
     std::mem::forget(workers);
     exit_with(&report)
