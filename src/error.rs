@@ -53,6 +53,16 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// Signals were to be hooked that every thread of the process blocks, so that they would never
+    /// arrive. The mask is usually inherited: from `env --block-signal`, or from a parent process
+    /// that did not reset its own.
+    #[error(
+        "cannot hook {signals}: every thread of this process blocks it, so it would never arrive; unblock it in the process that starts this one or before any thread is started, or leave it out of signals()"
+    )]
+    SignalBlocked {
+        /// Names of the signals, such as `SIGTERM, SIGINT`.
+        signals: String,
+    },
     /// [`Shutdown`](crate::Shutdown) is already installed in this process.
     #[error("shutdown is already installed in this process; it can be installed once")]
     AlreadyInstalled,

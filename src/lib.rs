@@ -37,6 +37,7 @@ pub mod serve;
 mod shutdown;
 mod supervisor;
 mod threads;
+mod words;
 mod worker;
 
 pub use clock::{Clock, MockClock, Moment};
@@ -66,7 +67,7 @@ pub use serve::SystemdNotifier;
 #[cfg(feature = "http")]
 pub use serve::{Coordinator, HealthEndpoint, HealthServer};
 pub use shutdown::{
-    CleanupReport, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
+    CleanupReport, CleanupState, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
 };
 pub use supervisor::{
     Exit, HungWorker, Outcome, Restart, StopReport, Supervised, SupervisedWorker, Supervisor,

@@ -135,7 +135,7 @@ pub(crate) fn dispose(payload: Box<dyn Any + Send>) {
 }
 
 /// The message in a panic payload.
-fn message(payload: &(dyn Any + Send)) -> String {
+pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     if let Some(text) = payload.downcast_ref::<&'static str>() {
         (*text).to_owned()
     } else if let Some(text) = payload.downcast_ref::<String>() {

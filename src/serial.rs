@@ -188,6 +188,7 @@ report! {
     }
     CleanupReport(this) {
         "name": this.name,
+        "state": this.state.to_string(),
         "panic": this.panic,
     }
     Thresholds(this) {

@@ -4,12 +4,14 @@
 //! "now minus age".
 
 mod mock;
+mod observed;
 mod sleeper;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use mock::MockClock;
+pub(crate) use observed::{ObservedTime, Patience};
 pub(crate) use sleeper::{Alarm, Sleeper};
 
 /// A point on a clock's monotonic time line, in nanoseconds since that clock was made.

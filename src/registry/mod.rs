@@ -12,13 +12,13 @@ mod survey;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use once_cell::sync::{Lazy, OnceCell};
 use parking_lot::Mutex;
 
 use crate::cell::Place;
-use crate::clock::Clock;
+use crate::clock::{Clock, Patience};
 use crate::error::Error;
 use crate::health::evidence::SHORTEST_WINDOW;
 use crate::health::{Ending, Health, StallCause, Stalled, StopCause};
@@ -362,7 +362,7 @@ impl Registry {
         drop(wakers);
         // Who misses expected workers holds the pacemaker, and is no worker.
         if left == usize::from(self.inner.missing.get().is_some()) {
-            self.tell_store(Duration::MAX);
+            self.tell_store(&Patience::new(Duration::MAX));
         }
     }
 
@@ -496,26 +496,29 @@ impl Registry {
         true
     }
 
-    /// Waits until every worker has ended, but not beyond the deadline. Returns those that have not.
-    pub(crate) fn drain(&self, deadline: Instant) -> Vec<Post> {
-        let timeout = deadline.saturating_duration_since(Instant::now());
+    /// Waits until every worker has ended, but no longer than this. Returns whether all have.
+    pub(crate) fn drain(&self, patience: &Patience) -> bool {
         let roster = &self.inner.roster;
-        roster.wait_for_ends(timeout, || self.living().is_empty());
-        self.living()
+        roster.wait_for_ends(patience, || self.living().is_empty())
     }
 
     /// Waits until the log has been told of every end, but no longer than this.
-    pub(crate) fn wait_for_log(&self, patience: Duration) {
+    pub(crate) fn wait_for_log(&self, patience: &Patience) {
         let roster = &self.inner.roster;
         roster.wait_for_ends(patience, || roster.all_told());
     }
 
     /// Waits until the store that the registry is attached to knows what is so now, but no longer
     /// than this, nor than it is configured.
-    pub(crate) fn tell_store(&self, patience: Duration) {
+    pub(crate) fn tell_store(&self, patience: &Patience) {
         if let Some(companion) = self.inner.roster.companion() {
             companion.farewell(patience);
         }
+    }
+
+    /// Whether both are the same registry.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// The workers that have not ended.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::cell::{Phase, Place};
-use crate::clock::{Clock, Moment, nanos};
+use crate::clock::{Clock, Moment, Patience, nanos};
 use crate::health::{Health, State, StopCause, StoreStatus};
 use counts::Counts;
 use events::{Event, EventKind, EventWorker, Hub};
@@ -72,7 +72,7 @@ pub(crate) trait Companion: Send + Sync + std::fmt::Debug {
     fn new_task(&self);
     /// The last worker is gone, or the process is about to end: waits until all has been told, but
     /// no longer than this.
-    fn farewell(&self, patience: Duration);
+    fn farewell(&self, patience: &Patience);
     /// The registry is gone.
     fn close(&self);
     fn status(&self) -> StoreStatus;
@@ -343,27 +343,25 @@ impl Roster {
         news
     }
 
-    /// Waits until `over` says so, looking again at every end, for no longer than `timeout`.
-    /// Returns whether it said so.
-    pub(crate) fn wait_for_ends(&self, timeout: Duration, mut over: impl FnMut() -> bool) -> bool {
-        let deadline = std::time::Instant::now().checked_add(timeout);
+    /// Waits until `over` says so, for no longer than the patience lasts. It is asked at every end,
+    /// and once in a slice: a log that blocks keeps an end from being counted. Returns what it said
+    /// last.
+    pub(crate) fn wait_for_ends(
+        &self,
+        patience: &Patience,
+        mut over: impl FnMut() -> bool,
+    ) -> bool {
         loop {
             let before = *self.ends.lock();
             if over() {
                 return true;
             }
+            let Some(slice) = patience.slice() else {
+                return false;
+            };
             let mut ends = self.ends.lock();
-            if *ends != before {
-                continue;
-            }
-            match deadline {
-                Some(deadline) => {
-                    if self.ended.wait_until(&mut ends, deadline).timed_out() {
-                        drop(ends);
-                        return over();
-                    }
-                }
-                None => self.ended.wait(&mut ends),
+            if *ends == before {
+                self.ended.wait_for(&mut ends, slice);
             }
         }
     }

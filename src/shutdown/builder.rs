@@ -1,13 +1,17 @@
 //! What a shutdown is: its signals, its time, its cleanups.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crossbeam_channel::{Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 
-use super::{Cleanup, Hooks, Inner, Progress, Shutdown, Signal, start};
+use super::hooks::{Ear, Turn};
+use super::waiting::Waiting;
+use super::{Cleanup, End, Inner, Progress, Shutdown, Signal, leaving, spawn};
 use crate::error::Error;
 use crate::notice::Notice;
 use crate::registry::Registry;
@@ -15,13 +19,14 @@ use crate::registry::Registry;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-
-static INSTALLED: AtomicBool = AtomicBool::new(false);
+/// The one thread of a shutdown until that begins.
+const THREAD_NAME: &str = "wh-signals";
 
 /// Describes a shutdown; made by [`Shutdown::builder`].
 #[must_use = "nothing happens before install()"]
 pub struct ShutdownBuilder {
     signals: Vec<Signal>,
+    hook_ignored: bool,
     timeout: Duration,
     force_exit: bool,
     registries: Vec<Registry>,
@@ -32,6 +37,7 @@ impl ShutdownBuilder {
     pub(super) fn new() -> Self {
         Self {
             signals: Signal::DEFAULT.to_vec(),
+            hook_ignored: false,
             timeout: DEFAULT_TIMEOUT,
             force_exit: true,
             registries: Vec::new(),
@@ -40,22 +46,35 @@ impl ShutdownBuilder {
     }
 
     /// The signals that begin it; SIGINT, SIGTERM, SIGQUIT and SIGHUP by default. With none, only
-    /// [`Shutdown::trigger`] does. A SIGHUP that the process was started to ignore, as by `nohup`,
-    /// stays ignored.
+    /// [`Shutdown::trigger`] does. Those that are ignored when it is installed stay ignored: see
+    /// [`hook_ignored_signals`](Self::hook_ignored_signals).
     pub fn signals(mut self, signals: impl IntoIterator<Item = Signal>) -> Self {
         self.signals = signals.into_iter().collect();
         self
     }
 
+    /// Whether signals that are ignored when it is installed are hooked too; no by default, so that
+    /// what the process was started to ignore stays ignored: SIGINT and SIGQUIT of a shell's
+    /// background job (`sh -c 'service &'`), which a Ctrl-C is not meant for; SIGHUP under `nohup`.
+    /// Which signals are ignored is known on Linux, with `/proc`.
+    ///
+    /// [`Shutdown::signals`] names those that were hooked.
+    pub const fn hook_ignored_signals(mut self, hook_ignored: bool) -> Self {
+        self.hook_ignored = hook_ignored;
+        self
+    }
+
     /// A registry whose workers are stopped; [`Registry::global`] by default. Can be called again,
-    /// for more than one.
+    /// for more than one; the same one twice counts once.
     pub fn registry(mut self, registry: &Registry) -> Self {
-        self.registries.push(registry.clone());
+        if !self.registries.iter().any(|known| known.is(registry)) {
+            self.registries.push(registry.clone());
+        }
         self
     }
 
     /// How long it may take, from its beginning to the end of the last cleanup; 10 s by default, 1
-    /// ms to 1 day.
+    /// ms to 1 day. Time in which the process did not run does not count.
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -63,13 +82,18 @@ impl ShutdownBuilder {
 
     /// Whether the process is ended with status 1 when it takes longer, or when a signal comes
     /// again; yes by default. Otherwise, [`Shutdown::wait`] returns at the end of the timeout, and
-    /// names who hung in its report.
+    /// names in its report the workers that hung, the cleanup that did not end, and those that were
+    /// not run.
     pub const fn force_exit(mut self, force_exit: bool) -> Self {
         self.force_exit = force_exit;
         self
     }
 
     /// Something to do when all workers have ended. The last one added is the first one run.
+    ///
+    /// Cleanups run one after the other on a thread of their own, `wh-shutdown`, which is left behind
+    /// if one hangs. So what belongs to a thread is not there: thread-locals of `main`, the context
+    /// of an asynchronous runtime (bring its handle), or a window that only its own thread may close.
     pub fn cleanup(
         mut self,
         name: impl Into<String>,
@@ -83,11 +107,13 @@ impl ShutdownBuilder {
     }
 
     /// Hooks the signals and starts the one thread that waits for them. Both stay until the process
-    /// ends.
+    /// ends. A forked child has the hooks and not the thread: it may install a shutdown of its own.
     ///
     /// # Errors
     /// [`Error::AlreadyInstalled`] the second time in a process; [`Error::Invalid`] names a timeout
-    /// that is not allowed; [`Error::Signal`] and [`Error::Thread`] if the system refuses.
+    /// that is not allowed; [`Error::SignalBlocked`] names signals that would never arrive, since
+    /// every thread blocks them (known on Linux, with `/proc`); [`Error::Signal`] and
+    /// [`Error::Thread`] if the system refuses.
     pub fn install(mut self) -> Result<Shutdown, Error> {
         if !(SHORTEST_TIMEOUT..=LONGEST_TIMEOUT).contains(&self.timeout) {
             return Err(Error::invalid(
@@ -96,47 +122,53 @@ impl ShutdownBuilder {
                 format!("{SHORTEST_TIMEOUT:?} to 1 day"),
             ));
         }
-        if INSTALLED.swap(true, Ordering::AcqRel) {
-            return Err(Error::AlreadyInstalled);
-        }
+        let turn = Turn::take().ok_or(Error::AlreadyInstalled)?;
         if self.registries.is_empty() {
             self.registries.push(Registry::global().clone());
         }
-        let installed = self.hook();
-        if installed.is_err() {
-            INSTALLED.store(false, Ordering::Release);
-        }
-        installed
-    }
-
-    fn hook(self) -> Result<Shutdown, Error> {
         // The thread before the hooks: without it, signals would go nowhere.
         let thread = start().map_err(|source| Error::Thread {
-            name: "wh-signals".to_owned(),
+            name: THREAD_NAME.to_owned(),
             source,
         })?;
-        let (hooks, bell) = Hooks::install(&self.signals)?;
+        let (ear, bell) = turn.install(&self.signals, self.hook_ignored)?;
         let inner = Arc::new(Inner {
             registries: self.registries,
             timeout: self.timeout,
             force_exit: self.force_exit,
+            signals: Arc::clone(ear.signals()),
+            bell,
+            begun: OnceLock::new(),
             requested: AtomicBool::new(false),
             progress: Mutex::new(Progress {
-                begun: None,
-                cleanups: self.cleanups,
-                cleaning: None,
+                limit: self.timeout,
                 attended: false,
-                report: None,
+                cleanups: self.cleanups,
+                running: None,
+                ran: Vec::new(),
+                end: End::Open,
                 notice: Notice::new(),
+                waiting: Waiting::default(),
             }),
             changed: Condvar::new(),
-            bell,
-            exiting: AtomicBool::new(false),
         });
         // The thread is waiting for it.
-        let _ = thread.send((Arc::clone(&inner), hooks));
+        let _ = thread.send((Arc::clone(&inner), ear));
+        leaving::mind_this_thread();
         Ok(Shutdown { inner })
     }
+}
+
+/// Starts the thread that waits for signals, as soon as it is handed its ear. It lives as long as
+/// the process, or ends at once if nothing is hooked.
+fn start() -> io::Result<Sender<(Arc<Inner>, Ear)>> {
+    let (sender, receiver) = bounded::<(Arc<Inner>, Ear)>(1);
+    spawn(THREAD_NAME, move || {
+        if let Ok((inner, ear)) = receiver.recv() {
+            inner.watch(ear);
+        }
+    })?;
+    Ok(sender)
 }
 
 impl fmt::Debug for ShutdownBuilder {

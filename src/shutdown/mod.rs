@@ -1,36 +1,38 @@
 //! The end of the process, in good order or in time.
 
 mod builder;
+mod course;
+mod hooks;
+mod inherited;
+mod leaving;
 mod report;
 mod signals;
+mod waiting;
+mod watch;
+mod wire;
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Receiver;
 use parking_lot::{Condvar, Mutex};
 
 pub use builder::ShutdownBuilder;
-pub use report::{CleanupReport, ShutdownCause, ShutdownReport};
+pub use report::{CleanupReport, CleanupState, ShutdownCause, ShutdownReport};
 pub use signals::Signal;
 
+use crate::clock::{ObservedTime, Patience};
 use crate::health::StopCause;
 use crate::notice::Notice;
-use crate::panics::{self, OnFatal};
 use crate::registry::Registry;
+use crate::roster::post::wake;
 use crate::roster::{StopNews, say};
-use crate::supervisor::HungWorker;
-use signals::{Hooks, wire::Bell};
-
-/// A signal that comes again within this time is a duplicate: terminals and service managers send
-/// the same wish twice, to the process and to its group.
-const DUPLICATE: Duration = Duration::from_secs(1);
-/// How long a clean shutdown waits for the log to be told of it.
-const LOG_PATIENCE: Duration = Duration::from_secs(2);
-/// How long the process waits for its last words to be written.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+use hooks::Signals;
+use waiting::Waiting;
+use wire::Bell;
 
 /// A graceful shutdown, on a signal or when the application asks for it. Opt-in: nothing is hooked
 /// before [`ShutdownBuilder::install`], and that can be called once in a process.
@@ -38,11 +40,25 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// 1. A signal comes, or [`trigger`](Self::trigger) is called. It is logged by name. Idle workers
 ///    are stopped at once; working ones are asked to, and stopped when their task ends. The
 ///    pacemaker goes on, so they keep their heartbeats while they drain.
-/// 2. [`wait`](Self::wait) waits for all of them, runs the cleanups in reverse order, and returns a
-///    report, which `main` can return as the exit status.
+/// 2. [`wait`](Self::wait), or [`wait_async`](Self::wait_async), waits for all of them and for the
+///    cleanups, which run in reverse order on a thread of their own, and returns a report, which
+///    `main` can return as the exit status.
 /// 3. If that takes longer than the timeout (10 s), a thread that depends on nothing being drained
 ///    ends the process with status 1, and names who hung. So does another signal, if it comes more
 ///    than a second after the first.
+///
+/// These words go to the log, and to `stderr` if the log does not take them.
+///
+/// **Time** is counted as far as the process ran: a process that was stopped, suspended or starved
+/// is not charged for it. A gap counts as a tenth of the timeout, or half a second, at most.
+///
+/// **Signals that were ignored** when the shutdown is installed stay ignored, as a shell ignores
+/// SIGINT and SIGQUIT for what it starts in the background, and `nohup` ignores SIGHUP; see
+/// [`ShutdownBuilder::hook_ignored_signals`].
+///
+/// **After a fork** the child has the hooks, but not the thread that waits for signals, and cannot
+/// be stopped by them. Install the shutdown after the last fork, or again in the child; or let the
+/// child call [`restore_defaults`](Self::restore_defaults).
 ///
 /// A cheap clone.
 ///
@@ -73,34 +89,62 @@ struct Inner {
     registries: Vec<Registry>,
     timeout: Duration,
     force_exit: bool,
+    signals: Arc<Signals>,
+    bell: Bell,
+    begun: OnceLock<Begun>,
+    /// Every worker was asked to stop.
     requested: AtomicBool,
     progress: Mutex<Progress>,
     changed: Condvar,
-    bell: Bell,
-    /// Somebody is ending the process.
-    exiting: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Begun {
+    cause: ShutdownCause,
+    time: Arc<ObservedTime>,
 }
 
 #[derive(Debug)]
 struct Progress {
-    begun: Option<(ShutdownCause, Instant)>,
-    cleanups: Vec<Cleanup>,
-    /// The cleanup that is running.
-    cleaning: Option<String>,
-    /// Somebody is in `wait`, and sees to it that it goes on.
+    /// When the time is over, in observed time since the beginning.
+    limit: Duration,
+    /// A call of `wait` or a poll of `wait_async` has started the end.
     attended: bool,
-    report: Option<ShutdownReport>,
+    /// Those that were not run yet.
+    cleanups: Vec<Cleanup>,
+    running: Option<Running>,
+    ran: Vec<CleanupReport>,
+    end: End,
     notice: Notice<ShutdownCause>,
+    waiting: Waiting,
+}
+
+/// Which end a shutdown comes to. The first one that is claimed counts, and another signal.
+#[derive(Debug)]
+enum End {
+    Open,
+    /// The report is being made.
+    Concluding,
+    Reported(ShutdownReport),
+    /// The process is being ended: no report is given any more.
+    Forced,
 }
 
 /// Something to do when all workers have ended.
-pub(super) struct Cleanup {
+struct Cleanup {
     name: String,
     work: Box<dyn FnOnce() + Send>,
 }
 
-impl std::fmt::Debug for Cleanup {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// A cleanup that is running.
+#[derive(Debug)]
+struct Running {
+    name: String,
+    thread: ThreadId,
+}
+
+impl fmt::Debug for Cleanup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Cleanup").field(&self.name).finish()
     }
 }
@@ -112,18 +156,26 @@ impl Shutdown {
     }
 
     /// Whether a shutdown has begun. Cheap enough for every turn of a loop.
+    ///
+    /// In a forked child, where no signal begins one, this ends the process by a signal that has come.
     #[must_use]
     pub fn requested(&self) -> bool {
-        self.inner.requested.load(Ordering::Acquire)
+        self.inner.is_requested()
     }
 
     /// The signal that began it; `None` if it has not begun, or was not begun by one.
     #[must_use]
     pub fn signal(&self) -> Option<Signal> {
-        match self.inner.progress.lock().begun {
-            Some((ShutdownCause::Signal(signal), _)) if self.requested() => Some(signal),
+        match self.inner.begun.get()?.cause {
+            ShutdownCause::Signal(signal) if self.inner.is_requested() => Some(signal),
             _ => None,
         }
+    }
+
+    /// The signals that begin it: those that were chosen, without those that are left ignored.
+    #[must_use]
+    pub fn signals(&self) -> Vec<Signal> {
+        self.inner.signals.iter().collect()
     }
 
     /// A channel that gets a message, and is closed, when the shutdown begins; at once if it has: for
@@ -133,36 +185,107 @@ impl Shutdown {
         self.inner.progress.lock().notice.receiver()
     }
 
-    /// Begins the shutdown. If it has begun, nothing changes.
-    pub fn trigger(&self) {
-        if self.inner.begin(ShutdownCause::Triggered) {
-            self.inner.bell.ring();
-            self.inner.announce(ShutdownCause::Triggered);
-        }
+    /// Waits, without blocking the thread, for the shutdown to begin. Works on any executor; the
+    /// future can be dropped and made again at any time.
+    ///
+    /// ```
+    /// # use worker_heartbeat::{Registry, Shutdown};
+    /// # let shutdown = Shutdown::builder().signals([]).registry(&Registry::new()).install()?;
+    /// # shutdown.trigger();
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    /// # runtime.block_on(async {
+    /// tokio::select! {
+    ///     () = shutdown.requested_async() => println!("no more requests"),
+    ///     // request = listener.accept() => ...
+    /// }
+    /// let report = shutdown.wait_async().await;
+    /// # assert!(report.is_clean());
+    /// # });
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn requested_async(&self) -> impl Future<Output = ()> + Send + Sync + Unpin + use<> {
+        waiting::until_requested(&self.inner)
     }
 
-    /// Waits for the shutdown to begin, for all workers to end, and for the cleanups, which run on
-    /// this thread. Returns how it went.
+    /// Begins the shutdown. If it has begun, nothing changes. When this returns, every worker was
+    /// asked to stop.
+    pub fn trigger(&self) {
+        leaving::mind_this_thread();
+        let cause = ShutdownCause::Triggered;
+        if self.inner.begin(cause) {
+            self.inner.bell.ring();
+            Inner::announce_aside(&self.inner, cause);
+        }
+        self.inner.wait_for_request();
+    }
+
+    /// Waits for the shutdown to begin, for all workers to end, and for the cleanups. Returns how
+    /// it went, at the end of the timeout at the latest; a call that comes later, which only
+    /// [`force_exit(false)`](ShutdownBuilder::force_exit) leaves time for, gives all of it the
+    /// timeout once more.
+    ///
+    /// **This blocks the calling thread.** Asynchronous code uses [`wait_async`](Self::wait_async).
     ///
     /// A worker whose handle the calling thread holds has to end before: drop it, or
-    /// [`stop`](crate::WorkerHeartbeat::stop) it.
-    ///
-    /// If somebody else waits already, this call returns the same report.
+    /// [`stop`](crate::WorkerHeartbeat::stop) it. All calls return the same report. A call from a
+    /// cleanup returns at once, since it cannot wait for that cleanup: its report is that of the
+    /// moment, and not clean.
     #[must_use = "the report is the exit status"]
     pub fn wait(&self) -> ShutdownReport {
-        self.inner.wait()
+        leaving::mind_this_thread();
+        waiting::wait(&self.inner)
+    }
+
+    /// As [`wait`](Self::wait), without blocking the thread: on a current-thread runtime, the
+    /// workers' futures go on meanwhile. Works on any executor.
+    ///
+    /// The first poll that finds the shutdown begun starts the end of it, which then goes on whether
+    /// the future is polled or not. The future can be dropped and made again at any time.
+    ///
+    /// See [`requested_async`](Self::requested_async) for an example.
+    #[must_use = "futures do nothing unless they are polled"]
+    pub fn wait_async(&self) -> impl Future<Output = ShutdownReport> + Send + Sync + Unpin + use<> {
+        leaving::mind_this_thread();
+        waiting::until_reported(&self.inner)
+    }
+
+    /// From now on, hooked signals do in this process what they did before they were hooked: those
+    /// that ended the process do so again. For a child after a fork, which has the hooks and not the
+    /// thread that waits for signals. It takes no lock that could be held in the parent.
+    ///
+    /// A signal that came to the child before this call counts. The child may also
+    /// [install](ShutdownBuilder::install) a shutdown of its own, before or after.
+    ///
+    /// ```
+    /// use worker_heartbeat::Shutdown;
+    ///
+    /// // in the child: SIGTERM ends it
+    /// Shutdown::restore_defaults();
+    /// ```
+    pub fn restore_defaults() {
+        hooks::restore_defaults();
     }
 }
 
 impl Inner {
+    fn is_requested(&self) -> bool {
+        self.signals.obey_in_child();
+        self.requested.load(Ordering::Acquire)
+    }
+
     /// Notes that a shutdown begins. `false` if it has begun before.
     fn begin(&self, cause: ShutdownCause) -> bool {
-        let mut progress = self.progress.lock();
-        if progress.begun.is_some() {
-            return false;
+        let time = Arc::new(ObservedTime::begin(self.timeout));
+        self.begun.set(Begun { cause, time }).is_ok()
+    }
+
+    /// Does that on a thread of its own, for the moment that it takes: it calls log implementations
+    /// and wakers, which may block.
+    fn announce_aside(this: &Arc<Self>, cause: ShutdownCause) {
+        let inner = Arc::clone(this);
+        if spawn("wh-announce", move || inner.announce(cause)).is_err() {
+            this.announce(cause);
         }
-        progress.begun = Some((cause, Instant::now()));
-        true
     }
 
     /// Asks the workers to stop, then tells the application, and then the log.
@@ -181,8 +304,10 @@ impl Inner {
         let mut progress = self.progress.lock();
         self.requested.store(true, Ordering::Release);
         progress.notice.say(cause);
+        let waiting = progress.waiting.take();
         drop(progress);
         self.changed.notify_all();
+        waiting.into_iter().for_each(wake);
 
         say(
             log::Level::Info,
@@ -191,197 +316,21 @@ impl Inner {
         news.into_iter().for_each(StopNews::tell);
     }
 
-    // --- the thread that depends on nothing -----------------------------------------------------
-
-    /// Waits for signals and for the deadline. Never logs and never takes part in the drain: it
-    /// must be there when all that hangs.
-    fn watch(self: &Arc<Self>, mut hooks: Hooks) {
-        loop {
-            let deadline = self.deadline();
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            for signal in hooks.wait(left) {
-                self.receive(signal);
-            }
-            if self.deadline().is_some_and(|at| Instant::now() >= at) {
-                self.end_process("the shutdown took too long");
-            }
-        }
-    }
-
-    /// When the process is to be ended by force; `None` if it is not.
-    fn deadline(&self) -> Option<Instant> {
-        let progress = self.progress.lock();
-        if !self.force_exit || progress.report.is_some() {
-            return None;
-        }
-        progress.begun?.1.checked_add(self.timeout)
-    }
-
-    fn receive(self: &Arc<Self>, signal: Signal) {
-        let cause = ShutdownCause::Signal(signal);
-        if self.begin(cause) {
-            // On a thread of its own, for the moment that it takes: it logs, and log
-            // implementations may block.
-            let inner = Arc::clone(self);
-            let begun = thread::Builder::new()
-                .name("wh-shutdown".to_owned())
-                .spawn(move || inner.announce(cause));
-            if begun.is_err() {
-                self.announce(cause);
-            }
-            return;
-        }
-        let begun = self.progress.lock().begun;
-        let again = begun.is_some_and(|(_, at)| at.elapsed() >= DUPLICATE);
-        if again && self.force_exit {
-            self.end_process(&format!("{signal} came again"));
-        }
-    }
-
-    /// Ends the process with status 1, and names who hung.
-    fn end_process(&self, why: &str) -> ! {
-        if self.exiting.swap(true, Ordering::AcqRel) {
-            // Somebody else is at it.
-            loop {
-                thread::park();
-            }
-        }
-        let words = format!("exit with status 1: {why}; {}", self.culprits());
-        let (sender, receiver) = bounded::<()>(1);
-        // Whoever writes the words may hang like everything else.
-        let _ = thread::Builder::new().spawn(move || {
-            if log::max_level() == log::LevelFilter::Off {
-                use std::io::Write;
-                let _ = writeln!(std::io::stderr(), "worker-heartbeat: {words}");
-            } else {
-                say(log::Level::Error, format_args!("{words}"));
-                log::logger().flush();
-            }
-            drop(sender);
-        });
-        let _ = receiver.recv_timeout(LAST_WORDS);
-        signal_hook::low_level::exit(1)
-    }
-
-    /// Who keeps the process from ending.
-    fn culprits(&self) -> String {
-        let hung = self.hung();
-        if !hung.is_empty() {
-            let named = hung
-                .iter()
-                .map(|worker| format!("{} ({})", worker.id, worker.health));
-            return format!("still at work: {}", named.collect::<Vec<_>>().join(", "));
-        }
-        let progress = self.progress.lock();
-        match &progress.cleaning {
-            Some(name) => format!("cleanup {name:?} is still running"),
-            None if !progress.attended => "all workers ended, but nobody called wait()".to_owned(),
-            None if progress.report.is_none() => "all workers have just ended".to_owned(),
-            None => "all workers and cleanups ended, but the process did not".to_owned(),
-        }
-    }
-
-    fn hung(&self) -> Vec<HungWorker> {
-        let mut hung = Vec::new();
-        for registry in &self.registries {
-            let view = registry.roster().view();
-            hung.extend(
-                registry
-                    .living()
-                    .into_iter()
-                    .map(|post| HungWorker::new(post.record.id().to_owned(), post.health(&view))),
-            );
-        }
-        hung
-    }
-
-    // --- whoever waits --------------------------------------------------------------------------
-
-    fn wait(&self) -> ShutdownReport {
+    /// Until every worker was asked to stop, which another thread may be about to do.
+    fn wait_for_request(&self) {
+        let patience = Patience::new(self.timeout);
         let mut progress = self.progress.lock();
-        let (cause, begun_at) = loop {
-            if let Some(report) = &progress.report {
-                return report.clone();
-            }
-            match progress.begun {
-                Some(begun) if !progress.attended && self.requested.load(Ordering::Acquire) => {
-                    break begun;
-                }
-                _ => self.changed.wait(&mut progress),
-            }
-        };
-        progress.attended = true;
-        drop(progress);
-
-        let deadline = begun_at + self.timeout;
-        for registry in &self.registries {
-            registry.drain(deadline);
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        for registry in &self.registries {
-            // Before the cleanups, which may close what the store needs.
-            registry.tell_store(left / 2);
-        }
-        let hung = self.hung();
-        if !hung.is_empty() && self.force_exit {
-            self.end_process("the shutdown took too long");
-        }
-        let cleanups = if hung.is_empty() {
-            self.clean_up()
-        } else {
-            // What they clean up may still be in use.
-            Vec::new()
-        };
-        // A log that is slow is waited for, one that blocks is not.
-        let left = deadline.saturating_duration_since(Instant::now());
-        for registry in &self.registries {
-            registry.wait_for_log(LOG_PATIENCE.min(left / 2));
-        }
-        let report = ShutdownReport {
-            cause,
-            hung,
-            cleanups,
-            took: begun_at.elapsed(),
-        };
-        self.progress.lock().report = Some(report.clone());
-        self.changed.notify_all();
-        report
-    }
-
-    /// Runs the cleanups, the last one first.
-    fn clean_up(&self) -> Vec<CleanupReport> {
-        let mut reports = Vec::new();
-        loop {
-            let mut progress = self.progress.lock();
-            progress.cleaning = None;
-            let Some(Cleanup { name, work }) = progress.cleanups.pop() else {
-                return reports;
+        while !self.is_requested() {
+            let Some(slice) = patience.slice() else {
+                return;
             };
-            progress.cleaning = Some(name.clone());
-            drop(progress);
-            let nobody: OnFatal = Arc::new(|_| {});
-            let panic = panics::supervise(&nobody, work).err().map(|report| {
-                say(
-                    log::Level::Error,
-                    format_args!("cleanup {name:?} panicked: {}", report.message),
-                );
-                report.message
-            });
-            reports.push(CleanupReport { name, panic });
+            self.changed.wait_for(&mut progress, slice);
         }
     }
 }
 
-/// Starts the thread that waits for signals, as soon as it is handed its hooks. It lives as long as
-/// the process, or ends at once if there are to be none.
-fn start() -> std::io::Result<Sender<(Arc<Inner>, Hooks)>> {
-    let (sender, receiver) = bounded::<(Arc<Inner>, Hooks)>(1);
-    thread::Builder::new()
-        .name("wh-signals".to_owned())
-        .spawn(move || {
-            if let Ok((inner, hooks)) = receiver.recv() {
-                inner.watch(hooks);
-            }
-        })?;
-    Ok(sender)
+/// Starts a thread that is not joined.
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let thread = thread::Builder::new().name(name.to_owned());
+    thread.spawn(work).map(drop)
 }

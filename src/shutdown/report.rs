@@ -28,6 +28,8 @@ impl fmt::Display for ShutdownCause {
 
 /// How a shutdown went. Returned from `main`, it is the process's exit status: 0 if it was clean, 1
 /// otherwise.
+///
+/// [`Display`](fmt::Display) makes a sentence of it, with everything that was not clean.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ShutdownReport {
@@ -35,7 +37,7 @@ pub struct ShutdownReport {
     pub cause: ShutdownCause,
     /// Workers that did not end in time. If there are any, no cleanup was run.
     pub hung: Vec<HungWorker>,
-    /// The cleanups that were run, in that order.
+    /// All cleanups, in the order in which they were run, or would have been.
     pub cleanups: Vec<CleanupReport>,
     /// How long it took.
     pub took: Duration,
@@ -47,15 +49,70 @@ pub struct ShutdownReport {
 pub struct CleanupReport {
     /// Its name.
     pub name: String,
+    /// How far it came.
+    pub state: CleanupState,
     /// The message of its panic, if it panicked.
     pub panic: Option<String>,
+}
+
+/// How far a cleanup came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CleanupState {
+    /// It ran to its end.
+    Completed,
+    /// It panicked.
+    Panicked,
+    /// It had not ended when the report was made. It is left running: a thread cannot be killed.
+    Running,
+    /// It was not run: the time was over before, or workers hung.
+    NotRun,
+}
+
+impl fmt::Display for CleanupState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Completed => "completed",
+            Self::Panicked => "panicked",
+            Self::Running => "running",
+            Self::NotRun => "not run",
+        })
+    }
+}
+
+impl CleanupReport {
+    pub(super) const fn new(name: String, state: CleanupState) -> Self {
+        Self {
+            name,
+            state,
+            panic: None,
+        }
+    }
+
+    /// Whether it ran to its end.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.state == CleanupState::Completed
+    }
+}
+
+impl fmt::Display for CleanupReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cleanup {:?} ", self.name)?;
+        match (self.state, &self.panic) {
+            (CleanupState::Running, _) => f.write_str("is still running"),
+            (CleanupState::NotRun, _) => f.write_str("was not run"),
+            (state, Some(message)) => write!(f, "{state}: {message}"),
+            (state, None) => state.fmt(f),
+        }
+    }
 }
 
 impl ShutdownReport {
     /// Whether every worker ended in time and every cleanup ran to its end.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.hung.is_empty() && self.cleanups.iter().all(|cleanup| cleanup.panic.is_none())
+        self.hung.is_empty() && self.cleanups.iter().all(CleanupReport::is_clean)
     }
 
     /// The exit status: 0 if it was clean, 1 otherwise.
@@ -65,6 +122,49 @@ impl ShutdownReport {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
+        }
+    }
+
+    /// Whether something had not ended when it was made.
+    pub(super) fn is_late(&self) -> bool {
+        let late = |cleanup: &CleanupReport| {
+            matches!(cleanup.state, CleanupState::Running | CleanupState::NotRun)
+        };
+        !self.hung.is_empty() || self.cleanups.iter().any(late)
+    }
+
+    /// Everything that was not clean; empty if all was.
+    pub(super) fn faults(&self) -> String {
+        let mut faults = Vec::new();
+        if !self.hung.is_empty() {
+            let hung = self
+                .hung
+                .iter()
+                .map(|worker| format!("{} ({})", worker.id, worker.health));
+            let hung = hung.collect::<Vec<_>>().join(", ");
+            faults.push(format!("still at work: {hung}"));
+        }
+        let unclean = self.cleanups.iter().filter(|cleanup| !cleanup.is_clean());
+        faults.extend(unclean.map(ToString::to_string));
+        faults.join("; ")
+    }
+}
+
+impl fmt::Display for ShutdownReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let clean = if self.is_clean() {
+            "clean"
+        } else {
+            "not clean"
+        };
+        write!(
+            f,
+            "shutdown by {}, {clean}, took {:.1?}",
+            self.cause, self.took
+        )?;
+        match self.faults() {
+            faults if faults.is_empty() => Ok(()),
+            faults => write!(f, ": {faults}"),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod crew;
 mod forked;
+mod forked_shutdown;
 mod held_up;
 mod misbehaviour;
 mod process;

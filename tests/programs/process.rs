@@ -1,4 +1,5 @@
 //! This test program once more, as a process of its own, in a role.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::env;
 use std::fmt;
@@ -76,6 +77,27 @@ impl Process {
         process
     }
 
+    /// As [`start`](Self::start), by a program that gets the command line as its last arguments.
+    pub(crate) fn start_by(program: &[&str], role: &str) -> Self {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(env::current_exe().unwrap());
+        let mut process = Self::run(command, role);
+        process.expect("@ready");
+        process
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().try_into().unwrap())
+    }
+
+    /// Stops it, as Ctrl-Z and a suspended machine do, and lets it go on after this time.
+    pub(crate) fn stop_for(&self, time: Duration) {
+        self.signal(Signal::SIGSTOP);
+        // This is the fault itself: it lasts as long as it is said to.
+        thread::sleep(time);
+        self.signal(Signal::SIGCONT);
+    }
+
     fn run(mut command: Command, role: &str) -> Self {
         let mut child = command
             .args(["--exact", STAGE, "--nocapture", "--test-threads=1"])
@@ -119,8 +141,7 @@ impl Process {
     /// Sends a signal. Returns the moment just before.
     pub(crate) fn signal(&self, signal: Signal) -> Instant {
         let at = Instant::now();
-        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
-        kill(pid, signal).unwrap();
+        kill(self.pid(), signal).unwrap();
         at
     }
 

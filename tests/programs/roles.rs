@@ -1,4 +1,5 @@
 //! What the processes in the tests of the shutdown do.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::collections::HashMap;
 use std::io::BufRead;
@@ -42,7 +43,9 @@ pub(crate) fn exit_with(report: &ShutdownReport) -> ! {
     }
     for cleanup in &report.cleanups {
         println!("@report: cleanup {}: {:?}", cleanup.name, cleanup.panic);
+        println!("@state: cleanup {}: {}", cleanup.name, cleanup.state);
     }
+    println!("@summary: {report}");
     let clean = report.is_clean();
     let code = format!("{:?}", report.exit_code());
     assert_eq!(code == format!("{:?}", ExitCode::SUCCESS), clean);
@@ -73,7 +76,7 @@ impl<'a> Settings<'a> {
 ///
 /// | setting | values |
 /// | --- | --- |
-/// | `log` | `none`, `print`, `slow`, `block`, `block-flush`, `panic` |
+/// | `log` | `none`, `off`, `filter`, `print`, `slow`, `block`, `block-locked`, `block-flush`, `panic`, `panic-flush` |
 /// | `workers` | names of workers, idle, draining (until told `finish`) or hung |
 /// | `cleanup` | of three, the middle one is `fine`, `slow`, `hung`, or it panics: `text`, `bomb` |
 /// | `timeout` | milliseconds |
@@ -163,7 +166,7 @@ fn work(
 }
 
 /// Does nothing any more, for ever.
-fn rest() -> ! {
+pub(crate) fn rest() -> ! {
     loop {
         thread::park();
     }
@@ -268,25 +271,37 @@ fn obey(registry: Registry, shutdown: Shutdown, workers: Vec<Worker>) {
 /// Prints, but not for all.
 struct TestLog(String);
 
-fn install_log(kind: &str) {
+pub(crate) fn install_log(kind: &str) {
     if kind == "none" {
         return;
     }
     log::set_logger(Box::leak(Box::new(TestLog(kind.to_owned())))).unwrap();
-    log::set_max_level(LevelFilter::Info);
+    log::set_max_level(match kind {
+        "off" => LevelFilter::Off,
+        _ => LevelFilter::Info,
+    });
 }
 
 impl Log for TestLog {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // As `RUST_LOG=myapp=info` has it.
+        self.0 != "filter" || metadata.target().starts_with("myapp")
     }
 
     fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         match self.0.as_str() {
-            "print" | "block-flush" => {}
+            "print" | "block-flush" | "panic-flush" | "filter" | "off" => {}
             // It stands for a log on a slow disk or behind a slow network.
             "slow" => thread::sleep(Duration::from_millis(100)),
             "block" => rest(),
+            // A log that writes to a pipe that is not read.
+            "block-locked" => {
+                let _lock = std::io::stderr().lock();
+                rest()
+            }
             "panic" => panic!("the log is broken"),
             other => panic!("there is no {other} log"),
         }
@@ -294,8 +309,10 @@ impl Log for TestLog {
     }
 
     fn flush(&self) {
-        if self.0 == "block-flush" {
-            rest()
+        match self.0.as_str() {
+            "block-flush" => rest(),
+            "panic-flush" => panic!("the log is broken"),
+            _ => {}
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Uplink;
 use super::book::address;
 use super::tell::answered;
+use crate::clock::Patience;
 use crate::error::Error;
 use crate::fleet::bond::{Bond, Held, Now};
 use crate::fleet::key::LeaseKey;
@@ -119,7 +120,7 @@ impl Uplink {
         if let Some(bond) = known() {
             return Ok(bond);
         }
-        self.flush(REGISTRATION_PATIENCE);
+        self.flush(&Patience::new(REGISTRATION_PATIENCE));
         known().ok_or_else(|| {
             let status = self.status();
             Error::store(

@@ -12,7 +12,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, ThreadId};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -20,7 +20,7 @@ use parking_lot::{Condvar, Mutex};
 use super::bond::Now;
 use super::config::FleetConfig;
 use super::store::HeartbeatStore;
-use crate::clock::{Alarm, Clock, Moment, Sleeper};
+use crate::clock::{Alarm, Clock, Moment, Patience, Sleeper};
 use crate::error::Error;
 use crate::health::StoreStatus;
 use crate::registry::{Registry, WeakRegistry};
@@ -139,14 +139,14 @@ impl Attachment {
     /// Waits until the store has been told everything that is so now, but no longer than `timeout`
     /// of real time, and not for a store that fails. Returns whether it has.
     pub fn flush(&self, timeout: Duration) -> bool {
-        self.uplink.flush(timeout)
+        self.uplink.flush(&Patience::new(timeout))
     }
 
     /// Tells the store once more, and ends the attachment. The workers stay as they are, there and
     /// here: those that live are found stale by a sweep.
     pub fn detach(self) {
         let uplink = &self.uplink;
-        uplink.flush(uplink.config.farewell);
+        uplink.flush(&Patience::new(uplink.config.farewell));
         // Its thread first: nobody else is to tell the same store of the same workers meanwhile.
         uplink.close();
         if let Some(registry) = uplink.registry.upgrade() {
@@ -168,8 +168,8 @@ impl Companion for Uplink {
         }
     }
 
-    fn farewell(&self, patience: Duration) {
-        self.flush(self.config.farewell.min(patience));
+    fn farewell(&self, patience: &Patience) {
+        self.flush(&patience.at_most(self.config.farewell));
     }
 
     fn close(&self) {
@@ -182,9 +182,9 @@ impl Companion for Uplink {
             return;
         }
         // A store that hangs is left behind, with the thread that waits for it.
-        let patience = self.config.farewell.max(LEAST_FAREWELL);
+        let patience = Patience::new(self.config.farewell.max(LEAST_FAREWELL));
         let ended = |progress: &Progress| progress.ended.then_some(());
-        if self.wait(patience, ended).is_none() {
+        if self.wait(&patience, ended).is_none() {
             return;
         }
         // Every panic on it is contained, and it has said its last.
@@ -222,7 +222,7 @@ impl Uplink {
         &self.clock
     }
 
-    fn flush(&self, timeout: Duration) -> bool {
+    fn flush(&self, patience: &Patience) -> bool {
         if *self.thread_id.lock() == Some(std::thread::current().id()) {
             return false;
         }
@@ -230,7 +230,7 @@ impl Uplink {
         let wanted = self.progress.lock().begun + 1;
         self.urgent.store(true, Ordering::Release);
         self.alarm.ring();
-        let told = self.wait(timeout, |progress| {
+        let told = self.wait(patience, |progress| {
             let gives_up =
                 progress.status.failures_in_a_row > 0 || self.closing.load(Ordering::Acquire);
             (progress.done >= wanted || gives_up).then_some(progress.done >= wanted)
@@ -239,19 +239,14 @@ impl Uplink {
     }
 
     /// Waits until there is an answer, for so long at most.
-    fn wait<T>(&self, timeout: Duration, answer: impl Fn(&Progress) -> Option<T>) -> Option<T> {
-        let deadline = Instant::now().checked_add(timeout);
+    fn wait<T>(&self, patience: &Patience, answer: impl Fn(&Progress) -> Option<T>) -> Option<T> {
         let mut progress = self.progress.lock();
         loop {
             let answer = answer(&progress);
             if answer.is_some() {
                 return answer;
             }
-            match deadline {
-                Some(deadline) if Instant::now() >= deadline => return None,
-                Some(deadline) => drop(self.progressed.wait_until(&mut progress, deadline)),
-                None => self.progressed.wait(&mut progress),
-            }
+            self.progressed.wait_for(&mut progress, patience.slice()?);
         }
     }
 }

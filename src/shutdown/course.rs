@@ -1,0 +1,177 @@
+//! From the request to the report: workers, stores, cleanups, log.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::watch::TOO_LONG;
+use super::{
+    Cleanup, CleanupReport, CleanupState, End, Inner, Progress, Running, ShutdownReport, spawn,
+};
+use crate::clock::Patience;
+use crate::panics;
+use crate::roster::post::wake;
+use crate::supervisor::HungWorker;
+use crate::words;
+
+/// The thread that waits for the workers and runs the cleanups. It is left behind if one of them
+/// hangs.
+const THREAD_NAME: &str = "wh-shutdown";
+/// How long a clean shutdown waits for the log to take the ends of its workers.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
+
+impl Inner {
+    /// Whether the end is to be started.
+    pub(super) fn may_attend(&self, progress: &Progress) -> bool {
+        !progress.attended && matches!(progress.end, End::Open) && self.is_requested()
+    }
+
+    /// Starts the end of a shutdown that has begun, once: the caller waits for it.
+    pub(super) fn attend(self: &Arc<Self>) {
+        let Some(begun) = self.begun.get() else {
+            return;
+        };
+        let mut progress = self.progress.lock();
+        if !self.may_attend(&progress) {
+            return;
+        }
+        progress.attended = true;
+        let now = begun.time.look();
+        if !self.force_exit && now >= progress.limit {
+            progress.limit = now.saturating_add(self.timeout);
+        }
+        let patience = Patience::until(&begun.time, progress.limit);
+        drop(progress);
+        // The watching thread has something to watch.
+        self.bell.ring();
+        let inner = Arc::clone(self);
+        let ending = patience.clone();
+        if spawn(THREAD_NAME, move || inner.finish(&ending)).is_err() {
+            self.finish(&patience);
+        }
+    }
+
+    fn finish(self: &Arc<Self>, patience: &Patience) {
+        let mut registries = self.registries.iter();
+        if !registries.all(|registry| registry.drain(patience)) {
+            // The time is over.
+            self.look();
+            return;
+        }
+        // Before the cleanups, which may close what a store needs, and with time left for them.
+        let stores = patience.at_most(patience.left() / 2);
+        for (n, registry) in self.registries.iter().enumerate() {
+            let waiting = u32::try_from(self.registries.len() - n).unwrap_or(u32::MAX);
+            registry.tell_store(&stores.at_most(stores.left() / waiting));
+        }
+        self.clean_up();
+        // A log that is slow is waited for, one that blocks is not.
+        let log = patience.at_most(LOG_PATIENCE.min(patience.left() / 2));
+        for registry in &self.registries {
+            registry.wait_for_log(&log);
+        }
+        if self.claim_report() {
+            self.conclude(Vec::new());
+        }
+    }
+
+    /// Runs the cleanups, the last one first, until the shutdown has come to another end.
+    fn clean_up(&self) {
+        loop {
+            let mut progress = self.progress.lock();
+            if !matches!(progress.end, End::Open) {
+                return;
+            }
+            let Some(Cleanup { name, work }) = progress.cleanups.pop() else {
+                return;
+            };
+            progress.running = Some(Running {
+                name: name.clone(),
+                thread: thread::current().id(),
+            });
+            drop(progress);
+            let mut report = CleanupReport::new(name, CleanupState::Completed);
+            // It needs no panic hook. None could be put there while the application's own waits.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+                report.state = CleanupState::Panicked;
+                report.panic = Some(panics::message(&*payload));
+                panics::dispose(payload);
+            }
+            let words = (!report.is_clean()).then(|| report.to_string());
+            let mut progress = self.progress.lock();
+            progress.running = None;
+            progress.ran.push(report);
+            drop(progress);
+            if let Some(words) = words {
+                words::say(&words);
+            }
+        }
+    }
+
+    /// Claims the end of a shutdown for a report. `false` if it has come to another end.
+    pub(super) fn claim_report(&self) -> bool {
+        let mut progress = self.progress.lock();
+        let open = matches!(progress.end, End::Open);
+        if open {
+            progress.end = End::Concluding;
+        }
+        open
+    }
+
+    /// Gives the report to all that wait for it.
+    pub(super) fn conclude(&self, hung: Vec<HungWorker>) {
+        let Some(report) = self.report(&self.progress.lock(), hung) else {
+            return;
+        };
+        if report.is_late() {
+            words::say(&format!("{}; {}", TOO_LONG, report.faults()));
+        }
+        let mut progress = self.progress.lock();
+        if !matches!(progress.end, End::Concluding) {
+            return;
+        }
+        progress.end = End::Reported(report);
+        let waiting = progress.waiting.take();
+        drop(progress);
+        self.changed.notify_all();
+        waiting.into_iter().for_each(wake);
+    }
+
+    /// How the shutdown went until now; `None` before it has begun.
+    pub(super) fn report(
+        &self,
+        progress: &Progress,
+        hung: Vec<HungWorker>,
+    ) -> Option<ShutdownReport> {
+        let begun = self.begun.get()?;
+        let running = progress.running.iter().map(|running| &running.name);
+        let running = running.map(|name| (name, CleanupState::Running));
+        let left = progress.cleanups.iter().rev().map(|left| &left.name);
+        let left = left.map(|name| (name, CleanupState::NotRun));
+        let not_ended = running.chain(left);
+        let mut cleanups = progress.ran.clone();
+        cleanups.extend(not_ended.map(|(name, state)| CleanupReport::new(name.clone(), state)));
+        Some(ShutdownReport {
+            cause: begun.cause,
+            hung,
+            cleanups,
+            took: begun.time.elapsed(),
+        })
+    }
+
+    /// The workers that have not ended.
+    pub(super) fn hung(&self) -> Vec<HungWorker> {
+        let mut hung = Vec::new();
+        for registry in &self.registries {
+            let view = registry.roster().view();
+            hung.extend(
+                registry
+                    .living()
+                    .into_iter()
+                    .map(|post| HungWorker::new(post.record.id().to_owned(), post.health(&view))),
+            );
+        }
+        hung
+    }
+}

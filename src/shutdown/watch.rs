@@ -1,0 +1,114 @@
+//! The thread that depends on nothing: it waits for signals and for the end of the time. It never
+//! logs and never takes part in the drain: it has to be there when all that hangs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::hooks::Ear;
+use super::{End, Inner, Progress, ShutdownCause, Signal, leaving, spawn};
+use crate::words;
+
+/// A signal that comes again within this time is a duplicate: terminals and service managers send
+/// the same wish twice, to the process and to its group.
+const DUPLICATE: Duration = Duration::from_secs(1);
+pub(super) const TOO_LONG: &str = "the shutdown took too long";
+
+impl Inner {
+    pub(super) fn watch(self: &Arc<Self>, mut ear: Ear) {
+        loop {
+            let slice = self.slice(&self.progress.lock());
+            for signal in ear.wait(slice) {
+                self.receive(signal);
+            }
+            self.look();
+        }
+    }
+
+    /// How long to wait for the next look; `None` if there is nothing to watch.
+    pub(super) fn slice(&self, progress: &Progress) -> Option<Duration> {
+        let time = &self.begun.get()?.time;
+        let now = time.look();
+        if let Some(limit) = self.limit(progress) {
+            return Some(limit.saturating_sub(now).min(time.slice()));
+        }
+        // Without looks, no time is observed, and a later signal would be a duplicate.
+        (now < DUPLICATE).then(|| time.slice())
+    }
+
+    /// When the time is over, in observed time; `None` if that changes nothing.
+    fn limit(&self, progress: &Progress) -> Option<Duration> {
+        let matters = self.force_exit || progress.attended;
+        (matters && matches!(progress.end, End::Open)).then_some(progress.limit)
+    }
+
+    /// Ends the shutdown, or the process, if the time is over.
+    pub(super) fn look(self: &Arc<Self>) {
+        let Some(begun) = self.begun.get() else {
+            return;
+        };
+        let now = begun.time.look();
+        let limit = self.limit(&self.progress.lock());
+        if limit.is_none_or(|limit| now < limit) {
+            return;
+        }
+        if self.force_exit {
+            self.end_process(TOO_LONG, false);
+        } else if self.claim_report() {
+            // On a thread of its own: it speaks, and wakes.
+            let inner = Arc::clone(self);
+            if spawn("wh-report", move || inner.conclude(inner.hung())).is_err() {
+                self.conclude(self.hung());
+            }
+        }
+    }
+
+    fn receive(self: &Arc<Self>, signal: Signal) {
+        let cause = ShutdownCause::Signal(signal);
+        if self.begin(cause) {
+            Self::announce_aside(self, cause);
+            return;
+        }
+        let again = self
+            .begun
+            .get()
+            .is_some_and(|begun| begun.time.look() >= DUPLICATE);
+        if again && self.force_exit {
+            self.end_process(&format!("{signal} came again"), true);
+        }
+    }
+
+    /// Ends the process with status 1, and names who hung. Returns if the shutdown has come to
+    /// another end: if the process is being ended already, or if there is a report, unless the end
+    /// is `insisted` on.
+    fn end_process(&self, why: &str, insisted: bool) {
+        let mut progress = self.progress.lock();
+        let open = matches!(progress.end, End::Open);
+        if matches!(progress.end, End::Forced) || !(open || insisted) {
+            return;
+        }
+        let end = std::mem::replace(&mut progress.end, End::Forced);
+        drop(progress);
+        leaving::close();
+        let words = format!("exit with status 1: {why}; {}", self.culprits(&end));
+        words::say(&words);
+        signal_hook::low_level::exit(1)
+    }
+
+    /// What kept the process from ending.
+    fn culprits(&self, end: &End) -> String {
+        let hung = self.hung();
+        let progress = self.progress.lock();
+        let named = !hung.is_empty() || progress.running.is_some();
+        let state = match end {
+            _ if named => None,
+            _ if !progress.attended => Some("all workers ended, but nobody called wait()"),
+            End::Reported(_) => Some("all workers and cleanups ended, but the process did not"),
+            _ => Some("all workers have just ended"),
+        };
+        let report = self.report(&progress, hung);
+        let faults = report.map(|report| report.faults());
+        let faults = faults.filter(|faults| !faults.is_empty());
+        let parts = state.map(ToOwned::to_owned).into_iter().chain(faults);
+        parts.collect::<Vec<_>>().join("; ")
+    }
+}

@@ -1,0 +1,98 @@
+//! What must not be lost: it goes to the log, or to `stderr` if the log does not take it.
+
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+
+use crate::clock::Patience;
+use crate::panics;
+
+/// How long the log may take, and then `stderr`.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Says it as an error. Returns when it is said, or after a second: a log implementation may block,
+/// and so may `stderr`.
+pub(crate) fn say(words: &str) {
+    let log = words.to_owned();
+    let taken = aside(move || tell_log(&log)).and_then(|taken| answer(&taken));
+    if taken != Some(true) {
+        let line = format!("worker-heartbeat: {words}\n");
+        let written = aside({
+            let line = line.clone();
+            move || tell_stderr(&line)
+        });
+        match written {
+            Some(written) => drop(answer(&written)),
+            // Without a thread to leave behind.
+            None => tell_stderr(&line),
+        }
+    }
+}
+
+/// Runs this on a thread that can be left behind. `None` if there cannot be one.
+fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<Receiver<T>> {
+    let (sender, receiver) = bounded(1);
+    let spawned = thread::Builder::new()
+        .name("wh-words".to_owned())
+        .spawn(move || {
+            // There is room for it.
+            let _ = sender.try_send(work());
+        });
+    spawned.is_ok().then_some(receiver)
+}
+
+fn answer<T>(receiver: &Receiver<T>) -> Option<T> {
+    let patience = Patience::new(PATIENCE);
+    while let Some(slice) = patience.slice() {
+        match receiver.recv_timeout(slice) {
+            Ok(answer) => return Some(answer),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+    None
+}
+
+/// Whether the log takes it: it lets our errors through, and neither panics nor blocks.
+fn tell_log(words: &str) -> bool {
+    let taken = catch_unwind(AssertUnwindSafe(|| {
+        let taken = log::log_enabled!(target: "worker_heartbeat", log::Level::Error);
+        if taken {
+            log::error!(target: "worker_heartbeat", "{words}");
+            log::logger().flush();
+        }
+        taken
+    }));
+    taken.unwrap_or_else(|payload| {
+        panics::dispose(payload);
+        false
+    })
+}
+
+/// The log may hold the lock of `stderr` while it hangs, so this takes another way if there is one.
+fn tell_stderr(line: &str) {
+    let written = match another_stderr() {
+        Some(mut stderr) => stderr.write_all(line.as_bytes()),
+        None => io::stderr().write_all(line.as_bytes()),
+    };
+    // There is no other place for it.
+    drop(written);
+}
+
+#[cfg(unix)]
+fn another_stderr() -> Option<std::fs::File> {
+    use std::os::fd::AsFd;
+    io::stderr()
+        .as_fd()
+        .try_clone_to_owned()
+        .ok()
+        .map(Into::into)
+}
+
+#[cfg(not(unix))]
+const fn another_stderr() -> Option<std::fs::File> {
+    None
+}
