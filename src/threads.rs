@@ -34,6 +34,22 @@ struct Table {
     ending: Vec<u32>,
 }
 
+impl Table {
+    /// Forgets threads that have ended, unless another thread has done so meanwhile.
+    fn forget(&mut self, ended: &[(u32, Option<KernelThread>)]) {
+        let mut forgotten = 0;
+        for (number, _) in ended {
+            forgotten += usize::from(self.known.remove(number).is_some());
+        }
+        let Self { known, ending, .. } = self;
+        ending.retain(|number| known.contains_key(number));
+        // A crowd that has gone leaves no room behind.
+        ending.shrink_to(CROWD);
+        ENDING.fetch_sub(forgotten, Ordering::Relaxed);
+        ENDED.fetch_add(forgotten as u64, Ordering::Release);
+    }
+}
+
 /// A thread, as the kernel knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KernelThread {
@@ -144,14 +160,7 @@ pub(crate) fn look_for_ended() -> u64 {
         ending.retain(|(_, thread)| {
             !thread.is_some_and(|thread| matches!(thread.look(), Seen::There(_)))
         });
-        let mut table = TABLE.lock();
-        for (number, _) in ending {
-            if table.known.remove(&number).is_some() {
-                table.ending.retain(|other| *other != number);
-                ENDING.fetch_sub(1, Ordering::Relaxed);
-                ENDED.fetch_add(1, Ordering::Release);
-            }
-        }
+        TABLE.lock().forget(&ending);
     }
     ENDED.load(Ordering::Acquire)
 }
