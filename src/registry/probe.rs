@@ -112,7 +112,8 @@ pub struct Snapshot {
     pub heartbeat_age: Option<Duration>,
     /// Until when it was known to be well, by the wall clock.
     pub last_heartbeat: Option<SystemTime>,
-    /// Steps of progress of this incarnation.
+    /// Steps of progress of this incarnation. Threads that beat for one worker at the same instant
+    /// may count as one, and a step that one of them takes late may set the count back a little.
     pub beats: u64,
     /// Beats that came after its end, and changed nothing.
     pub late_beats: u64,
