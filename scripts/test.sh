@@ -1,39 +1,104 @@
 #!/usr/bin/env bash
-# Runs every test: unit tests, tests of the rules, real processes, real servers, a real browser, every
-# example, the documentation's code, and the models of the lock-free parts.
-set -euo pipefail
+# Runs the tests.
+#
+#   scripts/test.sh quick   the core: no servers, no browser, no simulation; under a minute once compiled
+#   scripts/test.sh         everything: unit tests, real processes, real servers, a real browser, every
+#                           example, the documentation's code, and the models of the lock-free parts
+#   scripts/test.sh soak    everything, and then ten minutes of load on a service
+#
+# Every test runs, whatever fails before it. The end of the output names what failed.
+set -uo pipefail
 cd "$(dirname "$0")/.."
 
-# Installs what tests need, where that can be done. If not, those tests say what is missing.
-install() { # Debian packages, then Homebrew's
+level=${1:-full}
+case $level in
+    quick | full | soak) ;;
+    *)
+        echo "unknown: $level; known: quick, full, soak" >&2
+        exit 2
+        ;;
+esac
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed=()
+
+# Runs a step, and remembers whether it failed and what it said.
+step() {
+    printf '\n== %s\n' "$*"
+    "$@" 2>&1 | tee -a "$log" || failed+=("$*")
+}
+
+# Models run the same code on loom's atomics, in a build of their own.
+models() {
+    RUSTFLAGS="--cfg loom" cargo test --release --lib --target-dir target/loom models
+}
+
+# What a test needs that is not there, by the Debian package that has it.
+missing() {
+    if [ -z "${TEST_DATABASE_URL:-}" ] && ! command -v initdb >/dev/null \
+        && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
+        echo postgresql
+    fi
+    command -v promtool >/dev/null || echo prometheus
+    command -v chromedriver >/dev/null || echo chromium-driver
+}
+
+# Installs what is missing, where that can be done. If not, the tests that need it say so.
+install() {
+    local packages
+    packages=$(missing | tr '\n' ' ')
+    if [ -z "${packages// /}" ]; then
+        echo "Everything that the tests need is installed."
+        return
+    fi
+    echo "Missing: $packages"
     if command -v apt-get >/dev/null; then
-        local sudo
-        sudo=$([ "$(id -u)" = 0 ] || command -v sudo || true)
-        $sudo apt-get update -qq || true
+        local sudo=""
+        if [ "$(id -u)" != 0 ]; then
+            if ! sudo -n true 2>/dev/null; then
+                echo "They are not installed, since that would need a password. To install them:"
+                echo "  sudo apt-get install $packages"
+                return
+            fi
+            sudo=sudo
+        fi
+        echo "They are installed now, with apt-get; that takes a minute or two."
+        $sudo apt-get update -qq
         # shellcheck disable=SC2086 # several names
-        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $1 || true
-    elif command -v brew >/dev/null; then
-        # shellcheck disable=SC2086
-        brew install $2 || true
+        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            ${packages/chromium-driver/chromium chromium-driver}
+        if [[ $packages == *prometheus* ]] && command -v systemctl >/dev/null; then
+            # The tests need its promtool only; the server came with it just now.
+            $sudo systemctl disable --quiet --now prometheus 2>/dev/null
+        fi
+    else
+        echo "They are not installed. The tests that need them will say so."
     fi
 }
 
-# A PostgreSQL server of the tests' own.
-if [ -z "${TEST_DATABASE_URL:-}" ] && ! command -v initdb >/dev/null \
-    && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
-    install postgresql postgresql
-fi
-# promtool, which comes with Prometheus. The server itself is not needed.
-if ! command -v promtool >/dev/null; then
-    install prometheus prometheus
-    if command -v systemctl >/dev/null; then
-        systemctl disable --quiet --now prometheus 2>/dev/null || true
+if [ "$level" = quick ]; then
+    echo "Quick: nothing is installed; compiling takes a minute at first."
+    step cargo test --no-fail-fast --lib --test environment --test fleet --test lives --test logs \
+        --test model --test registry --test rules --test supervision --test tasks --test threads \
+        --test verdicts
+    step cargo test --doc
+else
+    echo "Full: on two cores, compiling takes about ten minutes at first, and the tests about eight."
+    install
+    step cargo test --no-fail-fast --all-features
+    step models
+    if [ "$level" = soak ]; then
+        step cargo bench --features http,prometheus --bench soak
     fi
 fi
-# A browser, and what drives it.
-command -v chromedriver >/dev/null || install "chromium chromium-driver" "--cask chromium chromedriver"
 
-cargo test --all-features
-
-# The models run the same code on loom's atomics, in a build of its own.
-RUSTFLAGS="--cfg loom" cargo test --release --lib --target-dir target/loom models
+printf '\n== Summary\n'
+tests=$(sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed.*/\1 \2/p' "$log")
+echo "$tests" | awk '{ passed += $1; failed += $2 } END { printf "%d passed, %d failed\n", passed, failed }'
+if [ ${#failed[@]} -gt 0 ]; then
+    sed -n 's/^test \(.*\) \.\.\. FAILED$/failed: \1/p' "$log" | sort -u
+    sed -n 's/^error: test failed, to rerun pass `\(.*\)`$/in: \1/p; s/^    `\(-.*\)`$/in: \1/p' "$log" | sort -u
+    printf 'failed step: %s\n' "${failed[@]}"
+    exit 1
+fi
