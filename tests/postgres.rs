@@ -323,7 +323,35 @@ fn a_hundred_start_at_once() {
         url(),
         &format!("SELECT count(*), max(version) FROM \"{name}\".schema_migrations"),
     );
-    assert_eq!(versions, [["5", "5"]]);
+    assert_eq!(versions, [["6", "6"]]);
+}
+
+#[test]
+fn a_sweep_as_it_was_called_before_takes_those_that_it_names_for_killed() {
+    let name = schema("before");
+    let store = store(&name);
+    let killed = worker(&store, "a");
+    worker(&store, "b");
+    assert!(matches!(
+        claim(&store, &killed, "run", 600 * SECOND),
+        ClaimAnswer::Granted(_)
+    ));
+    let sweep = |ids: &str| {
+        let text = format!(
+            "SELECT what, name FROM \"{name}\".sweep_workers('90 s', '0', {ids}, '5 s', false, 100)"
+        );
+        sql(url(), &text)
+    };
+    assert_eq!(sweep("'{}', '{}'"), [["swept", "NULL"]]);
+    let found = sweep(&format!("'{{a}}', '{{{}}}'", killed.incarnation));
+    assert_eq!(
+        found,
+        [["swept", "NULL"], ["worker", "a"], ["lease", "run"]]
+    );
+    let rows = store.list(&WorkerFilter::default()).unwrap();
+    let ending = rows[0].ending.as_ref().map(|(ending, _)| &*ending.cause);
+    assert_eq!(ending, Some("killed"));
+    assert!(rows[1].ending.is_none());
 }
 
 #[test]
@@ -658,10 +686,7 @@ fn a_killed_process_is_dead_within_seconds_wherever_it_ran() {
     assert_eq!(report.released_leases, [""; 0]);
     let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
     let health = row.health().to_string();
-    assert!(
-        health.starts_with("dead: its process was killed"),
-        "{health}"
-    );
+    assert!(health.starts_with("dead: its process is gone"), "{health}");
     let remaining = sql(
         url(),
         &format!(

@@ -72,19 +72,31 @@ impl ProcessIdentity {
     /// nothing can be known.
     #[must_use]
     pub fn is_gone(&self) -> bool {
+        self.fate().is_some()
+    }
+
+    /// How the process ended, if the kernel says that it is gone.
+    pub(crate) fn fate(&self) -> Option<Fate> {
         if !self.is_local() {
-            return false;
+            return None;
         }
         match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
-            Ok(text) => Stat::parse(&text).is_some_and(|stat| {
-                // While its last thread has not ended, it is not over.
-                let over = matches!(stat.state, 'Z' | 'X') && stat.threads <= 1;
-                stat.started != self.started || over
-            }),
+            Ok(text) => Stat::parse(&text)?.fate(self.started),
             // Anything but "there is none" says nothing.
-            Err(error) => error.kind() == std::io::ErrorKind::NotFound && sees_all(),
+            Err(error) => {
+                (error.kind() == std::io::ErrorKind::NotFound && sees_all()).then_some(Fate::Gone)
+            }
         }
     }
+}
+
+/// What the kernel says of a process that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// A signal killed it.
+    Killed,
+    /// It ended, and the kernel does not say how, or says that it exited.
+    Gone,
 }
 
 /// Time since the host was booted, by a clock that nobody sets and that counts sleep; `None` where
@@ -124,10 +136,15 @@ fn namespace_number(link: &str) -> Option<u64> {
     link.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
 }
 
+/// The bits of a wait status that hold the signal which ended a process; 0 if it exited.
+const SIGNAL: i64 = 0x7f;
+
 struct Stat {
     state: char,
     threads: u64,
     started: u64,
+    /// As wait(2) reports it; 0 while the process lives, and for those who may not trace it.
+    status: i64,
 }
 
 impl Stat {
@@ -143,6 +160,25 @@ impl Stat {
             state,
             threads: fields.nth(16)?.parse().ok()?,
             started: fields.nth(1)?.parse().ok()?,
+            // Not in every kernel.
+            status: fields
+                .nth(29)
+                .and_then(|status| status.parse().ok())
+                .unwrap_or(0),
+        })
+    }
+
+    /// What became of the process that started then.
+    fn fate(&self, started: u64) -> Option<Fate> {
+        if self.started != started {
+            return Some(Fate::Gone);
+        }
+        // While its last thread has not ended, it is not over.
+        let over = matches!(self.state, 'Z' | 'X') && self.threads <= 1;
+        over.then_some(if self.status & SIGNAL == 0 {
+            Fate::Gone
+        } else {
+            Fate::Killed
         })
     }
 }
@@ -190,6 +226,69 @@ mod tests {
         child.wait().unwrap();
         assert!(identity.is_gone());
         assert!(!elsewhere.is_gone(), "nothing is known of other hosts");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_a_signal_that_the_kernel_reports_is_a_kill() {
+        for (script, before, after) in [
+            ("kill -KILL $$", Fate::Killed, Fate::Gone),
+            ("kill -ABRT $$", Fate::Killed, Fate::Gone),
+            ("exit 0", Fate::Gone, Fate::Gone),
+            ("exit 137", Fate::Gone, Fate::Gone),
+        ] {
+            let mut child = Command::new("sh")
+                .args(["-c", &format!("read line; ulimit -c 0; {script}")])
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let identity = ProcessIdentity {
+                pid: child.id(),
+                started: Stat::of(child.id()).unwrap().started,
+                ..ProcessIdentity::current()
+            };
+            assert_eq!(identity.fate(), None, "{script}");
+            drop(child.stdin.take());
+            let fate = loop {
+                match identity.fate() {
+                    Some(fate) => break fate,
+                    None => std::thread::yield_now(),
+                }
+            };
+            assert_eq!(fate, before, "{script}");
+            child.wait().unwrap();
+            assert_eq!(identity.fate(), Some(after), "{script}");
+        }
+    }
+
+    /// Fields as in proc(5), from the third on.
+    fn stat(state: char, threads: u32, status: &str) -> Stat {
+        let text = format!(
+            "1 (a) b) (c) {state}{} {threads} 0 77{} {status}",
+            " 0".repeat(16),
+            " 0".repeat(29)
+        );
+        Stat::parse(&text).unwrap()
+    }
+
+    #[test]
+    fn a_wait_status_says_whether_a_signal_ended_a_process() {
+        let fate = |state, threads, status| stat(state, threads, status).fate(77);
+        assert_eq!(fate('Z', 1, "9"), Some(Fate::Killed));
+        assert_eq!(fate('X', 0, "134"), Some(Fate::Killed), "with a core");
+        for status in ["0", "768", "35072", "-", ""] {
+            assert_eq!(fate('Z', 1, status), Some(Fate::Gone), "{status:?}");
+        }
+        for state in ['S', 'R', 'T'] {
+            // A stopped process may show the signal that stopped it.
+            assert_eq!(fate(state, 1, "19"), None);
+        }
+        assert_eq!(fate('Z', 2, "9"), None, "threads of it still run");
+        assert_eq!(
+            stat('Z', 1, "9").fate(76),
+            Some(Fate::Gone),
+            "a younger one"
+        );
     }
 
     #[test]

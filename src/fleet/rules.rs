@@ -315,6 +315,7 @@ pub(crate) fn sweep(
     now: Moment,
 ) -> Result<SweepReport, Error> {
     let killed: HashSet<&WorkerKey> = sweep.killed.iter().collect();
+    let gone: HashSet<&WorkerKey> = sweep.gone.iter().collect();
     let mut report = SweepReport {
         success: true,
         ..SweepReport::default()
@@ -325,6 +326,8 @@ pub(crate) fn sweep(
         let stored = row.stored(now, &[]);
         let cause = if killed.contains(&row.key) {
             DeathCause::Killed
+        } else if gone.contains(&row.key) {
+            DeathCause::Gone
         } else if stored
             .judged(sweep.threshold, sweep.watched_for)
             .state()
@@ -343,7 +346,7 @@ pub(crate) fn sweep(
             }
             // A process that is gone believes in nothing; one that is silent may still do.
             let end = match cause {
-                DeathCause::Killed => now,
+                DeathCause::Killed | DeathCause::Gone => now,
                 _ => row.belief_ends(),
             };
             if hold.expires_at.min(end) <= now {

@@ -300,8 +300,12 @@ pub struct Sweep {
     /// How long somebody has been watching without a gap: silence before that is not charged to
     /// any worker.
     pub watched_for: Duration,
-    /// Workers whose process is gone, as the kernel of their host says. They are dead at once.
+    /// Workers whose process was killed by a signal, as the kernel of their host says. They are
+    /// dead at once.
     pub killed: Vec<WorkerKey>,
+    /// Workers whose process is gone, as the kernel of their host says, and left no word. They are
+    /// dead at once too.
+    pub gone: Vec<WorkerKey>,
     /// Only tell what would be done.
     pub dry_run: bool,
 }
@@ -313,6 +317,7 @@ impl Default for Sweep {
             threshold: super::stored::DEFAULT_THRESHOLD,
             watched_for: Duration::MAX,
             killed: Vec::new(),
+            gone: Vec::new(),
             dry_run: false,
         }
     }

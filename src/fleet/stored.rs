@@ -65,7 +65,7 @@ pub struct StoredEnding {
     pub stopped: bool,
     /// [`DeathCause::name`] or [`StopCause::name`].
     pub cause: String,
-    /// What is known beyond that: the panic's message, the error.
+    /// What is known beyond that: the panic's message, the error, the exit status.
     pub detail: Option<String>,
 }
 
@@ -86,7 +86,8 @@ impl StoredEnding {
         ago: Duration,
     ) -> Ending {
         if self.stopped {
-            return Ending::Stopped(StopCause::from_name(&self.cause));
+            let cause = StopCause::from_name(&self.cause, self.detail.as_deref());
+            return Ending::Stopped(cause);
         }
         let at = SystemTime::now();
         Ending::Dead(Arc::new(Death {
@@ -105,7 +106,7 @@ impl From<&Ending> for StoredEnding {
             Ending::Stopped(cause) => Self {
                 stopped: true,
                 cause: cause.name().to_owned(),
-                detail: None,
+                detail: cause.detail(),
             },
             Ending::Dead(death) => Self {
                 stopped: false,
@@ -294,6 +295,7 @@ mod tests {
         for cause in [
             DeathCause::Exited,
             DeathCause::Killed,
+            DeathCause::Gone,
             DeathCause::Fenced,
             DeathCause::Lost,
             DeathCause::Failed {
@@ -322,6 +324,9 @@ mod tests {
             StopCause::Shutdown,
             StopCause::Supervisor,
             StopCause::Signal("SIGTERM"),
+            StopCause::Fenced,
+            StopCause::ProcessExit { status: None },
+            StopCause::ProcessExit { status: Some(-3) },
         ] {
             let ending = StoredEnding::from(&Ending::Stopped(cause.clone()));
             worker.ending = Some((ending, SECOND));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::host::ProcessIdentity;
+use super::host::{Fate, ProcessIdentity};
 use super::jitter::Jitter;
 use super::store::{HeartbeatStore, Sweep, WorkerFilter, WorkerKey};
 use super::stored::DEFAULT_THRESHOLD;
@@ -32,7 +32,9 @@ type OnReport = Arc<dyn Fn(&Result<SweepReport, Error>) + Send + Sync>;
 /// * A worker is stale by its own limits; one that brought none, by the
 ///   [`threshold`](Self::threshold).
 /// * A worker whose process is gone, on the same host, is dead at once: the kernel knows. (Its pid,
-///   start time, boot and pid namespace are compared.)
+///   start time, boot and pid namespace are compared.) It was [killed](crate::DeathCause::Killed) if
+///   the kernel proves that, which it can until the parent of the process has collected its exit
+///   status; otherwise it is [gone](crate::DeathCause::Gone).
 /// * Silence that nobody watched is not charged: after its start, after a pause of its own, and
 ///   after the store could not be reached, a sweeper watches for as long as a worker may be silent
 ///   before it convicts.
@@ -137,12 +139,13 @@ impl Sweeper {
     /// [`Error::Store`] if the store cannot be reached or fails.
     pub fn sweep(&self) -> Result<SweepReport, Error> {
         let mut watch = self.watch.lock();
-        let swept = self.gone().and_then(|killed| {
+        let swept = self.ended().and_then(|(killed, gone)| {
             let watched_for = self.look(&mut watch);
             self.store.sweep(&Sweep {
                 threshold: self.threshold,
                 watched_for,
                 killed,
+                gone,
                 dry_run: self.dry_run,
             })
         });
@@ -182,31 +185,30 @@ impl Sweeper {
         now.since(watch.since).saturating_add(watch.before)
     }
 
-    /// The workers of this host whose processes are gone.
-    fn gone(&self) -> Result<Vec<WorkerKey>, Error> {
+    /// The workers of this host whose processes were killed, and those whose processes are gone.
+    fn ended(&self) -> Result<(Vec<WorkerKey>, Vec<WorkerKey>), Error> {
         let here = ProcessIdentity::current();
+        let (mut killed, mut gone) = (Vec::new(), Vec::new());
         if !here.is_local() {
-            return Ok(Vec::new());
+            return Ok((killed, gone));
         }
         let mut filter = WorkerFilter {
             host: Some(here),
             ..WorkerFilter::default()
         };
-        let mut gone = Vec::new();
         loop {
             let page = self.store.list(&filter)?;
             filter.after = page.last().map(|worker| worker.key.id.clone());
             let more = page.len() >= filter.limit;
-            gone.extend(
-                page.into_iter()
-                    .filter(|worker| {
-                        let process = worker.process.as_ref();
-                        process.is_some_and(ProcessIdentity::is_gone)
-                    })
-                    .map(|worker| worker.key),
-            );
+            for worker in page {
+                match worker.process.as_ref().and_then(ProcessIdentity::fate) {
+                    Some(Fate::Killed) => killed.push(worker.key),
+                    Some(Fate::Gone) => gone.push(worker.key),
+                    None => {}
+                }
+            }
             if !more {
-                return Ok(gone);
+                return Ok((killed, gone));
             }
         }
     }

@@ -182,6 +182,12 @@ pub enum StopCause {
     Supervisor,
     /// A store refused it: another incarnation has taken its place.
     Fenced,
+    /// Its process ended by itself: `main` returned, or something called
+    /// [`std::process::exit`].
+    ProcessExit {
+        /// The exit status, where it was known beforehand.
+        status: Option<i32>,
+    },
 }
 
 impl StopCause {
@@ -197,11 +203,20 @@ impl StopCause {
             Self::Shutdown => "shutdown",
             Self::Supervisor => "supervisor",
             Self::Fenced => "fenced",
+            Self::ProcessExit { .. } => "process_exit",
         }
     }
 
-    /// As a store tells it; what is not known is a plain stop.
-    pub(crate) fn from_name(name: &str) -> Self {
+    /// What a store keeps beyond the name.
+    pub(crate) fn detail(&self) -> Option<String> {
+        match self {
+            Self::ProcessExit { status } => status.map(|status| status.to_string()),
+            _ => None,
+        }
+    }
+
+    /// As a store tells it, with what it knows beyond the name; what is not known is a plain stop.
+    pub(crate) fn from_name(name: &str, detail: Option<&str>) -> Self {
         const SIGNALS: [&str; 6] = [
             "SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2",
         ];
@@ -212,6 +227,9 @@ impl StopCause {
             "shutdown" => Self::Shutdown,
             "supervisor" => Self::Supervisor,
             "fenced" => Self::Fenced,
+            "process_exit" => Self::ProcessExit {
+                status: detail.and_then(|status| status.parse().ok()),
+            },
             _ => SIGNALS
                 .into_iter()
                 .find(|signal| *signal == name)
@@ -231,6 +249,10 @@ impl fmt::Display for StopCause {
             Self::Shutdown => "by shutdown",
             Self::Supervisor => "by its supervisor",
             Self::Fenced => "another incarnation has taken its place",
+            Self::ProcessExit { status: None } => "its process ended",
+            Self::ProcessExit {
+                status: Some(status),
+            } => return write!(f, "its process ended with status {status}"),
         })
     }
 }
@@ -273,8 +295,11 @@ pub enum DeathCause {
     },
     /// It returned while nobody had asked it to.
     Exited,
-    /// Its process was killed (told by a store).
+    /// Its process was killed by a signal, as the kernel says (told by a store).
     Killed,
+    /// Its process is gone and left no word: it was killed, or ended in a way that nothing could
+    /// report (told by a store).
+    Gone,
     /// A newer incarnation took its place (told by a store).
     Fenced,
     /// It was not heard of any more (told by a store).
@@ -290,6 +315,7 @@ impl DeathCause {
             Self::Failed { .. } => "failed",
             Self::Exited => "exited",
             Self::Killed => "killed",
+            Self::Gone => "gone",
             Self::Fenced => "fenced",
             Self::Lost => "lost",
         }
@@ -306,6 +332,7 @@ impl DeathCause {
             },
             "exited" => Self::Exited,
             "killed" => Self::Killed,
+            "gone" => Self::Gone,
             "fenced" => Self::Fenced,
             "lost" => Self::Lost,
             _ => Self::Failed {
@@ -334,6 +361,7 @@ impl fmt::Debug for DeathCause {
             Self::Failed { error } => f.debug_struct("Failed").field("error", error).finish(),
             Self::Exited => f.write_str("Exited"),
             Self::Killed => f.write_str("Killed"),
+            Self::Gone => f.write_str("Gone"),
             Self::Fenced => f.write_str("Fenced"),
             Self::Lost => f.write_str("Lost"),
         }
@@ -360,6 +388,7 @@ impl fmt::Display for DeathCause {
             Self::Failed { error } => write!(f, "failed: {}", Line(error)),
             Self::Exited => f.write_str("returned while not asked to"),
             Self::Killed => f.write_str("its process was killed"),
+            Self::Gone => f.write_str("its process is gone"),
             Self::Fenced => f.write_str("fenced: a newer incarnation took its place"),
             Self::Lost => f.write_str("lost: not heard of any more"),
         }

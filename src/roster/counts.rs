@@ -95,7 +95,9 @@ pub(crate) struct TypeCounts {
 }
 
 /// The names of the causes of death, in the order of [`place`].
-pub(crate) const CAUSES: [&str; 6] = ["panicked", "failed", "exited", "killed", "fenced", "lost"];
+pub(crate) const CAUSES: [&str; 7] = [
+    "panicked", "failed", "exited", "killed", "gone", "fenced", "lost",
+];
 
 const fn place(cause: &DeathCause) -> usize {
     match cause {
@@ -103,8 +105,9 @@ const fn place(cause: &DeathCause) -> usize {
         DeathCause::Failed { .. } => 1,
         DeathCause::Exited => 2,
         DeathCause::Killed => 3,
-        DeathCause::Fenced => 4,
-        DeathCause::Lost => 5,
+        DeathCause::Gone => 4,
+        DeathCause::Fenced => 5,
+        DeathCause::Lost => 6,
     }
 }
 

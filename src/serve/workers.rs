@@ -186,7 +186,7 @@ pub(super) fn stop(core: &Core, body: &Asked) -> Reply {
         })),
         None => {
             let cause = fields.text(&["cause"])?.unwrap_or_default();
-            Ending::Stopped(StopCause::from_name(&cause))
+            Ending::Stopped(StopCause::from_name(&cause, None))
         }
     };
     let (key, already) = core.act_as(&id, named, |key| {

@@ -109,6 +109,7 @@ cases! {
     "a sweep charges only silence that was watched": sweeps::watched,
     "a dry run tells, and changes nothing": sweeps::dry_run,
     "a killed worker is dead at once": sweeps::killed,
+    "a worker whose process is gone is dead at once, and not called killed": sweeps::gone,
     "a group is offline when all its workers are": sweeps::groups,
     "the sweep judges as the judge does": sweeps::one_judge,
     "lists are in order, filtered and paged": workers::lists,

@@ -127,6 +127,44 @@ pub(super) fn killed(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
+pub(super) fn gone(bench: &Bench<'_>) -> Tried {
+    let [key, other, killed] = ["a", "b", "c"].map(|name| bench.worker(name));
+    let (key, other, killed) = (key?, other?, killed?);
+    let before = bench.worker("d")?;
+    let after = bench.worker("d")?;
+    let sweep = Sweep {
+        watched_for: Duration::ZERO,
+        killed: vec![killed.clone()],
+        gone: vec![before, key.clone(), killed.clone()],
+        ..Sweep::default()
+    };
+    bench.lease(&key, "run", 600 * SECOND)?;
+    let dry_run = Sweep {
+        dry_run: true,
+        ..sweep.clone()
+    };
+    let (marked, swept) = bench.sweep(&dry_run)?;
+    ensure_eq!(marked, set(["a", "c"]));
+    ensure_eq!(swept.leases, set(["run"]));
+    ensure_eq!(bench.state(&key)?, State::Active);
+    let (marked, swept) = bench.sweep(&sweep)?;
+    ensure_eq!(marked, set(["a", "c"]));
+    ensure_eq!(swept.leases, set(["run"]));
+    for (key, said) in [
+        (&key, "dead: its process is gone"),
+        (&killed, "dead: its process was killed"),
+    ] {
+        let health = bench.row(key)?.health().to_string();
+        ensure!(health.starts_with(said), "{health}");
+    }
+    for key in [&other, &after] {
+        ensure_eq!(bench.state(key)?, State::Active);
+    }
+    // A process that is gone believes in nothing.
+    bench.lease(&other, "run", SECOND)?;
+    Ok(())
+}
+
 pub(super) fn groups(bench: &Bench<'_>) -> Tried {
     let a = bench.silent("a", 100 * SECOND)?;
     let b = bench.worker("b")?;

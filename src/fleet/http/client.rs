@@ -1,5 +1,6 @@
 //! A store that is reached over HTTP: what the coordinator's clients use.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -347,19 +348,28 @@ impl HeartbeatStore for HttpStore {
         }
     }
 
-    /// Of very many [killed](Sweep::killed) workers, only so many are told as go into one request;
-    /// the next sweep finds the others again.
+    /// Of very many [killed](Sweep::killed) and [gone](Sweep::gone) workers, only as many are sent
+    /// as fit into one request; the next sweep finds the others again.
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
         let mut size = 0;
-        let killed = sweep.killed.iter().map(KeyWire::from).take_while(|key| {
+        let mut fits = |key: &KeyWire, times: usize| {
             // An escaped character takes six bytes at most.
-            size += 64 + key.id.len() * 6;
+            size += (64 + key.id.len() * 6) * times;
             size < LARGEST_BATCH
-        });
+        };
+        let killed = sweep.killed.iter().map(KeyWire::from);
+        let mut killed: Vec<_> = killed.take_while(|key| fits(key, 1)).collect();
+        let proved: HashSet<&WorkerKey> = sweep.killed.iter().collect();
+        let gone = sweep.gone.iter().filter(|key| !proved.contains(key));
+        let gone = gone.map(KeyWire::from);
+        // Each is sent twice.
+        let gone: Vec<_> = gone.take_while(|key| fits(key, 2)).collect();
+        killed.extend(gone.iter().cloned());
         let wire = SweepWire {
             threshold_s: Seconds(sweep.threshold),
             watched_for_s: Seconds(sweep.watched_for),
-            killed: killed.collect(),
+            killed,
+            gone,
             dry_run: sweep.dry_run,
         };
         let report: ReportWire = self.one("sweep", wire)?;

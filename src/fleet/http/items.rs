@@ -1,5 +1,6 @@
 //! Each type of the store's interface, as it is on the wire.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde::{Deserialize as Read, Serialize as Write};
@@ -324,16 +325,25 @@ impl From<FilterWire> for WorkerFilter {
 pub(crate) struct SweepWire {
     pub threshold_s: Seconds,
     pub watched_for_s: Seconds,
+    /// All whose process is gone. A coordinator that does not know of [`gone`](Self::gone) takes
+    /// them for killed, and releases their leases at once.
     pub killed: Vec<KeyWire>,
+    /// Those of them that are not known to be killed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<KeyWire>,
     pub dry_run: bool,
 }
 
 impl From<SweepWire> for Sweep {
     fn from(wire: SweepWire) -> Self {
+        let gone: HashSet<WorkerKey> = wire.gone.into_iter().map(WorkerKey::from).collect();
+        let mut killed: Vec<WorkerKey> = wire.killed.into_iter().map(WorkerKey::from).collect();
+        killed.retain(|key| !gone.contains(key));
         Self {
             threshold: wire.threshold_s.0,
             watched_for: wire.watched_for_s.0,
-            killed: wire.killed.into_iter().map(WorkerKey::from).collect(),
+            killed,
+            gone: gone.into_iter().collect(),
             dry_run: wire.dry_run,
         }
     }
@@ -495,5 +505,31 @@ impl From<StoredWire> for StoredWorker {
             lease_remaining: wire.lease_remaining_s.map(|seconds| seconds.0),
             ending: wire.ending.map(|ending| (ending.into(), ended_age)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(id: &str) -> WorkerKey {
+        WorkerKey {
+            id: id.into(),
+            incarnation: 1,
+        }
+    }
+
+    #[test]
+    fn a_sweep_is_read_with_and_without_those_that_are_gone() {
+        let read = |text: &str| Sweep::from(serde_json::from_str::<SweepWire>(text).unwrap());
+        let rest = r#""threshold_s":90.0,"watched_for_s":1.0,"dry_run":false"#;
+        let (a, b) = (
+            r#"{"id":"a","incarnation":1}"#,
+            r#"{"id":"b","incarnation":1}"#,
+        );
+        let before = read(&format!(r#"{{"killed":[{a}],{rest}}}"#));
+        assert_eq!((before.killed, before.gone), (vec![key("a")], vec![]));
+        let now = read(&format!(r#"{{"killed":[{a},{b}],"gone":[{b}],{rest}}}"#));
+        assert_eq!((now.killed, now.gone), (vec![key("a")], vec![key("b")]));
     }
 }

@@ -44,7 +44,7 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 ///   connection that is lost is opened again by the next call. Every call has a time limit: see
 ///   [`PostgresOptions`].
 /// * The end of the connection for heartbeats tells that a process is gone: a sweep that finds its
-///   session gone, and its workers not back through another one within 5 s, marks them killed. Of
+///   session gone, and its workers not back through another one within 5 s, marks them gone. Of
 ///   sessions that ended with the server nothing is concluded, and the leases of such workers are
 ///   released only when nobody can believe in them any more: the process may live and be cut off.
 ///   It needs sweeps at least each few seconds; see [`Sweeper::interval`](crate::Sweeper::interval).

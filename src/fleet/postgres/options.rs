@@ -97,7 +97,7 @@ impl PostgresOptions {
     }
 
     /// Whether the end of a process's session tells that the process is gone; `true` by default. A
-    /// worker that was killed is dead within seconds then, instead of at its `stale_after`; it takes
+    /// worker of such a process is dead within seconds then, instead of at its `stale_after`; it takes
     /// a small statement each 1.5 s.
     ///
     /// **Switch it off behind a proxy that pools transactions**, such as PgBouncer with

@@ -9,7 +9,7 @@ use super::link::Link;
 use super::rows;
 use crate::error::Error;
 use crate::fleet::store::Sweep;
-use crate::health::SweepReport;
+use crate::health::{DeathCause, SweepReport};
 
 /// So many workers are marked by one transaction.
 const BATCH: i32 = 2_000;
@@ -17,9 +17,11 @@ const BATCH: i32 = 2_000;
 const SESSION_GRACE: Duration = Duration::from_secs(5);
 
 pub(super) fn sweep(link: &Link, sweep: &Sweep) -> Result<SweepReport, Error> {
-    let killed = sweep.killed.iter();
-    let ids: Vec<_> = killed.clone().map(|key| rows::text(&key.id)).collect();
-    let incarnations: Vec<i64> = killed.map(|key| rows::ordered(key.incarnation)).collect();
+    let ended = sweep.killed.iter().chain(&sweep.gone);
+    let mut causes = vec![DeathCause::Killed.name(); sweep.killed.len()];
+    causes.resize(ended.clone().count(), DeathCause::Gone.name());
+    let ids: Vec<_> = ended.clone().map(|key| rows::text(&key.id)).collect();
+    let incarnations: Vec<i64> = ended.map(|key| rows::ordered(key.incarnation)).collect();
     let threshold = rows::limit(sweep.threshold);
     let watched_for = rows::age(sweep.watched_for);
     let limit = if sweep.dry_run { i32::MAX } else { BATCH };
@@ -29,12 +31,13 @@ pub(super) fn sweep(link: &Link, sweep: &Sweep) -> Result<SweepReport, Error> {
             "sweep",
             false,
             "SELECT what, name, worker_group FROM @schema@.sweep_workers(@schema@.micros($1), \
-             @schema@.micros($2), $3, $4, @schema@.micros($5), $6, $7)",
+             @schema@.micros($2), $3, $4, $5, @schema@.micros($6), $7, $8)",
             &[
                 (&threshold, Type::INT8),
                 (&watched_for, Type::INT8),
                 (&ids, Type::TEXT_ARRAY),
                 (&incarnations, Type::INT8_ARRAY),
+                (&causes, Type::TEXT_ARRAY),
                 (&rows::age(SESSION_GRACE), Type::INT8),
                 (&sweep.dry_run, Type::BOOL),
                 (&limit, Type::INT4),

@@ -91,8 +91,9 @@ fn histories(sheet: &mut Sheet<'_>, figures: &Figures) -> fmt::Result {
         "Workers that died, by cause",
         types().flat_map(|(name, of_type)| {
             let deaths = of_type.counts.deaths().filter(|(cause, count)| {
-                // These two are told by stores only, as a rule.
-                let elsewhere = [DeathCause::Killed.name(), DeathCause::Lost.name()];
+                // As a rule, only stores report these.
+                let elsewhere = [DeathCause::Killed, DeathCause::Gone, DeathCause::Lost];
+                let elsewhere = elsewhere.map(|cause| cause.name());
                 *count > 0 || !elsewhere.contains(cause)
             });
             deaths.map(|(cause, count)| ([("worker_type", label(name)), ("cause", cause)], count))
