@@ -33,6 +33,31 @@ thread_local! {
 }
 
 static HOOK: OnceCell<()> = OnceCell::new();
+static LISTENER: OnceCell<Listener> = OnceCell::new();
+
+/// Hears of every panic of the process. It must not panic.
+#[derive(Clone, Copy)]
+pub(crate) struct Listener {
+    /// Called before the hook that was found. The flag says whether the work is supervised.
+    pub before: fn(&PanicHookInfo<'_>, bool),
+    /// Called as the last thing.
+    pub after: fn(),
+}
+
+/// Has every panic of the process told to this listener.
+pub(crate) fn listen(listener: Listener) {
+    let _ = LISTENER.set(listener);
+    // The hook cannot be taken while this thread unwinds.
+    if !thread::panicking() {
+        HOOK.get_or_init(install);
+    }
+}
+
+/// Whether the calling thread is at supervised work.
+pub(crate) fn is_supervised() -> bool {
+    let found = WARDS.try_with(|wards| wards.try_borrow().map(|wards| !wards.is_empty()));
+    matches!(found, Ok(Ok(true)))
+}
 
 /// Runs supervised work and catches its panic. `on_fatal` is called in the panic hook if the
 /// process is about to be aborted by the panic.
@@ -91,10 +116,17 @@ fn here() -> PanicReport {
 fn install() {
     let found = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
+        let listener = LISTENER.get();
+        if let Some(listener) = listener {
+            (listener.before)(info, is_supervised());
+        }
         let fatal = note(info);
         found(info);
         if let Some((on_fatal, report)) = fatal {
             on_fatal(&report);
+        }
+        if let Some(listener) = listener {
+            (listener.after)();
         }
     }));
 }
@@ -119,7 +151,7 @@ fn note(info: &PanicHookInfo<'_>) -> Option<(OnFatal, PanicReport)> {
         .flatten()
 }
 
-fn thread_name() -> String {
+pub(crate) fn thread_name() -> String {
     let thread = thread::current();
     thread
         .name()

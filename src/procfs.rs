@@ -7,12 +7,16 @@ pub(crate) struct Stat {
     pub id: u32,
     /// Such as `R`: running.
     pub state: char,
+    /// How many threads the process has.
+    pub threads: u64,
     /// When it started, in clock ticks since boot: tells it from another one with the same id.
     pub started: u64,
+    /// How it ended, as wait(2) reports it; 0 while it lives, and for those who may not trace it.
+    pub status: i64,
 }
 
 impl Stat {
-    /// Fields 1, 3 and 22. The second field is the name in parentheses, which may itself contain
+    /// Fields 1, 3, 20, 22 and 52, which not every kernel has. The second field is the name in parentheses, which may itself contain
     /// spaces and parentheses.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (id, _) = text.split_once(' ')?;
@@ -21,7 +25,12 @@ impl Stat {
         Some(Self {
             id: id.parse().ok()?,
             state: fields.next()?.chars().next()?,
-            started: fields.nth(18)?.parse().ok()?,
+            threads: fields.nth(16)?.parse().ok()?,
+            started: fields.nth(1)?.parse().ok()?,
+            status: fields
+                .nth(29)
+                .and_then(|status| status.parse().ok())
+                .unwrap_or(0),
         })
     }
 
@@ -72,6 +81,13 @@ mod tests {
         let fields = "R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 x";
         let stat = Stat::parse(&format!("7 (a ) b (R) {fields}")).unwrap();
         assert_eq!((stat.id, stat.state, stat.started), (7, 'R', 4711));
+        assert_eq!((stat.threads, stat.status), (17, 0));
+        let more = "0 ".repeat(29);
+        let stat = Stat::parse(&format!("7 (a ) b (R) {fields} {more} 9"));
+        assert_eq!(stat.unwrap().status, 0, "one field further");
+        let more = "0 ".repeat(28);
+        let stat = Stat::parse(&format!("7 (a ) b (R) {fields} {more} 9"));
+        assert_eq!(stat.unwrap().status, 9);
         for text in ["", "7", "7 (x) R 1", "x (x) R 1"] {
             assert_eq!(Stat::parse(text), None);
         }

@@ -106,6 +106,28 @@ fn the_death_of_a_worker_in_a_future_is_logged_before_the_abort() {
     assert_told(&aborts("future"));
 }
 
+/// With a store attached, the end of the process is the end of its workers.
+#[test]
+fn a_panic_that_aborts_ends_the_workers_of_other_threads() {
+    for place in ["attached", "attached-elsewhere"] {
+        let said = aborts(place);
+        let [hook, death] = &said[..] else {
+            panic!("{place}: {said:?}");
+        };
+        assert_eq!(hook, "@hook no module named server");
+        for part in [
+            "ERROR",
+            "bystander: dead: panicked at src/main.rs:",
+            "run-126",
+        ] {
+            assert!(
+                death.contains(part),
+                "{place}: {part:?} is not in {death:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_panic_of_somebody_else_is_left_to_the_hook_that_was_found() {
     for place in ["elsewhere", "alone"] {

@@ -4,6 +4,8 @@ use std::fs;
 
 use parking_lot::Mutex;
 
+use crate::procfs::Stat;
+
 /// A process, told apart from every other on every host: a pid alone is used again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ProcessIdentity {
@@ -47,7 +49,7 @@ impl ProcessIdentity {
                 hostname
             },
             pid,
-            started: Stat::of(pid).map_or(0, |stat| stat.started),
+            started: Stat::read("/proc/self/stat").map_or(0, |stat| stat.started),
             boot_id: line("/proc/sys/kernel/random/boot_id"),
             pid_namespace: fs::read_link("/proc/self/ns/pid")
                 .ok()
@@ -81,7 +83,7 @@ impl ProcessIdentity {
             return None;
         }
         match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
-            Ok(text) => Stat::parse(&text)?.fate(self.started),
+            Ok(text) => fate(&Stat::parse(&text)?, self.started),
             // Anything but "there is none" says nothing.
             Err(error) => {
                 (error.kind() == std::io::ErrorKind::NotFound && sees_all()).then_some(Fate::Gone)
@@ -139,54 +141,30 @@ fn namespace_number(link: &str) -> Option<u64> {
 /// The bits of a wait status that hold the signal which ended a process; 0 if it exited.
 const SIGNAL: i64 = 0x7f;
 
-struct Stat {
-    state: char,
-    threads: u64,
-    started: u64,
-    /// As wait(2) reports it; 0 while the process lives, and for those who may not trace it.
-    status: i64,
-}
-
-impl Stat {
-    fn of(pid: u32) -> Option<Self> {
-        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+/// What became of the process that started then, if this is what the kernel says of its pid.
+fn fate(stat: &Stat, started: u64) -> Option<Fate> {
+    if stat.started != started {
+        return Some(Fate::Gone);
     }
-
-    /// The name of the program, in parentheses, may hold anything.
-    fn parse(text: &str) -> Option<Self> {
-        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
-        let state = fields.next()?.chars().next()?;
-        Some(Self {
-            state,
-            threads: fields.nth(16)?.parse().ok()?,
-            started: fields.nth(1)?.parse().ok()?,
-            // Not in every kernel.
-            status: fields
-                .nth(29)
-                .and_then(|status| status.parse().ok())
-                .unwrap_or(0),
-        })
-    }
-
-    /// What became of the process that started then.
-    fn fate(&self, started: u64) -> Option<Fate> {
-        if self.started != started {
-            return Some(Fate::Gone);
-        }
-        // While its last thread has not ended, it is not over.
-        let over = matches!(self.state, 'Z' | 'X') && self.threads <= 1;
-        over.then_some(if self.status & SIGNAL == 0 {
-            Fate::Gone
-        } else {
-            Fate::Killed
-        })
-    }
+    // While its last thread has not ended, it is not over.
+    let over = matches!(stat.state, 'Z' | 'X') && stat.threads <= 1;
+    over.then_some(if stat.status & SIGNAL == 0 {
+        Fate::Gone
+    } else {
+        Fate::Killed
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+
+    #[cfg(target_os = "linux")]
+    fn started(child: &std::process::Child) -> u64 {
+        let stat = Stat::read(&format!("/proc/{}/stat", child.id()));
+        stat.unwrap().started
+    }
 
     #[test]
     fn this_process_is_not_gone() {
@@ -206,7 +184,7 @@ mod tests {
             .unwrap();
         let identity = ProcessIdentity {
             pid: child.id(),
-            started: Stat::of(child.id()).unwrap().started,
+            started: started(&child),
             ..ProcessIdentity::current()
         };
         assert!(identity.is_local() && !identity.is_gone());
@@ -244,7 +222,7 @@ mod tests {
                 .unwrap();
             let identity = ProcessIdentity {
                 pid: child.id(),
-                started: Stat::of(child.id()).unwrap().started,
+                started: started(&child),
                 ..ProcessIdentity::current()
             };
             assert_eq!(identity.fate(), None, "{script}");
@@ -261,42 +239,32 @@ mod tests {
         }
     }
 
-    /// Fields as in proc(5), from the third on.
-    fn stat(state: char, threads: u32, status: &str) -> Stat {
-        let text = format!(
-            "1 (a) b) (c) {state}{} {threads} 0 77{} {status}",
-            " 0".repeat(16),
-            " 0".repeat(29)
-        );
-        Stat::parse(&text).unwrap()
-    }
-
     #[test]
     fn a_wait_status_says_whether_a_signal_ended_a_process() {
-        let fate = |state, threads, status| stat(state, threads, status).fate(77);
-        assert_eq!(fate('Z', 1, "9"), Some(Fate::Killed));
-        assert_eq!(fate('X', 0, "134"), Some(Fate::Killed), "with a core");
-        for status in ["0", "768", "35072", "-", ""] {
+        let stat = |state, threads, status| Stat {
+            id: 1,
+            state,
+            threads,
+            started: 77,
+            status,
+        };
+        let fate = |state, threads, status| super::fate(&stat(state, threads, status), 77);
+        assert_eq!(fate('Z', 1, 9), Some(Fate::Killed));
+        assert_eq!(fate('X', 0, 134), Some(Fate::Killed), "with a core");
+        for status in [0, 3 << 8, 137 << 8] {
             assert_eq!(fate('Z', 1, status), Some(Fate::Gone), "{status:?}");
         }
         for state in ['S', 'R', 'T'] {
             // A stopped process may show the signal that stopped it.
-            assert_eq!(fate(state, 1, "19"), None);
+            assert_eq!(fate(state, 1, 19), None);
         }
-        assert_eq!(fate('Z', 2, "9"), None, "threads of it still run");
-        assert_eq!(
-            stat('Z', 1, "9").fate(76),
-            Some(Fate::Gone),
-            "a younger one"
-        );
+        assert_eq!(fate('Z', 2, 9), None, "threads of it still run");
+        let younger = super::fate(&stat('Z', 1, 9), 76);
+        assert_eq!(younger, Some(Fate::Gone));
     }
 
     #[test]
-    fn a_program_may_have_any_name() {
-        let text = "1 (a) b) (c) S 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 77 0";
-        let stat = Stat::parse(text).unwrap();
-        assert_eq!((stat.state, stat.started), ('S', 77));
-        assert!(Stat::parse("nonsense").is_none());
+    fn a_namespace_has_a_number() {
         assert_eq!(namespace_number("pid:[4026531836]"), Some(4_026_531_836));
     }
 }

@@ -277,7 +277,7 @@ pub struct Death {
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum DeathCause {
-    /// It panicked.
+    /// It panicked; or `main` did, which ended its process.
     Panicked {
         /// The panic message.
         message: String,

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use super::{Probe, Registry};
+use super::{Probe, Registry, at_exit};
 use crate::health::{DeathCause, StopCause};
 use crate::panics::{self, PanicReport};
 use crate::roster::post::{End, Post};
@@ -81,7 +81,7 @@ impl Drop for Membership {
         }
         // A panic from before the worker's birth is not its own.
         self.end(if thread::panicking() && !self.post.record.born_unwinding {
-            End::Overruled(panics::unwinding().into())
+            End::Overruled(at_exit::unwinding().unwrap_or_else(|| panics::unwinding().into()))
         } else {
             End::Stopped(StopCause::Drop)
         });

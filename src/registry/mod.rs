@@ -1,5 +1,6 @@
 //! All workers of a process.
 
+pub(crate) mod at_exit;
 mod census;
 #[cfg(feature = "prometheus")]
 pub(crate) mod figures;
@@ -30,6 +31,7 @@ use crate::roster::record::Record;
 use crate::roster::tasks::boundary;
 use crate::roster::timeline::View;
 use crate::roster::{Expectation, Roster, StopNews};
+use at_exit::{AtExit, Witness};
 use census::Census;
 use graveyard::Graveyard;
 use index::{ById, Index};
@@ -48,6 +50,7 @@ const SUBSCRIPTION_CAPACITY: usize = 1_024;
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<Inner>,
+    _witness: Witness,
 }
 
 struct Inner {
@@ -60,6 +63,7 @@ struct Inner {
     stopping: Mutex<Option<StopCause>>,
     /// Set once workers are expected: somebody has to miss them, even if none ever comes.
     missing: OnceCell<()>,
+    at_exit: AtExit,
 }
 
 impl Drop for Inner {
@@ -93,6 +97,13 @@ impl Registry {
     #[must_use]
     pub fn with_clock(clock: Clock) -> Self {
         Self {
+            _witness: Witness::held(),
+            ..Self::make(clock)
+        }
+    }
+
+    fn make(clock: Clock) -> Self {
+        Self {
             inner: Arc::new(Inner {
                 roster: Arc::new(Roster::new(clock)),
                 pacemaker: Pacemaker::default(),
@@ -101,14 +112,16 @@ impl Registry {
                 census: Census::default(),
                 stopping: Mutex::new(None),
                 missing: OnceCell::new(),
+                at_exit: AtExit::default(),
             }),
+            _witness: Witness::default(),
         }
     }
 
     /// The registry that workers belong to if they are not told otherwise.
     #[must_use]
     pub fn global() -> &'static Self {
-        static GLOBAL: Lazy<Registry> = Lazy::new(Registry::new);
+        static GLOBAL: Lazy<Registry> = Lazy::new(|| Registry::make(Clock::system()));
         &GLOBAL
     }
 
@@ -227,6 +240,7 @@ impl Registry {
         }
         roster.changed.store(true, Ordering::Release);
         roster.emit(Some(&post.record), EventKind::Registered);
+        at_exit::arm();
         self.stop_if_stopping(&post);
         Ok(Membership::new(self.clone(), post))
     }
@@ -322,6 +336,7 @@ impl Registry {
 
     /// Asks a worker to stop that was not there when all others were asked.
     fn stop_if_stopping(&self, post: &Post) {
+        self.end_if_ending(std::slice::from_ref(post));
         let stopping = self.inner.stopping.lock().clone();
         if let Some(cause) = stopping {
             let roster = &self.inner.roster;
@@ -564,7 +579,18 @@ pub(crate) struct WeakRegistry(Weak<Inner>);
 
 impl WeakRegistry {
     pub(crate) fn upgrade(&self) -> Option<Registry> {
-        self.0.upgrade().map(|inner| Registry { inner })
+        self.0.upgrade().map(|inner| Registry {
+            inner,
+            _witness: Witness::default(),
+        })
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    pub(crate) fn is(&self, registry: &Registry) -> bool {
+        std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(&registry.inner))
     }
 }
 

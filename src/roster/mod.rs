@@ -20,7 +20,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::cell::{Phase, Place};
 use crate::clock::{Clock, Moment, Patience, nanos};
-use crate::health::{Health, State, StopCause, StoreStatus};
+use crate::health::{DeathCause, Health, State, StopCause, StoreStatus};
 use counts::Counts;
 use events::{Event, EventKind, EventWorker, Hub};
 use journal::Journal;
@@ -73,6 +73,8 @@ pub(crate) trait Companion: Send + Sync + std::fmt::Debug {
     /// The last worker is gone, or the process is about to end: waits until all has been told, but
     /// no longer than this.
     fn farewell(&self, patience: &Patience);
+    /// How long a farewell may take.
+    fn patience(&self) -> Duration;
     /// The registry is gone.
     fn close(&self);
     fn status(&self) -> StoreStatus;
@@ -294,7 +296,8 @@ impl Roster {
             return;
         }
         let post = &*post.current();
-        let (ended, wakers) = post.fence(&self.view(), self.clock.wall());
+        let end = End::Dead(DeathCause::Fenced);
+        let (ended, wakers) = post.cut_off(StopCause::Fenced, end, &self.view(), self.clock.wall());
         let event = ended.and_then(|health| self.publish_end(post, health));
         drop(turn);
         wakers.into_iter().for_each(wake);
@@ -308,6 +311,28 @@ impl Roster {
         self.publish(Some(&post.record), EventKind::Became(health))
     }
 
+    /// Ends workers whatever they are at; executors and the log, which may take their time, are told
+    /// by [`StopNews::tell`].
+    pub(crate) fn cut_off(
+        &self,
+        posts: &[Post],
+        request: &StopCause,
+        end: impl Fn() -> End,
+    ) -> StopNews<'_> {
+        let mut news = StopNews::new(self);
+        for post in posts {
+            let _turn = self.turn(&post.record);
+            let post = &*post.current();
+            let (ended, wakers) =
+                post.cut_off(request.clone(), end(), &self.view(), self.clock.wall());
+            news.wakers.extend(wakers);
+            if let Some(health) = ended {
+                news.events.extend(self.publish_end(post, health));
+            }
+        }
+        news
+    }
+
     /// Whether the log has been told of every end.
     pub(crate) fn all_told(&self) -> bool {
         self.telling.load(Ordering::Acquire) == 0
@@ -316,12 +341,7 @@ impl Roster {
     /// Asks workers to stop; idle ones are stopped at once. When this returns, all of them know;
     /// executors and the log, which may take their time, are told by [`StopNews::tell`].
     pub(crate) fn request_stop(&self, posts: &[Post], cause: &StopCause) -> StopNews<'_> {
-        let mut news = StopNews {
-            roster: self,
-            _telling: Telling::begin(self),
-            wakers: Vec::new(),
-            events: Vec::new(),
-        };
+        let mut news = StopNews::new(self);
         // Subscribers first, so that nobody hears of a worker's end before the request.
         for post in posts {
             let _turn = self.turn(&post.record);
@@ -466,7 +486,20 @@ pub(crate) struct StopNews<'a> {
     events: Vec<Event>,
 }
 
-impl StopNews<'_> {
+impl<'a> StopNews<'a> {
+    fn new(roster: &'a Roster) -> Self {
+        Self {
+            roster,
+            _telling: Telling::begin(roster),
+            wakers: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.wakers.is_empty() && self.events.is_empty()
+    }
+
     pub(crate) fn tell(self) {
         self.wakers.into_iter().for_each(wake);
         for event in self.events {

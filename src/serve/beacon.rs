@@ -7,13 +7,14 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::lookout::Lookout;
+use super::lookout::{Lookout, Report};
 use super::process::Process;
 use crate::error::Error;
 use crate::fleet::ProcessIdentity;
 use crate::fleet::host::uptime;
-use crate::health::{Age, Line};
+use crate::health::{Age, Line, State};
 use crate::registry::Registry;
+use crate::registry::at_exit::ProcessEnd;
 use crate::roster::say;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
@@ -32,8 +33,10 @@ const THREAD_NAME: &str = "wh-beacon";
 /// it when. It is replaced as a whole, so that nobody reads half of it: at each interval, and when
 /// something happens to a worker. Its owner alone may read it.
 ///
-/// When this is dropped, the file says that the process stopped. A process that is killed cannot say
-/// so; [`check`](Self::check) sees that the process is gone, or that the file is too old.
+/// When this is dropped, the file says that the process stopped; when the process ends by itself, it
+/// says so, with the exit status or the panic of the main thread if that is known. A process that is
+/// killed cannot say so; [`check`](Self::check) sees that the process is gone, or that the file is
+/// too old.
 ///
 /// ```
 /// use std::time::Duration;
@@ -105,9 +108,11 @@ impl Beacon {
         })?;
         let registry = self.registry.clone();
         let mut failing = false;
-        let tell = move |process: Option<&Process>| {
-            let last = process.map_or_else(farewell, |process| record(process, &registry));
-            let written = file.replace(&last);
+        let tell = move |report: Report<'_>| {
+            let written = file.replace(&match report {
+                Report::Reading(process) => record(process, &registry),
+                Report::Last(end) => farewell(end),
+            });
             if let Err(error) = &written
                 && !failing
             {
@@ -174,11 +179,16 @@ fn record(process: &Process, registry: &Registry) -> Value {
     record
 }
 
-fn farewell() -> Value {
+fn farewell(end: Option<&ProcessEnd>) -> Value {
+    let (state, reason) = match end {
+        Some(end @ ProcessEnd::Panic(_)) => (State::Dead, end.to_string()),
+        Some(end) => (State::Stopped, end.to_string()),
+        None => (State::Stopped, "the process stopped".to_owned()),
+    };
     let mut record = json!({
         "alive": false,
-        "state": "stopped",
-        "reason": "the process stopped",
+        "state": state,
+        "reason": reason,
         "ended": true,
     });
     sign(&mut record);
@@ -287,7 +297,7 @@ mod tests {
 
     #[test]
     fn the_age_is_by_uptime_on_this_host_and_by_the_wall_clock_elsewhere() {
-        let mut record = farewell();
+        let mut record = farewell(None);
         assert!(seconds(&record).unwrap() < 60.0);
         record["written_at"] = 0.0.into();
         assert!(seconds(&record).unwrap() < 60.0, "the wall clock was set");

@@ -2,40 +2,56 @@
 //! each interval.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use once_cell::sync::OnceCell;
 
 use super::process::Process;
 use crate::error::Error;
 use crate::panics;
 use crate::registry::Registry;
+use crate::registry::at_exit::{self, ProcessEnd};
 
 /// However much happens, it is not told more often than this.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long its end may take. Who is told may hang.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// The thread; it ends when this is dropped.
+/// What there is to report.
+pub(super) enum Report<'a> {
+    /// How the workers are.
+    Reading(&'a Process),
+    /// The last report, and why the process ends, if that is known.
+    Last(Option<&'a ProcessEnd>),
+}
+
+/// The thread; it ends when this is dropped, or with the process.
 #[derive(Debug)]
 pub(super) struct Lookout {
     stop: Option<Sender<()>>,
+    /// Why the process ends, if this is dropped for that.
+    end: Arc<OnceCell<ProcessEnd>>,
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Lookout {
     /// Calls `tell` with a fresh reading at each interval of real time, and when something happens;
-    /// and with `None` when it is over.
+    /// and once more when it is over.
     pub(super) fn start(
         name: &'static str,
         registry: &Registry,
         interval: Duration,
-        mut tell: impl FnMut(Option<&Process>) + Send + 'static,
+        mut tell: impl FnMut(Report<'_>) + Send + 'static,
     ) -> Result<Self, Error> {
         let (stop, stopped) = bounded::<()>(0);
         let (ending, ended) = bounded::<()>(0);
+        let exits = registry.report_exit(ended.clone());
+        let end = Arc::new(OnceCell::new());
+        let dropped_for = Arc::clone(&end);
         let registry = registry.clone();
         // Which event it was does not matter.
         let events = registry.subscribe_with_capacity(1);
@@ -43,24 +59,29 @@ impl Lookout {
             .name(name.to_owned())
             .spawn(move || {
                 let _ending = ending;
-                let mut tell = |process: Option<&Process>| {
-                    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| tell(process))) {
+                let mut tell = |report: Report<'_>| {
+                    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| tell(report))) {
                         panics::dispose(payload);
                     }
                 };
                 let pause = PAUSE.min(interval / 2);
                 loop {
-                    tell(Some(&Process::read(&registry)));
-                    if is_over(&stopped, pause) {
-                        break;
+                    tell(Report::Reading(&Process::read(&registry)));
+                    select! {
+                        recv(stopped) -> _ => break,
+                        recv(exits) -> _ => break,
+                        default(pause) => {}
                     }
                     select! {
                         recv(stopped) -> _ => break,
+                        recv(exits) -> _ => break,
                         recv(events.receiver()) -> _ => {}
                         default(interval.saturating_sub(pause)) => {}
                     }
                 }
-                tell(None);
+                tell(Report::Last(
+                    registry.process_end().or_else(|| dropped_for.get()),
+                ));
             })
             .map_err(|source| Error::Thread {
                 name: name.to_owned(),
@@ -68,6 +89,7 @@ impl Lookout {
             })?;
         Ok(Self {
             stop: Some(stop),
+            end,
             ended,
             thread: Some(thread),
         })
@@ -81,6 +103,9 @@ fn is_over(other: &Receiver<()>, time: Duration) -> bool {
 
 impl Drop for Lookout {
     fn drop(&mut self) {
+        if let Some(cause) = at_exit::unwinding() {
+            let _ = self.end.set(ProcessEnd::Panic(cause));
+        }
         self.stop.take();
         // One that hangs is left behind.
         if is_over(&self.ended, FAREWELL)

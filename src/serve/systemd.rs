@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use super::lookout::Lookout;
+use super::lookout::{Lookout, Report};
 use super::process::Process;
 use crate::error::Error;
 use crate::registry::Registry;
+use crate::registry::at_exit::ProcessEnd;
 use crate::roster::say;
 
 /// Without a watchdog, the status is told anew each such time.
@@ -28,7 +29,7 @@ const THREAD_NAME: &str = "wh-systemd";
 ///   has it: none dead, stale, stalled or never started, and the pacemaker looks. Otherwise systemd
 ///   does to the service what its `WatchdogSec=` says. `WATCHDOG_PID` is respected.
 /// * `STATUS=…`, the [summary](Registry::summary) on one line, for `systemctl status`.
-/// * `STOPPING=1` when a shutdown begins, or when this is dropped.
+/// * `STOPPING=1` when a shutdown begins, when the process ends by itself, or when this is dropped.
 ///
 /// Without `NOTIFY_SOCKET` in the environment nobody wants to be told, and there is no thread.
 ///
@@ -64,10 +65,10 @@ impl SystemdNotifier {
             watched: watchdog.is_some(),
             ..Teller::default()
         };
-        let lookout = Lookout::start(THREAD_NAME, registry, interval, move |process| {
-            let words = match process {
-                Some(process) => teller.words(process),
-                None => teller.stop(),
+        let lookout = Lookout::start(THREAD_NAME, registry, interval, move |report| {
+            let words = match report {
+                Report::Reading(process) => teller.words(process),
+                Report::Last(end) => teller.last(end),
             };
             teller.send(&words);
         })?;
@@ -132,6 +133,13 @@ impl Teller {
         vec![Word::Stopping]
     }
 
+    /// With why the process ends, if that is known.
+    fn last(&self, end: Option<&ProcessEnd>) -> Vec<Word> {
+        let mut words = self.stop();
+        words.extend(end.map(|end| Word::Status(cut(end.to_string()))));
+        words
+    }
+
     /// It has arrived: it is not said again.
     fn note(&mut self, words: &[Word]) {
         self.ready |= words.contains(&Word::Ready);
@@ -174,7 +182,10 @@ impl Word {
 /// The summary on one line, of a length that systemd shows. Nothing that workers report can break
 /// the line, and so be taken for another message: a summary escapes it.
 fn status(process: &Process) -> String {
-    let mut text = process.reason();
+    cut(process.reason())
+}
+
+fn cut(mut text: String) -> String {
     if text.len() > LONGEST_STATUS {
         text.truncate(text.floor_char_boundary(LONGEST_STATUS));
         text.push('…');

@@ -15,6 +15,7 @@ use super::{Cleanup, End, Inner, Progress, Shutdown, Signal, leaving, spawn};
 use crate::error::Error;
 use crate::notice::Notice;
 use crate::registry::Registry;
+use crate::registry::at_exit::Witness;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -152,10 +153,14 @@ impl ShutdownBuilder {
             }),
             changed: Condvar::new(),
         });
+        inner.registries.iter().for_each(Registry::watch_exit);
         // The thread is waiting for it.
         let _ = thread.send((Arc::clone(&inner), ear));
         leaving::mind_this_thread();
-        Ok(Shutdown { inner })
+        Ok(Shutdown {
+            inner,
+            _witness: Witness::held(),
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::clock::Patience;
 use crate::panics;
+use crate::registry::Registry;
 use crate::roster::post::wake;
 use crate::supervisor::HungWorker;
 use crate::words;
@@ -57,6 +58,11 @@ impl Inner {
         if !registries.all(|registry| registry.drain(patience)) {
             // The time is over.
             self.look();
+            return;
+        }
+        // Workers that the end of the process has cut off are no reason to clean up.
+        let is_ending = |registry: &Registry| registry.process_end().is_some();
+        if self.registries.iter().any(is_ending) {
             return;
         }
         // Before the cleanups, which may close what a store needs, and with time left for them.

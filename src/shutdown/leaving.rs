@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::registry::at_exit;
+
 /// How long a thread that ends may take to end the process with it.
 const DEPARTURE: Duration = Duration::from_millis(100);
-/// How long a thread waits for the end by force, which takes about a second at most.
+/// How long a thread waits for the end by force, which takes about a second at most, and as long as
+/// stores may take to hear of it.
 const HOLD: Duration = Duration::from_secs(3);
 const STEP: Duration = Duration::from_millis(10);
 
@@ -44,7 +47,7 @@ impl Drop for Leaving {
         let now = Instant::now();
         WAY_OUT.lock().departed = Some(now);
         // The one that ends the process by force needs no step of this thread.
-        while WAY_OUT.lock().forced && now.elapsed() < HOLD {
+        while WAY_OUT.lock().forced && now.elapsed() < HOLD.saturating_add(at_exit::longest()) {
             thread::sleep(STEP);
         }
     }

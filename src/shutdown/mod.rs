@@ -28,6 +28,7 @@ use crate::clock::{ObservedTime, Patience};
 use crate::health::StopCause;
 use crate::notice::Notice;
 use crate::registry::Registry;
+use crate::registry::at_exit::Witness;
 use crate::roster::post::wake;
 use crate::roster::{StopNews, say};
 use hooks::Signals;
@@ -46,6 +47,9 @@ use wire::Bell;
 /// 3. If that takes longer than the timeout (10 s), a thread that depends on nothing being drained
 ///    ends the process with status 1, and names who hung. So does another signal, if it comes more
 ///    than a second after the first.
+///
+/// If the [process ends](crate#the-end-of-the-process) otherwise, the workers that still live are
+/// ended, too.
 ///
 /// These words go to the log, and to `stderr` if the log does not take them.
 ///
@@ -82,6 +86,7 @@ use wire::Bell;
 #[derive(Clone, Debug)]
 pub struct Shutdown {
     inner: Arc<Inner>,
+    _witness: Witness,
 }
 
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use super::Signal;
+use crate::registry::at_exit;
 use crate::supervisor::HungWorker;
 
 /// What began a shutdown.
@@ -177,6 +178,7 @@ impl From<ShutdownReport> for ExitCode {
 
 impl Termination for ShutdownReport {
     fn report(self) -> ExitCode {
+        at_exit::main_returns(i32::from(!self.is_clean()));
         self.exit_code()
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::hooks::Ear;
 use super::{End, Inner, Progress, ShutdownCause, Signal, leaving, spawn};
+use crate::registry::at_exit::{self, ProcessEnd};
 use crate::words;
 
 /// A signal that comes again within this time is a duplicate: terminals and service managers send
@@ -91,6 +92,7 @@ impl Inner {
         leaving::close();
         let words = format!("exit with status 1: {why}; {}", self.culprits(&end));
         words::say(&words);
+        at_exit::conclude(&ProcessEnd::Exit { status: Some(1) });
         signal_hook::low_level::exit(1)
     }
 

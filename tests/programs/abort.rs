@@ -7,7 +7,9 @@ use std::task::{Context, Waker};
 use std::thread;
 
 use log::{LevelFilter, Log, Metadata, Record};
-use worker_heartbeat::{Activity, Builder, Registry, Supervisor, WorkerHeartbeat};
+use worker_heartbeat::{
+    Activity, Builder, FleetConfig, MemoryStore, Registry, Supervisor, WorkerHeartbeat,
+};
 
 struct StderrLog;
 
@@ -34,6 +36,8 @@ fn main() {
         Some("future") => in_a_future(),
         Some("elsewhere") => elsewhere(),
         Some("alone") => alone(),
+        Some("attached") => attached(true),
+        Some("attached-elsewhere") => attached(false),
         other => panic!("there is no {other:?}"),
     }
     eprintln!("@survived");
@@ -87,4 +91,24 @@ fn alone() {
     let hb = worker("alone").start().unwrap();
     let _task = hb.begin_task("run-125", "working alone");
     die()
+}
+
+/// The main thread or another one panics; a store is attached, and a worker on a third thread lives.
+fn attached(main: bool) {
+    let _attachment = Registry::global().attach(MemoryStore::new(), FleetConfig::new());
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let hb = worker("bystander").start().unwrap();
+        let _task = hb.begin_task("run-126", "working");
+        begun.send(()).unwrap();
+        loop {
+            thread::park();
+        }
+    });
+    has_begun.recv().unwrap();
+    if main {
+        die();
+    }
+    let died = thread::Builder::new().name("doomed".into()).spawn(|| die());
+    died.unwrap().join().unwrap();
 }

@@ -169,8 +169,8 @@ impl Process {
         }
     }
 
-    /// Waits for the end of the process.
-    pub(crate) fn wait(mut self) -> Ended {
+    /// Waits until the process has closed its streams, and leaves it to be collected.
+    pub(crate) fn drain(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.next_line(deadline) {
@@ -179,6 +179,11 @@ impl Process {
                 Err(RecvTimeoutError::Timeout) => panic!("it did not end; {}", self.transcript),
             }
         }
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) fn wait(mut self) -> Ended {
+        self.drain();
         // Its streams are closed, which is the last thing but one that the kernel does.
         let status = self.child.wait().unwrap();
         Ended {

@@ -318,6 +318,31 @@ fn words(answer: &[u8]) -> String {
     }
 }
 
+/// As much of it as fits into one request.
+fn sweep_wire(sweep: &Sweep) -> SweepWire {
+    let mut size = 0;
+    let mut fits = |key: &KeyWire, times: usize| {
+        // An escaped character takes six bytes at most.
+        size += (64 + key.id.len() * 6) * times;
+        size < LARGEST_BATCH
+    };
+    let killed = sweep.killed.iter().map(KeyWire::from);
+    let mut killed: Vec<_> = killed.take_while(|key| fits(key, 1)).collect();
+    let proved: HashSet<&WorkerKey> = sweep.killed.iter().collect();
+    let gone = sweep.gone.iter().filter(|key| !proved.contains(key));
+    let gone = gone.map(KeyWire::from);
+    // Each is sent twice.
+    let gone: Vec<_> = gone.take_while(|key| fits(key, 2)).collect();
+    killed.extend(gone.iter().cloned());
+    SweepWire {
+        threshold_s: Seconds(sweep.threshold),
+        watched_for_s: Seconds(sweep.watched_for),
+        killed,
+        gone,
+        dry_run: sweep.dry_run,
+    }
+}
+
 impl HeartbeatStore for HttpStore {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
         let keys = self.each::<_, RegistrationWire, KeyWire>("register", workers, None)?;
@@ -351,28 +376,7 @@ impl HeartbeatStore for HttpStore {
     /// Of very many [killed](Sweep::killed) and [gone](Sweep::gone) workers, only as many are sent
     /// as fit into one request; the next sweep finds the others again.
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        let mut size = 0;
-        let mut fits = |key: &KeyWire, times: usize| {
-            // An escaped character takes six bytes at most.
-            size += (64 + key.id.len() * 6) * times;
-            size < LARGEST_BATCH
-        };
-        let killed = sweep.killed.iter().map(KeyWire::from);
-        let mut killed: Vec<_> = killed.take_while(|key| fits(key, 1)).collect();
-        let proved: HashSet<&WorkerKey> = sweep.killed.iter().collect();
-        let gone = sweep.gone.iter().filter(|key| !proved.contains(key));
-        let gone = gone.map(KeyWire::from);
-        // Each is sent twice.
-        let gone: Vec<_> = gone.take_while(|key| fits(key, 2)).collect();
-        killed.extend(gone.iter().cloned());
-        let wire = SweepWire {
-            threshold_s: Seconds(sweep.threshold),
-            watched_for_s: Seconds(sweep.watched_for),
-            killed,
-            gone,
-            dry_run: sweep.dry_run,
-        };
-        let report: ReportWire = self.one("sweep", wire)?;
+        let report: ReportWire = self.one("sweep", sweep_wire(sweep))?;
         Ok(report.into())
     }
 
@@ -438,6 +442,36 @@ mod tests {
         let store = HttpStore::builder("http://host").token("hunter2").build();
         let debug = format!("{:?}", store.unwrap());
         assert!(!debug.contains("hunter2"), "{debug}");
+    }
+
+    #[test]
+    fn an_older_coordinator_marks_those_that_are_gone_as_killed() {
+        let key = |n: usize| WorkerKey {
+            id: format!("w-{n}"),
+            incarnation: 1,
+        };
+        let sweep = Sweep {
+            killed: vec![key(1)],
+            gone: vec![key(1), key(2)],
+            ..Sweep::default()
+        };
+        let wire = serde_json::to_value(sweep_wire(&sweep)).unwrap();
+        let ids = |name: &str| {
+            let keys = wire[name].as_array().unwrap().iter();
+            keys.map(|key| key["id"].as_str().unwrap())
+                .collect::<Vec<_>>()
+        };
+        // It knows this field only.
+        assert_eq!(ids("killed"), ["w-1", "w-2"]);
+        assert_eq!(ids("gone"), ["w-2"]);
+        let many = Sweep {
+            gone: (0..1_000_000).map(key).collect(),
+            ..Sweep::default()
+        };
+        let wire = serde_json::to_vec(&sweep_wire(&many)).unwrap();
+        assert!(wire.len() < 2 * LARGEST_BATCH, "{} bytes", wire.len());
+        let none = serde_json::to_value(sweep_wire(&Sweep::default())).unwrap();
+        assert!(none.get("gone").is_none());
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::store::HeartbeatStore;
 use crate::clock::{Alarm, Clock, Moment, Patience, Sleeper};
 use crate::error::Error;
 use crate::health::StoreStatus;
+use crate::registry::at_exit::Witness;
 use crate::registry::{Registry, WeakRegistry};
 use crate::roster::Companion;
 use book::{Book, Known};
@@ -59,6 +60,8 @@ struct Progress {
     status: StoreStatus,
     /// When the store was last told everything.
     succeeded_at: Option<Moment>,
+    /// The round in which a farewell ran out of time.
+    given_up: Option<u64>,
     /// The thread is at its end.
     ended: bool,
 }
@@ -75,6 +78,10 @@ impl Registry {
     ///
     /// It ends with [`Attachment::detach`], or with the registry. The end of the last worker waits
     /// for the store to be told of it: see [`FleetConfig::farewell`].
+    ///
+    /// If the [process ends](crate#the-end-of-the-process) by itself, the workers that still live are
+    /// ended, and the store hears of it too. For that, the end of the main thread is noticed, and a
+    /// hook is put before the process's panic hook, which it always calls.
     ///
     /// # Errors
     /// [`Error::AlreadyAttached`]; [`Error::Thread`] if the thread cannot be started.
@@ -119,7 +126,11 @@ impl Registry {
                 });
             }
         }
-        Ok(Attachment { uplink })
+        self.watch_exit();
+        Ok(Attachment {
+            uplink,
+            _witness: Witness::held(),
+        })
     }
 }
 
@@ -127,6 +138,7 @@ impl Registry {
 #[derive(Clone, Debug)]
 pub struct Attachment {
     uplink: Arc<Uplink>,
+    _witness: Witness,
 }
 
 impl Attachment {
@@ -169,7 +181,19 @@ impl Companion for Uplink {
     }
 
     fn farewell(&self, patience: &Patience) {
-        self.flush(&patience.at_most(self.config.farewell));
+        let patience = patience.at_most(self.patience());
+        if !self.flush(&patience) && patience.left().is_zero() {
+            let mut progress = self.progress.lock();
+            progress.given_up = (progress.begun > progress.done).then_some(progress.begun);
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let progress = self.progress.lock();
+        // The store has not answered since: it hangs, and is not waited for that long again.
+        let hangs = progress.begun > progress.done && progress.given_up == Some(progress.begun);
+        let longest = if hangs { LEAST_FAREWELL } else { Duration::MAX };
+        self.config.farewell.min(longest)
     }
 
     fn close(&self) {

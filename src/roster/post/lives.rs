@@ -226,20 +226,25 @@ impl Post {
         Some(health)
     }
 
-    /// Ends a worker whose place another one has taken elsewhere, and lets it see that it has to
-    /// stop. Returns its health if it was ended, and whom to wake.
-    pub(crate) fn fence(&self, view: &View, wall: SystemTime) -> (Option<Health>, Vec<Waker>) {
+    /// Ends a worker whatever it is at, and lets it see that it has to stop, at this request. Returns
+    /// its health if it was ended, and whom to wake.
+    pub(crate) fn cut_off(
+        &self,
+        request: StopCause,
+        end: End,
+        view: &View,
+        wall: SystemTime,
+    ) -> (Option<Health>, Vec<Waker>) {
         let mut detail = self.record.detail();
         if detail.ended.is_some() {
             return (None, Vec::new());
         }
-        detail.stop_cause.get_or_insert(StopCause::Fenced);
+        detail.stop_cause.get_or_insert(request);
         let cell = self.cell();
         cell.set_state(Life {
             stop_requested: true,
             ..cell.state()
         });
-        let end = End::Dead(DeathCause::Fenced);
         let ended = self.end_locked(&mut detail, end, view, wall);
         detail.stop_notice.say(());
         let wakers = detail.on_stop.drain(..).map(|(_, waker)| waker);

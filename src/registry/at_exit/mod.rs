@@ -1,0 +1,383 @@
+//! The end of the process: the workers that still live are ended, and what reports them elsewhere
+//! hears of it, before the process is gone.
+//!
+//! Something runs at that time
+//! * when `main` returns or panics and when the main thread calls `exit`: the destructor of a
+//!   thread-local of the main thread (with glibc and on macOS; elsewhere such destructors do not run);
+//! * with the feature `exit-hook`, whichever thread calls `exit`: a function of the C library's list;
+//! * in [`Registry::exit`], at the end of a shutdown by force, and after the panic hook where panics
+//!   abort.
+//!
+//! All other threads go on then: they may hold locks, or hang. And thread-locals of the thread that
+//! ends may be gone. So the work is done on a thread of its own, and waited for with a limit.
+
+mod reason;
+
+use std::cell::Cell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use once_cell::sync::OnceCell;
+use parking_lot::Mutex;
+
+use super::{Registry, WeakRegistry};
+use crate::clock::Patience;
+use crate::health::{DeathCause, StopCause};
+use crate::notice::Notice;
+use crate::panics;
+use crate::roster::StopNews;
+use crate::roster::post::{End, Post};
+pub(crate) use reason::{Witness, main_returns, unwinding};
+
+/// Names of the threads; the kernel keeps 15 bytes of them.
+const THREAD_NAME: &str = "wh-exit";
+const LOG_THREAD_NAME: &str = "wh-exit-log";
+/// How long the end of the process waits where no store is attached.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long it waits for a lock that is held for moments only.
+const LOCK_PATIENCE: Duration = Duration::from_millis(100);
+/// What the standard library calls the main thread.
+const MAIN: &str = "main";
+/// What a process ends with whose main thread panics.
+const PANICKED: i32 = 101;
+
+/// Why the process ends.
+#[derive(Clone, Debug)]
+pub(crate) enum ProcessEnd {
+    Exit { status: Option<i32> },
+    Panic(DeathCause),
+}
+
+impl ProcessEnd {
+    /// What workers are asked to stop by.
+    fn request(&self) -> StopCause {
+        StopCause::ProcessExit {
+            status: match self {
+                Self::Exit { status } => *status,
+                Self::Panic(_) => Some(PANICKED),
+            },
+        }
+    }
+
+    fn end(&self) -> End {
+        match self {
+            Self::Exit { .. } => End::Stopped(self.request()),
+            Self::Panic(cause) => End::Dead(cause.clone()),
+        }
+    }
+}
+
+impl fmt::Display for ProcessEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the process ended")?;
+        match self {
+            Self::Exit { status: None } => Ok(()),
+            Self::Exit {
+                status: Some(status),
+            } => write!(f, " with status {status}"),
+            Self::Panic(cause) => match cause {
+                DeathCause::Panicked { thread, .. } => write!(f, ": thread {thread} {cause}"),
+                _ => write!(f, ": {cause}"),
+            },
+        }
+    }
+}
+
+/// What a registry has to do with the end of the process.
+#[derive(Debug)]
+pub(super) struct AtExit {
+    end: OnceCell<ProcessEnd>,
+    notice: Mutex<Notice<()>>,
+    /// What else reports the registry's workers. Each is closed when its last report is made.
+    reporters: Mutex<Vec<Receiver<()>>>,
+}
+
+impl Default for AtExit {
+    fn default() -> Self {
+        Self {
+            end: OnceCell::new(),
+            notice: Mutex::new(Notice::new()),
+            reporters: Mutex::default(),
+        }
+    }
+}
+
+/// The registries whose workers the end of the process ends, and the process that they are of: a
+/// forked child has copies of its parent's.
+static WATCHED: Mutex<Vec<(u32, WeakRegistry)>> = Mutex::new(Vec::new());
+
+impl Registry {
+    /// Ends the process with this exit status, as [`std::process::exit`] does. Before that, ends the
+    /// workers of this registry that still live, as
+    /// [`StopCause::ProcessExit`](crate::StopCause::ProcessExit); those of every other registry that
+    /// is [attached](Self::attach) or part of a [`Shutdown`](crate::Shutdown) too. Their leases are
+    /// released, and the stores hear of it within the
+    /// [farewell](crate::FleetConfig::farewell).
+    ///
+    /// Where `main` returns or panics, or the main thread calls [`std::process::exit`], the same
+    /// happens without this call, as far as the platform permits: see [the end of the
+    /// process](crate#the-end-of-the-process). On other threads, call this, or enable the feature
+    /// `exit-hook`.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::Registry;
+    ///
+    /// std::thread::spawn(|| Registry::global().exit(3));
+    /// ```
+    pub fn exit(&self, status: i32) -> ! {
+        self.watch_exit();
+        conclude(&ProcessEnd::Exit {
+            status: Some(status),
+        });
+        process::exit(status)
+    }
+
+    /// From now on, the end of the process ends this registry's workers.
+    pub(crate) fn watch_exit(&self) {
+        arm();
+        reason::listen();
+        let owner = process::id();
+        let mut watched = WATCHED.lock();
+        watched.retain(|(other, registry)| *other == owner && registry.is_alive());
+        if !watched.iter().any(|(_, registry)| registry.is(self)) {
+            watched.push((owner, self.downgrade()));
+        }
+    }
+
+    /// Takes note of something that reports this registry's workers. What is returned is closed, or
+    /// gets a message, when the process ends; `ended` has to be closed once that is reported.
+    #[cfg(any(feature = "beacon", feature = "systemd"))]
+    pub(crate) fn report_exit(&self, ended: Receiver<()>) -> Receiver<()> {
+        use crossbeam_channel::TryRecvError;
+        let at_exit = &self.inner.at_exit;
+        let mut reporters = at_exit.reporters.lock();
+        reporters.retain(|other| other.try_recv() != Err(TryRecvError::Disconnected));
+        reporters.push(ended);
+        drop(reporters);
+        self.watch_exit();
+        at_exit.notice.lock().receiver()
+    }
+
+    /// Why the process is ending, if it is.
+    pub(crate) fn process_end(&self) -> Option<&ProcessEnd> {
+        self.inner.at_exit.end.get()
+    }
+
+    /// Ends every worker, those to come included.
+    fn end_all(&self, end: &ProcessEnd) -> [StopNews<'_>; 2] {
+        let at_exit = &self.inner.at_exit;
+        // Before the others are counted: a worker that comes now is either among them or sees this.
+        let _ = at_exit.end.set(end.clone());
+        let roster = self.roster();
+        let ended = roster.cut_off(&self.living(), &end.request(), || end.end());
+        // Those that have ended must not be started again.
+        let asked = self.request_stop(&end.request());
+        at_exit.notice.lock().say(());
+        [ended, asked]
+    }
+
+    /// Ends a worker that came while the process was ending.
+    pub(super) fn end_if_ending(&self, posts: &[Post]) {
+        if let Some(end) = self.process_end() {
+            let roster = self.roster();
+            roster.cut_off(posts, &end.request(), || end.end()).tell();
+        }
+    }
+
+    /// How long the end of the process may wait for this registry.
+    fn exit_patience(&self) -> Duration {
+        let companion = self.roster().companion();
+        companion.map_or(PATIENCE, |companion| companion.patience())
+    }
+
+    fn await_reports(&self, patience: &Patience) {
+        self.tell_store(patience);
+        let reporters = self.inner.at_exit.reporters.lock().clone();
+        reporters.iter().for_each(|ended| wait_for(ended, patience));
+    }
+}
+
+// --- the end ------------------------------------------------------------------------------------
+
+/// What is done at the end of this process, once it has begun: closed when it is done.
+static CONCLUSION: Mutex<Option<Conclusion>> = Mutex::new(None);
+
+#[derive(Clone)]
+struct Conclusion {
+    process: u32,
+    patience: Patience,
+    done: Receiver<()>,
+}
+
+/// Ends the workers of all watched registries, and waits until that is reported, for a limited time.
+/// A second call waits for the first one.
+pub(crate) fn conclude(end: &ProcessEnd) {
+    if let Some(conclusion) = begin(end) {
+        wait_for(&conclusion.done, &conclusion.patience);
+    }
+}
+
+/// Waits until this is closed.
+fn wait_for(done: &Receiver<()>, patience: &Patience) {
+    while let Some(slice) = patience.slice() {
+        if done.recv_timeout(slice) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+    }
+}
+
+/// How long the end of the process may take at most.
+pub(crate) fn longest() -> Duration {
+    let watched = WATCHED.try_lock_for(LOCK_PATIENCE);
+    let registries = watched.iter().flat_map(|watched| watched.iter());
+    let patience = registries.filter_map(|(_, registry)| Some(registry.upgrade()?.exit_patience()));
+    patience.max().unwrap_or_default()
+}
+
+fn begin(end: &ProcessEnd) -> Option<Conclusion> {
+    let process = process::id();
+    let mut begun = CONCLUSION.try_lock_for(LOCK_PATIENCE)?;
+    if let Some(conclusion) = begun.as_ref().filter(|begun| begun.process == process) {
+        return Some(conclusion.clone());
+    }
+    let watched = WATCHED.try_lock_for(LOCK_PATIENCE)?;
+    let own = watched.iter().filter(|(owner, _)| *owner == process);
+    let registries: Vec<_> = own.filter_map(|(_, registry)| registry.upgrade()).collect();
+    drop(watched);
+    let patience = registries.iter().map(Registry::exit_patience).max()?;
+    let patience = Patience::new(patience);
+    let allowed = patience.clone();
+    let (doing, done) = bounded(0);
+    let end = end.clone();
+    thread::Builder::new()
+        .name(THREAD_NAME.to_owned())
+        .spawn(move || {
+            let concluded = catch_unwind(AssertUnwindSafe(|| {
+                carry_out(&registries, &end, &allowed, doing);
+            }));
+            if let Err(payload) = concluded {
+                panics::dispose(payload);
+            }
+            // To close what hangs on the last of them takes time that is not left.
+            std::mem::forget(registries);
+        })
+        .ok()?;
+    let conclusion = Conclusion {
+        process,
+        patience,
+        done,
+    };
+    Some(begun.insert(conclusion).clone())
+}
+
+fn carry_out(registries: &[Registry], end: &ProcessEnd, patience: &Patience, doing: Sender<()>) {
+    let ended = registries.iter().flat_map(|registry| registry.end_all(end));
+    let news: Vec<_> = ended.filter(|news| !news.is_empty()).collect();
+    let news = Mutex::new((!news.is_empty()).then(|| (news, doing.clone())));
+    let tell = || {
+        let Some((news, doing)) = news.lock().take() else {
+            return;
+        };
+        news.into_iter().for_each(StopNews::tell);
+        if let Err(payload) = catch_unwind(|| log::logger().flush()) {
+            panics::dispose(payload);
+        }
+        drop(doing);
+    };
+    thread::scope(|scope| {
+        // Executors and log implementations may hang. The stores are not to wait for them.
+        let telling = thread::Builder::new()
+            .name(LOG_THREAD_NAME.to_owned())
+            .spawn_scoped(scope, tell);
+        for registry in registries {
+            registry.await_reports(patience);
+        }
+        drop(doing);
+        if telling.is_err() {
+            tell();
+        }
+    });
+}
+
+// --- who runs at the end --------------------------------------------------------------------------
+
+/// What a thread is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Unknown,
+    Main,
+    Elsewhere,
+}
+
+/// Dropped when its thread ends. The main thread ends with the process.
+struct Guard(Cell<Place>);
+
+thread_local! {
+    static GUARD: Guard = const { Guard(Cell::new(Place::Unknown)) };
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.0.get() == Place::Main {
+            at_end();
+        }
+    }
+}
+
+/// If this is the main thread, the end of the process is noticed from now on.
+pub(super) fn arm() {
+    // The thread-local can be gone: workers may be made while a thread ends.
+    let _ = GUARD.try_with(|guard| {
+        if guard.0.get() == Place::Unknown {
+            guard.0.set(if is_main() {
+                Place::Main
+            } else {
+                Place::Elsewhere
+            });
+        }
+    });
+}
+
+/// Whether the calling thread is the main one. Asks the kernel in the first call on a thread.
+fn on_main() -> bool {
+    arm();
+    GUARD
+        .try_with(|guard| guard.0.get() == Place::Main)
+        .unwrap_or(false)
+}
+
+/// The process ends, for a reason that is yet to be found.
+fn at_end() {
+    let concluded = catch_unwind(|| conclude(&reason::find()));
+    if let Err(payload) = concluded {
+        panics::dispose(payload);
+    }
+}
+
+// By the C library, which calls it whichever thread ends the process.
+#[cfg(all(feature = "exit-hook", unix))]
+dtor::declarative::dtor! {
+    #[dtor(unsafe)]
+    fn at_exit() {
+        at_end();
+    }
+}
+
+/// Whether the calling thread is the one that the process ends with.
+fn is_main() -> bool {
+    if !cfg!(unix) {
+        // There, thread-locals of the main thread are dropped when all other threads are gone.
+        return false;
+    }
+    if let Ok(link) = std::fs::read_link("/proc/thread-self") {
+        // `<process>/task/<thread>`
+        return link.iter().next() == link.file_name();
+    }
+    // Any thread can have this name, but only one is the first.
+    let this = thread::current();
+    this.name() == Some(MAIN) && format!("{:?}", this.id()) == "ThreadId(1)"
+}
