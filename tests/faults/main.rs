@@ -1,11 +1,12 @@
 //! Faults with real processes and threads: stopped and starved ones, a pacemaker that is held up, a
-//! fork, log implementations and subscribers that misbehave.
+//! fork, threads that cannot be looked at, log implementations and subscribers that misbehave.
 //!
 //! Each fault strikes a process of its own: this test program once more, with one test, in the role
 //! of the child. They come one after the other, since some of them take the processors for
 //! themselves.
 
 mod crew;
+mod evidence;
 mod forked;
 mod forked_shutdown;
 mod held_up;
