@@ -172,6 +172,8 @@ report! {
     HungWorker(this) {
         "id": this.id,
         "health": this.health,
+        "run_id": this.run_id,
+        "task": this.task,
     }
     StopReport(this) {
         "clean": this.is_clean(),

@@ -169,7 +169,7 @@ fn a_signal_that_comes_again_ends_the_process() {
         assert!(latency < SOON, "{latency:?}");
         let words = format!(
             "exit with status 1: {second} came again; \
-             still at work: hung-1 (stopping: finishing its task)"
+             still at work: hung-1 (stopping: finishing its task, during run-2 (hanging))"
         );
         let said = &ended.transcript;
         let lines = said.all(&words);
@@ -250,7 +250,7 @@ fn overruns(settings: &str) -> Ended {
 #[test]
 fn a_hung_worker_is_named_when_the_time_is_over() {
     let words = "exit with status 1: the shutdown took too long; \
-                 still at work: hung-1 (stopping: finishing its task)";
+                 still at work: hung-1 (stopping: finishing its task, during run-2 (hanging))";
     let ended = overruns("workers=idle-1,hung-1");
     let said = &ended.transcript;
     let line = said.all(&format!("worker-heartbeat: {words}"));

@@ -10,6 +10,7 @@ mod membership;
 mod probe;
 mod survey;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -511,10 +512,12 @@ impl Registry {
         true
     }
 
-    /// Waits until every worker has ended, but no longer than this. Returns whether all have.
+    /// Waits until every worker has ended and supervised work has returned, but no longer than this.
+    /// Returns whether all have.
     pub(crate) fn drain(&self, patience: &Patience) -> bool {
         let roster = &self.inner.roster;
-        roster.wait_for_ends(patience, || self.living().is_empty())
+        let over = || !roster.unreturned.is_awaited() && self.unended().is_empty();
+        roster.wait_for_ends(patience, over)
     }
 
     /// Waits until the log has been told of every end, but no longer than this.
@@ -541,6 +544,20 @@ impl Registry {
         let roster = &self.inner.roster;
         let mut posts = self.inner.census.count(|| roster.posts());
         posts.retain(|post| !post.record.is_over());
+        posts
+    }
+
+    /// The workers that a shutdown waits for: those that live, and those whose supervised work has
+    /// not returned. Without those that wait for it themselves.
+    pub(crate) fn unended(&self) -> Vec<Post> {
+        let roster = &self.inner.roster;
+        let blocked = roster.unreturned.blocked();
+        let mut posts = self.living();
+        let mut known: HashSet<_> = blocked.iter().map(Arc::as_ptr).collect();
+        posts.retain(|post| known.insert(Arc::as_ptr(&post.record)));
+        let mut awaited = roster.unreturned.awaited();
+        awaited.retain(|record| known.insert(Arc::as_ptr(record)));
+        posts.extend(awaited.into_iter().map(|record| roster.post(record)));
         posts
     }
 }

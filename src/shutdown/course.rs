@@ -166,17 +166,13 @@ impl Inner {
         })
     }
 
-    /// The workers that have not ended.
+    /// The workers that have not ended, or whose work has not returned.
     pub(super) fn hung(&self) -> Vec<HungWorker> {
         let mut hung = Vec::new();
         for registry in &self.registries {
             let view = registry.roster().view();
-            hung.extend(
-                registry
-                    .living()
-                    .into_iter()
-                    .map(|post| HungWorker::new(post.record.id().to_owned(), post.health(&view))),
-            );
+            let unended = registry.unended();
+            hung.extend(unended.iter().map(|post| HungWorker::of(post, &view)));
         }
         hung
     }

@@ -41,9 +41,10 @@ use wire::Bell;
 /// 1. A signal comes, or [`trigger`](Self::trigger) is called. It is logged by name. Idle workers
 ///    are stopped at once; working ones are asked to, and stopped when their task ends. The
 ///    pacemaker goes on, so they keep their heartbeats while they drain.
-/// 2. [`wait`](Self::wait), or [`wait_async`](Self::wait_async), waits for all of them and for the
-///    cleanups, which run in reverse order on a thread of their own, and returns a report, which
-///    `main` can return as the exit status.
+/// 2. [`wait`](Self::wait), or [`wait_async`](Self::wait_async), waits for all of them, until
+///    [supervised](crate::Supervisor) work has returned, the work of idle workers included, and then
+///    for the cleanups, which run in reverse order on a thread of their own. It returns a report,
+///    which `main` can return as the exit status.
 /// 3. If that takes longer than the timeout (10 s), a thread that depends on nothing being drained
 ///    ends the process with status 1, and names who hung. So does another signal, if it comes more
 ///    than a second after the first.
@@ -232,8 +233,8 @@ impl Shutdown {
     /// **This blocks the calling thread.** Asynchronous code uses [`wait_async`](Self::wait_async).
     ///
     /// A worker whose handle the calling thread holds has to end before: drop it, or
-    /// [`stop`](crate::WorkerHeartbeat::stop) it. All calls return the same report. A call from a
-    /// cleanup returns at once, since it cannot wait for that cleanup: its report is that of the
+    /// [`stop`](crate::WorkerHeartbeat::stop) it. Supervised work may call this: it is not waited for
+    /// then. All calls return the same report. A call from a cleanup returns at once, since it cannot wait for that cleanup: its report is that of the
     /// moment, and not clean.
     #[must_use = "the report is the exit status"]
     pub fn wait(&self) -> ShutdownReport {
@@ -243,6 +244,9 @@ impl Shutdown {
 
     /// As [`wait`](Self::wait), without blocking the thread: on a current-thread runtime, the
     /// workers' futures go on meanwhile. Works on any executor.
+    ///
+    /// A supervised future that awaits this is not waited for, once its worker has ended: it is idle,
+    /// or calls [`stop`](crate::WorkerHeartbeat::stop) before.
     ///
     /// The first poll that finds the shutdown begun starts the end of it, which then goes on whether
     /// the future is polled or not. The future can be dropped and made again at any time.

@@ -36,7 +36,8 @@ impl fmt::Display for ShutdownCause {
 pub struct ShutdownReport {
     /// What began it.
     pub cause: ShutdownCause,
-    /// Workers that did not end in time. If there are any, no cleanup was run.
+    /// Workers that did not end in time, or whose supervised work did not return. If there are any, no
+    /// cleanup was run.
     pub hung: Vec<HungWorker>,
     /// All cleanups, in the order in which they were run, or would have been.
     pub cleanups: Vec<CleanupReport>,
@@ -138,10 +139,7 @@ impl ShutdownReport {
     pub(super) fn faults(&self) -> String {
         let mut faults = Vec::new();
         if !self.hung.is_empty() {
-            let hung = self
-                .hung
-                .iter()
-                .map(|worker| format!("{} ({})", worker.id, worker.health));
+            let hung = self.hung.iter().map(ToString::to_string);
             let hung = hung.collect::<Vec<_>>().join(", ");
             faults.push(format!("still at work: {hung}"));
         }

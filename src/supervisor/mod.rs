@@ -4,6 +4,7 @@ mod future;
 mod restart;
 mod thread;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,11 +14,12 @@ pub use future::{Outcome, Supervised};
 pub use restart::Restart;
 pub use thread::SupervisedWorker;
 
-use crate::health::{Death, DeathCause, Ending, Health, StopCause};
+use crate::health::{Death, DeathCause, Ending, Health, StopCause, during};
 use crate::panics::OnFatal;
 use crate::registry::{Membership, Registry};
 use crate::roster::events::EventKind;
 use crate::roster::post::{End, Post};
+use crate::roster::timeline::View;
 use restart::{Decision, Fate, Restarts};
 
 /// Runs workers on threads of their own, tells how each of them ended, and starts them again as its
@@ -90,10 +92,7 @@ impl Supervisor {
             if child.ending.exit().is_some() {
                 report.ended.push(id);
             } else {
-                report.hung.push(HungWorker {
-                    id,
-                    health: child.post.current().health(&view),
-                });
+                report.hung.push(HungWorker::of(&child.post, &view));
             }
         }
         self.children
@@ -136,13 +135,37 @@ impl StopReport {
 pub struct HungWorker {
     /// Its id.
     pub id: String,
-    /// What it was doing.
+    /// How it is. One that is stopped or dead already has work that has not returned.
     pub health: Health,
+    /// The run that it is at, if it has a name.
+    pub run_id: Option<String>,
+    /// The task that it is at, if it has a name.
+    pub task: Option<String>,
 }
 
 impl HungWorker {
-    pub(crate) const fn new(id: String, health: Health) -> Self {
-        Self { id, health }
+    pub(crate) fn of(post: &Post, view: &View) -> Self {
+        let post = post.current();
+        let (run_id, task) = post.task();
+        Self {
+            id: post.record.id().to_owned(),
+            health: post.health(view),
+            run_id,
+            task,
+        }
+    }
+}
+
+impl fmt::Display for HungWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.id, self.health)?;
+        match &self.health {
+            health if health.state().is_terminal() => f.write_str("; its work has not returned")?,
+            // It has them in its words.
+            Health::Stalled(_) => {}
+            _ => during(f, self.run_id.as_deref(), self.task.as_deref())?,
+        }
+        f.write_str(")")
     }
 }
 

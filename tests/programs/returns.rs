@@ -1,0 +1,412 @@
+//! Scenes of supervised work and the end of a shutdown. They end with status 0 if all is well, unless
+//! their test says otherwise.
+
+use std::future::{Future, pending};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use worker_heartbeat::{
+    CleanupState, Registry, Shutdown, ShutdownBuilder, State, Supervisor, WorkerHeartbeat,
+};
+
+use crate::process::PATIENCE;
+use crate::roles::{exit_with, ready, rest};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+/// What the work needs to write its buffer: many times what a shutdown needs that does not wait.
+const FLUSH: Duration = Duration::from_millis(200);
+
+pub(crate) fn play(scene: &str) -> ! {
+    match scene {
+        "thread" => idle_thread(|shutdown| shutdown.wait()),
+        "thread-async" => idle_thread(|shutdown| block_on(shutdown.wait_async())),
+        "future" => idle_future(false),
+        "plain-future" => idle_future(true),
+        "destructor" => destructor(),
+        "thread-hangs" => thread_hangs(Duration::from_millis(500), false),
+        "thread-hangs-forced" => thread_hangs(Duration::from_millis(500), true),
+        "future-hangs" => future_hangs(),
+        "future-dropped" => future_dropped(),
+        "futures-not-polled" => futures_not_polled(),
+        "restarting" => restarting(),
+        "thread-waits" => thread_waits(),
+        "future-blocks" => future_blocks(),
+        "future-waits" => future_waits(),
+        "future-gives-up-waiting" => future_gives_up_waiting(),
+        other => panic!("there is no {other} scene"),
+    }
+}
+
+fn shutdown(registry: &Registry) -> ShutdownBuilder {
+    let builder = Shutdown::builder().signals([]).registry(registry);
+    builder.timeout(PATIENCE)
+}
+
+fn worker(id: &str) -> worker_heartbeat::Builder {
+    WorkerHeartbeat::builder("worker").id(id)
+}
+
+/// Waits for something that is about to happen.
+#[track_caller]
+fn soon(what: &str, mut happened: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < deadline, "not {what}");
+        // Between two looks.
+        thread::sleep(MILLISECOND);
+    }
+}
+
+#[track_caller]
+fn soon_idle(registry: &Registry, id: &str) {
+    soon("idle", || state(registry, id) == State::Idle);
+}
+
+fn state(registry: &Registry, id: &str) -> State {
+    registry.get(id).unwrap().health().state()
+}
+
+struct Unpark(thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+fn poll_once<F: Future>(future: Pin<&mut F>) -> bool {
+    future
+        .poll(&mut Context::from_waker(Waker::noop()))
+        .is_ready()
+}
+
+// --- work that was idle -------------------------------------------------------------------------
+
+/// What the work found when it wrote its buffer: whether the cleanup had been run.
+type Found = Arc<Mutex<Option<bool>>>;
+
+fn flush(closed: &AtomicBool, found: &Found) {
+    // It stands for the work.
+    thread::sleep(FLUSH);
+    *found.lock().unwrap() = Some(closed.load(Ordering::SeqCst));
+}
+
+fn idle_thread(wait: fn(&Shutdown) -> worker_heartbeat::ShutdownReport) -> ! {
+    ready();
+    let registry = Registry::new();
+    let (closed, found) = (Arc::new(AtomicBool::new(false)), Found::default());
+    let close = Arc::clone(&closed);
+    let shutdown = shutdown(&registry)
+        .cleanup("close", move || close.store(true, Ordering::SeqCst))
+        .install()
+        .unwrap();
+    let finds = Arc::clone(&found);
+    let writer = Supervisor::new(&registry)
+        .spawn(worker("writer"), move |hb| {
+            let stop = hb.stop_receiver();
+            hb.mark_idle();
+            let _ = stop.recv();
+            flush(&closed, &finds);
+            Ok(())
+        })
+        .unwrap();
+    soon_idle(&registry, "writer");
+    shutdown.trigger();
+    assert_eq!(state(&registry, "writer"), State::Stopped, "at once");
+    let report = wait(&shutdown);
+    assert_eq!(*found.lock().unwrap(), Some(false));
+    assert!(writer.exit().is_some(), "its exit is known");
+    exit_with(&report)
+}
+
+fn idle_future(plain: bool) -> ! {
+    ready();
+    let registry = Registry::new();
+    let (closed, found) = (Arc::new(AtomicBool::new(false)), Found::default());
+    let close = Arc::clone(&closed);
+    let shutdown = shutdown(&registry)
+        .cleanup("close", move || close.store(true, Ordering::SeqCst))
+        .install()
+        .unwrap();
+    let finds = Arc::clone(&found);
+    let work = async move |hb: &WorkerHeartbeat| {
+        hb.mark_idle();
+        hb.wait_for_stop().await;
+        flush(&closed, &finds);
+    };
+    if plain {
+        let hb = worker("writer").registry(&registry).start().unwrap();
+        thread::spawn(move || block_on(hb.supervise(work(&hb))));
+    } else {
+        let work = Arc::new(work);
+        let supervised = Supervisor::new(&registry)
+            .supervise(worker("writer"), move |hb| {
+                let work = Arc::clone(&work);
+                async move { work(&hb).await }
+            })
+            .unwrap();
+        thread::spawn(move || block_on(supervised));
+    }
+    soon_idle(&registry, "writer");
+    shutdown.trigger();
+    assert_eq!(state(&registry, "writer"), State::Stopped, "at once");
+    let report = shutdown.wait();
+    assert_eq!(*found.lock().unwrap(), Some(false));
+    exit_with(&report)
+}
+
+/// What the work holds is part of it.
+fn destructor() -> ! {
+    struct Buffer(Found, Arc<AtomicBool>);
+    impl Drop for Buffer {
+        fn drop(&mut self) {
+            flush(&self.1, &self.0);
+        }
+    }
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry).install().unwrap();
+    let found = Found::default();
+    let buffer = Buffer(Arc::clone(&found), Arc::default());
+    Supervisor::new(&registry)
+        .spawn(worker("writer"), move |hb| {
+            let _held = &buffer;
+            let stop = hb.stop_receiver();
+            hb.mark_idle();
+            let _ = stop.recv();
+            Ok(())
+        })
+        .unwrap();
+    soon_idle(&registry, "writer");
+    shutdown.trigger();
+    let report = shutdown.wait();
+    assert_eq!(*found.lock().unwrap(), Some(false));
+    exit_with(&report)
+}
+
+// --- work that does not return ------------------------------------------------------------------
+
+fn thread_hangs(timeout: Duration, force_exit: bool) -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry)
+        .timeout(timeout)
+        .force_exit(force_exit)
+        .cleanup("close", || panic!("it was run"))
+        .install()
+        .unwrap();
+    Supervisor::new(&registry)
+        .spawn(worker("deaf"), |hb| {
+            hb.mark_idle();
+            rest()
+        })
+        .unwrap();
+    soon_idle(&registry, "deaf");
+    shutdown.trigger();
+    let report = shutdown.wait();
+    println!("@summary: {report}");
+    assert!(!report.is_clean());
+    assert_eq!(report.hung.len(), 1);
+    assert_eq!(report.hung[0].id, "deaf");
+    assert_eq!(report.hung[0].health.state(), State::Stopped);
+    assert_eq!(report.cleanups[0].state, CleanupState::NotRun);
+    std::process::exit(0)
+}
+
+fn future_hangs() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry)
+        .timeout(Duration::from_millis(500))
+        .force_exit(false)
+        .install()
+        .unwrap();
+    let hb = worker("deaf").registry(&registry).start().unwrap();
+    let mut held = Box::pin(hb.supervise(async {
+        hb.mark_idle();
+        pending::<()>().await;
+    }));
+    assert!(!poll_once(held.as_mut()));
+    shutdown.trigger();
+    let report = shutdown.wait();
+    assert_eq!(report.hung.len(), 1);
+    assert_eq!(report.hung[0].id, "deaf");
+    drop(held);
+    std::process::exit(0)
+}
+
+/// A runtime that is shut down drops its tasks.
+fn future_dropped() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry).install().unwrap();
+    let supervised = Supervisor::new(&registry)
+        .supervise(worker("deaf"), |hb| async move {
+            hb.mark_idle();
+            pending::<()>().await;
+        })
+        .unwrap();
+    let mut supervised = Box::pin(supervised);
+    assert!(!poll_once(supervised.as_mut()));
+    soon_idle(&registry, "deaf");
+    let waits = shutdown.clone();
+    let waiting = thread::spawn(move || waits.wait());
+    shutdown.trigger();
+    // As long as a shutdown needs that does not wait.
+    thread::sleep(FLUSH);
+    assert!(!waiting.is_finished(), "it is there");
+    drop(supervised);
+    exit_with(&waiting.join().unwrap())
+}
+
+/// Futures that were never polled have not begun; one that is over has returned, if it is kept or not.
+fn futures_not_polled() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry).install().unwrap();
+    let [one, two] = ["one", "two"].map(|id| worker(id).registry(&registry).start().unwrap());
+    one.mark_idle();
+    let never = one.supervise(pending::<()>());
+    let mut over = Box::pin(two.supervise(async {}));
+    assert!(poll_once(over.as_mut()));
+    shutdown.trigger();
+    let report = shutdown.wait();
+    drop((never, over));
+    exit_with(&report)
+}
+
+/// Between two lives, nothing is at work: a restart is not waited for.
+fn restarting() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry).install().unwrap();
+    let hour = Duration::from_secs(3600);
+    let restart = worker_heartbeat::Restart::on_failure().backoff(hour, hour);
+    let supervised = Supervisor::new(&registry)
+        .restart(restart)
+        .supervise(worker("failing"), |_| async { Err::<(), _>("at once") })
+        .unwrap();
+    let mut supervised = Box::pin(supervised);
+    assert!(!poll_once(supervised.as_mut()));
+    shutdown.trigger();
+    let report = shutdown.wait();
+    drop(supervised);
+    exit_with(&report)
+}
+
+// --- work that waits for the shutdown itself ----------------------------------------------------
+
+/// A worker that ends the process: it lost its lock, say. The main thread waits as well.
+fn thread_waits() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry)
+        .cleanup("close", || println!("@cleaned up"))
+        .install()
+        .unwrap();
+    let waits = shutdown.clone();
+    let (idle, at_task) = (worker("idle"), worker("at-task"));
+    let supervisor = Supervisor::new(&registry);
+    let (said, says): (Sender<bool>, Receiver<bool>) = channel();
+    let says_too = said.clone();
+    let other = shutdown.clone();
+    supervisor
+        .spawn(idle, move |hb| {
+            hb.mark_idle();
+            said.send(other.wait().is_clean())?;
+            Ok(())
+        })
+        .unwrap();
+    supervisor
+        .spawn(at_task, move |hb| {
+            let _task = hb.begin_task("run-1", "its last one");
+            waits.trigger();
+            says_too.send(waits.wait().is_clean())?;
+            Ok(())
+        })
+        .unwrap();
+    let report = shutdown.wait();
+    for _ in 0..2 {
+        assert!(says.recv_timeout(PATIENCE).unwrap());
+    }
+    exit_with(&report)
+}
+
+/// A future blocks its executor's thread with the wait.
+fn future_blocks() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry).install().unwrap();
+    let hb = worker("blocks").registry(&registry).start().unwrap();
+    let report = block_on(hb.supervise(async {
+        let _task = hb.begin_task("run-1", "its last one");
+        shutdown.trigger();
+        shutdown.wait().is_clean()
+    }));
+    assert!(report.unwrap());
+    exit_with(&shutdown.wait())
+}
+
+fn future_waits() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry).install().unwrap();
+    let waits = shutdown.clone();
+    let supervised = Supervisor::new(&registry)
+        .supervise(worker("waits"), move |hb| {
+            let waits = waits.clone();
+            async move {
+                hb.mark_idle();
+                assert!(waits.wait_async().await.is_clean());
+            }
+        })
+        .unwrap();
+    let running = thread::spawn(move || block_on(supervised));
+    soon_idle(&registry, "waits");
+    shutdown.trigger();
+    let report = shutdown.wait();
+    assert!(running.join().unwrap().is_completed());
+    exit_with(&report)
+}
+
+/// It waited once: now it is waited for again.
+fn future_gives_up_waiting() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry).install().unwrap();
+    let hb = worker("writer").registry(&registry).start().unwrap();
+    let (waits, found) = (shutdown.clone(), Found::default());
+    let finds = Arc::clone(&found);
+    thread::spawn(move || {
+        block_on(hb.supervise(async {
+            {
+                let mut waiting = pin!(waits.wait_async());
+                assert!(!poll_once(waiting.as_mut()));
+            }
+            hb.mark_idle();
+            hb.wait_for_stop().await;
+            flush(&AtomicBool::new(false), &finds);
+        }))
+    });
+    soon_idle(&registry, "writer");
+    shutdown.trigger();
+    let report = shutdown.wait();
+    assert_eq!(*found.lock().unwrap(), Some(false));
+    exit_with(&report)
+}

@@ -1,0 +1,83 @@
+//! A shutdown waits for supervised work to return, in processes of their own.
+//!
+//! Each test starts this program again, as [`stage`], in a role.
+
+#[path = "programs/process.rs"]
+mod process;
+#[path = "programs/returns.rs"]
+mod returns;
+#[path = "programs/roles.rs"]
+mod roles;
+
+use process::{Ended, Process};
+
+/// Not a test: what the processes do that the tests start.
+#[test]
+fn stage() {
+    if let Some(role) = process::role() {
+        returns::play(&role);
+    }
+}
+
+/// Runs a scene that checks itself.
+fn play(scene: &str) -> Ended {
+    let ended = Process::start(scene).wait();
+    ended.assert_code(0);
+    ended
+}
+
+#[test]
+fn work_of_a_thread_that_was_idle_has_returned_before_the_cleanups_run() {
+    play("thread");
+    play("thread-async");
+}
+
+#[test]
+fn work_of_a_future_that_was_idle_has_returned_before_the_cleanups_run() {
+    play("future");
+    play("plain-future");
+}
+
+#[test]
+fn what_the_work_holds_is_gone_before_the_shutdown_is_over() {
+    play("destructor");
+}
+
+const DEAF: &str = "still at work: deaf (stopped: by shutdown";
+
+#[test]
+fn work_that_does_not_return_is_named() {
+    let ended = play("thread-hangs");
+    let said = &ended.transcript;
+    assert!(said.has(DEAF), "{said}");
+    assert!(said.has("its work has not returned"), "{said}");
+    play("future-hangs");
+}
+
+#[test]
+fn a_process_whose_work_does_not_return_is_ended_and_names_it() {
+    let ended = Process::start("thread-hangs-forced").wait();
+    ended.assert_code(1);
+    let said = &ended.transcript;
+    assert!(said.has("exit with status 1"), "{said}");
+    assert!(said.has(DEAF), "{said}");
+}
+
+#[test]
+fn a_future_that_is_dropped_has_returned() {
+    play("future-dropped");
+}
+
+#[test]
+fn futures_that_have_not_begun_or_are_over_are_not_waited_for() {
+    play("futures-not-polled");
+    play("restarting");
+}
+
+#[test]
+fn work_that_waits_for_the_shutdown_is_not_waited_for() {
+    play("thread-waits");
+    play("future-blocks");
+    play("future-waits");
+    play("future-gives-up-waiting");
+}
