@@ -157,18 +157,18 @@ fn signal_twice(process: &mut Process, first: Signal, second: Signal) -> Instant
 
 #[test]
 fn a_signal_that_comes_again_ends_the_process() {
-    for (settings, second, to) in [
+    for (settings, signal, to) in [
         ("workers=hung-1,idle-1", Signal::SIGTERM, Stream::Stderr),
         ("workers=hung-1 log=print", Signal::SIGINT, Stream::Stdout),
     ] {
         let mut process = service(settings);
-        let sent = signal_twice(&mut process, Signal::SIGTERM, second);
+        let sent = signal_twice(&mut process, signal, signal);
         let ended = process.wait();
         ended.assert_code(1);
         let latency = ended.at - sent;
         assert!(latency < SOON, "{latency:?}");
         let words = format!(
-            "exit with status 1: {second} came again; \
+            "exit with status 1: {signal} came again; \
              still at work: hung-1 (stopping: finishing its task, during run-2 (hanging))"
         );
         let said = &ended.transcript;
@@ -178,6 +178,73 @@ fn a_signal_that_comes_again_ends_the_process() {
         ended.assert_not("@cleanup");
         println!("{settings}: forced exit {latency:.1?} after the second signal");
     }
+}
+
+/// Longer than a duplicate may take, and then time for a forced exit, which would take some
+/// milliseconds. The service goes on.
+#[track_caller]
+fn goes_on(process: &mut Process) {
+    let begun = Instant::now();
+    while begun.elapsed() < DUPLICATE + DUPLICATE / 2 {
+        let health = process.ask("health draining-1");
+        assert!(!health.starts_with("stopped"), "{health}");
+    }
+}
+
+/// An operator's Ctrl-C, then the terminal is closed; a service manager comes later.
+#[test]
+fn another_signal_that_comes_for_the_first_time_changes_nothing() {
+    let mut process = service("workers=draining-1 log=print");
+    process.signal(Signal::SIGINT);
+    process.expect("@begun");
+    for signal in [Signal::SIGHUP, Signal::SIGTERM] {
+        goes_on(&mut process);
+        process.signal(signal);
+        let words = format!("@log INFO {signal} came during the shutdown begun by SIGINT");
+        process.expect(&words);
+    }
+    goes_on(&mut process);
+    process.tell("finish");
+    process.wait().assert_code(0);
+}
+
+#[test]
+fn each_signal_ends_the_process_when_it_comes_again() {
+    let mut process = service("workers=hung-1");
+    signal_twice(&mut process, Signal::SIGINT, Signal::SIGTERM);
+    std::thread::sleep(DUPLICATE + DUPLICATE / 5);
+    process.signal(Signal::SIGTERM);
+    let ended = process.wait();
+    ended.assert_code(1);
+    assert!(
+        ended.transcript.has("SIGTERM came again"),
+        "{}",
+        ended.transcript
+    );
+}
+
+/// An application that began the shutdown itself: the one signal of a service manager comes later.
+#[test]
+fn the_first_signal_after_a_trigger_changes_nothing() {
+    let mut process = service("workers=draining-1");
+    process.tell("trigger");
+    process.expect("@begun");
+    goes_on(&mut process);
+    process.signal(Signal::SIGTERM);
+    goes_on(&mut process);
+    process.tell("finish");
+    process.wait().assert_code(0);
+
+    let mut process = service("workers=draining-1");
+    process.tell("trigger");
+    signal_twice(&mut process, Signal::SIGTERM, Signal::SIGTERM);
+    let ended = process.wait();
+    ended.assert_code(1);
+    assert!(
+        ended.transcript.has("SIGTERM came again"),
+        "{}",
+        ended.transcript
+    );
 }
 
 #[test]
@@ -318,7 +385,7 @@ fn a_hung_cleanup_is_named_when_the_time_is_over() {
 #[test]
 fn a_signal_during_a_hung_cleanup_ends_the_process() {
     let mut process = service("workers=idle-1 cleanup=hung");
-    let sent = signal_twice(&mut process, Signal::SIGINT, Signal::SIGTERM);
+    let sent = signal_twice(&mut process, Signal::SIGTERM, Signal::SIGTERM);
     let ended = process.wait();
     ended.assert_code(1);
     let latency = ended.at - sent;

@@ -81,7 +81,7 @@ impl ShutdownBuilder {
         self
     }
 
-    /// Whether the process is ended with status 1 when it takes longer, or when a signal comes
+    /// Whether the process is ended with status 1 when it takes longer, or when the same signal comes
     /// again; yes by default. Otherwise, [`Shutdown::wait`] returns at the end of the timeout, and
     /// names in its report the workers that hung, the cleanup that did not end, and those that were
     /// not run.
@@ -143,6 +143,7 @@ impl ShutdownBuilder {
             requested: AtomicBool::new(false),
             progress: Mutex::new(Progress {
                 limit: self.timeout,
+                signals: Vec::new(),
                 attended: false,
                 cleanups: self.cleanups,
                 running: None,

@@ -46,8 +46,9 @@ use wire::Bell;
 ///    for the cleanups, which run in reverse order on a thread of their own. It returns a report,
 ///    which `main` can return as the exit status.
 /// 3. If that takes longer than the timeout (10 s), a thread that depends on nothing being drained
-///    ends the process with status 1, and names who hung. So does another signal, if it comes more
-///    than a second after the first.
+///    ends the process with status 1, and names who hung. So does the same signal, if it comes again
+///    more than a second after it came first. Another signal that comes for the first time changes
+///    nothing, whatever began the shutdown: a service manager may send its one SIGTERM late.
 ///
 /// If the [process ends](crate#the-end-of-the-process) otherwise, the workers that still live are
 /// ended, too.
@@ -114,6 +115,8 @@ struct Begun {
 struct Progress {
     /// When the time is over, in observed time since the beginning.
     limit: Duration,
+    /// The signals that came, each with the observed time at which it came first.
+    signals: Vec<(Signal, Duration)>,
     /// A call of `wait` or a poll of `wait_async` has started the end.
     attended: bool,
     /// Those that were not run yet.

@@ -7,12 +7,25 @@ use std::time::Duration;
 use super::hooks::Ear;
 use super::{End, Inner, Progress, ShutdownCause, Signal, leaving, spawn};
 use crate::registry::at_exit::{self, ProcessEnd};
+use crate::roster::say;
 use crate::words;
 
 /// A signal that comes again within this time is a duplicate: terminals and service managers send
 /// the same wish twice, to the process and to its group.
 const DUPLICATE: Duration = Duration::from_secs(1);
 pub(super) const TOO_LONG: &str = "the shutdown took too long";
+
+impl Progress {
+    /// Notes a signal. Returns when it came first, if it came before.
+    fn first(&mut self, signal: Signal, now: Duration) -> Option<Duration> {
+        let known = self.signals.iter().find(|(known, _)| *known == signal);
+        let first = known.map(|(_, came)| *came);
+        if first.is_none() {
+            self.signals.push((signal, now));
+        }
+        first
+    }
+}
 
 impl Inner {
     pub(super) fn watch(self: &Arc<Self>, mut ear: Ear) {
@@ -33,7 +46,9 @@ impl Inner {
             return Some(limit.saturating_sub(now).min(time.slice()));
         }
         // Without looks, no time is observed, and a later signal would be a duplicate.
-        (now < DUPLICATE).then(|| time.slice())
+        let newest = progress.signals.last();
+        let newest = newest.map_or(Duration::ZERO, |(_, came)| *came);
+        (now < newest.saturating_add(DUPLICATE)).then(|| time.slice())
     }
 
     /// When the time is over, in observed time; `None` if that changes nothing.
@@ -65,14 +80,25 @@ impl Inner {
 
     fn receive(self: &Arc<Self>, signal: Signal) {
         let cause = ShutdownCause::Signal(signal);
-        if self.begin(cause) {
-            Self::announce_aside(self, cause);
+        let begins = self.begin(cause);
+        let Some(begun) = self.begun.get() else {
             return;
+        };
+        let now = begun.time.look();
+        let first = self.progress.lock().first(signal, now);
+        if begins {
+            Self::announce_aside(self, cause);
+        } else if first.is_none() {
+            // On a thread of its own: the log may block.
+            let begun_by = begun.cause;
+            let _ = spawn("wh-announce", move || {
+                say(
+                    log::Level::Info,
+                    format_args!("{signal} came during the shutdown begun by {begun_by}"),
+                );
+            });
         }
-        let again = self
-            .begun
-            .get()
-            .is_some_and(|begun| begun.time.look() >= DUPLICATE);
+        let again = first.is_some_and(|first| now.saturating_sub(first) >= DUPLICATE);
         if again && self.force_exit {
             self.end_process(&format!("{signal} came again"), true);
         }
