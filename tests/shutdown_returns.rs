@@ -43,6 +43,11 @@ fn what_the_work_holds_is_gone_before_the_shutdown_is_over() {
     play("destructor");
 }
 
+#[test]
+fn a_log_that_blocks_keeps_no_work_from_its_stop_and_no_process_from_its_end() {
+    play("log-blocks");
+}
+
 const DEAF: &str = "still at work: deaf (stopped: by shutdown";
 
 #[test]

@@ -512,11 +512,11 @@ impl Registry {
         true
     }
 
-    /// Waits until every worker has ended and supervised work has returned, but no longer than this.
-    /// Returns whether all have.
-    pub(crate) fn drain(&self, patience: &Patience) -> bool {
+    /// Waits until every worker has ended and supervised work has returned, but no longer than this,
+    /// nor for longer than `log` for one whose thread is in the log. Returns whether all have.
+    pub(crate) fn drain(&self, patience: &Patience, log: Duration) -> bool {
         let roster = &self.inner.roster;
-        let over = || !roster.unreturned.is_awaited() && self.unended().is_empty();
+        let over = || !roster.unreturned.is_awaited(log) && self.unended(log).is_empty();
         roster.wait_for_ends(patience, over)
     }
 
@@ -549,13 +549,13 @@ impl Registry {
 
     /// The workers that a shutdown waits for: those that live, and those whose supervised work has
     /// not returned. Without those that wait for it themselves.
-    pub(crate) fn unended(&self) -> Vec<Post> {
+    pub(crate) fn unended(&self, log: Duration) -> Vec<Post> {
         let roster = &self.inner.roster;
         let blocked = roster.unreturned.blocked();
         let mut posts = self.living();
         let mut known: HashSet<_> = blocked.iter().map(Arc::as_ptr).collect();
         posts.retain(|post| known.insert(Arc::as_ptr(&post.record)));
-        let mut awaited = roster.unreturned.awaited();
+        let mut awaited = roster.unreturned.awaited(log);
         awaited.retain(|record| known.insert(Arc::as_ptr(record)));
         posts.extend(awaited.into_iter().map(|record| roster.post(record)));
         posts

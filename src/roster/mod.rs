@@ -276,7 +276,9 @@ impl Roster {
         let telling = Telling::begin(self);
         let (ended, event) = self.end_quietly(post, end);
         if let Some(event) = event {
+            let in_log = self.unreturned.tell_log(&post.record);
             self.log(&event);
+            drop(in_log);
         }
         drop(telling);
         ended
@@ -509,8 +511,13 @@ impl<'a> StopNews<'a> {
         self.wakers.is_empty() && self.events.is_empty()
     }
 
-    pub(crate) fn tell(self) {
-        self.wakers.into_iter().for_each(wake);
+    /// Wakes those who wait to be asked. [`tell`](Self::tell) does too, before it logs.
+    pub(crate) fn wake(&mut self) {
+        self.wakers.drain(..).for_each(wake);
+    }
+
+    pub(crate) fn tell(mut self) {
+        self.wake();
         for event in self.events {
             self.roster.log(&event);
         }

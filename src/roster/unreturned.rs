@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -11,15 +12,18 @@ use super::Roster;
 use super::record::Record;
 use crate::threads;
 
-/// All such work of a registry, in the order in which it began.
+/// All such work of a registry.
 #[derive(Debug, Default)]
 pub(crate) struct Unreturned(Mutex<Running>);
 
 #[derive(Debug, Default)]
 struct Running {
-    by_number: BTreeMap<u64, Arc<Work>>,
+    by_key: BTreeMap<Key, Arc<Work>>,
     next: u64,
 }
+
+/// The address of the record, which the work keeps alive, and a number that is never used again.
+type Key = (usize, u64);
 
 #[derive(Debug)]
 struct Work {
@@ -30,12 +34,17 @@ struct Work {
     waits: AtomicUsize,
     /// Those of them that block its thread.
     blocking_waits: AtomicUsize,
+    /// Since when its thread has been in the log, with the news of its end.
+    telling: Mutex<Option<Instant>>,
 }
 
 impl Work {
-    /// It can return only after a shutdown that waits for it.
-    fn waits(&self) -> bool {
-        self.waits.load(Ordering::Acquire) > 0
+    /// Whether a shutdown has to wait for it: it is not to wait for work that waits for it, nor for
+    /// longer than this for a log that blocks.
+    fn is_awaited(&self, log_patience: Duration) -> bool {
+        let telling = *self.telling.lock();
+        let blocks = telling.is_some_and(|since| since.elapsed() >= log_patience);
+        self.waits.load(Ordering::Acquire) == 0 && !blocks
     }
 
     /// It can do nothing until a shutdown is over.
@@ -48,7 +57,7 @@ impl Work {
 #[derive(Debug)]
 pub(crate) struct AtWork {
     roster: Arc<Roster>,
-    number: u64,
+    key: Key,
     work: Arc<Work>,
 }
 
@@ -59,15 +68,16 @@ impl AtWork {
             thread: AtomicU32::new(0),
             waits: AtomicUsize::new(0),
             blocking_waits: AtomicUsize::new(0),
+            telling: Mutex::new(None),
         });
         let mut running = roster.unreturned.0.lock();
-        let number = running.next;
+        let key = (Arc::as_ptr(record).addr(), running.next);
         running.next += 1;
-        running.by_number.insert(number, Arc::clone(&work));
+        running.by_key.insert(key, Arc::clone(&work));
         drop(running);
         Self {
             roster: Arc::clone(roster),
-            number,
+            key,
             work,
         }
     }
@@ -84,13 +94,9 @@ impl AtWork {
 
 impl Drop for AtWork {
     fn drop(&mut self) {
-        let returned = self
-            .roster
-            .unreturned
-            .0
-            .lock()
-            .by_number
-            .remove(&self.number);
+        let mut running = self.roster.unreturned.0.lock();
+        let returned = running.by_key.remove(&self.key);
+        drop(running);
         drop(returned);
         self.roster.note_end();
     }
@@ -133,7 +139,7 @@ impl Waits {
         for roster in rosters {
             let running = roster.unreturned.0.lock();
             let of_thread = |work: &&Arc<Work>| work.thread.load(Ordering::Acquire) == thread;
-            for work in running.by_number.values().filter(of_thread) {
+            for work in running.by_key.values().filter(of_thread) {
                 work.waits.fetch_add(1, Ordering::AcqRel);
                 work.blocking_waits
                     .fetch_add(usize::from(blocking), Ordering::AcqRel);
@@ -155,24 +161,58 @@ impl Drop for Waits {
     }
 }
 
+/// Work whose thread is in the log with the news of its end, until this is dropped.
+pub(crate) struct InLog(Vec<Arc<Work>>);
+
+impl Drop for InLog {
+    fn drop(&mut self) {
+        for work in &self.0 {
+            *work.telling.lock() = None;
+        }
+    }
+}
+
 impl Unreturned {
-    /// The workers whose work a shutdown has to wait for.
-    pub(crate) fn awaited(&self) -> Vec<Arc<Record>> {
+    /// The calling thread is about to tell the log of the end of a worker that it may work for.
+    pub(crate) fn tell_log(&self, record: &Record) -> InLog {
+        let thread = threads::current();
+        let address = std::ptr::from_ref(record).addr();
         let running = self.0.lock();
-        let awaited = running.by_number.values().filter(|work| !work.waits());
-        awaited.map(|work| Arc::clone(&work.record)).collect()
+        let work = running.by_key.range((address, 0)..=(address, u64::MAX));
+        let work = work.map(|(_, work)| work);
+        let here = work.filter(|work| work.thread.load(Ordering::Acquire) == thread);
+        let here: Vec<_> = here.cloned().collect();
+        drop(running);
+        for work in &here {
+            *work.telling.lock() = Some(Instant::now());
+        }
+        InLog(here)
+    }
+
+    /// The workers whose work a shutdown has to wait for, in the order in which it began.
+    pub(crate) fn awaited(&self, log_patience: Duration) -> Vec<Arc<Record>> {
+        let running = self.0.lock();
+        let awaited = running.by_key.iter();
+        let awaited = awaited.filter(|(_, work)| work.is_awaited(log_patience));
+        let mut awaited: Vec<_> = awaited
+            .map(|((_, number), work)| (*number, Arc::clone(&work.record)))
+            .collect();
+        drop(running);
+        awaited.sort_unstable_by_key(|(number, _)| *number);
+        awaited.into_iter().map(|(_, record)| record).collect()
     }
 
     /// Whether there is work that a shutdown has to wait for.
-    pub(crate) fn is_awaited(&self) -> bool {
+    pub(crate) fn is_awaited(&self, log_patience: Duration) -> bool {
         let running = self.0.lock();
-        running.by_number.values().any(|work| !work.waits())
+        let mut work = running.by_key.values();
+        work.any(|work| work.is_awaited(log_patience))
     }
 
     /// The workers whose threads are blocked until a shutdown is over.
     pub(crate) fn blocked(&self) -> Vec<Arc<Record>> {
         let running = self.0.lock();
-        let blocked = running.by_number.values().filter(|work| work.is_blocked());
+        let blocked = running.by_key.values().filter(|work| work.is_blocked());
         blocked.map(|work| Arc::clone(&work.record)).collect()
     }
 }

@@ -55,7 +55,8 @@ impl Inner {
 
     fn finish(self: &Arc<Self>, patience: &Patience) {
         let mut registries = self.registries.iter();
-        if !registries.all(|registry| registry.drain(patience)) {
+        let log = self.log_patience();
+        if !registries.all(|registry| registry.drain(patience, log)) {
             // The time is over.
             self.look();
             return;
@@ -166,12 +167,17 @@ impl Inner {
         })
     }
 
+    /// How long workers may be in the log with the news of their ends.
+    fn log_patience(&self) -> Duration {
+        LOG_PATIENCE.min(self.timeout / 4)
+    }
+
     /// The workers that have not ended, or whose work has not returned.
     pub(super) fn hung(&self) -> Vec<HungWorker> {
         let mut hung = Vec::new();
         for registry in &self.registries {
             let view = registry.roster().view();
-            let unended = registry.unended();
+            let unended = registry.unended(self.log_patience());
             hung.extend(unended.iter().map(|post| HungWorker::of(post, &view)));
         }
         hung

@@ -308,7 +308,7 @@ impl Inner {
         };
         // The workers before the application: what it does to end them must not look like a return
         // that nobody asked for.
-        let news: Vec<_> = self
+        let mut news: Vec<_> = self
             .registries
             .iter()
             .map(|registry| registry.request_stop(&stop_cause))
@@ -321,6 +321,8 @@ impl Inner {
         self.changed.notify_all();
         waiting.into_iter().for_each(wake);
 
+        // All wakers before the first words: the log may block.
+        news.iter_mut().for_each(StopNews::wake);
         say(
             log::Level::Info,
             format_args!("shutdown begun by {cause}, {:?} allowed", self.timeout),

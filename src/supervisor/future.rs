@@ -14,7 +14,7 @@ use crate::health::{DeathCause, StopCause};
 use crate::panics::{self, OnFatal, PanicReport};
 use crate::registry::Membership;
 use crate::roster::post::End;
-use crate::roster::unreturned::AtWork;
+use crate::roster::unreturned::{AtWork, OnThread};
 use crate::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
 
@@ -206,8 +206,15 @@ impl<F> Life<F> {
         }
     }
 
+    /// Notes that the calling thread is at it.
+    fn on_this_thread(&self) -> Option<OnThread<'_>> {
+        self.at_work.as_ref().map(AtWork::on_this_thread)
+    }
+
     fn end(&mut self, end: End) {
+        let on_thread = self.on_this_thread();
         self.membership.end(end);
+        drop(on_thread);
         self.at_work = None;
     }
 }
@@ -295,7 +302,9 @@ impl Supervisor {
                     Some(error) => Exit::Failed { error },
                     None => Exit::Completed,
                 });
+                let on_thread = life.on_this_thread();
                 let (exit, decision) = conclude(&membership, &mut restarts, outcome, true);
+                drop(on_thread);
                 drop(life);
                 let Decision::Restart { delay, .. } = decision else {
                     ending.0.set(exit.clone());

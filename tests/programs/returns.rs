@@ -15,7 +15,7 @@ use worker_heartbeat::{
 };
 
 use crate::process::PATIENCE;
-use crate::roles::{exit_with, ready, rest};
+use crate::roles::{exit_with, install_log, ready, rest};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 /// What the work needs to write its buffer: many times what a shutdown needs that does not wait.
@@ -38,6 +38,7 @@ pub(crate) fn play(scene: &str) -> ! {
         "future-blocks" => future_blocks(),
         "future-waits" => future_waits(),
         "future-gives-up-waiting" => future_gives_up_waiting(),
+        "log-blocks" => log_blocks(),
         other => panic!("there is no {other} scene"),
     }
 }
@@ -198,6 +199,44 @@ fn destructor() -> ! {
     let report = shutdown.wait();
     assert_eq!(*found.lock().unwrap(), Some(false));
     exit_with(&report)
+}
+
+/// No waker waits for the log, and the end of no work for more than a moment.
+fn log_blocks() -> ! {
+    ready();
+    let registries = [Registry::new(), Registry::new()];
+    let [one, two] = &registries;
+    let shutdown = shutdown(one).registry(two).install().unwrap();
+    install_log("block");
+    let (ended, ends) = channel();
+    for registry in &registries {
+        let said = ended.clone();
+        Supervisor::new(registry)
+            .spawn(worker("thread"), move |hb| {
+                let _task = hb.begin_task("run-1", "writing");
+                let _ = hb.stop_receiver().recv();
+                said.send("thread")?;
+                Ok(())
+            })
+            .unwrap();
+        let said = ended.clone();
+        let hb = worker("future").registry(registry).start().unwrap();
+        thread::spawn(move || {
+            block_on(hb.supervise(async {
+                let _task = hb.begin_task("run-2", "writing");
+                hb.wait_for_stop().await;
+                said.send("future").unwrap();
+            }))
+        });
+        for id in ["thread", "future"] {
+            soon("at work", || state(registry, id) == State::Processing);
+        }
+    }
+    shutdown.trigger();
+    let mut ended: Vec<_> = ends.iter().take(4).collect();
+    ended.sort_unstable();
+    assert_eq!(ended, ["future", "future", "thread", "thread"]);
+    exit_with(&shutdown.wait())
 }
 
 // --- work that does not return ------------------------------------------------------------------
