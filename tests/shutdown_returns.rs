@@ -9,6 +9,7 @@ mod returns;
 #[path = "programs/roles.rs"]
 mod roles;
 
+use nix::sys::signal::Signal;
 use process::{Ended, Process};
 
 /// Not a test: what the processes do that the tests start.
@@ -85,4 +86,20 @@ fn work_that_waits_for_the_shutdown_is_not_waited_for() {
     play("future-blocks");
     play("future-waits");
     play("future-gives-up-waiting");
+}
+
+/// The words are said on the thread that ends the process, which neither the log nor a full pipe can
+/// block.
+#[test]
+fn without_a_thread_for_them_the_last_words_are_said_all_the_same() {
+    for (scene, heard) in [("no-threads", true), ("no-threads-stuffed", false)] {
+        let mut process = Process::start(scene);
+        process.expect("@no threads");
+        process.signal(Signal::SIGTERM);
+        let ended = process.wait();
+        ended.assert_code(1);
+        let words = "worker-heartbeat: exit with status 1: the shutdown took too long; still at \
+                     work: stuck (stopping: finishing its task, during run-1 (hangs))";
+        assert_eq!(ended.transcript.has(words), heard, "{}", ended.transcript);
+    }
 }

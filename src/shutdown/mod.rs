@@ -223,7 +223,7 @@ impl Shutdown {
         let cause = ShutdownCause::Triggered;
         if self.inner.begin(cause) {
             self.inner.bell.ring();
-            Inner::announce_aside(&self.inner, cause);
+            Inner::announce_aside(&self.inner, cause, true);
         }
         self.inner.wait_for_request();
     }
@@ -292,16 +292,17 @@ impl Inner {
     }
 
     /// Does that on a thread of its own, for the moment that it takes: it calls log implementations
-    /// and wakers, which may block.
-    fn announce_aside(this: &Arc<Self>, cause: ShutdownCause) {
+    /// and wakers, which may block. If there is no thread to be had, the log hears of it only if the
+    /// calling one `may_log`.
+    fn announce_aside(this: &Arc<Self>, cause: ShutdownCause, may_log: bool) {
         let inner = Arc::clone(this);
-        if spawn("wh-announce", move || inner.announce(cause)).is_err() {
-            this.announce(cause);
+        if spawn("wh-announce", move || inner.announce(cause, true)).is_err() {
+            this.announce(cause, may_log);
         }
     }
 
-    /// Asks the workers to stop, then tells the application, and then the log.
-    fn announce(&self, cause: ShutdownCause) {
+    /// Asks the workers to stop, then tells the application, and then the log, if it may.
+    fn announce(&self, cause: ShutdownCause, may_log: bool) {
         let stop_cause = match cause {
             ShutdownCause::Signal(signal) => StopCause::Signal(signal.name()),
             ShutdownCause::Triggered => StopCause::Shutdown,
@@ -323,6 +324,9 @@ impl Inner {
 
         // All wakers before the first words: the log may block.
         news.iter_mut().for_each(StopNews::wake);
+        if !may_log {
+            return;
+        }
         say(
             log::Level::Info,
             format_args!("shutdown begun by {cause}, {:?} allowed", self.timeout),

@@ -87,7 +87,7 @@ impl Inner {
         let now = begun.time.look();
         let first = self.progress.lock().first(signal, now);
         if begins {
-            Self::announce_aside(self, cause);
+            Self::announce_aside(self, cause, false);
         } else if first.is_none() {
             // On a thread of its own: the log may block.
             let begun_by = begun.cause;

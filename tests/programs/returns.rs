@@ -2,6 +2,7 @@
 //! their test says otherwise.
 
 use std::future::{Future, pending};
+use std::io::Write;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -10,6 +11,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::{dup2_stderr, pipe};
 use worker_heartbeat::{
     CleanupState, Registry, Shutdown, ShutdownBuilder, State, Supervisor, WorkerHeartbeat,
 };
@@ -39,6 +42,8 @@ pub(crate) fn play(scene: &str) -> ! {
         "future-waits" => future_waits(),
         "future-gives-up-waiting" => future_gives_up_waiting(),
         "log-blocks" => log_blocks(),
+        "no-threads" => no_threads(|| {}),
+        "no-threads-stuffed" => no_threads(stuff_stderr),
         other => panic!("there is no {other} scene"),
     }
 }
@@ -448,4 +453,39 @@ fn future_gives_up_waiting() -> ! {
     let report = shutdown.wait();
     assert_eq!(*found.lock().unwrap(), Some(false));
     exit_with(&report)
+}
+
+// --- no thread to be had ------------------------------------------------------------------------
+
+/// A worker hangs, and so do two of the threads that a shutdown would start, for want of them.
+fn no_threads(before: impl FnOnce()) -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = Shutdown::builder()
+        .registry(&registry)
+        .timeout(Duration::from_millis(500))
+        .install()
+        .unwrap();
+    let hb = worker("stuck").registry(&registry).start().unwrap();
+    let _task = hb.begin_task("run-1", "hangs");
+    install_log("block");
+    before();
+    // No room for the stack of another thread.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    let size = size.unwrap().trim().trim_end_matches(" kB");
+    let limit = (size.parse::<u64>().unwrap() + 256) * 1024;
+    setrlimit(Resource::RLIMIT_AS, limit, limit).unwrap();
+    while thread::Builder::new().spawn(|| rest()).is_ok() {}
+    println!("@no threads {}", shutdown.signals().len());
+    rest()
+}
+
+/// A pipe that is not read, and is full.
+fn stuff_stderr() {
+    const CAPACITY: usize = 65_536;
+    let (reader, writer) = pipe().unwrap();
+    dup2_stderr(writer).unwrap();
+    std::mem::forget(reader);
+    std::io::stderr().write_all(&[b'.'; CAPACITY]).unwrap();
 }
