@@ -103,3 +103,19 @@ fn without_a_thread_for_them_the_last_words_are_said_all_the_same() {
         assert_eq!(ended.transcript.has(words), heard, "{}", ended.transcript);
     }
 }
+
+#[test]
+fn a_process_that_does_not_end_after_its_shutdown_is_ended_if_that_is_wished() {
+    for scene in ["exit", "exit-async"] {
+        let ended = Process::start(scene).wait();
+        ended.assert_code(1);
+        let words = "worker-heartbeat: exit with status 1: the process took too long to end after \
+                     its shutdown; all workers and cleanups ended, but the process did not";
+        let said = &ended.transcript;
+        said.assert_order(&["@summary: shutdown by the application, clean"]);
+        assert!(said.has(words), "{said}");
+    }
+    play("exit-in-time");
+    play("no-exit-timeout");
+    play("exit-timeout-range");
+}

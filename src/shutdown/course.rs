@@ -139,8 +139,12 @@ impl Inner {
             return;
         }
         progress.end = End::Reported(report);
+        if let (Some(timeout), Some(begun)) = (self.exit_timeout, self.begun.get()) {
+            progress.exit_limit = Some(begun.time.look().saturating_add(timeout));
+        }
         let waiting = progress.waiting.take();
         drop(progress);
+        self.bell.ring();
         self.changed.notify_all();
         waiting.into_iter().for_each(wake);
     }

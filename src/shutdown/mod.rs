@@ -96,6 +96,8 @@ struct Inner {
     registries: Vec<Registry>,
     timeout: Duration,
     force_exit: bool,
+    /// How long the process may live after the report.
+    exit_timeout: Option<Duration>,
     signals: Arc<Signals>,
     bell: Bell,
     begun: OnceLock<Begun>,
@@ -115,6 +117,8 @@ struct Begun {
 struct Progress {
     /// When the time is over, in observed time since the beginning.
     limit: Duration,
+    /// When the time for the end of the process is over, once there is a report.
+    exit_limit: Option<Duration>,
     /// The signals that came, each with the observed time at which it came first.
     signals: Vec<(Signal, Duration)>,
     /// A call of `wait` or a poll of `wait_async` has started the end.

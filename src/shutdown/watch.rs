@@ -13,6 +13,7 @@ use crate::words;
 /// A signal that comes again within this time is a duplicate: terminals and service managers send
 /// the same wish twice, to the process and to its group.
 const DUPLICATE: Duration = Duration::from_secs(1);
+const STAYED: &str = "the process took too long to end after its shutdown";
 pub(super) const TOO_LONG: &str = "the shutdown took too long";
 
 impl Progress {
@@ -54,7 +55,11 @@ impl Inner {
     /// When the time is over, in observed time; `None` if that changes nothing.
     fn limit(&self, progress: &Progress) -> Option<Duration> {
         let matters = self.force_exit || progress.attended;
-        (matters && matches!(progress.end, End::Open)).then_some(progress.limit)
+        match progress.end {
+            End::Open if matters => Some(progress.limit),
+            End::Reported(_) => progress.exit_limit,
+            _ => None,
+        }
     }
 
     /// Ends the shutdown, or the process, if the time is over.
@@ -63,11 +68,16 @@ impl Inner {
             return;
         };
         let now = begun.time.look();
-        let limit = self.limit(&self.progress.lock());
+        let progress = self.progress.lock();
+        let limit = self.limit(&progress);
+        let reported = matches!(progress.end, End::Reported(_));
+        drop(progress);
         if limit.is_none_or(|limit| now < limit) {
             return;
         }
-        if self.force_exit {
+        if reported {
+            self.end_process(STAYED, true);
+        } else if self.force_exit {
             self.end_process(TOO_LONG, false);
         } else if self.claim_report() {
             // On a thread of its own: it speaks, and wakes.

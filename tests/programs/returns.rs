@@ -42,6 +42,11 @@ pub(crate) fn play(scene: &str) -> ! {
         "future-waits" => future_waits(),
         "future-gives-up-waiting" => future_gives_up_waiting(),
         "log-blocks" => log_blocks(),
+        "exit" => exit_timeout(false),
+        "exit-async" => exit_timeout(true),
+        "exit-in-time" => exit_in_time(),
+        "no-exit-timeout" => no_exit_timeout(),
+        "exit-timeout-range" => exit_timeout_range(),
         "no-threads" => no_threads(|| {}),
         "no-threads-stuffed" => no_threads(stuff_stderr),
         other => panic!("there is no {other} scene"),
@@ -488,4 +493,61 @@ fn stuff_stderr() {
     dup2_stderr(writer).unwrap();
     std::mem::forget(reader);
     std::io::stderr().write_all(&[b'.'; CAPACITY]).unwrap();
+}
+
+// --- after the report ---------------------------------------------------------------------------
+
+const MOMENT: Duration = Duration::from_millis(300);
+
+/// The process stays, since a blocking task of its runtime does.
+fn exit_timeout(wait_async: bool) -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry).exit_timeout(MOMENT).install().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.spawn_blocking(|| rest());
+    shutdown.trigger();
+    let report = if wait_async {
+        runtime.block_on(shutdown.wait_async())
+    } else {
+        shutdown.wait()
+    };
+    println!("@summary: {report}");
+    drop(runtime);
+    std::process::exit(0)
+}
+
+fn exit_in_time() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry)
+        .exit_timeout(PATIENCE)
+        .install()
+        .unwrap();
+    shutdown.trigger();
+    exit_with(&shutdown.wait())
+}
+
+/// `main` has a report to write.
+fn no_exit_timeout() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry).timeout(MOMENT).install().unwrap();
+    shutdown.trigger();
+    let report = shutdown.wait();
+    // It stands for the writing, and is longer than all that was allowed.
+    thread::sleep(3 * MOMENT);
+    exit_with(&report)
+}
+
+fn exit_timeout_range() -> ! {
+    ready();
+    for timeout in [Duration::ZERO, Duration::MAX] {
+        let refused = Shutdown::builder().exit_timeout(timeout).install();
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("exit_timeout"), "{error}");
+    }
+    std::process::exit(0)
 }
