@@ -119,3 +119,8 @@ fn a_process_that_does_not_end_after_its_shutdown_is_ended_if_that_is_wished() {
     play("no-exit-timeout");
     play("exit-timeout-range");
 }
+
+#[test]
+fn workers_that_died_while_they_stopped_are_in_the_report() {
+    play("dies");
+}

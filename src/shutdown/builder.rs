@@ -168,6 +168,7 @@ impl ShutdownBuilder {
                 limit: self.timeout,
                 exit_limit: None,
                 signals: Vec::new(),
+                asked: Vec::new(),
                 attended: false,
                 cleanups: self.cleanups,
                 running: None,

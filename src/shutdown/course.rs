@@ -13,7 +13,7 @@ use crate::clock::Patience;
 use crate::panics;
 use crate::registry::Registry;
 use crate::roster::post::wake;
-use crate::supervisor::HungWorker;
+use crate::supervisor::{DeadWorker, HungWorker};
 use crate::words;
 
 /// The thread that waits for the workers and runs the cleanups. It is left behind if one of them
@@ -166,9 +166,20 @@ impl Inner {
         Some(ShutdownReport {
             cause: begun.cause,
             hung,
+            died: self.died(progress),
             cleanups,
             took: begun.time.elapsed(),
         })
+    }
+
+    /// The workers that died after they were asked to stop.
+    fn died(&self, progress: &Progress) -> Vec<DeadWorker> {
+        let mut died = Vec::new();
+        for (registry, asked) in self.registries.iter().zip(&progress.asked) {
+            let posts = registry.posts();
+            died.extend(posts.iter().filter_map(|post| DeadWorker::of(post, *asked)));
+        }
+        died
     }
 
     /// How long workers may be in the log with the news of their ends.

@@ -24,7 +24,7 @@ pub use builder::ShutdownBuilder;
 pub use report::{CleanupReport, CleanupState, ShutdownCause, ShutdownReport};
 pub use signals::Signal;
 
-use crate::clock::{ObservedTime, Patience};
+use crate::clock::{Clock, Moment, ObservedTime, Patience};
 use crate::health::StopCause;
 use crate::notice::Notice;
 use crate::registry::Registry;
@@ -121,6 +121,8 @@ struct Progress {
     exit_limit: Option<Duration>,
     /// The signals that came, each with the observed time at which it came first.
     signals: Vec<(Signal, Duration)>,
+    /// When the workers were asked to stop, by the clock of each registry.
+    asked: Vec<Moment>,
     /// A call of `wait` or a poll of `wait_async` has started the end.
     attended: bool,
     /// Those that were not run yet.
@@ -313,12 +315,15 @@ impl Inner {
         };
         // The workers before the application: what it does to end them must not look like a return
         // that nobody asked for.
+        let clocks = self.registries.iter().map(Registry::clock);
+        let asked = clocks.map(Clock::now).collect();
         let mut news: Vec<_> = self
             .registries
             .iter()
             .map(|registry| registry.request_stop(&stop_cause))
             .collect();
         let mut progress = self.progress.lock();
+        progress.asked = asked;
         self.requested.store(true, Ordering::Release);
         progress.notice.say(cause);
         let waiting = progress.waiting.take();

@@ -14,6 +14,7 @@ pub use future::{Outcome, Supervised};
 pub use restart::Restart;
 pub use thread::SupervisedWorker;
 
+use crate::clock::Moment;
 use crate::health::{Death, DeathCause, Ending, Health, StopCause, during};
 use crate::panics::OnFatal;
 use crate::registry::{Membership, Registry};
@@ -90,6 +91,9 @@ impl Supervisor {
         for child in children {
             let id = child.post.record.id().to_owned();
             if child.ending.exit().is_some() {
+                report
+                    .died
+                    .extend(DeadWorker::of(&child.post, Moment::ZERO));
                 report.ended.push(id);
             } else {
                 report.hung.push(HungWorker::of(&child.post, &view));
@@ -115,6 +119,8 @@ impl Supervisor {
 pub struct StopReport {
     /// Ids of the workers that ended.
     pub ended: Vec<String>,
+    /// Those of them that died after they were asked to stop.
+    pub died: Vec<DeadWorker>,
     /// The workers that did not end in time.
     pub hung: Vec<HungWorker>,
     /// How long it took.
@@ -165,6 +171,36 @@ impl fmt::Display for HungWorker {
             Health::Stalled(_) => {}
             _ => during(f, self.run_id.as_deref(), self.task.as_deref())?,
         }
+        f.write_str(")")
+    }
+}
+
+/// A worker that died after it was asked to stop: it panicked or failed on its way out.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeadWorker {
+    /// Its id.
+    pub id: String,
+    /// What is known of its death.
+    pub death: Arc<Death>,
+}
+
+impl DeadWorker {
+    /// `None` if it did not die so, or before this moment.
+    pub(crate) fn of(post: &Post, since: Moment) -> Option<Self> {
+        let record = &post.record;
+        Some(Self {
+            death: record.death_while_stopping(since)?,
+            id: record.id().to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for DeadWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.id, self.death.cause)?;
+        let (run_id, task) = (&self.death.run_id, &self.death.task);
+        during(f, run_id.as_deref(), task.as_deref())?;
         f.write_str(")")
     }
 }

@@ -42,6 +42,7 @@ pub(crate) fn play(scene: &str) -> ! {
         "future-waits" => future_waits(),
         "future-gives-up-waiting" => future_gives_up_waiting(),
         "log-blocks" => log_blocks(),
+        "dies" => dies(),
         "exit" => exit_timeout(false),
         "exit-async" => exit_timeout(true),
         "exit-in-time" => exit_in_time(),
@@ -550,4 +551,62 @@ fn exit_timeout_range() -> ! {
         assert!(error.contains("exit_timeout"), "{error}");
     }
     std::process::exit(0)
+}
+
+// --- workers that die on their way out ----------------------------------------------------------
+
+fn dies() -> ! {
+    ready();
+    let registry = Registry::new();
+    let shutdown = shutdown(&registry).install().unwrap();
+    let supervisor = Supervisor::new(&registry);
+    // Before: that is no news of the shutdown.
+    supervisor
+        .spawn(worker("earlier"), |_| Err("at once".into()))
+        .unwrap()
+        .join();
+    supervisor
+        .spawn(worker("panics"), |hb| {
+            let _task = hb.begin_task("run-1", "writing what is left");
+            let _ = hb.stop_receiver().recv();
+            panic!("the disk is full")
+        })
+        .unwrap();
+    // It is shown as stopped at once, and fails after that.
+    supervisor
+        .spawn(worker("fails"), |hb| {
+            hb.mark_idle();
+            let _ = hb.stop_receiver().recv();
+            thread::sleep(FLUSH);
+            Err("no route to host".into())
+        })
+        .unwrap();
+    let hb = worker("gives-up").registry(&registry).start().unwrap();
+    hb.beat();
+    let idle = worker("well").registry(&registry).start().unwrap();
+    idle.mark_idle();
+    soon("at work", || {
+        state(&registry, "panics") == State::Processing
+    });
+    soon_idle(&registry, "fails");
+    shutdown.trigger();
+    hb.fail("no answer");
+    let report = shutdown.wait();
+    let mut died: Vec<_> = report.died.iter().map(ToString::to_string).collect();
+    died.sort_unstable();
+    let [fails, gives_up, panics] = &died[..] else {
+        panic!("{died:?}")
+    };
+    assert_eq!(fails, "fails (failed: no route to host)");
+    assert_eq!(gives_up, "gives-up (failed: no answer)");
+    assert!(panics.contains("the disk is full, during run-1 (writing what is left))"));
+    let words = report.to_string();
+    assert!(words.starts_with("shutdown by the application, clean, took "));
+    assert!(died.iter().all(|died| words.contains(died)), "{words}");
+
+    let stopped = supervisor.shutdown(PATIENCE);
+    let mut died: Vec<_> = stopped.died.iter().map(|died| &*died.id).collect();
+    died.sort_unstable();
+    assert_eq!(died, ["fails", "panics"], "{stopped:?}");
+    exit_with(&report)
 }
