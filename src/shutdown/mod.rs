@@ -244,6 +244,7 @@ impl Shutdown {
     /// timeout once more.
     ///
     /// **This blocks the calling thread.** Asynchronous code uses [`wait_async`](Self::wait_async).
+    /// Supervised futures that only this thread polls cannot end meanwhile: drop their runtime before.
     ///
     /// A worker whose handle the calling thread holds has to end before: drop it, or
     /// [`stop`](crate::WorkerHeartbeat::stop) it. Supervised work may call this: it is not waited for
