@@ -49,24 +49,13 @@ fn a_log_that_blocks_keeps_no_work_from_its_stop_and_no_process_from_its_end() {
     play("log-blocks");
 }
 
-const DEAF: &str = "still at work: deaf (stopped: by shutdown";
-
 #[test]
-fn work_that_does_not_return_is_named() {
+fn work_of_an_idle_worker_that_does_not_return_is_named_and_holds_nothing_up_for_long() {
     let ended = play("thread-hangs");
     let said = &ended.transcript;
-    assert!(said.has(DEAF), "{said}");
-    assert!(said.has("its work has not returned"), "{said}");
+    assert!(said.has("clean, took"), "{said}");
+    assert!(said.has("not returned: deaf"), "{said}");
     play("future-hangs");
-}
-
-#[test]
-fn a_process_whose_work_does_not_return_is_ended_and_names_it() {
-    let ended = Process::start("thread-hangs-forced").wait();
-    ended.assert_code(1);
-    let said = &ended.transcript;
-    assert!(said.has("exit with status 1"), "{said}");
-    assert!(said.has(DEAF), "{said}");
 }
 
 #[test]

@@ -10,7 +10,6 @@ mod membership;
 mod probe;
 mod survey;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -512,12 +511,25 @@ impl Registry {
         true
     }
 
-    /// Waits until every worker has ended and supervised work has returned, but no longer than this,
-    /// nor for longer than `log` for one whose thread is in the log. Returns whether all have.
-    pub(crate) fn drain(&self, patience: &Patience, log: Duration) -> bool {
+    /// Waits until every worker has ended, but no longer than this. Returns whether all have.
+    pub(crate) fn drain(&self, patience: &Patience) -> bool {
         let roster = &self.inner.roster;
-        let over = || !roster.unreturned.is_awaited(log) && self.unended(log).is_empty();
-        roster.wait_for_ends(patience, over)
+        roster.wait_for_ends(patience, || self.unended().is_empty())
+    }
+
+    /// Waits until supervised work has returned, but no longer than this, nor for longer than `log`
+    /// for work whose thread is in the log.
+    pub(crate) fn wait_for_work(&self, patience: &Patience, log: Duration) {
+        let roster = &self.inner.roster;
+        roster.wait_for_ends(patience, || !roster.unreturned.is_awaited(log));
+    }
+
+    /// The ids of the workers that have ended, and whose supervised work has not returned.
+    pub(crate) fn unreturned(&self, log: Duration) -> Vec<String> {
+        let mut awaited = self.inner.roster.unreturned.awaited(log);
+        awaited.retain(|record| record.is_over());
+        let ids = awaited.iter().map(|record| record.id().to_owned());
+        ids.collect()
     }
 
     /// Waits until the log has been told of every end, but no longer than this.
@@ -547,17 +559,16 @@ impl Registry {
         posts
     }
 
-    /// The workers that a shutdown waits for: those that live, and those whose supervised work has
-    /// not returned. Without those that wait for it themselves.
-    pub(crate) fn unended(&self, log: Duration) -> Vec<Post> {
-        let roster = &self.inner.roster;
-        let blocked = roster.unreturned.blocked();
+    /// The living workers that a shutdown waits for: without those that wait for it themselves.
+    pub(crate) fn unended(&self) -> Vec<Post> {
+        let blocked = self.inner.roster.unreturned.blocked();
         let mut posts = self.living();
-        let mut known: HashSet<_> = blocked.iter().map(Arc::as_ptr).collect();
-        posts.retain(|post| known.insert(Arc::as_ptr(&post.record)));
-        let mut awaited = roster.unreturned.awaited(log);
-        awaited.retain(|record| known.insert(Arc::as_ptr(record)));
-        posts.extend(awaited.into_iter().map(|record| roster.post(record)));
+        let waits = |post: &Post| {
+            blocked
+                .iter()
+                .any(|record| Arc::ptr_eq(record, &post.record))
+        };
+        posts.retain(|post| !waits(post));
         posts
     }
 }

@@ -55,8 +55,7 @@ impl Inner {
 
     fn finish(self: &Arc<Self>, patience: &Patience) {
         let mut registries = self.registries.iter();
-        let log = self.log_patience();
-        if !registries.all(|registry| registry.drain(patience, log)) {
+        if !registries.all(|registry| registry.drain(patience)) {
             // The time is over.
             self.look();
             return;
@@ -65,6 +64,12 @@ impl Inner {
         let is_ending = |registry: &Registry| registry.process_end().is_some();
         if self.registries.iter().any(is_ending) {
             return;
+        }
+        // Work of idle workers may have something left to do; it may also wait for ever.
+        let log = self.log_patience();
+        let work = patience.at_most(log);
+        for registry in &self.registries {
+            registry.wait_for_work(&work, log);
         }
         // Before the cleanups, which may close what a store needs, and with time left for them.
         let stores = patience.at_most(patience.left() / 2);
@@ -166,10 +171,19 @@ impl Inner {
         Some(ShutdownReport {
             cause: begun.cause,
             hung,
+            unreturned: self.unreturned(),
             died: self.died(progress),
             cleanups,
             took: begun.time.elapsed(),
         })
+    }
+
+    fn unreturned(&self) -> Vec<String> {
+        let log = self.log_patience();
+        let registries = self.registries.iter();
+        registries
+            .flat_map(|registry| registry.unreturned(log))
+            .collect()
     }
 
     /// The workers that died after they were asked to stop.
@@ -182,17 +196,17 @@ impl Inner {
         died
     }
 
-    /// How long workers may be in the log with the news of their ends.
+    /// How long supervised work may take to return, and be in the log with the news of its end.
     fn log_patience(&self) -> Duration {
         LOG_PATIENCE.min(self.timeout / 4)
     }
 
-    /// The workers that have not ended, or whose work has not returned.
+    /// The workers that have not ended.
     pub(super) fn hung(&self) -> Vec<HungWorker> {
         let mut hung = Vec::new();
         for registry in &self.registries {
             let view = registry.roster().view();
-            let unended = registry.unended(self.log_patience());
+            let unended = registry.unended();
             hung.extend(unended.iter().map(|post| HungWorker::of(post, &view)));
         }
         hung

@@ -41,14 +41,15 @@ use wire::Bell;
 /// 1. A signal comes, or [`trigger`](Self::trigger) is called. It is logged by name. Idle workers
 ///    are stopped at once; working ones are asked to, and stopped when their task ends. The
 ///    pacemaker goes on, so they keep their heartbeats while they drain.
-/// 2. [`wait`](Self::wait), or [`wait_async`](Self::wait_async), waits for all of them, until
-///    [supervised](crate::Supervisor) work has returned, the work of idle workers included, and then
-///    for the cleanups, which run in reverse order on a thread of their own. It returns a report,
-///    which `main` can return as the exit status.
+/// 2. [`wait`](Self::wait), or [`wait_async`](Self::wait_async), waits for all of them. The
+///    [supervised](crate::Supervisor) work of idle workers may have something to write on its way
+///    out: it is waited for, too, for at most a quarter of the timeout and 2 s. Then the cleanups
+///    run, in reverse order, on a thread of their own. A report is returned, which `main` can return
+///    as the exit status.
 /// 3. If that takes longer than the timeout (10 s), a thread that depends on nothing being drained
-///    ends the process with status 1, and names who hung. So does the same signal, if it comes again
-///    more than a second after it came first. Another signal that comes for the first time changes
-///    nothing, whatever began the shutdown: a service manager may send its one SIGTERM late.
+///    ends the process with status 1, and names who hung. So does another signal, if it comes more
+///    than a second after the first one. The first signal after `trigger` changes nothing: a service
+///    manager may send its one SIGTERM late.
 ///
 /// If the [process ends](crate#the-end-of-the-process) otherwise, the workers that still live are
 /// ended, too.

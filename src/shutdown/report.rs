@@ -37,9 +37,12 @@ impl fmt::Display for ShutdownCause {
 pub struct ShutdownReport {
     /// What began it.
     pub cause: ShutdownCause,
-    /// Workers that did not end in time, or whose supervised work did not return. If there are any, no
-    /// cleanup was run.
+    /// Workers that did not end in time. If there are any, no cleanup was run.
     pub hung: Vec<HungWorker>,
+    /// Ids of workers that ended while they were idle, and whose supervised work had not returned when
+    /// the report was made: it may still use what the cleanups closed. The report can be clean all the
+    /// same.
+    pub unreturned: Vec<String>,
     /// Workers that ended in time, but died: they panicked or failed after they were asked to stop.
     /// The report can be clean all the same.
     pub died: Vec<DeadWorker>,
@@ -167,8 +170,10 @@ impl fmt::Display for ShutdownReport {
         )?;
         let died: Vec<_> = self.died.iter().map(ToString::to_string).collect();
         let died = (!died.is_empty()).then(|| format!("died: {}", died.join(", ")));
+        let left = &self.unreturned;
+        let left = (!left.is_empty()).then(|| format!("not returned: {}", left.join(", ")));
         let faults = Some(self.faults()).filter(|faults| !faults.is_empty());
-        let parts: Vec<_> = faults.into_iter().chain(died).collect();
+        let parts: Vec<_> = faults.into_iter().chain(left).chain(died).collect();
         if parts.is_empty() {
             return Ok(());
         }

@@ -17,11 +17,10 @@ const STAYED: &str = "the process took too long to end after its shutdown";
 pub(super) const TOO_LONG: &str = "the shutdown took too long";
 
 impl Progress {
-    /// Notes a signal. Returns when it came first, if it came before.
-    fn first(&mut self, signal: Signal, now: Duration) -> Option<Duration> {
-        let known = self.signals.iter().find(|(known, _)| *known == signal);
-        let first = known.map(|(_, came)| *came);
-        if first.is_none() {
+    /// Notes a signal. Returns the first one that came, and when, if one came before.
+    fn first(&mut self, signal: Signal, now: Duration) -> Option<(Signal, Duration)> {
+        let first = self.signals.first().copied();
+        if !self.signals.iter().any(|(known, _)| *known == signal) {
             self.signals.push((signal, now));
         }
         first
@@ -108,9 +107,16 @@ impl Inner {
                 );
             });
         }
-        let again = first.is_some_and(|first| now.saturating_sub(first) >= DUPLICATE);
-        if again && self.force_exit {
-            self.end_process(&format!("{signal} came again"), true);
+        let Some((first, came)) = first else {
+            return;
+        };
+        if self.force_exit && now.saturating_sub(came) >= DUPLICATE {
+            let how = if first == signal {
+                "again".to_owned()
+            } else {
+                format!("after {first}")
+            };
+            self.end_process(&format!("{signal} came {how}"), true);
         }
     }
 
