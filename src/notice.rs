@@ -2,8 +2,10 @@
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-/// Receivers beyond this number find their channel closed instead of a message in it.
-const MOST_MESSAGES: usize = 4_096;
+/// Receivers beyond this number find their channel closed instead of a message in it. A channel does
+/// not say how many of its receivers were dropped, and a program may ask for one in every turn of a
+/// loop: this is a megabyte, for as long as one of them is left.
+const MOST_MESSAGES: usize = 131_072;
 
 /// See the module. All receivers share one channel, so that those that were dropped cost nothing.
 #[derive(Debug)]
@@ -37,11 +39,13 @@ impl<T: Copy> Notice<T> {
 
     pub(crate) fn say(&mut self, what: T) {
         self.said = Some(what);
-        if let Some((sender, _)) = self.channel.take() {
-            for _ in 0..self.handed_out.min(MOST_MESSAGES) {
-                let _ = sender.try_send(what);
-            }
-        }
+        let Some((sender, receiver)) = self.channel.take() else {
+            return;
+        };
+        // So that a channel is known to be closed if all others were dropped.
+        drop(receiver);
+        let mut messages = 0..self.handed_out.min(MOST_MESSAGES);
+        while messages.next().is_some() && sender.try_send(what).is_ok() {}
     }
 }
 
@@ -73,5 +77,24 @@ mod tests {
         notice.say(());
         assert_eq!(kept.recv(), Ok(()));
         assert!(kept.len() <= MOST_MESSAGES);
+    }
+
+    #[test]
+    fn all_of_many_get_their_message() {
+        let mut notice = Notice::new();
+        let receivers: Vec<_> = (0..100_000).map(|_| notice.receiver()).collect();
+        notice.say(7);
+        let heard = receivers.iter().filter(|receiver| receiver.recv() == Ok(7));
+        assert_eq!(heard.count(), receivers.len());
+        assert!(receivers[0].recv().is_err(), "and it is closed then");
+    }
+
+    #[test]
+    fn nothing_is_sent_to_receivers_that_were_all_dropped() {
+        let mut notice = Notice::new();
+        let receivers: Vec<_> = (0..1_000).map(|_| notice.receiver()).collect();
+        drop(receivers);
+        notice.say(());
+        assert_eq!(notice.receiver().len(), 1, "a late one gets its own");
     }
 }

@@ -23,7 +23,7 @@ use crate::health::{
 use crate::registry::Snapshot;
 use crate::roster::events::{Event, EventKind, EventWorker};
 use crate::shutdown::{CleanupReport, ShutdownReport};
-use crate::supervisor::{HungWorker, StopReport};
+use crate::supervisor::{DeadWorker, HungWorker, StopReport};
 
 /// Each type with its names and values.
 macro_rules! report {
@@ -169,13 +169,20 @@ report! {
         "group": this.group,
         "incarnation": this.incarnation,
     }
+    DeadWorker(this) {
+        "id": this.id,
+        "death": *this.death,
+    }
     HungWorker(this) {
         "id": this.id,
         "health": this.health,
+        "run_id": this.run_id,
+        "task": this.task,
     }
     StopReport(this) {
         "clean": this.is_clean(),
         "ended": this.ended,
+        "died": this.died,
         "hung": this.hung,
         "took_s": this.took.as_secs_f64(),
     }
@@ -183,6 +190,7 @@ report! {
         "clean": this.is_clean(),
         "cause": this.cause.to_string(),
         "hung": this.hung,
+        "died": this.died,
         "cleanups": this.cleanups,
         "took_s": this.took.as_secs_f64(),
     }

@@ -27,7 +27,7 @@ pub(crate) fn say(words: &str) {
         match written {
             Some(written) => drop(answer(&written)),
             // Without a thread to leave behind.
-            None => tell_stderr(&line),
+            None => tell_stderr_here(&line),
         }
     }
 }
@@ -80,6 +80,44 @@ fn tell_stderr(line: &str) {
     };
     // There is no other place for it.
     drop(written);
+}
+
+/// As [`tell_stderr`], without blocking the calling thread, if the system has a way for that: words
+/// that a full pipe does not take are lost.
+fn tell_stderr_here(line: &str) {
+    match stderr_that_never_blocks() {
+        Some(mut stderr) => drop(stderr.write_all(line.as_bytes())),
+        None => tell_stderr(line),
+    }
+}
+
+/// `stderr`, opened once more: whether it blocks is a property of that, and not shared with others.
+/// A socket cannot be opened.
+#[cfg(unix)]
+fn stderr_that_never_blocks() -> Option<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    /// The number that it has with Linux on most processors.
+    const O_NONBLOCK: i32 = 0o4000;
+    let known = cfg!(all(
+        target_os = "linux",
+        any(
+            target_arch = "x86_64",
+            target_arch = "x86",
+            target_arch = "aarch64",
+            target_arch = "arm",
+            target_arch = "riscv64",
+            target_arch = "powerpc64",
+            target_arch = "s390x",
+        )
+    ));
+    let mut options = std::fs::OpenOptions::new();
+    let options = options.append(true).custom_flags(O_NONBLOCK);
+    known.then(|| options.open("/proc/self/fd/2").ok())?
+}
+
+#[cfg(not(unix))]
+const fn stderr_that_never_blocks() -> Option<std::fs::File> {
+    None
 }
 
 #[cfg(unix)]

@@ -157,19 +157,19 @@ fn signal_twice(process: &mut Process, first: Signal, second: Signal) -> Instant
 
 #[test]
 fn a_signal_that_comes_again_ends_the_process() {
-    for (settings, second, to) in [
+    for (settings, signal, to) in [
         ("workers=hung-1,idle-1", Signal::SIGTERM, Stream::Stderr),
         ("workers=hung-1 log=print", Signal::SIGINT, Stream::Stdout),
     ] {
         let mut process = service(settings);
-        let sent = signal_twice(&mut process, Signal::SIGTERM, second);
+        let sent = signal_twice(&mut process, signal, signal);
         let ended = process.wait();
         ended.assert_code(1);
         let latency = ended.at - sent;
         assert!(latency < SOON, "{latency:?}");
         let words = format!(
-            "exit with status 1: {second} came again; \
-             still at work: hung-1 (stopping: finishing its task)"
+            "exit with status 1: {signal} came again; \
+             still at work: hung-1 (stopping: finishing its task, during run-2 (hanging))"
         );
         let said = &ended.transcript;
         let lines = said.all(&words);
@@ -178,6 +178,48 @@ fn a_signal_that_comes_again_ends_the_process() {
         ended.assert_not("@cleanup");
         println!("{settings}: forced exit {latency:.1?} after the second signal");
     }
+}
+
+/// Longer than a duplicate may take, and then time for a forced exit, which would take some
+/// milliseconds. The service goes on.
+#[track_caller]
+fn goes_on(process: &mut Process) {
+    let begun = Instant::now();
+    while begun.elapsed() < DUPLICATE + DUPLICATE / 2 {
+        let health = process.ask("health draining-1");
+        assert!(!health.starts_with("stopped"), "{health}");
+    }
+}
+
+#[test]
+fn another_signal_ends_the_process_too_and_is_not_said_to_come_again() {
+    let mut process = service("workers=hung-1");
+    signal_twice(&mut process, Signal::SIGTERM, Signal::SIGINT);
+    let ended = process.wait();
+    ended.assert_code(1);
+    let said = &ended.transcript;
+    assert!(said.has("SIGINT came after SIGTERM"), "{said}");
+}
+
+/// An application that began the shutdown itself: the one signal of a service manager comes later.
+#[test]
+fn the_first_signal_after_a_trigger_changes_nothing() {
+    let mut process = service("workers=draining-1");
+    process.tell("trigger");
+    process.expect("@begun");
+    goes_on(&mut process);
+    process.signal(Signal::SIGTERM);
+    goes_on(&mut process);
+    process.tell("finish");
+    process.wait().assert_code(0);
+
+    let mut process = service("workers=draining-1");
+    process.tell("trigger");
+    signal_twice(&mut process, Signal::SIGTERM, Signal::SIGTERM);
+    let ended = process.wait();
+    ended.assert_code(1);
+    let said = &ended.transcript;
+    assert!(said.has("SIGTERM came again"), "{said}");
 }
 
 #[test]
@@ -250,7 +292,7 @@ fn overruns(settings: &str) -> Ended {
 #[test]
 fn a_hung_worker_is_named_when_the_time_is_over() {
     let words = "exit with status 1: the shutdown took too long; \
-                 still at work: hung-1 (stopping: finishing its task)";
+                 still at work: hung-1 (stopping: finishing its task, during run-2 (hanging))";
     let ended = overruns("workers=idle-1,hung-1");
     let said = &ended.transcript;
     let line = said.all(&format!("worker-heartbeat: {words}"));
@@ -318,7 +360,7 @@ fn a_hung_cleanup_is_named_when_the_time_is_over() {
 #[test]
 fn a_signal_during_a_hung_cleanup_ends_the_process() {
     let mut process = service("workers=idle-1 cleanup=hung");
-    let sent = signal_twice(&mut process, Signal::SIGINT, Signal::SIGTERM);
+    let sent = signal_twice(&mut process, Signal::SIGTERM, Signal::SIGTERM);
     let ended = process.wait();
     ended.assert_code(1);
     let latency = ended.at - sent;

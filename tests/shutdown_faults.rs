@@ -93,7 +93,7 @@ fn without_force_cleanups_that_hung_workers_prevent_are_named() {
         assert!(said.has(&format!("@state: cleanup {name}: not run")));
     }
     let words = "@log ERROR the shutdown took too long; still at work: hung-1 (stopping: finishing \
-                 its task); cleanup \"three\" was not run; cleanup \"two\" was not run";
+                 its task, during run-2 (hanging)); cleanup \"three\" was not run; cleanup \"two\" was not run";
     assert_eq!(said.all(words).len(), 1, "{said}");
     assert!(!said.has_errors(), "{said}");
 }
@@ -276,7 +276,7 @@ fn last_words_that_the_log_does_not_take_go_to_stderr() {
         let ended = process.wait();
         ended.assert_code(1);
         let words = "worker-heartbeat: exit with status 1: the shutdown took too long; still at \
-                     work: hung-1 (stopping: finishing its task)";
+                     work: hung-1 (stopping: finishing its task, during run-2 (hanging))";
         let said = &ended.transcript;
         let lines = said.all(words);
         assert_eq!(lines.len(), 1, "{log}: {said}");

@@ -17,4 +17,5 @@ pub use report::{
 };
 pub use state::{Activity, State};
 pub(crate) use text::{Age, Line};
+pub(crate) use verdict::during;
 pub use verdict::{Death, DeathCause, Ending, Health, StallCause, Stalled, StopCause};

@@ -473,7 +473,12 @@ fn since(f: &mut fmt::Formatter<'_>, ago: Duration) -> fmt::Result {
     write!(f, ", {} ago", Age(ago))
 }
 
-fn during(f: &mut fmt::Formatter<'_>, run_id: Option<&str>, task: Option<&str>) -> fmt::Result {
+/// What it was at, if that has a name.
+pub(crate) fn during(
+    f: &mut fmt::Formatter<'_>,
+    run_id: Option<&str>,
+    task: Option<&str>,
+) -> fmt::Result {
     match (run_id, task) {
         (Some(run_id), Some(task)) => write!(f, ", during {} ({})", Line(run_id), Line(task)),
         (Some(name), None) | (None, Some(name)) => write!(f, ", during {}", Line(name)),

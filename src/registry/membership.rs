@@ -6,6 +6,7 @@ use super::{Probe, Registry, at_exit};
 use crate::health::{DeathCause, StopCause};
 use crate::panics::{self, PanicReport};
 use crate::roster::post::{End, Post};
+use crate::roster::unreturned::AtWork;
 
 /// Held by a handle and by the supervised futures that run on its behalf. It is of one life: when
 /// the last one is dropped, the worker ends, unless it has ended or begun another life before.
@@ -38,6 +39,11 @@ impl Membership {
     /// any more. `None` if the worker was asked to stop.
     pub(crate) fn next_life(&self) -> Option<Self> {
         self.registry.next_life(self)
+    }
+
+    /// Supervised work begins, which a shutdown waits for until what is returned is dropped.
+    pub(crate) fn begin_work(&self) -> AtWork {
+        AtWork::begin(self.registry.roster(), &self.post.record)
     }
 
     /// Ends the worker. `false` if it had ended before.

@@ -514,7 +514,22 @@ impl Registry {
     /// Waits until every worker has ended, but no longer than this. Returns whether all have.
     pub(crate) fn drain(&self, patience: &Patience) -> bool {
         let roster = &self.inner.roster;
-        roster.wait_for_ends(patience, || self.living().is_empty())
+        roster.wait_for_ends(patience, || self.unended().is_empty())
+    }
+
+    /// Waits until supervised work has returned, but no longer than this, nor for longer than `log`
+    /// for work whose thread is in the log.
+    pub(crate) fn wait_for_work(&self, patience: &Patience, log: Duration) {
+        let roster = &self.inner.roster;
+        roster.wait_for_ends(patience, || !roster.unreturned.is_awaited(log));
+    }
+
+    /// The ids of the workers that have ended, and whose supervised work has not returned.
+    pub(crate) fn unreturned(&self, log: Duration) -> Vec<String> {
+        let mut awaited = self.inner.roster.unreturned.awaited(log);
+        awaited.retain(|record| record.is_over());
+        let ids = awaited.iter().map(|record| record.id().to_owned());
+        ids.collect()
     }
 
     /// Waits until the log has been told of every end, but no longer than this.
@@ -541,6 +556,19 @@ impl Registry {
         let roster = &self.inner.roster;
         let mut posts = self.inner.census.count(|| roster.posts());
         posts.retain(|post| !post.record.is_over());
+        posts
+    }
+
+    /// The living workers that a shutdown waits for: without those that wait for it themselves.
+    pub(crate) fn unended(&self) -> Vec<Post> {
+        let blocked = self.inner.roster.unreturned.blocked();
+        let mut posts = self.living();
+        let waits = |post: &Post| {
+            blocked
+                .iter()
+                .any(|record| Arc::ptr_eq(record, &post.record))
+        };
+        posts.retain(|post| !waits(post));
         posts
     }
 }

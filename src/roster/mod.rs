@@ -9,6 +9,7 @@ pub(crate) mod record;
 pub(crate) mod slab;
 pub(crate) mod tasks;
 pub(crate) mod timeline;
+pub(crate) mod unreturned;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use profile::Profiles;
 use record::Record;
 use slab::Slab;
 use timeline::{LONGEST_RESOLUTION, Timeline, View, resolution_for};
+use unreturned::Unreturned;
 
 /// See the module.
 #[derive(Debug)]
@@ -59,7 +61,8 @@ pub(crate) struct Roster {
     accompanied: AtomicBool,
     /// How many are about to tell the log of an end.
     telling: AtomicUsize,
-    /// Counts ends, for those who wait for one.
+    pub unreturned: Unreturned,
+    /// Counts ends and returns, for those who wait for one.
     ends: Mutex<u64>,
     ended: Condvar,
 }
@@ -123,6 +126,7 @@ impl Roster {
             companion: RwLock::new(None),
             accompanied: AtomicBool::new(false),
             telling: AtomicUsize::new(0),
+            unreturned: Unreturned::default(),
             ends: Mutex::new(0),
             ended: Condvar::new(),
         }
@@ -272,7 +276,9 @@ impl Roster {
         let telling = Telling::begin(self);
         let (ended, event) = self.end_quietly(post, end);
         if let Some(event) = event {
+            let in_log = self.unreturned.tell_log(&post.record);
             self.log(&event);
+            drop(in_log);
         }
         drop(telling);
         ended
@@ -361,6 +367,12 @@ impl Roster {
             }
         }
         news
+    }
+
+    /// Something ended that others may wait for.
+    fn note_end(&self) {
+        *self.ends.lock() += 1;
+        self.ended.notify_all();
     }
 
     /// Waits until `over` says so, for no longer than the patience lasts. It is asked at every end,
@@ -472,8 +484,7 @@ impl<'a> Telling<'a> {
 impl Drop for Telling<'_> {
     fn drop(&mut self) {
         self.0.telling.fetch_sub(1, Ordering::AcqRel);
-        *self.0.ends.lock() += 1;
-        self.0.ended.notify_all();
+        self.0.note_end();
     }
 }
 
@@ -500,8 +511,13 @@ impl<'a> StopNews<'a> {
         self.wakers.is_empty() && self.events.is_empty()
     }
 
-    pub(crate) fn tell(self) {
-        self.wakers.into_iter().for_each(wake);
+    /// Wakes those who wait to be asked. [`tell`](Self::tell) does too, before it logs.
+    pub(crate) fn wake(&mut self) {
+        self.wakers.drain(..).for_each(wake);
+    }
+
+    pub(crate) fn tell(mut self) {
+        self.wake();
         for event in self.events {
             self.roster.log(&event);
         }

@@ -172,6 +172,8 @@ impl Former {
 #[derive(Clone, Debug)]
 pub(crate) struct Ended {
     pub ending: Ending,
+    /// It had been asked to stop before.
+    pub asked: bool,
     /// By the clock.
     pub at: Moment,
     pub beats: u64,
@@ -268,6 +270,19 @@ impl Record {
 
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.known_detail()?.ended.clone()
+    }
+
+    /// The worker's death, if it came after the request to stop, and not before this moment.
+    pub(crate) fn death_while_stopping(&self, since: Moment) -> Option<Arc<Death>> {
+        match self.ended()? {
+            Ended {
+                ending: Ending::Dead(death),
+                asked: true,
+                at,
+                ..
+            } if at >= since => Some(death),
+            _ => None,
+        }
     }
 
     pub(crate) fn is_over(&self) -> bool {

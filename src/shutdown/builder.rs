@@ -30,6 +30,7 @@ pub struct ShutdownBuilder {
     hook_ignored: bool,
     timeout: Duration,
     force_exit: bool,
+    exit_timeout: Option<Duration>,
     registries: Vec<Registry>,
     cleanups: Vec<Cleanup>,
 }
@@ -41,6 +42,7 @@ impl ShutdownBuilder {
             hook_ignored: false,
             timeout: DEFAULT_TIMEOUT,
             force_exit: true,
+            exit_timeout: None,
             registries: Vec::new(),
             cleanups: Vec::new(),
         }
@@ -81,12 +83,35 @@ impl ShutdownBuilder {
         self
     }
 
-    /// Whether the process is ended with status 1 when it takes longer, or when a signal comes
+    /// Whether the process is ended with status 1 when it takes longer, or when the same signal comes
     /// again; yes by default. Otherwise, [`Shutdown::wait`] returns at the end of the timeout, and
     /// names in its report the workers that hung, the cleanup that did not end, and those that were
     /// not run.
     pub const fn force_exit(mut self, force_exit: bool) -> Self {
         self.force_exit = force_exit;
+        self
+    }
+
+    /// How long the process may live after [`Shutdown::wait`] has its report, in the same range as the
+    /// timeout; for as long as it likes by default, since `main` may have a report to write. When the
+    /// time is over, the process is ended with status 1, with words that say so.
+    ///
+    /// For a `main` that returns at once. What can keep it is beyond a shutdown: the drop of an
+    /// asynchronous runtime waits for its blocking tasks, a destructor joins a thread, a function of
+    /// `atexit` hangs.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Shutdown;
+    ///
+    /// let shutdown = Shutdown::builder()
+    ///     .timeout(Duration::from_secs(20))
+    ///     .exit_timeout(Duration::from_secs(5))
+    ///     .install()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub const fn exit_timeout(mut self, timeout: Duration) -> Self {
+        self.exit_timeout = Some(timeout);
         self
     }
 
@@ -116,12 +141,9 @@ impl ShutdownBuilder {
     /// every thread blocks them (known on Linux, with `/proc`); [`Error::Signal`] and
     /// [`Error::Thread`] if the system refuses.
     pub fn install(mut self) -> Result<Shutdown, Error> {
-        if !(SHORTEST_TIMEOUT..=LONGEST_TIMEOUT).contains(&self.timeout) {
-            return Err(Error::invalid(
-                "timeout",
-                format!("{:?}", self.timeout),
-                format!("{SHORTEST_TIMEOUT:?} to 1 day"),
-            ));
+        check("timeout", self.timeout)?;
+        if let Some(timeout) = self.exit_timeout {
+            check("exit_timeout", timeout)?;
         }
         let turn = Turn::take().ok_or(Error::AlreadyInstalled)?;
         if self.registries.is_empty() {
@@ -137,12 +159,16 @@ impl ShutdownBuilder {
             registries: self.registries,
             timeout: self.timeout,
             force_exit: self.force_exit,
+            exit_timeout: self.exit_timeout,
             signals: Arc::clone(ear.signals()),
             bell,
             begun: OnceLock::new(),
             requested: AtomicBool::new(false),
             progress: Mutex::new(Progress {
                 limit: self.timeout,
+                exit_limit: None,
+                signals: Vec::new(),
+                asked: Vec::new(),
                 attended: false,
                 cleanups: self.cleanups,
                 running: None,
@@ -164,6 +190,14 @@ impl ShutdownBuilder {
     }
 }
 
+fn check(name: &'static str, timeout: Duration) -> Result<(), Error> {
+    if (SHORTEST_TIMEOUT..=LONGEST_TIMEOUT).contains(&timeout) {
+        return Ok(());
+    }
+    let allowed = format!("{SHORTEST_TIMEOUT:?} to 1 day");
+    Err(Error::invalid(name, format!("{timeout:?}"), allowed))
+}
+
 /// Starts the thread that waits for signals, as soon as it is handed its ear. It lives as long as
 /// the process, or ends at once if nothing is hooked.
 fn start() -> io::Result<Sender<(Arc<Inner>, Ear)>> {
@@ -182,6 +216,7 @@ impl fmt::Debug for ShutdownBuilder {
             .field("signals", &self.signals)
             .field("timeout", &self.timeout)
             .field("force_exit", &self.force_exit)
+            .field("exit_timeout", &self.exit_timeout)
             .field("cleanups", &self.cleanups)
             .finish_non_exhaustive()
     }

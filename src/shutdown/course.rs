@@ -13,7 +13,7 @@ use crate::clock::Patience;
 use crate::panics;
 use crate::registry::Registry;
 use crate::roster::post::wake;
-use crate::supervisor::HungWorker;
+use crate::supervisor::{DeadWorker, HungWorker};
 use crate::words;
 
 /// The thread that waits for the workers and runs the cleanups. It is left behind if one of them
@@ -64,6 +64,12 @@ impl Inner {
         let is_ending = |registry: &Registry| registry.process_end().is_some();
         if self.registries.iter().any(is_ending) {
             return;
+        }
+        // Work of idle workers may have something left to do; it may also wait for ever.
+        let log = self.log_patience();
+        let work = patience.at_most(log);
+        for registry in &self.registries {
+            registry.wait_for_work(&work, log);
         }
         // Before the cleanups, which may close what a store needs, and with time left for them.
         let stores = patience.at_most(patience.left() / 2);
@@ -138,8 +144,12 @@ impl Inner {
             return;
         }
         progress.end = End::Reported(report);
+        if let (Some(timeout), Some(begun)) = (self.exit_timeout, self.begun.get()) {
+            progress.exit_limit = Some(begun.time.look().saturating_add(timeout));
+        }
         let waiting = progress.waiting.take();
         drop(progress);
+        self.bell.ring();
         self.changed.notify_all();
         waiting.into_iter().for_each(wake);
     }
@@ -161,9 +171,34 @@ impl Inner {
         Some(ShutdownReport {
             cause: begun.cause,
             hung,
+            unreturned: self.unreturned(),
+            died: self.died(progress),
             cleanups,
             took: begun.time.elapsed(),
         })
+    }
+
+    fn unreturned(&self) -> Vec<String> {
+        let log = self.log_patience();
+        let registries = self.registries.iter();
+        registries
+            .flat_map(|registry| registry.unreturned(log))
+            .collect()
+    }
+
+    /// The workers that died after they were asked to stop.
+    fn died(&self, progress: &Progress) -> Vec<DeadWorker> {
+        let mut died = Vec::new();
+        for (registry, asked) in self.registries.iter().zip(&progress.asked) {
+            let posts = registry.posts();
+            died.extend(posts.iter().filter_map(|post| DeadWorker::of(post, *asked)));
+        }
+        died
+    }
+
+    /// How long supervised work may take to return, and be in the log with the news of its end.
+    fn log_patience(&self) -> Duration {
+        LOG_PATIENCE.min(self.timeout / 4)
     }
 
     /// The workers that have not ended.
@@ -171,12 +206,8 @@ impl Inner {
         let mut hung = Vec::new();
         for registry in &self.registries {
             let view = registry.roster().view();
-            hung.extend(
-                registry
-                    .living()
-                    .into_iter()
-                    .map(|post| HungWorker::new(post.record.id().to_owned(), post.health(&view))),
-            );
+            let unended = registry.unended();
+            hung.extend(unended.iter().map(|post| HungWorker::of(post, &view)));
         }
         hung
     }

@@ -24,7 +24,7 @@ pub use builder::ShutdownBuilder;
 pub use report::{CleanupReport, CleanupState, ShutdownCause, ShutdownReport};
 pub use signals::Signal;
 
-use crate::clock::{ObservedTime, Patience};
+use crate::clock::{Clock, Moment, ObservedTime, Patience};
 use crate::health::StopCause;
 use crate::notice::Notice;
 use crate::registry::Registry;
@@ -41,12 +41,15 @@ use wire::Bell;
 /// 1. A signal comes, or [`trigger`](Self::trigger) is called. It is logged by name. Idle workers
 ///    are stopped at once; working ones are asked to, and stopped when their task ends. The
 ///    pacemaker goes on, so they keep their heartbeats while they drain.
-/// 2. [`wait`](Self::wait), or [`wait_async`](Self::wait_async), waits for all of them and for the
-///    cleanups, which run in reverse order on a thread of their own, and returns a report, which
-///    `main` can return as the exit status.
+/// 2. [`wait`](Self::wait), or [`wait_async`](Self::wait_async), waits for all of them. The
+///    [supervised](crate::Supervisor) work of idle workers may have something to write on its way
+///    out: it is waited for, too, for at most a quarter of the timeout and 2 s. Then the cleanups
+///    run, in reverse order, on a thread of their own. A report is returned, which `main` can return
+///    as the exit status.
 /// 3. If that takes longer than the timeout (10 s), a thread that depends on nothing being drained
 ///    ends the process with status 1, and names who hung. So does another signal, if it comes more
-///    than a second after the first.
+///    than a second after the first one. The first signal after `trigger` changes nothing: a service
+///    manager may send its one SIGTERM late.
 ///
 /// If the [process ends](crate#the-end-of-the-process) otherwise, the workers that still live are
 /// ended, too.
@@ -94,6 +97,8 @@ struct Inner {
     registries: Vec<Registry>,
     timeout: Duration,
     force_exit: bool,
+    /// How long the process may live after the report.
+    exit_timeout: Option<Duration>,
     signals: Arc<Signals>,
     bell: Bell,
     begun: OnceLock<Begun>,
@@ -113,6 +118,12 @@ struct Begun {
 struct Progress {
     /// When the time is over, in observed time since the beginning.
     limit: Duration,
+    /// When the time for the end of the process is over, once there is a report.
+    exit_limit: Option<Duration>,
+    /// The signals that came, each with the observed time at which it came first.
+    signals: Vec<(Signal, Duration)>,
+    /// When the workers were asked to stop, by the clock of each registry.
+    asked: Vec<Moment>,
     /// A call of `wait` or a poll of `wait_async` has started the end.
     attended: bool,
     /// Those that were not run yet.
@@ -185,6 +196,10 @@ impl Shutdown {
 
     /// A channel that gets a message, and is closed, when the shutdown begins; at once if it has: for
     /// [`crossbeam_channel::select!`] and for threads that block on channels.
+    ///
+    /// All receivers share one channel: take one message from each. Ask for one before a loop, not in
+    /// every turn: of more than 131,072, dropped ones included, the others find a channel that is
+    /// closed, and has no message.
     #[must_use]
     pub fn receiver(&self) -> Receiver<ShutdownCause> {
         self.inner.progress.lock().notice.receiver()
@@ -219,7 +234,7 @@ impl Shutdown {
         let cause = ShutdownCause::Triggered;
         if self.inner.begin(cause) {
             self.inner.bell.ring();
-            Inner::announce_aside(&self.inner, cause);
+            Inner::announce_aside(&self.inner, cause, true);
         }
         self.inner.wait_for_request();
     }
@@ -230,10 +245,11 @@ impl Shutdown {
     /// timeout once more.
     ///
     /// **This blocks the calling thread.** Asynchronous code uses [`wait_async`](Self::wait_async).
+    /// Supervised futures that only this thread polls cannot end meanwhile: drop their runtime before.
     ///
     /// A worker whose handle the calling thread holds has to end before: drop it, or
-    /// [`stop`](crate::WorkerHeartbeat::stop) it. All calls return the same report. A call from a
-    /// cleanup returns at once, since it cannot wait for that cleanup: its report is that of the
+    /// [`stop`](crate::WorkerHeartbeat::stop) it. Supervised work may call this: it is not waited for
+    /// then. All calls return the same report. A call from a cleanup returns at once, since it cannot wait for that cleanup: its report is that of the
     /// moment, and not clean.
     #[must_use = "the report is the exit status"]
     pub fn wait(&self) -> ShutdownReport {
@@ -243,6 +259,9 @@ impl Shutdown {
 
     /// As [`wait`](Self::wait), without blocking the thread: on a current-thread runtime, the
     /// workers' futures go on meanwhile. Works on any executor.
+    ///
+    /// A supervised future that awaits this is not waited for, once its worker has ended: it is idle,
+    /// or calls [`stop`](crate::WorkerHeartbeat::stop) before.
     ///
     /// The first poll that finds the shutdown begun starts the end of it, which then goes on whether
     /// the future is polled or not. The future can be dropped and made again at any time.
@@ -285,28 +304,32 @@ impl Inner {
     }
 
     /// Does that on a thread of its own, for the moment that it takes: it calls log implementations
-    /// and wakers, which may block.
-    fn announce_aside(this: &Arc<Self>, cause: ShutdownCause) {
+    /// and wakers, which may block. If there is no thread to be had, the log hears of it only if the
+    /// calling one `may_log`.
+    fn announce_aside(this: &Arc<Self>, cause: ShutdownCause, may_log: bool) {
         let inner = Arc::clone(this);
-        if spawn("wh-announce", move || inner.announce(cause)).is_err() {
-            this.announce(cause);
+        if spawn("wh-announce", move || inner.announce(cause, true)).is_err() {
+            this.announce(cause, may_log);
         }
     }
 
-    /// Asks the workers to stop, then tells the application, and then the log.
-    fn announce(&self, cause: ShutdownCause) {
+    /// Asks the workers to stop, then tells the application, and then the log, if it may.
+    fn announce(&self, cause: ShutdownCause, may_log: bool) {
         let stop_cause = match cause {
             ShutdownCause::Signal(signal) => StopCause::Signal(signal.name()),
             ShutdownCause::Triggered => StopCause::Shutdown,
         };
         // The workers before the application: what it does to end them must not look like a return
         // that nobody asked for.
-        let news: Vec<_> = self
+        let clocks = self.registries.iter().map(Registry::clock);
+        let asked = clocks.map(Clock::now).collect();
+        let mut news: Vec<_> = self
             .registries
             .iter()
             .map(|registry| registry.request_stop(&stop_cause))
             .collect();
         let mut progress = self.progress.lock();
+        progress.asked = asked;
         self.requested.store(true, Ordering::Release);
         progress.notice.say(cause);
         let waiting = progress.waiting.take();
@@ -314,6 +337,11 @@ impl Inner {
         self.changed.notify_all();
         waiting.into_iter().for_each(wake);
 
+        // All wakers before the first words: the log may block.
+        news.iter_mut().for_each(StopNews::wake);
+        if !may_log {
+            return;
+        }
         say(
             log::Level::Info,
             format_args!("shutdown begun by {cause}, {:?} allowed", self.timeout),

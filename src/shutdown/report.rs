@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Signal;
 use crate::registry::at_exit;
-use crate::supervisor::HungWorker;
+use crate::supervisor::{DeadWorker, HungWorker};
 
 /// What began a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,7 +30,8 @@ impl fmt::Display for ShutdownCause {
 /// How a shutdown went. Returned from `main`, it is the process's exit status: 0 if it was clean, 1
 /// otherwise.
 ///
-/// [`Display`](fmt::Display) makes a sentence of it, with everything that was not clean.
+/// [`Display`](fmt::Display) makes a sentence of it, with everything that was not clean, and with the
+/// workers that died.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ShutdownReport {
@@ -38,6 +39,13 @@ pub struct ShutdownReport {
     pub cause: ShutdownCause,
     /// Workers that did not end in time. If there are any, no cleanup was run.
     pub hung: Vec<HungWorker>,
+    /// Ids of workers that ended while they were idle, and whose supervised work had not returned when
+    /// the report was made: it may still use what the cleanups closed. The report can be clean all the
+    /// same.
+    pub unreturned: Vec<String>,
+    /// Workers that ended in time, but died: they panicked or failed after they were asked to stop.
+    /// The report can be clean all the same.
+    pub died: Vec<DeadWorker>,
     /// All cleanups, in the order in which they were run, or would have been.
     pub cleanups: Vec<CleanupReport>,
     /// How long it took.
@@ -138,10 +146,7 @@ impl ShutdownReport {
     pub(super) fn faults(&self) -> String {
         let mut faults = Vec::new();
         if !self.hung.is_empty() {
-            let hung = self
-                .hung
-                .iter()
-                .map(|worker| format!("{} ({})", worker.id, worker.health));
+            let hung = self.hung.iter().map(ToString::to_string);
             let hung = hung.collect::<Vec<_>>().join(", ");
             faults.push(format!("still at work: {hung}"));
         }
@@ -163,10 +168,16 @@ impl fmt::Display for ShutdownReport {
             "shutdown by {}, {clean}, took {:.1?}",
             self.cause, self.took
         )?;
-        match self.faults() {
-            faults if faults.is_empty() => Ok(()),
-            faults => write!(f, ": {faults}"),
+        let died: Vec<_> = self.died.iter().map(ToString::to_string).collect();
+        let died = (!died.is_empty()).then(|| format!("died: {}", died.join(", ")));
+        let left = &self.unreturned;
+        let left = (!left.is_empty()).then(|| format!("not returned: {}", left.join(", ")));
+        let faults = Some(self.faults()).filter(|faults| !faults.is_empty());
+        let parts: Vec<_> = faults.into_iter().chain(left).chain(died).collect();
+        if parts.is_empty() {
+            return Ok(());
         }
+        write!(f, ": {}", parts.join("; "))
     }
 }
 

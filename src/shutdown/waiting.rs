@@ -8,6 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::{End, Inner, Progress, ShutdownReport};
+use crate::registry::Registry;
+use crate::roster::unreturned::Waits;
 
 /// How often a forked child that waits looks for signals.
 const LOOK_IN_CHILD: Duration = Duration::from_millis(100);
@@ -26,6 +28,11 @@ impl Waiting {
 }
 
 impl Inner {
+    /// The calling thread's supervised work waits for the end.
+    fn waits(&self, blocking: bool) -> Waits {
+        Waits::begin(self.registries.iter().map(Registry::roster), blocking)
+    }
+
     /// The report, if there is one for the calling thread.
     fn answer(&self, progress: &Progress) -> Option<ShutdownReport> {
         match (&progress.end, &progress.running) {
@@ -41,6 +48,8 @@ impl Inner {
 }
 
 pub(super) fn wait(inner: &Arc<Inner>) -> ShutdownReport {
+    // Supervised work that waits is not waited for.
+    let _waits = inner.waits(true);
     // Then there is no thread that waits for signals.
     let in_child = inner.signals.are_inherited();
     loop {
@@ -76,7 +85,10 @@ pub(super) fn until_reported(
     inner: &Arc<Inner>,
 ) -> impl Future<Output = ShutdownReport> + Send + Sync + Unpin + use<> {
     let mut place = Place::new(inner);
+    let mut waits = None;
     poll_fn(move |context| {
+        // Of the work that polls it.
+        waits.get_or_insert_with(|| place.inner.waits(false));
         place.inner.attend();
         loop {
             match place.poll(context, |inner, progress| {
@@ -86,7 +98,10 @@ pub(super) fn until_reported(
                 inner.answer(progress).map(Some)
             }) {
                 Poll::Ready(None) => place.inner.attend(),
-                Poll::Ready(Some(report)) => return Poll::Ready(report),
+                Poll::Ready(Some(report)) => {
+                    waits = Some(Waits::default());
+                    return Poll::Ready(report);
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }

@@ -7,12 +7,25 @@ use std::time::Duration;
 use super::hooks::Ear;
 use super::{End, Inner, Progress, ShutdownCause, Signal, leaving, spawn};
 use crate::registry::at_exit::{self, ProcessEnd};
+use crate::roster::say;
 use crate::words;
 
 /// A signal that comes again within this time is a duplicate: terminals and service managers send
 /// the same wish twice, to the process and to its group.
 const DUPLICATE: Duration = Duration::from_secs(1);
+const STAYED: &str = "the process took too long to end after its shutdown";
 pub(super) const TOO_LONG: &str = "the shutdown took too long";
+
+impl Progress {
+    /// Notes a signal. Returns the first one that came, and when, if one came before.
+    fn first(&mut self, signal: Signal, now: Duration) -> Option<(Signal, Duration)> {
+        let first = self.signals.first().copied();
+        if !self.signals.iter().any(|(known, _)| *known == signal) {
+            self.signals.push((signal, now));
+        }
+        first
+    }
+}
 
 impl Inner {
     pub(super) fn watch(self: &Arc<Self>, mut ear: Ear) {
@@ -33,13 +46,19 @@ impl Inner {
             return Some(limit.saturating_sub(now).min(time.slice()));
         }
         // Without looks, no time is observed, and a later signal would be a duplicate.
-        (now < DUPLICATE).then(|| time.slice())
+        let newest = progress.signals.last();
+        let newest = newest.map_or(Duration::ZERO, |(_, came)| *came);
+        (now < newest.saturating_add(DUPLICATE)).then(|| time.slice())
     }
 
     /// When the time is over, in observed time; `None` if that changes nothing.
     fn limit(&self, progress: &Progress) -> Option<Duration> {
         let matters = self.force_exit || progress.attended;
-        (matters && matches!(progress.end, End::Open)).then_some(progress.limit)
+        match progress.end {
+            End::Open if matters => Some(progress.limit),
+            End::Reported(_) => progress.exit_limit,
+            _ => None,
+        }
     }
 
     /// Ends the shutdown, or the process, if the time is over.
@@ -48,11 +67,16 @@ impl Inner {
             return;
         };
         let now = begun.time.look();
-        let limit = self.limit(&self.progress.lock());
+        let progress = self.progress.lock();
+        let limit = self.limit(&progress);
+        let reported = matches!(progress.end, End::Reported(_));
+        drop(progress);
         if limit.is_none_or(|limit| now < limit) {
             return;
         }
-        if self.force_exit {
+        if reported {
+            self.end_process(STAYED, true);
+        } else if self.force_exit {
             self.end_process(TOO_LONG, false);
         } else if self.claim_report() {
             // On a thread of its own: it speaks, and wakes.
@@ -65,16 +89,34 @@ impl Inner {
 
     fn receive(self: &Arc<Self>, signal: Signal) {
         let cause = ShutdownCause::Signal(signal);
-        if self.begin(cause) {
-            Self::announce_aside(self, cause);
+        let begins = self.begin(cause);
+        let Some(begun) = self.begun.get() else {
             return;
+        };
+        let now = begun.time.look();
+        let first = self.progress.lock().first(signal, now);
+        if begins {
+            Self::announce_aside(self, cause, false);
+        } else if first.is_none() {
+            // On a thread of its own: the log may block.
+            let begun_by = begun.cause;
+            let _ = spawn("wh-announce", move || {
+                say(
+                    log::Level::Info,
+                    format_args!("{signal} came during the shutdown begun by {begun_by}"),
+                );
+            });
         }
-        let again = self
-            .begun
-            .get()
-            .is_some_and(|begun| begun.time.look() >= DUPLICATE);
-        if again && self.force_exit {
-            self.end_process(&format!("{signal} came again"), true);
+        let Some((first, came)) = first else {
+            return;
+        };
+        if self.force_exit && now.saturating_sub(came) >= DUPLICATE {
+            let how = if first == signal {
+                "again".to_owned()
+            } else {
+                format!("after {first}")
+            };
+            self.end_process(&format!("{signal} came {how}"), true);
         }
     }
 

@@ -14,6 +14,7 @@ use crate::health::{DeathCause, StopCause};
 use crate::panics::{self, OnFatal, PanicReport};
 use crate::registry::Membership;
 use crate::roster::post::End;
+use crate::roster::unreturned::{AtWork, OnThread};
 use crate::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
 
@@ -191,6 +192,8 @@ struct Life<F> {
     future: Option<Pin<Box<F>>>,
     membership: Membership,
     on_fatal: OnFatal,
+    /// From the first poll until the end is told.
+    at_work: Option<AtWork>,
 }
 
 impl<F> Life<F> {
@@ -199,11 +202,20 @@ impl<F> Life<F> {
             future: Some(Box::pin(future)),
             on_fatal: on_fatal(&membership),
             membership,
+            at_work: None,
         }
     }
 
-    fn end(&self, end: End) {
+    /// Notes that the calling thread is at it.
+    fn on_this_thread(&self) -> Option<OnThread<'_>> {
+        self.at_work.as_ref().map(AtWork::on_this_thread)
+    }
+
+    fn end(&mut self, end: End) {
+        let on_thread = self.on_this_thread();
         self.membership.end(end);
+        drop(on_thread);
+        self.at_work = None;
     }
 }
 
@@ -213,7 +225,10 @@ impl<F: Future> Life<F> {
             // It has been over for long: whoever still polls waits for nothing.
             return Poll::Pending;
         };
-        let post = self.membership.post();
+        let membership = &self.membership;
+        let at_work = self.at_work.get_or_insert_with(|| membership.begin_work());
+        let _on_thread = at_work.on_this_thread();
+        let post = membership.post();
         post.run_on(Some(threads::current()));
         if !post.record.profile.thresholds.beats_only {
             post.cell().beat();
@@ -242,7 +257,7 @@ impl<F> Drop for Life<F> {
         if self.future.is_none() {
             return;
         }
-        self.membership.end(if std::thread::panicking() {
+        self.end(if std::thread::panicking() {
             End::Overruled(panics::unwinding().into())
         } else {
             End::Stopped(StopCause::Cancelled)
@@ -283,12 +298,14 @@ impl Supervisor {
                 let made = Arc::clone(&worker);
                 let mut life = Life::new(membership.clone(), async { make(made).await.failure() });
                 let outcome = std::future::poll_fn(|context| life.poll(context)).await;
-                drop(life);
                 let outcome = outcome.map(|failure| match failure {
                     Some(error) => Exit::Failed { error },
                     None => Exit::Completed,
                 });
+                let on_thread = life.on_this_thread();
                 let (exit, decision) = conclude(&membership, &mut restarts, outcome, true);
+                drop(on_thread);
+                drop(life);
                 let Decision::Restart { delay, .. } = decision else {
                     ending.0.set(exit.clone());
                     return exit;

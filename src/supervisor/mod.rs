@@ -4,6 +4,7 @@ mod future;
 mod restart;
 mod thread;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,11 +14,13 @@ pub use future::{Outcome, Supervised};
 pub use restart::Restart;
 pub use thread::SupervisedWorker;
 
-use crate::health::{Death, DeathCause, Ending, Health, StopCause};
+use crate::clock::Moment;
+use crate::health::{Death, DeathCause, Ending, Health, StopCause, during};
 use crate::panics::OnFatal;
 use crate::registry::{Membership, Registry};
 use crate::roster::events::EventKind;
 use crate::roster::post::{End, Post};
+use crate::roster::timeline::View;
 use restart::{Decision, Fate, Restarts};
 
 /// Runs workers on threads of their own, tells how each of them ended, and starts them again as its
@@ -88,12 +91,12 @@ impl Supervisor {
         for child in children {
             let id = child.post.record.id().to_owned();
             if child.ending.exit().is_some() {
+                report
+                    .died
+                    .extend(DeadWorker::of(&child.post, Moment::ZERO));
                 report.ended.push(id);
             } else {
-                report.hung.push(HungWorker {
-                    id,
-                    health: child.post.current().health(&view),
-                });
+                report.hung.push(HungWorker::of(&child.post, &view));
             }
         }
         self.children
@@ -116,6 +119,8 @@ impl Supervisor {
 pub struct StopReport {
     /// Ids of the workers that ended.
     pub ended: Vec<String>,
+    /// Those of them that died after they were asked to stop.
+    pub died: Vec<DeadWorker>,
     /// The workers that did not end in time.
     pub hung: Vec<HungWorker>,
     /// How long it took.
@@ -136,13 +141,67 @@ impl StopReport {
 pub struct HungWorker {
     /// Its id.
     pub id: String,
-    /// What it was doing.
+    /// How it is. One that is stopped or dead already has work that has not returned.
     pub health: Health,
+    /// The run that it is at, if it has a name.
+    pub run_id: Option<String>,
+    /// The task that it is at, if it has a name.
+    pub task: Option<String>,
 }
 
 impl HungWorker {
-    pub(crate) const fn new(id: String, health: Health) -> Self {
-        Self { id, health }
+    pub(crate) fn of(post: &Post, view: &View) -> Self {
+        let post = post.current();
+        let (run_id, task) = post.task();
+        Self {
+            id: post.record.id().to_owned(),
+            health: post.health(view),
+            run_id,
+            task,
+        }
+    }
+}
+
+impl fmt::Display for HungWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.id, self.health)?;
+        match &self.health {
+            health if health.state().is_terminal() => f.write_str("; its work has not returned")?,
+            // It has them in its words.
+            Health::Stalled(_) => {}
+            _ => during(f, self.run_id.as_deref(), self.task.as_deref())?,
+        }
+        f.write_str(")")
+    }
+}
+
+/// A worker that died after it was asked to stop: it panicked or failed on its way out.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeadWorker {
+    /// Its id.
+    pub id: String,
+    /// What is known of its death.
+    pub death: Arc<Death>,
+}
+
+impl DeadWorker {
+    /// `None` if it did not die so, or before this moment.
+    pub(crate) fn of(post: &Post, since: Moment) -> Option<Self> {
+        let record = &post.record;
+        Some(Self {
+            death: record.death_while_stopping(since)?,
+            id: record.id().to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for DeadWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.id, self.death.cause)?;
+        let (run_id, task) = (&self.death.run_id, &self.death.task);
+        during(f, run_id.as_deref(), task.as_deref())?;
+        f.write_str(")")
     }
 }
 

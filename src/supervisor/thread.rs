@@ -52,6 +52,8 @@ impl Supervisor {
             let Some((worker, work)) = taken.lock().take() else {
                 return;
             };
+            let at_work = worker.membership().begin_work();
+            let _on_thread = at_work.on_this_thread();
             let exit = run(worker, work, restart, finite, sleeper);
             told.set(exit);
         });

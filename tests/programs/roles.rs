@@ -251,6 +251,7 @@ fn obey(registry: Registry, shutdown: Shutdown, workers: Vec<Worker>) {
                         let _ = worker.finish.send(());
                     }
                 }
+                ("trigger", _) => shutdown.trigger(),
                 ("shutdown", _) => println!("@shutdown: {}", say_shutdown(&shutdown)),
                 ("living", _) => println!("@living: {}", living(&registry)),
                 ("health", name) => {

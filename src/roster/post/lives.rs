@@ -211,6 +211,7 @@ impl Post {
         };
         let ended = Ended {
             ending,
+            asked: detail.stop_cause.is_some(),
             at: view.clock,
             beats,
             late_beats: 0,

@@ -110,6 +110,12 @@ impl Post {
         self.cell().glance()?.task_at
     }
 
+    /// Run and task that the worker is at.
+    pub(crate) fn task(&self) -> Names {
+        let detail = self.record.known_detail();
+        detail.map_or((None, None), |detail| detail.tasks.names())
+    }
+
     /// Run and task that the worker is at; `None` if somebody is just changing it. Never waits.
     pub(crate) fn task_at_hand(&self) -> Option<Names> {
         Some(self.record.try_detail()?.tasks.names())

@@ -1,0 +1,218 @@
+//! Supervised work that has begun and not returned. A shutdown waits for it: work whose worker was
+//! idle, and is shown as stopped already, may still be on its way out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Roster;
+use super::record::Record;
+use crate::threads;
+
+/// All such work of a registry.
+#[derive(Debug, Default)]
+pub(crate) struct Unreturned(Mutex<Running>);
+
+#[derive(Debug, Default)]
+struct Running {
+    by_key: BTreeMap<Key, Arc<Work>>,
+    next: u64,
+}
+
+/// The address of the record, which the work keeps alive, and a number that is never used again.
+type Key = (usize, u64);
+
+#[derive(Debug)]
+struct Work {
+    record: Arc<Record>,
+    /// The number of the thread that runs it now; 0 between two polls of a future.
+    thread: AtomicU32,
+    /// How many of its waits for the end of a shutdown have not returned, in tasks and on threads.
+    waits: AtomicUsize,
+    /// Those of them that block its thread.
+    blocking_waits: AtomicUsize,
+    /// Since when its thread has been in the log, with the news of its end.
+    telling: Mutex<Option<Instant>>,
+}
+
+impl Work {
+    /// Whether a shutdown has to wait for it: it is not to wait for work that waits for it, nor for
+    /// longer than this for a log that blocks.
+    fn is_awaited(&self, log_patience: Duration) -> bool {
+        let telling = *self.telling.lock();
+        let blocks = telling.is_some_and(|since| since.elapsed() >= log_patience);
+        self.waits.load(Ordering::Acquire) == 0 && !blocks
+    }
+
+    /// It can do nothing until a shutdown is over.
+    fn is_blocked(&self) -> bool {
+        self.blocking_waits.load(Ordering::Acquire) > 0
+    }
+}
+
+/// Held while supervised work runs: by its thread, or by its future from the first poll on.
+#[derive(Debug)]
+pub(crate) struct AtWork {
+    roster: Arc<Roster>,
+    key: Key,
+    work: Arc<Work>,
+}
+
+impl AtWork {
+    pub(crate) fn begin(roster: &Arc<Roster>, record: &Arc<Record>) -> Self {
+        let work = Arc::new(Work {
+            record: Arc::clone(record),
+            thread: AtomicU32::new(0),
+            waits: AtomicUsize::new(0),
+            blocking_waits: AtomicUsize::new(0),
+            telling: Mutex::new(None),
+        });
+        let mut running = roster.unreturned.0.lock();
+        let key = (Arc::as_ptr(record).addr(), running.next);
+        running.next += 1;
+        running.by_key.insert(key, Arc::clone(&work));
+        drop(running);
+        Self {
+            roster: Arc::clone(roster),
+            key,
+            work,
+        }
+    }
+
+    /// Notes that the calling thread runs it, until what is returned is dropped.
+    pub(crate) fn on_this_thread(&self) -> OnThread<'_> {
+        let before = self.work.thread.swap(threads::current(), Ordering::AcqRel);
+        OnThread {
+            work: &self.work,
+            before,
+        }
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        let mut running = self.roster.unreturned.0.lock();
+        let returned = running.by_key.remove(&self.key);
+        drop(running);
+        drop(returned);
+        self.roster.note_end();
+    }
+}
+
+/// See [`AtWork::on_this_thread`].
+pub(crate) struct OnThread<'a> {
+    work: &'a Work,
+    before: u32,
+}
+
+impl Drop for OnThread<'_> {
+    fn drop(&mut self) {
+        self.work.thread.store(self.before, Ordering::Release);
+    }
+}
+
+/// Work that waits for the end of a shutdown, which does not wait for it as long as this is held.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    work: Vec<(Arc<Roster>, Arc<Work>)>,
+    blocking: bool,
+}
+
+impl Waits {
+    /// The work that the calling thread runs, which `blocking` keeps from everything else.
+    pub(crate) fn begin<'a>(
+        rosters: impl Iterator<Item = &'a Arc<Roster>>,
+        blocking: bool,
+    ) -> Self {
+        let thread = threads::current();
+        let mut waits = Self {
+            work: Vec::new(),
+            blocking,
+        };
+        if thread == 0 {
+            // It is at its end, and runs no work any more.
+            return waits;
+        }
+        for roster in rosters {
+            let running = roster.unreturned.0.lock();
+            let of_thread = |work: &&Arc<Work>| work.thread.load(Ordering::Acquire) == thread;
+            for work in running.by_key.values().filter(of_thread) {
+                work.waits.fetch_add(1, Ordering::AcqRel);
+                work.blocking_waits
+                    .fetch_add(usize::from(blocking), Ordering::AcqRel);
+                waits.work.push((Arc::clone(roster), Arc::clone(work)));
+            }
+        }
+        waits.work.iter().for_each(|(roster, _)| roster.note_end());
+        waits
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        for (_, work) in &self.work {
+            work.waits.fetch_sub(1, Ordering::AcqRel);
+            work.blocking_waits
+                .fetch_sub(usize::from(self.blocking), Ordering::AcqRel);
+        }
+    }
+}
+
+/// Work whose thread is in the log with the news of its end, until this is dropped.
+pub(crate) struct InLog(Vec<Arc<Work>>);
+
+impl Drop for InLog {
+    fn drop(&mut self) {
+        for work in &self.0 {
+            *work.telling.lock() = None;
+        }
+    }
+}
+
+impl Unreturned {
+    /// The calling thread is about to tell the log of the end of a worker that it may work for.
+    pub(crate) fn tell_log(&self, record: &Record) -> InLog {
+        let thread = threads::current();
+        let address = std::ptr::from_ref(record).addr();
+        let running = self.0.lock();
+        let work = running.by_key.range((address, 0)..=(address, u64::MAX));
+        let work = work.map(|(_, work)| work);
+        let here = work.filter(|work| work.thread.load(Ordering::Acquire) == thread);
+        let here: Vec<_> = here.cloned().collect();
+        drop(running);
+        for work in &here {
+            *work.telling.lock() = Some(Instant::now());
+        }
+        InLog(here)
+    }
+
+    /// The workers whose work a shutdown has to wait for, in the order in which it began.
+    pub(crate) fn awaited(&self, log_patience: Duration) -> Vec<Arc<Record>> {
+        let running = self.0.lock();
+        let awaited = running.by_key.iter();
+        let awaited = awaited.filter(|(_, work)| work.is_awaited(log_patience));
+        let mut awaited: Vec<_> = awaited
+            .map(|((_, number), work)| (*number, Arc::clone(&work.record)))
+            .collect();
+        drop(running);
+        awaited.sort_unstable_by_key(|(number, _)| *number);
+        awaited.into_iter().map(|(_, record)| record).collect()
+    }
+
+    /// Whether there is work that a shutdown has to wait for.
+    pub(crate) fn is_awaited(&self, log_patience: Duration) -> bool {
+        let running = self.0.lock();
+        let mut work = running.by_key.values();
+        work.any(|work| work.is_awaited(log_patience))
+    }
+
+    /// The workers whose threads are blocked until a shutdown is over.
+    pub(crate) fn blocked(&self) -> Vec<Arc<Record>> {
+        let running = self.0.lock();
+        let blocked = running.by_key.values().filter(|work| work.is_blocked());
+        blocked.map(|work| Arc::clone(&work.record)).collect()
+    }
+}
