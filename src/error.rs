@@ -1,6 +1,10 @@
 //! The one error type of the crate.
 
+use std::any::Any;
+use std::error::Error as StdError;
+use std::fmt::Display;
 use std::io;
+use std::sync::Arc;
 
 /// Everything that this crate can refuse or fail at.
 ///
@@ -74,6 +78,10 @@ pub enum Error {
         /// The panic message.
         message: String,
     },
+    /// A supervisor was to start a worker during its [shutdown](crate::Supervisor#shutdown), or after
+    /// it.
+    #[error("the supervisor is shutting down, or has shut down: it starts no more workers")]
+    ShuttingDown,
     /// A store cannot be reached, or failed.
     #[error("store: cannot {operation}: {message}")]
     Store {
@@ -122,7 +130,7 @@ pub enum Error {
 impl Error {
     /// An error of a [`HeartbeatStore`](crate::HeartbeatStore): what was asked of it, and what went
     /// wrong.
-    pub fn store(operation: &'static str, message: impl std::fmt::Display) -> Self {
+    pub fn store(operation: &'static str, message: impl Display) -> Self {
         Self::Store {
             operation,
             message: message.to_string(),
@@ -144,3 +152,59 @@ impl Error {
 
 /// Any error that a worker may return; what [`Supervisor::spawn`](crate::Supervisor::spawn) takes.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// The most causes of an error that are described. An error could be its own cause.
+const MOST_CAUSES: usize = 32;
+
+/// An error with what caused it.
+pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    for _ in 0..MOST_CAUSES {
+        let Some(error) = cause else {
+            break;
+        };
+        cause = error.source();
+        let reason = error.to_string();
+        // Many errors already say what caused them.
+        if !text.contains(&reason) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+    }
+    text
+}
+
+/// Anything that is returned as an error, with what caused it if that can be found out.
+pub(crate) fn describe<E: Display + 'static>(value: &E) -> String {
+    match known_error(value) {
+        Some(error) => chain(error),
+        None => describe_text(value),
+    }
+}
+
+/// Anything that is only known to have a text. The alternate form of some types, such as
+/// `anyhow::Error`, has the causes.
+pub(crate) fn describe_text(value: impl Display) -> String {
+    format!("{value:#}")
+}
+
+/// The value as an error, if it is of a type that is known to be one: what is only known as
+/// [`Display`] cannot be asked whether it is an error.
+fn known_error(value: &dyn Any) -> Option<&(dyn StdError + 'static)> {
+    None.or_else(|| value.downcast_ref().map(|error: &BoxError| &**error as _))
+        .or_else(|| {
+            let error = value.downcast_ref::<Box<dyn StdError + Send>>();
+            error.map(|error| &**error as _)
+        })
+        .or_else(|| {
+            let error = value.downcast_ref::<Box<dyn StdError>>();
+            error.map(|error| &**error as _)
+        })
+        .or_else(|| {
+            let error = value.downcast_ref::<Arc<dyn StdError + Send + Sync>>();
+            error.map(|error| &**error as _)
+        })
+        .or_else(|| value.downcast_ref::<io::Error>().map(|error| error as _))
+        .or_else(|| value.downcast_ref::<Error>().map(|error| error as _))
+}

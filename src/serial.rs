@@ -72,6 +72,7 @@ named! {
         Self::Recovered { .. } => "recovered",
         Self::Restarting { .. } => "restarting",
         Self::GaveUp { .. } => "gave_up",
+        Self::ChildHung { .. } => "child_hung",
         Self::Unobserved { .. } => "unobserved",
         Self::Missing(_) => "missing",
         Self::StoreFailing { .. } => "store_failing",

@@ -1,11 +1,12 @@
-//! Under `panic = "abort"` nothing unwinds: the panic hook is all that runs between a panic and the
-//! end of the process, so a worker's death is told there.
+//! Panics that end the process: all of them under `panic = "abort"`, and those that cannot unwind
+//! otherwise. The panic hook is all that runs between such a panic and the end, so a worker's death is
+//! told there.
 
 use std::env;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 
 use nix::sys::signal::Signal;
@@ -25,6 +26,10 @@ panic = "abort"
 debug = "line-tables-only"
 incremental = false
 
+[profile.unwinds]
+inherits = "dev"
+panic = "unwind"
+
 [workspace]
 "#;
 const SOURCE: &str = include_str!("programs/abort.rs");
@@ -40,9 +45,14 @@ fn package() -> &'static Path {
         fs::write(package.join("Cargo.toml"), manifest).unwrap();
         fs::copy(here.join("Cargo.lock"), package.join("Cargo.lock")).unwrap();
         fs::write(package.join("src/main.rs"), SOURCE).unwrap();
-        let built = cargo("build", &package).output().unwrap();
-        let said = String::from_utf8_lossy(&built.stderr);
-        assert!(built.status.success(), "{said}");
+        for profile in ["dev", "unwinds"] {
+            let built = cargo("build", &package)
+                .args(["--profile", profile])
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&built.stderr);
+            assert!(built.status.success(), "{said}");
+        }
         package
     })
 }
@@ -58,33 +68,52 @@ fn cargo(command: &str, package: &Path) -> Command {
     cargo
 }
 
-/// Runs the program until it is aborted. Returns what it said of its own accord.
-fn aborts(place: &str) -> Vec<String> {
+/// Runs the program. Returns how it ended, and what it said of its own accord.
+fn run(profile: &str, place: &str) -> (ExitStatus, Vec<String>) {
     let mut run = cargo("run", package());
-    let output = run.args(["--", place]).output().unwrap();
+    let run = run.args(["--profile", profile, "--", place]);
+    let output = run.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    let status = output.status;
+    let lines = said.lines().filter(|line| line.starts_with('@'));
+    (output.status, lines.map(ToOwned::to_owned).collect())
+}
+
+/// Runs the program until it is aborted. Returns what it said of its own accord.
+fn aborts_in(profile: &str, place: &str) -> Vec<String> {
+    let (status, said) = run(profile, place);
     assert_eq!(
         status.signal(),
         Some(Signal::SIGABRT as i32),
-        "{status}: {said}"
+        "{status}: {said:?}"
     );
-    let lines = said.lines().filter(|line| line.starts_with('@'));
-    lines.map(ToOwned::to_owned).collect()
+    said
+}
+
+fn aborts(place: &str) -> Vec<String> {
+    aborts_in("dev", place)
+}
+
+/// The place in the program that has this mark.
+fn place_of(mark: &str) -> String {
+    let mark = format!("// {mark}");
+    let line = SOURCE.lines().position(|line| line.ends_with(&mark));
+    format!("src/main.rs:{}", line.unwrap() + 1)
+}
+
+/// The one line of the log.
+fn the_log(said: &[String]) -> &str {
+    let mut logs = said.iter().filter(|line| line.starts_with("@log "));
+    let death = logs.next().expect("a line of the log");
+    assert!(logs.next().is_none(), "{said:?}");
+    death
 }
 
 /// The found hook has to tell of the panic, and the log of the death: where, and of whom.
 fn assert_told(said: &[String]) {
-    let [hooks, logs] = ["@hook ", "@log "].map(|mark| {
-        let lines = said.iter().filter(|line| line.starts_with(mark));
-        lines.map(String::as_str).collect::<Vec<_>>()
-    });
-    assert_eq!(hooks, ["@hook no module named server"]);
-    let [death] = logs[..] else {
-        panic!("not one line: {logs:?}");
-    };
-    let line = SOURCE.lines().position(|line| line.ends_with("// here"));
-    let place = format!("src/main.rs:{}: no module named server", line.unwrap() + 1);
+    let hooks = said.iter().filter(|line| line.starts_with("@hook "));
+    assert!(hooks.eq(&["@hook no module named server"]));
+    let death = the_log(said);
+    let place = place_of("here") + ": no module named server";
     for part in [
         "ERROR",
         "doomed: dead: panicked",
@@ -132,5 +161,97 @@ fn a_panic_that_aborts_ends_the_workers_of_other_threads() {
 fn a_panic_of_somebody_else_is_left_to_the_hook_that_was_found() {
     for place in ["elsewhere", "alone"] {
         assert_eq!(aborts(place), ["@hook no module named server"], "{place}");
+    }
+}
+
+// --- a process that unwinds -----------------------------------------------------------------
+
+fn assert_named(death: &str, parts: &[&str]) {
+    for part in ["ERROR", "doomed: dead: panicked"].iter().chain(parts) {
+        assert!(death.contains(part), "{part:?} is not in {death:?}");
+    }
+}
+
+#[test]
+fn a_panic_in_a_destructor_while_unwinding_is_logged_before_the_abort() {
+    let [first, second] = ["here", "second"].map(place_of);
+    let first = format!("dead: panicked at {first}:");
+    let second = format!("a panic at {second}:");
+    for place in ["twice", "twice-in-a-future"] {
+        let said = aborts_in("unwinds", place);
+        assert_named(
+            the_log(&said),
+            &[
+                &first,
+                "no module named server",
+                &second,
+                "nor a disk",
+                "panic in a destructor during cleanup",
+                "run-123",
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_panic_in_a_function_that_cannot_unwind_is_logged_before_the_abort() {
+    let place = format!("dead: panicked at {}:", place_of("here"));
+    for way in ["extern", "extern-in-a-future"] {
+        let said = aborts_in("unwinds", way);
+        assert_named(
+            the_log(&said),
+            &[
+                &place,
+                "no module named server",
+                "panic in a function that cannot unwind",
+                "run-123",
+                "looking for a server",
+            ],
+        );
+    }
+}
+
+#[test]
+fn after_jobs_that_were_handled_what_led_to_the_abort_is_told_without_a_verdict() {
+    let [first, second] = ["here", "second"].map(|mark| format!("a panic at {}:", place_of(mark)));
+    let said = aborts_in("unwinds", "extern-after-others");
+    let death = the_log(&said);
+    assert_named(
+        death,
+        &["dead: panicked: ", &first, "no module named server"],
+    );
+    let said = aborts_in("unwinds", "twice-after-others");
+    let death = the_log(&said);
+    assert_named(death, &["dead: panicked: ", &first, &second, "nor a disk"]);
+}
+
+#[test]
+fn a_panic_that_a_destructor_handles_while_unwinding_is_no_abort() {
+    let (status, said) = run("unwinds", "handled");
+    assert!(status.success(), "{status}: {said:?}");
+    let place = format!("dead: panicked at {}:", place_of("here"));
+    assert_named(
+        the_log(&said),
+        &[&place, "no module named server", "run-123"],
+    );
+    assert_eq!(said.last().map(String::as_str), Some("@survived"));
+}
+
+#[test]
+fn an_abort_by_somebody_else_is_left_to_the_hook_that_was_found() {
+    let said = aborts_in("unwinds", "extern-elsewhere");
+    assert!(
+        said.iter().all(|line| line.starts_with("@hook ")),
+        "{said:?}"
+    );
+}
+
+/// With a store attached, the end of the process is the end of its workers, here too.
+#[test]
+fn an_abort_while_unwinding_ends_the_workers_of_other_threads() {
+    let said = aborts_in("unwinds", "attached-extern");
+    let death = the_log(&said);
+    for part in ["ERROR", "bystander: dead: panicked", "run-126"] {
+        assert!(death.contains(part), "{part:?} is not in {death:?}");
     }
 }

@@ -8,42 +8,27 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread;
 use std::time::Duration;
 
+use support::executor::{block_on, poll_once};
 use support::{PATIENCE, SECOND, World, eventually, names, wait_for};
 use worker_heartbeat::{
     Activity, BoxError, DeathCause, Error, Exit, Health, Probe, Restart, State, StopCause,
     Supervisor, WorkerHeartbeat,
 };
 
-/// An executor of twelve lines: any will do.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        thread::park_timeout(PATIENCE);
-    }
-}
-
-fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
-    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
-}
-
 fn cause(probe: &Probe) -> DeathCause {
     match probe.health() {
         Health::Dead { death, .. } => death.cause.clone(),
         other => panic!("{other:?}"),
     }
+}
+
+/// The first line of this file with this text in it.
+fn line_of(text: &str) -> usize {
+    let lines = include_str!("supervision.rs").lines();
+    lines.take_while(|line| !line.contains(text)).count() + 1
 }
 
 fn until_stopped(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
@@ -293,16 +278,27 @@ fn a_panic_that_is_passed_on_is_told_by_its_own_message() {
             // One job fails and is dealt with.
             let _ = std::panic::catch_unwind(|| panic!("a small thing, long ago"));
             // Later another thread dies of something else, and its panic is passed on.
-            let died = thread::spawn(|| panic!("the disk is gone")).join();
+            let name = thread::Builder::new().name("disk-3".to_owned());
+            let died = name.spawn(|| panic!("the disk is gone"))?.join();
             std::panic::resume_unwind(died.unwrap_err())
         })
         .unwrap();
     worker.join();
-    assert!(matches!(
-        cause(&worker.probe()),
-        DeathCause::Panicked { message, location: None, backtrace: None, .. }
-            if message == "the disk is gone"
-    ));
+    let DeathCause::Panicked {
+        message,
+        location,
+        thread,
+        backtrace,
+    } = cause(&worker.probe())
+    else {
+        panic!("{:?}", worker.probe().health());
+    };
+    assert_eq!(message, "the disk is gone");
+    let location = location.unwrap();
+    let place = format!("supervision.rs:{}:", line_of("\"the disk is gone\""));
+    assert!(location.contains(&place), "{location}");
+    assert_eq!(thread, "disk-3");
+    assert!(backtrace.is_some());
 }
 
 #[test]

@@ -57,6 +57,13 @@ impl Membership {
             self.end(End::Stopped(StopCause::Completed));
         }
     }
+
+    /// The life is over, and nobody waits for those that depend on it: they are asked to stop.
+    pub(crate) fn dismiss_dependents(&self) {
+        for dependents in self.post.unlink() {
+            dependents.dismiss(self.registry.roster());
+        }
+    }
 }
 
 impl From<PanicReport> for DeathCause {
@@ -87,10 +94,14 @@ impl Drop for Membership {
         }
         // A panic from before the worker's birth is not its own.
         self.end(if thread::panicking() && !self.post.record.born_unwinding {
-            End::Overruled(at_exit::unwinding().unwrap_or_else(|| panics::unwinding().into()))
+            match at_exit::unwinding() {
+                Some(cause) => End::Overruled(cause),
+                None => End::Panicked(panics::unwinding()),
+            }
         } else {
             End::Stopped(StopCause::Drop)
         });
+        self.dismiss_dependents();
         self.registry.retire(&self.post);
     }
 }

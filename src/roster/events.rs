@@ -67,15 +67,25 @@ pub enum EventKind {
     },
     /// Its supervisor will start it again.
     Restarting {
-        /// Which restart, counted from 1, within the policy's period.
+        /// Which restart of those that count for the policy, from 1 on.
         attempt: u32,
         /// How long it waits before.
         delay: Duration,
     },
     /// Its supervisor has given it up.
     GaveUp {
-        /// After so many restarts within the policy's period.
+        /// After so many restarts that count for the policy.
         restarts: u32,
+    },
+    /// Its life has ended, and one of the workers that are
+    /// [linked](crate::Supervisor::linked_to) to it did not end in time. It is left running.
+    ChildHung {
+        /// The id of the child.
+        id: String,
+        /// What the child was doing.
+        health: Health,
+        /// How long the children were waited for.
+        waited: Duration,
     },
     /// For a while nobody observed; that time is not charged to any worker.
     Unobserved {
@@ -137,7 +147,7 @@ impl Event {
             | EventKind::StoreFailing { .. }
             | EventKind::Refused { .. }
             | EventKind::LeaseLost { .. } => log::Level::Warn,
-            EventKind::GaveUp { .. } => log::Level::Error,
+            EventKind::GaveUp { .. } | EventKind::ChildHung { .. } => log::Level::Error,
         }
     }
 }
@@ -164,6 +174,12 @@ impl fmt::Display for Event {
                 write!(f, "restart {attempt} in {}", Age(*delay))
             }
             EventKind::GaveUp { restarts } => write!(f, "given up after {restarts} restarts"),
+            EventKind::ChildHung { id, health, waited } => write!(
+                f,
+                "its child {} did not end within {} and is left running: {health}",
+                Line(id),
+                Age(*waited)
+            ),
             EventKind::Unobserved { forgiven } => write!(
                 f,
                 "nobody observed for {}; no worker is charged for it",

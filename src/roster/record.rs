@@ -1,5 +1,6 @@
 //! What is known of one worker beyond its cell: names, task, announced silences, deaths.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::Waker;
@@ -9,6 +10,7 @@ use once_cell::race::OnceBox;
 use once_cell::sync::OnceCell;
 use parking_lot::{Mutex, MutexGuard};
 
+use super::Roster;
 use super::profile::Profile;
 use super::slab::Chunk;
 use super::tasks::Tasks;
@@ -86,6 +88,17 @@ pub(crate) struct Detail {
     pub on_stop: Vec<(u64, Waker)>,
     /// Told when it is asked to stop.
     pub stop_notice: Notice<()>,
+    /// Those whose lives depend on the present life.
+    pub linked: Vec<Arc<dyn Dependents>>,
+}
+
+/// Workers that are to end with the life of another one.
+pub(crate) trait Dependents: std::fmt::Debug + Send + Sync {
+    /// All of them have ended.
+    fn are_gone(&self) -> bool;
+    /// Asks them to stop. Nobody waits for them.
+    fn dismiss(&self, roster: &Roster);
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
 /// The threads that reported for one life, by number.
@@ -339,6 +352,7 @@ impl Detail {
             superseded: false,
             on_stop: Vec::new(),
             stop_notice: Notice::new(),
+            linked: Vec::new(),
         }
     }
 

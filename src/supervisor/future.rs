@@ -5,85 +5,21 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::thread;
 
+use super::exit::Finish;
 use super::restart::{Decision, Restarts};
-use super::{Exit, Finish, Supervisor, begin_again, conclude, on_fatal};
+use super::stopping::Part;
+use super::{Exit, InCharge, Outcome, Supervisor, begin_again, decide, end_life};
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::health::{DeathCause, StopCause};
-use crate::panics::{self, OnFatal, PanicReport};
+use crate::health::{DeathCause, Ending, StopCause};
+use crate::panics::{self, Charge, Interest, PanicReport};
 use crate::registry::Membership;
-use crate::roster::post::End;
+use crate::roster::post::{End, Post};
 use crate::roster::unreturned::{AtWork, OnThread};
 use crate::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
-
-/// What supervised work may return: it tells a failure from a success, as
-/// [`std::process::Termination`] does for `main`.
-///
-/// Implemented for `()`, for `Result`, and for common types of values. A type of your own needs
-/// nothing but `impl Outcome for MyType {}`.
-pub trait Outcome {
-    /// Why the work failed, as text; `None` if it did not.
-    fn failure(&self) -> Option<String> {
-        None
-    }
-}
-
-impl<T, E: fmt::Display> Outcome for Result<T, E> {
-    fn failure(&self) -> Option<String> {
-        self.as_ref().err().map(ToString::to_string)
-    }
-}
-
-impl<T> Outcome for Option<T> {}
-impl<T> Outcome for Vec<T> {}
-impl<T: ?Sized> Outcome for Box<T> {}
-impl<T: ?Sized> Outcome for Arc<T> {}
-
-macro_rules! successes {
-    ($($type:ty),* $(,)?) => { $(impl Outcome for $type {})* };
-}
-
-successes!(
-    (),
-    bool,
-    char,
-    String,
-    &'static str,
-    u8,
-    u16,
-    u32,
-    u64,
-    u128,
-    usize,
-    i8,
-    i16,
-    i32,
-    i64,
-    i128,
-    isize,
-    f32,
-    f64,
-    std::convert::Infallible,
-    std::process::ExitCode,
-    Exit,
-);
-
-/// The type of what never returns, which the compiler infers for a block that always panics. It
-/// cannot be named yet, but it can be found.
-trait Returns {
-    type Output;
-}
-
-impl<T> Returns for fn() -> T {
-    type Output = T;
-}
-
-impl Outcome for <fn() -> ! as Returns>::Output {}
-
-impl<A, B> Outcome for (A, B) {}
-impl<A, B, C> Outcome for (A, B, C) {}
 
 impl WorkerHeartbeat {
     /// Runs a future on the worker's behalf, on any executor: each poll is a beat, a panic is
@@ -127,7 +63,9 @@ impl WorkerHeartbeat {
         F: Future,
         F::Output: Outcome,
     {
-        Supervised::new(self.membership().clone(), future)
+        Supervised {
+            life: Life::new(self.membership().clone(), future),
+        }
     }
 }
 
@@ -135,14 +73,6 @@ impl WorkerHeartbeat {
 #[must_use = "futures do nothing unless they are polled"]
 pub struct Supervised<F> {
     life: Life<F>,
-}
-
-impl<F> Supervised<F> {
-    fn new(membership: Membership, future: F) -> Self {
-        Self {
-            life: Life::new(membership, future),
-        }
-    }
 }
 
 impl<F> Future for Supervised<F>
@@ -154,26 +84,14 @@ where
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let life = &mut self.life;
-        match life.poll(context) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(output)) => {
-                // Telling a failure runs code of the application too.
-                match panics::supervise(&life.on_fatal, || output.failure()) {
-                    Ok(Some(error)) => life.end(End::Overruled(DeathCause::Failed { error })),
-                    Ok(None) => life.end(End::Stopped(StopCause::Completed)),
-                    Err(report) => life.end(End::Overruled(report.into())),
-                }
-                Poll::Ready(Ok(output))
-            }
-            Poll::Ready(Err(report)) => {
-                let error = Error::Panicked {
-                    id: life.membership.post().record.id().to_owned(),
-                    message: report.message.clone(),
-                };
-                life.end(End::Overruled(report.into()));
-                Poll::Ready(Err(error))
-            }
-        }
+        let Poll::Ready(result) = life.poll(context) else {
+            return Poll::Pending;
+        };
+        let result = life.conclude(result);
+        // Nobody waits for them: the output would have to be kept meanwhile, and not every output may
+        // go with the future from thread to thread.
+        life.membership.dismiss_dependents();
+        Poll::Ready(result)
     }
 }
 
@@ -186,12 +104,14 @@ impl<F> fmt::Debug for Supervised<F> {
 }
 
 /// A future from its first poll to its end. Dropped before, it ends the worker as cancelled, or as
-/// dead if the thread unwinds.
+/// dead if the future panics as it is dropped, or if the thread unwinds already.
 struct Life<F> {
     /// `None` once it is over.
     future: Option<Pin<Box<F>>>,
     membership: Membership,
-    on_fatal: OnFatal,
+    charge: Arc<dyn Charge>,
+    /// It was made by a thread that was unwinding from a panic.
+    born_unwinding: bool,
     /// From the first poll until the end is told.
     at_work: Option<AtWork>,
 }
@@ -200,8 +120,9 @@ impl<F> Life<F> {
     fn new(membership: Membership, future: F) -> Self {
         Self {
             future: Some(Box::pin(future)),
-            on_fatal: on_fatal(&membership),
+            charge: InCharge::of(&membership),
             membership,
+            born_unwinding: thread::panicking(),
             at_work: None,
         }
     }
@@ -217,10 +138,15 @@ impl<F> Life<F> {
         drop(on_thread);
         self.at_work = None;
     }
+
+    /// A panic from before it was made is not its own.
+    fn ends_by_unwinding(&self) -> bool {
+        thread::panicking() && !self.born_unwinding
+    }
 }
 
 impl<F: Future> Life<F> {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<F::Output, PanicReport>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<F::Output, Box<PanicReport>>> {
         let Some(future) = &mut self.future else {
             // It has been over for long: whoever still polls waits for nothing.
             return Poll::Pending;
@@ -233,7 +159,7 @@ impl<F: Future> Life<F> {
         if !post.record.profile.thresholds.beats_only {
             post.cell().beat();
         }
-        let polled = panics::supervise(&self.on_fatal, || future.as_mut().poll(context));
+        let polled = panics::supervise(&self.charge, || future.as_mut().poll(context));
         let result = match polled {
             Ok(Poll::Pending) => {
                 post.run_on(None);
@@ -244,24 +170,53 @@ impl<F: Future> Life<F> {
         };
         // What the future still holds goes now, and may panic as it goes.
         let future = self.future.take();
-        let dropped = panics::supervise(&self.on_fatal, || drop(future));
+        let dropped = panics::supervise(&self.charge, || drop(future));
         match (result, dropped) {
             (Ok(_), Err(report)) => Poll::Ready(Err(report)),
             (result, _) => Poll::Ready(result),
+        }
+    }
+
+    /// Ends the worker as its future ended.
+    fn conclude(&mut self, result: Result<F::Output, Box<PanicReport>>) -> Result<F::Output, Error>
+    where
+        F::Output: Outcome,
+    {
+        match result {
+            Ok(output) => {
+                // Describing a failure runs code of the application too.
+                match panics::supervise(&self.charge, || output.failure()) {
+                    Ok(Some(error)) => self.end(End::Overruled(DeathCause::Failed { error })),
+                    Ok(None) => self.end(End::Stopped(StopCause::Completed)),
+                    Err(report) => self.end(End::Panicked(report)),
+                }
+                Ok(output)
+            }
+            Err(report) => {
+                let error = Error::Panicked {
+                    id: self.membership.post().record.id().to_owned(),
+                    message: report.message.clone(),
+                };
+                self.end(End::Panicked(report));
+                Err(error)
+            }
         }
     }
 }
 
 impl<F> Drop for Life<F> {
     fn drop(&mut self) {
-        if self.future.is_none() {
+        let Some(future) = self.future.take() else {
             return;
-        }
-        self.end(if std::thread::panicking() {
-            End::Overruled(panics::unwinding().into())
-        } else {
-            End::Stopped(StopCause::Cancelled)
+        };
+        // Then the end is not the future's doing, whatever it does as it is dropped.
+        let unwinding = self.ends_by_unwinding().then(panics::unwinding);
+        let dropped = panics::supervise(&self.charge, || drop(future));
+        self.end(match (unwinding, dropped) {
+            (Some(report), _) | (None, Err(report)) => End::Panicked(report),
+            (None, Ok(())) => End::Stopped(StopCause::Cancelled),
         });
+        self.membership.dismiss_dependents();
     }
 }
 
@@ -272,72 +227,155 @@ impl Supervisor {
     /// `make` is called for each life of the worker, with its handle. The returned future does
     /// nothing until it is polled, and resolves to how the last life ended. A future that completes
     /// without an error is told as [`Exit::Completed`], and as stopped: unlike a thread, it has
-    /// somebody who waits for it.
+    /// somebody who waits for it. Dropped before it is done, it ends the worker as cancelled, or as
+    /// dead if the work panics as it is dropped.
     ///
     /// # Errors
-    /// As [`Builder::start`].
+    /// As [`Builder::start`]; [`Error::ShuttingDown`] during a [shutdown](Self#shutdown) of the
+    /// supervisor, and after it.
     pub fn supervise<M, F>(
         &self,
         builder: Builder,
-        mut make: M,
+        make: M,
     ) -> Result<impl Future<Output = Exit> + use<M, F>, Error>
     where
         M: FnMut(Arc<WorkerHeartbeat>) -> F,
         F: Future,
         F::Output: Outcome,
     {
-        let mut worker = Arc::new(builder.registry(&self.registry).start()?);
-        let mut membership = worker.membership().clone();
+        self.check_open()?;
+        let worker = builder.registry(&self.registry).start()?;
+        let post = worker.membership().post().clone();
         let ending = Arc::new(Finish::default());
-        self.adopt(membership.post().clone(), Arc::clone(&ending));
-        membership.post().record.detail().returns = true;
-        let ending = FinishOnDrop(ending);
-        let mut restarts = Restarts::new(self.restart.clone());
-        Ok(async move {
-            loop {
-                let made = Arc::clone(&worker);
-                let mut life = Life::new(membership.clone(), async { make(made).await.failure() });
-                let outcome = std::future::poll_fn(|context| life.poll(context)).await;
-                let outcome = outcome.map(|failure| match failure {
-                    Some(error) => Exit::Failed { error },
-                    None => Exit::Completed,
-                });
-                let on_thread = life.on_this_thread();
-                let (exit, decision) = conclude(&membership, &mut restarts, outcome, true);
-                drop(on_thread);
-                drop(life);
-                let Decision::Restart { delay, .. } = decision else {
-                    ending.0.set(exit.clone());
-                    return exit;
-                };
-                let registry = membership.registry();
-                let due = registry.clock().now().after(delay);
-                Backoff {
-                    membership: &membership,
-                    due,
-                    timer: None,
-                    on_stop: None,
-                }
-                .await;
-                // What the last life left behind keeps its handle, which is of that life.
-                drop(Arc::into_inner(worker));
-                let Some(next) = begin_again(&membership) else {
-                    ending.0.set(exit.clone());
-                    return exit;
-                };
-                worker = Arc::new(WorkerHeartbeat::new(next.clone()));
-                membership = next;
-            }
-        })
+        self.adopt(&post, &ending)?;
+        post.record.detail().returns = true;
+        let lives = Lives {
+            make: Some(make),
+            restarts: Restarts::new(self.restart.clone()),
+            worker: Some(Arc::new(worker)),
+            post,
+            _interest: Interest::new(),
+            farewell: Farewell { ending, exit: None },
+        };
+        Ok(lives.run())
     }
 }
 
-/// Tells that supervised futures were dropped before they were done.
-struct FinishOnDrop(Arc<Finish>);
+/// A worker's futures, one after another.
+struct Lives<M> {
+    /// `None` once it is over.
+    make: Option<M>,
+    restarts: Restarts,
+    /// The handle of the present life; `None` between two.
+    worker: Option<Arc<WorkerHeartbeat>>,
+    post: Post,
+    /// Between two lives too.
+    _interest: Interest,
+    /// Dropped as the last: at the news of the end, the worker's id is free.
+    farewell: Farewell,
+}
 
-impl Drop for FinishOnDrop {
+impl<M, F> Lives<M>
+where
+    M: FnMut(Arc<WorkerHeartbeat>) -> F,
+    F: Future,
+    F::Output: Outcome,
+{
+    async fn run(mut self) -> Exit {
+        let exit = self.live().await;
+        self.farewell.exit = Some(exit.clone());
+        exit
+    }
+
+    async fn live(&mut self) -> Exit {
+        loop {
+            let (Some(make), Some(worker)) = (&mut self.make, &self.worker) else {
+                return Exit::Cancelled;
+            };
+            let (membership, made) = (worker.membership().clone(), Arc::clone(worker));
+            let registry = membership.registry();
+            self.restarts.life_begins(registry.roster().view().now);
+            let mut life = Life::new(membership.clone(), async { make(made).await.failure() });
+            let outcome = std::future::poll_fn(|context| life.poll(context)).await;
+            let outcome = outcome.map(|failure| match failure {
+                Some(error) => Exit::Failed { error },
+                None => Exit::Completed,
+            });
+            let on_thread = life.on_this_thread();
+            let over = end_life(&membership, &mut self.restarts, outcome, true);
+            drop(on_thread);
+            drop(life);
+            Part::new(membership.clone()).await;
+            let (exit, decision) = decide(&membership, &mut self.restarts, over);
+            let Decision::Restart { delay, .. } = decision else {
+                return exit;
+            };
+            let due = registry.clock().now().after(delay);
+            Backoff {
+                membership: &membership,
+                due,
+                timer: None,
+                on_stop: None,
+            }
+            .await;
+            // What the last life left behind keeps its handle, which is of that life.
+            self.worker = None;
+            let Some(next) = begin_again(&membership) else {
+                return exit;
+            };
+            self.worker = Some(Arc::new(WorkerHeartbeat::new(next)));
+        }
+    }
+}
+
+impl<M> Drop for Lives<M> {
     fn drop(&mut self) {
-        self.0.set(Exit::Cancelled);
+        if let Some(worker) = &self.worker {
+            // If it was never polled; otherwise its last life has ended.
+            let unwinds = thread::panicking() && !self.post.record.born_unwinding;
+            worker.membership().end(if unwinds {
+                End::Dead(DeathCause::from(*panics::unwinding()))
+            } else {
+                End::Stopped(StopCause::Cancelled)
+            });
+        }
+        // It is not started again, even if something of it is left.
+        self.post.record.detail().returns = false;
+        if self.farewell.exit.is_none() {
+            let ending = self.post.current().ending();
+            self.farewell.exit = ending.as_ref().and_then(panic_of);
+        }
+        // What it holds may panic as it goes.
+        let make = self.make.take();
+        let _ = panics::contain(|| drop(make));
+    }
+}
+
+/// The exit of a future that panicked as it was dropped.
+fn panic_of(ending: &Ending) -> Option<Exit> {
+    let Ending::Dead(death) = ending else {
+        return None;
+    };
+    match &death.cause {
+        DeathCause::Panicked {
+            message, location, ..
+        } => Some(Exit::Panicked {
+            message: message.clone(),
+            location: location.clone(),
+        }),
+        _ => None,
+    }
+}
+
+/// Leaves the exit for those who wait for it: cancelled, if there is no other.
+struct Farewell {
+    ending: Arc<Finish>,
+    exit: Option<Exit>,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        self.ending.set(self.exit.take().unwrap_or(Exit::Cancelled));
     }
 }
 

@@ -1,47 +1,89 @@
 //! Runs workers, on threads or in futures, so that no end of one goes unseen.
 
+mod children;
+mod exit;
 mod future;
+mod outcome;
 mod restart;
+mod stopping;
 mod thread;
+mod timer;
 
-use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
-pub use future::{Outcome, Supervised};
+pub use exit::Exit;
+pub use future::Supervised;
+pub use outcome::Outcome;
 pub use restart::Restart;
+pub use stopping::{DeadWorker, HungWorker, StopReport};
 pub use thread::SupervisedWorker;
 
-use crate::clock::Moment;
-use crate::health::{Death, DeathCause, Ending, Health, StopCause, during};
-use crate::panics::OnFatal;
+use crate::error::Error;
+use crate::health::{DeathCause, Ending, State, StopCause};
+use crate::panics::{AtHand, Charge, Interest, PanicReport};
 use crate::registry::{Membership, Registry};
 use crate::roster::events::EventKind;
 use crate::roster::post::{End, Post};
-use crate::roster::timeline::View;
+use crate::worker::WorkerHeartbeat;
+use children::{Child, Children};
+use exit::Finish;
 use restart::{Decision, Fate, Restarts};
+use stopping::{Stop, Stopping};
 
-/// Runs workers on threads of their own, tells how each of them ended, and starts them again as its
-/// policy says.
+/// Runs workers on threads of their own or in futures, tells how each of them ended, and starts them
+/// again as its policy says.
 ///
 /// The first worker puts a hook before the process's panic hook. It notes message, place and call
-/// stack of panics in supervised work, and always calls the hook that it found.
+/// stack of panics, and always calls the hook that it found. As long as there is a supervisor or
+/// supervised work, that includes panics of other threads, since their payloads may be passed on to
+/// the work: by rayon, or by a thread that is joined.
 ///
-/// Dropping a supervisor leaves its workers running; [`shutdown`](Self::shutdown) ends them.
+/// A cheap clone; clones have the same workers.
+///
+/// # Shutdown
+/// [`shutdown`](Self::shutdown) ends the workers of a supervisor for good. From its first moment on,
+/// every spawn is refused with [`Error::ShuttingDown`], by this supervisor and its clones, from
+/// threads of the application as well as from within a worker. So after a clean shutdown nothing that
+/// the supervisor started runs. To start workers again, make another supervisor.
+///
+/// Dropping a supervisor leaves its workers running.
+///
+/// # Supervisors within workers
+/// A supervised worker may start workers of its own. A supervisor that is made by
+/// [`linked_to`](Self::linked_to) ends them with the life of their parent. One that is made by
+/// [`new`](Self::new) does not: its workers outlive that life, a next life that uses the same ids is
+/// refused with [`Error::DuplicateId`], and the shutdown of the parent's supervisor does not know of
+/// them.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let supervisor = Supervisor::new(&registry);
+/// let parent = WorkerHeartbeat::builder("parent").finite();
+/// let parent = supervisor.spawn(parent, |hb| {
+///     let children = Supervisor::linked_to(hb);
+///     let child = WorkerHeartbeat::builder("child").id("child-1");
+///     children.spawn(child, |hb| {
+///         // Asked to stop when the parent returns, panics or fails.
+///         hb.stop_receiver().recv()?;
+///         Ok(())
+///     })?;
+///     Ok(())
+/// })?;
+/// assert!(parent.join().is_completed());
+/// assert!(registry.get("child-1").is_some_and(|child| child.health().state().is_terminal()));
+/// assert!(supervisor.shutdown(Duration::from_secs(10)).is_clean());
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Supervisor {
     registry: Registry,
     restart: Restart,
-    /// In the order in which they were started.
-    children: Arc<Mutex<Vec<Child>>>,
-}
-
-#[derive(Clone, Debug)]
-struct Child {
-    post: Post,
-    ending: Arc<Finish>,
+    children: Arc<Children>,
 }
 
 impl Supervisor {
@@ -55,10 +97,42 @@ impl Supervisor {
         }
     }
 
+    /// A supervisor whose workers belong to the registry of `parent`, and to its present life.
+    ///
+    /// When that life ends, by a return, an error or a panic, no more of them are started, and those
+    /// that there are are stopped as by [`shutdown`](Self::shutdown). The parent is told as stopped or
+    /// dead at once. Its next life begins, and its supervisor regards it as ended, only when the
+    /// children have ended too, or after a [limit](Self::stop_children_within): then those that are
+    /// left are named by [`EventKind::ChildHung`](crate::EventKind::ChildHung) and in the log, and
+    /// are left running.
+    ///
+    /// A parent that runs by [`spawn`](Self::spawn) waits on its own thread; one that runs by
+    /// [`supervise`](Self::supervise) waits without blocking its executor. Nobody waits if the
+    /// parent's future is dropped before it is done, if it runs by
+    /// [`WorkerHeartbeat::supervise`], or if the parent is not supervised and its handle is dropped:
+    /// then the children are asked to stop all at once.
+    ///
+    /// If the life is over already, every spawn is refused.
+    #[must_use]
+    pub fn linked_to(parent: &WorkerHeartbeat) -> Self {
+        let supervisor = Self::new(parent.registry());
+        children::link(parent.membership(), &supervisor.children);
+        supervisor
+    }
+
     /// When workers that are spawned from now on are started again.
     #[must_use]
     pub fn restart(mut self, restart: Restart) -> Self {
         self.restart = restart;
+        self
+    }
+
+    /// How long the workers of a [linked](Self::linked_to) supervisor may take to end, all together,
+    /// once the parent's life has ended; 10 s of real time by default. If several supervisors are
+    /// linked to one life, the longest limit counts for all.
+    #[must_use]
+    pub fn stop_children_within(self, limit: Duration) -> Self {
+        self.children.set_limit(limit);
         self
     }
 
@@ -69,253 +143,134 @@ impl Supervisor {
     }
 
     /// Asks its workers to stop, those started last first, each after the one before has ended, or
-    /// has used up its share of the time. Returns after `timeout` at the latest, and names those
-    /// that did not end. They are left running: a thread cannot be killed.
+    /// has used up its share of the time. Returns after `timeout` at the latest, and names those that
+    /// did not end. They are left running: a thread cannot be killed.
+    ///
+    /// The timeout is real time, whatever the registry's clock shows, without the time in which the
+    /// process did not run.
+    ///
+    /// No more workers are started, now and later; see [Shutdown](Self#shutdown). Several shutdowns at
+    /// once all wait, and each reports what is so when it returns.
+    ///
+    /// It blocks the calling thread: in an asynchronous context, use
+    /// [`shutdown_async`](Self::shutdown_async).
     pub fn shutdown(&self, timeout: Duration) -> StopReport {
-        let begun = Instant::now();
-        // They stay in the list until they have ended, for others that shut down at the same time and
-        // for the next time.
-        let children = self.children.lock().clone();
-        let deadline = begun.checked_add(timeout);
-        for (left, child) in children.iter().enumerate().rev() {
-            let rest = match deadline {
-                Some(deadline) => deadline.saturating_duration_since(Instant::now()),
-                None => Duration::MAX,
-            };
-            let waiting = u32::try_from(left + 1).unwrap_or(u32::MAX);
-            ask(&self.registry, &child.post);
-            child.ending.wait(rest / waiting);
+        self.stopping(timeout).wait()
+    }
+
+    /// As [`shutdown`](Self::shutdown), without blocking a thread; on any executor, which needs no
+    /// timer.
+    ///
+    /// It begins when the future is first polled. Dropped before it is done, it leaves nothing behind,
+    /// but those that were asked to stop remain so, and no more workers are started.
+    ///
+    /// While it waits, one thread of the process, `wh-timer`, keeps the time for all that wait.
+    ///
+    /// ```
+    /// # fn block_on<F: Future>(future: F) -> F::Output {
+    /// #     let mut future = std::pin::pin!(future);
+    /// #     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
+    /// #             return output;
+    /// #         }
+    /// #     }
+    /// # }
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(&Registry::new());
+    /// supervisor.spawn(WorkerHeartbeat::builder("listener"), |hb| {
+    ///     hb.stop_receiver().recv()?;
+    ///     Ok(())
+    /// })?;
+    /// let report = block_on(supervisor.shutdown_async(Duration::from_secs(10)));
+    /// assert!(report.is_clean());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn shutdown_async(
+        &self,
+        timeout: Duration,
+    ) -> impl Future<Output = StopReport> + Send + use<> {
+        let supervisor = self.clone();
+        async move { Stop::new(supervisor.stopping(timeout)).await }
+    }
+
+    fn stopping(&self, timeout: Duration) -> Stopping {
+        Stopping::new(&self.registry, vec![Arc::clone(&self.children)], timeout)
+    }
+
+    /// Refuses to start workers during a shutdown and after it.
+    fn check_open(&self) -> Result<(), Error> {
+        if self.children.is_closed() {
+            Err(Error::ShuttingDown)
+        } else {
+            Ok(())
         }
-        let view = self.registry.view();
-        let mut report = StopReport::default();
-        for child in children {
-            let id = child.post.record.id().to_owned();
-            if child.ending.exit().is_some() {
-                report
-                    .died
-                    .extend(DeadWorker::of(&child.post, Moment::ZERO));
-                report.ended.push(id);
-            } else {
-                report.hung.push(HungWorker::of(&child.post, &view));
-            }
-        }
-        self.children
-            .lock()
-            .retain(|child| child.ending.exit().is_none());
-        report.took = begun.elapsed();
-        report
     }
 
-    fn adopt(&self, post: Post, ending: Arc<Finish>) {
-        let mut children = self.children.lock();
-        children.retain(|child| child.ending.exit().is_none());
-        children.push(Child { post, ending });
-    }
-}
-
-/// How a supervisor's workers came to their end.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct StopReport {
-    /// Ids of the workers that ended.
-    pub ended: Vec<String>,
-    /// Those of them that died after they were asked to stop.
-    pub died: Vec<DeadWorker>,
-    /// The workers that did not end in time.
-    pub hung: Vec<HungWorker>,
-    /// How long it took.
-    pub took: Duration,
-}
-
-impl StopReport {
-    /// Whether every worker ended.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.hung.is_empty()
-    }
-}
-
-/// A worker that did not end in time.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct HungWorker {
-    /// Its id.
-    pub id: String,
-    /// How it is. One that is stopped or dead already has work that has not returned.
-    pub health: Health,
-    /// The run that it is at, if it has a name.
-    pub run_id: Option<String>,
-    /// The task that it is at, if it has a name.
-    pub task: Option<String>,
-}
-
-impl HungWorker {
-    pub(crate) fn of(post: &Post, view: &View) -> Self {
-        let post = post.current();
-        let (run_id, task) = post.task();
-        Self {
-            id: post.record.id().to_owned(),
-            health: post.health(view),
-            run_id,
-            task,
+    /// Lists a worker, before it can run.
+    fn adopt(&self, post: &Post, ending: &Arc<Finish>) -> Result<(), Error> {
+        let child = Child {
+            post: post.clone(),
+            ending: Arc::clone(ending),
+        };
+        if self.children.adopt(child) {
+            Ok(())
+        } else {
+            Err(Error::ShuttingDown)
         }
     }
 }
 
-impl fmt::Display for HungWorker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}", self.id, self.health)?;
-        match &self.health {
-            health if health.state().is_terminal() => f.write_str("; its work has not returned")?,
-            // It has them in its words.
-            Health::Stalled(_) => {}
-            _ => during(f, self.run_id.as_deref(), self.task.as_deref())?,
-        }
-        f.write_str(")")
-    }
+/// Supervised work of a worker, as panics see it.
+struct InCharge {
+    registry: Registry,
+    post: Post,
+    _interest: Interest,
 }
 
-/// A worker that died after it was asked to stop: it panicked or failed on its way out.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct DeadWorker {
-    /// Its id.
-    pub id: String,
-    /// What is known of its death.
-    pub death: Arc<Death>,
-}
-
-impl DeadWorker {
-    /// `None` if it did not die so, or before this moment.
-    pub(crate) fn of(post: &Post, since: Moment) -> Option<Self> {
-        let record = &post.record;
-        Some(Self {
-            death: record.death_while_stopping(since)?,
-            id: record.id().to_owned(),
+impl InCharge {
+    fn of(membership: &Membership) -> Arc<dyn Charge> {
+        Arc::new(Self {
+            registry: membership.registry().clone(),
+            post: membership.post().clone(),
+            _interest: Interest::new(),
         })
     }
 }
 
-impl fmt::Display for DeadWorker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}", self.id, self.death.cause)?;
-        let (run_id, task) = (&self.death.run_id, &self.death.task);
-        during(f, run_id.as_deref(), task.as_deref())?;
-        f.write_str(")")
+impl Charge for InCharge {
+    fn last_words(&self, report: &PanicReport) {
+        let end = End::Panicked(Box::new(report.clone()));
+        self.registry.roster().end(&self.post, end);
+    }
+
+    fn at_hand(&self) -> Option<AtHand> {
+        self.post.task_at_hand()
     }
 }
 
-/// How supervised work ended, after its last life.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Exit {
-    /// It returned without an error.
-    Completed,
-    /// It returned an error, and was not started again.
-    Failed {
-        /// The error, as text.
-        error: String,
-    },
-    /// It panicked, and was not started again.
-    Panicked {
-        /// The panic message.
-        message: String,
-        /// File, line and column.
-        location: Option<String>,
-    },
-    /// It ended too often, and was given up.
-    GaveUp {
-        /// Restarts within the policy's period.
-        restarts: u32,
-        /// Its last death.
-        death: Option<Arc<Death>>,
-    },
-    /// Its future was dropped before it was done.
-    Cancelled,
+/// How a life ended, before it is decided what comes next.
+struct Over {
+    exit: Exit,
+    /// The worker had been asked to stop.
+    asked: bool,
 }
 
-impl Exit {
-    /// Whether it returned without an error.
-    #[must_use]
-    pub const fn is_completed(&self) -> bool {
-        matches!(self, Self::Completed)
-    }
-
-    /// How a life of this outcome ends the worker.
-    fn end(&self, finite: bool) -> End {
-        match self {
-            Self::Completed if finite => End::Stopped(StopCause::Completed),
-            Self::Completed => End::Dead(DeathCause::Exited),
-            Self::Failed { error } => End::Overruled(DeathCause::Failed {
-                error: error.clone(),
-            }),
-            _ => End::Stopped(StopCause::Cancelled),
-        }
-    }
-}
-
-/// Where the exit of supervised work is left for those who wait for it.
-#[derive(Debug, Default)]
-struct Finish {
-    exit: Mutex<Option<Exit>>,
-    told: Condvar,
-}
-
-impl Finish {
-    fn set(&self, exit: Exit) {
-        self.exit.lock().get_or_insert(exit);
-        self.told.notify_all();
-    }
-
-    fn exit(&self) -> Option<Exit> {
-        self.exit.lock().clone()
-    }
-
-    /// Waits for the exit, but no longer than `timeout`.
-    fn wait(&self, timeout: Duration) -> Option<Exit> {
-        let deadline = Instant::now().checked_add(timeout);
-        let mut exit = self.exit.lock();
-        while exit.is_none() {
-            match deadline {
-                Some(deadline) => {
-                    if self.told.wait_until(&mut exit, deadline).timed_out() {
-                        break;
-                    }
-                }
-                None => self.told.wait(&mut exit),
-            }
-        }
-        exit.clone()
-    }
-}
-
-/// Asks one worker to stop.
-fn ask(registry: &Registry, post: &Post) {
-    let roster = registry.roster();
-    roster
-        .request_stop(std::slice::from_ref(post), &StopCause::Supervisor)
-        .tell();
-}
-
-/// Marks the worker dead and logs it when a panic is about to abort the process.
-fn on_fatal(membership: &Membership) -> OnFatal {
-    let (registry, post) = (membership.registry().clone(), membership.post().clone());
-    Arc::new(move |report| {
-        registry
-            .roster()
-            .end(&post, End::Overruled(report.clone().into()));
-    })
-}
-
-/// One life is over: ends the incarnation and decides what comes next.
-fn conclude(
+/// One life is over: ends the incarnation.
+fn end_life(
     membership: &Membership,
     restarts: &mut Restarts,
-    outcome: Result<Exit, crate::panics::PanicReport>,
+    outcome: Result<Exit, Box<PanicReport>>,
     finite: bool,
-) -> (Exit, Decision) {
+) -> Over {
     let post = membership.post();
     let asked = post.stop_requested();
+    let view = membership.registry().roster().view();
+    let state = post.health(&view).state();
+    let convicted = matches!(state, State::NeverStarted | State::Stalled | State::Stale);
+    restarts.life_ends(view.now, !convicted);
     let exit = match outcome {
         Ok(exit) => {
             membership.end(exit.end(finite || asked));
@@ -335,12 +290,19 @@ fn conclude(
                 message: report.message.clone(),
                 location: report.location.clone(),
             };
-            membership.end(End::Overruled(report.into()));
+            membership.end(End::Panicked(report));
             exit
         }
     };
+    Over { exit, asked }
+}
+
+/// Decides what comes after a life.
+fn decide(membership: &Membership, restarts: &mut Restarts, over: Over) -> (Exit, Decision) {
+    let post = membership.post();
+    let Over { exit, asked } = over;
     let fate = match post.ending() {
-        _ if asked => Fate::Stopped,
+        _ if asked || post.stop_requested() => Fate::Stopped,
         Some(Ending::Dead(death)) => Fate::from(&death.cause),
         Some(Ending::Stopped(StopCause::Completed)) => Fate::Returned,
         _ => Fate::Stopped,

@@ -1,19 +1,21 @@
 //! Workers on threads of their own.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::children::ask;
+use super::exit::{Finish, Wait};
 use super::restart::{Decision, Restart, Restarts};
-use super::{Exit, Finish, Supervisor, ask, begin_again, conclude, on_fatal};
+use super::stopping::part;
+use super::{Exit, InCharge, Supervisor, begin_again, decide, end_life};
 use crate::clock::Sleeper;
-use crate::error::{BoxError, Error};
-use crate::panics;
+use crate::error::{BoxError, Error, chain};
+use crate::panics::{self, Interest};
 use crate::registry::{Probe, Registry};
 use crate::roster::post::Post;
 use crate::threads;
@@ -29,17 +31,20 @@ impl Supervisor {
     /// The builder's registry is the supervisor's.
     ///
     /// # Errors
-    /// As [`Builder::start`]; [`Error::Thread`] also if the worker's thread cannot be started, and
+    /// As [`Builder::start`]; [`Error::ShuttingDown`] during a [shutdown](Self#shutdown) of the
+    /// supervisor, and after it; [`Error::Thread`] also if the worker's thread cannot be started, and
     /// then the worker is told as failed.
     pub fn spawn<F>(&self, builder: Builder, work: F) -> Result<SupervisedWorker, Error>
     where
         F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError> + Send + 'static,
     {
+        self.check_open()?;
         let finite = builder.is_finite();
         let worker = builder.registry(&self.registry).start()?;
         let (probe, post) = (worker.probe(), worker.membership().post().clone());
         let name = worker.id().to_owned();
         let ending = Arc::new(Finish::default());
+        self.adopt(&post, &ending)?;
         let told = Arc::clone(&ending);
         let restart = self.restart.clone();
         // The worker comes in a box that both sides can open, so that it can be told as failed if
@@ -58,12 +63,13 @@ impl Supervisor {
             told.set(exit);
         });
         let thread = spawned.map_err(|source| {
+            let error = format!("its thread cannot be started: {source}");
             if let Some((worker, _)) = crate_for_thread.lock().take() {
-                worker.fail(format_args!("its thread cannot be started: {source}"));
+                worker.fail(&error);
             }
+            ending.set(Exit::Failed { error });
             Error::Thread { name, source }
         })?;
-        self.adopt(post.clone(), Arc::clone(&ending));
         Ok(SupervisedWorker {
             registry: self.registry.clone(),
             post,
@@ -85,22 +91,27 @@ fn run<F>(
 where
     F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError>,
 {
+    // Between two lives too.
+    let _interest = Interest::new();
     let mut restarts = Restarts::new(restart);
     worker.membership().post().record.detail().returns = true;
     let alarm = Waker::from(Arc::new(sleeper.alarm()));
     let exit = loop {
         let membership = worker.membership();
-        let on_fatal = on_fatal(membership);
+        let charge = InCharge::of(membership);
         membership.post().run_on(Some(threads::current()));
+        restarts.life_begins(membership.registry().roster().view().now);
         sleeper.step_away();
-        let outcome = panics::supervise(&on_fatal, || match work(&worker) {
+        let outcome = panics::supervise(&charge, || match work(&worker) {
             Ok(()) => Exit::Completed,
             Err(error) => Exit::Failed {
-                error: describe(&*error),
+                error: chain(&*error),
             },
         });
+        let over = end_life(membership, &mut restarts, outcome, finite);
+        part(membership);
         sleeper.come_back();
-        let (exit, decision) = conclude(membership, &mut restarts, outcome, finite);
+        let (exit, decision) = decide(membership, &mut restarts, over);
         let Decision::Restart { delay, .. } = decision else {
             break exit;
         };
@@ -118,28 +129,11 @@ where
     };
     // What the work holds may take its time to go.
     sleeper.step_away();
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(work))) {
-        panics::dispose(payload);
-    }
+    let _ = panics::contain(|| drop(work));
     sleeper.come_back();
+    worker.membership().post().record.detail().returns = false;
     drop(worker);
     exit
-}
-
-/// An error with what caused it.
-fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let reason = error.to_string();
-        // Many errors already say what caused them.
-        if !text.contains(&reason) {
-            text.push_str(": ");
-            text.push_str(&reason);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// A worker on a thread of its own; made by [`Supervisor::spawn`]. Dropping it leaves the worker
@@ -167,18 +161,31 @@ impl SupervisedWorker {
 
     /// Asks the worker to stop. It is not waited for.
     pub fn stop(&self) {
-        ask(&self.registry, &self.post);
+        ask(self.registry.roster(), &self.post);
     }
 
     /// Waits for the worker's end after its last life, and tells how it ended. To be called by
     /// another thread than the worker's own.
+    ///
+    /// It blocks the calling thread: in an asynchronous context, use
+    /// [`join_async`](Self::join_async).
     pub fn join(&self) -> Exit {
-        let exit = self.ending.wait(Duration::MAX).unwrap_or(Exit::Cancelled);
+        let exit = self.ending.wait(None).unwrap_or(Exit::Cancelled);
         if let Some(thread) = self.thread.lock().take() {
             // Every panic of the work is contained, so there is nothing to learn from it.
             drop(thread.join());
         }
         exit
+    }
+
+    /// As [`join`](Self::join), without blocking a thread; on any executor. Dropped before it is done,
+    /// it leaves nothing behind.
+    pub fn join_async(&self) -> impl Future<Output = Exit> + Send + use<> {
+        let mut wait = Wait::new(Arc::clone(&self.ending));
+        poll_fn(move |context| {
+            wait.poll(context.waker())
+                .map_or(Poll::Pending, Poll::Ready)
+        })
     }
 
     /// How it ended, if it has.

@@ -18,6 +18,7 @@ pub(crate) use builder::{LONGEST_VALUE, check_limits, check_metadata, check_name
 pub use guards::{SilenceGuard, TaskGuard};
 
 use crate::cell::Phase;
+use crate::error::{chain, describe_text};
 use crate::health::{Activity, DeathCause, Health, StopCause};
 use crate::registry::{Membership, Probe, Registry, Snapshot};
 use crate::roster::post::{End, Updated};
@@ -173,11 +174,46 @@ impl WorkerHeartbeat {
     }
 
     /// Ends the worker as failed, with this reason; also one that was just stopped because it was
-    /// asked to, and fails on its way out.
+    /// asked to, and fails on its way out. The reason is the error's text in its alternate form
+    /// (`{:#}`), in which `anyhow::Error` and `eyre::Report` have their causes.
+    ///
+    /// That a value is an error cannot be seen through [`Display`](fmt::Display): to have the
+    /// causes of any error told, use [`fail_with`](Self::fail_with).
     pub fn fail(&self, error: impl fmt::Display) {
-        self.membership.end(End::Failed(DeathCause::Failed {
-            error: error.to_string(),
-        }));
+        self.end_as_failed(describe_text(error));
+    }
+
+    /// As [`fail`](Self::fail), with an error and all that caused it.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// # #[derive(Debug)]
+    /// # struct CannotRead(std::io::Error);
+    /// # impl std::fmt::Display for CannotRead {
+    /// #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    /// #         f.write_str("cannot read the queue")
+    /// #     }
+    /// # }
+    /// # impl std::error::Error for CannotRead {
+    /// #     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+    /// #         Some(&self.0)
+    /// #     }
+    /// # }
+    /// let registry = Registry::new();
+    /// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// let error = CannotRead(std::io::Error::other("disk full"));
+    /// hb.fail_with(&error);
+    /// assert!(hb.health().to_string().contains("failed: cannot read the queue: disk full"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn fail_with(&self, error: &(dyn std::error::Error + 'static)) {
+        self.end_as_failed(chain(error));
+    }
+
+    fn end_as_failed(&self, error: String) {
+        let cause = DeathCause::Failed { error };
+        self.membership.end(End::Failed(cause));
     }
 
     /// Whether the worker is over: stopped or dead.

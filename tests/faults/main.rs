@@ -13,5 +13,6 @@ mod held_up;
 mod misbehaviour;
 mod process;
 mod starved;
+mod supervised;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,6 +1,8 @@
 //! What the tests have in common: a registry on a mock clock.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub mod executor;
+
 use std::time::Duration;
 
 use worker_heartbeat::{

@@ -160,8 +160,8 @@ fn before(info: &PanicHookInfo<'_>, supervised: bool) {
 }
 
 /// Ends the workers if the panic is about to abort the process.
-fn after() {
-    if cfg!(panic = "abort") {
+fn after(aborts: bool) {
+    if aborts {
         conclude(&ProcessEnd::Panic(panic_in_flight()));
     }
 }

@@ -12,9 +12,9 @@ use crate::cell::{Cell, Episode, Life, Phase, Place, Watch};
 use crate::clock::Moment;
 use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, StopCause, judge};
 use crate::notice::Notice;
-use crate::panics;
-use crate::roster::record::{Detail, Ended, Former, Record};
-use crate::roster::tasks::{Manner, Tasks, cut};
+use crate::panics::{self, PanicReport};
+use crate::roster::record::{Dependents, Detail, Ended, Former, Record};
+use crate::roster::tasks::{Manner, Names, Tasks, cut};
 use crate::roster::timeline::View;
 
 /// Longer reasons of a death are cut: the dead are remembered for long.
@@ -30,6 +30,8 @@ pub(crate) enum End {
     Failed(DeathCause),
     /// As `Dead`, even if the worker had ended in good order: its thread came to grief after.
     Overruled(DeathCause),
+    /// As `Overruled`, by a panic.
+    Panicked(Box<PanicReport>),
 }
 
 impl Post {
@@ -162,7 +164,7 @@ impl Post {
                     ending: Ending::Stopped(_),
                     ..
                 }),
-                End::Overruled(_),
+                End::Overruled(_) | End::Panicked(_),
             ) => {}
             (
                 Some(Ended {
@@ -187,26 +189,23 @@ impl Post {
                 };
                 (Ending::Stopped(cause), Phase::Stopped)
             }
-            End::Dead(mut cause) | End::Failed(mut cause) | End::Overruled(mut cause) => {
-                if let DeathCause::Panicked { message: text, .. }
-                | DeathCause::Failed { error: text } = &mut cause
-                {
-                    cut(text, LONGEST_REASON);
-                }
+            End::Dead(cause) | End::Failed(cause) | End::Overruled(cause) => {
                 let manner = match &cause {
                     DeathCause::Panicked { .. } => Manner::Panic,
                     DeathCause::Failed { .. } => Manner::Error,
                     _ => Manner::Other,
                 };
-                let (run_id, task) = detail.tasks.at_death(manner, view.clock, beats);
-                let death = Death {
-                    cause,
-                    run_id,
-                    task,
-                    at: wall,
-                    gave_up_after: None,
-                };
-                (Ending::Dead(Arc::new(death)), Phase::Dead)
+                let names = detail.tasks.at_death(manner, view.clock, beats);
+                (Ending::Dead(death(cause, names, wall)), Phase::Dead)
+            }
+            End::Panicked(mut report) => {
+                // What the hook saw is certain.
+                let names = report.at_hand.take().unwrap_or_else(|| {
+                    let tasks = &detail.tasks;
+                    tasks.at_death(Manner::Panic, view.clock, beats)
+                });
+                let cause = DeathCause::from(*report);
+                (Ending::Dead(death(cause, names, wall)), Phase::Dead)
             }
         };
         let ended = Ended {
@@ -250,6 +249,32 @@ impl Post {
         detail.stop_notice.say(());
         let wakers = detail.on_stop.drain(..).map(|(_, waker)| waker);
         (ended, wakers.collect())
+    }
+
+    /// Makes the lives of others depend on this one. `false` if it is over.
+    pub(crate) fn link(&self, dependents: Arc<dyn Dependents>) -> bool {
+        let mut detail = self.record.detail();
+        if detail.ended.is_some() || !self.is_current() {
+            return false;
+        }
+        // A supervisor that was made for one job leaves nothing behind when that is done.
+        let (gone, left): (Vec<_>, Vec<_>) = std::mem::take(&mut detail.linked)
+            .into_iter()
+            .partition(|other| Arc::strong_count(other) == 1 && other.are_gone());
+        detail.linked = left;
+        detail.linked.push(dependents);
+        drop(detail);
+        drop(gone);
+        true
+    }
+
+    /// Takes out those whose lives depend on this one.
+    pub(crate) fn unlink(&self) -> Vec<Arc<dyn Dependents>> {
+        let mut detail = self.record.known_detail();
+        match &mut detail {
+            Some(detail) if self.is_current() => std::mem::take(&mut detail.linked),
+            _ => Vec::new(),
+        }
     }
 
     /// Notes that the worker was given up, in its death.
@@ -373,6 +398,21 @@ impl Post {
         self.chunk.vacate(self.offset);
         forgotten
     }
+}
+
+fn death(mut cause: DeathCause, (run_id, task): Names, at: SystemTime) -> Arc<Death> {
+    if let DeathCause::Panicked { message: text, .. } | DeathCause::Failed { error: text } =
+        &mut cause
+    {
+        cut(text, LONGEST_REASON);
+    }
+    Arc::new(Death {
+        cause,
+        run_id,
+        task,
+        at,
+        gave_up_after: None,
+    })
 }
 
 /// Wakes an executor's task; whatever that does is contained.

@@ -256,6 +256,7 @@ pub(super) fn news(event: Event, shown: bool) -> News {
         (EventKind::StoreFailing { .. }, _) => "store failing".to_owned(),
         (EventKind::Refused { .. }, _) => "not let in by the store".to_owned(),
         (EventKind::LeaseLost { .. }, _) => "a lease was lost".to_owned(),
+        (EventKind::ChildHung { .. }, _) => "a child did not end in time".to_owned(),
         _ => bare.to_string(),
     };
     News {

@@ -1,0 +1,214 @@
+//! The panics that the hook saw, and which of them a payload belongs to.
+//!
+//! What the hook sees of a payload and what a `catch_unwind` returns of it have no address in
+//! common: a payload is moved into its box after the hook. Two things tell payloads apart:
+//!
+//! * A message that was formatted has a buffer of its own, which stays where it is.
+//! * Of constants, numbers and the like, the box. Most allocators hand out first what came back last,
+//!   so the hook, which runs just before the box is made, can find out where it will be. It also
+//!   finds out whether the allocator does so. If it does not, such payloads are only told apart by
+//!   their types and the addresses of their constants, and only among the panics of one life.
+
+use std::any::{Any, TypeId};
+use std::collections::VecDeque;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, ThreadId};
+
+use parking_lot::Mutex;
+
+use super::{PanicReport, excerpt, text};
+
+/// The panics of the process that are remembered, of those whose payloads may still be there. These
+/// are few: a payload that is passed on to another thread is usually passed on at once, and one that
+/// was handled makes room with the next panic of its thread.
+const MOST_SEEN: usize = 256;
+
+/// How often an allocator has to hand out the same place again to be trusted to do so once more, and
+/// how often that is tried: it may first have to get rid of pieces that are larger than they need
+/// to be.
+const SURE: usize = 2;
+const MOST_PROBES: usize = 32;
+
+static SEEN: Mutex<VecDeque<Arc<Seen>>> = Mutex::new(VecDeque::new());
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A panic that the hook saw.
+#[derive(Debug)]
+pub(super) struct Seen {
+    print: Print,
+    /// Where its box is; 0 if that cannot be foreseen.
+    home: AtomicUsize,
+    /// Later panics have larger numbers.
+    number: u64,
+    thread: ThreadId,
+    pub(super) report: PanicReport,
+}
+
+/// What stays the same of a payload from the hook to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Print {
+    kind: TypeId,
+    size: usize,
+    /// Address, length and capacity of a text.
+    text: Option<(usize, usize, usize)>,
+}
+
+impl Print {
+    fn of(payload: &(dyn Any + Send)) -> Self {
+        let text = if let Some(text) = payload.downcast_ref::<&'static str>() {
+            Some((text.as_ptr().addr(), text.len(), 0))
+        } else {
+            payload
+                .downcast_ref::<String>()
+                .map(|text| (text.as_ptr().addr(), text.len(), text.capacity()))
+        };
+        Self {
+            kind: payload.type_id(),
+            size: size_of_val(payload),
+            text,
+        }
+    }
+
+    /// A text with a buffer of its own: no two living payloads have the same.
+    fn is_unique(&self) -> bool {
+        matches!(self.text, Some((_, _, capacity)) if capacity > 0)
+    }
+}
+
+impl Seen {
+    pub(super) fn new(payload: &(dyn Any + Send), report: PanicReport) -> Self {
+        Self {
+            print: Print::of(payload),
+            home: AtomicUsize::new(0),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            thread: thread::current().id(),
+            report,
+        }
+    }
+
+    /// To be called as the last thing before the payload gets its box.
+    pub(super) fn foresee_home(&self) {
+        let size = self.print.size;
+        if size == 0 {
+            return;
+        }
+        let probe = || {
+            let probe = black_box(Vec::<u8>::with_capacity(size));
+            probe.as_ptr().addr()
+        };
+        let (mut home, mut same) = (probe(), 0);
+        for _ in 0..MOST_PROBES {
+            let next = probe();
+            same = if next == home { same + 1 } else { 0 };
+            home = next;
+            if same == SURE {
+                break;
+            }
+        }
+        let home = if same == SURE { home } else { 0 };
+        self.home.store(home, Ordering::Relaxed);
+    }
+
+    fn home(&self) -> usize {
+        self.home.load(Ordering::Relaxed)
+    }
+
+    /// Whether the payload of this panic is no more if there is the other, later one.
+    fn is_gone_with(&self, later: &Self) -> bool {
+        let home = self.home();
+        let place = self.print.text.filter(|_| self.print.is_unique());
+        (home != 0 && home == later.home()) || (place.is_some() && place == later.print.text)
+    }
+}
+
+/// Adds a panic to those that are remembered, of which there are so many at most. Those whose
+/// payloads are known to be no more make room. Returns what is forgotten: call stacks are large.
+pub(super) fn add(all: &mut VecDeque<Arc<Seen>>, seen: &Arc<Seen>, most: usize) -> Vec<Arc<Seen>> {
+    let (mut gone, left): (Vec<_>, Vec<_>) =
+        all.drain(..).partition(|other| other.is_gone_with(seen));
+    all.extend(left);
+    if all.len() >= most {
+        gone.extend(all.pop_front());
+    }
+    all.push_back(Arc::clone(seen));
+    gone
+}
+
+/// Remembers a panic, for the case that its payload is passed on to another thread.
+pub(super) fn remember(seen: &Arc<Seen>) {
+    let mut all = SEEN.lock();
+    let forgotten = add(&mut all, seen, MOST_SEEN);
+    drop(all);
+    drop(forgotten);
+}
+
+/// Forgets a panic whose payload is no more.
+fn forget(seen: &Arc<Seen>) {
+    SEEN.lock().retain(|other| !Arc::ptr_eq(other, seen));
+}
+
+pub(super) fn forget_all() {
+    let all = std::mem::take(&mut *SEEN.lock());
+    drop(all);
+}
+
+/// The report of the panic that this payload, which is about to be dropped, belongs to: one of
+/// `own`, or of those that were seen elsewhere. `None` if none of them is, or if it could be one of
+/// several that arose at different places.
+pub(super) fn origin(payload: &(dyn Any + Send), own: &VecDeque<Arc<Seen>>) -> Option<PanicReport> {
+    let print = Print::of(payload);
+    let message = excerpt(text(payload));
+    let home = std::ptr::from_ref(payload).cast::<u8>().addr();
+    let alike = |seen: &Seen| seen.print == print && seen.report.message == message;
+    let at_home = |seen: &&Arc<Seen>| seen.home() == home && alike(seen);
+    // The latest: before it, another one was in the same place.
+    let number = |seen: &Arc<Seen>| seen.number;
+    let among_own = own.iter().rfind(at_home).cloned();
+    let among_all = SEEN.lock().iter().rfind(at_home).cloned();
+    if let Some(seen) = among_own.into_iter().chain(among_all).max_by_key(number) {
+        forget(&seen);
+        let mut report = seen.report.clone();
+        if !own.iter().any(|other| Arc::ptr_eq(other, &seen)) {
+            // It is of another worker.
+            report.at_hand = None;
+        }
+        return Some(report);
+    }
+    let mut unsure = own.iter().filter(|seen| seen.home() == 0 && alike(seen));
+    if print.is_unique() {
+        return unsure.next_back().map(|seen| seen.report.clone());
+    }
+    let mut report = unsure.next()?.report.clone();
+    for other in unsure {
+        if other.report.location != report.location {
+            return None;
+        }
+        // Only the place is sure.
+        (report.backtrace, report.at_hand) = (None, None);
+    }
+    Some(report)
+}
+
+/// The only panic among `own` if it is the latest of the process as well, so that nothing that was
+/// passed on since can be what this thread unwinds from. The worker that asks need not be the one
+/// that it arose in.
+pub(super) fn latest(own: &VecDeque<Arc<Seen>>) -> Option<PanicReport> {
+    let seen = own.front().filter(|_| own.len() == 1)?;
+    let newest = SEEN.lock().back().map_or(0, |newest| newest.number);
+    (newest <= seen.number).then(|| PanicReport {
+        at_hand: None,
+        ..seen.report.clone()
+    })
+}
+
+/// The panics of the calling thread that are remembered.
+pub(super) fn of_this_thread() -> VecDeque<Arc<Seen>> {
+    let thread = thread::current().id();
+    let all = SEEN.lock();
+    all.iter()
+        .filter(|seen| seen.thread == thread)
+        .cloned()
+        .collect()
+}

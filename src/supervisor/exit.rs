@@ -1,0 +1,181 @@
+//! How supervised work ended, and where that is left for those who wait for it.
+
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::health::{Death, DeathCause, StopCause};
+use crate::roster::post::{End, wake};
+
+/// How supervised work ended, after its last life.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Exit {
+    /// It returned without an error.
+    Completed,
+    /// It returned an error, and was not started again.
+    Failed {
+        /// The error, as text.
+        error: String,
+    },
+    /// It panicked, and was not started again.
+    Panicked {
+        /// The panic message.
+        message: String,
+        /// File, line and column.
+        location: Option<String>,
+    },
+    /// It ended too often, and was given up.
+    GaveUp {
+        /// The restarts that count for the policy; see [`Restart`](crate::Restart#what-counts).
+        restarts: u32,
+        /// Its last death.
+        death: Option<Arc<Death>>,
+    },
+    /// Its future was dropped before it was done.
+    Cancelled,
+}
+
+impl Exit {
+    /// Whether it returned without an error.
+    #[must_use]
+    pub const fn is_completed(&self) -> bool {
+        matches!(self, Self::Completed)
+    }
+
+    /// How a life of this outcome ends the worker.
+    pub(super) fn end(&self, finite: bool) -> End {
+        match self {
+            Self::Completed if finite => End::Stopped(StopCause::Completed),
+            Self::Completed => End::Dead(DeathCause::Exited),
+            Self::Failed { error } => End::Overruled(DeathCause::Failed {
+                error: error.clone(),
+            }),
+            _ => End::Stopped(StopCause::Cancelled),
+        }
+    }
+}
+
+/// Where the exit of supervised work is left for those who wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Finish {
+    state: Mutex<State>,
+    told: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    exit: Option<Exit>,
+    /// Tasks that wait, by number.
+    wakers: Vec<(u64, Waker)>,
+    next: u64,
+}
+
+impl Finish {
+    pub(super) fn set(&self, exit: Exit) {
+        let mut state = self.state.lock();
+        state.exit.get_or_insert(exit);
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        self.told.notify_all();
+        wakers.into_iter().for_each(|(_, waker)| wake(waker));
+    }
+
+    pub(super) fn exit(&self) -> Option<Exit> {
+        self.state.lock().exit.clone()
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.state.lock().exit.is_some()
+    }
+
+    /// Waits for the exit, but no longer than this, if a time is given.
+    pub(super) fn wait(&self, at_most: Option<Duration>) -> Option<Exit> {
+        let until = at_most.map(|time| Instant::now() + time);
+        let mut state = self.state.lock();
+        while state.exit.is_none() {
+            match until {
+                Some(until) => {
+                    if self.told.wait_until(&mut state, until).timed_out() {
+                        break;
+                    }
+                }
+                None => self.told.wait(&mut state),
+            }
+        }
+        state.exit.clone()
+    }
+
+    /// Wakes this task once there is an exit. `None`: there is one already. Otherwise the number to
+    /// replace the waker by, and to forget it by.
+    fn wake_later(&self, known: Option<u64>, waker: &Waker) -> Option<u64> {
+        // Neither made nor dropped under the lock: wakers belong to executors.
+        let waker = waker.clone();
+        let mut state = self.state.lock();
+        if state.exit.is_some() {
+            drop(state);
+            return None;
+        }
+        let number = known.unwrap_or_else(|| {
+            state.next += 1;
+            state.next
+        });
+        let old = state.take(number);
+        state.wakers.push((number, waker));
+        drop(state);
+        drop(old);
+        Some(number)
+    }
+
+    fn forget(&self, number: u64) {
+        let forgotten = self.state.lock().take(number);
+        drop(forgotten);
+    }
+}
+
+impl State {
+    fn take(&mut self, number: u64) -> Option<(u64, Waker)> {
+        let at = self.wakers.iter().position(|(other, _)| *other == number)?;
+        Some(self.wakers.swap_remove(at))
+    }
+}
+
+/// A task's wait for an exit. Dropped, it leaves nothing behind.
+#[derive(Debug)]
+pub(super) struct Wait {
+    finish: Arc<Finish>,
+    number: Option<u64>,
+}
+
+impl Wait {
+    pub(super) const fn new(finish: Arc<Finish>) -> Self {
+        Self {
+            finish,
+            number: None,
+        }
+    }
+
+    pub(super) fn is_for(&self, finish: &Arc<Finish>) -> bool {
+        Arc::ptr_eq(&self.finish, finish)
+    }
+
+    /// The exit, if there is one; otherwise this task will be woken.
+    pub(super) fn poll(&mut self, waker: &Waker) -> Option<Exit> {
+        self.number = self.finish.wake_later(self.number, waker);
+        if self.number.is_none() {
+            self.finish.exit()
+        } else {
+            None
+        }
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.finish.forget(number);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What supervised work may return.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::Exit;
+use crate::error::describe;
+
+/// What supervised work may return: it tells a failure from a success, as
+/// [`std::process::Termination`] does for `main`.
+///
+/// Implemented for `()`, for `Result`, and for common types of values. A type of your own needs
+/// nothing but `impl Outcome for MyType {}`.
+pub trait Outcome {
+    /// Why the work failed, as text; `None` if it did not.
+    fn failure(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Of an error, its causes are told as well, if they can be found out. That is so for
+/// [`BoxError`](crate::BoxError) and its relatives without `Send` or `Sync`, and for an
+/// `Arc<dyn Error + Send + Sync>`; for [`std::io::Error`]; and for types whose alternate form, `{:#}`,
+/// has the causes, such as `anyhow::Error` and `eyre::Report`. Of any other type, only what it
+/// displays is known: that it is an error cannot be seen through [`Display`](fmt::Display). Return it
+/// as a [`BoxError`](crate::BoxError), which `?` does, and its causes are told.
+impl<T, E: fmt::Display + 'static> Outcome for Result<T, E> {
+    fn failure(&self) -> Option<String> {
+        self.as_ref().err().map(describe)
+    }
+}
+
+impl<T> Outcome for Option<T> {}
+impl<T> Outcome for Vec<T> {}
+impl<T: ?Sized> Outcome for Box<T> {}
+impl<T: ?Sized> Outcome for Arc<T> {}
+
+macro_rules! successes {
+    ($($type:ty),* $(,)?) => { $(impl Outcome for $type {})* };
+}
+
+successes!(
+    (),
+    bool,
+    char,
+    String,
+    &'static str,
+    u8,
+    u16,
+    u32,
+    u64,
+    u128,
+    usize,
+    i8,
+    i16,
+    i32,
+    i64,
+    i128,
+    isize,
+    f32,
+    f64,
+    std::convert::Infallible,
+    std::process::ExitCode,
+    Exit,
+);
+
+/// The type of what never returns, which the compiler infers for a block that always panics. It
+/// cannot be named yet, but it can be found.
+trait Returns {
+    type Output;
+}
+
+impl<T> Returns for fn() -> T {
+    type Output = T;
+}
+
+impl Outcome for <fn() -> ! as Returns>::Output {}
+
+impl<A, B> Outcome for (A, B) {}
+impl<A, B, C> Outcome for (A, B, C) {}

@@ -1,0 +1,341 @@
+//! Workers are stopped in order, and awaited: by a thread that waits, or by a task.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use super::children::{Child, Children, ask, linked};
+use super::exit::{Finish, Wait};
+use super::timer::Timer;
+use crate::clock::{Moment, Patience};
+use crate::health::{Death, Health, during};
+use crate::registry::{Membership, Registry};
+use crate::roster::events::EventKind;
+use crate::roster::post::Post;
+use crate::roster::timeline::View;
+
+/// How a supervisor's workers came to their end.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct StopReport {
+    /// Ids of the workers that ended.
+    pub ended: Vec<String>,
+    /// Those of them that died after they were asked to stop.
+    pub died: Vec<DeadWorker>,
+    /// The workers that did not end in time. One whose own life is over, but not the lives of the
+    /// workers that are [linked](crate::Supervisor::linked_to) to it, is followed by these.
+    pub hung: Vec<HungWorker>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl StopReport {
+    /// Whether every worker ended.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.hung.is_empty()
+    }
+}
+
+/// A worker that did not end in time.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct HungWorker {
+    /// Its id.
+    pub id: String,
+    /// How it is. One that is stopped or dead already has work that has not returned.
+    pub health: Health,
+    /// The run that it is at, if it has a name.
+    pub run_id: Option<String>,
+    /// The task that it is at, if it has a name.
+    pub task: Option<String>,
+}
+
+impl HungWorker {
+    pub(crate) fn of(post: &Post, view: &View) -> Self {
+        let post = post.current();
+        let (run_id, task) = post.task();
+        Self {
+            id: post.record.id().to_owned(),
+            health: post.health(view),
+            run_id,
+            task,
+        }
+    }
+}
+
+impl fmt::Display for HungWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.id, self.health)?;
+        match &self.health {
+            health if health.state().is_terminal() => f.write_str("; its work has not returned")?,
+            // It has them in its words.
+            Health::Stalled(_) => {}
+            _ => during(f, self.run_id.as_deref(), self.task.as_deref())?,
+        }
+        f.write_str(")")
+    }
+}
+
+/// A worker that died after it was asked to stop: it panicked or failed on its way out.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeadWorker {
+    /// Its id.
+    pub id: String,
+    /// What is known of its death.
+    pub death: Arc<Death>,
+}
+
+impl DeadWorker {
+    /// `None` if it did not die so, or before this moment.
+    pub(crate) fn of(post: &Post, since: Moment) -> Option<Self> {
+        let record = &post.record;
+        Some(Self {
+            death: record.death_while_stopping(since)?,
+            id: record.id().to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for DeadWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.id, self.death.cause)?;
+        let (run_id, task) = (&self.death.run_id, &self.death.task);
+        during(f, run_id.as_deref(), task.as_deref())?;
+        f.write_str(")")
+    }
+}
+
+/// Children that are being stopped: those started last first, each after the one before has ended,
+/// or has used up its share of the time. Real time: real threads and tasks are waited for. Time in
+/// which the process did not run is not charged to them.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    registry: Registry,
+    groups: Vec<Arc<Children>>,
+    children: Vec<Child>,
+    /// How many have neither ended nor used up their share; the last of them is next.
+    left: usize,
+    /// It was asked to stop, and may take so long.
+    asked: Option<Patience>,
+    begun: Instant,
+    patience: Patience,
+}
+
+impl Stopping {
+    /// They stay in their lists until they have ended, for others that stop them at the same time and
+    /// for the next time.
+    pub(super) fn new(registry: &Registry, groups: Vec<Arc<Children>>, timeout: Duration) -> Self {
+        let (begun, patience) = (Instant::now(), Patience::new(timeout));
+        let children: Vec<_> = groups.iter().flat_map(|group| group.close()).collect();
+        Self {
+            registry: registry.clone(),
+            groups,
+            left: children.len(),
+            children,
+            asked: None,
+            begun,
+            patience,
+        }
+    }
+
+    /// The children of a life that is over. `None` if it had none.
+    pub(super) fn of_life(membership: &Membership) -> Option<Self> {
+        let groups = linked(membership.post());
+        let limit = groups.iter().map(|group| group.limit()).max()?;
+        Some(Self::new(membership.registry(), groups, limit))
+    }
+
+    /// Asks who is to be asked next. Returns for whom to wait, and how long until the next step;
+    /// `None` if there is nobody left.
+    fn step(&mut self) -> Option<(Arc<Finish>, Duration)> {
+        while let Some(child) = self.children[..self.left].last() {
+            let share = self.asked.get_or_insert_with(|| {
+                ask(self.registry.roster(), &child.post);
+                let waiting = u32::try_from(self.left).unwrap_or(u32::MAX);
+                self.patience.at_most(self.patience.left() / waiting)
+            });
+            let slice = share.slice().filter(|_| !child.ending.is_set());
+            if let Some(slice) = slice {
+                return Some((Arc::clone(&child.ending), slice));
+            }
+            self.left -= 1;
+            self.asked = None;
+        }
+        None
+    }
+
+    /// Blocks until they have ended, or the time is over.
+    pub(super) fn wait(mut self) -> StopReport {
+        while let Some((ending, slice)) = self.step() {
+            ending.wait(Some(slice));
+        }
+        self.report()
+    }
+
+    fn report(&self) -> StopReport {
+        let view = self.registry.view();
+        let mut report = StopReport::default();
+        for child in &self.children {
+            if child.ending.is_set() {
+                report
+                    .died
+                    .extend(DeadWorker::of(&child.post, Moment::ZERO));
+                report.ended.push(child.post.record.id().to_owned());
+            } else {
+                name(child, &view, &mut report.hung);
+            }
+        }
+        self.groups.iter().for_each(|group| group.forget_ended());
+        report.took = self.begun.elapsed();
+        report
+    }
+}
+
+/// Names a child that did not end; if it only waits for children of its own, these too.
+fn name(child: &Child, view: &View, hung: &mut Vec<HungWorker>) {
+    let post = &*child.post.current();
+    hung.push(HungWorker::of(post, view));
+    if !post.record.is_over() {
+        return;
+    }
+    for group in linked(post) {
+        for child in group.close() {
+            if !child.ending.is_set() {
+                name(&child, view, hung);
+            }
+        }
+    }
+}
+
+/// A task's wait for children to be stopped. Dropped, it leaves nothing behind.
+#[derive(Debug)]
+pub(super) struct Stop {
+    stopping: Stopping,
+    wait: Option<Wait>,
+    timer: Timer,
+    /// In place of the timer, if there is no thread for it: one of the pacemaker's.
+    substitute: Option<u64>,
+}
+
+impl Stop {
+    pub(super) fn new(stopping: Stopping) -> Self {
+        Self {
+            stopping,
+            wait: None,
+            timer: Timer::default(),
+            substitute: None,
+        }
+    }
+
+    fn set_timer(&mut self, after: Duration, context: &Context<'_>) {
+        let at = Instant::now() + after;
+        if self.timer.set(at, context.waker()).is_ok() {
+            return;
+        }
+        let registry = &self.stopping.registry;
+        let at = registry.clock().now().after(after);
+        let roster = registry.roster();
+        self.substitute = Some(roster.set_timer(self.substitute, at, context.waker()));
+        registry.ring();
+    }
+}
+
+impl Future for Stop {
+    type Output = StopReport;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<StopReport> {
+        let this = &mut *self;
+        while let Some((ending, slice)) = this.stopping.step() {
+            if !this.wait.as_ref().is_some_and(|wait| wait.is_for(&ending)) {
+                this.wait = Some(Wait::new(ending));
+            }
+            let wait = this.wait.as_mut();
+            if wait.is_some_and(|wait| wait.poll(context.waker()).is_some()) {
+                continue;
+            }
+            this.set_timer(slice, context);
+            return Poll::Pending;
+        }
+        this.wait = None;
+        this.timer.clear();
+        Poll::Ready(this.stopping.report())
+    }
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        if let Some(number) = self.substitute {
+            self.stopping.registry.roster().forget_timer(number);
+        }
+    }
+}
+
+// --- the end of a life ----------------------------------------------------------------------
+
+/// A worker's life is over: its children are stopped, awaited, and named if they do not end.
+pub(super) fn part(membership: &Membership) {
+    if let Some(stopping) = Stopping::of_life(membership) {
+        parted(membership, &stopping.wait());
+    }
+}
+
+/// As [`part`], for a task. Dropped before it is done, it asks all of them to stop.
+#[derive(Debug)]
+pub(super) struct Part {
+    membership: Membership,
+    /// `None` once it is done, or if there are no children.
+    stop: Option<Stop>,
+}
+
+impl Part {
+    pub(super) fn new(membership: Membership) -> Self {
+        let stop = Stopping::of_life(&membership).map(Stop::new);
+        Self { membership, stop }
+    }
+}
+
+impl Future for Part {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(stop) = &mut self.stop else {
+            return Poll::Ready(());
+        };
+        let Poll::Ready(report) = Pin::new(stop).poll(context) else {
+            return Poll::Pending;
+        };
+        self.stop = None;
+        parted(&self.membership, &report);
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if self.stop.is_some() {
+            self.membership.dismiss_dependents();
+        }
+    }
+}
+
+fn parted(membership: &Membership, report: &StopReport) {
+    let post = membership.post();
+    tell_hung(membership.registry(), post, report);
+    post.unlink();
+}
+
+fn tell_hung(registry: &Registry, parent: &Post, report: &StopReport) {
+    for hung in &report.hung {
+        let kind = EventKind::ChildHung {
+            id: hung.id.clone(),
+            health: hung.health.clone(),
+            waited: report.took,
+        };
+        registry.roster().emit(Some(&parent.record), kind);
+    }
+}

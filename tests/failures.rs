@@ -1,0 +1,307 @@
+//! A failure is described in one way, however the work ran and however it ended.
+
+mod support;
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::{pending, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, mpsc};
+use std::task::Poll;
+use std::thread;
+
+use support::executor::{block_on, poll_once};
+use support::{PATIENCE, World};
+use worker_heartbeat::{
+    BoxError, DeathCause, Error, Exit, Health, Outcome, StopCause, Supervisor, WorkerHeartbeat,
+};
+
+#[derive(Debug)]
+struct Outer(Inner);
+
+#[derive(Debug)]
+struct Inner(io::Error);
+
+impl fmt::Display for Outer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot send the mail")
+    }
+}
+
+impl fmt::Display for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot read the queue")
+    }
+}
+
+impl StdError for Outer {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
+
+impl StdError for Inner {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
+
+fn outer() -> Outer {
+    Outer(Inner(io::Error::other("disk full")))
+}
+
+const ALL: &str = "cannot send the mail: cannot read the queue: disk full";
+
+/// An error that shows its causes in its alternate form, as `anyhow::Error` does.
+struct Anyhow;
+
+impl fmt::Display for Anyhow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot send the mail")?;
+        if f.alternate() {
+            f.write_str(": cannot read the queue: disk full")?;
+        }
+        Ok(())
+    }
+}
+
+fn failure(health: &Health) -> String {
+    match health {
+        Health::Dead { death, .. } => match &death.cause {
+            DeathCause::Failed { error } => error.clone(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What is told of a future that returns this error, in both ways.
+fn of_future<E>(error: impl Fn() -> E + Clone + 'static) -> [String; 2]
+where
+    Result<(), E>: Outcome,
+{
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    let once = error.clone();
+    drop(block_on(hb.supervise(async move { Err::<(), E>(once()) })));
+    let lives = Supervisor::new(&world.registry)
+        .supervise(world.worker("w").id("lives"), move |_| {
+            let error = error();
+            async move { Err::<(), E>(error) }
+        })
+        .unwrap();
+    let exit = block_on(lives);
+    let told = failure(&world.registry.get("lives").unwrap().health());
+    assert!(matches!(exit, Exit::Failed { error } if error == told));
+    [failure(&hb.health()), told]
+}
+
+#[test]
+fn the_causes_of_an_error_are_told_by_every_way() {
+    let world = World::new();
+    let worker = Supervisor::new(&world.registry)
+        .spawn(world.worker("w"), |_| Err(outer().into()))
+        .unwrap();
+    assert!(matches!(worker.join(), Exit::Failed { error } if error == ALL));
+    assert_eq!(failure(&worker.probe().health()), ALL);
+
+    let hb = world.worker("w").start().unwrap();
+    hb.fail_with(&outer());
+    assert_eq!(failure(&hb.health()), ALL);
+    let hb = world.worker("w").start().unwrap();
+    hb.fail(Anyhow);
+    assert_eq!(failure(&hb.health()), ALL);
+
+    assert_eq!(of_future(|| BoxError::from(outer())), [ALL; 2]);
+    assert_eq!(
+        of_future(|| Box::new(outer()) as Box<dyn StdError>),
+        [ALL; 2]
+    );
+    assert_eq!(
+        of_future(|| Box::new(outer()) as Box<dyn StdError + Send>),
+        [ALL; 2]
+    );
+    assert_eq!(
+        of_future(|| Arc::new(outer()) as Arc<dyn StdError + Send + Sync>),
+        [ALL; 2]
+    );
+    assert_eq!(of_future(|| io::Error::other(outer())), [ALL; 2]);
+    assert_eq!(of_future(|| Anyhow), [ALL; 2]);
+}
+
+#[test]
+fn what_only_has_a_text_is_told_by_it() {
+    assert_eq!(of_future(|| "no route"), ["no route"; 2]);
+    assert_eq!(of_future(|| String::from("no route")), ["no route"; 2]);
+    assert_eq!(of_future(|| 7), ["7"; 2]);
+    assert_eq!(
+        of_future(|| Error::ShuttingDown),
+        [
+            Error::ShuttingDown.to_string(),
+            Error::ShuttingDown.to_string()
+        ]
+    );
+}
+
+/// An error that is its own cause.
+#[derive(Debug)]
+struct Circle(&'static str);
+
+impl fmt::Display for Circle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl StdError for Circle {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        static OTHER: Circle = Circle("around");
+        Some(&OTHER)
+    }
+}
+
+#[test]
+fn an_error_that_is_its_own_cause_is_told_all_the_same() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    hb.fail_with(&Circle("around and"));
+    assert_eq!(failure(&hb.health()), "around and");
+}
+
+// --- futures that are dropped -----------------------------------------------------------------
+
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("when it was dropped");
+    }
+}
+
+/// A future that never ends, and holds something.
+fn holding<T: Send + 'static>(held: T) -> impl Future<Output = ()> + Send {
+    poll_fn(move |_| {
+        let _held = &held;
+        Poll::Pending
+    })
+}
+
+/// Both ways to run a future, under the id "w".
+type Run = Box<dyn Future<Output = ()> + Send>;
+type Way = fn(&Supervisor, Pin<Box<dyn Future<Output = ()> + Send>>) -> Pin<Run>;
+
+fn ways() -> [Way; 2] {
+    [
+        |supervisor, work| {
+            let hb = WorkerHeartbeat::builder("w").id("w");
+            let hb = hb.registry(supervisor.registry()).start().unwrap();
+            let run = hb.supervise(work);
+            Box::pin(async move { drop(run.await) })
+        },
+        |supervisor, work| {
+            let mut work = Some(work);
+            let run = supervisor.supervise(WorkerHeartbeat::builder("w").id("w"), move |_| {
+                work.take().expect("one life")
+            });
+            let run = run.unwrap();
+            Box::pin(async move { drop(run.await) })
+        },
+    ]
+}
+
+/// What becomes of a future that is dropped. Returns the words.
+fn dropped(way: Way, held: impl Send + 'static, polls: u32, drops: fn(Pin<Run>)) -> Health {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let mut run = way(&supervisor, Box::pin(holding(held)));
+    for _ in 0..polls {
+        assert!(poll_once(&mut run).is_pending());
+    }
+    drops(run);
+    assert!(supervisor.shutdown(PATIENCE).is_clean());
+    world.registry.get("w").unwrap().health()
+}
+
+#[test]
+fn a_future_that_panics_as_it_is_cancelled_is_dead_with_its_message() {
+    for way in ways() {
+        for polls in [0, 1] {
+            let health = dropped(way, Bomb, polls, drop);
+            let told = health.to_string();
+            // Not polled, a supervisor's future has not been made yet.
+            let made = polls == 1 || told.contains("dead");
+            if made {
+                assert!(
+                    told.starts_with("dead: panicked at tests/failures.rs:"),
+                    "{told}"
+                );
+                assert!(told.contains("when it was dropped"), "{told}");
+            } else {
+                assert!(told.starts_with("stopped"), "{told}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_future_that_is_cancelled_is_stopped() {
+    for way in ways() {
+        for polls in [0, 1, 2] {
+            let health = dropped(way, (), polls, drop);
+            assert!(
+                matches!(
+                    health,
+                    Health::Stopped {
+                        by: StopCause::Cancelled,
+                        ..
+                    }
+                ),
+                "{health:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_future_whose_thread_unwinds_is_dead_by_the_panic_of_the_thread() {
+    fn drops(run: Pin<Run>) {
+        let thread = thread::spawn(move || {
+            let _run = run;
+            panic!("the executor fell")
+        });
+        assert!(thread.join().is_err());
+    }
+    for way in ways() {
+        let told = dropped(way, (), 1, drops).to_string();
+        assert!(
+            told.starts_with("dead: panicked at tests/failures.rs:"),
+            "{told}"
+        );
+        assert!(told.contains("the executor fell"), "{told}");
+        // Whatever the future does as it goes: it is not what ended it.
+        let told = dropped(way, Bomb, 1, drops).to_string();
+        assert!(told.contains("the executor fell"), "{told}");
+    }
+}
+
+#[test]
+fn a_supervisor_knows_how_a_dropped_future_ended() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let (send, receive) = mpsc::channel();
+    let parent = supervisor.spawn(world.worker("parent").finite(), move |hb| {
+        let children = Supervisor::linked_to(hb);
+        let run = children.supervise(WorkerHeartbeat::builder("w").id("w"), |_| pending::<()>());
+        let mut run = Box::pin(run?);
+        assert!(poll_once(&mut run).is_pending());
+        send.send(())?;
+        // The child goes with the parent's work.
+        Ok(())
+    });
+    receive.recv().unwrap();
+    assert!(parent.unwrap().join().is_completed());
+    let told = world.registry.get("w").unwrap().health().to_string();
+    assert!(told.starts_with("stopped"), "{told}");
+}

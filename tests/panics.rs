@@ -1,0 +1,447 @@
+//! The place and the stack of a panic belong to the payload that ended the work, or are not told.
+
+mod support;
+
+use std::any::Any;
+use std::hint::black_box;
+use std::panic::{AssertUnwindSafe, Location, UnwindSafe, catch_unwind, panic_any, resume_unwind};
+use std::sync::mpsc;
+use std::task::Poll;
+use std::thread;
+
+use support::executor::{block_on, poll_once};
+use support::{SECOND, World};
+use worker_heartbeat::{Death, DeathCause, Error, Health, Probe, Supervisor, WorkerHeartbeat};
+
+/// What a supervisor told of a panic.
+#[derive(Debug)]
+struct Told {
+    message: String,
+    /// The line in this file.
+    line: Option<u32>,
+    thread: String,
+    stack: Option<String>,
+}
+
+fn death(probe: &Probe) -> Death {
+    match probe.health() {
+        Health::Dead { death, .. } => (*death).clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn told(probe: &Probe) -> Told {
+    let DeathCause::Panicked {
+        message,
+        location,
+        thread,
+        backtrace,
+    } = death(probe).cause
+    else {
+        panic!("{:?}", probe.health());
+    };
+    let line = location.map(|place| {
+        let place = place
+            .split_once("panics.rs:")
+            .expect("a place in this file")
+            .1;
+        place.split(':').next().unwrap().parse().unwrap()
+    });
+    assert!(
+        line.is_some() || backtrace.is_none(),
+        "a stack without a place"
+    );
+    Told {
+        message,
+        line,
+        thread,
+        stack: backtrace.map(|stack| stack.to_string()),
+    }
+}
+
+/// Runs work on a supervised thread and in a supervised future, until it panics.
+fn each_way(work: impl Fn() + Send + Clone + UnwindSafe + 'static, check: impl Fn(Told)) {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let on_thread = work.clone();
+    let worker = supervisor
+        .spawn(world.worker("thread").id("thread"), move |_| {
+            on_thread();
+            Ok(())
+        })
+        .unwrap();
+    worker.join();
+    check(told(&worker.probe()));
+
+    let in_future = work.clone();
+    let run = supervisor.supervise(world.worker("lives").id("lives"), move |_| {
+        let work = in_future.clone();
+        async move { work() }
+    });
+    block_on(run.unwrap());
+    check(told(&world.registry.get("lives").unwrap()));
+
+    let hb = world.worker("future").start().unwrap();
+    let result = block_on(hb.supervise(async move { work() }));
+    assert!(matches!(result, Err(Error::Panicked { .. })));
+    check(told(&hb.probe()));
+}
+
+#[track_caller]
+fn assert_is_from(told: &Told, line: u32, function: &str) {
+    assert_eq!(told.line, Some(line), "{}: {told:?}", told.message);
+    let stack = told.stack.as_ref().expect("a stack");
+    assert!(stack.contains(function), "{function} is not in {stack}");
+}
+
+/// The line that it is called from, if `more` lines are added.
+#[track_caller]
+fn line(more: u32) -> u32 {
+    Location::caller().line() + more
+}
+
+/// Handles a panic, as a loop does that survives its jobs.
+fn handled(job: impl FnOnce()) -> Box<dyn Any + Send> {
+    catch_unwind(AssertUnwindSafe(job)).expect_err("the job panics")
+}
+
+/// A number that the compiler does not know, so that a message with it is made at run time.
+fn seven() -> u8 {
+    black_box(7)
+}
+
+fn nothing() -> Option<String> {
+    black_box(None)
+}
+
+/// Handles a panic of its own when it is dropped.
+struct Cleanup(fn());
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        let payload = handled(self.0);
+        drop(payload);
+    }
+}
+
+// --- which of several panics ----------------------------------------------------------------
+
+#[inline(never)]
+fn fails_and_cleans_up(cleanup: fn()) {
+    let _cleanup = Cleanup(cleanup);
+    panic!("the disk is full"); // fails_and_cleans_up
+}
+
+#[inline(never)]
+fn fails_and_cleans_up_with_a_number(cleanup: fn()) {
+    let _cleanup = Cleanup(cleanup);
+    panic!("disk {} is full", seven()); // with_a_number
+}
+
+fn line_of(mark: &str) -> u32 {
+    let mark = format!("// {mark}");
+    let lines = include_str!("panics.rs").lines();
+    u32::try_from(lines.take_while(|line| !line.ends_with(&mark)).count() + 1).unwrap()
+}
+
+#[test]
+fn a_panic_that_a_destructor_handles_meanwhile_lends_nothing() {
+    // Of another text, of the same constant, of an equal one that is made at run time, of the kind
+    // that has no text.
+    let cleanups: [fn(); 4] = [
+        || panic!("the log is gone"),
+        || panic!("the disk is full"),
+        || panic!("{}", String::from("the disk is full")),
+        || panic_any(seven()),
+    ];
+    for cleanup in cleanups {
+        each_way(
+            move || fails_and_cleans_up(cleanup),
+            |told| {
+                assert_eq!(told.message, "the disk is full");
+                assert_is_from(&told, line_of("fails_and_cleans_up"), "fails_and_cleans_up");
+            },
+        );
+    }
+    let cleanups: [fn(); 2] = [
+        || panic!("disk {} is full", seven()),
+        || {
+            let _twice = Cleanup(|| panic!("disk {} is full", seven()));
+            panic!("disk {} is full", seven());
+        },
+    ];
+    for cleanup in cleanups {
+        each_way(
+            move || fails_and_cleans_up_with_a_number(cleanup),
+            |told| {
+                assert_eq!(told.message, "disk 7 is full");
+                assert_is_from(&told, line_of("with_a_number"), "with_a_number");
+            },
+        );
+    }
+}
+
+#[test]
+fn a_panic_that_was_handled_before_lends_nothing() {
+    let jobs: [fn(); 3] = [
+        || panic!("the disk is full"),
+        || drop(nothing().unwrap()),
+        || panic!("disk {} is full", seven()),
+    ];
+    // The last one each time, directly.
+    let ends: [(fn(), u32); 3] = [
+        (|| panic!("the disk is full"), line(0)),
+        (|| drop(nothing().unwrap()), line(0)),
+        (|| panic!("disk {} is full", seven()), line(0)),
+    ];
+    for (job, (end, line)) in jobs.into_iter().zip(ends) {
+        each_way(
+            move || {
+                for _ in 0..3 {
+                    drop(handled(job));
+                }
+                end();
+            },
+            move |told| {
+                assert_is_from(&told, line, "a_panic_that_was_handled_before");
+            },
+        );
+    }
+}
+
+#[test]
+fn a_job_that_panics_over_and_over_is_told_with_its_last_stack() {
+    #[inline(never)]
+    fn job(last: bool) {
+        fn fail() {
+            panic!("the disk is full"); // over and over
+        }
+        #[inline(never)]
+        fn on_the_last_way() {
+            fail();
+            black_box(());
+        }
+        if last {
+            on_the_last_way();
+        }
+        fail();
+    }
+    each_way(
+        || {
+            for _ in 0..100 {
+                drop(handled(|| job(false)));
+            }
+            job(true);
+        },
+        |told| assert_is_from(&told, line_of("over and over"), "on_the_last_way"),
+    );
+}
+
+#[test]
+fn what_was_never_seen_has_no_place() {
+    each_way(
+        || {
+            drop(handled(|| panic!("nobody saw {}", seven())));
+            // By chance, it could be where the other one was; then it is another one by its text.
+            resume_unwind(Box::new(format!("nobody saw {}", seven() + 1)))
+        },
+        |told| {
+            assert_eq!(told.message, "nobody saw 8");
+            assert_eq!(told.line, None, "{told:?}");
+        },
+    );
+    each_way(
+        || {
+            drop(handled(|| panic!("nobody saw this")));
+            resume_unwind(Box::new(String::from("nobody saw this")))
+        },
+        |told| assert_eq!(told.line, None, "{told:?}"),
+    );
+    struct OfThisTest(#[expect(dead_code, reason = "it has a size")] u64);
+    each_way(
+        || resume_unwind(Box::new(OfThisTest(7))),
+        |told| assert_eq!(told.line, None, "{told:?}"),
+    );
+}
+
+// --- panics that are passed on ----------------------------------------------------------------
+
+#[inline(never)]
+fn the_helper(text: bool) {
+    if text {
+        panic!("the helper fell"); // the helper
+    }
+    panic!("helper {} fell", seven()); // the numbered helper
+}
+
+fn helper(text: bool) -> thread::JoinHandle<()> {
+    let thread = thread::Builder::new().name("helper-1".to_owned());
+    thread.spawn(move || the_helper(text)).unwrap()
+}
+
+#[test]
+fn a_panic_of_a_thread_that_is_joined_keeps_place_stack_and_thread() {
+    for (text, mark) in [(true, "the helper"), (false, "the numbered helper")] {
+        each_way(
+            move || {
+                // Handled before, with the same text.
+                drop(handled(|| panic!("the helper fell")));
+                drop(handled(|| panic!("helper {} fell", seven())));
+                resume_unwind(helper(text).join().unwrap_err())
+            },
+            |told| {
+                assert_is_from(&told, line_of(mark), "the_helper");
+                assert_eq!(told.thread, "helper-1");
+            },
+        );
+    }
+}
+
+#[test]
+fn a_panic_that_was_kept_is_told_as_it_was() {
+    let jobs: [fn(); 4] = [
+        || the_helper(true),
+        || the_helper(false),
+        || panic_any(seven()),                // of no text
+        || panic_any(String::from("a text")), // of a text
+    ];
+    let marks = [
+        "the helper",
+        "the numbered helper",
+        "of no text",
+        "of a text",
+    ];
+    for (job, mark) in jobs.into_iter().zip(marks) {
+        each_way(
+            move || {
+                let kept = handled(job);
+                // Others come and go meanwhile.
+                drop(handled(|| panic!("the helper fell")));
+                drop(handled(|| panic!("helper {} fell", seven())));
+                drop(handled(|| panic_any(seven())));
+                drop(handled(|| panic_any(String::from("a text"))));
+                resume_unwind(kept)
+            },
+            |told| assert_eq!(told.line, Some(line_of(mark)), "{told:?}"),
+        );
+    }
+}
+
+#[test]
+fn a_panic_of_one_worker_that_ends_another_is_told_as_it_was() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let (send, receive) = mpsc::channel();
+    let first = supervisor
+        .spawn(world.worker("w").id("first").finite(), move |hb| {
+            let _task = hb.begin_task("run-1", "of the first");
+            send.send(handled(|| the_helper(false))).unwrap();
+            Ok(())
+        })
+        .unwrap();
+    first.join();
+    let second = supervisor
+        .spawn(world.worker("w").id("second"), move |hb| {
+            let _task = hb.begin_task("run-2", "of the second");
+            resume_unwind(receive.recv()?)
+        })
+        .unwrap();
+    second.join();
+    let told = told(&second.probe());
+    assert_is_from(&told, line_of("the numbered helper"), "the_helper");
+    assert_eq!(told.thread, "first");
+    let run = death(&second.probe()).run_id;
+    assert_eq!(run.as_deref(), Some("run-2"), "its own");
+}
+
+#[test]
+fn a_panic_that_is_passed_on_between_two_polls_is_told_as_it_was() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    let mut running = None;
+    let mut future = Box::pin(hb.supervise(std::future::poll_fn(move |_| {
+        let helper = running.get_or_insert_with(|| helper(false));
+        if helper.is_finished() {
+            resume_unwind(running.take().unwrap().join().unwrap_err());
+        }
+        Poll::<()>::Pending
+    })));
+    support::eventually("the end", || poll_once(&mut future).is_ready());
+    assert_is_from(
+        &told(&hb.probe()),
+        line_of("the numbered helper"),
+        "the_helper",
+    );
+}
+
+// --- the task that it happened in -----------------------------------------------------------
+
+#[test]
+fn a_panic_is_told_with_the_task_that_was_open_when_it_arose() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let died_in = |work: fn(&WorkerHeartbeat, &dyn Fn())| {
+        let time = world.time.clone();
+        let worker = supervisor
+            .spawn(world.worker("w"), move |hb| {
+                let time = time.clone();
+                work(hb, &move || time.advance(3_600 * SECOND));
+                Ok(())
+            })
+            .unwrap();
+        worker.join();
+        death(&worker.probe()).run_id
+    };
+    let run = Some("run-1".to_owned());
+    // Its way out takes long.
+    assert_eq!(
+        died_in(|hb, an_hour| {
+            let _later = Later(an_hour);
+            let _task = hb.begin_task("run-1", "");
+            panic!("in it")
+        }),
+        run
+    );
+    // After it, at once.
+    assert_eq!(
+        died_in(|hb, _| {
+            drop(hb.begin_task("run-1", ""));
+            panic!("after it")
+        }),
+        None
+    );
+    // In it, and passed on much later, from within another one.
+    assert_eq!(
+        died_in(|hb, an_hour| {
+            let kept = handled(|| {
+                let _task = hb.begin_task("run-1", "");
+                panic!("in it")
+            });
+            an_hour();
+            let _task = hb.begin_task("run-2", "");
+            resume_unwind(kept)
+        }),
+        run
+    );
+    // In a job that was handled; the loop fell later.
+    assert_eq!(
+        died_in(|hb, an_hour| {
+            drop(handled(|| {
+                let _task = hb.begin_task("run-1", "");
+                panic!("in it")
+            }));
+            an_hour();
+            panic!("the loop")
+        }),
+        None
+    );
+}
+
+/// Does something late when it is dropped.
+struct Later<'a>(&'a dyn Fn());
+
+impl Drop for Later<'_> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
