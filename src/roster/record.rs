@@ -107,21 +107,30 @@ pub(crate) struct Reporters {
     numbers: Vec<u32>,
     /// There were more than are kept.
     many: bool,
+    /// The last one that reported while the worker was bound to another, and the beats by then.
+    helper: Option<(u32, u64)>,
 }
 
 impl Reporters {
     /// Threads come and go; so many are kept.
     const MOST: usize = 64;
 
-    /// Another thread reports than the last one.
-    #[inline]
-    pub(crate) fn note(&mut self, last: u32, thread: u32) {
-        if last != thread && last != 0 {
+    /// A thread reports that is not the `last` one, to which the worker was bound. `beats`: with the
+    /// report.
+    pub(crate) fn note(&mut self, last: u32, thread: u32, beats: u64) {
+        self.helper = Some((thread, beats));
+        if last != 0 {
             self.keep(last);
         }
     }
 
-    #[cold]
+    /// The thread that gave the worker's last sign, with so many beats, if it was not the one that
+    /// the worker was bound to.
+    pub(crate) fn helper(&self, beats: u64) -> Option<u32> {
+        let helper = self.helper.filter(|(_, reported)| *reported == beats);
+        helper.map(|(thread, _)| thread)
+    }
+
     fn keep(&mut self, thread: u32) {
         if self.many || self.numbers.contains(&thread) {
             return;

@@ -291,7 +291,7 @@ impl Task {
     }
 
     /// Returns whether it is another run than before.
-    #[inline]
+    #[inline(always)]
     fn set(&mut self, run_id: &str, text: &str, says: Says, opened: bool) -> bool {
         (self.activity, self.thread) = (says.activity, says.thread);
         let whole = (run_id.len() > Self::LONGEST_RUN_ID).then(|| hash(run_id));

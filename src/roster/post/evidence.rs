@@ -22,7 +22,11 @@ impl Post {
             detail.first_sample = None;
             detail.evidence = StallCause::Unknown;
         }
-        let thread = glance.work.thread;
+        let thread = match glance.work.thread {
+            // Between two polls: one that reported since the last poll is at work on it.
+            0 => detail.threads.helper(glance.beats).unwrap_or(0),
+            bound => bound,
+        };
         let look = threads::kernel_thread(thread).map(|known| known.look());
         if glance.work.parked && (thread == 0 || look == Some(Seen::Gone)) {
             detail.evidence = StallCause::Blocked {

@@ -102,7 +102,15 @@ impl Post {
     fn be_at(&self, detail: &mut Detail, says: Says, new_task: bool) {
         let Says { activity, thread } = says;
         let before = self.cell().report(activity, thread, new_task);
-        detail.threads.note(before, thread);
+        if before != thread {
+            self.note_thread(detail, before, thread);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn note_thread(&self, detail: &mut Detail, before: u32, thread: u32) {
+        detail.threads.note(before, thread, self.cell().beats());
     }
 
     /// When the pacemaker first saw the task that is in the cell, if it did.
@@ -172,11 +180,14 @@ impl Post {
             }
             detail.silences.push((number, until));
             let thread = threads::current();
-            detail.threads.note(self.cell().work().thread, thread);
+            let before = self.cell().work().thread;
             self.cell().beat_with(|work| Work {
                 quiet: true,
                 ..work.reported_by(thread)
             });
+            if before != thread {
+                self.note_thread(&mut detail, before, thread);
+            }
         }
         number
     }
