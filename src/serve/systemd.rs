@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
 use crate::roster::say;
+use crate::roster::tasks::boundary;
 
 /// Without a watchdog, the status is told anew each such time.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
@@ -153,9 +154,7 @@ impl Teller {
         let states: Vec<_> = words.iter().map(Word::state).collect();
         let sent = sd_notify::notify(&states);
         let failing = sent.is_err();
-        if let Err(error) = sent
-            && !self.failing
-        {
+        if let (Err(error), false) = (sent, self.failing) {
             say(
                 log::Level::Warn,
                 format_args!("systemd cannot be told how the workers are: {error}"),
@@ -187,7 +186,7 @@ fn status(process: &Process) -> String {
 
 fn cut(mut text: String) -> String {
     if text.len() > LONGEST_STATUS {
-        text.truncate(text.floor_char_boundary(LONGEST_STATUS));
+        text.truncate(boundary(&text, LONGEST_STATUS));
         text.push('…');
     }
     text
