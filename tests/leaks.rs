@@ -33,7 +33,7 @@ struct Counting;
 static LIVE: AtomicIsize = AtomicIsize::new(0);
 
 fn count(bytes: usize, sign: isize) {
-    LIVE.fetch_add(sign * bytes.cast_signed(), Ordering::Relaxed);
+    LIVE.fetch_add(sign * bytes as isize, Ordering::Relaxed);
 }
 
 // SAFETY: everything is left to the system's allocator.
@@ -82,8 +82,8 @@ impl Usage {
         loop {
             let now = Self::now();
             let growth = Growth {
-                threads: now.threads.cast_signed() - before.threads.cast_signed(),
-                files: now.files.cast_signed() - before.files.cast_signed(),
+                threads: now.threads as isize - before.threads as isize,
+                files: now.files as isize - before.files as isize,
                 bytes: now.bytes - before.bytes,
             };
             if growth.is_none() || Instant::now() >= deadline {

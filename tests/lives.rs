@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
+use std::time::Duration;
 
 use support::{SECOND, World, eventually, names, wait_for};
 use worker_heartbeat::{
@@ -15,7 +16,7 @@ use worker_heartbeat::{
     WorkerHeartbeat,
 };
 
-const BACKOFF: std::time::Duration = SECOND;
+const BACKOFF: Duration = SECOND;
 
 fn supervisor(world: &World) -> Supervisor {
     let restart = Restart::on_failure()
@@ -103,7 +104,7 @@ fn a_task_that_a_former_life_left_behind_does_not_speak_for_the_present_one() {
     former.bind_thread();
     assert_eq!(probe.health().state(), State::Stalled);
     assert_eq!(probe.snapshot().late_updates, 204);
-    assert!(matches!(former.claim("run-1", SECOND), Err(_)));
+    assert!(former.claim("run-1", SECOND).is_err());
 
     // What it left behind learns that it is over.
     assert!(former.is_over() && former.stop_requested());
@@ -163,7 +164,7 @@ fn every_former_life_keeps_to_itself() {
         "its future is dropped"
     );
     handles.lock().unwrap().clear();
-    assert_eq!(world.registry.purge(0 * SECOND), 1);
+    assert_eq!(world.registry.purge(Duration::ZERO), 1);
     assert_eq!(world.registry.summary().total, 0);
 }
 

@@ -80,8 +80,9 @@ impl Model {
     }
 
     fn begin(&mut self, guard: usize, run: String) {
-        let gives_way = self.tasks.pop_if(|task| task.guard.is_none());
-        let goes_on = gives_way.filter(|task| task.run == run);
+        let gives_way = self.tasks.last().is_some_and(|task| task.guard.is_none());
+        let before = if gives_way { self.tasks.pop() } else { None };
+        let goes_on = before.filter(|task| task.run == run);
         self.open(Some(guard), run, Activity::Processing);
         if let (Some(before), Some(task)) = (goes_on, self.tasks.last_mut()) {
             task.progress = before.progress;

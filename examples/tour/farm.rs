@@ -223,7 +223,7 @@ fn pay(hb: &WorkerHeartbeat, gateway: &Receiver<String>) -> Result<(), BoxError>
 fn search(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     let _task = hb.begin_task("search-1", "looking for an odd perfect number");
     for number in (3_u64..).step_by(2) {
-        let divisors = (1..=number / 3).filter(|divisor| number.is_multiple_of(*divisor));
+        let divisors = (1..=number / 3).filter(|divisor| number % *divisor == 0);
         if hb.stop_requested() || divisors.sum::<u64>() == number {
             break;
         }

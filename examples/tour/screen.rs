@@ -90,7 +90,7 @@ impl Screen {
         frame += "\x1b[J";
         write(&frame)?;
         self.frames += 1;
-        if self.frames.is_multiple_of(FRAMES_BETWEEN_LOOKS_AT_THE_SIZE) {
+        if self.frames % FRAMES_BETWEEN_LOOKS_AT_THE_SIZE == 0 {
             self.terminal = Some(size());
         }
         Ok(())

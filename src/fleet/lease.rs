@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::bond::{Held, Now};
 use super::uplink::Uplink;
 use crate::error::Error;
+use crate::roster::tasks::boundary;
 use crate::worker::WorkerHeartbeat;
 
 /// The right to work on a run, until it is dropped, released, or lost; made by
@@ -120,7 +121,7 @@ pub(crate) fn check_run_id(run_id: &str) -> Result<(), Error> {
     if run_id.is_empty() || run_id.len() > LONGEST_RUN_ID || run_id.chars().any(char::is_control) {
         return Err(Error::invalid(
             "run_id",
-            format!("{:?}", &run_id[..run_id.floor_char_boundary(64)]),
+            format!("{:?}", &run_id[..boundary(run_id, 64)]),
             format!("1 to {LONGEST_RUN_ID} bytes without control characters"),
         ));
     }

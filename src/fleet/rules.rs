@@ -188,10 +188,10 @@ pub(crate) fn register(
     let incarnation = tables.next_number()?;
     let mut id = registration.id.clone();
     let mut before = tables.worker(&id)?;
-    if let Some(other) = &before
-        && !registration.explicit
-        && (other.process != registration.process || other.process.is_none())
-    {
+    let is_anothers = |other: &Row| {
+        !registration.explicit && (other.process != registration.process || other.process.is_none())
+    };
+    if before.as_ref().is_some_and(is_anothers) {
         // The number makes it one that nobody has.
         id = format!("{id}-{incarnation}");
         before = tables.worker(&id)?;
@@ -250,10 +250,8 @@ pub(crate) fn claim(
     let mut row = tables.worker(&claim.worker.id)?;
     match (admit(row.as_ref(), &claim.worker), &mut row) {
         (Answer::Accepted, Some(row)) => {
-            if let Some(hold) = tables.lease(&claim.run_id)?
-                && hold.expires_at > now
-                && hold.key.worker != claim.worker
-            {
+            let hold = tables.lease(&claim.run_id)?;
+            if hold.is_some_and(|hold| hold.expires_at > now && hold.key.worker != claim.worker) {
                 return Ok(ClaimAnswer::Taken);
             }
             let fence = tables.next_number()?;

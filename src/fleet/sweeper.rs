@@ -294,9 +294,8 @@ impl Drop for RunningSweeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         self.alarm.ring();
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != thread::current().id()
-        {
+        let is_another = |thread: &JoinHandle<()>| thread.thread().id() != thread::current().id();
+        if let Some(thread) = self.thread.take().filter(is_another) {
             // Every panic on it is contained.
             drop(thread.join());
         }

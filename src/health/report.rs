@@ -124,7 +124,7 @@ impl Summary {
     }
 
     /// The workers that are not well, so many of them, and what is wrong: to go on with in a sentence.
-    #[cfg(any(feature = "beacon", feature = "http", feature = "systemd"))]
+    #[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
     pub(crate) fn unwell(&self, most: usize) -> String {
         struct Unwell<'a>(Brief<'a>);
         impl fmt::Display for Unwell<'_> {

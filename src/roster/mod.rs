@@ -208,9 +208,7 @@ impl Roster {
             worker: None,
             kind,
         };
-        if worker.is_some()
-            && let Some(companion) = self.companion()
-        {
+        if let Some(companion) = worker.and_then(|_| self.companion()) {
             companion.news();
         }
         if self.hub.is_empty() && event.level() > log::max_level() {
@@ -460,10 +458,13 @@ impl Roster {
         if timers.by_number.is_empty() {
             return (Vec::new(), Moment::NEVER);
         }
-        let due = timers
-            .by_number
-            .extract_if(.., |_, (at, _)| *at <= now)
-            .map(|(_, (_, waker))| waker)
+        let is_due = |(_, (at, _)): &(&u64, &(Moment, Waker))| *at <= now;
+        let due = timers.by_number.iter().filter(is_due);
+        let due: Vec<u64> = due.map(|(number, _)| *number).collect();
+        let due = due
+            .iter()
+            .filter_map(|number| timers.by_number.remove(number))
+            .map(|(_, waker)| waker)
             .collect();
         let next = timers.by_number.values().map(|(at, _)| *at).min();
         (due, next.unwrap_or(Moment::NEVER))

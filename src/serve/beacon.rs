@@ -113,9 +113,7 @@ impl Beacon {
                 Report::Reading(process) => record(process, &registry),
                 Report::Last(end) => farewell(end),
             });
-            if let Err(error) = &written
-                && !failing
-            {
+            if let (Err(error), false) = (&written, failing) {
                 say(
                     log::Level::Error,
                     format_args!("beacon: cannot write {}: {error}", file.0.display()),

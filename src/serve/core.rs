@@ -222,11 +222,11 @@ impl Core {
     /// are only told apart when there is none left.
     pub(super) fn admit(&self, ids: &[&str]) -> Result<(), Refusal> {
         let mut census = self.census.lock();
-        if let Some((count, _)) = &mut census.counted
-            && *count + ids.len() <= self.most_workers
-        {
-            *count += ids.len();
-            return Ok(());
+        if let Some((count, _)) = &mut census.counted {
+            if *count + ids.len() <= self.most_workers {
+                *count += ids.len();
+                return Ok(());
+            }
         }
         let known = census.counted;
         let count = match known {

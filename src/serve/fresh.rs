@@ -21,10 +21,10 @@ impl<T: Send + Sync + 'static> Fresh<T> {
     /// Reading may block for a while: it is not done on the runtime's own thread.
     pub(super) async fn get(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<Arc<T>> {
         let mut latest = Arc::clone(&self.0).lock_owned().await;
-        if let Some((at, reading)) = &*latest
-            && at.elapsed() < MOMENT
-        {
-            return Some(Arc::clone(reading));
+        if let Some((at, reading)) = &*latest {
+            if at.elapsed() < MOMENT {
+                return Some(Arc::clone(reading));
+            }
         }
         let reading = spawn_blocking(move || {
             let reading = Arc::new(read());

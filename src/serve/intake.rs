@@ -6,6 +6,7 @@ use super::core::{LONGEST_ID, Refusal};
 use crate::error::Error;
 use crate::fleet::http::wire::{Pairs, Seconds};
 use crate::fleet::{Beat, Claim, Registration, WorkerKey, check_run_id, check_ttl};
+use crate::roster::tasks::boundary;
 use crate::worker::{LONGEST_VALUE, MOST_METADATA, check_metadata, check_name, shortened};
 
 /// Bytes of what a worker says in its own words; the rest is cut off, rather than that a heartbeat
@@ -137,7 +138,7 @@ fn wrong(names: &[&str], expected: &str) -> Refusal {
 }
 
 fn cut(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(LONGEST_TEXT));
+    text.truncate(boundary(&text, LONGEST_TEXT));
     text
 }
 
@@ -173,9 +174,9 @@ pub(super) fn check_registration(worker: &Registration) -> Result<(), Refusal> {
             return Err(Refusal::bad(format!("a limit of {limit:?} is too long")));
         }
     }
-    if let Some(process) = &worker.process
-        && process.hostname.len().max(process.boot_id.len()) > LONGEST_ID
-    {
+    let names = worker.process.iter();
+    let mut names = names.flat_map(|process| [&process.hostname, &process.boot_id]);
+    if names.any(|name| name.len() > LONGEST_ID) {
         return Err(Refusal::bad("the name of a host or of a boot is too long"));
     }
     Ok(())

@@ -125,10 +125,8 @@ impl Known {
     }
 
     pub(super) fn released(&mut self, key: &WorkerKey, run_id: &str) {
-        if let Some(entry) = self.entry(key)
-            && entry.leased.as_ref().is_some_and(|(run, _)| run == run_id)
-        {
-            entry.leased = None;
+        if let Some(entry) = self.entry(key) {
+            entry.leased.take_if(|(run, _)| run == run_id);
         }
     }
 

@@ -108,9 +108,10 @@ impl Drop for Lookout {
         }
         self.stop.take();
         // One that hangs is left behind.
-        if is_over(&self.ended, FAREWELL)
-            && let Some(thread) = self.thread.take()
-        {
+        if !is_over(&self.ended, FAREWELL) {
+            return;
+        }
+        if let Some(thread) = self.thread.take() {
             // Every panic on it is contained.
             drop(thread.join());
         }

@@ -28,13 +28,13 @@ mod health;
 mod intake;
 #[cfg(feature = "http")]
 mod known;
-#[cfg(any(feature = "beacon", feature = "systemd"))]
+#[cfg(any(feature = "beacon", all(unix, feature = "systemd")))]
 mod lookout;
 #[cfg(feature = "prometheus")]
 mod metrics;
 #[cfg(feature = "http")]
 mod probes;
-#[cfg(any(feature = "beacon", feature = "http", feature = "systemd"))]
+#[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
 mod process;
 #[cfg(feature = "http")]
 mod server;

@@ -96,7 +96,7 @@ impl Process {
                 State::Stalled,
             ])
             .map(|counts| counts + &summary.unwell(MOST_NAMED)),
-            #[cfg(any(feature = "http", feature = "systemd"))]
+            #[cfg(any(feature = "http", all(unix, feature = "systemd")))]
             started: count(&[State::Starting, State::NeverStarted]),
             expected: (!summary.missing.is_empty()).then(|| {
                 let missing: Vec<_> = summary.missing.iter().map(ToString::to_string).collect();
@@ -110,7 +110,7 @@ impl Process {
 pub(super) struct Findings {
     pub pacemaker: Option<String>,
     pub workers: Option<String>,
-    #[cfg(any(feature = "http", feature = "systemd"))]
+    #[cfg(any(feature = "http", all(unix, feature = "systemd")))]
     pub started: Option<String>,
     pub expected: Option<String>,
 }
@@ -123,13 +123,13 @@ impl Findings {
     }
 
     /// Neither the pacemaker nor a worker needs help: what a watchdog wants to know.
-    #[cfg(feature = "systemd")]
+    #[cfg(all(unix, feature = "systemd"))]
     pub(super) const fn is_live(&self) -> bool {
         self.pacemaker.is_none() && self.workers.is_none()
     }
 
     /// Every worker has started, and those that are expected are there.
-    #[cfg(feature = "systemd")]
+    #[cfg(all(unix, feature = "systemd"))]
     pub(super) const fn has_started(&self) -> bool {
         self.started.is_none() && self.expected.is_none()
     }

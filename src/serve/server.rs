@@ -112,9 +112,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.ending.send_replace(true);
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != thread::current().id()
-        {
+        let is_another = |thread: &JoinHandle<()>| thread.thread().id() != thread::current().id();
+        if let Some(thread) = self.thread.take().filter(is_another) {
             // Every panic on it is contained.
             drop(thread.join());
         }

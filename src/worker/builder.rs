@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::health::Thresholds;
 use crate::registry::{Registry, Spec};
 use crate::roster::profile::ProfileKey;
+use crate::roster::tasks::boundary;
 use crate::roster::timeline::SHORTEST_RESOLUTION;
 
 pub(crate) const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
@@ -294,7 +295,7 @@ fn check_duration(field: &'static str, value: Duration, least: Duration) -> Resu
 
 /// The beginning of a text, for an error message.
 pub(crate) fn shortened(text: &str) -> &str {
-    &text[..text.floor_char_boundary(64)]
+    &text[..boundary(text, 64)]
 }
 
 #[cfg(test)]

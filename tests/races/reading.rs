@@ -122,7 +122,7 @@ fn readers_versus_the_reuse_of_cells() {
                     assert_eq!(probe.id(), id);
                     Character::check(&probe.snapshot());
                 }
-                if turns.is_multiple_of(4) {
+                if turns % 4 == 0 {
                     for probe in registry.workers() {
                         if probe.id() != anchor.id() {
                             Character::check(&probe.snapshot());
@@ -250,7 +250,7 @@ fn update_task_versus_snapshot() {
                 let step = snapshot.beats;
                 let is = |condition: bool| assert!(condition, "{snapshot:?}");
                 is(step >= last);
-                if step == 1 || step.is_multiple_of(3) {
+                if step == 1 || step % 3 == 0 {
                     is(snapshot.activity == Activity::Idle);
                     is(snapshot.run_id.is_none() && snapshot.task.is_none());
                     assert_reads(&snapshot, State::Idle);

@@ -227,7 +227,7 @@ fn advance_versus_coming_and_going() {
                     while comings.load(Ordering::Relaxed) < 2 * COMINGS {
                         steps += 1;
                         let step = Duration::from_millis(100 + chance(steps as usize) as u64 % 400);
-                        if steps.is_multiple_of(50) {
+                        if steps % 50 == 0 {
                             world.time.suspend(step);
                         } else {
                             world.time.advance(step);

@@ -143,10 +143,8 @@ impl Sweeping {
                 *self.trouble.lock() = Some(text);
             }
         }
-        if let Some(age) = self.purge_after
-            && swept.is_ok()
-            && purged.is_none_or(|at| at.elapsed() >= PURGE_INTERVAL)
-        {
+        let is_due = swept.is_ok() && purged.is_none_or(|at| at.elapsed() >= PURGE_INTERVAL);
+        if let Some(age) = self.purge_after.filter(|_| is_due) {
             *purged = Some(Instant::now());
             match self.store.purge(age) {
                 Ok(0) => {}

@@ -263,10 +263,8 @@ impl HttpStore {
             }
             body.extend_from_slice(b",\"items\":[");
             let mut count = 0;
-            while count < MOST_IN_BATCH
-                && body.len() < LARGEST_BATCH
-                && let Some(item) = items.next()
-            {
+            while count < MOST_IN_BATCH && body.len() < LARGEST_BATCH {
+                let Some(item) = items.next() else { break };
                 if count > 0 {
                     body.push(b',');
                 }

@@ -256,7 +256,7 @@ impl HeartbeatStore for PostgresStore {
             "granted" => {
                 let fence = answer[0].try_get::<_, i64>(1);
                 let fence = fence.map_err(|error| rows::odd("claim", &error))?;
-                Ok(ClaimAnswer::Granted(fence.cast_unsigned()))
+                Ok(ClaimAnswer::Granted(rows::bits(fence)))
             }
             refused => Ok(ClaimAnswer::Refused(rows::answer(refused))),
         }

@@ -83,7 +83,7 @@ pub(super) fn register(link: &Link, workers: &[Registration]) -> Result<Vec<Work
         .map(|row| {
             let key = WorkerKey {
                 id: row.try_get(1)?,
-                incarnation: row.try_get::<_, i64>(2)?.cast_unsigned(),
+                incarnation: rows::bits(row.try_get(2)?),
             };
             Ok((row.try_get(0)?, key))
         })

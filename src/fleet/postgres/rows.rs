@@ -50,7 +50,12 @@ fn duration(micros: i64) -> Duration {
 
 /// A number of which only the bits matter: it comes back as it was.
 pub(super) const fn number(number: u64) -> i64 {
-    number.cast_signed()
+    number as i64
+}
+
+/// A number as it was before [`number`].
+pub(super) const fn bits(number: i64) -> u64 {
+    number as u64
 }
 
 /// Its place in an order matters: what is too high for the database was never given.
@@ -176,7 +181,7 @@ pub(super) fn worker(row: &Row) -> Result<StoredWorker, tokio_postgres::Error> {
         task: row.try_get("current_task")?,
         progress: done
             .zip(total)
-            .map(|(done, total)| (done.cast_unsigned(), total.cast_unsigned())),
+            .map(|(done, total)| (bits(done), bits(total))),
         beats: unsigned(row.try_get("beats")?),
         lease_remaining: time("lease_remaining")?,
         ending,
@@ -184,7 +189,7 @@ pub(super) fn worker(row: &Row) -> Result<StoredWorker, tokio_postgres::Error> {
 }
 
 fn unsigned(number: Option<i64>) -> u64 {
-    number.unwrap_or(0).cast_unsigned()
+    bits(number.unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -203,7 +208,7 @@ mod tests {
     #[test]
     fn numbers_come_back() {
         for n in [0, 7, u64::MAX] {
-            assert_eq!(number(n).cast_unsigned(), n);
+            assert_eq!(bits(number(n)), n);
         }
         assert_eq!(ordered(u64::MAX), i64::MAX);
     }

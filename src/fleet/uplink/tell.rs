@@ -151,9 +151,8 @@ impl Uplink {
         for ((post, incarnation), key) in newcomers.iter().zip(keys) {
             post.record.adopt(&key.id);
             let stale_after = post.record.profile.thresholds.stale_after;
-            if let Some(known) = book.known.get_mut(&address(&post.record))
-                && known.incarnation == *incarnation
-            {
+            let known = book.known.get_mut(&address(&post.record));
+            if let Some(known) = known.filter(|known| known.incarnation == *incarnation) {
                 let bond = Bond::new(key, stale_after, post.clone(), *incarnation, &sent);
                 known.bond = Some(Arc::new(bond));
                 known.told = None;
@@ -171,9 +170,8 @@ impl Uplink {
         let mut news = Vec::new();
         let mut book = self.book.lock();
         for (post, _) in newcomers {
-            if let Some(known) = book.known.get_mut(&address(&post.record))
-                && known.refused_until.replace(until).is_none()
-            {
+            let known = book.known.get_mut(&address(&post.record));
+            if known.is_some_and(|known| known.refused_until.replace(until).is_none()) {
                 news.push(post);
             }
         }

@@ -150,7 +150,7 @@ impl Registry {
 
     /// Takes note of something that reports this registry's workers. What is returned is closed, or
     /// gets a message, when the process ends; `ended` has to be closed once that is reported.
-    #[cfg(any(feature = "beacon", feature = "systemd"))]
+    #[cfg(any(feature = "beacon", all(unix, feature = "systemd")))]
     pub(crate) fn report_exit(&self, ended: Receiver<()>) -> Receiver<()> {
         use crossbeam_channel::TryRecvError;
         let at_exit = &self.inner.at_exit;

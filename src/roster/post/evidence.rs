@@ -56,16 +56,18 @@ impl Post {
         let long = age >= evidence::LONG_WINDOW;
         let first_finding =
             age >= evidence::SHORTEST_WINDOW && detail.evidence == StallCause::Unknown;
-        detail.first_sample = if (long || first_finding)
-            && let Some(now) = Sample::take(thread)
-            && let Some(cause) = now.since(&first)
-        {
-            detail.evidence = cause;
-            // The next finding is about the time from here on.
-            Some(if long { now } else { first })
-        } else {
-            Some(first)
-        };
+        let second = (long || first_finding).then(|| Sample::take(thread));
+        let finding = second
+            .flatten()
+            .and_then(|second| Some((second.since(&first)?, second)));
+        detail.first_sample = Some(match finding {
+            Some((cause, second)) => {
+                detail.evidence = cause;
+                // The next finding is about the time from here on.
+                if long { second } else { first }
+            }
+            None => first,
+        });
         // Twice as long each time, so that neither a host with many stalled workers nor a mock
         // clock, whose time passes in no time, spends its days with looking.
         detail.looks = (detail.looks + 1).min(LONGEST_WAIT);

@@ -129,10 +129,10 @@ impl Inner {
     /// A state that may be over before the next reading leaves its mark nevertheless.
     fn note_state(&mut self, fields: &Value) {
         let state = fields["state"].as_str().and_then(State::from_name);
-        let worker = fields["worker"].as_str();
-        if let Some((state, worker)) = state.zip(worker)
-            && let Some(entry) = self.workers.get_mut(worker)
-        {
+        let entry = fields["worker"]
+            .as_str()
+            .and_then(|worker| self.workers.get_mut(worker));
+        if let Some((state, entry)) = state.zip(entry) {
             entry.strip.mark(state);
         }
     }

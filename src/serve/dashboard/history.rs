@@ -64,10 +64,10 @@ impl Strip {
     /// It is, or was a moment ago, in this state.
     pub(super) fn mark(&mut self, state: State) {
         let new = letter(state);
-        if let Some(now) = self.marks.last_mut()
-            && (*now == BLANK || new < *now)
-        {
-            *now = new;
+        if let Some(now) = self.marks.last_mut() {
+            if *now == BLANK || new < *now {
+                *now = new;
+            }
         }
     }
 

@@ -31,6 +31,9 @@ use sheet::Sheet;
 /// Counters never go back while the registry lives, whoever is forgotten meanwhile. The first 1,000
 /// types are counted apart; the others together, as `(other)`.
 ///
+/// Any prometheus-client from 0.24 to 0.26 does, but it has to be the one of the application. Where
+/// Cargo has chosen two, make them one: `cargo update -p prometheus-client@0.26.0 --precise 0.24.1`.
+///
 /// A scrape takes bounded time: one pass over the workers, at most 100 ms for a pacemaker that is
 /// overdue, and at most 1 s for a [store](Self::fleet).
 ///

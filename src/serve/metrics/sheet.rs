@@ -10,6 +10,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
+use crate::roster::tasks::boundary;
+
 /// All names begin so.
 const PREFIX: &str = "worker_heartbeat_";
 /// Bytes of a label's value; longer ones are cut.
@@ -32,7 +34,7 @@ impl<const N: usize> EncodeLabelSet for Labels<'_, N> {
 
 /// What a name is called in a label: nobody else's memory is filled with it.
 pub(super) fn label(name: &str) -> &str {
-    &name[..name.floor_char_boundary(LONGEST_LABEL)]
+    &name[..boundary(name, LONGEST_LABEL)]
 }
 
 /// Writes families of metrics.

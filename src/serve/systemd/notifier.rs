@@ -1,16 +1,17 @@
-//! Tells systemd how the workers are.
+//! The protocol of systemd (sd_notify(3)).
 
 use std::env;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use super::lookout::{Lookout, Report};
-use super::process::Process;
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
 use crate::roster::say;
+use crate::roster::tasks::boundary;
+use crate::serve::lookout::{Lookout, Report};
+use crate::serve::process::Process;
 
 /// Without a watchdog, the status is told anew each such time.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
@@ -19,45 +20,18 @@ const LONGEST_STATUS: usize = 512;
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-systemd";
 
-/// Tells systemd how the workers of a registry are, until it is dropped (sd_notify(3)). For a unit
-/// with `Type=notify` and, best, `WatchdogSec=`:
-///
-/// * `READY=1` when every worker has started and is well, and those that are
-///   [expected](Registry::expect_workers) are there. Register the workers before, or expect them:
-///   without any, it is ready at once.
-/// * `WATCHDOG=1` twice in each `WATCHDOG_USEC`, but only while every worker is well, as `/livez`
-///   has it: none dead, stale, stalled or never started, and the pacemaker looks. Otherwise systemd
-///   does to the service what its `WatchdogSec=` says. `WATCHDOG_PID` is respected.
-/// * `STATUS=…`, the [summary](Registry::summary) on one line, for `systemctl status`.
-/// * `STOPPING=1` when a shutdown begins, when the process ends by itself, or when this is dropped.
-///
-/// Without `NOTIFY_SOCKET` in the environment nobody wants to be told, and there is no thread.
-///
-/// ```
-/// use worker_heartbeat::{Registry, SystemdNotifier};
-///
-/// # let registry = Registry::new();
-/// let _systemd = SystemdNotifier::start(&registry)?; // Registry::global() in an application
-/// # Ok::<(), worker_heartbeat::Error>(())
-/// ```
+/// Tells systemd, on a thread of its own, until it is dropped.
 #[derive(Debug)]
-#[must_use = "systemd is told that the service stops when this is dropped"]
-pub struct SystemdNotifier {
-    lookout: Option<Lookout>,
+pub(super) struct Notifier {
+    _lookout: Lookout,
     watchdog: Option<Duration>,
 }
 
-impl SystemdNotifier {
-    /// Begins to tell, on a thread of its own.
-    ///
-    /// # Errors
-    /// [`Error::Thread`] if the thread cannot be started.
-    pub fn start(registry: &Registry) -> Result<Self, Error> {
+impl Notifier {
+    /// `None` if no service manager asks.
+    pub(super) fn start(registry: &Registry) -> Result<Option<Self>, Error> {
         if env::var_os("NOTIFY_SOCKET").is_none_or(|socket| socket.is_empty()) {
-            return Ok(Self {
-                lookout: None,
-                watchdog: None,
-            });
+            return Ok(None);
         }
         let watchdog = sd_notify::watchdog_enabled().filter(|watchdog| !watchdog.is_zero());
         let interval = watchdog.map_or(STATUS_INTERVAL, |watchdog| watchdog / 2);
@@ -72,22 +46,13 @@ impl SystemdNotifier {
             };
             teller.send(&words);
         })?;
-        Ok(Self {
-            lookout: Some(lookout),
+        Ok(Some(Self {
+            _lookout: lookout,
             watchdog,
-        })
+        }))
     }
 
-    /// Whether there is a service manager that wants to be told.
-    #[must_use]
-    pub const fn is_active(&self) -> bool {
-        self.lookout.is_some()
-    }
-
-    /// The time without a sign after which systemd gives the service up; `None` if it does not
-    /// watch.
-    #[must_use]
-    pub const fn watchdog(&self) -> Option<Duration> {
+    pub(super) const fn watchdog(&self) -> Option<Duration> {
         self.watchdog
     }
 }
@@ -153,9 +118,7 @@ impl Teller {
         let states: Vec<_> = words.iter().map(Word::state).collect();
         let sent = sd_notify::notify(&states);
         let failing = sent.is_err();
-        if let Err(error) = sent
-            && !self.failing
-        {
+        if let (Err(error), false) = (sent, self.failing) {
             say(
                 log::Level::Warn,
                 format_args!("systemd cannot be told how the workers are: {error}"),
@@ -187,7 +150,7 @@ fn status(process: &Process) -> String {
 
 fn cut(mut text: String) -> String {
     if text.len() > LONGEST_STATUS {
-        text.truncate(text.floor_char_boundary(LONGEST_STATUS));
+        text.truncate(boundary(&text, LONGEST_STATUS));
         text.push('…');
     }
     text
