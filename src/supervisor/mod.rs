@@ -143,8 +143,9 @@ impl Supervisor {
     }
 
     /// Asks its workers to stop, those started last first, each after the one before has ended, or
-    /// has used up its share of the time. Returns after `timeout` at the latest, and names those that
-    /// did not end. They are left running: a thread cannot be killed.
+    /// has used up its share of the time; then waits for all that have not ended. Returns after
+    /// `timeout` at the latest, and names those that did not end. They are left running: a thread
+    /// cannot be killed.
     ///
     /// The timeout is real time, whatever the registry's clock shows, without the time in which the
     /// process did not run.
