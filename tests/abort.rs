@@ -1,6 +1,6 @@
 //! Panics that end the process: all of them under `panic = "abort"`, and those that cannot unwind
 //! otherwise. The panic hook is all that runs between such a panic and the end, so a worker's death is
-//! told there.
+//! logged there.
 
 use std::env;
 use std::fs;
@@ -212,7 +212,7 @@ fn a_panic_in_a_function_that_cannot_unwind_is_logged_before_the_abort() {
 }
 
 #[test]
-fn after_jobs_that_were_handled_what_led_to_the_abort_is_told_without_a_verdict() {
+fn after_jobs_that_were_handled_what_led_to_the_abort_is_listed_without_a_verdict() {
     let [first, second] = ["here", "second"].map(|mark| format!("a panic at {}:", place_of(mark)));
     let said = aborts_in("unwinds", "extern-after-others");
     let death = the_log(&said);

@@ -147,7 +147,7 @@ fn each_life_of_a_future_starts_its_children_again_under_their_ids() {
 }
 
 #[test]
-fn a_parent_is_told_at_once_and_is_done_when_its_children_are() {
+fn a_parent_is_dead_at_once_and_done_when_its_children_are() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let (let_go, held) = mpsc::channel();
@@ -173,7 +173,7 @@ fn a_parent_is_told_at_once_and_is_done_when_its_children_are() {
 }
 
 #[test]
-fn children_are_stopped_in_order_and_the_parent_is_told_before_them() {
+fn children_are_stopped_in_order_and_the_parent_ends_before_them() {
     let world = World::new();
     let events = world.registry.subscribe();
     let supervisor = Supervisor::new(&world.registry);
@@ -324,7 +324,7 @@ fn who_hangs_is_named_by_the_shutdown_of_the_parents_supervisor() {
 }
 
 #[test]
-fn a_future_that_waits_for_its_children_blocks_nobody() {
+fn a_future_that_waits_for_its_children_blocks_no_executor() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
@@ -360,7 +360,7 @@ fn a_future_that_waits_for_its_children_blocks_nobody() {
     });
 }
 
-// --- lives that nobody waits for --------------------------------------------------------------
+// --- lives whose children are not awaited --------------------------------------------------------------
 
 #[test]
 fn the_children_of_a_future_that_is_dropped_are_asked_to_stop() {

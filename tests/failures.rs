@@ -76,7 +76,7 @@ fn failure(health: &Health) -> String {
     }
 }
 
-/// What is told of a future that returns this error, in both ways.
+/// How a future that returns this error has failed, in both ways.
 fn of_future<E>(error: impl Fn() -> E + Clone + 'static) -> [String; 2]
 where
     Result<(), E>: Outcome,
@@ -92,13 +92,13 @@ where
         })
         .unwrap();
     let exit = block_on(lives);
-    let told = failure(&world.registry.get("lives").unwrap().health());
-    assert!(matches!(exit, Exit::Failed { error } if error == told));
-    [failure(&hb.health()), told]
+    let words = failure(&world.registry.get("lives").unwrap().health());
+    assert!(matches!(exit, Exit::Failed { error } if error == words));
+    [failure(&hb.health()), words]
 }
 
 #[test]
-fn the_causes_of_an_error_are_told_by_every_way() {
+fn the_causes_of_an_error_are_included_by_every_way() {
     let world = World::new();
     let worker = Supervisor::new(&world.registry)
         .spawn(world.worker("w"), |_| Err(outer().into()))
@@ -131,7 +131,7 @@ fn the_causes_of_an_error_are_told_by_every_way() {
 }
 
 #[test]
-fn what_only_has_a_text_is_told_by_it() {
+fn what_only_has_a_text_is_described_by_it() {
     assert_eq!(of_future(|| "no route"), ["no route"; 2]);
     assert_eq!(of_future(|| String::from("no route")), ["no route"; 2]);
     assert_eq!(of_future(|| 7), ["7"; 2]);
@@ -162,7 +162,7 @@ impl StdError for Circle {
 }
 
 #[test]
-fn an_error_that_is_its_own_cause_is_told_all_the_same() {
+fn an_error_that_is_its_own_cause_is_described_all_the_same() {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
     hb.fail_with(&Circle("around and"));
@@ -229,17 +229,17 @@ fn a_future_that_panics_as_it_is_cancelled_is_dead_with_its_message() {
     for way in ways() {
         for polls in [0, 1] {
             let health = dropped(way, Bomb, polls, drop);
-            let told = health.to_string();
+            let words = health.to_string();
             // Not polled, a supervisor's future has not been made yet.
-            let made = polls == 1 || told.contains("dead");
+            let made = polls == 1 || words.contains("dead");
             if made {
                 assert!(
-                    told.starts_with("dead: panicked at tests/failures.rs:"),
-                    "{told}"
+                    words.starts_with("dead: panicked at tests/failures.rs:"),
+                    "{words}"
                 );
-                assert!(told.contains("when it was dropped"), "{told}");
+                assert!(words.contains("when it was dropped"), "{words}");
             } else {
-                assert!(told.starts_with("stopped"), "{told}");
+                assert!(words.starts_with("stopped"), "{words}");
             }
         }
     }
@@ -274,15 +274,15 @@ fn a_future_whose_thread_unwinds_is_dead_by_the_panic_of_the_thread() {
         assert!(thread.join().is_err());
     }
     for way in ways() {
-        let told = dropped(way, (), 1, drops).to_string();
+        let words = dropped(way, (), 1, drops).to_string();
         assert!(
-            told.starts_with("dead: panicked at tests/failures.rs:"),
-            "{told}"
+            words.starts_with("dead: panicked at tests/failures.rs:"),
+            "{words}"
         );
-        assert!(told.contains("the executor fell"), "{told}");
+        assert!(words.contains("the executor fell"), "{words}");
         // Whatever the future does as it goes: it is not what ended it.
-        let told = dropped(way, Bomb, 1, drops).to_string();
-        assert!(told.contains("the executor fell"), "{told}");
+        let words = dropped(way, Bomb, 1, drops).to_string();
+        assert!(words.contains("the executor fell"), "{words}");
     }
 }
 
@@ -302,6 +302,6 @@ fn a_supervisor_knows_how_a_dropped_future_ended() {
     });
     receive.recv().unwrap();
     assert!(parent.unwrap().join().is_completed());
-    let told = world.registry.get("w").unwrap().health().to_string();
-    assert!(told.starts_with("stopped"), "{told}");
+    let words = world.registry.get("w").unwrap().health().to_string();
+    assert!(words.starts_with("stopped"), "{words}");
 }

@@ -1,4 +1,4 @@
-//! The place and the stack of a panic belong to the payload that ended the work, or are not told.
+//! The place and the stack of a panic belong to the payload that ended the work, or are unknown.
 
 mod support;
 
@@ -13,9 +13,9 @@ use support::executor::{block_on, poll_once};
 use support::{SECOND, World};
 use worker_heartbeat::{Death, DeathCause, Error, Health, Probe, Supervisor, WorkerHeartbeat};
 
-/// What a supervisor told of a panic.
+/// What a supervisor reports of a panic.
 #[derive(Debug)]
-struct Told {
+struct Report {
     message: String,
     /// The line in this file.
     line: Option<u32>,
@@ -30,7 +30,7 @@ fn death(probe: &Probe) -> Death {
     }
 }
 
-fn told(probe: &Probe) -> Told {
+fn report_of(probe: &Probe) -> Report {
     let DeathCause::Panicked {
         message,
         location,
@@ -51,7 +51,7 @@ fn told(probe: &Probe) -> Told {
         line.is_some() || backtrace.is_none(),
         "a stack without a place"
     );
-    Told {
+    Report {
         message,
         line,
         thread,
@@ -60,7 +60,7 @@ fn told(probe: &Probe) -> Told {
 }
 
 /// Runs work on a supervised thread and in a supervised future, until it panics.
-fn each_way(work: impl Fn() + Send + Clone + UnwindSafe + 'static, check: impl Fn(Told)) {
+fn each_way(work: impl Fn() + Send + Clone + UnwindSafe + 'static, check: impl Fn(Report)) {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let on_thread = work.clone();
@@ -71,7 +71,7 @@ fn each_way(work: impl Fn() + Send + Clone + UnwindSafe + 'static, check: impl F
         })
         .unwrap();
     worker.join();
-    check(told(&worker.probe()));
+    check(report_of(&worker.probe()));
 
     let in_future = work.clone();
     let run = supervisor.supervise(world.worker("lives").id("lives"), move |_| {
@@ -79,18 +79,18 @@ fn each_way(work: impl Fn() + Send + Clone + UnwindSafe + 'static, check: impl F
         async move { work() }
     });
     block_on(run.unwrap());
-    check(told(&world.registry.get("lives").unwrap()));
+    check(report_of(&world.registry.get("lives").unwrap()));
 
     let hb = world.worker("future").start().unwrap();
     let result = block_on(hb.supervise(async move { work() }));
     assert!(matches!(result, Err(Error::Panicked { .. })));
-    check(told(&hb.probe()));
+    check(report_of(&hb.probe()));
 }
 
 #[track_caller]
-fn assert_is_from(told: &Told, line: u32, function: &str) {
-    assert_eq!(told.line, Some(line), "{}: {told:?}", told.message);
-    let stack = told.stack.as_ref().expect("a stack");
+fn assert_is_from(report: &Report, line: u32, function: &str) {
+    assert_eq!(report.line, Some(line), "{}: {report:?}", report.message);
+    let stack = report.stack.as_ref().expect("a stack");
     assert!(stack.contains(function), "{function} is not in {stack}");
 }
 
@@ -157,9 +157,13 @@ fn a_panic_that_a_destructor_handles_meanwhile_lends_nothing() {
     for cleanup in cleanups {
         each_way(
             move || fails_and_cleans_up(cleanup),
-            |told| {
-                assert_eq!(told.message, "the disk is full");
-                assert_is_from(&told, line_of("fails_and_cleans_up"), "fails_and_cleans_up");
+            |report| {
+                assert_eq!(report.message, "the disk is full");
+                assert_is_from(
+                    &report,
+                    line_of("fails_and_cleans_up"),
+                    "fails_and_cleans_up",
+                );
             },
         );
     }
@@ -173,9 +177,9 @@ fn a_panic_that_a_destructor_handles_meanwhile_lends_nothing() {
     for cleanup in cleanups {
         each_way(
             move || fails_and_cleans_up_with_a_number(cleanup),
-            |told| {
-                assert_eq!(told.message, "disk 7 is full");
-                assert_is_from(&told, line_of("with_a_number"), "with_a_number");
+            |report| {
+                assert_eq!(report.message, "disk 7 is full");
+                assert_is_from(&report, line_of("with_a_number"), "with_a_number");
             },
         );
     }
@@ -202,15 +206,15 @@ fn a_panic_that_was_handled_before_lends_nothing() {
                 }
                 end();
             },
-            move |told| {
-                assert_is_from(&told, line, "a_panic_that_was_handled_before");
+            move |report| {
+                assert_is_from(&report, line, "a_panic_that_was_handled_before");
             },
         );
     }
 }
 
 #[test]
-fn a_job_that_panics_over_and_over_is_told_with_its_last_stack() {
+fn a_job_that_panics_over_and_over_has_its_last_stack() {
     #[inline(never)]
     fn job(last: bool) {
         fn fail() {
@@ -233,7 +237,7 @@ fn a_job_that_panics_over_and_over_is_told_with_its_last_stack() {
             }
             job(true);
         },
-        |told| assert_is_from(&told, line_of("over and over"), "on_the_last_way"),
+        |report| assert_is_from(&report, line_of("over and over"), "on_the_last_way"),
     );
 }
 
@@ -241,26 +245,26 @@ fn a_job_that_panics_over_and_over_is_told_with_its_last_stack() {
 fn what_was_never_seen_has_no_place() {
     each_way(
         || {
-            drop(handled(|| panic!("nobody saw {}", seven())));
+            drop(handled(|| panic!("unseen {}", seven())));
             // By chance, it could be where the other one was; then it is another one by its text.
-            resume_unwind(Box::new(format!("nobody saw {}", seven() + 1)))
+            resume_unwind(Box::new(format!("unseen {}", seven() + 1)))
         },
-        |told| {
-            assert_eq!(told.message, "nobody saw 8");
-            assert_eq!(told.line, None, "{told:?}");
+        |report| {
+            assert_eq!(report.message, "unseen 8");
+            assert_eq!(report.line, None, "{report:?}");
         },
     );
     each_way(
         || {
-            drop(handled(|| panic!("nobody saw this")));
-            resume_unwind(Box::new(String::from("nobody saw this")))
+            drop(handled(|| panic!("unseen")));
+            resume_unwind(Box::new(String::from("unseen")))
         },
-        |told| assert_eq!(told.line, None, "{told:?}"),
+        |report| assert_eq!(report.line, None, "{report:?}"),
     );
     struct OfThisTest(#[expect(dead_code, reason = "it has a size")] u64);
     each_way(
         || resume_unwind(Box::new(OfThisTest(7))),
-        |told| assert_eq!(told.line, None, "{told:?}"),
+        |report| assert_eq!(report.line, None, "{report:?}"),
     );
 }
 
@@ -289,16 +293,16 @@ fn a_panic_of_a_thread_that_is_joined_keeps_place_stack_and_thread() {
                 drop(handled(|| panic!("helper {} fell", seven())));
                 resume_unwind(helper(text).join().unwrap_err())
             },
-            |told| {
-                assert_is_from(&told, line_of(mark), "the_helper");
-                assert_eq!(told.thread, "helper-1");
+            |report| {
+                assert_is_from(&report, line_of(mark), "the_helper");
+                assert_eq!(report.thread, "helper-1");
             },
         );
     }
 }
 
 #[test]
-fn a_panic_that_was_kept_is_told_as_it_was() {
+fn a_panic_that_was_kept_keeps_its_place() {
     let jobs: [fn(); 4] = [
         || the_helper(true),
         || the_helper(false),
@@ -322,13 +326,13 @@ fn a_panic_that_was_kept_is_told_as_it_was() {
                 drop(handled(|| panic_any(String::from("a text"))));
                 resume_unwind(kept)
             },
-            |told| assert_eq!(told.line, Some(line_of(mark)), "{told:?}"),
+            |report| assert_eq!(report.line, Some(line_of(mark)), "{report:?}"),
         );
     }
 }
 
 #[test]
-fn a_panic_of_one_worker_that_ends_another_is_told_as_it_was() {
+fn a_panic_of_one_worker_that_ends_another_keeps_its_place() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let (send, receive) = mpsc::channel();
@@ -347,15 +351,15 @@ fn a_panic_of_one_worker_that_ends_another_is_told_as_it_was() {
         })
         .unwrap();
     second.join();
-    let told = told(&second.probe());
-    assert_is_from(&told, line_of("the numbered helper"), "the_helper");
-    assert_eq!(told.thread, "first");
+    let report = report_of(&second.probe());
+    assert_is_from(&report, line_of("the numbered helper"), "the_helper");
+    assert_eq!(report.thread, "first");
     let run = death(&second.probe()).run_id;
     assert_eq!(run.as_deref(), Some("run-2"), "its own");
 }
 
 #[test]
-fn a_panic_that_is_passed_on_between_two_polls_is_told_as_it_was() {
+fn a_panic_that_is_passed_on_between_two_polls_keeps_its_place() {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
     let mut running = None;
@@ -368,7 +372,7 @@ fn a_panic_that_is_passed_on_between_two_polls_is_told_as_it_was() {
     })));
     support::eventually("the end", || poll_once(&mut future).is_ready());
     assert_is_from(
-        &told(&hb.probe()),
+        &report_of(&hb.probe()),
         line_of("the numbered helper"),
         "the_helper",
     );
@@ -377,7 +381,7 @@ fn a_panic_that_is_passed_on_between_two_polls_is_told_as_it_was() {
 // --- the task that it happened in -----------------------------------------------------------
 
 #[test]
-fn a_panic_is_told_with_the_task_that_was_open_when_it_arose() {
+fn a_death_names_the_task_that_was_open_when_the_panic_arose() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let died_in = |work: fn(&WorkerHeartbeat, &dyn Fn())| {

@@ -147,7 +147,7 @@ fn a_worker_that_keeps_failing_is_given_up_however_long_its_waits_are() {
 }
 
 #[test]
-fn a_life_that_was_well_for_long_enough_begins_the_count_anew() {
+fn a_life_that_was_well_for_long_enough_begins_a_new_count() {
     use Life::{Short, Well};
     for in_future in [false, true] {
         let restart = slow().reset_after(600 * SECOND);
@@ -185,7 +185,7 @@ fn time_in_which_it_was_not_well_does_not_count() {
 }
 
 #[test]
-fn the_count_is_told_with_the_death() {
+fn the_count_is_part_of_the_death() {
     let world = World::new();
     let events = world.registry.subscribe();
     let restart = slow().max(1).reset_after(600 * SECOND);
@@ -196,6 +196,6 @@ fn the_count_is_told_with_the_death() {
     wait_for(&events, "restart 1");
     world.seconds(5);
     worker.join();
-    let told = worker.probe().health().to_string();
-    assert!(told.ends_with("gave up after 1 restarts"), "{told}");
+    let words = worker.probe().health().to_string();
+    assert!(words.ends_with("gave up after 1 restarts"), "{words}");
 }

@@ -87,7 +87,7 @@ fn nothing_is_started_during_a_shutdown_and_after_it() {
 
 #[test]
 fn what_is_started_at_the_moment_of_a_shutdown_is_refused_or_stopped_with_the_others() {
-    for round in 0..100 {
+    for round in 0..40 {
         let world = World::new();
         let supervisor = Supervisor::new(&world.registry);
         let over = AtomicBool::new(false);
@@ -185,6 +185,32 @@ fn a_child_that_fails_meanwhile_is_not_started_again() {
             assert!(matches!(worker.exit(), Some(Exit::Failed { .. })));
             assert_eq!(worker.probe().snapshot().incarnation, 1);
         }
+    }
+}
+
+#[test]
+fn a_child_that_takes_longer_than_its_share_has_the_rest_of_the_time() {
+    for shut_down in WAYS {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry);
+        let (let_go, hangs) = until_let_go();
+        // It ends only when the slow one, whose turn comes before, has used up its share.
+        let first = move |hb: &WorkerHeartbeat| {
+            until_asked(hb)?;
+            let_go.send(())?;
+            Ok(())
+        };
+        supervisor
+            .spawn(world.worker("w").id("first"), first)
+            .unwrap();
+        supervisor
+            .spawn(world.worker("w").id("slow"), hangs)
+            .unwrap();
+        let report = shut_down(&supervisor, 2 * SECOND);
+        assert!(report.is_clean(), "{report:?}");
+        assert_eq!(report.ended, ["first", "slow"]);
+        assert!(report.took >= SECOND, "its share");
+        assert!(report.took < 2 * SECOND);
     }
 }
 

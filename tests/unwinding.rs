@@ -20,7 +20,7 @@ impl<F: FnMut()> Drop for Runs<F> {
 }
 
 #[test]
-fn supervised_work_in_a_destructor_while_its_thread_unwinds_is_told_as_ever() {
+fn supervised_work_in_a_destructor_while_its_thread_unwinds_is_reported_as_ever() {
     let registry = Registry::new();
     let (send, receive) = mpsc::channel();
     let of_thread = registry.clone();
@@ -63,8 +63,8 @@ fn supervised_work_in_a_destructor_while_its_thread_unwinds_is_told_as_ever() {
     }
     let error: Result<(), _> = fell;
     assert!(error.unwrap_err().to_string().contains("in the future"));
-    let told = fallen.health().to_string();
-    assert!(told.contains("in the future"), "{told}");
+    let words = fallen.health().to_string();
+    assert!(words.contains("in the future"), "{words}");
     assert!(matches!(
         dropped.health(),
         Health::Stopped {

@@ -94,7 +94,7 @@ pub(crate) struct Listener {
     pub after: fn(bool),
 }
 
-/// Has every panic of the process told to this listener.
+/// Passes every panic of the process to this listener.
 pub(crate) fn listen(listener: Listener) {
     let _ = LISTENER.set(listener);
     install();
@@ -167,7 +167,7 @@ pub(crate) fn unwinding() -> Box<PanicReport> {
     Box::new(report.unwrap_or_else(unseen))
 }
 
-/// A report of a panic that the hook has not seen, or cannot tell from others.
+/// A report of a panic that the hook has not seen, or that cannot be distinguished from others.
 fn unseen() -> PanicReport {
     PanicReport {
         message: "the panic that its thread unwound from was not seen".to_owned(),
@@ -192,13 +192,16 @@ fn install() {
             }
             let noted = note(info);
             found(info);
-            let fatal = is_fatal(info);
-            if let Some(noted) = noted.as_ref().filter(|_| fatal) {
-                noted.last_words();
+            if listener.is_some() || noted.is_some() {
+                let fatal = is_fatal(info);
+                if let Some(noted) = noted.as_ref().filter(|_| fatal) {
+                    noted.last_words();
+                }
+                if let Some(listener) = listener {
+                    (listener.after)(fatal);
+                }
             }
-            if let Some(listener) = listener {
-                (listener.after)(fatal);
-            }
+            // As the last thing.
             if let Some(noted) = noted {
                 noted.remember();
             }
@@ -249,7 +252,7 @@ impl Noted {
         }
     }
 
-    /// To be called as the last thing in the hook.
+    /// Must be the last thing in the hook.
     fn remember(self) {
         let seen = self.seen;
         drop(self.charge);
@@ -345,7 +348,7 @@ pub(crate) fn thread_name() -> String {
 /// Drops a panic payload, which may be anything, and may panic again when it is dropped.
 pub(crate) fn dispose(payload: Box<dyn Any + Send>) {
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        // Whoever panics in `drop` twice in a row leaks.
+        // A payload that panics in `drop` twice in a row leaks.
         std::mem::forget(second);
     }
 }

@@ -1,13 +1,18 @@
 //! The panics that the hook saw, and which of them a payload belongs to.
 //!
-//! What the hook sees of a payload and what a `catch_unwind` returns of it have no address in
-//! common: a payload is moved into its box after the hook. Two things tell payloads apart:
+//! The hook runs just before a payload is moved into its box, so the address of the box is not known
+//! there. But most allocators hand out first what was freed last, so the hook can predict that
+//! address: it allocates and frees a piece of the same size, more than once, and finds out whether the
+//! allocator works that way. The box is the same to the end, on whatever thread. So a payload belongs
+//! to the latest panic that predicted this address, with the same type, size and message; a constant
+//! message also has to be the same constant, and a formatted one has to have the same buffer.
 //!
-//! * A message that was formatted has a buffer of its own, which stays where it is.
-//! * Of constants, numbers and the like, the box. Most allocators hand out first what came back last,
-//!   so the hook, which runs just before the box is made, can find out where it will be. It also
-//!   finds out whether the allocator does so. If it does not, such payloads are only told apart by
-//!   their types and the addresses of their constants, and only among the panics of one life.
+//! Where the address cannot be predicted, a payload is only compared with the panics of the same
+//! work: a formatted message is identified by its buffer; of other payloads, only a place that all
+//! candidates share is certain.
+//!
+//! What remains: a payload that was freed, and one that is made by hand in the same place of the same
+//! constant, are the same to safe code.
 
 use std::any::{Any, TypeId};
 use std::collections::VecDeque;
@@ -88,7 +93,7 @@ impl Seen {
         }
     }
 
-    /// To be called as the last thing before the payload gets its box.
+    /// Must be the last thing before the payload gets its box.
     pub(super) fn foresee_home(&self) {
         let size = self.print.size;
         if size == 0 {

@@ -58,7 +58,7 @@ impl Membership {
         }
     }
 
-    /// The life is over, and nobody waits for those that depend on it: they are asked to stop.
+    /// The life is over: asks those that depend on it to stop, without waiting for them.
     pub(crate) fn dismiss_dependents(&self) {
         for dependents in self.post.unlink() {
             dependents.dismiss(self.registry.roster());

@@ -96,7 +96,7 @@ pub(crate) struct Detail {
 pub(crate) trait Dependents: std::fmt::Debug + Send + Sync {
     /// All of them have ended.
     fn are_gone(&self) -> bool;
-    /// Asks them to stop. Nobody waits for them.
+    /// Asks them to stop, without waiting for them.
     fn dismiss(&self, roster: &Roster);
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }

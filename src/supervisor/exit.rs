@@ -62,7 +62,7 @@ impl Exit {
 #[derive(Debug, Default)]
 pub(super) struct Finish {
     state: Mutex<State>,
-    told: Condvar,
+    set: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Finish {
         state.exit.get_or_insert(exit);
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
-        self.told.notify_all();
+        self.set.notify_all();
         wakers.into_iter().for_each(|(_, waker)| wake(waker));
     }
 
@@ -98,11 +98,11 @@ impl Finish {
         while state.exit.is_none() {
             match until {
                 Some(until) => {
-                    if self.told.wait_until(&mut state, until).timed_out() {
+                    if self.set.wait_until(&mut state, until).timed_out() {
                         break;
                     }
                 }
-                None => self.told.wait(&mut state),
+                None => self.set.wait(&mut state),
             }
         }
         state.exit.clone()

@@ -88,8 +88,8 @@ where
             return Poll::Pending;
         };
         let result = life.conclude(result);
-        // Nobody waits for them: the output would have to be kept meanwhile, and not every output may
-        // go with the future from thread to thread.
+        // To wait for them, the future would have to keep the output. Then it could only move between
+        // threads if the output could.
         life.membership.dismiss_dependents();
         Poll::Ready(result)
     }
@@ -148,7 +148,7 @@ impl<F> Life<F> {
 impl<F: Future> Life<F> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<F::Output, Box<PanicReport>>> {
         let Some(future) = &mut self.future else {
-            // It has been over for long: whoever still polls waits for nothing.
+            // Polled after its end.
             return Poll::Pending;
         };
         let membership = &self.membership;
@@ -226,8 +226,8 @@ impl Supervisor {
     ///
     /// `make` is called for each life of the worker, with its handle. The returned future does
     /// nothing until it is polled, and resolves to how the last life ended. A future that completes
-    /// without an error is told as [`Exit::Completed`], and as stopped: unlike a thread, it has
-    /// somebody who waits for it. Dropped before it is done, it ends the worker as cancelled, or as
+    /// without an error is [`Exit::Completed`], and its worker is stopped, also if it is not
+    /// [`finite`](Builder::finite). Dropped before it is done, it ends the worker as cancelled, or as
     /// dead if the work panics as it is dropped.
     ///
     /// # Errors

@@ -32,8 +32,8 @@ use exit::Finish;
 use restart::{Decision, Fate, Restarts};
 use stopping::{Stop, Stopping};
 
-/// Runs workers on threads of their own or in futures, tells how each of them ended, and starts them
-/// again as its policy says.
+/// Runs workers on threads of their own or in futures, reports how each of them ended, and starts
+/// them again as its policy says.
 ///
 /// The first worker puts a hook before the process's panic hook. It notes message, place and call
 /// stack of panics, and always calls the hook that it found. As long as there is a supervisor or
@@ -100,17 +100,17 @@ impl Supervisor {
     /// A supervisor whose workers belong to the registry of `parent`, and to its present life.
     ///
     /// When that life ends, by a return, an error or a panic, no more of them are started, and those
-    /// that there are are stopped as by [`shutdown`](Self::shutdown). The parent is told as stopped or
+    /// that there are are stopped as by [`shutdown`](Self::shutdown). The parent is reported as stopped or
     /// dead at once. Its next life begins, and its supervisor regards it as ended, only when the
     /// children have ended too, or after a [limit](Self::stop_children_within): then those that are
     /// left are named by [`EventKind::ChildHung`](crate::EventKind::ChildHung) and in the log, and
     /// are left running.
     ///
     /// A parent that runs by [`spawn`](Self::spawn) waits on its own thread; one that runs by
-    /// [`supervise`](Self::supervise) waits without blocking its executor. Nobody waits if the
-    /// parent's future is dropped before it is done, if it runs by
-    /// [`WorkerHeartbeat::supervise`], or if the parent is not supervised and its handle is dropped:
-    /// then the children are asked to stop all at once.
+    /// [`supervise`](Self::supervise) waits without blocking its executor. If the
+    /// parent's future is dropped before it is done, if it runs by [`WorkerHeartbeat::supervise`], or
+    /// if the parent is not supervised and its handle is dropped, the children are asked to stop all
+    /// at once, and are not awaited.
     ///
     /// If the life is over already, every spawn is refused.
     #[must_use]
@@ -143,8 +143,9 @@ impl Supervisor {
     }
 
     /// Asks its workers to stop, those started last first, each after the one before has ended, or
-    /// has used up its share of the time. Returns after `timeout` at the latest, and names those that
-    /// did not end. They are left running: a thread cannot be killed.
+    /// has used up its share of the time; then waits for all that have not ended. Returns after
+    /// `timeout` at the latest, and names those that did not end. They are left running: a thread
+    /// cannot be killed.
     ///
     /// The timeout is real time, whatever the registry's clock shows, without the time in which the
     /// process did not run.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Exit;
 use crate::error::describe;
 
-/// What supervised work may return: it tells a failure from a success, as
+/// What supervised work may return: it distinguishes a failure from a success, as
 /// [`std::process::Termination`] does for `main`.
 ///
 /// Implemented for `()`, for `Result`, and for common types of values. A type of your own needs
@@ -18,12 +18,12 @@ pub trait Outcome {
     }
 }
 
-/// Of an error, its causes are told as well, if they can be found out. That is so for
+/// The failure includes the causes of the error if they can be found out. That is so for
 /// [`BoxError`](crate::BoxError) and its relatives without `Send` or `Sync`, and for an
 /// `Arc<dyn Error + Send + Sync>`; for [`std::io::Error`]; and for types whose alternate form, `{:#}`,
 /// has the causes, such as `anyhow::Error` and `eyre::Report`. Of any other type, only what it
-/// displays is known: that it is an error cannot be seen through [`Display`](fmt::Display). Return it
-/// as a [`BoxError`](crate::BoxError), which `?` does, and its causes are told.
+/// displays is known: that it is an error cannot be seen through [`Display`](fmt::Display). To
+/// include its causes, return it as a [`BoxError`](crate::BoxError), which `?` does.
 impl<T, E: fmt::Display + 'static> Outcome for Result<T, E> {
     fn failure(&self) -> Option<String> {
         self.as_ref().err().map(describe)

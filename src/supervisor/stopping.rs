@@ -111,7 +111,8 @@ impl fmt::Display for DeadWorker {
 }
 
 /// Children that are being stopped: those started last first, each after the one before has ended,
-/// or has used up its share of the time. Real time: real threads and tasks are waited for. Time in
+/// or has used up its share of the time. What is left of the time then is for those that have not
+/// ended. Real time: real threads and tasks are waited for. Time in
 /// which the process did not run is not charged to them.
 #[derive(Debug)]
 pub(super) struct Stopping {
@@ -150,8 +151,8 @@ impl Stopping {
         Some(Self::new(membership.registry(), groups, limit))
     }
 
-    /// Asks who is to be asked next. Returns for whom to wait, and how long until the next step;
-    /// `None` if there is nobody left.
+    /// Asks the next one. Returns which one to wait for, and how long until the next step;
+    /// `None` if all have ended or the time is over.
     fn step(&mut self) -> Option<(Arc<Finish>, Duration)> {
         while let Some(child) = self.children[..self.left].last() {
             let share = self.asked.get_or_insert_with(|| {
@@ -166,7 +167,9 @@ impl Stopping {
             self.left -= 1;
             self.asked = None;
         }
-        None
+        let mut children = self.children.iter().rev();
+        let late = children.find(|child| !child.ending.is_set())?;
+        Some((Arc::clone(&late.ending), self.patience.slice()?))
     }
 
     /// Blocks until they have ended, or the time is over.

@@ -177,8 +177,8 @@ impl WorkerHeartbeat {
     /// asked to, and fails on its way out. The reason is the error's text in its alternate form
     /// (`{:#}`), in which `anyhow::Error` and `eyre::Report` have their causes.
     ///
-    /// That a value is an error cannot be seen through [`Display`](fmt::Display): to have the
-    /// causes of any error told, use [`fail_with`](Self::fail_with).
+    /// That a value is an error cannot be seen through [`Display`](fmt::Display): to include the
+    /// causes of any error, use [`fail_with`](Self::fail_with).
     pub fn fail(&self, error: impl fmt::Display) {
         self.end_as_failed(describe_text(error));
     }

@@ -189,7 +189,7 @@ fn through_a_foreign_function(way: Way, jobs: u32) {
     run(way, jobs, || foreign());
 }
 
-/// So does a thread that is nobody's worker, in a process that has supervised ones.
+/// So does a thread that is no worker, in a process that has supervised ones.
 fn elsewhere_in_a_foreign_function() {
     let (begun, has_begun) = std::sync::mpsc::channel();
     let well = Supervisor::new(Registry::global()).spawn(worker("well"), move |_| {
