@@ -169,6 +169,84 @@ fn an_error_that_is_its_own_cause_is_told_all_the_same() {
     assert_eq!(failure(&hb.health()), "around and");
 }
 
+/// An error whose text breaks off.
+#[derive(Clone, Copy, Debug)]
+enum Broken {
+    /// Its `Display` returns an error, as that of chrono's formats does.
+    ReturnsAnError,
+    Panics,
+}
+
+const BROKEN: [Broken; 2] = [Broken::ReturnsAnError, Broken::Panics];
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("stopped at ")?;
+        match self {
+            Self::ReturnsAnError => Err(fmt::Error),
+            Self::Panics => panic!("no such time"),
+        }
+    }
+}
+
+impl StdError for Broken {}
+
+/// An error with a cause whose text breaks off.
+#[derive(Debug)]
+struct Full(Broken);
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the disk is full")
+    }
+}
+
+impl StdError for Full {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
+
+#[test]
+fn an_error_that_cannot_be_written_is_a_failure_with_what_was_written() {
+    for broken in BROKEN {
+        let world = World::new();
+        let hb = world.worker("w").start().unwrap();
+        hb.fail(format_args!("import: {broken}, then left"));
+        let told = failure(&hb.health());
+        assert!(told.starts_with("import: stopped at [incomplete"), "{told}");
+
+        let told = of_future(move || broken);
+        assert!(told[0].starts_with("stopped at [incomplete"), "{told:?}");
+        assert_eq!(told[0], told[1]);
+        let error = Error::store("beat", broken).to_string();
+        assert!(error.contains("stopped at [incomplete"), "{error}");
+    }
+}
+
+#[test]
+fn a_cause_that_cannot_be_written_takes_nothing_from_the_error() {
+    for broken in BROKEN {
+        let world = World::new();
+        let hb = world.worker("w").start().unwrap();
+        hb.fail_with(&Full(broken));
+        let all = failure(&hb.health());
+        let start = "the disk is full: stopped at [incomplete";
+        assert!(all.starts_with(start), "{all}");
+
+        let worker = Supervisor::new(&world.registry)
+            .spawn(world.worker("w"), move |_| Err(Full(broken).into()))
+            .unwrap();
+        let exit = worker.join();
+        assert!(
+            matches!(&exit, Exit::Failed { error } if *error == all),
+            "{exit:?}"
+        );
+        let told = of_future(move || BoxError::from(Full(broken)));
+        assert_eq!(told, [all.clone(), all]);
+    }
+}
+
 // --- futures that are dropped -----------------------------------------------------------------
 
 /// Panics when it is dropped.
