@@ -41,6 +41,9 @@ pub(crate) trait Charge: Send + Sync {
 
 /// Says that there is a supervisor or supervised work. Then panics of other threads are remembered as
 /// well: their payloads may be passed on to that work, between two polls of a future too.
+///
+/// Made on the thread of the application that asks for supervision. That puts in the hook before any
+/// thread starts: an application that sets a hook of its own afterwards does not race with it.
 #[derive(Debug)]
 pub(crate) struct Interest(());
 
@@ -50,6 +53,7 @@ static INTERESTS: AtomicUsize = AtomicUsize::new(0);
 impl Interest {
     pub(crate) fn new() -> Self {
         INTERESTS.fetch_add(1, Ordering::Relaxed);
+        install();
         Self(())
     }
 }
@@ -107,9 +111,6 @@ pub(crate) fn is_supervised() -> bool {
 }
 
 /// Runs supervised work on a worker's behalf and catches its panic.
-///
-/// The first call puts a hook before the process's panic hook. The hook acts while there is
-/// supervised work, and always calls the hook that it found.
 pub(crate) fn supervise<T>(
     charge: &Arc<dyn Charge>,
     work: impl FnOnce() -> T,
@@ -178,6 +179,8 @@ fn unseen() -> PanicReport {
     }
 }
 
+/// Puts a hook before the process's panic hook, once. The hook acts while there is supervised work,
+/// and always calls the hook that it found.
 fn install() {
     // The hook cannot be taken while this thread unwinds: that would panic. Later work installs it.
     if HOOK.get().is_some() || thread::panicking() {

@@ -36,6 +36,8 @@ impl WorkerHeartbeat {
     ///
     /// The result is the future's output, or [`Error::Panicked`].
     ///
+    /// The call puts in the panic hook, if no [`Supervisor`] has.
+    ///
     /// ```
     /// # fn block_on<F: Future>(future: F) -> F::Output {
     /// #     let mut future = std::pin::pin!(future);

@@ -47,6 +47,8 @@ impl Supervisor {
         self.adopt(&post, &ending)?;
         let told = Arc::clone(&ending);
         let restart = self.restart.clone();
+        // Between two lives too.
+        let interest = Interest::new();
         // The worker comes in a box that both sides can open, so that it can be told as failed if
         // there is no thread to take it.
         let crate_for_thread = Arc::new(Mutex::new(Some((worker, work))));
@@ -57,6 +59,7 @@ impl Supervisor {
             let Some((worker, work)) = taken.lock().take() else {
                 return;
             };
+            let _interest = interest;
             let at_work = worker.membership().begin_work();
             let _on_thread = at_work.on_this_thread();
             let exit = run(worker, work, restart, finite, sleeper);
@@ -91,8 +94,6 @@ fn run<F>(
 where
     F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError>,
 {
-    // Between two lives too.
-    let _interest = Interest::new();
     let mut restarts = Restarts::new(restart);
     worker.membership().post().record.detail().returns = true;
     let alarm = Waker::from(Arc::new(sleeper.alarm()));
