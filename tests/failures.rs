@@ -12,9 +12,10 @@ use std::task::Poll;
 use std::thread;
 
 use support::executor::{block_on, poll_once};
-use support::{PATIENCE, World};
+use support::{PATIENCE, World, names};
 use worker_heartbeat::{
-    BoxError, DeathCause, Error, Exit, Health, Outcome, StopCause, Supervisor, WorkerHeartbeat,
+    BoxError, DeathCause, Error, Exit, Health, Outcome, Restart, StopCause, Supervisor,
+    WorkerHeartbeat,
 };
 
 #[derive(Debug)]
@@ -382,4 +383,107 @@ fn a_supervisor_knows_how_a_dropped_future_ended() {
     assert!(parent.unwrap().join().is_completed());
     let told = world.registry.get("w").unwrap().health().to_string();
     assert!(told.starts_with("stopped"), "{told}");
+}
+
+// --- what the work holds ------------------------------------------------------------------------
+
+const WHEN_DROPPED: &str = "when it was dropped";
+
+fn panicked_when_dropped(exit: &Exit, health: &Health) -> bool {
+    let by_health = health.to_string().contains(WHEN_DROPPED);
+    by_health
+        && matches!(exit, Exit::Panicked { message, location: Some(_) } if message == WHEN_DROPPED)
+}
+
+#[test]
+fn a_panic_of_what_the_work_holds_is_the_end_of_the_work() {
+    let policies = [Restart::never(), Restart::on_failure(), Restart::always()];
+    for (policy, finite) in policies.iter().flat_map(|p| [(p, false), (p, true)]) {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry).restart(policy.clone());
+        let builder = |id: &str| {
+            let builder = world.worker("w").id(id);
+            if finite { builder.finite() } else { builder }
+        };
+        let bomb = Bomb;
+        let on_thread = supervisor.spawn(builder("thread"), move |hb| {
+            let _held = &bomb;
+            hb.beat();
+            // So that it is over whatever the policy.
+            hb.stop();
+            Ok(())
+        });
+        let on_thread = on_thread.unwrap();
+        let exit = on_thread.join();
+        let health = on_thread.probe().health();
+        assert!(panicked_when_dropped(&exit, &health), "{exit:?}, {health}");
+
+        let bomb = Bomb;
+        let lives = supervisor.supervise(builder("lives"), move |hb| {
+            let _held = &bomb;
+            async move { hb.stop() }
+        });
+        let exit = block_on(lives.unwrap());
+        let health = world.registry.get("lives").unwrap().health();
+        assert!(panicked_when_dropped(&exit, &health), "{exit:?}, {health}");
+    }
+}
+
+#[test]
+fn a_worker_has_returned_when_what_its_work_held_has_gone() {
+    for policy in [Restart::never(), Restart::on_failure()] {
+        for finite in [false, true] {
+            let world = World::new();
+            let supervisor = Supervisor::new(&world.registry).restart(policy.clone());
+            let builder = world.worker("w");
+            let builder = if finite { builder.finite() } else { builder };
+            let events = world.registry.subscribe();
+            let bomb = Bomb;
+            let worker = supervisor.spawn(builder, move |_| {
+                let _held = &bomb;
+                Ok(())
+            });
+            let worker = worker.unwrap();
+            let exit = worker.join();
+            let health = worker.probe().health();
+            assert!(panicked_when_dropped(&exit, &health), "{exit:?}, {health}");
+            let ends = names(&events);
+            let ends: Vec<_> = ends.iter().filter(|name| *name != "registered").collect();
+            assert_eq!(ends, ["dead"], "it is told once");
+        }
+    }
+}
+
+#[test]
+fn a_failure_comes_before_the_panic_of_what_the_work_holds() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let bomb = Bomb;
+    let worker = supervisor.spawn(world.worker("w"), move |_| {
+        let _held = &bomb;
+        Err("disk full".into())
+    });
+    let worker = worker.unwrap();
+    assert!(matches!(worker.join(), Exit::Failed { error } if error == "disk full"));
+    assert_eq!(failure(&worker.probe().health()), "disk full");
+}
+
+#[test]
+fn a_panic_of_what_the_maker_of_a_future_holds_is_told_when_it_is_cancelled() {
+    for polls in [0, 1] {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry);
+        let bomb = Bomb;
+        let run = supervisor.supervise(world.worker("w").id("w"), move |_| {
+            let _held = &bomb;
+            pending::<()>()
+        });
+        let mut run = Box::pin(run.unwrap());
+        for _ in 0..polls {
+            assert!(poll_once(&mut run).is_pending());
+        }
+        drop(run);
+        let told = world.registry.get("w").unwrap().health().to_string();
+        assert!(told.contains(WHEN_DROPPED), "{told}");
+    }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use super::exit::Finish;
 use super::restart::{Decision, Restarts};
 use super::stopping::Part;
-use super::{Exit, InCharge, Outcome, Supervisor, begin_again, decide, end_life};
+use super::{Exit, InCharge, Outcome, Supervisor, begin_again, decide, end_life, end_of_drop};
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::health::{DeathCause, Ending, StopCause};
@@ -285,6 +285,7 @@ where
 {
     async fn run(mut self) -> Exit {
         let exit = self.live().await;
+        let exit = self.let_go(exit);
         self.farewell.exit = Some(exit.clone());
         exit
     }
@@ -330,6 +331,16 @@ where
     }
 }
 
+impl<M> Lives<M> {
+    /// Drops what the maker of the futures holds.
+    fn let_go(&mut self, exit: Exit) -> Exit {
+        let make = self.make.take();
+        let dropped = panics::contain(|| drop(make));
+        let worker = self.worker.as_ref();
+        end_of_drop(worker.map(|worker| worker.membership()), exit, dropped)
+    }
+}
+
 impl<M> Drop for Lives<M> {
     fn drop(&mut self) {
         if let Some(worker) = &self.worker {
@@ -341,15 +352,13 @@ impl<M> Drop for Lives<M> {
                 End::Stopped(StopCause::Cancelled)
             });
         }
-        // It is not started again, even if something of it is left.
-        self.post.record.detail().returns = false;
         if self.farewell.exit.is_none() {
             let ending = self.post.current().ending();
-            self.farewell.exit = ending.as_ref().and_then(panic_of);
+            let exit = ending.as_ref().and_then(panic_of);
+            self.farewell.exit = Some(self.let_go(exit.unwrap_or(Exit::Cancelled)));
         }
-        // What it holds may panic as it goes.
-        let make = self.make.take();
-        let _ = panics::contain(|| drop(make));
+        // It is not started again, even if something of it is left.
+        self.post.record.detail().returns = false;
     }
 }
 

@@ -288,15 +288,31 @@ fn end_life(
             }
         }
         Err(report) => {
-            let exit = Exit::Panicked {
-                message: report.message.clone(),
-                location: report.location.clone(),
-            };
+            let exit = Exit::from(&*report);
             membership.end(End::Panicked(report));
             exit
         }
     };
     Over { exit, asked }
+}
+
+/// What the work held has been dropped after its last life. A panic of that counts if the work had
+/// not failed before.
+fn end_of_drop(
+    membership: Option<&Membership>,
+    exit: Exit,
+    dropped: Result<(), Box<PanicReport>>,
+) -> Exit {
+    match (exit, dropped) {
+        (Exit::Completed | Exit::Cancelled, Err(report)) => {
+            let exit = Exit::from(&*report);
+            if let Some(membership) = membership {
+                membership.end(End::Panicked(report));
+            }
+            exit
+        }
+        (exit, _) => exit,
+    }
 }
 
 /// Decides what comes after a life.

@@ -12,7 +12,7 @@ use super::children::ask;
 use super::exit::{Finish, Wait};
 use super::restart::{Decision, Restart, Restarts};
 use super::stopping::part;
-use super::{Exit, InCharge, Supervisor, begin_again, decide, end_life};
+use super::{Exit, InCharge, Supervisor, begin_again, decide, end_life, end_of_drop};
 use crate::clock::Sleeper;
 use crate::error::{BoxError, Error, chain};
 use crate::panics::{self, Interest};
@@ -86,7 +86,7 @@ impl Supervisor {
 /// The worker's thread: one life after another.
 fn run<F>(
     mut worker: WorkerHeartbeat,
-    mut work: F,
+    work: F,
     restart: Restart,
     finite: bool,
     sleeper: Sleeper,
@@ -94,24 +94,40 @@ fn run<F>(
 where
     F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError>,
 {
+    // `None` once what it holds has gone.
+    let mut work = Some(work);
     let mut restarts = Restarts::new(restart);
     worker.membership().post().record.detail().returns = true;
     let alarm = Waker::from(Arc::new(sleeper.alarm()));
-    let exit = loop {
+    let mut exit = loop {
+        let Some(lives) = &mut work else {
+            break Exit::Completed;
+        };
         let membership = worker.membership();
         let charge = InCharge::of(membership);
         membership.post().run_on(Some(threads::current()));
         restarts.life_begins(membership.registry().roster().view().now);
         sleeper.step_away();
-        let outcome = panics::supervise(&charge, || match work(&worker) {
+        let mut outcome = panics::supervise(&charge, || match lives(&worker) {
             Ok(()) => Exit::Completed,
             Err(error) => Exit::Failed {
                 error: chain(&*error),
             },
         });
+        let returned =
+            matches!(outcome, Ok(Exit::Completed)) && !membership.post().record.is_over();
+        if returned && restarts.leaves_returned() {
+            // As a future, it has returned when what it held has gone, which may panic as it goes.
+            let held = work.take();
+            let dropped = panics::supervise(&charge, || drop(held));
+            outcome = dropped.map(|()| Exit::Completed);
+        }
         let over = end_life(membership, &mut restarts, outcome, finite);
         part(membership);
         sleeper.come_back();
+        if work.is_none() {
+            break over.exit;
+        }
         let (exit, decision) = decide(membership, &mut restarts, over);
         let Decision::Restart { delay, .. } = decision else {
             break exit;
@@ -128,11 +144,15 @@ where
         };
         worker = WorkerHeartbeat::new(next);
     };
-    // What the work holds may take its time to go.
-    sleeper.step_away();
-    let _ = panics::contain(|| drop(work));
-    sleeper.come_back();
-    worker.membership().post().record.detail().returns = false;
+    let membership = worker.membership();
+    if let Some(held) = work {
+        // What it holds may take its time to go.
+        sleeper.step_away();
+        let dropped = panics::contain(|| drop(held));
+        sleeper.come_back();
+        exit = end_of_drop(Some(membership), exit, dropped);
+    }
+    membership.post().record.detail().returns = false;
     drop(worker);
     exit
 }
