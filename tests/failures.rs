@@ -430,27 +430,21 @@ fn a_panic_of_what_the_work_holds_is_the_end_of_the_work() {
 }
 
 #[test]
-fn a_worker_has_returned_when_what_its_work_held_has_gone() {
+fn a_return_and_a_panic_of_what_the_work_held_are_one_death() {
     for policy in [Restart::never(), Restart::on_failure()] {
-        for finite in [false, true] {
-            let world = World::new();
-            let supervisor = Supervisor::new(&world.registry).restart(policy.clone());
-            let builder = world.worker("w");
-            let builder = if finite { builder.finite() } else { builder };
-            let events = world.registry.subscribe();
-            let bomb = Bomb;
-            let worker = supervisor.spawn(builder, move |_| {
-                let _held = &bomb;
-                Ok(())
-            });
-            let worker = worker.unwrap();
-            let exit = worker.join();
-            let health = worker.probe().health();
-            assert!(panicked_when_dropped(&exit, &health), "{exit:?}, {health}");
-            let ends = names(&events);
-            let ends: Vec<_> = ends.iter().filter(|name| *name != "registered").collect();
-            assert_eq!(ends, ["dead"], "it is told once");
-        }
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry).restart(policy);
+        let events = world.registry.subscribe();
+        let bomb = Bomb;
+        let worker = supervisor.spawn(world.worker("w"), move |_| {
+            let _held = &bomb;
+            Ok(())
+        });
+        let worker = worker.unwrap();
+        let exit = worker.join();
+        let health = worker.probe().health();
+        assert!(panicked_when_dropped(&exit, &health), "{exit:?}, {health}");
+        assert_eq!(names(&events), ["registered", "dead"]);
     }
 }
 

@@ -267,7 +267,7 @@ fn odd_panic_payloads_and_odd_work_are_contained() {
             Ok(())
         })
         .unwrap();
-    assert!(work.join().is_completed());
+    assert!(matches!(work.join(), Exit::Panicked { .. }));
 }
 
 #[test]

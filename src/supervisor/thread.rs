@@ -114,10 +114,11 @@ where
                 error: chain(&*error),
             },
         });
-        let returned =
-            matches!(outcome, Ok(Exit::Completed)) && !membership.post().record.is_over();
-        if returned && restarts.leaves_returned() {
-            // As a future, it has returned when what it held has gone, which may panic as it goes.
+        let post = membership.post();
+        let returned = matches!(outcome, Ok(Exit::Completed)) && !post.record.is_over();
+        if returned && !finite && !post.stop_requested() && restarts.leaves_returned() {
+            // Its return is a death, which no other death overrules: so what it holds goes first, and
+            // may panic as it goes.
             let held = work.take();
             let dropped = panics::supervise(&charge, || drop(held));
             outcome = dropped.map(|()| Exit::Completed);
