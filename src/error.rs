@@ -217,7 +217,7 @@ pub(crate) fn describe_text(value: impl Display) -> String {
 
 /// The value as an error, if it is of a type that is known to be one: what is only known as
 /// [`Display`] cannot be asked whether it is an error.
-fn known_error(value: &dyn Any) -> Option<&(dyn StdError + 'static)> {
+pub(crate) fn known_error(value: &dyn Any) -> Option<&(dyn StdError + 'static)> {
     None.or_else(|| value.downcast_ref().map(|error: &BoxError| &**error as _))
         .or_else(|| {
             let error = value.downcast_ref::<Box<dyn StdError + Send>>();

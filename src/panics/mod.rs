@@ -4,6 +4,7 @@ mod seen;
 
 use std::any::Any;
 use std::backtrace::Backtrace;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
@@ -13,6 +14,7 @@ use std::thread;
 
 use once_cell::sync::OnceCell;
 
+use crate::error::{chain, known_error};
 use seen::Seen;
 
 /// What is known of a panic.
@@ -353,18 +355,49 @@ pub(crate) fn dispose(payload: Box<dyn Any + Send>) {
     }
 }
 
-/// The message in a panic payload.
+/// The message in a panic payload. Of an error it is the text, which the application writes: in the
+/// panic hook, where that must not run, use [`plain_message`].
 pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
+    match known_text(payload) {
+        Some(text) => text.to_owned(),
+        None => known_error(unboxed(payload)).map_or_else(|| NO_TEXT.to_owned(), chain),
+    }
+}
+
+/// The message in a panic payload, as far as it can be known without running the application's code.
+pub(crate) fn plain_message(payload: &(dyn Any + Send)) -> String {
     text(payload).to_owned()
 }
 
+const NO_TEXT: &str = "a value that is not a text";
+
 fn text(payload: &(dyn Any + Send)) -> &str {
-    if let Some(text) = payload.downcast_ref::<&'static str>() {
-        text
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text
-    } else {
-        "a value that is not a text"
+    known_text(payload).unwrap_or(NO_TEXT)
+}
+
+fn known_text(payload: &(dyn Any + Send)) -> Option<&str> {
+    fn of<T: AsRef<str> + 'static>(payload: &dyn Any) -> Option<&str> {
+        payload.downcast_ref::<T>().map(AsRef::as_ref)
+    }
+    let payload = unboxed(payload);
+    of::<&'static str>(payload)
+        .or_else(|| of::<String>(payload))
+        .or_else(|| of::<Cow<'static, str>>(payload))
+        .or_else(|| of::<Box<str>>(payload))
+        .or_else(|| of::<Arc<str>>(payload))
+}
+
+/// What is in the innermost box: a payload that is raised again as it was caught is in two.
+fn unboxed(payload: &(dyn Any + Send)) -> &dyn Any {
+    let mut payload: &dyn Any = payload;
+    loop {
+        payload = if let Some(inner) = payload.downcast_ref::<Box<dyn Any + Send>>() {
+            &**inner
+        } else if let Some(inner) = payload.downcast_ref::<Box<dyn Any + Send + Sync>>() {
+            &**inner
+        } else {
+            return payload;
+        };
     }
 }
 
