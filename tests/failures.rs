@@ -344,6 +344,55 @@ fn a_future_that_is_cancelled_is_stopped() {
 }
 
 #[test]
+fn a_future_that_is_dropped_unpolled_does_nothing_while_the_handle_is_there() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    hb.beat();
+    let before = hb.health();
+    // As `select!` does with a branch that is disabled.
+    drop(hb.supervise(pending::<()>()));
+    assert_eq!(hb.health().to_string(), before.to_string());
+    let unwinding = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _unpolled = hb.supervise(pending::<()>());
+        panic!("of the caller")
+    }));
+    assert!(unwinding.is_err());
+    assert_eq!(hb.health().to_string(), before.to_string());
+    // Children of the life are left alone.
+    let children = Supervisor::linked_to(&hb);
+    drop(hb.supervise(pending::<()>()));
+    let child = children.spawn(world.worker("child").finite(), |_| Ok(()));
+    assert!(child.unwrap().join().is_completed());
+
+    let two = [hb.supervise(pending::<()>()), hb.supervise(pending())];
+    let probe = hb.probe();
+    drop(hb);
+    let [first, last] = two;
+    drop(first);
+    assert_eq!(probe.health().to_string(), before.to_string());
+    drop(last);
+    assert!(
+        matches!(
+            probe.health(),
+            Health::Stopped {
+                by: StopCause::Cancelled,
+                ..
+            }
+        ),
+        "{}",
+        probe.health()
+    );
+}
+
+#[test]
+fn a_future_that_panics_as_it_is_dropped_unpolled_is_told() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    drop(hb.supervise(holding(Bomb)));
+    assert!(hb.health().to_string().contains("when it was dropped"));
+}
+
+#[test]
 fn a_future_whose_thread_unwinds_is_dead_by_the_panic_of_the_thread() {
     fn drops(run: Pin<Run>) {
         let thread = thread::spawn(move || {

@@ -32,7 +32,9 @@ impl WorkerHeartbeat {
     ///
     /// The worker ends with the future: as stopped if it completed or was cancelled, as dead if it
     /// panicked or returned an error. It lives as long as the future, even if this handle is dropped
-    /// before: `tokio::spawn(hb.supervise(work))` is fine.
+    /// before: `tokio::spawn(hb.supervise(work))` is fine. A future that is dropped without ever having
+    /// been polled, as that of a disabled branch of `select!`, ends the worker only if this handle is
+    /// gone.
     ///
     /// The result is the future's output, or [`Error::Panicked`].
     ///
@@ -105,8 +107,9 @@ impl<F> fmt::Debug for Supervised<F> {
     }
 }
 
-/// A future from its first poll to its end. Dropped before, it ends the worker as cancelled, or as
-/// dead if the future panics as it is dropped, or if the thread unwinds already.
+/// A future to its end. Dropped before, it ends the worker as cancelled, or as dead if the future
+/// panics as it is dropped, or if the thread unwinds already. If it was never polled, and others hold
+/// the worker, only a panic as it is dropped ends it.
 struct Life<F> {
     /// `None` once it is over.
     future: Option<Pin<Box<F>>>,
@@ -214,6 +217,11 @@ impl<F> Drop for Life<F> {
         // Then the end is not the future's doing, whatever it does as it is dropped.
         let unwinding = self.ends_by_unwinding().then(panics::unwinding);
         let dropped = panics::supervise(&self.charge, || drop(future));
+        // It never ran: a branch of `select!` that is disabled is made and dropped at once.
+        let never_ran = self.at_work.is_none();
+        if never_ran && dropped.is_ok() && !self.membership.is_last() {
+            return;
+        }
         self.end(match (unwinding, dropped) {
             (Some(report), _) | (None, Err(report)) => End::Panicked(report),
             (None, Ok(())) => End::Stopped(StopCause::Cancelled),
