@@ -2,9 +2,12 @@
 
 use std::any::Any;
 use std::error::Error as StdError;
-use std::fmt::Display;
+use std::fmt::{self, Display, Write};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+
+use crate::panics;
 
 /// Everything that this crate can refuse or fail at.
 ///
@@ -133,7 +136,7 @@ impl Error {
     pub fn store(operation: &'static str, message: impl Display) -> Self {
         Self::Store {
             operation,
-            message: message.to_string(),
+            message: written(format_args!("{message}")),
         }
     }
 
@@ -156,16 +159,39 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 /// The most causes of an error that are described. An error could be its own cause.
 const MOST_CAUSES: usize = 32;
 
+/// Writes what the application implements. Its [`Display`] may return an error, at which `to_string`
+/// panics, or panic itself: what was written until then is kept and marked.
+pub(crate) fn written(value: fmt::Arguments<'_>) -> String {
+    let mut text = String::new();
+    match catch_unwind(AssertUnwindSafe(|| text.write_fmt(value))) {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => text.push_str("[incomplete: its Display returned an error]"),
+        Err(payload) => {
+            panics::dispose(payload);
+            text.push_str("[incomplete: its Display panicked]");
+        }
+    }
+    text
+}
+
+/// The cause of an error. A `source` that panics has none.
+fn cause_of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    catch_unwind(AssertUnwindSafe(|| error.source())).unwrap_or_else(|payload| {
+        panics::dispose(payload);
+        None
+    })
+}
+
 /// An error with what caused it.
 pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
+    let mut text = written(format_args!("{error}"));
+    let mut cause = cause_of(error);
     for _ in 0..MOST_CAUSES {
         let Some(error) = cause else {
             break;
         };
-        cause = error.source();
-        let reason = error.to_string();
+        cause = cause_of(error);
+        let reason = written(format_args!("{error}"));
         // Many errors already say what caused them.
         if !text.contains(&reason) {
             text.push_str(": ");
@@ -186,12 +212,12 @@ pub(crate) fn describe<E: Display + 'static>(value: &E) -> String {
 /// Anything that is only known to have a text. The alternate form of some types, such as
 /// `anyhow::Error`, has the causes.
 pub(crate) fn describe_text(value: impl Display) -> String {
-    format!("{value:#}")
+    written(format_args!("{value:#}"))
 }
 
 /// The value as an error, if it is of a type that is known to be one: what is only known as
 /// [`Display`] cannot be asked whether it is an error.
-fn known_error(value: &dyn Any) -> Option<&(dyn StdError + 'static)> {
+pub(crate) fn known_error(value: &dyn Any) -> Option<&(dyn StdError + 'static)> {
     None.or_else(|| value.downcast_ref().map(|error: &BoxError| &**error as _))
         .or_else(|| {
             let error = value.downcast_ref::<Box<dyn StdError + Send>>();

@@ -12,9 +12,10 @@ use std::task::Poll;
 use std::thread;
 
 use support::executor::{block_on, poll_once};
-use support::{PATIENCE, World};
+use support::{PATIENCE, World, names};
 use worker_heartbeat::{
-    BoxError, DeathCause, Error, Exit, Health, Outcome, StopCause, Supervisor, WorkerHeartbeat,
+    BoxError, DeathCause, Error, Exit, Health, Outcome, Restart, StopCause, Supervisor,
+    WorkerHeartbeat,
 };
 
 #[derive(Debug)]
@@ -169,6 +170,84 @@ fn an_error_that_is_its_own_cause_is_described_all_the_same() {
     assert_eq!(failure(&hb.health()), "around and");
 }
 
+/// An error whose text breaks off.
+#[derive(Clone, Copy, Debug)]
+enum Broken {
+    /// Its `Display` returns an error, as that of chrono's formats does.
+    ReturnsAnError,
+    Panics,
+}
+
+const BROKEN: [Broken; 2] = [Broken::ReturnsAnError, Broken::Panics];
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("stopped at ")?;
+        match self {
+            Self::ReturnsAnError => Err(fmt::Error),
+            Self::Panics => panic!("no such time"),
+        }
+    }
+}
+
+impl StdError for Broken {}
+
+/// An error with a cause whose text breaks off.
+#[derive(Debug)]
+struct Full(Broken);
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the disk is full")
+    }
+}
+
+impl StdError for Full {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
+
+#[test]
+fn an_error_that_cannot_be_written_is_a_failure_with_what_was_written() {
+    for broken in BROKEN {
+        let world = World::new();
+        let hb = world.worker("w").start().unwrap();
+        hb.fail(format_args!("import: {broken}, then left"));
+        let told = failure(&hb.health());
+        assert!(told.starts_with("import: stopped at [incomplete"), "{told}");
+
+        let told = of_future(move || broken);
+        assert!(told[0].starts_with("stopped at [incomplete"), "{told:?}");
+        assert_eq!(told[0], told[1]);
+        let error = Error::store("beat", broken).to_string();
+        assert!(error.contains("stopped at [incomplete"), "{error}");
+    }
+}
+
+#[test]
+fn a_cause_that_cannot_be_written_takes_nothing_from_the_error() {
+    for broken in BROKEN {
+        let world = World::new();
+        let hb = world.worker("w").start().unwrap();
+        hb.fail_with(&Full(broken));
+        let all = failure(&hb.health());
+        let start = "the disk is full: stopped at [incomplete";
+        assert!(all.starts_with(start), "{all}");
+
+        let worker = Supervisor::new(&world.registry)
+            .spawn(world.worker("w"), move |_| Err(Full(broken).into()))
+            .unwrap();
+        let exit = worker.join();
+        assert!(
+            matches!(&exit, Exit::Failed { error } if *error == all),
+            "{exit:?}"
+        );
+        let told = of_future(move || BoxError::from(Full(broken)));
+        assert_eq!(told, [all.clone(), all]);
+    }
+}
+
 // --- futures that are dropped -----------------------------------------------------------------
 
 /// Panics when it is dropped.
@@ -265,6 +344,55 @@ fn a_future_that_is_cancelled_is_stopped() {
 }
 
 #[test]
+fn a_future_that_is_dropped_unpolled_does_nothing_while_the_handle_is_there() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    hb.beat();
+    let before = hb.health();
+    // As `select!` does with a branch that is disabled.
+    drop(hb.supervise(pending::<()>()));
+    assert_eq!(hb.health().to_string(), before.to_string());
+    let unwinding = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _unpolled = hb.supervise(pending::<()>());
+        panic!("of the caller")
+    }));
+    assert!(unwinding.is_err());
+    assert_eq!(hb.health().to_string(), before.to_string());
+    // Children of the life are left alone.
+    let children = Supervisor::linked_to(&hb);
+    drop(hb.supervise(pending::<()>()));
+    let child = children.spawn(world.worker("child").finite(), |_| Ok(()));
+    assert!(child.unwrap().join().is_completed());
+
+    let two = [hb.supervise(pending::<()>()), hb.supervise(pending())];
+    let probe = hb.probe();
+    drop(hb);
+    let [first, last] = two;
+    drop(first);
+    assert_eq!(probe.health().to_string(), before.to_string());
+    drop(last);
+    assert!(
+        matches!(
+            probe.health(),
+            Health::Stopped {
+                by: StopCause::Cancelled,
+                ..
+            }
+        ),
+        "{}",
+        probe.health()
+    );
+}
+
+#[test]
+fn a_future_that_panics_as_it_is_dropped_unpolled_is_told() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    drop(hb.supervise(holding(Bomb)));
+    assert!(hb.health().to_string().contains("when it was dropped"));
+}
+
+#[test]
 fn a_future_whose_thread_unwinds_is_dead_by_the_panic_of_the_thread() {
     fn drops(run: Pin<Run>) {
         let thread = thread::spawn(move || {
@@ -304,4 +432,101 @@ fn a_supervisor_knows_how_a_dropped_future_ended() {
     assert!(parent.unwrap().join().is_completed());
     let words = world.registry.get("w").unwrap().health().to_string();
     assert!(words.starts_with("stopped"), "{words}");
+}
+
+// --- what the work holds ------------------------------------------------------------------------
+
+const WHEN_DROPPED: &str = "when it was dropped";
+
+fn panicked_when_dropped(exit: &Exit, health: &Health) -> bool {
+    let by_health = health.to_string().contains(WHEN_DROPPED);
+    by_health
+        && matches!(exit, Exit::Panicked { message, location: Some(_) } if message == WHEN_DROPPED)
+}
+
+#[test]
+fn a_panic_of_what_the_work_holds_is_the_end_of_the_work() {
+    let policies = [Restart::never(), Restart::on_failure(), Restart::always()];
+    for (policy, finite) in policies.iter().flat_map(|p| [(p, false), (p, true)]) {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry).restart(policy.clone());
+        let builder = |id: &str| {
+            let builder = world.worker("w").id(id);
+            if finite { builder.finite() } else { builder }
+        };
+        let bomb = Bomb;
+        let on_thread = supervisor.spawn(builder("thread"), move |hb| {
+            let _held = &bomb;
+            hb.beat();
+            // So that it is over whatever the policy.
+            hb.stop();
+            Ok(())
+        });
+        let on_thread = on_thread.unwrap();
+        let exit = on_thread.join();
+        let health = on_thread.probe().health();
+        assert!(panicked_when_dropped(&exit, &health), "{exit:?}, {health}");
+
+        let bomb = Bomb;
+        let lives = supervisor.supervise(builder("lives"), move |hb| {
+            let _held = &bomb;
+            async move { hb.stop() }
+        });
+        let exit = block_on(lives.unwrap());
+        let health = world.registry.get("lives").unwrap().health();
+        assert!(panicked_when_dropped(&exit, &health), "{exit:?}, {health}");
+    }
+}
+
+#[test]
+fn a_return_and_a_panic_of_what_the_work_held_are_one_death() {
+    for policy in [Restart::never(), Restart::on_failure()] {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry).restart(policy);
+        let events = world.registry.subscribe();
+        let bomb = Bomb;
+        let worker = supervisor.spawn(world.worker("w"), move |_| {
+            let _held = &bomb;
+            Ok(())
+        });
+        let worker = worker.unwrap();
+        let exit = worker.join();
+        let health = worker.probe().health();
+        assert!(panicked_when_dropped(&exit, &health), "{exit:?}, {health}");
+        assert_eq!(names(&events), ["registered", "dead"]);
+    }
+}
+
+#[test]
+fn a_failure_comes_before_the_panic_of_what_the_work_holds() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let bomb = Bomb;
+    let worker = supervisor.spawn(world.worker("w"), move |_| {
+        let _held = &bomb;
+        Err("disk full".into())
+    });
+    let worker = worker.unwrap();
+    assert!(matches!(worker.join(), Exit::Failed { error } if error == "disk full"));
+    assert_eq!(failure(&worker.probe().health()), "disk full");
+}
+
+#[test]
+fn a_panic_of_what_the_maker_of_a_future_holds_is_told_when_it_is_cancelled() {
+    for polls in [0, 1] {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry);
+        let bomb = Bomb;
+        let run = supervisor.supervise(world.worker("w").id("w"), move |_| {
+            let _held = &bomb;
+            pending::<()>()
+        });
+        let mut run = Box::pin(run.unwrap());
+        for _ in 0..polls {
+            assert!(poll_once(&mut run).is_pending());
+        }
+        drop(run);
+        let told = world.registry.get("w").unwrap().health().to_string();
+        assert!(told.contains(WHEN_DROPPED), "{told}");
+    }
 }

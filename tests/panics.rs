@@ -3,9 +3,10 @@
 mod support;
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, Location, UnwindSafe, catch_unwind, panic_any, resume_unwind};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::thread;
 
@@ -448,4 +449,83 @@ impl Drop for Later<'_> {
     fn drop(&mut self) {
         (self.0)();
     }
+}
+
+// --- payloads -----------------------------------------------------------------------------------
+
+#[derive(Debug)]
+struct Lost(std::io::Error);
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("connection lost")
+    }
+}
+
+impl std::error::Error for Lost {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+#[test]
+fn a_payload_that_holds_a_text_or_an_error_is_told_by_it() {
+    type Boxed = Box<dyn Any + Send>;
+    let lost = || Lost(std::io::Error::other("reset"));
+    let payloads: Vec<(&str, fn() -> Boxed)> = vec![
+        ("cow", || Box::new(Cow::Borrowed("cow"))),
+        ("cow 1", || {
+            Box::new(Cow::<str>::Owned(format!("cow {}", 1)))
+        }),
+        ("box", || Box::new(Box::<str>::from("box"))),
+        ("arc", || Box::new(Arc::<str>::from("arc"))),
+    ];
+    for (message, payload) in payloads {
+        // The trait object itself is what is raised, in one more box, or two.
+        for depth in 0..3 {
+            let raise = move || {
+                let payload = (0..depth).fold(payload(), |inner, _| Box::new(inner) as Boxed);
+                panic_any(payload)
+            };
+            each_way(raise, |told| assert_eq!(told.message, message));
+        }
+    }
+    let all = "connection lost: reset";
+    let raise = move || panic_any(Box::new(lost()) as Box<dyn std::error::Error + Send + Sync>);
+    each_way(raise, |told| assert_eq!(told.message, all));
+    let raise = move || panic_any(Box::new(lost()) as Box<dyn std::error::Error + Send>);
+    each_way(raise, |told| assert_eq!(told.message, all));
+    let raise = move || panic_any(std::io::Error::other(lost()));
+    each_way(raise, |told| {
+        assert!(told.message.contains("connection lost"))
+    });
+}
+
+#[test]
+fn a_panic_that_is_raised_again_in_a_second_box_keeps_its_message() {
+    let raise = || {
+        let helper = thread::spawn(|| panic!("the disk is on {}", "fire"));
+        panic_any(helper.join().unwrap_err())
+    };
+    each_way(raise, |told| {
+        assert_eq!(told.message, "the disk is on fire")
+    });
+}
+
+#[test]
+fn an_error_in_a_payload_that_cannot_be_written_is_contained() {
+    #[derive(Debug)]
+    struct Broken;
+    impl std::fmt::Display for Broken {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("stopped at ")?;
+            panic!("no such time")
+        }
+    }
+    impl std::error::Error for Broken {}
+    let raise = || panic_any(Box::new(Broken) as Box<dyn std::error::Error + Send + Sync>);
+    each_way(raise, |told| {
+        assert!(told.message.starts_with("stopped at ["), "{}", told.message);
+        assert!(told.line.is_some());
+    });
 }

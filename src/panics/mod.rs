@@ -4,6 +4,7 @@ mod seen;
 
 use std::any::Any;
 use std::backtrace::Backtrace;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
@@ -13,6 +14,7 @@ use std::thread;
 
 use once_cell::sync::OnceCell;
 
+use crate::error::{chain, known_error};
 use seen::Seen;
 
 /// What is known of a panic.
@@ -41,6 +43,9 @@ pub(crate) trait Charge: Send + Sync {
 
 /// Says that there is a supervisor or supervised work. Then panics of other threads are remembered as
 /// well: their payloads may be passed on to that work, between two polls of a future too.
+///
+/// Made on the thread of the application that asks for supervision. That puts in the hook before any
+/// thread starts: an application that sets a hook of its own afterwards does not race with it.
 #[derive(Debug)]
 pub(crate) struct Interest(());
 
@@ -50,6 +55,7 @@ static INTERESTS: AtomicUsize = AtomicUsize::new(0);
 impl Interest {
     pub(crate) fn new() -> Self {
         INTERESTS.fetch_add(1, Ordering::Relaxed);
+        install();
         Self(())
     }
 }
@@ -107,9 +113,6 @@ pub(crate) fn is_supervised() -> bool {
 }
 
 /// Runs supervised work on a worker's behalf and catches its panic.
-///
-/// The first call puts a hook before the process's panic hook. The hook acts while there is
-/// supervised work, and always calls the hook that it found.
 pub(crate) fn supervise<T>(
     charge: &Arc<dyn Charge>,
     work: impl FnOnce() -> T,
@@ -178,6 +181,8 @@ fn unseen() -> PanicReport {
     }
 }
 
+/// Puts a hook before the process's panic hook, once. The hook acts while there is supervised work,
+/// and always calls the hook that it found.
 fn install() {
     // The hook cannot be taken while this thread unwinds: that would panic. Later work installs it.
     if HOOK.get().is_some() || thread::panicking() {
@@ -353,18 +358,49 @@ pub(crate) fn dispose(payload: Box<dyn Any + Send>) {
     }
 }
 
-/// The message in a panic payload.
+/// The message in a panic payload. Of an error it is the text, which the application writes: in the
+/// panic hook, where that must not run, use [`plain_message`].
 pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
+    match known_text(payload) {
+        Some(text) => text.to_owned(),
+        None => known_error(unboxed(payload)).map_or_else(|| NO_TEXT.to_owned(), chain),
+    }
+}
+
+/// The message in a panic payload, as far as it can be known without running the application's code.
+pub(crate) fn plain_message(payload: &(dyn Any + Send)) -> String {
     text(payload).to_owned()
 }
 
+const NO_TEXT: &str = "a value that is not a text";
+
 fn text(payload: &(dyn Any + Send)) -> &str {
-    if let Some(text) = payload.downcast_ref::<&'static str>() {
-        text
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text
-    } else {
-        "a value that is not a text"
+    known_text(payload).unwrap_or(NO_TEXT)
+}
+
+fn known_text(payload: &(dyn Any + Send)) -> Option<&str> {
+    fn of<T: AsRef<str> + 'static>(payload: &dyn Any) -> Option<&str> {
+        payload.downcast_ref::<T>().map(AsRef::as_ref)
+    }
+    let payload = unboxed(payload);
+    of::<&'static str>(payload)
+        .or_else(|| of::<String>(payload))
+        .or_else(|| of::<Cow<'static, str>>(payload))
+        .or_else(|| of::<Box<str>>(payload))
+        .or_else(|| of::<Arc<str>>(payload))
+}
+
+/// What is in the innermost box: a payload that is raised again as it was caught is in two.
+fn unboxed(payload: &(dyn Any + Send)) -> &dyn Any {
+    let mut payload: &dyn Any = payload;
+    loop {
+        payload = if let Some(inner) = payload.downcast_ref::<Box<dyn Any + Send>>() {
+            &**inner
+        } else if let Some(inner) = payload.downcast_ref::<Box<dyn Any + Send + Sync>>() {
+            &**inner
+        } else {
+            return payload;
+        };
     }
 }
 

@@ -35,6 +35,11 @@ impl Membership {
         Probe::new(self.registry.clone(), self.post.clone())
     }
 
+    /// Whether nobody else holds this life.
+    pub(crate) fn is_last(&self) -> bool {
+        self.post.chunk.has_one_holder(self.post.offset)
+    }
+
     /// Begins the worker's next life. What others hold of this one stays with it, and changes nothing
     /// any more. `None` if the worker was asked to stop.
     pub(crate) fn next_life(&self) -> Option<Self> {

@@ -10,7 +10,7 @@ use log::Level;
 use parking_lot::Mutex;
 
 use super::known::{Known, just_before};
-use crate::error::Error;
+use crate::error::{Error, written};
 use crate::fleet::{Answer, HeartbeatStore, StoredWorker, WorkerFilter, WorkerKey};
 use crate::health::Line;
 use crate::roster::say;
@@ -107,7 +107,7 @@ impl Refusal {
 impl From<Error> for Refusal {
     /// What is not allowed is for whoever asked.
     fn from(error: Error) -> Self {
-        Self::bad(error.to_string())
+        Self::bad(written(format_args!("{error}")))
     }
 }
 
@@ -138,7 +138,7 @@ impl Core {
             Err(error @ Error::Invalid { .. }) => Err(error.into()),
             Err(error) => {
                 if !self.failing.swap(true, Ordering::Relaxed) {
-                    let error = error.to_string();
+                    let error = written(format_args!("{error}"));
                     say(Level::Error, format_args!("coordinator: {}", Line(&error)));
                 }
                 Err(Refusal::new(

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::health::{Death, DeathCause, StopCause};
+use crate::panics::PanicReport;
 use crate::roster::post::{End, wake};
 
 /// How supervised work ended, after its last life.
@@ -54,6 +55,15 @@ impl Exit {
                 error: error.clone(),
             }),
             _ => End::Stopped(StopCause::Cancelled),
+        }
+    }
+}
+
+impl From<&PanicReport> for Exit {
+    fn from(report: &PanicReport) -> Self {
+        Self::Panicked {
+            message: report.message.clone(),
+            location: report.location.clone(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use super::exit::Finish;
 use super::restart::{Decision, Restarts};
 use super::stopping::Part;
-use super::{Exit, InCharge, Outcome, Supervisor, begin_again, decide, end_life};
+use super::{Exit, InCharge, Outcome, Supervisor, begin_again, decide, end_life, end_of_drop};
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::health::{DeathCause, Ending, StopCause};
@@ -32,9 +32,13 @@ impl WorkerHeartbeat {
     ///
     /// The worker ends with the future: as stopped if it completed or was cancelled, as dead if it
     /// panicked or returned an error. It lives as long as the future, even if this handle is dropped
-    /// before: `tokio::spawn(hb.supervise(work))` is fine.
+    /// before: `tokio::spawn(hb.supervise(work))` is fine. A future that is dropped without ever having
+    /// been polled, as that of a disabled branch of `select!`, ends the worker only if this handle is
+    /// gone.
     ///
     /// The result is the future's output, or [`Error::Panicked`].
+    ///
+    /// The call puts in the panic hook, if no [`Supervisor`] has.
     ///
     /// ```
     /// # fn block_on<F: Future>(future: F) -> F::Output {
@@ -103,8 +107,9 @@ impl<F> fmt::Debug for Supervised<F> {
     }
 }
 
-/// A future from its first poll to its end. Dropped before, it ends the worker as cancelled, or as
-/// dead if the future panics as it is dropped, or if the thread unwinds already.
+/// A future to its end. Dropped before, it ends the worker as cancelled, or as dead if the future
+/// panics as it is dropped, or if the thread unwinds already. If it was never polled, and others hold
+/// the worker, only a panic as it is dropped ends it.
 struct Life<F> {
     /// `None` once it is over.
     future: Option<Pin<Box<F>>>,
@@ -212,6 +217,11 @@ impl<F> Drop for Life<F> {
         // Then the end is not the future's doing, whatever it does as it is dropped.
         let unwinding = self.ends_by_unwinding().then(panics::unwinding);
         let dropped = panics::supervise(&self.charge, || drop(future));
+        // It never ran: a branch of `select!` that is disabled is made and dropped at once.
+        let never_ran = self.at_work.is_none();
+        if never_ran && dropped.is_ok() && !self.membership.is_last() {
+            return;
+        }
         self.end(match (unwinding, dropped) {
             (Some(report), _) | (None, Err(report)) => End::Panicked(report),
             (None, Ok(())) => End::Stopped(StopCause::Cancelled),
@@ -283,6 +293,7 @@ where
 {
     async fn run(mut self) -> Exit {
         let exit = self.live().await;
+        let exit = self.let_go(exit);
         self.farewell.exit = Some(exit.clone());
         exit
     }
@@ -328,6 +339,16 @@ where
     }
 }
 
+impl<M> Lives<M> {
+    /// Drops what the maker of the futures holds.
+    fn let_go(&mut self, exit: Exit) -> Exit {
+        let make = self.make.take();
+        let dropped = panics::contain(|| drop(make));
+        let worker = self.worker.as_ref();
+        end_of_drop(worker.map(|worker| worker.membership()), exit, dropped)
+    }
+}
+
 impl<M> Drop for Lives<M> {
     fn drop(&mut self) {
         if let Some(worker) = &self.worker {
@@ -339,15 +360,13 @@ impl<M> Drop for Lives<M> {
                 End::Stopped(StopCause::Cancelled)
             });
         }
-        // It is not started again, even if something of it is left.
-        self.post.record.detail().returns = false;
         if self.farewell.exit.is_none() {
             let ending = self.post.current().ending();
-            self.farewell.exit = ending.as_ref().and_then(panic_of);
+            let exit = ending.as_ref().and_then(panic_of);
+            self.farewell.exit = Some(self.let_go(exit.unwrap_or(Exit::Cancelled)));
         }
-        // What it holds may panic as it goes.
-        let make = self.make.take();
-        let _ = panics::contain(|| drop(make));
+        // It is not started again, even if something of it is left.
+        self.post.record.detail().returns = false;
     }
 }
 

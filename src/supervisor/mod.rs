@@ -35,8 +35,10 @@ use stopping::{Stop, Stopping};
 /// Runs workers on threads of their own or in futures, reports how each of them ended, and starts
 /// them again as its policy says.
 ///
-/// The first worker puts a hook before the process's panic hook. It notes message, place and call
-/// stack of panics, and always calls the hook that it found. As long as there is a supervisor or
+/// The first supervisor puts a hook before the process's panic hook, on the thread that makes it: a
+/// hook that the application sets later has to call the one that it found. (On a thread that unwinds
+/// from a panic, no hook can be set: the next supervisor or supervised work puts it in.) The hook
+/// notes message, place and call stack of panics, and always calls the hook that it found. As long as there is a supervisor or
 /// supervised work, that includes panics of other threads, since their payloads may be passed on to
 /// the work: by rayon, or by a thread that is joined.
 ///
@@ -287,15 +289,31 @@ fn end_life(
             }
         }
         Err(report) => {
-            let exit = Exit::Panicked {
-                message: report.message.clone(),
-                location: report.location.clone(),
-            };
+            let exit = Exit::from(&*report);
             membership.end(End::Panicked(report));
             exit
         }
     };
     Over { exit, asked }
+}
+
+/// What the work held has been dropped after its last life. A panic of that counts if the work had
+/// not failed before.
+fn end_of_drop(
+    membership: Option<&Membership>,
+    exit: Exit,
+    dropped: Result<(), Box<PanicReport>>,
+) -> Exit {
+    match (exit, dropped) {
+        (Exit::Completed | Exit::Cancelled, Err(report)) => {
+            let exit = Exit::from(&*report);
+            if let Some(membership) = membership {
+                membership.end(End::Panicked(report));
+            }
+            exit
+        }
+        (exit, _) => exit,
+    }
 }
 
 /// Decides what comes after a life.

@@ -221,6 +221,11 @@ impl Restarts {
         }
     }
 
+    /// Whether a worker that returned without an error is not started again.
+    pub(super) const fn leaves_returned(&self) -> bool {
+        !matches!(self.policy.when, When::Always)
+    }
+
     /// A life begins, by the registry's time line.
     pub(super) const fn life_begins(&mut self, now: Moment) {
         self.life_began = now;

@@ -12,7 +12,7 @@ use super::children::ask;
 use super::exit::{Finish, Wait};
 use super::restart::{Decision, Restart, Restarts};
 use super::stopping::part;
-use super::{Exit, InCharge, Supervisor, begin_again, decide, end_life};
+use super::{Exit, InCharge, Supervisor, begin_again, decide, end_life, end_of_drop};
 use crate::clock::Sleeper;
 use crate::error::{BoxError, Error, chain};
 use crate::panics::{self, Interest};
@@ -47,6 +47,8 @@ impl Supervisor {
         self.adopt(&post, &ending)?;
         let told = Arc::clone(&ending);
         let restart = self.restart.clone();
+        // Between two lives too.
+        let interest = Interest::new();
         // The worker comes in a box that both sides can open, so that it can be told as failed if
         // there is no thread to take it.
         let crate_for_thread = Arc::new(Mutex::new(Some((worker, work))));
@@ -57,6 +59,7 @@ impl Supervisor {
             let Some((worker, work)) = taken.lock().take() else {
                 return;
             };
+            let _interest = interest;
             let at_work = worker.membership().begin_work();
             let _on_thread = at_work.on_this_thread();
             let exit = run(worker, work, restart, finite, sleeper);
@@ -83,7 +86,7 @@ impl Supervisor {
 /// The worker's thread: one life after another.
 fn run<F>(
     mut worker: WorkerHeartbeat,
-    mut work: F,
+    work: F,
     restart: Restart,
     finite: bool,
     sleeper: Sleeper,
@@ -91,26 +94,41 @@ fn run<F>(
 where
     F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError>,
 {
-    // Between two lives too.
-    let _interest = Interest::new();
+    // `None` once what it holds has gone.
+    let mut work = Some(work);
     let mut restarts = Restarts::new(restart);
     worker.membership().post().record.detail().returns = true;
     let alarm = Waker::from(Arc::new(sleeper.alarm()));
-    let exit = loop {
+    let mut exit = loop {
+        let Some(lives) = &mut work else {
+            break Exit::Completed;
+        };
         let membership = worker.membership();
         let charge = InCharge::of(membership);
         membership.post().run_on(Some(threads::current()));
         restarts.life_begins(membership.registry().roster().view().now);
         sleeper.step_away();
-        let outcome = panics::supervise(&charge, || match work(&worker) {
+        let mut outcome = panics::supervise(&charge, || match lives(&worker) {
             Ok(()) => Exit::Completed,
             Err(error) => Exit::Failed {
                 error: chain(&*error),
             },
         });
+        let post = membership.post();
+        let returned = matches!(outcome, Ok(Exit::Completed)) && !post.record.is_over();
+        if returned && !finite && !post.stop_requested() && restarts.leaves_returned() {
+            // Its return is a death, which no other death overrules: so what it holds goes first, and
+            // may panic as it goes.
+            let held = work.take();
+            let dropped = panics::supervise(&charge, || drop(held));
+            outcome = dropped.map(|()| Exit::Completed);
+        }
         let over = end_life(membership, &mut restarts, outcome, finite);
         part(membership);
         sleeper.come_back();
+        if work.is_none() {
+            break over.exit;
+        }
         let (exit, decision) = decide(membership, &mut restarts, over);
         let Decision::Restart { delay, .. } = decision else {
             break exit;
@@ -127,11 +145,15 @@ where
         };
         worker = WorkerHeartbeat::new(next);
     };
-    // What the work holds may take its time to go.
-    sleeper.step_away();
-    let _ = panics::contain(|| drop(work));
-    sleeper.come_back();
-    worker.membership().post().record.detail().returns = false;
+    let membership = worker.membership();
+    if let Some(held) = work {
+        // What it holds may take its time to go.
+        sleeper.step_away();
+        let dropped = panics::contain(|| drop(held));
+        sleeper.come_back();
+        exit = end_of_drop(Some(membership), exit, dropped);
+    }
+    membership.post().record.detail().returns = false;
     drop(worker);
     exit
 }

@@ -10,7 +10,7 @@ use super::Uplink;
 use super::book::{Known, Told, address};
 use super::thread::LONGEST_RETRY;
 use crate::clock::Moment;
-use crate::error::Error;
+use crate::error::{Error, written};
 use crate::fleet::bond::{Bond, Held, Now};
 use crate::fleet::config::OnOffline;
 use crate::fleet::host::ProcessIdentity;
@@ -165,7 +165,7 @@ impl Uplink {
 
     /// Takes note that the store does not let these in, and tells it of each once.
     fn refuse(&self, registry: &Registry, newcomers: &[Newcomer], refusal: &Error) {
-        let error = refusal.to_string();
+        let error = written(format_args!("{refusal}"));
         let until = self.clock.now().after(LONGEST_RETRY);
         let mut news = Vec::new();
         let mut book = self.book.lock();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Uplink;
 use super::book::Known;
 use crate::clock::{Moment, Sleeper};
-use crate::error::Error;
+use crate::error::{Error, written};
 use crate::fleet::jitter::Jitter;
 use crate::panics;
 use crate::registry::Registry;
@@ -117,7 +117,7 @@ impl Uplink {
                 (jitter.shorten(interval), news)
             }
             Err(error) => {
-                let error = error.to_string();
+                let error = written(format_args!("{error}"));
                 registry.roster().counts.store_failures.add(1);
                 status.failures += 1;
                 status.failures_in_a_row += 1;

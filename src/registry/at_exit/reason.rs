@@ -132,7 +132,7 @@ fn this_thread() -> Option<PathBuf> {
 fn before(info: &PanicHookInfo<'_>, supervised: bool) {
     let main = super::is_main();
     let cause = panicked(
-        panics::message(info.payload()),
+        panics::plain_message(info.payload()),
         info.location().map(ToString::to_string),
         &if main {
             MAIN.to_owned()
