@@ -472,7 +472,8 @@ impl std::error::Error for Lost {
 fn a_payload_that_holds_a_text_or_an_error_is_told_by_it() {
     type Boxed = Box<dyn Any + Send>;
     let lost = || Lost(std::io::Error::other("reset"));
-    let payloads: Vec<(&str, fn() -> Boxed)> = vec![
+    type Make = fn() -> Boxed;
+    let payloads: Vec<(&str, Make)> = vec![
         ("cow", || Box::new(Cow::Borrowed("cow"))),
         ("cow 1", || {
             Box::new(Cow::<str>::Owned(format!("cow {}", 1)))
