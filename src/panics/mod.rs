@@ -144,14 +144,16 @@ fn run<T>(
         .then(|| WARDS.try_with(|wards| wards.borrow_mut().pop()).ok())
         .flatten()
         .flatten();
-    result.map_err(|payload| {
-        let own = ward.map(|ward| ward.seen).unwrap_or_default();
+    let own = ward.map(|ward| ward.seen).unwrap_or_default();
+    let result = result.map_err(|payload| {
         let report = seen::origin(&*payload, &own);
         let mut report = report.unwrap_or_else(unseen);
         report.message = message(&*payload);
         dispose(payload);
         Box::new(report)
-    })
+    });
+    seen::forget_unsure(&own);
+    result
 }
 
 /// The panic that this thread is unwinding from, as far as it is known.

@@ -34,7 +34,7 @@ const MOST_SEEN: usize = 256;
 /// how often that is tried: it may first have to get rid of pieces that are larger than they need
 /// to be.
 const SURE: usize = 2;
-const MOST_PROBES: usize = 32;
+const MOST_PROBES: usize = 128;
 
 static SEEN: Mutex<VecDeque<Arc<Seen>>> = Mutex::new(VecDeque::new());
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -154,6 +154,15 @@ fn forget(seen: &Arc<Seen>) {
     SEEN.lock().retain(|other| !Arc::ptr_eq(other, seen));
 }
 
+/// Forgets panics of work that is over, and whose payloads no other work could identify.
+pub(super) fn forget_unsure(own: &VecDeque<Arc<Seen>>) {
+    let unsure = |seen: &Arc<Seen>| seen.home() == 0;
+    if own.iter().any(unsure) {
+        let is_own = |seen: &Arc<Seen>| own.iter().any(|other| Arc::ptr_eq(other, seen));
+        SEEN.lock().retain(|seen| !unsure(seen) || !is_own(seen));
+    }
+}
+
 pub(super) fn forget_all() {
     let all = std::mem::take(&mut *SEEN.lock());
     drop(all);
@@ -201,8 +210,8 @@ pub(super) fn origin(payload: &(dyn Any + Send), own: &VecDeque<Arc<Seen>>) -> O
 /// that it arose in.
 pub(super) fn latest(own: &VecDeque<Arc<Seen>>) -> Option<PanicReport> {
     let seen = own.front().filter(|_| own.len() == 1)?;
-    let newest = SEEN.lock().back().map_or(0, |newest| newest.number);
-    (newest <= seen.number).then(|| PanicReport {
+    let next = NEXT.load(Ordering::Relaxed);
+    (next == seen.number + 1).then(|| PanicReport {
         at_hand: None,
         ..seen.report.clone()
     })
