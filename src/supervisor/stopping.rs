@@ -17,6 +17,9 @@ use crate::roster::events::EventKind;
 use crate::roster::post::Post;
 use crate::roster::timeline::View;
 
+/// How long a shutdown that blocks its thread waits for the log at its end.
+const LOG_PATIENCE: Duration = Duration::from_millis(100);
+
 /// How a supervisor's workers came to their end.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -177,6 +180,9 @@ impl Stopping {
         while let Some((ending, slice)) = self.step() {
             ending.wait(Some(slice));
         }
+        // A log that is slow is waited for, one that blocks is not: the process may be about to end.
+        let log = self.patience.left().min(LOG_PATIENCE);
+        self.registry.wait_for_log(&self.patience.at_most(log));
         self.report()
     }
 
