@@ -155,6 +155,9 @@ impl Supervisor {
     /// No more workers are started, now and later; see [Shutdown](Self#shutdown). Several shutdowns at
     /// once all wait, and each reports what is so when it returns.
     ///
+    /// One of its workers may call it. That worker is asked to stop as well, but not waited for: the
+    /// report names it as one that did not end.
+    ///
     /// It blocks the calling thread: in an asynchronous context, use
     /// [`shutdown_async`](Self::shutdown_async).
     pub fn shutdown(&self, timeout: Duration) -> StopReport {

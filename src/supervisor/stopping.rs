@@ -122,6 +122,8 @@ pub(super) struct Stopping {
     registry: Registry,
     groups: Vec<Arc<Children>>,
     children: Vec<Child>,
+    /// Those whose own work asks for this: they are asked to stop, and cannot be waited for.
+    own: Vec<Arc<Finish>>,
     /// How many have neither ended nor used up their share; the last of them is next.
     left: usize,
     /// It was asked to stop, and may take so long.
@@ -136,11 +138,16 @@ impl Stopping {
     pub(super) fn new(registry: &Registry, groups: Vec<Arc<Children>>, timeout: Duration) -> Self {
         let (begun, patience) = (Instant::now(), Patience::new(timeout));
         let children: Vec<_> = groups.iter().flat_map(|group| group.close()).collect();
+        let unreturned = &registry.roster().unreturned;
+        let own = |child: &&Child| unreturned.is_here(&child.post.record);
+        let own = children.iter().filter(own);
+        let own = own.map(|child| Arc::clone(&child.ending)).collect();
         Self {
             registry: registry.clone(),
             groups,
             left: children.len(),
             children,
+            own,
             asked: None,
             begun,
             patience,
@@ -154,6 +161,11 @@ impl Stopping {
         Some(Self::new(membership.registry(), groups, limit))
     }
 
+    /// Whether there is nothing to wait for.
+    fn is_done(&self, child: &Child) -> bool {
+        child.ending.is_set() || self.own.iter().any(|own| Arc::ptr_eq(own, &child.ending))
+    }
+
     /// Asks the next one. Returns which one to wait for, and how long until the next step;
     /// `None` if all have ended or the time is over.
     fn step(&mut self) -> Option<(Arc<Finish>, Duration)> {
@@ -163,7 +175,7 @@ impl Stopping {
                 let waiting = u32::try_from(self.left).unwrap_or(u32::MAX);
                 self.patience.at_most(self.patience.left() / waiting)
             });
-            let slice = share.slice().filter(|_| !child.ending.is_set());
+            let slice = share.slice().filter(|_| !self.is_done(child));
             if let Some(slice) = slice {
                 return Some((Arc::clone(&child.ending), slice));
             }
@@ -171,7 +183,7 @@ impl Stopping {
             self.asked = None;
         }
         let mut children = self.children.iter().rev();
-        let late = children.find(|child| !child.ending.is_set())?;
+        let late = children.find(|child| !self.is_done(child))?;
         Some((Arc::clone(&late.ending), self.patience.slice()?))
     }
 
