@@ -457,3 +457,36 @@ fn a_future_that_shuts_its_own_supervisor_down_does_not_wait_for_itself() {
         "{report:?}"
     );
 }
+
+#[test]
+fn once_one_is_late_all_others_are_asked_in_the_first_half_of_the_time() {
+    const TIMEOUT: Duration = Duration::from_secs(4);
+    for way in WAYS {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry);
+        let (send, first_is_asked) = mpsc::channel();
+        let first = supervisor.spawn(world.worker("w"), move |hb| {
+            hb.stop_receiver().recv()?;
+            send.send(Instant::now())?;
+            Ok(())
+        });
+        first.unwrap();
+        // These need all others to have been asked.
+        let let_go = [(); 3].map(|()| {
+            let (let_go, work) = until_let_go();
+            supervisor.spawn(world.worker("w"), work).unwrap();
+            let_go
+        });
+        let begun = Instant::now();
+        let report = thread::scope(|scope| {
+            let stopping = scope.spawn(|| way(&supervisor, TIMEOUT));
+            let asked = first_is_asked.recv().unwrap();
+            drop(let_go);
+            // With equal shares of the whole time, it would be asked after three quarters.
+            let after = asked.duration_since(begun);
+            assert!(after < TIMEOUT / 8 * 5, "{after:?}");
+            stopping.join().unwrap()
+        });
+        assert!(report.is_clean(), "{report:?}");
+    }
+}

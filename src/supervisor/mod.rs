@@ -145,9 +145,10 @@ impl Supervisor {
     }
 
     /// Asks its workers to stop, those started last first, each after the one before has ended, or
-    /// has used up its share of the time; then waits for all that have not ended. Returns after
-    /// `timeout` at the latest, and names those that did not end. They are left running: a thread
-    /// cannot be killed.
+    /// has used up its share of the time; then waits for all that have not ended. Once one has used up
+    /// its share, the others are asked in the first half of the time, so that each has the second half.
+    /// Returns after `timeout` at the latest, and names those that did not end. They are left running: a
+    /// thread cannot be killed.
     ///
     /// The timeout is real time, whatever the registry's clock shows, without the time in which the
     /// process did not run.

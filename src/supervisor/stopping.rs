@@ -126,9 +126,13 @@ pub(super) struct Stopping {
     own: Vec<Arc<Finish>>,
     /// How many have neither ended nor used up their share; the last of them is next.
     left: usize,
+    /// One has used up its share: the others share what is left of the first half of the time, so that
+    /// each of them has the second half.
+    late: bool,
     /// It was asked to stop, and may take so long.
     asked: Option<Patience>,
     begun: Instant,
+    timeout: Duration,
     patience: Patience,
 }
 
@@ -148,8 +152,10 @@ impl Stopping {
             left: children.len(),
             children,
             own,
+            late: false,
             asked: None,
             begun,
+            timeout,
             patience,
         }
     }
@@ -173,12 +179,19 @@ impl Stopping {
             let share = self.asked.get_or_insert_with(|| {
                 ask(self.registry.roster(), &child.post);
                 let waiting = u32::try_from(self.left).unwrap_or(u32::MAX);
-                self.patience.at_most(self.patience.left() / waiting)
+                let kept = if self.late {
+                    self.timeout / 2
+                } else {
+                    Duration::ZERO
+                };
+                let left = self.patience.left().saturating_sub(kept);
+                self.patience.at_most(left / waiting)
             });
             let slice = share.slice().filter(|_| !self.is_done(child));
             if let Some(slice) = slice {
                 return Some((Arc::clone(&child.ending), slice));
             }
+            self.late |= !self.is_done(child);
             self.left -= 1;
             self.asked = None;
         }
