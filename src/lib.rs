@@ -23,6 +23,7 @@ mod notice;
 mod pacemaker;
 mod panics;
 mod procfs;
+mod random;
 mod registry;
 mod roster;
 #[cfg(feature = "serde")]

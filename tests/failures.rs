@@ -7,6 +7,7 @@ use std::fmt;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::thread;
@@ -14,7 +15,7 @@ use std::thread;
 use support::executor::{block_on, poll_once};
 use support::{PATIENCE, World, names};
 use worker_heartbeat::{
-    BoxError, DeathCause, Error, Exit, Health, Outcome, Restart, StopCause, Supervisor,
+    BoxError, DeathCause, Error, Exit, Health, Outcome, Restart, State, StopCause, Supervisor,
     WorkerHeartbeat,
 };
 
@@ -245,6 +246,69 @@ fn a_cause_that_cannot_be_written_takes_nothing_from_the_error() {
         );
         let told = of_future(move || BoxError::from(Full(broken)));
         assert_eq!(told, [all.clone(), all]);
+    }
+}
+
+/// How a worker ends whose future has this output; in both ways.
+fn ends_with<T: Outcome + Clone + 'static>(output: T) -> [Health; 2] {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    let once = output.clone();
+    drop(block_on(hb.supervise(async move { once })));
+    let lives = Supervisor::new(&world.registry)
+        .supervise(world.worker("w").id("lives"), move |_| {
+            let output = output.clone();
+            async move { output }
+        })
+        .unwrap();
+    block_on(lives);
+    [hb.health(), world.registry.get("lives").unwrap().health()]
+}
+
+#[test]
+fn an_exit_code_of_failure_is_a_failure() {
+    for code in [1, 3, 255] {
+        let ends = ends_with(ExitCode::from(code));
+        let words = format!("exit code {code}");
+        assert_eq!(ends.each_ref().map(failure), [words.clone(), words]);
+    }
+    let ends = ends_with(ExitCode::FAILURE);
+    assert_eq!(ends.each_ref().map(failure), ["exit code 1"; 2]);
+    for health in ends_with(ExitCode::SUCCESS) {
+        assert_eq!(health.state(), State::Stopped, "{health}");
+    }
+}
+
+#[test]
+fn the_exit_of_supervised_work_is_a_failure_if_that_failed() {
+    let exit_of = |restart: Restart, panics: bool| {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry).restart(restart);
+        let worker = supervisor.spawn(world.worker("inner"), move |_| {
+            assert!(!panics, "boom");
+            Err("no route".into())
+        });
+        worker.unwrap().join()
+    };
+    let failed = exit_of(Restart::never(), false);
+    for health in ends_with(failed) {
+        assert_eq!(failure(&health), "no route");
+    }
+    let panicked = exit_of(Restart::never(), true);
+    for health in ends_with(panicked) {
+        let told = failure(&health);
+        assert!(told.starts_with("panicked at tests/failures.rs:"), "{told}");
+        assert!(told.ends_with(": boom"), "{told}");
+    }
+    let gave_up = exit_of(Restart::on_failure().max(0), false);
+    for health in ends_with(gave_up) {
+        let told = failure(&health);
+        assert_eq!(told, "gave up after 0 restarts: failed: no route");
+    }
+    for exit in [Exit::Completed, Exit::Cancelled] {
+        for health in ends_with(exit) {
+            assert_eq!(health.state(), State::Stopped, "{health}");
+        }
     }
 }
 

@@ -3,10 +3,12 @@
 mod support;
 
 use std::sync::{Arc, Mutex, Once, mpsc};
+use std::thread;
 use std::time::Duration;
 
-use support::{SECOND, World, eventually, name};
-use worker_heartbeat::{Registry, WorkerHeartbeat};
+use support::executor::block_on;
+use support::{PATIENCE, SECOND, World, eventually, name};
+use worker_heartbeat::{Activity, Registry, State, StopReport, Supervisor, WorkerHeartbeat};
 
 type Line = (log::Level, String);
 type Listener = Box<dyn Fn(&Line) + Send + Sync>;
@@ -167,4 +169,100 @@ fn the_end_of_a_worker_is_the_last_thing_that_is_logged_of_it() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].1.contains("stopped"), "{lines:?}");
     drop(first);
+}
+
+/// A log that blocks at the first line that contains this. Returns the receiver of that news, and what
+/// lets it go when it is dropped.
+fn blocks_at(text: &'static str) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (reached, is_reached) = mpsc::channel();
+    let (let_go, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    listen(move |(_, line)| {
+        if line.contains(text) {
+            let _ = reached.send(());
+            let _ = held.lock().unwrap().recv();
+        }
+    });
+    (is_reached, let_go)
+}
+
+#[test]
+fn a_log_that_blocks_does_not_hold_up_the_shutdown_of_a_supervisor() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let (is_reached, let_go) = blocks_at("worker held-up-1: stopping");
+    let mut workers = Vec::new();
+    for n in 1..=3 {
+        let (go, left) = mpsc::channel::<()>();
+        let worker = world.worker("w").id(format!("held-up-{n}"));
+        let worker = supervisor.spawn(worker, move |hb| {
+            hb.update_task("run", "waiting", Activity::Processing);
+            hb.stop_receiver().recv()?;
+            // It ends when the test says so.
+            let _ = left.recv();
+            Ok(())
+        });
+        let worker = worker.unwrap();
+        eventually("at work", || {
+            worker.probe().health().state() == State::Processing
+        });
+        workers.push((worker, go));
+    }
+    let (first, go) = workers.remove(0);
+    let stopping = supervisor.clone();
+    let (sender, reports) = mpsc::channel();
+    thread::spawn(move || {
+        first.stop();
+        sender.send(StopReport::default()).unwrap();
+        is_reached.recv_timeout(PATIENCE).unwrap();
+        sender.send(stopping.shutdown(SECOND / 4)).unwrap();
+        let report = block_on(stopping.shutdown_async(SECOND / 4));
+        sender.send(report).unwrap();
+    });
+    for hung in [0, 3, 3] {
+        let report = reports.recv_timeout(PATIENCE).expect("it returns");
+        assert_eq!(report.hung.len(), hung, "{report:?}");
+    }
+
+    let lines = lines_with("worker held-up-3: stopp");
+    drop(let_go);
+    let (last, let_end) = &workers[1];
+    eventually("in the log", || lines.lock().unwrap().len() == 1);
+    let_end.send(()).unwrap();
+    assert!(last.join().is_completed());
+    let lines = lines.lock().unwrap();
+    let said: Vec<_> = lines.iter().map(|(_, line)| line.as_str()).collect();
+    assert!(said[0].contains(": stopping"), "{said:?}");
+    assert!(said[1].contains(": stopped"), "{said:?}");
+    drop((workers, go));
+    assert!(supervisor.shutdown(PATIENCE).is_clean());
+}
+
+#[test]
+fn a_handle_that_is_dropped_does_not_wait_for_the_log_of_its_children() {
+    let world = World::new();
+    let hb = world.worker("parent").start().unwrap();
+    let children = Supervisor::linked_to(&hb);
+    let (is_reached, let_go) = blocks_at("worker child-of-dropped: stopping");
+    let (go, left) = mpsc::channel::<()>();
+    let child = world.worker("child").id("child-of-dropped");
+    let child = children.spawn(child, move |hb| {
+        hb.update_task("run", "waiting", Activity::Processing);
+        let _ = left.recv();
+        Ok(())
+    });
+    let child = child.unwrap();
+    eventually("at work", || {
+        child.probe().health().state() == State::Processing
+    });
+    let (dropped, is_dropped) = mpsc::channel();
+    thread::spawn(move || {
+        drop(hb);
+        dropped.send(()).unwrap();
+    });
+    is_dropped.recv_timeout(PATIENCE).expect("it returns");
+    is_reached.recv_timeout(PATIENCE).unwrap();
+    drop(let_go);
+    drop(go);
+    assert!(child.join().is_completed());
 }

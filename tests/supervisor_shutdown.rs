@@ -394,3 +394,99 @@ fn its_time_is_kept_by_a_thread_that_ends_with_it() {
     // Others of this program may still wait.
     eventually("no timer is left", || timers() == 0);
 }
+
+#[test]
+fn a_worker_that_shuts_its_own_supervisor_down_does_not_wait_for_itself() {
+    for asynchronous in [false, true] {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry);
+        let (sender, receiver) = mpsc::channel();
+        let first = world.worker("w").id("other");
+        supervisor.spawn(first, until_asked).unwrap();
+        let (own, (go, held)) = (supervisor.clone(), mpsc::channel::<()>());
+        let report = sender.clone();
+        let keeper = supervisor.spawn(world.worker("w").id("keeper"), move |hb| {
+            let _ = held.recv();
+            let said = if asynchronous {
+                block_on(own.shutdown_async(PATIENCE))
+            } else {
+                own.shutdown(PATIENCE)
+            };
+            report.send((said, hb.stop_requested()))?;
+            Ok(())
+        });
+        let keeper = keeper.unwrap();
+        let last = world.worker("w").id("last");
+        supervisor.spawn(last, until_asked).unwrap();
+        drop(go);
+        let (said, asked) = receiver.recv().unwrap();
+        let hung: Vec<_> = said.hung.iter().map(|hung| hung.id.as_str()).collect();
+        assert_eq!(hung, ["keeper"], "it runs still");
+        assert_eq!(said.ended, ["other", "last"]);
+        assert!(said.took < PATIENCE / 2, "{said:?}");
+        assert!(asked);
+        assert!(keeper.join().is_completed());
+    }
+}
+
+#[test]
+fn a_future_that_shuts_its_own_supervisor_down_does_not_wait_for_itself() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let (sender, receiver) = mpsc::channel();
+    let own = supervisor.clone();
+    let run = supervisor.supervise(world.worker("w"), move |_| {
+        let (own, sender) = (own.clone(), sender.clone());
+        async move {
+            let report = own.shutdown_async(PATIENCE).await;
+            sender.send(report).unwrap();
+        }
+    });
+    supervisor
+        .spawn(world.worker("w").id("other"), until_asked)
+        .unwrap();
+    assert!(block_on(run.unwrap()).is_completed());
+    let report = receiver.recv().unwrap();
+    assert_eq!(report.hung.len(), 1, "it runs still: {report:?}");
+    assert_eq!(report.ended, ["other"]);
+    assert!(report.took < PATIENCE / 2, "{report:?}");
+    // Others wait for it.
+    let report = supervisor.shutdown(PATIENCE);
+    assert!(
+        report.is_clean() && report.took < PATIENCE / 2,
+        "{report:?}"
+    );
+}
+
+#[test]
+fn once_one_is_late_all_others_are_asked_in_the_first_half_of_the_time() {
+    const TIMEOUT: Duration = Duration::from_secs(4);
+    for way in WAYS {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry);
+        let (send, first_is_asked) = mpsc::channel();
+        let first = supervisor.spawn(world.worker("w"), move |hb| {
+            hb.stop_receiver().recv()?;
+            send.send(Instant::now())?;
+            Ok(())
+        });
+        first.unwrap();
+        // These need all others to have been asked.
+        let let_go = [(); 3].map(|()| {
+            let (let_go, work) = until_let_go();
+            supervisor.spawn(world.worker("w"), work).unwrap();
+            let_go
+        });
+        let begun = Instant::now();
+        let report = thread::scope(|scope| {
+            let stopping = scope.spawn(|| way(&supervisor, TIMEOUT));
+            let asked = first_is_asked.recv().unwrap();
+            drop(let_go);
+            // With equal shares of the whole time, it would be asked after three quarters.
+            let after = asked.duration_since(begun);
+            assert!(after < TIMEOUT / 8 * 5, "{after:?}");
+            stopping.join().unwrap()
+        });
+        assert!(report.is_clean(), "{report:?}");
+    }
+}

@@ -1,7 +1,8 @@
 //! So that a thousand processes that started together do not knock together.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
+
+use crate::random::random;
 
 /// Random numbers, good enough to spread what comes at once.
 #[derive(Debug)]
@@ -9,8 +10,7 @@ pub(crate) struct Jitter(u64);
 
 impl Jitter {
     pub(crate) fn new() -> Self {
-        // The standard library's hasher is seeded by the system.
-        Self(RandomState::new().hash_one(0_u8) | 1)
+        Self(random() | 1)
     }
 
     /// Up to a tenth less.

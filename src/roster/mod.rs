@@ -1,5 +1,6 @@
 //! All workers of a registry, and what happens to them. Everything above works on this.
 
+mod aside;
 pub(crate) mod counts;
 pub(crate) mod events;
 mod journal;
@@ -12,6 +13,7 @@ pub(crate) mod timeline;
 pub(crate) mod unreturned;
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
@@ -22,6 +24,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use crate::cell::{Phase, Place};
 use crate::clock::{Clock, Moment, Patience, nanos};
 use crate::health::{DeathCause, Health, State, StopCause, StoreStatus};
+use aside::Aside;
 use counts::Counts;
 use events::{Event, EventKind, EventWorker, Hub};
 use journal::Journal;
@@ -61,6 +64,7 @@ pub(crate) struct Roster {
     accompanied: AtomicBool,
     /// How many are about to tell the log of an end.
     telling: AtomicUsize,
+    aside: Aside,
     pub unreturned: Unreturned,
     /// Counts ends and returns, for those who wait for one.
     ends: Mutex<u64>,
@@ -126,6 +130,7 @@ impl Roster {
             companion: RwLock::new(None),
             accompanied: AtomicBool::new(false),
             telling: AtomicUsize::new(0),
+            aside: Aside::default(),
             unreturned: Unreturned::default(),
             ends: Mutex::new(0),
             ended: Condvar::new(),
@@ -226,6 +231,14 @@ impl Roster {
 
     pub(crate) fn log(&self, event: &Event) {
         self.journal.write(self.clock.now(), event.level(), event);
+    }
+
+    /// As [`log`](Self::log), but that the end of a worker is the last that the log hears of it.
+    fn log_unless_over(&self, record: &Record, event: &Event) {
+        let stopping = matches!(event.kind, EventKind::Became(Health::Stopping));
+        if !(stopping && record.is_over()) {
+            self.log(event);
+        }
     }
 
     /// Tells the log what was left out, if it is time; if this is the `last` time for now, before.
@@ -331,7 +344,7 @@ impl Roster {
                 post.cut_off(request.clone(), end(), &self.view(), self.clock.wall());
             news.wakers.extend(wakers);
             if let Some(health) = ended {
-                news.events.extend(self.publish_end(post, health));
+                news.note(&post.record, self.publish_end(post, health));
             }
         }
         news
@@ -352,7 +365,7 @@ impl Roster {
             let post = post.current();
             if post.claim_stop(cause.clone()) == Some(true) {
                 let kind = EventKind::Became(Health::Stopping);
-                news.events.extend(self.publish(Some(&post.record), kind));
+                news.note(&post.record, self.publish(Some(&post.record), kind));
             }
         }
         for post in posts {
@@ -361,7 +374,7 @@ impl Roster {
             let (ended, wakers) = post.show_stop(&self.view(), self.clock.wall());
             news.wakers.extend(wakers);
             if let Some(health) = ended {
-                news.events.extend(self.publish_end(post, health));
+                news.note(&post.record, self.publish_end(post, health));
             }
         }
         news
@@ -473,16 +486,17 @@ impl Roster {
 
 /// Somebody is about to tell the log of an end: a process that waits for the ends of its workers
 /// waits for that too.
-struct Telling<'a>(&'a Roster);
+#[derive(Debug)]
+struct Telling<R: Deref<Target = Roster>>(R);
 
-impl<'a> Telling<'a> {
-    fn begin(roster: &'a Roster) -> Self {
+impl<R: Deref<Target = Roster>> Telling<R> {
+    fn begin(roster: R) -> Self {
         roster.telling.fetch_add(1, Ordering::AcqRel);
         Self(roster)
     }
 }
 
-impl Drop for Telling<'_> {
+impl<R: Deref<Target = Roster>> Drop for Telling<R> {
     fn drop(&mut self) {
         self.0.telling.fetch_sub(1, Ordering::AcqRel);
         self.0.note_end();
@@ -493,9 +507,9 @@ impl Drop for Telling<'_> {
 #[must_use = "executors wait to be told"]
 pub(crate) struct StopNews<'a> {
     roster: &'a Roster,
-    _telling: Telling<'a>,
+    _telling: Telling<&'a Roster>,
     wakers: Vec<Waker>,
-    events: Vec<Event>,
+    events: Vec<(Arc<Record>, Event)>,
 }
 
 impl<'a> StopNews<'a> {
@@ -506,6 +520,11 @@ impl<'a> StopNews<'a> {
             wakers: Vec::new(),
             events: Vec::new(),
         }
+    }
+
+    fn note(&mut self, record: &Arc<Record>, event: Option<Event>) {
+        self.events
+            .extend(event.map(|event| (Arc::clone(record), event)));
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -519,9 +538,15 @@ impl<'a> StopNews<'a> {
 
     pub(crate) fn tell(mut self) {
         self.wake();
-        for event in self.events {
-            self.roster.log(&event);
+        for (record, event) in std::mem::take(&mut self.events) {
+            self.roster.log_unless_over(&record, &event);
         }
+    }
+
+    /// As [`tell`](Self::tell), with the log told by another thread. The roster is the same.
+    pub(crate) fn tell_aside(mut self, roster: &Arc<Roster>) {
+        self.wake();
+        roster.log_aside(std::mem::take(&mut self.events));
     }
 }
 

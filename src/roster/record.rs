@@ -97,7 +97,7 @@ pub(crate) trait Dependents: std::fmt::Debug + Send + Sync {
     /// All of them have ended.
     fn are_gone(&self) -> bool;
     /// Asks them to stop, without waiting for them.
-    fn dismiss(&self, roster: &Roster);
+    fn dismiss(&self, roster: &Arc<Roster>);
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 

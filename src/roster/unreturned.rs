@@ -173,16 +173,28 @@ impl Drop for InLog {
 }
 
 impl Unreturned {
-    /// The calling thread is about to tell the log of the end of a worker that it may work for.
-    pub(crate) fn tell_log(&self, record: &Record) -> InLog {
+    /// Whether the calling thread runs work of this worker.
+    pub(crate) fn is_here(&self, record: &Record) -> bool {
+        !self.here(record).is_empty()
+    }
+
+    /// The work of a worker that the calling thread runs.
+    fn here(&self, record: &Record) -> Vec<Arc<Work>> {
         let thread = threads::current();
         let address = std::ptr::from_ref(record).addr();
         let running = self.0.lock();
         let work = running.by_key.range((address, 0)..=(address, u64::MAX));
         let work = work.map(|(_, work)| work);
-        let here = work.filter(|work| work.thread.load(Ordering::Acquire) == thread);
-        let here: Vec<_> = here.cloned().collect();
-        drop(running);
+        let here = work.filter(|work| {
+            // A thread at its end has no number, and runs no work any more.
+            thread != 0 && work.thread.load(Ordering::Acquire) == thread
+        });
+        here.cloned().collect()
+    }
+
+    /// The calling thread is about to tell the log of the end of a worker that it may work for.
+    pub(crate) fn tell_log(&self, record: &Record) -> InLog {
+        let here = self.here(record);
         for work in &here {
             *work.telling.lock() = Some(Instant::now());
         }

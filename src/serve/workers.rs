@@ -1,6 +1,5 @@
 //! What workers in any language ask for: `/api/worker/…`.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +9,7 @@ use super::core::{Asked, Core, Refusal};
 use super::intake::{Fields, check_id};
 use crate::fleet::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, WorkerKey};
 use crate::health::{Death, DeathCause, Ending, State, StopCause, Thresholds};
+use crate::random::random;
 use crate::worker::{DEFAULT_GROUP, DEFAULT_INTERVAL, check_limits, check_name};
 
 /// The type of workers that name none.
@@ -75,9 +75,7 @@ pub(super) fn register(core: &Core, body: &Asked) -> Reply {
 
 /// An id that nobody else has, as far as chance allows; the store makes sure of it.
 fn generated(worker_type: &str) -> String {
-    // The standard library's hasher is seeded by the system.
-    let chance = RandomState::new().hash_one(SystemTime::now());
-    format!("{worker_type}-{:010x}", chance >> 24)
+    format!("{worker_type}-{:010x}", random() >> 24)
 }
 
 /// What a worker says of itself.

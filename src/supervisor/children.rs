@@ -100,7 +100,7 @@ impl Dependents for Children {
             .all(|child| child.ending.is_set())
     }
 
-    fn dismiss(&self, roster: &Roster) {
+    fn dismiss(&self, roster: &Arc<Roster>) {
         for child in self.close().iter().rev() {
             ask(roster, &child.post);
         }
@@ -111,11 +111,11 @@ impl Dependents for Children {
     }
 }
 
-/// Asks one worker to stop.
-pub(super) fn ask(roster: &Roster, post: &Post) {
+/// Asks one worker to stop. The log may block, so it is not waited for.
+pub(super) fn ask(roster: &Arc<Roster>, post: &Post) {
     roster
         .request_stop(std::slice::from_ref(post), &StopCause::Supervisor)
-        .tell();
+        .tell_aside(roster);
 }
 
 /// Links children to the present life of a worker. If it is over, they take no more.

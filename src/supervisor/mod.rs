@@ -145,15 +145,19 @@ impl Supervisor {
     }
 
     /// Asks its workers to stop, those started last first, each after the one before has ended, or
-    /// has used up its share of the time; then waits for all that have not ended. Returns after
-    /// `timeout` at the latest, and names those that did not end. They are left running: a thread
-    /// cannot be killed.
+    /// has used up its share of the time; then waits for all that have not ended. Once one has used up
+    /// its share, the others are asked in the first half of the time, so that each has the second half.
+    /// Returns after `timeout` at the latest, and names those that did not end. They are left running: a
+    /// thread cannot be killed.
     ///
     /// The timeout is real time, whatever the registry's clock shows, without the time in which the
     /// process did not run.
     ///
     /// No more workers are started, now and later; see [Shutdown](Self#shutdown). Several shutdowns at
     /// once all wait, and each reports what is so when it returns.
+    ///
+    /// One of its workers may call it. That worker is asked to stop as well, but not waited for: the
+    /// report names it as one that did not end.
     ///
     /// It blocks the calling thread: in an asynchronous context, use
     /// [`shutdown_async`](Self::shutdown_async).

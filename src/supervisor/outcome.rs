@@ -1,6 +1,7 @@
 //! What supervised work may return.
 
 use std::fmt;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::Exit;
@@ -9,7 +10,7 @@ use crate::error::describe;
 /// What supervised work may return: it distinguishes a failure from a success, as
 /// [`std::process::Termination`] does for `main`.
 ///
-/// Implemented for `()`, for `Result`, and for common types of values. A type of your own needs
+/// Implemented for `()`, for `Result`, for `ExitCode` and [`Exit`], and for common types of values. A type of your own needs
 /// nothing but `impl Outcome for MyType {}`.
 pub trait Outcome {
     /// Why the work failed, as text; `None` if it did not.
@@ -60,9 +61,42 @@ successes!(
     f32,
     f64,
     std::convert::Infallible,
-    std::process::ExitCode,
-    Exit,
 );
+
+/// A failure unless it is [`ExitCode::SUCCESS`], as for `main`.
+impl Outcome for ExitCode {
+    fn failure(&self) -> Option<String> {
+        if *self == Self::SUCCESS {
+            return None;
+        }
+        // It does not say its number.
+        let number = (1..=u8::MAX).find(|number| *self == Self::from(*number));
+        Some(number.map_or_else(
+            || "exit code of a failure".to_owned(),
+            |number| format!("exit code {number}"),
+        ))
+    }
+}
+
+/// How other supervised work ended: a failure if that failed, panicked or was given up.
+impl Outcome for Exit {
+    fn failure(&self) -> Option<String> {
+        match self {
+            Self::Completed | Self::Cancelled => None,
+            Self::Failed { error } => Some(error.clone()),
+            Self::Panicked {
+                message,
+                location: Some(location),
+            } => Some(format!("panicked at {location}: {message}")),
+            Self::Panicked { message, .. } => Some(format!("panicked: {message}")),
+            Self::GaveUp { restarts, death } => {
+                let why = death.as_ref().map(|death| format!(": {}", death.cause));
+                let why = why.unwrap_or_default();
+                Some(format!("gave up after {restarts} restarts{why}"))
+            }
+        }
+    }
+}
 
 /// The type of what never returns, which the compiler infers for a block that always panics. It
 /// cannot be named yet, but it can be found.

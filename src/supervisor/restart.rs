@@ -1,12 +1,11 @@
 //! Whether, when and how often a worker is started again.
 
 use std::collections::VecDeque;
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::health::DeathCause;
+use crate::random::random;
 
 /// When a supervised worker is started again, as in Erlang/OTP's `supervisor`: never (temporary),
 /// on failure (transient) or always (permanent); at most [`max`](Self::max) times, then it is given
@@ -168,9 +167,9 @@ impl Default for Restart {
     }
 }
 
-/// A number from 0 to 1. The keys of the standard library's hash tables are random enough.
+/// A number from 0 to 1.
 fn chance() -> f64 {
-    let bits = RandomState::new().build_hasher().finish() >> 11;
+    let bits = random() >> 11;
     bits as f64 / (1_u64 << 53) as f64
 }
 

@@ -17,6 +17,9 @@ use crate::roster::events::EventKind;
 use crate::roster::post::Post;
 use crate::roster::timeline::View;
 
+/// How long a shutdown that blocks its thread waits for the log at its end.
+const LOG_PATIENCE: Duration = Duration::from_millis(100);
+
 /// How a supervisor's workers came to their end.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -119,11 +122,17 @@ pub(super) struct Stopping {
     registry: Registry,
     groups: Vec<Arc<Children>>,
     children: Vec<Child>,
+    /// Those whose own work asks for this: they are asked to stop, and cannot be waited for.
+    own: Vec<Arc<Finish>>,
     /// How many have neither ended nor used up their share; the last of them is next.
     left: usize,
+    /// One has used up its share: the others share what is left of the first half of the time, so that
+    /// each of them has the second half.
+    late: bool,
     /// It was asked to stop, and may take so long.
     asked: Option<Patience>,
     begun: Instant,
+    timeout: Duration,
     patience: Patience,
 }
 
@@ -133,13 +142,20 @@ impl Stopping {
     pub(super) fn new(registry: &Registry, groups: Vec<Arc<Children>>, timeout: Duration) -> Self {
         let (begun, patience) = (Instant::now(), Patience::new(timeout));
         let children: Vec<_> = groups.iter().flat_map(|group| group.close()).collect();
+        let unreturned = &registry.roster().unreturned;
+        let own = |child: &&Child| unreturned.is_here(&child.post.record);
+        let own = children.iter().filter(own);
+        let own = own.map(|child| Arc::clone(&child.ending)).collect();
         Self {
             registry: registry.clone(),
             groups,
             left: children.len(),
             children,
+            own,
+            late: false,
             asked: None,
             begun,
+            timeout,
             patience,
         }
     }
@@ -151,6 +167,11 @@ impl Stopping {
         Some(Self::new(membership.registry(), groups, limit))
     }
 
+    /// Whether there is nothing to wait for.
+    fn is_done(&self, child: &Child) -> bool {
+        child.ending.is_set() || self.own.iter().any(|own| Arc::ptr_eq(own, &child.ending))
+    }
+
     /// Asks the next one. Returns which one to wait for, and how long until the next step;
     /// `None` if all have ended or the time is over.
     fn step(&mut self) -> Option<(Arc<Finish>, Duration)> {
@@ -158,17 +179,24 @@ impl Stopping {
             let share = self.asked.get_or_insert_with(|| {
                 ask(self.registry.roster(), &child.post);
                 let waiting = u32::try_from(self.left).unwrap_or(u32::MAX);
-                self.patience.at_most(self.patience.left() / waiting)
+                let kept = if self.late {
+                    self.timeout / 2
+                } else {
+                    Duration::ZERO
+                };
+                let left = self.patience.left().saturating_sub(kept);
+                self.patience.at_most(left / waiting)
             });
-            let slice = share.slice().filter(|_| !child.ending.is_set());
+            let slice = share.slice().filter(|_| !self.is_done(child));
             if let Some(slice) = slice {
                 return Some((Arc::clone(&child.ending), slice));
             }
+            self.late |= !self.is_done(child);
             self.left -= 1;
             self.asked = None;
         }
         let mut children = self.children.iter().rev();
-        let late = children.find(|child| !child.ending.is_set())?;
+        let late = children.find(|child| !self.is_done(child))?;
         Some((Arc::clone(&late.ending), self.patience.slice()?))
     }
 
@@ -177,6 +205,9 @@ impl Stopping {
         while let Some((ending, slice)) = self.step() {
             ending.wait(Some(slice));
         }
+        // A log that is slow is waited for, one that blocks is not: the process may be about to end.
+        let log = self.patience.left().min(LOG_PATIENCE);
+        self.registry.wait_for_log(&self.patience.at_most(log));
         self.report()
     }
 

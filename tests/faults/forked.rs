@@ -1,14 +1,17 @@
 //! A fork.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{Context, Waker};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
-use worker_heartbeat::{Activity, Registry, State, WorkerHeartbeat};
+use worker_heartbeat::{
+    Activity, EventKind, Registry, Restart, State, Supervisor, WorkerHeartbeat,
+};
 
 use crate::crew::{MILLISECOND, worker};
 use crate::process::in_child;
@@ -114,4 +117,53 @@ fn in_fork(hb: WorkerHeartbeat, registry: &Registry) -> Fork {
     drop(newcomer);
     drop(hb);
     Fork::AsExpected
+}
+
+/// Seconds that a forked child would wait before a restart, of 250.
+fn wait_in_fork() -> i32 {
+    let registry = Registry::new();
+    let events = registry.subscribe();
+    let longest = Duration::from_secs(250);
+    let policy = Restart::on_failure().backoff(longest, longest).jitter(1.0);
+    let run = Supervisor::new(&registry)
+        .restart(policy)
+        .supervise(worker(&registry, "w"), |_| async {
+            Err::<(), _>("no route")
+        });
+    let mut run = Box::pin(run.unwrap());
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(run.as_mut().poll(&mut context).is_pending());
+    let delay = events.try_iter().find_map(|event| match event.kind {
+        EventKind::Restarting { delay, .. } => Some(delay.as_secs()),
+        _ => None,
+    });
+    i32::try_from(delay.unwrap()).unwrap()
+}
+
+/// Forked workers that fail together do not come back together.
+#[test]
+fn forked_children_do_not_wait_equally_long_before_a_restart() {
+    const PANICKED: i32 = 255;
+    let play = || {
+        // The thread has drawn its keys, as that of every application has.
+        drop(std::hash::RandomState::new());
+        let waits = [(); 3].map(|()| {
+            // SAFETY: no other thread of this process is in the library, and the child leaves by
+            // `_exit`.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Parent { child } => waitpid(child, None).unwrap(),
+                ForkResult::Child => {
+                    let wait = catch_unwind(wait_in_fork);
+                    // SAFETY: it ends this process, and runs nothing of what it has inherited.
+                    unsafe { libc::_exit(wait.unwrap_or(PANICKED)) }
+                }
+            }
+        });
+        let waits = waits.map(|status| match status {
+            WaitStatus::Exited(_, wait) if wait != PANICKED => wait,
+            other => panic!("{other:?}"),
+        });
+        assert!(waits[0] != waits[1] || waits[1] != waits[2], "{waits:?}");
+    };
+    in_child(play);
 }

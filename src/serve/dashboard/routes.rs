@@ -1,7 +1,5 @@
 //! What the dashboard answers, and to whom.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use axum::Router;
@@ -20,6 +18,7 @@ use tokio::runtime::Handle;
 use super::death::{self, Trouble};
 use super::stream::{self, Wish};
 use super::{Dashboard, MOST_STREAMS, Refusal};
+use crate::random::random;
 use crate::serve::audience::Audience;
 use crate::serve::probes::{one, told, withhold};
 
@@ -102,10 +101,9 @@ async fn page(Shared(dashboard): Shared<Arc<Dashboard>>) -> Response {
     (headers, page).into_response()
 }
 
-/// What the page's own script and style are known by. The keys of the standard library's hasher are
-/// random, and nobody can put anything into the page that would have to guess it.
+/// What the page's own script and style are known by. Nobody can put anything into the page that would
+/// have to guess it.
 fn nonce() -> String {
-    let random = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", random(), random())
 }
 

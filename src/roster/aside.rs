@@ -1,0 +1,61 @@
+//! Lines for the log that the caller does not wait for: a log implementation may block.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread;
+
+use parking_lot::Mutex;
+
+use super::events::Event;
+use super::record::Record;
+use super::{Roster, Telling};
+
+/// Name of the thread.
+const THREAD_NAME: &str = "wh-log";
+
+/// Events for the log, in their order. A thread that begins with the first writes them and ends with
+/// the last.
+#[derive(Debug, Default)]
+pub(super) struct Aside(Mutex<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<(Arc<Record>, Event)>,
+    /// The thread is there.
+    attended: bool,
+}
+
+impl Roster {
+    /// Has these logged by another thread. If there is no thread to be had, they are not logged.
+    pub(super) fn log_aside(self: &Arc<Self>, events: Vec<(Arc<Record>, Event)>) {
+        if events.is_empty() {
+            return;
+        }
+        let mut queue = self.aside.0.lock();
+        queue.events.extend(events);
+        if queue.attended {
+            return;
+        }
+        let telling = Telling::begin(Arc::clone(self));
+        let thread = thread::Builder::new().name(THREAD_NAME.to_owned());
+        // Under the lock: who comes now may rely on the thread.
+        match thread.spawn(move || attend(&telling)) {
+            Ok(_) => queue.attended = true,
+            Err(_) => queue.events.clear(),
+        }
+    }
+}
+
+/// The thread.
+fn attend(telling: &Telling<Arc<Roster>>) {
+    let roster = &telling.0;
+    loop {
+        let mut queue = roster.aside.0.lock();
+        let Some((record, event)) = queue.events.pop_front() else {
+            queue.attended = false;
+            return;
+        };
+        drop(queue);
+        roster.log_unless_over(&record, &event);
+    }
+}
