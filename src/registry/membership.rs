@@ -35,7 +35,7 @@ impl Membership {
         Probe::new(self.registry.clone(), self.post.clone())
     }
 
-    /// Whether nobody else holds this life.
+    /// Whether this is the only holder of this life.
     pub(crate) fn is_last(&self) -> bool {
         self.post.chunk.has_one_holder(self.post.offset)
     }

@@ -38,7 +38,7 @@ impl Roster {
         }
         let telling = Telling::begin(Arc::clone(self));
         let thread = thread::Builder::new().name(THREAD_NAME.to_owned());
-        // Under the lock: who comes now may rely on the thread.
+        // Under the lock: a caller that comes now may rely on the thread.
         match thread.spawn(move || attend(&telling)) {
             Ok(_) => queue.attended = true,
             Err(_) => queue.events.clear(),

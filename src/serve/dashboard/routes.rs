@@ -101,7 +101,7 @@ async fn page(Shared(dashboard): Shared<Arc<Dashboard>>) -> Response {
     (headers, page).into_response()
 }
 
-/// What the page's own script and style are known by. Nobody can put anything into the page that would
+/// Identifies the page's own script and style. No other party can put anything into the page that would
 /// have to guess it.
 fn nonce() -> String {
     format!("{:016x}{:016x}", random(), random())
