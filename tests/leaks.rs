@@ -20,8 +20,10 @@ use worker_heartbeat::{
 
 /// How many workers come and go in each round.
 const WORKERS: usize = 10_000;
-/// What tables may grow by from one round to the next, in bytes: less than a pointer a worker.
-const SLACK: isize = 32 * 1024;
+/// What tables may grow by from one round to the next, in bytes: less than a pointer a worker. Tables
+/// of the process, such as that of `parking_lot`, double with the most threads that there were at once,
+/// which is up to the scheduler.
+const SLACK: isize = 64 * 1024;
 /// How long anything may take, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(30);
 const HOUR: Duration = Duration::from_secs(3600);

@@ -1,56 +1,48 @@
-//! Time that was not observed, reported once an episode.
+//! Time that was not observed, reported once an episode of late looks.
 
 use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// An episode is over when the pacemaker has looked in time for so long.
-const RECOVERY: Duration = Duration::from_secs(1);
-/// One that lasts longer is reported again.
+/// So many looks in time end an episode.
+const RECOVERED: u32 = 3;
+/// The next episode is reported this long after the last report at the earliest.
+const SPACING: Duration = Duration::from_secs(1);
+/// An episode that goes on is reported again after so long.
 const LONG: Duration = Duration::from_secs(60);
 
-/// The episode of late looks that goes on.
+/// What is known of late looks.
 #[derive(Debug, Default)]
 pub(super) struct Gaps {
-    episode: Option<Episode>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Episode {
-    reported_at: Moment,
-    last_gap_at: Moment,
-    /// Not reported yet.
-    forgiven: Duration,
+    /// The last looks were late.
+    late: bool,
+    /// Looks in time since.
+    in_time: u32,
+    reported_at: Option<Moment>,
+    unreported: Duration,
 }
 
 impl Gaps {
     /// Takes in what a tick forgave. Returns what is to be reported now.
     pub(super) fn note(&mut self, forgiven: Duration, now: Moment) -> Option<Duration> {
-        let Some(episode) = &mut self.episode else {
-            if forgiven.is_zero() {
-                return None;
-            }
-            self.episode = Some(Episode {
-                reported_at: now,
-                last_gap_at: now,
-                forgiven: Duration::ZERO,
-            });
-            return Some(forgiven);
-        };
-        if !forgiven.is_zero() {
-            episode.last_gap_at = now;
-            episode.forgiven += forgiven;
+        let goes_on = self.late;
+        if forgiven.is_zero() {
+            self.in_time = self.in_time.saturating_add(1);
+            self.late = self.late && self.in_time < RECOVERED;
+        } else {
+            self.in_time = 0;
+            self.late = true;
+            self.unreported += forgiven;
         }
-        let is_over = now.since(episode.last_gap_at) >= RECOVERY;
-        if !is_over && now.since(episode.reported_at) < LONG {
+        let spacing = if goes_on && self.late { LONG } else { SPACING };
+        let due = self
+            .reported_at
+            .is_none_or(|reported| now.since(reported) >= spacing);
+        if self.unreported.is_zero() || !due {
             return None;
         }
-        let rest = std::mem::take(&mut episode.forgiven);
-        episode.reported_at = now;
-        if is_over {
-            self.episode = None;
-        }
-        (!rest.is_zero()).then_some(rest)
+        self.reported_at = Some(now);
+        Some(std::mem::take(&mut self.unreported))
     }
 }
 
@@ -58,35 +50,59 @@ impl Gaps {
 mod tests {
     use super::*;
 
+    const GAP: Duration = Duration::from_millis(80);
+
     fn at(millis: u64) -> Moment {
         Moment::ZERO.after(Duration::from_millis(millis))
+    }
+
+    /// Looks in time, each 10 ms from this moment on. Returns what was reported meanwhile.
+    fn recover(gaps: &mut Gaps, from: u64, looks: u64) -> Duration {
+        let looks = (1..=looks).filter_map(|n| gaps.note(Duration::ZERO, at(from + 10 * n)));
+        looks.sum()
     }
 
     #[test]
     fn an_episode_is_reported_when_it_begins_and_when_it_ends() {
         let mut gaps = Gaps::default();
-        let gap = Duration::from_millis(80);
         assert_eq!(gaps.note(Duration::ZERO, at(0)), None);
-        assert_eq!(gaps.note(gap, at(100)), Some(gap), "the first at once");
-        for n in 2..=20 {
-            assert_eq!(gaps.note(gap, at(100 * n)), None);
+        assert_eq!(gaps.note(GAP, at(100)), Some(GAP), "the first at once");
+        for n in 2..=200 {
+            assert_eq!(gaps.note(GAP, at(100 * n)), None);
         }
-        assert_eq!(gaps.note(Duration::ZERO, at(2_500)), None);
-        assert_eq!(gaps.note(Duration::ZERO, at(3_000)), Some(19 * gap));
-        assert_eq!(gaps.note(Duration::ZERO, at(9_000)), None);
-        assert_eq!(gaps.note(gap, at(9_100)), Some(gap), "another episode");
-        assert_eq!(gaps.note(Duration::ZERO, at(20_000)), None);
+        assert_eq!(recover(&mut gaps, 20_000, 5), 199 * GAP);
+        assert_eq!(recover(&mut gaps, 30_000, 5), Duration::ZERO);
     }
 
     #[test]
-    fn a_long_episode_is_reported_again_and_nothing_is_left_out() {
+    fn each_of_several_stops_is_reported_at_once() {
         let mut gaps = Gaps::default();
-        let gap = Duration::from_millis(80);
-        let reports: Vec<_> = (1..=6_000)
-            .filter_map(|n| gaps.note(gap, at(100 * n)))
-            .collect();
-        assert!(reports.len() <= 11, "{}", reports.len());
-        let rest = gaps.note(Duration::ZERO, at(700_000)).unwrap();
-        assert_eq!(reports.iter().sum::<Duration>() + rest, 6_000 * gap);
+        let stop = Duration::from_secs(3);
+        for n in 1..=3 {
+            let from = n * 3_500;
+            assert_eq!(gaps.note(stop, at(from)), Some(stop));
+            assert_eq!(recover(&mut gaps, from, 10), Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn a_flutter_is_reported_once_a_second_and_nothing_is_left_out() {
+        let mut gaps = Gaps::default();
+        let mut reports = Vec::new();
+        for n in 1..=1_000 {
+            reports.extend(gaps.note(GAP, at(100 * n)));
+            let rest = recover(&mut gaps, 100 * n, 4);
+            reports.extend((!rest.is_zero()).then_some(rest));
+        }
+        assert!(reports.len() <= 101, "{}", reports.len());
+        let rest = recover(&mut gaps, 200_000, 4);
+        assert_eq!(reports.iter().sum::<Duration>() + rest, 1_000 * GAP);
+    }
+
+    #[test]
+    fn a_long_episode_is_reported_again() {
+        let mut gaps = Gaps::default();
+        let reports = (1..=6_000).filter_map(|n| gaps.note(GAP, at(100 * n)));
+        assert!((9..=11).contains(&reports.count()));
     }
 }
