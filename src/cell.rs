@@ -80,6 +80,7 @@ impl Life {
             | (self.profile as u64) << 32
     }
 
+    #[inline(always)]
     const fn unpack(word: u64) -> Self {
         Self {
             phase: match word & 3 {
@@ -144,6 +145,7 @@ impl Work {
             | (self.thread as u64) << 32
     }
 
+    #[inline(always)]
     const fn unpack(word: u64) -> Self {
         Self {
             activity: match word & 3 {
@@ -230,6 +232,7 @@ impl Watch {
         due << 3 | episode
     }
 
+    #[inline(always)]
     const fn unpack(word: u64) -> Self {
         Self {
             episode: match word & 7 {
@@ -515,7 +518,8 @@ impl Cell {
 
     /// Everything in the cell. `None` while the occupant changes; the caller looks again or asks the
     /// occupant's record.
-    #[inline]
+    // Scanned by the million.
+    #[inline(always)]
     pub(crate) fn glance(&self) -> Option<Glance> {
         let before = self.state.load(Ordering::Acquire);
         let watch = self.watch.load(Ordering::Acquire);

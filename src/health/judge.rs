@@ -243,7 +243,7 @@ pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health 
 }
 
 /// The heart of [`judge`]: the state of a worker that lives, without its reason. A few nanoseconds.
-#[inline]
+#[inline(always)]
 pub(crate) fn verdict(signs: &Signs, limits: &Limits, now: Moment) -> State {
     if signs.unwatched {
         return State::Unobserved;
@@ -276,7 +276,7 @@ pub(crate) fn verdict(signs: &Signs, limits: &Limits, now: Moment) -> State {
 
 /// Until when a worker was known to be well, as its pacemaker vouches: until the last tick, or
 /// until its allowance ran out, or its thread was found to have ended.
-#[inline]
+#[inline(always)]
 pub(crate) fn vouched(signs: &Signs, limits: &Limits, tick: Moment) -> Option<Moment> {
     let progress_at = signs.progress_at?;
     let vouched_until = if limits.beats_only {

@@ -220,7 +220,7 @@ impl Post {
 }
 
 /// What a glance at a living worker's cell tells.
-#[inline]
+#[inline(always)]
 pub(crate) fn signs(glance: &Glance, limits: &Limits, view: &View, notes: &Notes) -> Signs {
     let mut signs = Signs {
         activity: glance.work.activity,
