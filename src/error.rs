@@ -7,7 +7,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::panics;
+use crate::sync::panics;
 
 /// Everything that this crate can refuse or fail at.
 ///

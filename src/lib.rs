@@ -19,11 +19,7 @@ pub mod fleet;
 mod health;
 #[cfg(all(loom, test))]
 mod models;
-mod notice;
 mod pacemaker;
-mod panics;
-mod procfs;
-mod random;
 mod registry;
 mod roster;
 #[cfg(feature = "serde")]
@@ -37,8 +33,7 @@ mod serial;
 pub mod serve;
 mod shutdown;
 mod supervisor;
-mod threads;
-mod words;
+mod sync;
 mod worker;
 
 pub use clock::{Clock, MockClock, Moment};

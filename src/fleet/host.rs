@@ -4,7 +4,7 @@ use std::fs;
 
 use parking_lot::Mutex;
 
-use crate::procfs::Stat;
+use crate::sync::procfs::Stat;
 
 /// A process, told apart from every other on every host: a pid alone is used again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

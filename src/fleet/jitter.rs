@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::random::random;
+use crate::sync::random::random;
 
 /// Random numbers, good enough to spread what comes at once.
 #[derive(Debug)]

@@ -16,8 +16,8 @@ use super::stored::DEFAULT_THRESHOLD;
 use crate::clock::{Alarm, Clock, Moment, Sleeper};
 use crate::error::Error;
 use crate::health::{SweepReport, SweepTotals};
-use crate::panics;
 use crate::roster::counts::SweepCounts;
+use crate::sync::panics;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(120);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);

@@ -7,8 +7,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::StallCause;
-use crate::procfs::Seen;
-use crate::threads::{self, KernelThread};
+use crate::sync::procfs::Seen;
+use crate::sync::threads::{self, KernelThread};
 
 /// Less than this between two samples says nothing.
 pub(crate) const SHORTEST_WINDOW: Duration = Duration::from_millis(10);

@@ -9,7 +9,7 @@ use crate::roster::Roster;
 use crate::roster::post::Post;
 use crate::roster::record::Record;
 use crate::roster::slab::Chunk;
-use crate::threads;
+use crate::sync::threads;
 
 /// What the pacemaker knows of the threads of its workers.
 #[derive(Debug, Default)]

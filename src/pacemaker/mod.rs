@@ -21,13 +21,13 @@ use crate::error::Error;
 use crate::health::{
     Activity, Health, MissingWorkers, Reading, StallCause, State, judge, next_change,
 };
-use crate::panics;
 use crate::roster::events::{Event, EventKind};
 use crate::roster::post::{Post, wake};
 use crate::roster::record::Record;
 use crate::roster::slab::Chunk;
 use crate::roster::timeline::View;
 use crate::roster::{Roster, is_conviction};
+use crate::sync::panics;
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-pacemaker";

@@ -4,9 +4,9 @@ use std::thread;
 
 use super::{Probe, Registry, at_exit};
 use crate::health::{DeathCause, StopCause};
-use crate::panics::{self, PanicReport};
 use crate::roster::post::{End, Post};
 use crate::roster::unreturned::AtWork;
+use crate::sync::panics::{self, PanicReport};
 
 /// Held by a handle and by the supervised futures that run on its behalf. It is of one life: when
 /// the last one is dropped, the worker ends, unless it has ended or begun another life before.

@@ -101,6 +101,6 @@ pub(crate) fn say(level: log::Level, text: std::fmt::Arguments<'_>) {
         log::log!(target: "worker_heartbeat", level, "{text}");
     }));
     if let Err(payload) = written {
-        crate::panics::dispose(payload);
+        crate::sync::panics::dispose(payload);
     }
 }

@@ -18,8 +18,8 @@ use crate::cell::{Glance, Place};
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
 use crate::health::{Death, Ending, StallCause, StopCause};
-use crate::notice::Notice;
-use crate::threads;
+use crate::sync::latch::Latch;
+use crate::sync::threads;
 
 /// One worker. Most of it comes into being only when it is needed: a worker that just beats costs
 /// its cell, its id and this.
@@ -87,7 +87,7 @@ pub(crate) struct Detail {
     /// Whom to wake when it is asked to stop, by number.
     pub on_stop: Vec<(u64, Waker)>,
     /// Told when it is asked to stop.
-    pub stop_notice: Notice<()>,
+    pub stop_latch: Latch<()>,
     /// Those whose lives depend on the present life.
     pub linked: Vec<Arc<dyn Dependents>>,
 }
@@ -360,7 +360,7 @@ impl Detail {
             told: None,
             superseded: false,
             on_stop: Vec::new(),
-            stop_notice: Notice::new(),
+            stop_latch: Latch::new(),
             linked: Vec::new(),
         }
     }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::Roster;
 use super::record::Record;
-use crate::threads;
+use crate::sync::threads;
 
 /// All such work of a registry.
 #[derive(Debug, Default)]

@@ -27,7 +27,7 @@ use super::{batch, workers};
 use crate::error::Error;
 use crate::fleet::HeartbeatStore;
 use crate::fleet::http::wire::LARGEST_REQUEST;
-use crate::panics;
+use crate::sync::panics;
 
 /// The largest body of a request of a worker.
 const LARGEST_BODY: usize = 64 * 1024;

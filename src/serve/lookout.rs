@@ -11,9 +11,9 @@ use once_cell::sync::OnceCell;
 
 use super::process::Process;
 use crate::error::Error;
-use crate::panics;
 use crate::registry::Registry;
 use crate::registry::at_exit::{self, ProcessEnd};
+use crate::sync::panics;
 
 /// However much happens, it is not told more often than this.
 const PAUSE: Duration = Duration::from_millis(100);

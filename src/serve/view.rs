@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use super::fresh::Fresh;
 use super::process::Process;
 use crate::health::UnwellWorker;
-use crate::panics;
 use crate::registry::{Registry, Snapshot};
 use crate::roster::post::Post;
 use crate::shutdown::Shutdown;
+use crate::sync::panics;
 
 /// How long the checks of the application may take, all together.
 const CHECKS_TIMEOUT: Duration = Duration::from_secs(5);

@@ -9,7 +9,7 @@ use super::core::{Asked, Core, Refusal};
 use super::intake::{Fields, check_id};
 use crate::fleet::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, WorkerKey};
 use crate::health::{Death, DeathCause, Ending, State, StopCause, Thresholds};
-use crate::random::random;
+use crate::sync::random::random;
 use crate::worker::{DEFAULT_GROUP, DEFAULT_INTERVAL, check_limits, check_name};
 
 /// The type of workers that name none.

@@ -13,9 +13,9 @@ use super::hooks::{Ear, Turn};
 use super::waiting::Waiting;
 use super::{Cleanup, End, Inner, Progress, Shutdown, Signal, leaving, spawn};
 use crate::error::Error;
-use crate::notice::Notice;
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
+use crate::sync::latch::Latch;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -174,7 +174,7 @@ impl ShutdownBuilder {
                 running: None,
                 ran: Vec::new(),
                 end: End::Open,
-                notice: Notice::new(),
+                latch: Latch::new(),
                 waiting: Waiting::default(),
             }),
             changed: Condvar::new(),

@@ -10,11 +10,11 @@ use super::{
     Cleanup, CleanupReport, CleanupState, End, Inner, Progress, Running, ShutdownReport, spawn,
 };
 use crate::clock::Patience;
-use crate::panics;
 use crate::registry::Registry;
 use crate::roster::post::wake;
 use crate::supervisor::{DeadWorker, HungWorker};
-use crate::words;
+use crate::sync::last_words;
+use crate::sync::panics;
 
 /// The thread that waits for the workers and runs the cleanups. It is left behind if one of them
 /// hangs.
@@ -116,7 +116,7 @@ impl Inner {
             progress.ran.push(report);
             drop(progress);
             if let Some(words) = words {
-                words::say(&words);
+                last_words::say(&words);
             }
         }
     }
@@ -137,7 +137,7 @@ impl Inner {
             return;
         };
         if report.is_late() {
-            words::say(&format!("{}; {}", TOO_LONG, report.faults()));
+            last_words::say(&format!("{}; {}", TOO_LONG, report.faults()));
         }
         let mut progress = self.progress.lock();
         if !matches!(progress.end, End::Concluding) {

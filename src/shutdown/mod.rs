@@ -26,11 +26,11 @@ pub use signals::Signal;
 
 use crate::clock::{Clock, Moment, ObservedTime, Patience};
 use crate::health::StopCause;
-use crate::notice::Notice;
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
 use crate::roster::post::wake;
 use crate::roster::{StopNews, say};
+use crate::sync::latch::Latch;
 use hooks::Signals;
 use waiting::Waiting;
 use wire::Bell;
@@ -131,7 +131,7 @@ struct Progress {
     running: Option<Running>,
     ran: Vec<CleanupReport>,
     end: End,
-    notice: Notice<ShutdownCause>,
+    latch: Latch<ShutdownCause>,
     waiting: Waiting,
 }
 
@@ -202,7 +202,7 @@ impl Shutdown {
     /// closed, and has no message.
     #[must_use]
     pub fn receiver(&self) -> Receiver<ShutdownCause> {
-        self.inner.progress.lock().notice.receiver()
+        self.inner.progress.lock().latch.receiver()
     }
 
     /// Waits, without blocking the thread, for the shutdown to begin. Works on any executor; the
@@ -331,7 +331,7 @@ impl Inner {
         let mut progress = self.progress.lock();
         progress.asked = asked;
         self.requested.store(true, Ordering::Release);
-        progress.notice.say(cause);
+        progress.latch.set(cause);
         let waiting = progress.waiting.take();
         drop(progress);
         self.changed.notify_all();

@@ -8,7 +8,7 @@ use super::hooks::Ear;
 use super::{End, Inner, Progress, ShutdownCause, Signal, leaving, spawn};
 use crate::registry::at_exit::{self, ProcessEnd};
 use crate::roster::say;
-use crate::words;
+use crate::sync::last_words;
 
 /// A signal that comes again within this time is a duplicate: terminals and service managers send
 /// the same wish twice, to the process and to its group.
@@ -133,7 +133,7 @@ impl Inner {
         drop(progress);
         leaving::close();
         let words = format!("exit with status 1: {why}; {}", self.culprits(&end));
-        words::say(&words);
+        last_words::say(&words);
         at_exit::conclude(&ProcessEnd::Exit { status: Some(1) });
         signal_hook::low_level::exit(1)
     }

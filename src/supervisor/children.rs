@@ -8,11 +8,11 @@ use parking_lot::Mutex;
 
 use super::exit::Finish;
 use crate::health::StopCause;
-use crate::panics::Interest;
 use crate::registry::Membership;
 use crate::roster::Roster;
 use crate::roster::post::Post;
 use crate::roster::record::Dependents;
+use crate::sync::panics::Interest;
 
 /// How long the children of a life may take to end, by default.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(10);

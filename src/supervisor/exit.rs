@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::health::{Death, DeathCause, StopCause};
-use crate::panics::PanicReport;
 use crate::roster::post::{End, wake};
+use crate::sync::panics::PanicReport;
 
 /// How supervised work ended, after its last life.
 #[derive(Clone, Debug)]

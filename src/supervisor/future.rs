@@ -14,11 +14,11 @@ use super::{Exit, InCharge, Outcome, Supervisor, begin_again, decide, end_life, 
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::health::{DeathCause, Ending, StopCause};
-use crate::panics::{self, Charge, Interest, PanicReport};
 use crate::registry::Membership;
 use crate::roster::post::{End, Post};
 use crate::roster::unreturned::{AtWork, OnThread};
-use crate::threads;
+use crate::sync::panics::{self, Charge, Interest, PanicReport};
+use crate::sync::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
 
 impl WorkerHeartbeat {

@@ -22,10 +22,10 @@ pub use thread::SupervisedWorker;
 
 use crate::error::Error;
 use crate::health::{DeathCause, Ending, State, StopCause};
-use crate::panics::{AtHand, Charge, Interest, PanicReport};
 use crate::registry::{Membership, Registry};
 use crate::roster::events::EventKind;
 use crate::roster::post::{End, Post};
+use crate::sync::panics::{AtHand, Charge, Interest, PanicReport};
 use crate::worker::WorkerHeartbeat;
 use children::{Child, Children};
 use exit::Finish;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::health::DeathCause;
-use crate::random::random;
+use crate::sync::random::random;
 
 /// When a supervised worker is started again, as in Erlang/OTP's `supervisor`: never (temporary),
 /// on failure (transient) or always (permanent); at most [`max`](Self::max) times, then it is given

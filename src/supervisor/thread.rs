@@ -15,10 +15,10 @@ use super::stopping::part;
 use super::{Exit, InCharge, Supervisor, begin_again, decide, end_life, end_of_drop};
 use crate::clock::Sleeper;
 use crate::error::{BoxError, Error, chain};
-use crate::panics::{self, Interest};
 use crate::registry::{Probe, Registry};
 use crate::roster::post::Post;
-use crate::threads;
+use crate::sync::panics::{self, Interest};
+use crate::sync::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
 
 impl Supervisor {

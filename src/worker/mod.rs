@@ -22,7 +22,7 @@ use crate::error::{chain, describe_text};
 use crate::health::{Activity, DeathCause, Health, StopCause};
 use crate::registry::{Membership, Probe, Registry, Snapshot};
 use crate::roster::post::{End, Updated};
-use crate::threads;
+use crate::sync::threads;
 
 /// A worker's handle: made by its [`builder`](Self::builder), held by the worker, dropped with it.
 ///

@@ -255,7 +255,7 @@ impl Link {
             match spawned.map(thread::ScopedJoinHandle::join) {
                 Ok(Ok(done)) => done,
                 Ok(Err(payload)) => {
-                    crate::panics::dispose(payload);
+                    crate::sync::panics::dispose(payload);
                     Err(failed(&"it panicked"))
                 }
                 Err(error) => Err(failed(&error)),

@@ -9,9 +9,9 @@ use super::book::Known;
 use crate::clock::{Moment, Sleeper};
 use crate::error::{Error, written};
 use crate::fleet::jitter::Jitter;
-use crate::panics;
 use crate::registry::Registry;
 use crate::roster::events::EventKind;
+use crate::sync::panics;
 
 /// New tasks are told at once, but no oftener than this.
 const TASK_SPACING: Duration = Duration::from_millis(100);

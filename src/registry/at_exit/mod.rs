@@ -27,10 +27,10 @@ use parking_lot::Mutex;
 use super::{Registry, WeakRegistry};
 use crate::clock::Patience;
 use crate::health::{DeathCause, StopCause};
-use crate::notice::Notice;
-use crate::panics;
 use crate::roster::StopNews;
 use crate::roster::post::{End, Post};
+use crate::sync::latch::Latch;
+use crate::sync::panics;
 pub(crate) use reason::{Witness, main_returns, unwinding};
 
 /// Names of the threads; the kernel keeps 15 bytes of them.
@@ -91,7 +91,7 @@ impl fmt::Display for ProcessEnd {
 #[derive(Debug)]
 pub(super) struct AtExit {
     end: OnceCell<ProcessEnd>,
-    notice: Mutex<Notice<()>>,
+    latch: Mutex<Latch<()>>,
     /// What else reports the registry's workers. Each is closed when its last report is made.
     reporters: Mutex<Vec<Receiver<()>>>,
 }
@@ -100,7 +100,7 @@ impl Default for AtExit {
     fn default() -> Self {
         Self {
             end: OnceCell::new(),
-            notice: Mutex::new(Notice::new()),
+            latch: Mutex::new(Latch::new()),
             reporters: Mutex::default(),
         }
     }
@@ -159,7 +159,7 @@ impl Registry {
         reporters.push(ended);
         drop(reporters);
         self.watch_exit();
-        at_exit.notice.lock().receiver()
+        at_exit.latch.lock().receiver()
     }
 
     /// Why the process is ending, if it is.
@@ -176,7 +176,7 @@ impl Registry {
         let ended = roster.cut_off(&self.living(), &end.request(), || end.end());
         // Those that have ended must not be started again.
         let asked = self.request_stop(&end.request());
-        at_exit.notice.lock().say(());
+        at_exit.latch.lock().set(());
         [ended, asked]
     }
 

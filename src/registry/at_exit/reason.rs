@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::{LOCK_PATIENCE, MAIN, ProcessEnd, arm, conclude, on_main};
 use crate::health::DeathCause;
-use crate::panics;
+use crate::sync::panics;
 
 /// If the main thread holds nothing of ours, a panic of it is the reason of an end that follows within
 /// this time.

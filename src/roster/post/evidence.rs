@@ -5,9 +5,9 @@ use crate::cell::Work;
 use crate::clock::Moment;
 use crate::health::StallCause;
 use crate::health::evidence::{self, Sample};
-use crate::procfs::Seen;
 use crate::roster::record::ThreadEnded;
-use crate::threads;
+use crate::sync::procfs::Seen;
+use crate::sync::threads;
 
 /// The longest time between two looks at a stalled worker's thread: two to this many resolutions.
 const LONGEST_WAIT: u32 = 6;

@@ -11,11 +11,11 @@ use super::{Post, over};
 use crate::cell::{Cell, Episode, Life, Phase, Place, Watch};
 use crate::clock::Moment;
 use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, StopCause, judge};
-use crate::notice::Notice;
-use crate::panics::{self, PanicReport};
 use crate::roster::record::{Dependents, Detail, Ended, Former, Record};
 use crate::roster::tasks::{Manner, Names, Tasks, cut};
 use crate::roster::timeline::View;
+use crate::sync::latch::Latch;
+use crate::sync::panics::{self, PanicReport};
 
 /// Longer reasons of a death are cut: the dead are remembered for long.
 const LONGEST_REASON: usize = 8 * 1024;
@@ -66,7 +66,7 @@ impl Post {
                 ended = self.end_locked(&mut detail, end, view, wall);
             }
         }
-        detail.stop_notice.say(());
+        detail.stop_latch.set(());
         let wakers = detail.on_stop.drain(..).map(|(_, waker)| waker);
         (ended, wakers.collect())
     }
@@ -119,11 +119,11 @@ impl Post {
     pub(crate) fn stop_receiver(&self) -> Receiver<()> {
         let mut detail = self.record.detail();
         if self.is_current() {
-            return detail.stop_notice.receiver();
+            return detail.stop_latch.receiver();
         }
         // A life that is over has nothing to wait for.
-        let mut over = Notice::new();
-        over.say(());
+        let mut over = Latch::new();
+        over.set(());
         over.receiver()
     }
 
@@ -246,7 +246,7 @@ impl Post {
             ..cell.state()
         });
         let ended = self.end_locked(&mut detail, end, view, wall);
-        detail.stop_notice.say(());
+        detail.stop_latch.set(());
         let wakers = detail.on_stop.drain(..).map(|(_, waker)| waker);
         (ended, wakers.collect())
     }
@@ -360,8 +360,8 @@ impl Post {
         detail.thread_ended = None;
         detail.marked_offline = false;
         // Those who wait for the end of this life need not wait for that of the next.
-        detail.stop_notice.say(());
-        detail.stop_notice = Notice::new();
+        detail.stop_latch.set(());
+        detail.stop_latch = Latch::new();
         std::mem::take(&mut detail.on_stop)
     }
 

@@ -6,7 +6,7 @@ use crate::clock::Moment;
 use crate::health::Activity;
 use crate::roster::record::Detail;
 use crate::roster::tasks::{Closing, Left, Names, Says};
-use crate::threads;
+use crate::sync::threads;
 
 /// So many silences that were not taken back are kept: guards that are leaked must not hold memory
 /// without bound.

@@ -18,9 +18,9 @@ use tokio::runtime::Handle;
 use super::death::{self, Trouble};
 use super::stream::{self, Wish};
 use super::{Dashboard, MOST_STREAMS, Refusal};
-use crate::random::random;
 use crate::serve::audience::Audience;
 use crate::serve::probes::{one, told, withhold};
+use crate::sync::random::random;
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");

@@ -14,8 +14,8 @@ use super::sheet::{Sheet, label};
 use crate::error::Error;
 use crate::fleet::{HeartbeatStore, StoredWorker, WorkerFilter};
 use crate::health::{GroupState, Health, StateCounts};
-use crate::panics;
 use crate::roster::counts::{MOST_TYPES, OTHERS};
+use crate::sync::panics;
 
 /// The store is read no oftener than this.
 const FRESH: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use crate::clock::Patience;
-use crate::panics;
+use crate::sync::panics;
 
 /// How long the log may take, and then `stderr`.
 const PATIENCE: Duration = Duration::from_millis(500);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::procfs::{Seen, Stat};
+use crate::sync::procfs::{Seen, Stat};
 
 /// So many endings are looked into at once, so that no look takes long.
 const MOST_LOOKS: usize = 256;

@@ -1,4 +1,4 @@
-//! Something that is said once, to any number of channels, without keeping account of them.
+//! A latch: set once, and sent to any number of channels, without a list of them.
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
@@ -9,27 +9,27 @@ const MOST_MESSAGES: usize = 131_072;
 
 /// See the module. All receivers share one channel, so that those that were dropped cost nothing.
 #[derive(Debug)]
-pub(crate) struct Notice<T> {
-    said: Option<T>,
+pub(crate) struct Latch<T> {
+    value: Option<T>,
     channel: Option<(Sender<T>, Receiver<T>)>,
     handed_out: usize,
 }
 
-impl<T: Copy> Notice<T> {
+impl<T: Copy> Latch<T> {
     pub(crate) const fn new() -> Self {
         Self {
-            said: None,
+            value: None,
             channel: None,
             handed_out: 0,
         }
     }
 
-    /// A channel that gets a message when it is said, at once if it has been, and is closed then.
+    /// A channel that gets the value when it is set, at once if it has been, and is closed then.
     pub(crate) fn receiver(&mut self) -> Receiver<T> {
-        if let Some(said) = self.said {
+        if let Some(value) = self.value {
             let (sender, receiver) = bounded(1);
             // There is room for it.
-            let _ = sender.try_send(said);
+            let _ = sender.try_send(value);
             return receiver;
         }
         self.handed_out += 1;
@@ -37,8 +37,8 @@ impl<T: Copy> Notice<T> {
         receiver.clone()
     }
 
-    pub(crate) fn say(&mut self, what: T) {
-        self.said = Some(what);
+    pub(crate) fn set(&mut self, what: T) {
+        self.value = Some(what);
         let Some((sender, receiver)) = self.channel.take() else {
             return;
         };
@@ -54,36 +54,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everybody_hears_it_early_or_late() {
-        let mut notice = Notice::new();
-        let early = [notice.receiver(), notice.receiver()];
+    fn early_and_late_receivers_get_the_value() {
+        let mut latch = Latch::new();
+        let early = [latch.receiver(), latch.receiver()];
         assert!(early[0].try_recv().is_err());
-        notice.say(7);
+        latch.set(7);
         for receiver in early {
             assert_eq!(receiver.recv(), Ok(7));
         }
-        let late = notice.receiver();
+        let late = latch.receiver();
         assert_eq!(late.recv(), Ok(7));
         assert!(late.recv().is_err(), "and it is closed then");
     }
 
     #[test]
     fn receivers_that_were_dropped_cost_nothing() {
-        let mut notice = Notice::new();
+        let mut latch = Latch::new();
         for _ in 0..100_000 {
-            drop(notice.receiver());
+            drop(latch.receiver());
         }
-        let kept = notice.receiver();
-        notice.say(());
+        let kept = latch.receiver();
+        latch.set(());
         assert_eq!(kept.recv(), Ok(()));
         assert!(kept.len() <= MOST_MESSAGES);
     }
 
     #[test]
     fn all_of_many_get_their_message() {
-        let mut notice = Notice::new();
-        let receivers: Vec<_> = (0..100_000).map(|_| notice.receiver()).collect();
-        notice.say(7);
+        let mut latch = Latch::new();
+        let receivers: Vec<_> = (0..100_000).map(|_| latch.receiver()).collect();
+        latch.set(7);
         let heard = receivers.iter().filter(|receiver| receiver.recv() == Ok(7));
         assert_eq!(heard.count(), receivers.len());
         assert!(receivers[0].recv().is_err(), "and it is closed then");
@@ -91,10 +91,10 @@ mod tests {
 
     #[test]
     fn nothing_is_sent_to_receivers_that_were_all_dropped() {
-        let mut notice = Notice::new();
-        let receivers: Vec<_> = (0..1_000).map(|_| notice.receiver()).collect();
+        let mut latch = Latch::new();
+        let receivers: Vec<_> = (0..1_000).map(|_| latch.receiver()).collect();
         drop(receivers);
-        notice.say(());
-        assert_eq!(notice.receiver().len(), 1, "a late one gets its own");
+        latch.set(());
+        assert_eq!(latch.receiver().len(), 1, "a late one gets its own");
     }
 }

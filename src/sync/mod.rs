@@ -1,0 +1,8 @@
+//! What runs beside the workers: threads, panics, and what the kernel says of both. Knows no worker.
+
+pub(crate) mod last_words;
+pub(crate) mod latch;
+pub(crate) mod panics;
+pub(crate) mod procfs;
+pub(crate) mod random;
+pub(crate) mod threads;
