@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `counter`, `work` | the worker |
 //! | `seen`, `progress_at`, `task_at` | the pacemaker, one tick at a time |
-//! | `state`, `base`, `watch` | whoever holds the lock that guards that change (see `roster`) |
+//! | `state`, `base`, `watch` | whoever holds the lock that guards that change (see `core`) |
 //!
 //! A change of occupant or incarnation ([`Cell::settle`]) writes them all.
 //!

@@ -21,7 +21,6 @@ mod health;
 mod models;
 mod pacemaker;
 mod registry;
-mod roster;
 #[cfg(feature = "serde")]
 mod serial;
 #[cfg(any(
@@ -52,8 +51,8 @@ pub use health::{
     StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
     SweepTotals, Thresholds, TypeStats, UnwellWorker, judge,
 };
+pub use registry::core::events::{Event, EventKind, EventWorker, Subscription};
 pub use registry::{Probe, Registry, Snapshot};
-pub use roster::events::{Event, EventKind, EventWorker, Subscription};
 #[cfg(feature = "beacon")]
 pub use serve::Beacon;
 #[cfg(feature = "prometheus")]

@@ -22,7 +22,7 @@ use loom::thread;
 use crate::cell::{Cell, Episode, Glance, Life, Phase, Sign, Watch, Work};
 use crate::clock::Moment;
 use crate::health::Activity;
-use crate::roster::timeline::Timeline;
+use crate::registry::core::timeline::Timeline;
 
 /// Loom's atomics, each access of which may come before or after any access of other threads.
 ///
@@ -779,7 +779,7 @@ fn timeline() -> Timeline {
 /// A view is of one tick: it never goes back, never runs ahead of the clock, and never beyond what
 /// one tick allows.
 ///
-/// Mirrors `Roster::view` and `pacemaker::tick`. The first tick is in time, the second one late.
+/// Mirrors `Core::view` and `pacemaker::tick`. The first tick is in time, the second one late.
 #[test]
 fn a_view_of_the_time_is_whole_and_never_goes_back() {
     model(2, || {

@@ -21,7 +21,7 @@ use crate::health::{
     UnwellWorker,
 };
 use crate::registry::Snapshot;
-use crate::roster::events::{Event, EventKind, EventWorker};
+use crate::registry::core::events::{Event, EventKind, EventWorker};
 use crate::shutdown::{CleanupReport, ShutdownReport};
 use crate::supervisor::{DeadWorker, HungWorker, StopReport};
 

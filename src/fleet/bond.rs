@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 
 use super::key::{LeaseKey, WorkerKey};
 use crate::clock::{Clock, Moment};
-use crate::roster::post::Post;
-use crate::roster::record::Record;
+use crate::registry::core::post::Post;
+use crate::registry::core::record::Record;
 
 /// Two clocks may run at different speeds, and a store's may be coarse: this share of a limit is
 /// not believed in.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::bond::{Held, Now};
 use super::uplink::Uplink;
 use crate::error::Error;
-use crate::roster::tasks::boundary;
+use crate::registry::core::tasks::boundary;
 use crate::worker::WorkerHeartbeat;
 
 /// The right to work on a run, until it is dropped, released, or lost; made by

@@ -16,7 +16,7 @@ use super::stored::DEFAULT_THRESHOLD;
 use crate::clock::{Alarm, Clock, Moment, Sleeper};
 use crate::error::Error;
 use crate::health::{SweepReport, SweepTotals};
-use crate::roster::counts::SweepCounts;
+use crate::registry::core::counts::SweepCounts;
 use crate::sync::panics;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(120);

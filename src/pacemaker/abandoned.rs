@@ -5,10 +5,10 @@ use std::sync::Arc;
 use crate::cell::{Cell, Glance, Phase, Work};
 use crate::clock::Moment;
 use crate::health::Activity;
-use crate::roster::Roster;
-use crate::roster::post::Post;
-use crate::roster::record::Record;
-use crate::roster::slab::Chunk;
+use crate::registry::core::Core;
+use crate::registry::core::post::Post;
+use crate::registry::core::record::Record;
+use crate::registry::core::slab::Chunk;
 use crate::sync::threads;
 
 /// What the pacemaker knows of the threads of its workers.
@@ -37,7 +37,7 @@ impl Threads {
     /// have made it, or another one that goes on.
     pub(super) fn look(
         &mut self,
-        roster: &Roster,
+        core: &Core,
         now: Moment,
         mut convict: impl FnMut(&Arc<Chunk<Record>>, usize),
     ) {
@@ -60,7 +60,7 @@ impl Threads {
         if !more_ended {
             return;
         }
-        for chunk in &*roster.slab.chunks() {
+        for chunk in &*core.slab.chunks() {
             for (offset, cell) in chunk.cells().iter().enumerate() {
                 let work = cell.work();
                 if work.thread_ended || !is_tied(work) || lives(work.thread) {

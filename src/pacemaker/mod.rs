@@ -21,12 +21,12 @@ use crate::error::Error;
 use crate::health::{
     Activity, Health, MissingWorkers, Reading, StallCause, State, judge, next_change,
 };
-use crate::roster::events::{Event, EventKind};
-use crate::roster::post::{Post, wake};
-use crate::roster::record::Record;
-use crate::roster::slab::Chunk;
-use crate::roster::timeline::View;
-use crate::roster::{Roster, is_conviction};
+use crate::registry::core::events::{Event, EventKind};
+use crate::registry::core::post::{Post, wake};
+use crate::registry::core::record::Record;
+use crate::registry::core::slab::Chunk;
+use crate::registry::core::timeline::View;
+use crate::registry::core::{Core, is_conviction};
 use crate::sync::panics;
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
@@ -80,10 +80,10 @@ struct Beat {
 
 impl Pacemaker {
     /// One more handle. The first one starts the thread.
-    pub(crate) fn join(&self, roster: &Arc<Roster>) -> Result<(), Error> {
+    pub(crate) fn join(&self, core: &Arc<Core>) -> Result<(), Error> {
         let mut crew = self.crew.lock();
         if crew.running.is_none() {
-            crew.running = Some(start(roster, &self.pulse)?);
+            crew.running = Some(start(core, &self.pulse)?);
         }
         crew.handles += 1;
         Ok(())
@@ -162,40 +162,38 @@ impl Pacemaker {
     }
 }
 
-fn start(roster: &Arc<Roster>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
+fn start(core: &Arc<Core>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
     // Nobody was there to be charged for the time before. If a predecessor is still at its last
     // tick, that one has marked the time.
     if let Some(_ticking) = pulse.tick.try_lock() {
-        roster
-            .timeline
-            .tick(roster.clock.now(), roster.resolution());
+        core.timeline.tick(core.clock.now(), core.resolution());
     }
     // Made here, so that a mock clock waits for the first tick of a thread that is about to start.
-    let sleeper = Sleeper::new(&roster.clock);
+    let sleeper = Sleeper::new(&core.clock);
     let alarm = sleeper.alarm();
     let stop = Arc::new(AtomicBool::new(false));
-    let (roster, pulse, ordered) = (Arc::clone(roster), Arc::clone(pulse), Arc::clone(&stop));
+    let (core, pulse, ordered) = (Arc::clone(core), Arc::clone(pulse), Arc::clone(&stop));
     let thread = thread::Builder::new()
         .name(THREAD_NAME.to_owned())
         .spawn(move || {
-            let mut next = roster.clock.now().after(roster.resolution());
+            let mut next = core.clock.now().after(core.resolution());
             loop {
                 sleeper.sleep_until(next);
                 if ordered.load(Ordering::Acquire) {
                     break;
                 }
-                let lateness = roster.clock.now().since(next);
-                roster.counts.note_tick(lateness, roster.resolution());
-                let ticked = catch_unwind(AssertUnwindSafe(|| tick(&roster, &pulse)));
+                let lateness = core.clock.now().since(next);
+                core.counts.note_tick(lateness, core.resolution());
+                let ticked = catch_unwind(AssertUnwindSafe(|| tick(&core, &pulse)));
                 next = ticked.unwrap_or_else(|payload| {
                     panics::dispose(payload);
-                    roster.clock.now().after(roster.resolution())
+                    core.clock.now().after(core.resolution())
                 });
             }
             // Every panic of a log implementation is contained.
-            roster.flush_journal(true);
+            core.flush_journal(true);
             drop(sleeper);
-            drop(roster);
+            drop(core);
             pulse.beat.lock().ended += 1;
             pulse.felt.notify_all();
         })
@@ -214,25 +212,25 @@ fn start(roster: &Arc<Roster>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
 type Untold = Vec<(Arc<Record>, Event)>;
 
 /// One look at every worker. Returns when to look again.
-fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
+fn tick(core: &Core, pulse: &Pulse) -> Moment {
     let mut untold = Untold::new();
     let mut ticking = pulse.tick.lock();
-    let resolution = roster.resolution();
-    let (view, forgiven) = roster.timeline.tick(roster.clock.now(), resolution);
+    let resolution = core.resolution();
+    let (view, forgiven) = core.timeline.tick(core.clock.now(), resolution);
     let mut next = view.now.after(resolution);
-    for chunk in &*roster.slab.chunks() {
+    for chunk in &*core.slab.chunks() {
         for (offset, cell) in chunk.cells().iter().enumerate() {
-            match cell.observe(view.now, || roster.view().now) {
+            match cell.observe(view.now, || core.view().now) {
                 Sign::None => {}
                 Sign::LookAt(due) => next = next.min(due),
                 Sign::Look => {
-                    next = next.min(examine(roster, chunk, offset, &view, &mut untold));
+                    next = next.min(examine(core, chunk, offset, &view, &mut untold));
                 }
             }
         }
     }
-    ticking.threads.look(roster, view.now, |chunk, offset| {
-        next = next.min(examine(roster, chunk, offset, &view, &mut untold));
+    ticking.threads.look(core, view.now, |chunk, offset| {
+        next = next.min(examine(core, chunk, offset, &view, &mut untold));
     });
     let unobserved = ticking.gaps.note(forgiven, view.clock);
     drop(ticking);
@@ -240,24 +238,24 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
     pulse.felt.notify_all();
 
     if let Some(forgiven) = unobserved {
-        roster.emit(None, EventKind::Unobserved { forgiven });
+        core.emit(None, EventKind::Unobserved { forgiven });
     }
     // Before the log, which may block.
-    let (due, next_timer) = roster.due_timers(view.clock);
+    let (due, next_timer) = core.due_timers(view.clock);
     for waker in due {
         wake(waker);
     }
     for (record, event) in untold {
         // The log tells of an end as the last thing.
         if !record.is_over() {
-            roster.log(&event);
+            core.log(&event);
         }
     }
-    if roster.changed.swap(false, Ordering::AcqRel) {
-        roster.relax();
-        tell_missing(roster);
+    if core.changed.swap(false, Ordering::AcqRel) {
+        core.relax();
+        tell_missing(core);
     }
-    roster.flush_journal(false);
+    core.flush_journal(false);
     // From the registry's time line back to the clock's.
     view.clock.after(next.since(view.now)).min(next_timer)
 }
@@ -265,7 +263,7 @@ fn tick(roster: &Roster, pulse: &Pulse) -> Moment {
 /// Judges one worker in full, tells what is new, and decides when to look at it again. Returns
 /// when that must not be missed.
 fn examine(
-    roster: &Roster,
+    core: &Core,
     chunk: &Arc<Chunk<Record>>,
     offset: usize,
     view: &View,
@@ -288,7 +286,7 @@ fn examine(
     let thresholds = &post.record.profile.thresholds;
     let outlook = next_change(&reading, thresholds);
     let before = glance.watch.episode;
-    let short = outlook.convicted_at.since(outlook.late_at) < 2 * roster.resolution();
+    let short = outlook.convicted_at.since(outlook.late_at) < 2 * core.resolution();
     // With its next sign its allowance may change: at rest it cannot stall, at work it can.
     let turns = glance.work.quiet
         || (reading.activity == Activity::Idle && thresholds.stall_after.is_some());
@@ -300,7 +298,7 @@ fn examine(
         State::Stalled => {
             let fresh = !matches!(before, Episode::Late | Episode::Stalled);
             let again = post.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
-                view.now.after(wait * roster.resolution())
+                view.now.after(wait * core.resolution())
             });
             // With the evidence; the rest stays as it was judged, whatever the worker does by now.
             if let Some(detail) = post.record.known_detail() {
@@ -330,7 +328,7 @@ fn examine(
     );
     let place = Place::new(chunk.slot(offset), glance.state.tag);
     let mut tell = |kind| {
-        let event = roster.publish_alive(&post.record, place, kind);
+        let event = core.publish_alive(&post.record, place, kind);
         untold.extend(event.map(|event| (Arc::clone(&post.record), event)));
     };
     tell_episode(&mut tell, &post, (before, after), &reading, health, view);
@@ -388,14 +386,14 @@ const fn convicted_as(episode: Episode) -> Option<State> {
 }
 
 /// Tells which types have fewer living workers than expected, and which have enough again.
-fn tell_missing(roster: &Roster) {
+fn tell_missing(core: &Core) {
     // Workers that were asked to stop are not missed.
-    if roster.expected.lock().is_empty() || roster.stopping.load(Ordering::Acquire) {
+    if core.expected.lock().is_empty() || core.stopping.load(Ordering::Acquire) {
         return;
     }
-    let living = roster.living_by_type();
+    let living = core.living_by_type();
     let mut news = Vec::new();
-    for (worker_type, expectation) in &mut *roster.expected.lock() {
+    for (worker_type, expectation) in &mut *core.expected.lock() {
         let living = living.get(worker_type).copied().unwrap_or(0);
         let missing = living < expectation.count;
         if missing != expectation.told_missing {
@@ -410,7 +408,7 @@ fn tell_missing(roster: &Roster) {
         }
     }
     for kind in news {
-        roster.emit(None, kind);
+        core.emit(None, kind);
     }
 }
 
@@ -421,8 +419,8 @@ mod tests {
 
     #[test]
     fn who_waits_for_a_tick_waits_no_longer_than_that() {
-        let (roster, pacemaker) = (Arc::new(Roster::new(Clock::system())), Pacemaker::default());
-        pacemaker.join(&roster).unwrap();
+        let (core, pacemaker) = (Arc::new(Core::new(Clock::system())), Pacemaker::default());
+        pacemaker.join(&core).unwrap();
         // If the tick were not seen, this would take the hour.
         assert!(pacemaker.await_tick(Duration::from_secs(3600)));
         assert_eq!(pacemaker.leave(), 0);

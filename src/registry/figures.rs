@@ -9,11 +9,11 @@ use crate::cell::{Glance, Phase};
 use crate::health::{
     Activity, Limits, MissingWorkers, StateCounts, StoreStatus, SweepTotals, verdict,
 };
-use crate::roster::counts::{Counts, TypeCounts};
-use crate::roster::post::{Post, signs};
-use crate::roster::profile::Profile;
-use crate::roster::record::Notes;
-use crate::roster::timeline::View;
+use crate::registry::core::counts::{Counts, TypeCounts};
+use crate::registry::core::post::{Post, signs};
+use crate::registry::core::profile::Profile;
+use crate::registry::core::record::Notes;
+use crate::registry::core::timeline::View;
 
 /// See the module.
 pub(crate) struct Figures {
@@ -55,14 +55,14 @@ impl Registry {
     /// One pass over all cells, as for the [`summary`](Self::summary), and bounded in time as that.
     pub(crate) fn figures(&self) -> Figures {
         let view = self.view();
-        let roster = &self.inner.roster;
+        let core = &self.inner.core;
         let types = self.inner.census.count(|| {
             let mut pass = Pass::new(self, &view);
             pass.over_cells();
             pass.over_graves();
             pass.finish()
         });
-        let companion = roster.companion();
+        let companion = core.companion();
         Figures {
             types,
             expected: self.expected(),
@@ -73,7 +73,7 @@ impl Registry {
     }
 
     pub(crate) fn counts(&self) -> &Counts {
-        &self.inner.roster.counts
+        &self.inner.core.counts
     }
 
     /// What came of the sweeps of this registry.
@@ -115,8 +115,8 @@ impl<'a> Pass<'a> {
     }
 
     fn over_cells(&mut self) {
-        let roster = Arc::clone(self.registry.roster());
-        for chunk in &*roster.slab.chunks() {
+        let core = Arc::clone(self.registry.core());
+        for chunk in &*core.slab.chunks() {
             for (offset, cell) in chunk.cells().iter().enumerate() {
                 match cell.glance() {
                     Some(glance) if glance.state.phase == Phase::Empty => continue,
@@ -124,7 +124,7 @@ impl<'a> Pass<'a> {
                         let number = glance.state.profile;
                         let view = self.view;
                         if let Some((limits, found)) =
-                            self.row(number, || roster.profiles.get(number))
+                            self.row(number, || core.profiles.get(number))
                         {
                             found.add_living(&glance, limits, view);
                             found.add_beats(cell.beats());
@@ -170,7 +170,7 @@ impl<'a> Pass<'a> {
         for record in self.registry.inner.graveyard.all() {
             let state = self
                 .registry
-                .roster()
+                .core()
                 .post(Arc::clone(&record))
                 .health(self.view)
                 .state();
@@ -212,7 +212,7 @@ impl<'a> Pass<'a> {
             let counts = Arc::as_ptr(&profile.counts).addr();
             by_type.entry(counts).or_default().add_all(&found);
         }
-        let types = self.registry.roster().profiles.counts().into_iter();
+        let types = self.registry.core().profiles.counts().into_iter();
         types
             .map(|(name, counts)| {
                 let found = by_type.remove(&Arc::as_ptr(&counts).addr());

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::clock::Moment;
 use crate::health::Ending;
-use crate::roster::record::Record;
+use crate::registry::core::record::Record;
 
 /// How many dead workers are remembered.
 const MOST_DEAD: usize = 1_024;

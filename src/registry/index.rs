@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::roster::record::Record;
+use crate::registry::core::record::Record;
 
 const SHARDS: usize = 64;
 

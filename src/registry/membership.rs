@@ -4,8 +4,8 @@ use std::thread;
 
 use super::{Probe, Registry, at_exit};
 use crate::health::{DeathCause, StopCause};
-use crate::roster::post::{End, Post};
-use crate::roster::unreturned::AtWork;
+use crate::registry::core::post::{End, Post};
+use crate::registry::core::unreturned::AtWork;
 use crate::sync::panics::{self, PanicReport};
 
 /// Held by a handle and by the supervised futures that run on its behalf. It is of one life: when
@@ -48,12 +48,12 @@ impl Membership {
 
     /// Supervised work begins, which a shutdown waits for until what is returned is dropped.
     pub(crate) fn begin_work(&self) -> AtWork {
-        AtWork::begin(self.registry.roster(), &self.post.record)
+        AtWork::begin(self.registry.core(), &self.post.record)
     }
 
     /// Ends the worker. `false` if it had ended before.
     pub(crate) fn end(&self, end: End) -> bool {
-        self.registry.roster().end(&self.post, end)
+        self.registry.core().end(&self.post, end)
     }
 
     /// It went idle and was asked to stop: nothing is left to do.
@@ -66,7 +66,7 @@ impl Membership {
     /// The life is over: asks those that depend on it to stop, without waiting for them.
     pub(crate) fn dismiss_dependents(&self) {
         for dependents in self.post.unlink() {
-            dependents.dismiss(self.registry.roster());
+            dependents.dismiss(self.registry.core());
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod at_exit;
 mod census;
+pub(crate) mod core;
 #[cfg(feature = "prometheus")]
 pub(crate) mod figures;
 mod graveyard;
@@ -24,13 +25,13 @@ use crate::error::Error;
 use crate::health::evidence::SHORTEST_WINDOW;
 use crate::health::{Ending, Health, StallCause, Stalled, StopCause};
 use crate::pacemaker::Pacemaker;
-use crate::roster::events::{EventKind, Subscription};
-use crate::roster::post::{Post, settle, wake};
-use crate::roster::profile::ProfileKey;
-use crate::roster::record::Record;
-use crate::roster::tasks::boundary;
-use crate::roster::timeline::View;
-use crate::roster::{Expectation, Roster, StopNews};
+use crate::registry::core::events::{EventKind, Subscription};
+use crate::registry::core::post::{Post, settle, wake};
+use crate::registry::core::profile::ProfileKey;
+use crate::registry::core::record::Record;
+use crate::registry::core::tasks::boundary;
+use crate::registry::core::timeline::View;
+use crate::registry::core::{Core, Expectation, StopNews};
 use at_exit::{AtExit, Witness};
 use census::Census;
 use graveyard::Graveyard;
@@ -54,7 +55,7 @@ pub struct Registry {
 }
 
 struct Inner {
-    roster: Arc<Roster>,
+    core: Arc<Core>,
     pacemaker: Pacemaker,
     index: Index,
     graveyard: Graveyard,
@@ -71,7 +72,7 @@ impl Drop for Inner {
         if self.missing.get().is_some() {
             let _ = self.pacemaker.leave();
         }
-        if let Some(companion) = self.roster.companion() {
+        if let Some(companion) = self.core.companion() {
             companion.close();
         }
     }
@@ -105,7 +106,7 @@ impl Registry {
     fn make(clock: Clock) -> Self {
         Self {
             inner: Arc::new(Inner {
-                roster: Arc::new(Roster::new(clock)),
+                core: Arc::new(Core::new(clock)),
                 pacemaker: Pacemaker::default(),
                 index: Index::default(),
                 graveyard: Graveyard::default(),
@@ -138,10 +139,10 @@ impl Registry {
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Probe> {
         let post = match self.inner.index.get(id) {
-            Some(record) => self.inner.roster.post(record),
+            Some(record) => self.inner.core.post(record),
             // By the id that a store assigned.
             None => {
-                self.inner.roster.companion()?;
+                self.inner.core.companion()?;
                 let mut posts = self.posts().into_iter();
                 posts.find(|post| post.record.id() == id)?
             }
@@ -156,13 +157,12 @@ impl Registry {
     /// workers that never come are missed too. Call this when they are about to come: they have one
     /// [resolution](Self::resolution) to do so before they are missed.
     pub fn expect_workers(&self, worker_type: impl Into<String>, count: usize) {
-        let roster = &self.inner.roster;
+        let core = &self.inner.core;
         let worker_type = worker_type.into();
         if count == 0 {
-            roster.expected.lock().remove(&worker_type);
+            core.expected.lock().remove(&worker_type);
         } else {
-            roster
-                .expected
+            core.expected
                 .lock()
                 .entry(worker_type)
                 .or_insert(Expectation {
@@ -170,11 +170,11 @@ impl Registry {
                     told_missing: false,
                 })
                 .count = count;
-            let watch = || self.inner.pacemaker.join(roster);
+            let watch = || self.inner.pacemaker.join(core);
             // Without a thread to be had, the first worker that comes is told so.
             let _ = self.inner.missing.get_or_try_init(watch);
         }
-        roster.changed.store(true, Ordering::Release);
+        core.changed.store(true, Ordering::Release);
     }
 
     /// Subscribes to what happens to workers. If more than 1024 events are left unread, the oldest
@@ -187,13 +187,13 @@ impl Registry {
     /// As [`subscribe`](Self::subscribe), with room for this many unread events, 1 to 65,536.
     #[must_use]
     pub fn subscribe_with_capacity(&self, capacity: usize) -> Subscription {
-        self.inner.roster.hub.subscribe(capacity)
+        self.inner.core.hub.subscribe(capacity)
     }
 
     /// Forgets the workers that ended at least `age` ago and whose handles are gone. Returns how
     /// many.
     pub fn purge(&self, age: Duration) -> usize {
-        let now = self.inner.roster.clock.now();
+        let now = self.inner.core.clock.now();
         let gone = self.inner.graveyard.purge(now, age);
         for record in &gone {
             self.inner.index.remove(record);
@@ -204,14 +204,14 @@ impl Registry {
     /// The clock that the registry lives by.
     #[must_use]
     pub fn clock(&self) -> &Clock {
-        &self.inner.roster.clock
+        &self.inner.core.clock
     }
 
     /// How often the pacemaker looks at present: a tenth of the shortest threshold, between 10 ms
     /// and 1 s.
     #[must_use]
     pub fn resolution(&self) -> Duration {
-        self.inner.roster.resolution()
+        self.inner.core.resolution()
     }
 
     // --- for those above ------------------------------------------------------------------------
@@ -220,13 +220,13 @@ impl Registry {
         WeakRegistry(Arc::downgrade(&self.inner))
     }
 
-    pub(crate) fn roster(&self) -> &Arc<Roster> {
-        &self.inner.roster
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.inner.core
     }
 
     pub(crate) fn register(&self, spec: Spec) -> Result<Membership, Error> {
-        let roster = &self.inner.roster;
-        self.inner.pacemaker.join(roster)?;
+        let core = &self.inner.core;
+        self.inner.pacemaker.join(core)?;
         let post = match self.admit(spec) {
             Ok(post) => post,
             Err(error) => {
@@ -234,12 +234,12 @@ impl Registry {
                 return Err(error);
             }
         };
-        if roster.sharpen(post.record.profile.thresholds.shortest()) {
+        if core.sharpen(post.record.profile.thresholds.shortest()) {
             // Nobody is to be judged by the coarser look any more once this returns.
             self.inner.pacemaker.await_tick(READER_PATIENCE);
         }
-        roster.changed.store(true, Ordering::Release);
-        roster.emit(Some(&post.record), EventKind::Registered);
+        core.changed.store(true, Ordering::Release);
+        core.emit(Some(&post.record), EventKind::Registered);
         at_exit::arm();
         self.stop_if_stopping(&post);
         Ok(Membership::new(self.clone(), post))
@@ -247,8 +247,8 @@ impl Registry {
 
     /// Finds a cell for a new worker, under an id that no living worker has.
     fn admit(&self, spec: Spec) -> Result<Post, Error> {
-        let roster = &self.inner.roster;
-        let profile = roster.profiles.intern(spec.profile);
+        let core = &self.inner.core;
+        let profile = core.profiles.intern(spec.profile);
         let explicit = spec.id.is_some();
         let mut id = spec
             .id
@@ -264,8 +264,8 @@ impl Registry {
                 id = generated_id(&profile.worker_type);
                 continue;
             }
-            let slot = roster.slab.take();
-            let chunk = roster.slab.chunk(slot);
+            let slot = core.slab.take();
+            let chunk = core.slab.chunk(slot);
             let offset = slot.offset as usize;
             let tag = chunk.cell(offset).state().next_tag();
             let place = Place::new(slot, tag);
@@ -274,7 +274,7 @@ impl Registry {
                 record.detail().metadata = spec.metadata;
             }
             profile.enter();
-            let now = roster.view().now;
+            let now = core.view().now;
             let mut enter = || {
                 chunk.enter(offset, &record, |cell| {
                     // The beats of the cell's last occupant were counted when it left.
@@ -303,12 +303,12 @@ impl Registry {
     /// Begins a worker's next life. It gets another cell if others still hold that of the last one.
     /// `None` if the worker was asked to stop meanwhile.
     fn next_life(&self, last: &Membership) -> Option<Membership> {
-        let roster = &self.inner.roster;
+        let core = &self.inner.core;
         let (view, post) = (self.view(), last.post());
         let elsewhere = (!post.chunk.has_one_holder(post.offset)).then(|| {
-            let slot = roster.slab.take();
+            let slot = core.slab.take();
             Post {
-                chunk: roster.slab.chunk(slot),
+                chunk: core.slab.chunk(slot),
                 offset: slot.offset as usize,
                 record: Arc::clone(&post.record),
             }
@@ -316,12 +316,12 @@ impl Registry {
         // Its beats move from the cell to those of lives that are over.
         let begin = || post.begin_next_life(elsewhere.as_ref(), &view);
         let wakers = {
-            let _turn = roster.turn(&post.record);
+            let _turn = core.turn(&post.record);
             self.inner.census.move_with(begin)
         };
         let Some(wakers) = wakers else {
             if let Some(unused) = elsewhere {
-                roster.slab.give_back(unused.chunk.slot(unused.offset));
+                core.slab.give_back(unused.chunk.slot(unused.offset));
             }
             return None;
         };
@@ -339,21 +339,19 @@ impl Registry {
         self.end_if_ending(std::slice::from_ref(post));
         let stopping = self.inner.stopping.lock().clone();
         if let Some(cause) = stopping {
-            let roster = &self.inner.roster;
-            roster
-                .request_stop(std::slice::from_ref(post), &cause)
-                .tell();
+            let core = &self.inner.core;
+            core.request_stop(std::slice::from_ref(post), &cause).tell();
         }
     }
 
     /// The last handle of a life is gone. If it was the worker's last life, its cell becomes free, and
     /// its record stays.
     fn retire(&self, post: &Post) {
-        let roster = &self.inner.roster;
+        let core = &self.inner.core;
         let slot = post.chunk.slot(post.offset);
         if !post.is_current() {
             self.inner.census.move_with(|| post.forget_former());
-            roster.slab.give_back(slot);
+            core.slab.give_back(slot);
             return;
         }
         let graveyard = &self.inner.graveyard;
@@ -371,8 +369,8 @@ impl Registry {
             self.inner.index.remove(&forgotten);
         }
         post.record.profile.leave();
-        roster.slab.give_back(slot);
-        roster.changed.store(true, Ordering::Release);
+        core.slab.give_back(slot);
+        core.changed.store(true, Ordering::Release);
         let left = self.inner.pacemaker.leave();
         drop(wakers);
         // Who misses expected workers holds the pacemaker, and is no worker.
@@ -387,10 +385,10 @@ impl Registry {
             .stopping
             .lock()
             .get_or_insert_with(|| cause.clone());
-        let roster = &self.inner.roster;
-        roster.stopping.store(true, Ordering::Release);
-        let posts = self.inner.census.count(|| roster.posts());
-        roster.request_stop(&posts, cause)
+        let core = &self.inner.core;
+        core.stopping.store(true, Ordering::Release);
+        let posts = self.inner.census.count(|| core.posts());
+        core.request_stop(&posts, cause)
     }
 
     /// Whether everybody was asked to stop.
@@ -401,12 +399,12 @@ impl Registry {
     /// Every worker that counts: those with a cell, then those in the graveyard. Nobody twice, and
     /// none whose id has been taken over.
     pub(crate) fn posts(&self) -> Vec<Post> {
-        let roster = &self.inner.roster;
+        let core = &self.inner.core;
         self.inner.census.count(|| {
-            let mut posts = roster.posts();
+            let mut posts = core.posts();
             posts.retain(|post| !post.record.is_superseded());
             let graves = self.inner.graveyard.all();
-            posts.extend(graves.into_iter().map(|record| roster.post(record)));
+            posts.extend(graves.into_iter().map(|record| core.post(record)));
             posts
         })
     }
@@ -424,7 +422,7 @@ impl Registry {
     /// The registry's time now. A pacemaker that is overdue is woken and waited for.
     #[inline]
     pub(crate) fn view(&self) -> View {
-        let view = self.inner.roster.view();
+        let view = self.inner.core.view();
         if view.overdue {
             self.fresh_view()
         } else {
@@ -436,7 +434,7 @@ impl Registry {
     #[cold]
     pub(crate) fn fresh_view(&self) -> View {
         let ticked = self.inner.pacemaker.await_tick(READER_PATIENCE);
-        let mut view = self.inner.roster.view();
+        let mut view = self.inner.core.view();
         if !ticked && view.overdue {
             view.unwatched = Some(view.tick_age());
         }
@@ -445,7 +443,7 @@ impl Registry {
 
     #[inline]
     pub(crate) fn is_recent(&self, post: &Post) -> bool {
-        let view = self.inner.roster.view();
+        let view = self.inner.core.view();
         match post.plain_state(&view) {
             Some(state) if !view.overdue => state.is_recent(),
             _ => self.is_recent_after_all(post),
@@ -472,7 +470,7 @@ impl Registry {
         if self.look_closer(post, &snapshot.health) {
             snapshot = self.snapshot_as_it_is(post);
         }
-        snapshot.store = self.roster().companion().map(|store| store.status());
+        snapshot.store = self.core().companion().map(|store| store.status());
         snapshot
     }
 
@@ -482,14 +480,14 @@ impl Registry {
     }
 
     pub(crate) fn snapshot_at(&self, post: &Post, view: &View) -> Snapshot {
-        Snapshot::take(post, view, self.inner.roster.clock.wall())
+        Snapshot::take(post, view, self.inner.core.clock.wall())
     }
 
     pub(crate) fn last_heartbeat(&self, post: &Post) -> Option<SystemTime> {
         let view = self.view();
         let heartbeat_at = post.reading(&view).heartbeat_at?;
         self.inner
-            .roster
+            .core
             .clock
             .wall()
             .checked_sub(view.now.since(heartbeat_at))
@@ -513,20 +511,20 @@ impl Registry {
 
     /// Waits until every worker has ended, but no longer than this. Returns whether all have.
     pub(crate) fn drain(&self, patience: &Patience) -> bool {
-        let roster = &self.inner.roster;
-        roster.wait_for_ends(patience, || self.unended().is_empty())
+        let core = &self.inner.core;
+        core.wait_for_ends(patience, || self.unended().is_empty())
     }
 
     /// Waits until supervised work has returned, but no longer than this, nor for longer than `log`
     /// for work whose thread is in the log.
     pub(crate) fn wait_for_work(&self, patience: &Patience, log: Duration) {
-        let roster = &self.inner.roster;
-        roster.wait_for_ends(patience, || !roster.unreturned.is_awaited(log));
+        let core = &self.inner.core;
+        core.wait_for_ends(patience, || !core.unreturned.is_awaited(log));
     }
 
     /// The ids of the workers that have ended, and whose supervised work has not returned.
     pub(crate) fn unreturned(&self, log: Duration) -> Vec<String> {
-        let mut awaited = self.inner.roster.unreturned.awaited(log);
+        let mut awaited = self.inner.core.unreturned.awaited(log);
         awaited.retain(|record| record.is_over());
         let ids = awaited.iter().map(|record| record.id().to_owned());
         ids.collect()
@@ -534,14 +532,14 @@ impl Registry {
 
     /// Waits until the log has been told of every end, but no longer than this.
     pub(crate) fn wait_for_log(&self, patience: &Patience) {
-        let roster = &self.inner.roster;
-        roster.wait_for_ends(patience, || roster.all_told());
+        let core = &self.inner.core;
+        core.wait_for_ends(patience, || core.all_told());
     }
 
     /// Waits until the store that the registry is attached to knows what is so now, but no longer
     /// than this, nor than it is configured.
     pub(crate) fn tell_store(&self, patience: &Patience) {
-        if let Some(companion) = self.inner.roster.companion() {
+        if let Some(companion) = self.inner.core.companion() {
             companion.farewell(patience);
         }
     }
@@ -553,15 +551,15 @@ impl Registry {
 
     /// The workers that have not ended.
     pub(crate) fn living(&self) -> Vec<Post> {
-        let roster = &self.inner.roster;
-        let mut posts = self.inner.census.count(|| roster.posts());
+        let core = &self.inner.core;
+        let mut posts = self.inner.census.count(|| core.posts());
         posts.retain(|post| !post.record.is_over());
         posts
     }
 
     /// The living workers that a shutdown waits for: without those that wait for it themselves.
     pub(crate) fn unended(&self) -> Vec<Post> {
-        let blocked = self.inner.roster.unreturned.blocked();
+        let blocked = self.inner.core.unreturned.blocked();
         let mut posts = self.living();
         let waits = |post: &Post| {
             blocked

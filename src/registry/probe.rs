@@ -9,9 +9,9 @@ use crate::cell::Glance;
 use crate::health::{
     Activity, Age, Death, Ending, Health, Line, Reading, StoreStatus, Thresholds, judge,
 };
-use crate::roster::post::Post;
-use crate::roster::record::Detail;
-use crate::roster::timeline::View;
+use crate::registry::core::post::Post;
+use crate::registry::core::record::Detail;
+use crate::registry::core::timeline::View;
 
 /// A cheap, read-only view of one worker, for health handlers: it outlives the worker, and follows
 /// it through restarts.

@@ -9,10 +9,10 @@ use crate::health::{
     GroupState, GroupStats, Health, Limits, MissingWorkers, State, StateCounts, Summary,
     SweepReport, UnwellWorker, verdict,
 };
-use crate::roster::post::{Post, signs};
-use crate::roster::profile::{Profile, Profiles};
-use crate::roster::record::{Notes, Record};
-use crate::roster::timeline::View;
+use crate::registry::core::post::{Post, signs};
+use crate::registry::core::profile::{Profile, Profiles};
+use crate::registry::core::record::{Notes, Record};
+use crate::registry::core::timeline::View;
 
 impl Registry {
     /// All workers at one moment: how many are in each state, by type and by group, who is given up
@@ -34,9 +34,9 @@ impl Registry {
     /// Counts all workers, those with a cell and those in the graveyard.
     fn tally(&self, view: &View) -> Tally {
         let mut tally = Tally::new();
-        let roster = &self.inner.roster;
-        for chunk in &*roster.slab.chunks() {
-            for offset in tally.count(chunk.cells(), view, &roster.profiles) {
+        let core = &self.inner.core;
+        for chunk in &*core.slab.chunks() {
+            for offset in tally.count(chunk.cells(), view, &core.profiles) {
                 let Some(record) = chunk.occupant(offset) else {
                     continue;
                 };
@@ -52,7 +52,7 @@ impl Registry {
             }
         }
         for record in self.inner.graveyard.all() {
-            let health = roster.post(Arc::clone(&record)).health(view);
+            let health = core.post(Arc::clone(&record)).health(view);
             tally.add(&record, health);
         }
         tally
@@ -93,11 +93,8 @@ impl Registry {
                 .is_some_and(|counts| GroupState::of(counts) == GroupState::Offline)
         });
         report.affected_groups = touched;
-        let roster = &self.inner.roster;
-        roster
-            .counts
-            .sweeps
-            .note(&report, false, roster.clock.now());
+        let core = &self.inner.core;
+        core.counts.sweeps.note(&report, false, core.clock.now());
         report
     }
 
@@ -122,12 +119,12 @@ impl Registry {
 
     /// What is expected of each type, and what is there.
     pub(super) fn expected(&self) -> Vec<MissingWorkers> {
-        let roster = &self.inner.roster;
-        let expected = roster.expected.lock().clone();
+        let core = &self.inner.core;
+        let expected = core.expected.lock().clone();
         if expected.is_empty() {
             return Vec::new();
         }
-        let living = roster.living_by_type();
+        let living = core.living_by_type();
         expected
             .into_iter()
             .map(|(worker_type, expectation)| {

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::core::{Asked, Core, Refusal};
 use super::intake;
+use super::service::{Asked, Refusal, Service};
 use crate::error::Error;
 use crate::fleet::http::wire::{
     AnswerWire, BeatWire, ClaimAnswerWire, ClaimWire, FilterWire, Items, KeyWire, LARGEST_PAGE,
@@ -63,8 +63,12 @@ fn answers<A: Serialize>(answers: impl IntoIterator<Item = A>) -> Reply {
 }
 
 /// As many answers as questions, or the store is not to be trusted with any.
-fn all<T>(core: &Core, asked: usize, given: Result<Vec<T>, Error>) -> Result<Vec<T>, Refusal> {
-    core.asked(given.and_then(|given| {
+fn all<T>(
+    service: &Service,
+    asked: usize,
+    given: Result<Vec<T>, Error>,
+) -> Result<Vec<T>, Refusal> {
+    service.asked(given.and_then(|given| {
         if given.len() == asked {
             return Ok(given);
         }
@@ -76,7 +80,7 @@ fn all<T>(core: &Core, asked: usize, given: Result<Vec<T>, Error>) -> Result<Vec
     }))
 }
 
-pub(super) fn register(core: &Core, body: &Asked) -> Reply {
+pub(super) fn register(service: &Service, body: &Asked) -> Reply {
     let wishes: Vec<Registration> = items::<RegistrationWire>(body)?
         .items
         .into_iter()
@@ -86,11 +90,11 @@ pub(super) fn register(core: &Core, body: &Asked) -> Reply {
         intake::check_registration(wish)?;
     }
     let ids: Vec<&str> = wishes.iter().map(|wish| wish.id.as_str()).collect();
-    core.admit(&ids)?;
-    let keys = all(core, wishes.len(), core.store.register(&wishes))?;
+    service.admit(&ids)?;
+    let keys = all(service, wishes.len(), service.store.register(&wishes))?;
     // Whoever is registered here beats with its incarnation: it need not be remembered, but what is
     // remembered of its id is out of date.
-    let mut known = core.known.lock();
+    let mut known = service.known.lock();
     for key in &keys {
         known.forget(&key.id);
     }
@@ -98,7 +102,7 @@ pub(super) fn register(core: &Core, body: &Asked) -> Reply {
     answers(keys.iter().map(KeyWire::from))
 }
 
-pub(super) fn beat(core: &Core, body: &Asked) -> Reply {
+pub(super) fn beat(service: &Service, body: &Asked) -> Reply {
     let mut beats: Vec<Beat> = items::<BeatWire>(body)?
         .items
         .into_iter()
@@ -109,11 +113,11 @@ pub(super) fn beat(core: &Core, body: &Asked) -> Reply {
         if beat.metadata.is_empty() {
             continue;
         }
-        let remembered = core.known.lock().incarnation(&beat.key.id);
+        let remembered = service.known.lock().incarnation(&beat.key.id);
         if remembered != Some(beat.key.incarnation) {
-            core.look_up(&beat.key.id)?;
+            service.look_up(&beat.key.id)?;
         }
-        if !core.known.lock().add(&beat.key, &beat.metadata) {
+        if !service.known.lock().add(&beat.key, &beat.metadata) {
             return Err(Refusal::bad(format!(
                 "worker {:?}: metadata: too many entries",
                 beat.key.id
@@ -127,30 +131,30 @@ pub(super) fn beat(core: &Core, body: &Asked) -> Reply {
     {
         *age = age.map(|age| age.saturating_add(waited));
     }
-    let given = all(core, beats.len(), core.store.beat(&beats))?;
+    let given = all(service, beats.len(), service.store.beat(&beats))?;
     answers(given.into_iter().map(AnswerWire::from))
 }
 
-pub(super) fn stop(core: &Core, body: &Asked) -> Reply {
+pub(super) fn stop(service: &Service, body: &Asked) -> Reply {
     let mut request = items::<StopWire>(body)?;
     for stop in &mut request.items {
         intake::check_id(&stop.key.id)?;
         intake::check_detail(&mut stop.ending.detail);
     }
     let stops: Vec<Stop> = request.items.into_iter().map(Stop::from).collect();
-    let given: Vec<Answer> = all(core, stops.len(), core.store.stop(&stops))?;
+    let given: Vec<Answer> = all(service, stops.len(), service.store.stop(&stops))?;
     answers(given.into_iter().map(AnswerWire::from))
 }
 
 /// `{"workers": […], "more": bool}`. A page ends when it has grown large, whatever was asked for.
-pub(super) fn list(core: &Core, body: &Asked) -> Reply {
+pub(super) fn list(service: &Service, body: &Asked) -> Reply {
     let mut filter: WorkerFilter = one::<FilterWire>(body)?.into();
     let wanted = filter.limit;
     filter.limit = wanted.min(MOST_ON_PAGE);
     let workers = if wanted == 0 {
         Vec::new()
     } else {
-        core.asked(core.store.list(&filter))?
+        service.asked(service.store.list(&filter))?
     };
     let mut page = b"{\"workers\":[".to_vec();
     let mut written = 0;
@@ -169,25 +173,25 @@ pub(super) fn list(core: &Core, body: &Asked) -> Reply {
     Ok(page)
 }
 
-pub(super) fn sweep(core: &Core, body: &Asked) -> Reply {
+pub(super) fn sweep(service: &Service, body: &Asked) -> Reply {
     let sweep: Sweep = one::<SweepWire>(body)?.into();
-    write(&core.asked(core.store.sweep(&sweep))?)
+    write(&service.asked(service.store.sweep(&sweep))?)
 }
 
-pub(super) fn purge(core: &Core, body: &Asked) -> Reply {
+pub(super) fn purge(service: &Service, body: &Asked) -> Reply {
     let age: Seconds = one(body)?;
-    write(&core.asked(core.store.purge(age.0))?)
+    write(&service.asked(service.store.purge(age.0))?)
 }
 
-pub(super) fn claim(core: &Core, body: &Asked) -> Reply {
+pub(super) fn claim(service: &Service, body: &Asked) -> Reply {
     let claim: Claim = one::<ClaimWire>(body)?.into();
     intake::check_claim(&claim)?;
     write(&ClaimAnswerWire::from(
-        core.asked(core.store.claim(&claim))?,
+        service.asked(service.store.claim(&claim))?,
     ))
 }
 
-pub(super) fn renew(core: &Core, body: &Asked) -> Reply {
+pub(super) fn renew(service: &Service, body: &Asked) -> Reply {
     let request = items::<LeaseWire>(body)?;
     let ttl = request
         .ttl_s
@@ -195,11 +199,15 @@ pub(super) fn renew(core: &Core, body: &Asked) -> Reply {
         .0;
     crate::fleet::check_ttl(ttl)?;
     let leases: Vec<LeaseKey> = request.items.into_iter().map(LeaseKey::from).collect();
-    answers(all(core, leases.len(), core.store.renew(&leases, ttl))?)
+    answers(all(
+        service,
+        leases.len(),
+        service.store.renew(&leases, ttl),
+    )?)
 }
 
-pub(super) fn release(core: &Core, body: &Asked) -> Reply {
+pub(super) fn release(service: &Service, body: &Asked) -> Reply {
     let request = items::<LeaseWire>(body)?;
     let leases: Vec<LeaseKey> = request.items.into_iter().map(LeaseKey::from).collect();
-    answers(all(core, leases.len(), core.store.release(&leases))?)
+    answers(all(service, leases.len(), service.store.release(&leases))?)
 }

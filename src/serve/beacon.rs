@@ -15,7 +15,7 @@ use crate::fleet::host::uptime;
 use crate::health::{Age, Line, State};
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
-use crate::roster::say;
+use crate::registry::core::say;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! Serves a store over HTTP: limits and time limits around [`Core`].
+//! Serves a store over HTTP: limits and time limits around [`Service`].
 
 use std::fmt;
 use std::future::poll_fn;
@@ -20,9 +20,9 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::core::{Asked, Core, Refusal};
 use super::gate::{self, Token};
 use super::server::{self, Server};
+use super::service::{Asked, Refusal, Service};
 use super::{batch, workers};
 use crate::error::Error;
 use crate::fleet::HeartbeatStore;
@@ -139,7 +139,7 @@ impl Coordinator {
     /// connections, and how long a client may take to send the head of a request.
     pub fn router(&self) -> Router {
         let desk = Arc::new(Desk {
-            core: Core::new(Arc::clone(&self.store), self.max_workers),
+            service: Service::new(Arc::clone(&self.store), self.max_workers),
             token: self.token.clone(),
             requests: Semaphore::new(MOST_REQUESTS),
             batches: Semaphore::new(MOST_BATCHES),
@@ -218,8 +218,8 @@ impl RunningCoordinator {
 /// What is done with a body.
 #[derive(Clone, Copy)]
 enum Act {
-    Worker(fn(&Core, &Asked) -> Result<Value, Refusal>),
-    Batch(fn(&Core, &Asked) -> Result<Vec<u8>, Refusal>),
+    Worker(fn(&Service, &Asked) -> Result<Value, Refusal>),
+    Batch(fn(&Service, &Asked) -> Result<Vec<u8>, Refusal>),
 }
 
 const ROUTES: &[(&str, Act)] = &[
@@ -242,7 +242,7 @@ const ROUTES: &[(&str, Act)] = &[
 
 /// What all requests share.
 struct Desk {
-    core: Core,
+    service: Service,
     token: Option<Token>,
     requests: Semaphore,
     batches: Semaphore,
@@ -285,8 +285,10 @@ impl Desk {
             // Held until the store has answered, however long that takes.
             let _turn = turn;
             let acted = catch_unwind(AssertUnwindSafe(|| match act {
-                Act::Worker(act) => act(&desk.core, &asked).map(|value| value.to_string().into()),
-                Act::Batch(act) => act(&desk.core, &asked),
+                Act::Worker(act) => {
+                    act(&desk.service, &asked).map(|value| value.to_string().into())
+                }
+                Act::Batch(act) => act(&desk.service, &asked),
             }));
             acted.unwrap_or_else(|payload| {
                 panics::dispose(payload);

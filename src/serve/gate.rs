@@ -6,7 +6,7 @@ use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, ORIGIN};
 use subtle::ConstantTimeEq;
 
-use super::core::Refusal;
+use super::service::Refusal;
 
 /// A secret. It is never shown.
 #[derive(Clone)]

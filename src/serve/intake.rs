@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::core::{LONGEST_ID, Refusal};
+use super::service::{LONGEST_ID, Refusal};
 use crate::error::Error;
 use crate::fleet::http::wire::{Pairs, Seconds};
 use crate::fleet::{Beat, Claim, Registration, WorkerKey, check_run_id, check_ttl};
-use crate::roster::tasks::boundary;
+use crate::registry::core::tasks::boundary;
 use crate::worker::{LONGEST_VALUE, MOST_METADATA, check_metadata, check_name, shortened};
 
 /// Bytes of what a worker says in its own words; the rest is cut off, rather than that a heartbeat

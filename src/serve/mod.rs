@@ -15,8 +15,6 @@ mod beacon;
 #[cfg(feature = "http")]
 mod coordinator;
 #[cfg(feature = "http")]
-mod core;
-#[cfg(feature = "http")]
 mod dashboard;
 #[cfg(feature = "http")]
 mod fresh;
@@ -38,6 +36,8 @@ mod probes;
 mod process;
 #[cfg(feature = "http")]
 mod server;
+#[cfg(feature = "http")]
+mod service;
 #[cfg(feature = "systemd")]
 mod systemd;
 #[cfg(feature = "http")]

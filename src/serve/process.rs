@@ -169,7 +169,7 @@ impl Process {
             since.unwrap_or_default().as_secs_f64()
         } else {
             // Not one that waits for the pacemaker: that has been done.
-            let view = registry.roster().view();
+            let view = registry.core().view();
             let posts = registry.posts().into_iter();
             posts
                 .map(|post| registry.snapshot_at(&post, &view).last_heartbeat_unix())

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use super::fresh::Fresh;
 use super::process::Process;
 use crate::health::UnwellWorker;
+use crate::registry::core::post::Post;
 use crate::registry::{Registry, Snapshot};
-use crate::roster::post::Post;
 use crate::shutdown::Shutdown;
 use crate::sync::panics;
 

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::core::{Asked, Core, Refusal};
 use super::intake::{Fields, check_id};
+use super::service::{Asked, Refusal, Service};
 use crate::fleet::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, WorkerKey};
 use crate::health::{Death, DeathCause, Ending, State, StopCause, Thresholds};
 use crate::sync::random::random;
@@ -19,7 +19,7 @@ const STATUS: &str = "status";
 
 type Reply = Result<Value, Refusal>;
 
-pub(super) fn register(core: &Core, body: &Asked) -> Reply {
+pub(super) fn register(service: &Service, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.text(&["worker_id"])?;
     let worker_type = fields
@@ -58,9 +58,9 @@ pub(super) fn register(core: &Core, body: &Asked) -> Reply {
             id.unwrap_or_else(|| generated(&worker_type)),
         )
     };
-    core.admit(&[&registration.id])?;
-    let key = core.asked_one(core.store.register(std::slice::from_ref(&registration)))?;
-    core.known.lock().learn(&key, 0, &registration.metadata);
+    service.admit(&[&registration.id])?;
+    let key = service.asked_one(service.store.register(std::slice::from_ref(&registration)))?;
+    service.known.lock().learn(&key, 0, &registration.metadata);
     let stale_after = registration
         .thresholds
         .unwrap_or_else(|| Thresholds::new(DEFAULT_INTERVAL * 3))
@@ -114,7 +114,7 @@ impl Status {
     }
 }
 
-pub(super) fn heartbeat(core: &Core, body: &Asked) -> Reply {
+pub(super) fn heartbeat(service: &Service, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -126,8 +126,8 @@ pub(super) fn heartbeat(core: &Core, body: &Asked) -> Reply {
     let beats = fields.whole(&["beats"])?;
     let metadata = fields.rest()?;
     let complaint = || format!("the worker says that it is {}", status.word.trim());
-    let (key, ()) = core.act_as(&id, named, |key| {
-        let mut known = core.known.lock();
+    let (key, ()) = service.act_as(&id, named, |key| {
+        let mut known = service.known.lock();
         let mut metadata = metadata.clone();
         if status.odd || (known.has(&key, STATUS) && !status.word.is_empty()) {
             metadata.push((STATUS.to_owned(), status.word.clone()));
@@ -156,7 +156,7 @@ pub(super) fn heartbeat(core: &Core, body: &Asked) -> Reply {
             ..Beat::new(key, status.state)
         };
         drop(known);
-        let answer = core.asked_one(core.store.beat(std::slice::from_ref(&beat)))?;
+        let answer = service.asked_one(service.store.beat(std::slice::from_ref(&beat)))?;
         Ok(accepted(answer))
     })?;
     Ok(json!({"worker_id": key.id, "incarnation": key.incarnation, "accepted": true}))
@@ -169,7 +169,7 @@ const fn accepted(answer: Answer) -> Result<(), Answer> {
     }
 }
 
-pub(super) fn stop(core: &Core, body: &Asked) -> Reply {
+pub(super) fn stop(service: &Service, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -187,13 +187,13 @@ pub(super) fn stop(core: &Core, body: &Asked) -> Reply {
             Ending::Stopped(StopCause::from_name(&cause, None))
         }
     };
-    let (key, already) = core.act_as(&id, named, |key| {
+    let (key, already) = service.act_as(&id, named, |key| {
         let stop = Stop {
             key,
             ending: ending.clone(),
             ago: Duration::ZERO,
         };
-        let answer = core.asked_one(core.store.stop(std::slice::from_ref(&stop)))?;
+        let answer = service.asked_one(service.store.stop(std::slice::from_ref(&stop)))?;
         Ok(match answer {
             Answer::Accepted => Ok(false),
             // The answer to the first request may have been lost.
@@ -209,18 +209,18 @@ pub(super) fn stop(core: &Core, body: &Asked) -> Reply {
     }))
 }
 
-pub(super) fn claim(core: &Core, body: &Asked) -> Reply {
+pub(super) fn claim(service: &Service, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
     let (run_id, ttl) = (fields.run_id()?, fields.ttl()?);
-    let (key, fence) = core.act_as(&id, named, |key| {
+    let (key, fence) = service.act_as(&id, named, |key| {
         let claim = Claim {
             worker: key,
             run_id: run_id.clone(),
             ttl,
         };
-        let answer = core.asked(core.store.claim(&claim))?;
+        let answer = service.asked(service.store.claim(&claim))?;
         Ok(match answer {
             ClaimAnswer::Granted(fence) => Ok(Some(fence)),
             ClaimAnswer::Taken => Ok(None),
@@ -228,7 +228,7 @@ pub(super) fn claim(core: &Core, body: &Asked) -> Reply {
         })
     })?;
     if fence.is_some() {
-        core.known.lock().leased(&key, &run_id, ttl);
+        service.known.lock().leased(&key, &run_id, ttl);
     }
     let mut reply = json!({
         "worker_id": key.id,
@@ -247,13 +247,13 @@ pub(super) fn claim(core: &Core, body: &Asked) -> Reply {
 }
 
 /// The lease that a request names. Whether it is held hangs on the incarnation, so that is looked up.
-fn lease(core: &Core, fields: &mut Fields) -> Result<LeaseKey, Refusal> {
+fn lease(service: &Service, fields: &mut Fields) -> Result<LeaseKey, Refusal> {
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
     let run_id = fields.run_id()?;
     let fence = fields.whole(&["fence"])?;
     let fence = fence.ok_or_else(|| Refusal::bad("fence is missing"))?;
-    let current = core.look_up(&id)?;
+    let current = service.look_up(&id)?;
     let current = current.ok_or_else(|| Refusal::of(Answer::Unknown, &id))?;
     let incarnation = named.unwrap_or(current.key.incarnation);
     Ok(LeaseKey {
@@ -263,12 +263,12 @@ fn lease(core: &Core, fields: &mut Fields) -> Result<LeaseKey, Refusal> {
     })
 }
 
-pub(super) fn renew(core: &Core, body: &Asked) -> Reply {
+pub(super) fn renew(service: &Service, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
     let ttl = fields.ttl()?;
-    let lease = lease(core, &mut fields)?;
-    let held = core.asked_one(core.store.renew(std::slice::from_ref(&lease), ttl))?;
-    let mut known = core.known.lock();
+    let lease = lease(service, &mut fields)?;
+    let held = service.asked_one(service.store.renew(std::slice::from_ref(&lease), ttl))?;
+    let mut known = service.known.lock();
     if held {
         known.leased(&lease.worker, &lease.run_id, ttl);
     } else {
@@ -277,10 +277,10 @@ pub(super) fn renew(core: &Core, body: &Asked) -> Reply {
     Ok(json!({"run_id": lease.run_id, "fence": lease.fence, "held": held}))
 }
 
-pub(super) fn release(core: &Core, body: &Asked) -> Reply {
+pub(super) fn release(service: &Service, body: &Asked) -> Reply {
     let mut fields = Fields::read(body)?;
-    let lease = lease(core, &mut fields)?;
-    let held = core.asked_one(core.store.release(std::slice::from_ref(&lease)))?;
-    core.known.lock().released(&lease.worker, &lease.run_id);
+    let lease = lease(service, &mut fields)?;
+    let held = service.asked_one(service.store.release(std::slice::from_ref(&lease)))?;
+    service.known.lock().released(&lease.worker, &lease.run_id);
     Ok(json!({"run_id": lease.run_id, "fence": lease.fence, "released": held}))
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::clock::Patience;
 use crate::registry::Registry;
-use crate::roster::post::wake;
+use crate::registry::core::post::wake;
 use crate::supervisor::{DeadWorker, HungWorker};
 use crate::sync::last_words;
 use crate::sync::panics;
@@ -205,7 +205,7 @@ impl Inner {
     pub(super) fn hung(&self) -> Vec<HungWorker> {
         let mut hung = Vec::new();
         for registry in &self.registries {
-            let view = registry.roster().view();
+            let view = registry.core().view();
             let unended = registry.unended();
             hung.extend(unended.iter().map(|post| HungWorker::of(post, &view)));
         }

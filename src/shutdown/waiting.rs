@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{End, Inner, Progress, ShutdownReport};
 use crate::registry::Registry;
-use crate::roster::unreturned::Waits;
+use crate::registry::core::unreturned::Waits;
 
 /// How often a forked child that waits looks for signals.
 const LOOK_IN_CHILD: Duration = Duration::from_millis(100);
@@ -30,7 +30,7 @@ impl Waiting {
 impl Inner {
     /// The calling thread's supervised work waits for the end.
     fn waits(&self, blocking: bool) -> Waits {
-        Waits::begin(self.registries.iter().map(Registry::roster), blocking)
+        Waits::begin(self.registries.iter().map(Registry::core), blocking)
     }
 
     /// The report, if there is one for the calling thread.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::hooks::Ear;
 use super::{End, Inner, Progress, ShutdownCause, Signal, leaving, spawn};
 use crate::registry::at_exit::{self, ProcessEnd};
-use crate::roster::say;
+use crate::registry::core::say;
 use crate::sync::last_words;
 
 /// A signal that comes again within this time is a duplicate: terminals and service managers send

@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use super::exit::Finish;
 use crate::health::StopCause;
 use crate::registry::Membership;
-use crate::roster::Roster;
-use crate::roster::post::Post;
-use crate::roster::record::Dependents;
+use crate::registry::core::Core;
+use crate::registry::core::post::Post;
+use crate::registry::core::record::Dependents;
 use crate::sync::panics::Interest;
 
 /// How long the children of a life may take to end, by default.
@@ -100,9 +100,9 @@ impl Dependents for Children {
             .all(|child| child.ending.is_set())
     }
 
-    fn dismiss(&self, roster: &Arc<Roster>) {
+    fn dismiss(&self, core: &Arc<Core>) {
         for child in self.close().iter().rev() {
-            ask(roster, &child.post);
+            ask(core, &child.post);
         }
     }
 
@@ -112,10 +112,9 @@ impl Dependents for Children {
 }
 
 /// Asks one worker to stop. The log may block, so it is not waited for.
-pub(super) fn ask(roster: &Arc<Roster>, post: &Post) {
-    roster
-        .request_stop(std::slice::from_ref(post), &StopCause::Supervisor)
-        .tell_aside(roster);
+pub(super) fn ask(core: &Arc<Core>, post: &Post) {
+    core.request_stop(std::slice::from_ref(post), &StopCause::Supervisor)
+        .tell_aside(core);
 }
 
 /// Links children to the present life of a worker. If it is over, they take no more.

@@ -15,8 +15,8 @@ use crate::clock::Moment;
 use crate::error::Error;
 use crate::health::{DeathCause, Ending, StopCause};
 use crate::registry::Membership;
-use crate::roster::post::{End, Post};
-use crate::roster::unreturned::{AtWork, OnThread};
+use crate::registry::core::post::{End, Post};
+use crate::registry::core::unreturned::{AtWork, OnThread};
 use crate::sync::panics::{self, Charge, Interest, PanicReport};
 use crate::sync::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
@@ -305,7 +305,7 @@ where
             };
             let (membership, made) = (worker.membership().clone(), Arc::clone(worker));
             let registry = membership.registry();
-            self.restarts.life_begins(registry.roster().view().now);
+            self.restarts.life_begins(registry.core().view().now);
             let mut life = Life::new(membership.clone(), async { make(made).await.failure() });
             let outcome = std::future::poll_fn(|context| life.poll(context)).await;
             let outcome = outcome.map(|failure| match failure {
@@ -417,7 +417,7 @@ impl Future for Backoff<'_> {
             return Poll::Ready(());
         }
         let waker = context.waker();
-        self.timer = Some(registry.roster().set_timer(self.timer, self.due, waker));
+        self.timer = Some(registry.core().set_timer(self.timer, self.due, waker));
         self.on_stop = Some(post.on_stop(self.on_stop, waker));
         registry.ring();
         Poll::Pending
@@ -427,7 +427,7 @@ impl Future for Backoff<'_> {
 impl Drop for Backoff<'_> {
     fn drop(&mut self) {
         if let Some(timer) = self.timer {
-            self.membership.registry().roster().forget_timer(timer);
+            self.membership.registry().core().forget_timer(timer);
         }
         if let Some(number) = self.on_stop {
             self.membership.post().forget_stop(number);

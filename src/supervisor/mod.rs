@@ -22,9 +22,9 @@ pub use thread::SupervisedWorker;
 
 use crate::error::Error;
 use crate::health::{DeathCause, Ending, State, StopCause};
+use crate::registry::core::events::EventKind;
+use crate::registry::core::post::{End, Post};
 use crate::registry::{Membership, Registry};
-use crate::roster::events::EventKind;
-use crate::roster::post::{End, Post};
 use crate::sync::panics::{AtHand, Charge, Interest, PanicReport};
 use crate::worker::WorkerHeartbeat;
 use children::{Child, Children};
@@ -250,7 +250,7 @@ impl InCharge {
 impl Charge for InCharge {
     fn last_words(&self, report: &PanicReport) {
         let end = End::Panicked(Box::new(report.clone()));
-        self.registry.roster().end(&self.post, end);
+        self.registry.core().end(&self.post, end);
     }
 
     fn at_hand(&self) -> Option<AtHand> {
@@ -274,7 +274,7 @@ fn end_life(
 ) -> Over {
     let post = membership.post();
     let asked = post.stop_requested();
-    let view = membership.registry().roster().view();
+    let view = membership.registry().core().view();
     let state = post.health(&view).state();
     let convicted = matches!(state, State::NeverStarted | State::Stalled | State::Stale);
     restarts.life_ends(view.now, !convicted);
@@ -340,13 +340,13 @@ fn decide(membership: &Membership, restarts: &mut Restarts, over: Over) -> (Exit
         Decision::LeaveIt => (exit, decision),
         Decision::Restart { attempt, delay } => {
             let kind = EventKind::Restarting { attempt, delay };
-            registry.roster().emit(Some(&post.record), kind);
+            registry.core().emit(Some(&post.record), kind);
             (exit, decision)
         }
         Decision::GiveUp { restarts } => {
             post.give_up(restarts);
             registry
-                .roster()
+                .core()
                 .emit(Some(&post.record), EventKind::GaveUp { restarts });
             let death = match post.ending() {
                 Some(Ending::Dead(death)) => Some(death),
@@ -360,14 +360,13 @@ fn decide(membership: &Membership, restarts: &mut Restarts, over: Over) -> (Exit
 /// Begins the next life. `None` if the worker was asked to stop meanwhile.
 fn begin_again(last: &Membership) -> Option<Membership> {
     let registry = last.registry();
-    let roster = registry.roster();
+    let core = registry.core();
     if registry.is_stopping() {
         return None;
     }
     let next = last.next_life()?;
-    roster
-        .changed
+    core.changed
         .store(true, std::sync::atomic::Ordering::Release);
-    roster.emit(Some(&next.post().record), EventKind::Registered);
+    core.emit(Some(&next.post().record), EventKind::Registered);
     Some(next)
 }

@@ -12,10 +12,10 @@ use super::exit::{Finish, Wait};
 use super::timer::Timer;
 use crate::clock::{Moment, Patience};
 use crate::health::{Death, Health, during};
+use crate::registry::core::events::EventKind;
+use crate::registry::core::post::Post;
+use crate::registry::core::timeline::View;
 use crate::registry::{Membership, Registry};
-use crate::roster::events::EventKind;
-use crate::roster::post::Post;
-use crate::roster::timeline::View;
 
 /// How long a shutdown that blocks its thread waits for the log at its end.
 const LOG_PATIENCE: Duration = Duration::from_millis(100);
@@ -142,7 +142,7 @@ impl Stopping {
     pub(super) fn new(registry: &Registry, groups: Vec<Arc<Children>>, timeout: Duration) -> Self {
         let (begun, patience) = (Instant::now(), Patience::new(timeout));
         let children: Vec<_> = groups.iter().flat_map(|group| group.close()).collect();
-        let unreturned = &registry.roster().unreturned;
+        let unreturned = &registry.core().unreturned;
         let own = |child: &&Child| unreturned.is_here(&child.post.record);
         let own = children.iter().filter(own);
         let own = own.map(|child| Arc::clone(&child.ending)).collect();
@@ -177,7 +177,7 @@ impl Stopping {
     fn step(&mut self) -> Option<(Arc<Finish>, Duration)> {
         while let Some(child) = self.children[..self.left].last() {
             let share = self.asked.get_or_insert_with(|| {
-                ask(self.registry.roster(), &child.post);
+                ask(self.registry.core(), &child.post);
                 let waiting = u32::try_from(self.left).unwrap_or(u32::MAX);
                 let kept = if self.late {
                     self.timeout / 2
@@ -273,8 +273,8 @@ impl Stop {
         }
         let registry = &self.stopping.registry;
         let at = registry.clock().now().after(after);
-        let roster = registry.roster();
-        self.substitute = Some(roster.set_timer(self.substitute, at, context.waker()));
+        let core = registry.core();
+        self.substitute = Some(core.set_timer(self.substitute, at, context.waker()));
         registry.ring();
     }
 }
@@ -304,7 +304,7 @@ impl Future for Stop {
 impl Drop for Stop {
     fn drop(&mut self) {
         if let Some(number) = self.substitute {
-            self.stopping.registry.roster().forget_timer(number);
+            self.stopping.registry.core().forget_timer(number);
         }
     }
 }
@@ -370,6 +370,6 @@ fn tell_hung(registry: &Registry, parent: &Post, report: &StopReport) {
             health: hung.health.clone(),
             waited: report.took,
         };
-        registry.roster().emit(Some(&parent.record), kind);
+        registry.core().emit(Some(&parent.record), kind);
     }
 }

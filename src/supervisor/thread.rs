@@ -15,8 +15,8 @@ use super::stopping::part;
 use super::{Exit, InCharge, Supervisor, begin_again, decide, end_life, end_of_drop};
 use crate::clock::Sleeper;
 use crate::error::{BoxError, Error, chain};
+use crate::registry::core::post::Post;
 use crate::registry::{Probe, Registry};
-use crate::roster::post::Post;
 use crate::sync::panics::{self, Interest};
 use crate::sync::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
@@ -106,7 +106,7 @@ where
         let membership = worker.membership();
         let charge = InCharge::of(membership);
         membership.post().run_on(Some(threads::current()));
-        restarts.life_begins(membership.registry().roster().view().now);
+        restarts.life_begins(membership.registry().core().view().now);
         sleeper.step_away();
         let mut outcome = panics::supervise(&charge, || match lives(&worker) {
             Ok(()) => Exit::Completed,
@@ -183,7 +183,7 @@ impl SupervisedWorker {
 
     /// Asks the worker to stop. It is not waited for.
     pub fn stop(&self) {
-        ask(self.registry.roster(), &self.post);
+        ask(self.registry.core(), &self.post);
     }
 
     /// Waits for the worker's end after its last life, and tells how it ended. To be called by

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::roster::post::wake;
+use crate::registry::core::post::wake;
 
 /// Name of the thread.
 const THREAD_NAME: &str = "wh-timer";

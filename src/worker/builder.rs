@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::{WorkerHeartbeat, env};
 use crate::error::Error;
 use crate::health::Thresholds;
+use crate::registry::core::profile::ProfileKey;
+use crate::registry::core::tasks::boundary;
+use crate::registry::core::timeline::SHORTEST_RESOLUTION;
 use crate::registry::{Registry, Spec};
-use crate::roster::profile::ProfileKey;
-use crate::roster::tasks::boundary;
-use crate::roster::timeline::SHORTEST_RESOLUTION;
 
 pub(crate) const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 pub(crate) const DEFAULT_GROUP: &str = "local";

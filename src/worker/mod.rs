@@ -20,8 +20,8 @@ pub use guards::{SilenceGuard, TaskGuard};
 use crate::cell::Phase;
 use crate::error::{chain, describe_text};
 use crate::health::{Activity, DeathCause, Health, StopCause};
+use crate::registry::core::post::{End, Updated};
 use crate::registry::{Membership, Probe, Registry, Snapshot};
-use crate::roster::post::{End, Updated};
 use crate::sync::threads;
 
 /// A worker's handle: made by its [`builder`](Self::builder), held by the worker, dropped with it.
@@ -75,7 +75,7 @@ impl WorkerHeartbeat {
     #[inline]
     fn take(&self, updated: &Updated) {
         if updated.new_task {
-            if let Some(companion) = self.registry().roster().companion() {
+            if let Some(companion) = self.registry().core().companion() {
                 companion.new_task();
             }
         }
@@ -122,7 +122,7 @@ impl WorkerHeartbeat {
     #[must_use = "the silence ends when the guard is dropped"]
     pub fn expect_silence(&self, at_most: Duration) -> SilenceGuard<'_> {
         // The time as it stands: a worker does not wait for a pacemaker that is overdue.
-        let until = self.registry().roster().view().now.after(at_most);
+        let until = self.registry().core().view().now.after(at_most);
         SilenceGuard::new(self, self.membership.post().begin_silence(until))
     }
 

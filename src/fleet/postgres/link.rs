@@ -20,7 +20,7 @@ use super::migrate;
 use super::settings::Settings;
 use super::trouble::{Trouble, within};
 use crate::error::Error;
-use crate::roster::say;
+use crate::registry::core::say;
 
 /// Stands for the session that the connection vouches by, or NULL.
 const SESSION: &str = "@session@";

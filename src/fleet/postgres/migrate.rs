@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use super::settings::{Settings, filled};
 use super::trouble::{Trouble, within};
-use crate::roster::say;
+use crate::registry::core::say;
 
 /// In their order. What was released is never changed; what is to change gets a version of its own.
 const MIGRATIONS: [(i32, &str, &str); 6] = [

@@ -7,8 +7,8 @@ use crate::clock::Moment;
 use crate::fleet::bond::{Bond, Held};
 use crate::fleet::key::LeaseKey;
 use crate::health::State;
-use crate::roster::post::Post;
-use crate::roster::record::Record;
+use crate::registry::core::post::Post;
+use crate::registry::core::record::Record;
 
 /// What the store was told.
 #[derive(Debug, Default)]

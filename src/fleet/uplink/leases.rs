@@ -13,9 +13,9 @@ use crate::fleet::bond::{Bond, Held, Now};
 use crate::fleet::key::LeaseKey;
 use crate::fleet::store::{Claim, ClaimAnswer};
 use crate::registry::Registry;
-use crate::roster::Companion;
-use crate::roster::events::EventKind;
-use crate::roster::post::Post;
+use crate::registry::core::Companion;
+use crate::registry::core::events::EventKind;
+use crate::registry::core::post::Post;
 
 /// How long a claim waits for its worker to be registered.
 const REGISTRATION_PATIENCE: Duration = Duration::from_secs(10);
@@ -83,7 +83,7 @@ impl Uplink {
         }
         drop(book);
         if let Some(registry) = self.registry.upgrade() {
-            registry.roster().counts.leases_claimed.add(1);
+            registry.core().counts.leases_claimed.add(1);
             for lease in before {
                 self.lose(&registry, &lease);
             }
@@ -217,7 +217,7 @@ impl Uplink {
         let is_other = |other: &Arc<Held>| !Arc::ptr_eq(other, lease);
         self.book.lock().leases.retain(is_other);
         if lease.end() {
-            registry.roster().emit(
+            registry.core().emit(
                 Some(lease.owner()),
                 EventKind::LeaseLost {
                     run_id: lease.key.run_id.clone(),

@@ -24,8 +24,8 @@ use crate::clock::{Alarm, Clock, Moment, Patience, Sleeper};
 use crate::error::Error;
 use crate::health::StoreStatus;
 use crate::registry::at_exit::Witness;
+use crate::registry::core::Companion;
 use crate::registry::{Registry, WeakRegistry};
-use crate::roster::Companion;
 use book::{Book, Known};
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
@@ -106,7 +106,7 @@ impl Registry {
             thread: Mutex::new(None),
             thread_id: Mutex::new(None),
         });
-        if !self.roster().accompany(uplink.clone()) {
+        if !self.core().accompany(uplink.clone()) {
             return Err(Error::AlreadyAttached);
         }
         let carried = Arc::clone(&uplink);
@@ -119,7 +119,7 @@ impl Registry {
                 *uplink.thread.lock() = Some(thread);
             }
             Err(source) => {
-                self.roster().dismiss(Arc::as_ptr(&uplink).cast());
+                self.core().dismiss(Arc::as_ptr(&uplink).cast());
                 return Err(Error::Thread {
                     name: THREAD_NAME.to_owned(),
                     source,
@@ -162,7 +162,7 @@ impl Attachment {
         // Its thread first: nobody else is to tell the same store of the same workers meanwhile.
         uplink.close();
         if let Some(registry) = uplink.registry.upgrade() {
-            registry.roster().dismiss(Arc::as_ptr(uplink).cast());
+            registry.core().dismiss(Arc::as_ptr(uplink).cast());
         }
     }
 }
@@ -239,7 +239,7 @@ impl Companion for Uplink {
 
 impl Uplink {
     pub(in crate::fleet) fn of(registry: &Registry) -> Option<Arc<Self>> {
-        registry.roster().companion()?.as_any().downcast().ok()
+        registry.core().companion()?.as_any().downcast().ok()
     }
 
     pub(in crate::fleet) const fn clock(&self) -> &Clock {

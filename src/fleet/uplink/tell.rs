@@ -16,9 +16,9 @@ use crate::fleet::config::OnOffline;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::store::{Answer, Beat, Registration, Stop};
 use crate::registry::Registry;
-use crate::roster::events::EventKind;
-use crate::roster::post::Post;
-use crate::roster::timeline::View;
+use crate::registry::core::events::EventKind;
+use crate::registry::core::post::Post;
+use crate::registry::core::timeline::View;
 
 /// So many workers go into one call.
 const BATCH: usize = 5_000;
@@ -180,7 +180,7 @@ impl Uplink {
         for post in news {
             let error = error.clone();
             let refused = EventKind::Refused { error };
-            registry.roster().emit(Some(&post.record), refused);
+            registry.core().emit(Some(&post.record), refused);
         }
     }
 
@@ -320,7 +320,7 @@ impl Uplink {
             }
         }
         for (post, incarnation) in fenced {
-            registry.roster().fence(&post, incarnation);
+            registry.core().fence(&post, incarnation);
             if let Some(known) = self.book.lock().known.get_mut(&address(&post.record)) {
                 known.finish();
             }

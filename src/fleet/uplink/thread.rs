@@ -10,7 +10,7 @@ use crate::clock::{Moment, Sleeper};
 use crate::error::{Error, written};
 use crate::fleet::jitter::Jitter;
 use crate::registry::Registry;
-use crate::roster::events::EventKind;
+use crate::registry::core::events::EventKind;
 use crate::sync::panics;
 
 /// New tasks are told at once, but no oftener than this.
@@ -118,7 +118,7 @@ impl Uplink {
             }
             Err(error) => {
                 let error = written(format_args!("{error}"));
-                registry.roster().counts.store_failures.add(1);
+                registry.core().counts.store_failures.add(1);
                 status.failures += 1;
                 status.failures_in_a_row += 1;
                 status.last_error = Some(error.clone());
@@ -136,7 +136,7 @@ impl Uplink {
         drop(progress);
         self.progressed.notify_all();
         if let Some(news) = news {
-            registry.roster().emit(None, news);
+            registry.core().emit(None, news);
         }
         pause
     }

@@ -27,8 +27,8 @@ use parking_lot::Mutex;
 use super::{Registry, WeakRegistry};
 use crate::clock::Patience;
 use crate::health::{DeathCause, StopCause};
-use crate::roster::StopNews;
-use crate::roster::post::{End, Post};
+use crate::registry::core::StopNews;
+use crate::registry::core::post::{End, Post};
 use crate::sync::latch::Latch;
 use crate::sync::panics;
 pub(crate) use reason::{Witness, main_returns, unwinding};
@@ -172,8 +172,8 @@ impl Registry {
         let at_exit = &self.inner.at_exit;
         // Before the others are counted: a worker that comes now is either among them or sees this.
         let _ = at_exit.end.set(end.clone());
-        let roster = self.roster();
-        let ended = roster.cut_off(&self.living(), &end.request(), || end.end());
+        let core = self.core();
+        let ended = core.cut_off(&self.living(), &end.request(), || end.end());
         // Those that have ended must not be started again.
         let asked = self.request_stop(&end.request());
         at_exit.latch.lock().set(());
@@ -183,14 +183,14 @@ impl Registry {
     /// Ends a worker that came while the process was ending.
     pub(super) fn end_if_ending(&self, posts: &[Post]) {
         if let Some(end) = self.process_end() {
-            let roster = self.roster();
-            roster.cut_off(posts, &end.request(), || end.end()).tell();
+            let core = self.core();
+            core.cut_off(posts, &end.request(), || end.end()).tell();
         }
     }
 
     /// How long the end of the process may wait for this registry.
     fn exit_patience(&self) -> Duration {
-        let companion = self.roster().companion();
+        let companion = self.core().companion();
         companion.map_or(PATIENCE, |companion| companion.patience())
     }
 

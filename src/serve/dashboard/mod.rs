@@ -30,7 +30,7 @@ use super::probes::one;
 use crate::fleet::HeartbeatStore;
 use crate::health::{Death, Health};
 use crate::registry::Registry;
-use crate::roster::events::Subscription;
+use crate::registry::core::events::Subscription;
 use crate::shutdown::Shutdown;
 
 /// The most streams at a time.

@@ -9,8 +9,8 @@ use super::history::News;
 use crate::error::Error;
 use crate::fleet::{HeartbeatStore, StoredWorker, WorkerFilter, summarize};
 use crate::health::{Death, Health, State, StateCounts, Summary};
+use crate::registry::core::events::{Event, EventKind};
 use crate::registry::{Registry, Snapshot};
-use crate::roster::events::{Event, EventKind};
 use crate::serve::process::WORST_FIRST;
 
 /// The most workers that are shown; of more, those in the worst states.

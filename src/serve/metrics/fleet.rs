@@ -14,7 +14,7 @@ use super::sheet::{Sheet, label};
 use crate::error::Error;
 use crate::fleet::{HeartbeatStore, StoredWorker, WorkerFilter};
 use crate::health::{GroupState, Health, StateCounts};
-use crate::roster::counts::{MOST_TYPES, OTHERS};
+use crate::registry::core::counts::{MOST_TYPES, OTHERS};
 use crate::sync::panics;
 
 /// The store is read no oftener than this.

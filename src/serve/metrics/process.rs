@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::sheet::{Line, Sheet, label};
 use crate::fleet::Sweeper;
 use crate::health::{DeathCause, State, SweepTotals};
+use crate::registry::core::counts::Count;
 use crate::registry::figures::{Figures, TypeFigures};
 use crate::registry::{Registry, Snapshot};
-use crate::roster::counts::Count;
 
 /// So many workers are told one by one, at most.
 pub(super) const MOST_WORKERS: usize = 10_000;

@@ -10,7 +10,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-use crate::roster::tasks::boundary;
+use crate::registry::core::tasks::boundary;
 
 /// All names begin so.
 const PREFIX: &str = "worker_heartbeat_";

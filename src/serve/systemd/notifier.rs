@@ -8,8 +8,8 @@ use sd_notify::NotifyState;
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
-use crate::roster::say;
-use crate::roster::tasks::boundary;
+use crate::registry::core::say;
+use crate::registry::core::tasks::boundary;
 use crate::serve::lookout::{Lookout, Report};
 use crate::serve::process::Process;
 

@@ -1,6 +1,6 @@
 //! A worker in its place: what can be read of it and what it can do to its own record.
 //!
-//! Order of locks: a worker's turn to be told of (see `Roster`), chunk, detail; only the turn while
+//! Order of locks: a worker's turn to be told of (see `Core`), chunk, detail; only the turn while
 //! an event is sent.
 
 mod evidence;

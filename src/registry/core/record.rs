@@ -10,7 +10,7 @@ use once_cell::race::OnceBox;
 use once_cell::sync::OnceCell;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::Roster;
+use super::Core;
 use super::profile::Profile;
 use super::slab::Chunk;
 use super::tasks::Tasks;
@@ -97,7 +97,7 @@ pub(crate) trait Dependents: std::fmt::Debug + Send + Sync {
     /// All of them have ended.
     fn are_gone(&self) -> bool;
     /// Asks them to stop, without waiting for them.
-    fn dismiss(&self, roster: &Arc<Roster>);
+    fn dismiss(&self, core: &Arc<Core>);
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 

@@ -5,7 +5,7 @@ use crate::cell::Work;
 use crate::clock::Moment;
 use crate::health::StallCause;
 use crate::health::evidence::{self, Sample};
-use crate::roster::record::ThreadEnded;
+use crate::registry::core::record::ThreadEnded;
 use crate::sync::procfs::Seen;
 use crate::sync::threads;
 

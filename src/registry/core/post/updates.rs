@@ -4,8 +4,8 @@ use super::Post;
 use crate::cell::Work;
 use crate::clock::Moment;
 use crate::health::Activity;
-use crate::roster::record::Detail;
-use crate::roster::tasks::{Closing, Left, Names, Says};
+use crate::registry::core::record::Detail;
+use crate::registry::core::tasks::{Closing, Left, Names, Says};
 use crate::sync::threads;
 
 /// So many silences that were not taken back are kept: guards that are leaked must not hold memory

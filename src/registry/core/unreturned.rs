@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::Roster;
+use super::Core;
 use super::record::Record;
 use crate::sync::threads;
 
@@ -56,13 +56,13 @@ impl Work {
 /// Held while supervised work runs: by its thread, or by its future from the first poll on.
 #[derive(Debug)]
 pub(crate) struct AtWork {
-    roster: Arc<Roster>,
+    core: Arc<Core>,
     key: Key,
     work: Arc<Work>,
 }
 
 impl AtWork {
-    pub(crate) fn begin(roster: &Arc<Roster>, record: &Arc<Record>) -> Self {
+    pub(crate) fn begin(core: &Arc<Core>, record: &Arc<Record>) -> Self {
         let work = Arc::new(Work {
             record: Arc::clone(record),
             thread: AtomicU32::new(0),
@@ -70,13 +70,13 @@ impl AtWork {
             blocking_waits: AtomicUsize::new(0),
             telling: Mutex::new(None),
         });
-        let mut running = roster.unreturned.0.lock();
+        let mut running = core.unreturned.0.lock();
         let key = (Arc::as_ptr(record).addr(), running.next);
         running.next += 1;
         running.by_key.insert(key, Arc::clone(&work));
         drop(running);
         Self {
-            roster: Arc::clone(roster),
+            core: Arc::clone(core),
             key,
             work,
         }
@@ -94,11 +94,11 @@ impl AtWork {
 
 impl Drop for AtWork {
     fn drop(&mut self) {
-        let mut running = self.roster.unreturned.0.lock();
+        let mut running = self.core.unreturned.0.lock();
         let returned = running.by_key.remove(&self.key);
         drop(running);
         drop(returned);
-        self.roster.note_end();
+        self.core.note_end();
     }
 }
 
@@ -117,16 +117,13 @@ impl Drop for OnThread<'_> {
 /// Work that waits for the end of a shutdown, which does not wait for it as long as this is held.
 #[derive(Debug, Default)]
 pub(crate) struct Waits {
-    work: Vec<(Arc<Roster>, Arc<Work>)>,
+    work: Vec<(Arc<Core>, Arc<Work>)>,
     blocking: bool,
 }
 
 impl Waits {
     /// The work that the calling thread runs, which `blocking` keeps from everything else.
-    pub(crate) fn begin<'a>(
-        rosters: impl Iterator<Item = &'a Arc<Roster>>,
-        blocking: bool,
-    ) -> Self {
+    pub(crate) fn begin<'a>(rosters: impl Iterator<Item = &'a Arc<Core>>, blocking: bool) -> Self {
         let thread = threads::current();
         let mut waits = Self {
             work: Vec::new(),
@@ -136,17 +133,17 @@ impl Waits {
             // It is at its end, and runs no work any more.
             return waits;
         }
-        for roster in rosters {
-            let running = roster.unreturned.0.lock();
+        for core in rosters {
+            let running = core.unreturned.0.lock();
             let of_thread = |work: &&Arc<Work>| work.thread.load(Ordering::Acquire) == thread;
             for work in running.by_key.values().filter(of_thread) {
                 work.waits.fetch_add(1, Ordering::AcqRel);
                 work.blocking_waits
                     .fetch_add(usize::from(blocking), Ordering::AcqRel);
-                waits.work.push((Arc::clone(roster), Arc::clone(work)));
+                waits.work.push((Arc::clone(core), Arc::clone(work)));
             }
         }
-        waits.work.iter().for_each(|(roster, _)| roster.note_end());
+        waits.work.iter().for_each(|(core, _)| core.note_end());
         waits
     }
 }

@@ -11,9 +11,9 @@ use super::{Post, over};
 use crate::cell::{Cell, Episode, Life, Phase, Place, Watch};
 use crate::clock::Moment;
 use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, StopCause, judge};
-use crate::roster::record::{Dependents, Detail, Ended, Former, Record};
-use crate::roster::tasks::{Manner, Names, Tasks, cut};
-use crate::roster::timeline::View;
+use crate::registry::core::record::{Dependents, Detail, Ended, Former, Record};
+use crate::registry::core::tasks::{Manner, Names, Tasks, cut};
+use crate::registry::core::timeline::View;
 use crate::sync::latch::Latch;
 use crate::sync::panics::{self, PanicReport};
 

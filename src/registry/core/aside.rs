@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::events::Event;
 use super::record::Record;
-use super::{Roster, Telling};
+use super::{Core, Telling};
 
 /// Name of the thread.
 const THREAD_NAME: &str = "wh-log";
@@ -25,7 +25,7 @@ struct Queue {
     attended: bool,
 }
 
-impl Roster {
+impl Core {
     /// Has these logged by another thread. If there is no thread to be had, they are not logged.
     pub(super) fn log_aside(self: &Arc<Self>, events: Vec<(Arc<Record>, Event)>) {
         if events.is_empty() {
@@ -47,15 +47,15 @@ impl Roster {
 }
 
 /// The thread.
-fn attend(telling: &Telling<Arc<Roster>>) {
-    let roster = &telling.0;
+fn attend(telling: &Telling<Arc<Core>>) {
+    let core = &telling.0;
     loop {
-        let mut queue = roster.aside.0.lock();
+        let mut queue = core.aside.0.lock();
         let Some((record, event)) = queue.events.pop_front() else {
             queue.attended = false;
             return;
         };
         drop(queue);
-        roster.log_unless_over(&record, &event);
+        core.log_unless_over(&record, &event);
     }
 }

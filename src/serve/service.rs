@@ -13,7 +13,7 @@ use super::known::{Known, just_before};
 use crate::error::{Error, written};
 use crate::fleet::{Answer, HeartbeatStore, StoredWorker, WorkerFilter, WorkerKey};
 use crate::health::Line;
-use crate::roster::say;
+use crate::registry::core::say;
 
 /// Bytes of an id. A generated one holds a type and a host's name.
 pub(super) const LONGEST_ID: usize = 512;
@@ -25,7 +25,7 @@ const COUNT_PAUSE: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Core {
+pub(super) struct Service {
     pub store: Arc<dyn HeartbeatStore>,
     pub known: Mutex<Known>,
     most_workers: usize,
@@ -111,7 +111,7 @@ impl From<Error> for Refusal {
     }
 }
 
-impl Core {
+impl Service {
     pub(super) fn new(store: Arc<dyn HeartbeatStore>, most_workers: usize) -> Self {
         Self {
             store,

@@ -38,14 +38,14 @@ use unreturned::Unreturned;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Roster {
+pub(crate) struct Core {
     pub clock: Clock,
     pub timeline: Timeline,
     pub slab: Slab<Record>,
     pub profiles: Profiles,
     pub hub: Hub,
     pub counts: Counts,
-    /// See [`Roster::turn`].
+    /// See [`Core::turn`].
     turns: [Mutex<()>; TURNS],
     journal: Journal,
     /// How often the pacemaker looks, in nanoseconds.
@@ -109,7 +109,7 @@ pub(crate) struct Expectation {
     pub told_missing: bool,
 }
 
-impl Roster {
+impl Core {
     pub(crate) fn new(clock: Clock) -> Self {
         let now = clock.now();
         Self {
@@ -487,16 +487,16 @@ impl Roster {
 /// Somebody is about to tell the log of an end: a process that waits for the ends of its workers
 /// waits for that too.
 #[derive(Debug)]
-struct Telling<R: Deref<Target = Roster>>(R);
+struct Telling<R: Deref<Target = Core>>(R);
 
-impl<R: Deref<Target = Roster>> Telling<R> {
-    fn begin(roster: R) -> Self {
-        roster.telling.fetch_add(1, Ordering::AcqRel);
-        Self(roster)
+impl<R: Deref<Target = Core>> Telling<R> {
+    fn begin(core: R) -> Self {
+        core.telling.fetch_add(1, Ordering::AcqRel);
+        Self(core)
     }
 }
 
-impl<R: Deref<Target = Roster>> Drop for Telling<R> {
+impl<R: Deref<Target = Core>> Drop for Telling<R> {
     fn drop(&mut self) {
         self.0.telling.fetch_sub(1, Ordering::AcqRel);
         self.0.note_end();
@@ -506,17 +506,17 @@ impl<R: Deref<Target = Roster>> Drop for Telling<R> {
 /// What is left to do once workers were asked to stop.
 #[must_use = "executors wait to be told"]
 pub(crate) struct StopNews<'a> {
-    roster: &'a Roster,
-    _telling: Telling<&'a Roster>,
+    core: &'a Core,
+    _telling: Telling<&'a Core>,
     wakers: Vec<Waker>,
     events: Vec<(Arc<Record>, Event)>,
 }
 
 impl<'a> StopNews<'a> {
-    fn new(roster: &'a Roster) -> Self {
+    fn new(core: &'a Core) -> Self {
         Self {
-            roster,
-            _telling: Telling::begin(roster),
+            core,
+            _telling: Telling::begin(core),
             wakers: Vec::new(),
             events: Vec::new(),
         }
@@ -539,14 +539,14 @@ impl<'a> StopNews<'a> {
     pub(crate) fn tell(mut self) {
         self.wake();
         for (record, event) in std::mem::take(&mut self.events) {
-            self.roster.log_unless_over(&record, &event);
+            self.core.log_unless_over(&record, &event);
         }
     }
 
-    /// As [`tell`](Self::tell), with the log told by another thread. The roster is the same.
-    pub(crate) fn tell_aside(mut self, roster: &Arc<Roster>) {
+    /// As [`tell`](Self::tell), with the log told by another thread. The core is the same.
+    pub(crate) fn tell_aside(mut self, core: &Arc<Core>) {
         self.wake();
-        roster.log_aside(std::mem::take(&mut self.events));
+        core.log_aside(std::mem::take(&mut self.events));
     }
 }
 
@@ -563,8 +563,8 @@ mod tests {
 
     #[test]
     fn a_worker_that_comes_while_the_pacemaker_relaxes_is_watched_as_closely_as_it_needs() {
-        let roster = Roster::new(Clock::system());
-        let profile = roster.profiles.intern(ProfileKey {
+        let core = Core::new(Clock::system());
+        let profile = core.profiles.intern(ProfileKey {
             worker_type: "w".into(),
             group: "local".into(),
             thresholds: Thresholds::new(Duration::from_millis(100)),
@@ -584,7 +584,7 @@ mod tests {
             scope.spawn(|| {
                 for round in 1..=rounds {
                     meet(2 * round - 1);
-                    roster.relax();
+                    core.relax();
                     meet(2 * round);
                 }
             });
@@ -592,12 +592,12 @@ mod tests {
                 meet(2 * round - 1);
                 (0..round % 32).for_each(|_| std::hint::spin_loop());
                 profile.enter();
-                roster.sharpen(profile.thresholds.shortest());
+                core.sharpen(profile.thresholds.shortest());
                 meet(2 * round);
-                let found = roster.resolution();
+                let found = core.resolution();
                 coarse += u32::from(found > timeline::SHORTEST_RESOLUTION);
                 profile.leave();
-                roster.relax();
+                core.relax();
             }
         });
         assert_eq!(coarse, 0);
