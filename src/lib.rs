@@ -19,7 +19,6 @@ pub mod fleet;
 mod health;
 #[cfg(all(loom, test))]
 mod models;
-mod pacemaker;
 mod registry;
 #[cfg(feature = "serde")]
 mod serial;

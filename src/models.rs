@@ -247,7 +247,7 @@ impl Place {
 /// A beat is never lost and never dated before it was made: who finds the counter as the pacemaker
 /// last saw it finds a time that is no earlier than the last beat counted.
 ///
-/// Mirrors `WorkerHeartbeat::beat`, `pacemaker::tick` and `Post::reading`.
+/// Mirrors `WorkerHeartbeat::beat`, `pacemaker::tick` and `WorkerRef::reading`.
 #[test]
 fn a_beat_is_stamped_and_never_with_an_older_time() {
     model(2, || {
@@ -315,7 +315,7 @@ fn two_that_beat_at_once_move_the_counter() {
 /// Nobody sees a worker at its new task together with the time of a progress that it made before it
 /// went idle.
 ///
-/// Mirrors `Post::update_task`, `pacemaker::tick` and `Post::reading`.
+/// Mirrors `WorkerRef::update_task`, `pacemaker::tick` and `WorkerRef::reading`.
 #[test]
 fn a_long_idle_time_is_not_taken_for_a_silence_at_work() {
     model(2, || {
@@ -341,8 +341,8 @@ fn a_long_idle_time_is_not_taken_for_a_silence_at_work() {
 
 /// Threads that say at the same time what the work is take back nothing of each other.
 ///
-/// Mirrors `Post::mark_idle` of a worker without a detail, `Post::begin_silence` and
-/// `Post::bind_thread`.
+/// Mirrors `WorkerRef::mark_idle` of a worker without a detail, `WorkerRef::begin_silence` and
+/// `WorkerRef::bind_thread`.
 #[test]
 fn what_several_threads_say_of_the_work_is_all_kept() {
     model(2, || {
@@ -379,7 +379,7 @@ fn what_several_threads_say_of_the_work_is_all_kept() {
 
 /// A task is dated in the end, and never before it began.
 ///
-/// Mirrors `Post::update_task`, `pacemaker::tick` and `Snapshot::of`.
+/// Mirrors `WorkerRef::update_task`, `pacemaker::tick` and `Snapshot::of`.
 #[test]
 fn a_task_is_dated_and_never_before_it_began() {
     model(2, || {
@@ -422,7 +422,7 @@ fn a_task_is_dated_and_never_before_it_began() {
 
 /// Of a worker that goes idle and somebody who asks it to stop, at least one sees the other.
 ///
-/// Mirrors `Post::mark_idle` of a worker without a detail, and `Post::request_stop`.
+/// Mirrors `WorkerRef::mark_idle` of a worker without a detail, and `WorkerRef::request_stop`.
 #[test]
 fn who_goes_idle_or_who_asks_it_to_stop_sees_the_other() {
     model(3, || {
@@ -446,8 +446,8 @@ fn who_goes_idle_or_who_asks_it_to_stop_sees_the_other() {
 
 /// What has ended stays ended, however late its worker beats, and a request to stop is not lost.
 ///
-/// Mirrors `Post::end`, `Post::request_stop` (both under the detail's lock, which here holds whether
-/// the worker has ended), and `WorkerHeartbeat::beat` and `Post::mark_idle`, which know of no end.
+/// Mirrors `WorkerRef::end`, `WorkerRef::request_stop` (both under the detail's lock, which here holds whether
+/// the worker has ended), and `WorkerHeartbeat::beat` and `WorkerRef::mark_idle`, which know of no end.
 #[test]
 fn a_late_beat_does_not_bring_back_the_dead() {
     model(2, || {
@@ -554,7 +554,7 @@ fn an_observation_of_the_old_occupant_does_not_age_the_new_one() {
 /// What a glance tells belongs to one occupant, whoever moves out and in meanwhile; or it tells
 /// nothing.
 ///
-/// Mirrors `Post::living_glance`, and `Registry::retire` and `Registry::admit` on two threads.
+/// Mirrors `WorkerRef::living_glance`, and `Registry::retire` and `Registry::admit` on two threads.
 #[test]
 fn a_glance_never_mixes_two_occupants() {
     model(2, || {
@@ -582,7 +582,7 @@ fn a_glance_never_mixes_two_occupants() {
 
 /// A reading taken during a restart is of the life that ended or of the one that begins, whole.
 ///
-/// Mirrors `Post::reading` (one turn of its loop), `Post::end` and `Post::begin_next_life`, on two
+/// Mirrors `WorkerRef::reading` (one turn of its loop), `WorkerRef::end` and `WorkerRef::begin_next_life`, on two
 /// threads; the detail holds whether the worker has ended.
 #[test]
 fn a_reading_during_a_restart_is_of_one_life() {
@@ -640,7 +640,7 @@ fn a_reading_during_a_restart_is_of_one_life() {
 /// What the pacemaker decides about one life is not written into the next: that one is watched from
 /// its start.
 ///
-/// Mirrors `pacemaker::examine` and `Post::begin_next_life`. The worker has died before.
+/// Mirrors `pacemaker::examine` and `WorkerRef::begin_next_life`. The worker has died before.
 #[test]
 fn a_restarted_worker_is_watched() {
     model(2, || {
@@ -678,8 +678,8 @@ fn a_verdict_on_one_life_is_not_written_into_the_next() {
 /// What a former life left behind beats into its own cell: no reader takes that for a sign of the
 /// present life, which is in another cell.
 ///
-/// Mirrors `Post::reading` (one turn of its loop) by a reader that had found the former life,
-/// `Post::end`, and `Post::begin_next_life` with another cell.
+/// Mirrors `WorkerRef::reading` (one turn of its loop) by a reader that had found the former life,
+/// `WorkerRef::end`, and `WorkerRef::begin_next_life` with another cell.
 #[test]
 fn a_beat_of_a_former_life_is_no_beat_of_the_present_one() {
     model(2, || {
@@ -746,7 +746,7 @@ fn living_glance(place: &Place, tag: &AtomicU32) -> Option<Glance> {
     })
 }
 
-/// `Post::end` and `Post::begin_next_life`, while the pacemaker does something.
+/// `WorkerRef::end` and `WorkerRef::begin_next_life`, while the pacemaker does something.
 fn restart_while(place: &Arc<Place>, pacemaker: fn(&Place, &AtomicU32)) {
     let tag = Arc::new(AtomicU32::new(1));
     let pacemaker = {

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 
 use super::key::{LeaseKey, WorkerKey};
 use crate::clock::{Clock, Moment};
-use crate::registry::core::post::Post;
 use crate::registry::core::record::Record;
+use crate::registry::core::worker_ref::WorkerRef;
 
 /// Two clocks may run at different speeds, and a store's may be coarse: this share of a limit is
 /// not believed in.
@@ -33,7 +33,7 @@ pub(super) struct Held {
 pub(super) struct Bond {
     pub key: WorkerKey,
     stale_after: Duration,
-    post: Post,
+    worker: WorkerRef,
     /// Which life of the worker, as the process counts it.
     life: u32,
     until: Mutex<Deadline>,
@@ -86,14 +86,14 @@ impl Bond {
     pub(super) fn new(
         key: WorkerKey,
         stale_after: Duration,
-        post: Post,
+        worker: WorkerRef,
         life: u32,
         sent: &Now,
     ) -> Self {
         Self {
             key,
             stale_after,
-            post,
+            worker,
             life,
             until: Mutex::new(sent.deadline(stale_after, Duration::ZERO)),
             broken: AtomicBool::new(false),
@@ -114,7 +114,7 @@ impl Bond {
     }
 
     fn is_alive(&self) -> bool {
-        let record = &self.post.record;
+        let record = &self.worker.record;
         !self.broken.load(Ordering::Acquire)
             // In this order: of a next life, which begins when this one is over, the number is seen.
             && !record.is_over()
@@ -136,7 +136,7 @@ impl Held {
 
     /// The worker that claimed it.
     pub(super) fn owner(&self) -> &Record {
-        &self.bond.post.record
+        &self.bond.worker.record
     }
 
     pub(super) fn renewed(&self, sent: &Now) {

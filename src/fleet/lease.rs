@@ -112,7 +112,7 @@ impl WorkerHeartbeat {
                 id: self.id().to_owned(),
             });
         }
-        let held = uplink.claim(self.membership().post(), run_id, ttl)?;
+        let held = uplink.claim(self.membership().worker_ref(), run_id, ttl)?;
         Ok(held.map(|held| Lease { held, uplink }))
     }
 }

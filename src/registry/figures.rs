@@ -10,10 +10,10 @@ use crate::health::{
     Activity, Limits, MissingWorkers, StateCounts, StoreStatus, SweepTotals, verdict,
 };
 use crate::registry::core::counts::{Counts, TypeCounts};
-use crate::registry::core::post::{Post, signs};
 use crate::registry::core::profile::Profile;
 use crate::registry::core::record::Notes;
 use crate::registry::core::timeline::View;
+use crate::registry::core::worker_ref::{WorkerRef, signs};
 
 /// See the module.
 pub(crate) struct Figures {
@@ -56,7 +56,7 @@ impl Registry {
     pub(crate) fn figures(&self) -> Figures {
         let view = self.view();
         let core = &self.inner.core;
-        let types = self.inner.census.count(|| {
+        let types = self.inner.scan.count(|| {
             let mut pass = Pass::new(self, &view);
             pass.over_cells();
             pass.over_graves();
@@ -67,7 +67,7 @@ impl Registry {
             types,
             expected: self.expected(),
             tick_age: self.tick_age(&view),
-            forgotten: self.inner.graveyard.forgotten(),
+            forgotten: self.inner.tombstones.forgotten(),
             store: companion.map(|store| (store.status(), store.leases_held())),
         }
     }
@@ -84,14 +84,16 @@ impl Registry {
     /// The first workers, and how many there are beyond these.
     pub(crate) fn snapshots(&self, most: usize) -> (Vec<Snapshot>, usize) {
         let view = self.view();
-        let posts = self.posts();
-        let shown = posts.iter().take(most);
-        let shown = shown.map(|post| self.snapshot_at(post, &view)).collect();
-        (shown, posts.len().saturating_sub(most))
+        let workers = self.worker_refs();
+        let shown = workers.iter().take(most);
+        let shown = shown
+            .map(|worker| self.snapshot_at(worker, &view))
+            .collect();
+        (shown, workers.len().saturating_sub(most))
     }
 }
 
-/// One pass over all workers. Whoever counts is told by the census if anybody moved meanwhile.
+/// One pass over all workers. Whoever counts is told by the scan if anybody moved meanwhile.
 struct Pass<'a> {
     registry: &'a Registry,
     view: &'a View,
@@ -135,7 +137,7 @@ impl<'a> Pass<'a> {
                 }
                 // It has ended, is silent as announced, or just changing.
                 if let Some(record) = chunk.occupant(offset) {
-                    self.look_closer(&Post {
+                    self.look_closer(&WorkerRef {
                         chunk: Arc::clone(chunk),
                         offset,
                         record,
@@ -145,15 +147,15 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn look_closer(&mut self, post: &Post) {
+    fn look_closer(&mut self, worker: &WorkerRef) {
         let view = self.view;
-        let profile = &post.record.profile;
+        let profile = &worker.record.profile;
         let Some((_, found)) = self.row(profile.number, || Some(Arc::clone(profile))) else {
             return;
         };
-        found.add_beats(post.cell().beats());
-        let mut reading = post.reading(view);
-        let state = post.judge(&mut reading, view).state();
+        found.add_beats(worker.cell().beats());
+        let mut reading = worker.reading(view);
+        let state = worker.judge(&mut reading, view).state();
         if !state.is_terminal() {
             let since = |moment| view.now.since(moment);
             let heartbeat_age = since(reading.heartbeat_at.unwrap_or(reading.started_at));
@@ -161,17 +163,17 @@ impl<'a> Pass<'a> {
             let at_work = reading.activity != Activity::Idle;
             found.states.add(state);
             found.add_ages(heartbeat_age, at_work.then_some(progress_age));
-        } else if !post.record.is_superseded() {
+        } else if !worker.record.is_superseded() {
             found.states.add(state);
         }
     }
 
     fn over_graves(&mut self) {
-        for record in self.registry.inner.graveyard.all() {
+        for record in self.registry.inner.tombstones.all() {
             let state = self
                 .registry
                 .core()
-                .post(Arc::clone(&record))
+                .worker_ref(Arc::clone(&record))
                 .health(self.view)
                 .state();
             let profile = &record.profile;

@@ -4,8 +4,8 @@ use std::thread;
 
 use super::{Probe, Registry, at_exit};
 use crate::health::{DeathCause, StopCause};
-use crate::registry::core::post::{End, Post};
 use crate::registry::core::unreturned::AtWork;
+use crate::registry::core::worker_ref::{End, WorkerRef};
 use crate::sync::panics::{self, PanicReport};
 
 /// Held by a handle and by the supervised futures that run on its behalf. It is of one life: when
@@ -13,13 +13,13 @@ use crate::sync::panics::{self, PanicReport};
 #[derive(Debug)]
 pub(crate) struct Membership {
     registry: Registry,
-    post: Post,
+    worker: WorkerRef,
 }
 
 impl Membership {
     /// The first one of a life; the cell counts it already.
-    pub(super) const fn new(registry: Registry, post: Post) -> Self {
-        Self { registry, post }
+    pub(super) const fn new(registry: Registry, worker: WorkerRef) -> Self {
+        Self { registry, worker }
     }
 
     pub(crate) const fn registry(&self) -> &Registry {
@@ -27,17 +27,17 @@ impl Membership {
     }
 
     #[inline]
-    pub(crate) const fn post(&self) -> &Post {
-        &self.post
+    pub(crate) const fn worker_ref(&self) -> &WorkerRef {
+        &self.worker
     }
 
     pub(crate) fn probe(&self) -> Probe {
-        Probe::new(self.registry.clone(), self.post.clone())
+        Probe::new(self.registry.clone(), self.worker.clone())
     }
 
     /// Whether this is the only holder of this life.
     pub(crate) fn is_last(&self) -> bool {
-        self.post.chunk.has_one_holder(self.post.offset)
+        self.worker.chunk.has_one_holder(self.worker.offset)
     }
 
     /// Begins the worker's next life. What others hold of this one stays with it, and changes nothing
@@ -48,12 +48,12 @@ impl Membership {
 
     /// Supervised work begins, which a shutdown waits for until what is returned is dropped.
     pub(crate) fn begin_work(&self) -> AtWork {
-        AtWork::begin(self.registry.core(), &self.post.record)
+        AtWork::begin(self.registry.core(), &self.worker.record)
     }
 
     /// Ends the worker. `false` if it had ended before.
     pub(crate) fn end(&self, end: End) -> bool {
-        self.registry.core().end(&self.post, end)
+        self.registry.core().end(&self.worker, end)
     }
 
     /// It went idle and was asked to stop: nothing is left to do.
@@ -65,7 +65,7 @@ impl Membership {
 
     /// The life is over: asks those that depend on it to stop, without waiting for them.
     pub(crate) fn dismiss_dependents(&self) {
-        for dependents in self.post.unlink() {
+        for dependents in self.worker.unlink() {
             dependents.dismiss(self.registry.core());
         }
     }
@@ -84,29 +84,31 @@ impl From<PanicReport> for DeathCause {
 
 impl Clone for Membership {
     fn clone(&self) -> Self {
-        self.post.chunk.hold(self.post.offset);
+        self.worker.chunk.hold(self.worker.offset);
         Self {
             registry: self.registry.clone(),
-            post: self.post.clone(),
+            worker: self.worker.clone(),
         }
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        if !self.post.chunk.release(self.post.offset) {
+        if !self.worker.chunk.release(self.worker.offset) {
             return;
         }
         // A panic from before the worker's birth is not its own.
-        self.end(if thread::panicking() && !self.post.record.born_unwinding {
-            match at_exit::unwinding() {
-                Some(cause) => End::Overruled(cause),
-                None => End::Panicked(panics::unwinding()),
-            }
-        } else {
-            End::Stopped(StopCause::Drop)
-        });
+        self.end(
+            if thread::panicking() && !self.worker.record.born_unwinding {
+                match at_exit::unwinding() {
+                    Some(cause) => End::Overruled(cause),
+                    None => End::Panicked(panics::unwinding()),
+                }
+            } else {
+                End::Stopped(StopCause::Drop)
+            },
+        );
         self.dismiss_dependents();
-        self.registry.retire(&self.post);
+        self.registry.retire(&self.worker);
     }
 }

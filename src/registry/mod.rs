@@ -1,15 +1,16 @@
 //! All workers of a process.
 
 pub(crate) mod at_exit;
-mod census;
 pub(crate) mod core;
 #[cfg(feature = "prometheus")]
 pub(crate) mod figures;
-mod graveyard;
 mod index;
 mod membership;
+mod pacemaker;
 mod probe;
+mod scan;
 mod survey;
+mod tombstones;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,20 +25,20 @@ use crate::clock::{Clock, Patience};
 use crate::error::Error;
 use crate::health::evidence::SHORTEST_WINDOW;
 use crate::health::{Ending, Health, StallCause, Stalled, StopCause};
-use crate::pacemaker::Pacemaker;
 use crate::registry::core::events::{EventKind, Subscription};
-use crate::registry::core::post::{Post, settle, wake};
 use crate::registry::core::profile::ProfileKey;
 use crate::registry::core::record::Record;
 use crate::registry::core::tasks::boundary;
 use crate::registry::core::timeline::View;
+use crate::registry::core::worker_ref::{WorkerRef, settle, wake};
 use crate::registry::core::{Core, Expectation, StopNews};
+use crate::registry::pacemaker::Pacemaker;
 use at_exit::{AtExit, Witness};
-use census::Census;
-use graveyard::Graveyard;
 use index::{ById, Index};
 pub(crate) use membership::Membership;
 pub use probe::{Probe, Snapshot};
+use scan::ConsistentScan;
+use tombstones::Tombstones;
 
 /// How long a reader waits for a pacemaker that is overdue.
 const READER_PATIENCE: Duration = Duration::from_millis(100);
@@ -58,8 +59,8 @@ struct Inner {
     core: Arc<Core>,
     pacemaker: Pacemaker,
     index: Index,
-    graveyard: Graveyard,
-    census: Census,
+    tombstones: Tombstones,
+    scan: ConsistentScan,
     /// Everybody was asked to stop, and by whom.
     stopping: Mutex<Option<StopCause>>,
     /// Set once workers are expected: somebody has to miss them, even if none ever comes.
@@ -109,8 +110,8 @@ impl Registry {
                 core: Arc::new(Core::new(clock)),
                 pacemaker: Pacemaker::default(),
                 index: Index::default(),
-                graveyard: Graveyard::default(),
-                census: Census::default(),
+                tombstones: Tombstones::default(),
+                scan: ConsistentScan::default(),
                 stopping: Mutex::new(None),
                 missing: OnceCell::new(),
                 at_exit: AtExit::default(),
@@ -129,25 +130,25 @@ impl Registry {
     /// All workers: the living in the order of their cells, then the ended that are remembered.
     #[must_use]
     pub fn workers(&self) -> Vec<Probe> {
-        self.posts()
+        self.worker_refs()
             .into_iter()
-            .map(|post| Probe::new(self.clone(), post))
+            .map(|worker| Probe::new(self.clone(), worker))
             .collect()
     }
 
     /// The worker with this id, alive or remembered.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Probe> {
-        let post = match self.inner.index.get(id) {
-            Some(record) => self.inner.core.post(record),
+        let worker = match self.inner.index.get(id) {
+            Some(record) => self.inner.core.worker_ref(record),
             // By the id that a store assigned.
             None => {
                 self.inner.core.companion()?;
-                let mut posts = self.posts().into_iter();
-                posts.find(|post| post.record.id() == id)?
+                let mut workers = self.worker_refs().into_iter();
+                workers.find(|worker| worker.record.id() == id)?
             }
         };
-        Some(Probe::new(self.clone(), post))
+        Some(Probe::new(self.clone(), worker))
     }
 
     /// Says how many workers of a type have to live; 0: any number. If fewer do, the summary says so
@@ -194,7 +195,7 @@ impl Registry {
     /// many.
     pub fn purge(&self, age: Duration) -> usize {
         let now = self.inner.core.clock.now();
-        let gone = self.inner.graveyard.purge(now, age);
+        let gone = self.inner.tombstones.purge(now, age);
         for record in &gone {
             self.inner.index.remove(record);
         }
@@ -227,26 +228,26 @@ impl Registry {
     pub(crate) fn register(&self, spec: Spec) -> Result<Membership, Error> {
         let core = &self.inner.core;
         self.inner.pacemaker.join(core)?;
-        let post = match self.admit(spec) {
-            Ok(post) => post,
+        let worker = match self.admit(spec) {
+            Ok(worker) => worker,
             Err(error) => {
                 let _ = self.inner.pacemaker.leave();
                 return Err(error);
             }
         };
-        if core.sharpen(post.record.profile.thresholds.shortest()) {
+        if core.sharpen(worker.record.profile.thresholds.shortest()) {
             // Nobody is to be judged by the coarser look any more once this returns.
             self.inner.pacemaker.await_tick(READER_PATIENCE);
         }
         core.changed.store(true, Ordering::Release);
-        core.emit(Some(&post.record), EventKind::Registered);
+        core.emit(Some(&worker.record), EventKind::Registered);
         at_exit::arm();
-        self.stop_if_stopping(&post);
-        Ok(Membership::new(self.clone(), post))
+        self.stop_if_stopping(&worker);
+        Ok(Membership::new(self.clone(), worker))
     }
 
     /// Finds a cell for a new worker, under an id that no living worker has.
-    fn admit(&self, spec: Spec) -> Result<Post, Error> {
+    fn admit(&self, spec: Spec) -> Result<WorkerRef, Error> {
         let core = &self.inner.core;
         let profile = core.profiles.intern(spec.profile);
         let explicit = spec.id.is_some();
@@ -284,15 +285,15 @@ impl Registry {
                 shard.replace(ById(Arc::clone(&record)));
             };
             match &previous {
-                Some(previous) => self.inner.census.move_with(|| {
+                Some(previous) => self.inner.scan.move_with(|| {
                     succeed(&record, previous);
-                    self.inner.graveyard.exhume(previous);
+                    self.inner.tombstones.exhume(previous);
                     enter();
                 }),
                 None => enter(),
             }
             drop(shard);
-            return Ok(Post {
+            return Ok(WorkerRef {
                 chunk,
                 offset,
                 record,
@@ -304,20 +305,20 @@ impl Registry {
     /// `None` if the worker was asked to stop meanwhile.
     fn next_life(&self, last: &Membership) -> Option<Membership> {
         let core = &self.inner.core;
-        let (view, post) = (self.view(), last.post());
-        let elsewhere = (!post.chunk.has_one_holder(post.offset)).then(|| {
+        let (view, worker) = (self.view(), last.worker_ref());
+        let elsewhere = (!worker.chunk.has_one_holder(worker.offset)).then(|| {
             let slot = core.slab.take();
-            Post {
+            WorkerRef {
                 chunk: core.slab.chunk(slot),
                 offset: slot.offset as usize,
-                record: Arc::clone(&post.record),
+                record: Arc::clone(&worker.record),
             }
         });
         // Its beats move from the cell to those of lives that are over.
-        let begin = || post.begin_next_life(elsewhere.as_ref(), &view);
+        let begin = || worker.begin_next_life(elsewhere.as_ref(), &view);
         let wakers = {
-            let _turn = core.turn(&post.record);
-            self.inner.census.move_with(begin)
+            let _turn = core.turn(&worker.record);
+            self.inner.scan.move_with(begin)
         };
         let Some(wakers) = wakers else {
             if let Some(unused) = elsewhere {
@@ -330,45 +331,46 @@ impl Registry {
             Some(next) => Membership::new(self.clone(), next),
             None => last.clone(),
         };
-        self.stop_if_stopping(next.post());
+        self.stop_if_stopping(next.worker_ref());
         Some(next)
     }
 
     /// Asks a worker to stop that was not there when all others were asked.
-    fn stop_if_stopping(&self, post: &Post) {
-        self.end_if_ending(std::slice::from_ref(post));
+    fn stop_if_stopping(&self, worker: &WorkerRef) {
+        self.end_if_ending(std::slice::from_ref(worker));
         let stopping = self.inner.stopping.lock().clone();
         if let Some(cause) = stopping {
             let core = &self.inner.core;
-            core.request_stop(std::slice::from_ref(post), &cause).tell();
+            core.request_stop(std::slice::from_ref(worker), &cause)
+                .tell();
         }
     }
 
     /// The last handle of a life is gone. If it was the worker's last life, its cell becomes free, and
     /// its record stays.
-    fn retire(&self, post: &Post) {
+    fn retire(&self, worker: &WorkerRef) {
         let core = &self.inner.core;
-        let slot = post.chunk.slot(post.offset);
-        if !post.is_current() {
-            self.inner.census.move_with(|| post.forget_former());
+        let slot = worker.chunk.slot(worker.offset);
+        if !worker.is_current() {
+            self.inner.scan.move_with(|| worker.forget_former());
             core.slab.give_back(slot);
             return;
         }
-        let graveyard = &self.inner.graveyard;
-        let (forgotten, wakers) = self.inner.census.move_with(|| {
-            let record = &post.record;
-            let forgotten = (!record.is_superseded()).then(|| graveyard.bury(Arc::clone(record)));
+        let tombstones = &self.inner.tombstones;
+        let (forgotten, wakers) = self.inner.scan.move_with(|| {
+            let record = &worker.record;
+            let forgotten = (!record.is_superseded()).then(|| tombstones.bury(Arc::clone(record)));
             if record.is_superseded() {
                 // Its successor came in between.
-                graveyard.exhume(record);
+                tombstones.exhume(record);
             }
-            (forgotten.flatten(), post.vacate())
+            (forgotten.flatten(), worker.vacate())
         });
         if let Some(forgotten) = forgotten {
             // Not above: a shard is locked by who waits to move, too.
             self.inner.index.remove(&forgotten);
         }
-        post.record.profile.leave();
+        worker.record.profile.leave();
         core.slab.give_back(slot);
         core.changed.store(true, Ordering::Release);
         let left = self.inner.pacemaker.leave();
@@ -387,8 +389,8 @@ impl Registry {
             .get_or_insert_with(|| cause.clone());
         let core = &self.inner.core;
         core.stopping.store(true, Ordering::Release);
-        let posts = self.inner.census.count(|| core.posts());
-        core.request_stop(&posts, cause)
+        let workers = self.inner.scan.count(|| core.worker_refs());
+        core.request_stop(&workers, cause)
     }
 
     /// Whether everybody was asked to stop.
@@ -396,16 +398,16 @@ impl Registry {
         self.inner.stopping.lock().is_some()
     }
 
-    /// Every worker that counts: those with a cell, then those in the graveyard. Nobody twice, and
+    /// Every worker that counts: those with a cell, then those in the tombstones. Nobody twice, and
     /// none whose id has been taken over.
-    pub(crate) fn posts(&self) -> Vec<Post> {
+    pub(crate) fn worker_refs(&self) -> Vec<WorkerRef> {
         let core = &self.inner.core;
-        self.inner.census.count(|| {
-            let mut posts = core.posts();
-            posts.retain(|post| !post.record.is_superseded());
-            let graves = self.inner.graveyard.all();
-            posts.extend(graves.into_iter().map(|record| core.post(record)));
-            posts
+        self.inner.scan.count(|| {
+            let mut workers = core.worker_refs();
+            workers.retain(|worker| !worker.record.is_superseded());
+            let graves = self.inner.tombstones.all();
+            workers.extend(graves.into_iter().map(|record| core.worker_ref(record)));
+            workers
         })
     }
 
@@ -442,50 +444,50 @@ impl Registry {
     }
 
     #[inline]
-    pub(crate) fn is_recent(&self, post: &Post) -> bool {
+    pub(crate) fn is_recent(&self, worker: &WorkerRef) -> bool {
         let view = self.inner.core.view();
-        match post.plain_state(&view) {
+        match worker.plain_state(&view) {
             Some(state) if !view.overdue => state.is_recent(),
-            _ => self.is_recent_after_all(post),
+            _ => self.is_recent_after_all(worker),
         }
     }
 
     /// Whether it is, with a fresh view if the pacemaker is overdue, and by its record if need be.
     #[cold]
-    fn is_recent_after_all(&self, post: &Post) -> bool {
-        post.health(&self.view()).is_recent()
+    fn is_recent_after_all(&self, worker: &WorkerRef) -> bool {
+        worker.health(&self.view()).is_recent()
     }
 
-    pub(crate) fn health(&self, post: &Post) -> Health {
+    pub(crate) fn health(&self, worker: &WorkerRef) -> Health {
         let view = self.view();
-        let health = post.health(&view);
-        if self.look_closer(post, &health) {
-            return post.health(&view);
+        let health = worker.health(&view);
+        if self.look_closer(worker, &health) {
+            return worker.health(&view);
         }
         health
     }
 
-    pub(crate) fn snapshot(&self, post: &Post) -> Snapshot {
-        let mut snapshot = self.snapshot_as_it_is(post);
-        if self.look_closer(post, &snapshot.health) {
-            snapshot = self.snapshot_as_it_is(post);
+    pub(crate) fn snapshot(&self, worker: &WorkerRef) -> Snapshot {
+        let mut snapshot = self.snapshot_as_it_is(worker);
+        if self.look_closer(worker, &snapshot.health) {
+            snapshot = self.snapshot_as_it_is(worker);
         }
         snapshot.store = self.core().companion().map(|store| store.status());
         snapshot
     }
 
     /// Without another look at a worker that stalls, and without the store's.
-    fn snapshot_as_it_is(&self, post: &Post) -> Snapshot {
-        self.snapshot_at(post, &self.view())
+    fn snapshot_as_it_is(&self, worker: &WorkerRef) -> Snapshot {
+        self.snapshot_at(worker, &self.view())
     }
 
-    pub(crate) fn snapshot_at(&self, post: &Post, view: &View) -> Snapshot {
-        Snapshot::take(post, view, self.inner.core.clock.wall())
+    pub(crate) fn snapshot_at(&self, worker: &WorkerRef, view: &View) -> Snapshot {
+        Snapshot::take(worker, view, self.inner.core.clock.wall())
     }
 
-    pub(crate) fn last_heartbeat(&self, post: &Post) -> Option<SystemTime> {
+    pub(crate) fn last_heartbeat(&self, worker: &WorkerRef) -> Option<SystemTime> {
         let view = self.view();
-        let heartbeat_at = post.reading(&view).heartbeat_at?;
+        let heartbeat_at = worker.reading(&view).heartbeat_at?;
         self.inner
             .core
             .clock
@@ -494,7 +496,7 @@ impl Registry {
     }
 
     /// Looks at the thread of a worker that has just stalled. Returns whether it did.
-    fn look_closer(&self, post: &Post, health: &Health) -> bool {
+    fn look_closer(&self, worker: &WorkerRef, health: &Health) -> bool {
         let Health::Stalled(Stalled {
             cause: StallCause::Unknown,
             ..
@@ -502,9 +504,9 @@ impl Registry {
         else {
             return false;
         };
-        if post.gather_evidence(false).is_some() {
+        if worker.gather_evidence(false).is_some() {
             std::thread::sleep(SHORTEST_WINDOW);
-            post.gather_evidence(false);
+            worker.gather_evidence(false);
         }
         true
     }
@@ -550,24 +552,24 @@ impl Registry {
     }
 
     /// The workers that have not ended.
-    pub(crate) fn living(&self) -> Vec<Post> {
+    pub(crate) fn living(&self) -> Vec<WorkerRef> {
         let core = &self.inner.core;
-        let mut posts = self.inner.census.count(|| core.posts());
-        posts.retain(|post| !post.record.is_over());
-        posts
+        let mut workers = self.inner.scan.count(|| core.worker_refs());
+        workers.retain(|worker| !worker.record.is_over());
+        workers
     }
 
     /// The living workers that a shutdown waits for: without those that wait for it themselves.
-    pub(crate) fn unended(&self) -> Vec<Post> {
+    pub(crate) fn unended(&self) -> Vec<WorkerRef> {
         let blocked = self.inner.core.unreturned.blocked();
-        let mut posts = self.living();
-        let waits = |post: &Post| {
+        let mut workers = self.living();
+        let waits = |worker: &WorkerRef| {
             blocked
                 .iter()
-                .any(|record| Arc::ptr_eq(record, &post.record))
+                .any(|record| Arc::ptr_eq(record, &worker.record))
         };
-        posts.retain(|post| !waits(post));
-        posts
+        workers.retain(|worker| !waits(worker));
+        workers
     }
 }
 

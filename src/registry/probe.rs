@@ -9,33 +9,33 @@ use crate::cell::Glance;
 use crate::health::{
     Activity, Age, Death, Ending, Health, Line, Reading, StoreStatus, Thresholds, judge,
 };
-use crate::registry::core::post::Post;
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::View;
+use crate::registry::core::worker_ref::WorkerRef;
 
 /// A cheap, read-only view of one worker, for health handlers: it outlives the worker, and follows
 /// it through restarts.
 #[derive(Clone)]
 pub struct Probe {
     registry: Registry,
-    post: Post,
+    worker: WorkerRef,
 }
 
 impl Probe {
-    pub(crate) const fn new(registry: Registry, post: Post) -> Self {
-        Self { registry, post }
+    pub(crate) const fn new(registry: Registry, worker: WorkerRef) -> Self {
+        Self { registry, worker }
     }
 
     /// The worker's id.
     #[must_use]
     pub fn id(&self) -> &str {
-        self.post.record.id()
+        self.worker.record.id()
     }
 
     /// The worker's type.
     #[must_use]
     pub fn worker_type(&self) -> &str {
-        &self.post.record.profile.worker_type
+        &self.worker.record.profile.worker_type
     }
 
     /// Whether the worker is well: idle, active, processing or stopping, with a heartbeat younger
@@ -44,7 +44,7 @@ impl Probe {
     /// If the pacemaker is overdue, it is woken, and waited for, for at most 100 ms.
     #[must_use]
     pub fn is_recent(&self) -> bool {
-        self.registry.is_recent(&self.post.current())
+        self.registry.is_recent(&self.worker.current())
     }
 
     /// The verdict on the worker, with its reason.
@@ -54,20 +54,20 @@ impl Probe {
     /// later, to tell busy from blocked.
     #[must_use]
     pub fn health(&self) -> Health {
-        self.registry.health(&self.post.current())
+        self.registry.health(&self.worker.current())
     }
 
     /// Until when the worker was known to be well, by the wall clock: now minus the heartbeat's
     /// age. `None` if it never was.
     #[must_use]
     pub fn last_heartbeat(&self) -> Option<SystemTime> {
-        self.registry.last_heartbeat(&self.post.current())
+        self.registry.last_heartbeat(&self.worker.current())
     }
 
     /// Everything that is known of the worker, of one moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        self.registry.snapshot(&self.post.current())
+        self.registry.snapshot(&self.worker.current())
     }
 }
 
@@ -142,23 +142,23 @@ impl Snapshot {
             .map_or(0.0, |since| since.as_secs_f64())
     }
 
-    pub(super) fn take(post: &Post, view: &View, wall: SystemTime) -> Self {
-        post.read_all(view, |reading, glance, detail| {
-            Self::of(post, view, wall, reading, glance, detail)
+    pub(super) fn take(worker: &WorkerRef, view: &View, wall: SystemTime) -> Self {
+        worker.read_all(view, |reading, glance, detail| {
+            Self::of(worker, view, wall, reading, glance, detail)
         })
     }
 
     fn of(
-        post: &Post,
+        worker: &WorkerRef,
         view: &View,
         wall: SystemTime,
         reading: &mut Reading,
         glance: Option<&Glance>,
         detail: Option<&Detail>,
     ) -> Self {
-        let profile = &post.record.profile;
+        let profile = &worker.record.profile;
         let health = judge(reading, &profile.thresholds, view.now);
-        let ended = detail.and_then(|detail| post.ended(detail));
+        let ended = detail.and_then(|detail| worker.ended(detail));
         if let Some(Ending::Dead(death)) = ended.map(|ended| &ended.ending) {
             (reading.run_id, reading.task) = (death.run_id.clone(), death.task.clone());
         }
@@ -166,10 +166,10 @@ impl Snapshot {
         let at_task = reading.run_id.is_some() || reading.task.is_some();
         let heartbeat_age = reading.heartbeat_at.map(|at| view.now.since(at));
         Self {
-            id: post.record.id().to_owned(),
+            id: worker.record.id().to_owned(),
             worker_type: profile.worker_type.to_string(),
             group: profile.group.to_string(),
-            incarnation: post.incarnation(detail),
+            incarnation: worker.incarnation(detail),
             restarts: detail.map_or(0, |detail| detail.restarts),
             health,
             activity: reading.activity,
@@ -190,7 +190,7 @@ impl Snapshot {
                 || ended.map_or(0, |ended| ended.beats),
                 |glance| glance.beats,
             ),
-            late_beats: detail.map_or(0, |detail| post.late_beats(detail)),
+            late_beats: detail.map_or(0, |detail| worker.late_beats(detail)),
             late_updates: detail.map_or(0, |detail| detail.late_updates),
             last_death: detail.and_then(|detail| detail.last_death.clone()),
             metadata: detail.map_or_else(Vec::new, |detail| detail.metadata.clone()),

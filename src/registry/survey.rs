@@ -9,10 +9,10 @@ use crate::health::{
     GroupState, GroupStats, Health, Limits, MissingWorkers, State, StateCounts, Summary,
     SweepReport, UnwellWorker, verdict,
 };
-use crate::registry::core::post::{Post, signs};
 use crate::registry::core::profile::{Profile, Profiles};
 use crate::registry::core::record::{Notes, Record};
 use crate::registry::core::timeline::View;
+use crate::registry::core::worker_ref::{WorkerRef, signs};
 
 impl Registry {
     /// All workers at one moment: how many are in each state, by type and by group, who is given up
@@ -24,14 +24,14 @@ impl Registry {
     #[must_use]
     pub fn summary(&self) -> Summary {
         let view = self.view();
-        let mut summary = self.inner.census.count(|| self.tally(&view)).finish();
+        let mut summary = self.inner.scan.count(|| self.tally(&view)).finish();
         summary.missing = self.missing();
         summary.tick_age = self.tick_age(&view).unwrap_or_default();
-        summary.forgotten = self.inner.graveyard.forgotten();
+        summary.forgotten = self.inner.tombstones.forgotten();
         summary
     }
 
-    /// Counts all workers, those with a cell and those in the graveyard.
+    /// Counts all workers, those with a cell and those in the tombstones.
     fn tally(&self, view: &View) -> Tally {
         let mut tally = Tally::new();
         let core = &self.inner.core;
@@ -40,19 +40,19 @@ impl Registry {
                 let Some(record) = chunk.occupant(offset) else {
                     continue;
                 };
-                let post = Post {
+                let worker = WorkerRef {
                     chunk: Arc::clone(chunk),
                     offset,
                     record,
                 };
-                let health = post.health(view);
-                if !health.state().is_terminal() || !post.record.is_superseded() {
-                    tally.add(&post.record, health);
+                let health = worker.health(view);
+                if !health.state().is_terminal() || !worker.record.is_superseded() {
+                    tally.add(&worker.record, health);
                 }
             }
         }
-        for record in self.inner.graveyard.all() {
-            let health = core.post(Arc::clone(&record)).health(view);
+        for record in self.inner.tombstones.all() {
+            let health = core.worker_ref(Arc::clone(&record)).health(view);
             tally.add(&record, health);
         }
         tally
@@ -69,9 +69,9 @@ impl Registry {
         };
         let mut groups = BTreeMap::<String, StateCounts>::new();
         let mut touched = Vec::new();
-        for post in self.posts() {
-            let state = post.health(&view).state();
-            let record = &post.record;
+        for worker in self.worker_refs() {
+            let state = worker.health(&view).state();
+            let record = &worker.record;
             let group = &*record.profile.group;
             match groups.get_mut(group) {
                 Some(counts) => counts.add(state),
@@ -103,9 +103,9 @@ impl Registry {
     pub fn group(&self, group: &str) -> GroupState {
         let view = self.view();
         let mut counts = StateCounts::default();
-        for post in self.posts() {
-            if &*post.record.profile.group == group {
-                counts.add(post.health(&view).state());
+        for worker in self.worker_refs() {
+            if &*worker.record.profile.group == group {
+                counts.add(worker.health(&view).state());
             }
         }
         GroupState::of(&counts)

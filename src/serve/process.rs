@@ -170,9 +170,9 @@ impl Process {
         } else {
             // Not one that waits for the pacemaker: that has been done.
             let view = registry.core().view();
-            let posts = registry.posts().into_iter();
-            posts
-                .map(|post| registry.snapshot_at(&post, &view).last_heartbeat_unix())
+            let workers = registry.worker_refs().into_iter();
+            workers
+                .map(|worker| registry.snapshot_at(&worker, &view).last_heartbeat_unix())
                 .fold(0.0, f64::max)
         }
     }

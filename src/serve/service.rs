@@ -29,13 +29,13 @@ pub(super) struct Service {
     pub store: Arc<dyn HeartbeatStore>,
     pub known: Mutex<Known>,
     most_workers: usize,
-    census: Mutex<Census>,
+    census: Mutex<ConsistentScan>,
     failing: AtomicBool,
 }
 
 /// How many workers there are, at most.
 #[derive(Debug, Default)]
-struct Census {
+struct ConsistentScan {
     counted: Option<(usize, Instant)>,
 }
 

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::fresh::Fresh;
 use super::process::Process;
 use crate::health::UnwellWorker;
-use crate::registry::core::post::Post;
+use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Registry, Snapshot};
 use crate::shutdown::Shutdown;
 use crate::sync::panics;
@@ -43,7 +43,7 @@ pub(super) struct Views {
     source: Arc<Source>,
     view: Fresh<View>,
     /// In the order of their ids.
-    workers: Fresh<Vec<Post>>,
+    workers: Fresh<Vec<WorkerRef>>,
     checks: Fresh<Vec<Outcome>>,
     /// Lookups that are being done.
     lookups: Arc<Semaphore>,
@@ -108,20 +108,20 @@ impl Views {
     pub(super) async fn page(&self, after: &str, limit: usize) -> Vec<Value> {
         let source = Arc::clone(&self.source);
         let sorted = move || {
-            let mut posts = source.registry.posts();
-            posts.sort_by_cached_key(|post| post.record.id().to_owned());
-            posts
+            let mut workers = source.registry.worker_refs();
+            workers.sort_by_cached_key(|worker| worker.record.id().to_owned());
+            workers
         };
-        let Some(posts) = self.workers.get(sorted).await else {
+        let Some(workers) = self.workers.get(sorted).await else {
             return Vec::new();
         };
-        let first = posts.partition_point(|post| post.record.id() <= after);
-        let asked: Vec<Post> = posts.iter().skip(first).take(limit).cloned().collect();
+        let first = workers.partition_point(|worker| worker.record.id() <= after);
+        let asked: Vec<WorkerRef> = workers.iter().skip(first).take(limit).cloned().collect();
         let read = move |source: &Source| {
             let view = source.registry.view();
             let snapshots = asked
                 .iter()
-                .map(|post| source.registry.snapshot_at(post, &view));
+                .map(|worker| source.registry.snapshot_at(worker, &view));
             snapshots.map(|snapshot| worker(&snapshot)).collect()
         };
         self.look_up(read).await.unwrap_or_default()

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::clock::Patience;
 use crate::registry::Registry;
-use crate::registry::core::post::wake;
+use crate::registry::core::worker_ref::wake;
 use crate::supervisor::{DeadWorker, HungWorker};
 use crate::sync::last_words;
 use crate::sync::panics;
@@ -190,8 +190,12 @@ impl Inner {
     fn died(&self, progress: &Progress) -> Vec<DeadWorker> {
         let mut died = Vec::new();
         for (registry, asked) in self.registries.iter().zip(&progress.asked) {
-            let posts = registry.posts();
-            died.extend(posts.iter().filter_map(|post| DeadWorker::of(post, *asked)));
+            let workers = registry.worker_refs();
+            died.extend(
+                workers
+                    .iter()
+                    .filter_map(|worker| DeadWorker::of(worker, *asked)),
+            );
         }
         died
     }
@@ -207,7 +211,7 @@ impl Inner {
         for registry in &self.registries {
             let view = registry.core().view();
             let unended = registry.unended();
-            hung.extend(unended.iter().map(|post| HungWorker::of(post, &view)));
+            hung.extend(unended.iter().map(|worker| HungWorker::of(worker, &view)));
         }
         hung
     }

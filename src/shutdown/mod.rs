@@ -28,7 +28,7 @@ use crate::clock::{Clock, Moment, ObservedTime, Patience};
 use crate::health::StopCause;
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
-use crate::registry::core::post::wake;
+use crate::registry::core::worker_ref::wake;
 use crate::registry::core::{StopNews, say};
 use crate::sync::latch::Latch;
 use hooks::Signals;

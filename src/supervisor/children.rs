@@ -10,8 +10,8 @@ use super::exit::Finish;
 use crate::health::StopCause;
 use crate::registry::Membership;
 use crate::registry::core::Core;
-use crate::registry::core::post::Post;
 use crate::registry::core::record::Dependents;
+use crate::registry::core::worker_ref::WorkerRef;
 use crate::sync::panics::Interest;
 
 /// How long the children of a life may take to end, by default.
@@ -19,7 +19,7 @@ const DEFAULT_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub(super) struct Child {
-    pub(super) post: Post,
+    pub(super) worker: WorkerRef,
     pub(super) ending: Arc<Finish>,
 }
 
@@ -102,7 +102,7 @@ impl Dependents for Children {
 
     fn dismiss(&self, core: &Arc<Core>) {
         for child in self.close().iter().rev() {
-            ask(core, &child.post);
+            ask(core, &child.worker);
         }
     }
 
@@ -112,22 +112,22 @@ impl Dependents for Children {
 }
 
 /// Asks one worker to stop. The log may block, so it is not waited for.
-pub(super) fn ask(core: &Arc<Core>, post: &Post) {
-    core.request_stop(std::slice::from_ref(post), &StopCause::Supervisor)
+pub(super) fn ask(core: &Arc<Core>, worker: &WorkerRef) {
+    core.request_stop(std::slice::from_ref(worker), &StopCause::Supervisor)
         .tell_aside(core);
 }
 
 /// Links children to the present life of a worker. If it is over, they take no more.
 pub(super) fn link(membership: &Membership, children: &Arc<Children>) {
     let linked = Arc::clone(children) as Arc<dyn Dependents>;
-    if !membership.post().link(linked) {
+    if !membership.worker_ref().link(linked) {
         children.close();
     }
 }
 
 /// The children that are linked to a worker's life.
-pub(super) fn linked(post: &Post) -> Vec<Arc<Children>> {
-    let dependents = post
+pub(super) fn linked(worker: &WorkerRef) -> Vec<Arc<Children>> {
+    let dependents = worker
         .record
         .known_detail()
         .map(|detail| detail.linked.clone());
@@ -155,7 +155,7 @@ mod tests {
             let child = WorkerHeartbeat::builder("job").finite();
             let child = children.spawn(child, |_| Ok(())).unwrap();
             child.join();
-            let kept = linked(hb.membership().post()).len();
+            let kept = linked(hb.membership().worker_ref()).len();
             assert!(kept <= 2, "this one and the one before, not {kept}");
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::health::{Death, DeathCause, StopCause};
-use crate::registry::core::post::{End, wake};
+use crate::registry::core::worker_ref::{End, wake};
 use crate::sync::panics::PanicReport;
 
 /// How supervised work ended, after its last life.

@@ -15,8 +15,8 @@ use crate::clock::Moment;
 use crate::error::Error;
 use crate::health::{DeathCause, Ending, StopCause};
 use crate::registry::Membership;
-use crate::registry::core::post::{End, Post};
 use crate::registry::core::unreturned::{AtWork, OnThread};
+use crate::registry::core::worker_ref::{End, WorkerRef};
 use crate::sync::panics::{self, Charge, Interest, PanicReport};
 use crate::sync::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
@@ -102,7 +102,7 @@ where
 impl<F> fmt::Debug for Supervised<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Supervised")
-            .field("id", &self.life.membership.post().record.id())
+            .field("id", &self.life.membership.worker_ref().record.id())
             .finish_non_exhaustive()
     }
 }
@@ -159,15 +159,15 @@ impl<F: Future> Life<F> {
         let membership = &self.membership;
         let at_work = self.at_work.get_or_insert_with(|| membership.begin_work());
         let _on_thread = at_work.on_this_thread();
-        let post = membership.post();
-        post.run_on(Some(threads::current()));
-        if !post.record.profile.thresholds.beats_only {
-            post.cell().beat();
+        let worker_ref = membership.worker_ref();
+        worker_ref.run_on(Some(threads::current()));
+        if !worker_ref.record.profile.thresholds.beats_only {
+            worker_ref.cell().beat();
         }
         let polled = panics::supervise(&self.charge, || future.as_mut().poll(context));
         let result = match polled {
             Ok(Poll::Pending) => {
-                post.run_on(None);
+                worker_ref.run_on(None);
                 return Poll::Pending;
             }
             Ok(Poll::Ready(output)) => Ok(output),
@@ -199,7 +199,7 @@ impl<F: Future> Life<F> {
             }
             Err(report) => {
                 let error = Error::Panicked {
-                    id: self.membership.post().record.id().to_owned(),
+                    id: self.membership.worker_ref().record.id().to_owned(),
                     message: report.message.clone(),
                 };
                 self.end(End::Panicked(report));
@@ -255,15 +255,15 @@ impl Supervisor {
     {
         self.check_open()?;
         let worker = builder.registry(&self.registry).start()?;
-        let post = worker.membership().post().clone();
+        let worker_ref = worker.membership().worker_ref().clone();
         let ending = Arc::new(Finish::default());
-        self.adopt(&post, &ending)?;
-        post.record.detail().returns = true;
+        self.adopt(&worker_ref, &ending)?;
+        worker_ref.record.detail().returns = true;
         let lives = Lives {
             make: Some(make),
             restarts: Restarts::new(self.restart.clone()),
             worker: Some(Arc::new(worker)),
-            post,
+            worker_ref,
             _interest: Interest::new(),
             farewell: Farewell { ending, exit: None },
         };
@@ -278,7 +278,7 @@ struct Lives<M> {
     restarts: Restarts,
     /// The handle of the present life; `None` between two.
     worker: Option<Arc<WorkerHeartbeat>>,
-    post: Post,
+    worker_ref: WorkerRef,
     /// Between two lives too.
     _interest: Interest,
     /// Dropped as the last: at the news of the end, the worker's id is free.
@@ -353,7 +353,7 @@ impl<M> Drop for Lives<M> {
     fn drop(&mut self) {
         if let Some(worker) = &self.worker {
             // If it was never polled; otherwise its last life has ended.
-            let unwinds = thread::panicking() && !self.post.record.born_unwinding;
+            let unwinds = thread::panicking() && !self.worker_ref.record.born_unwinding;
             worker.membership().end(if unwinds {
                 End::Dead(DeathCause::from(*panics::unwinding()))
             } else {
@@ -361,12 +361,12 @@ impl<M> Drop for Lives<M> {
             });
         }
         if self.farewell.exit.is_none() {
-            let ending = self.post.current().ending();
+            let ending = self.worker_ref.current().ending();
             let exit = ending.as_ref().and_then(panic_of);
             self.farewell.exit = Some(self.let_go(exit.unwrap_or(Exit::Cancelled)));
         }
         // It is not started again, even if something of it is left.
-        self.post.record.detail().returns = false;
+        self.worker_ref.record.detail().returns = false;
     }
 }
 
@@ -412,13 +412,13 @@ impl Future for Backoff<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let registry = self.membership.registry();
-        let post = self.membership.post();
-        if registry.clock().now() >= self.due || post.stop_requested() {
+        let worker_ref = self.membership.worker_ref();
+        if registry.clock().now() >= self.due || worker_ref.stop_requested() {
             return Poll::Ready(());
         }
         let waker = context.waker();
         self.timer = Some(registry.core().set_timer(self.timer, self.due, waker));
-        self.on_stop = Some(post.on_stop(self.on_stop, waker));
+        self.on_stop = Some(worker_ref.on_stop(self.on_stop, waker));
         registry.ring();
         Poll::Pending
     }
@@ -430,7 +430,7 @@ impl Drop for Backoff<'_> {
             self.membership.registry().core().forget_timer(timer);
         }
         if let Some(number) = self.on_stop {
-            self.membership.post().forget_stop(number);
+            self.membership.worker_ref().forget_stop(number);
         }
     }
 }

@@ -23,7 +23,7 @@ pub use thread::SupervisedWorker;
 use crate::error::Error;
 use crate::health::{DeathCause, Ending, State, StopCause};
 use crate::registry::core::events::EventKind;
-use crate::registry::core::post::{End, Post};
+use crate::registry::core::worker_ref::{End, WorkerRef};
 use crate::registry::{Membership, Registry};
 use crate::sync::panics::{AtHand, Charge, Interest, PanicReport};
 use crate::worker::WorkerHeartbeat;
@@ -217,9 +217,9 @@ impl Supervisor {
     }
 
     /// Lists a worker, before it can run.
-    fn adopt(&self, post: &Post, ending: &Arc<Finish>) -> Result<(), Error> {
+    fn adopt(&self, worker: &WorkerRef, ending: &Arc<Finish>) -> Result<(), Error> {
         let child = Child {
-            post: post.clone(),
+            worker: worker.clone(),
             ending: Arc::clone(ending),
         };
         if self.children.adopt(child) {
@@ -233,7 +233,7 @@ impl Supervisor {
 /// Supervised work of a worker, as panics see it.
 struct InCharge {
     registry: Registry,
-    post: Post,
+    worker: WorkerRef,
     _interest: Interest,
 }
 
@@ -241,7 +241,7 @@ impl InCharge {
     fn of(membership: &Membership) -> Arc<dyn Charge> {
         Arc::new(Self {
             registry: membership.registry().clone(),
-            post: membership.post().clone(),
+            worker: membership.worker_ref().clone(),
             _interest: Interest::new(),
         })
     }
@@ -250,11 +250,11 @@ impl InCharge {
 impl Charge for InCharge {
     fn last_words(&self, report: &PanicReport) {
         let end = End::Panicked(Box::new(report.clone()));
-        self.registry.core().end(&self.post, end);
+        self.registry.core().end(&self.worker, end);
     }
 
     fn at_hand(&self) -> Option<AtHand> {
-        self.post.task_at_hand()
+        self.worker.task_at_hand()
     }
 }
 
@@ -272,16 +272,16 @@ fn end_life(
     outcome: Result<Exit, Box<PanicReport>>,
     finite: bool,
 ) -> Over {
-    let post = membership.post();
-    let asked = post.stop_requested();
+    let worker = membership.worker_ref();
+    let asked = worker.stop_requested();
     let view = membership.registry().core().view();
-    let state = post.health(&view).state();
+    let state = worker.health(&view).state();
     let convicted = matches!(state, State::NeverStarted | State::Stalled | State::Stale);
     restarts.life_ends(view.now, !convicted);
     let exit = match outcome {
         Ok(exit) => {
             membership.end(exit.end(finite || asked));
-            match (exit, post.ending()) {
+            match (exit, worker.ending()) {
                 // It said so itself before it returned.
                 (Exit::Completed, Some(Ending::Dead(death))) => match &death.cause {
                     DeathCause::Failed { error } => Exit::Failed {
@@ -322,10 +322,10 @@ fn end_of_drop(
 
 /// Decides what comes after a life.
 fn decide(membership: &Membership, restarts: &mut Restarts, over: Over) -> (Exit, Decision) {
-    let post = membership.post();
+    let worker = membership.worker_ref();
     let Over { exit, asked } = over;
-    let fate = match post.ending() {
-        _ if asked || post.stop_requested() => Fate::Stopped,
+    let fate = match worker.ending() {
+        _ if asked || worker.stop_requested() => Fate::Stopped,
         Some(Ending::Dead(death)) => Fate::from(&death.cause),
         Some(Ending::Stopped(StopCause::Completed)) => Fate::Returned,
         _ => Fate::Stopped,
@@ -340,15 +340,15 @@ fn decide(membership: &Membership, restarts: &mut Restarts, over: Over) -> (Exit
         Decision::LeaveIt => (exit, decision),
         Decision::Restart { attempt, delay } => {
             let kind = EventKind::Restarting { attempt, delay };
-            registry.core().emit(Some(&post.record), kind);
+            registry.core().emit(Some(&worker.record), kind);
             (exit, decision)
         }
         Decision::GiveUp { restarts } => {
-            post.give_up(restarts);
+            worker.give_up(restarts);
             registry
                 .core()
-                .emit(Some(&post.record), EventKind::GaveUp { restarts });
-            let death = match post.ending() {
+                .emit(Some(&worker.record), EventKind::GaveUp { restarts });
+            let death = match worker.ending() {
                 Some(Ending::Dead(death)) => Some(death),
                 _ => None,
             };
@@ -367,6 +367,6 @@ fn begin_again(last: &Membership) -> Option<Membership> {
     let next = last.next_life()?;
     core.changed
         .store(true, std::sync::atomic::Ordering::Release);
-    core.emit(Some(&next.post().record), EventKind::Registered);
+    core.emit(Some(&next.worker_ref().record), EventKind::Registered);
     Some(next)
 }

@@ -13,8 +13,8 @@ use super::timer::Timer;
 use crate::clock::{Moment, Patience};
 use crate::health::{Death, Health, during};
 use crate::registry::core::events::EventKind;
-use crate::registry::core::post::Post;
 use crate::registry::core::timeline::View;
+use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Membership, Registry};
 
 /// How long a shutdown that blocks its thread waits for the log at its end.
@@ -58,12 +58,12 @@ pub struct HungWorker {
 }
 
 impl HungWorker {
-    pub(crate) fn of(post: &Post, view: &View) -> Self {
-        let post = post.current();
-        let (run_id, task) = post.task();
+    pub(crate) fn of(worker: &WorkerRef, view: &View) -> Self {
+        let worker = worker.current();
+        let (run_id, task) = worker.task();
         Self {
-            id: post.record.id().to_owned(),
-            health: post.health(view),
+            id: worker.record.id().to_owned(),
+            health: worker.health(view),
             run_id,
             task,
         }
@@ -95,8 +95,8 @@ pub struct DeadWorker {
 
 impl DeadWorker {
     /// `None` if it did not die so, or before this moment.
-    pub(crate) fn of(post: &Post, since: Moment) -> Option<Self> {
-        let record = &post.record;
+    pub(crate) fn of(worker: &WorkerRef, since: Moment) -> Option<Self> {
+        let record = &worker.record;
         Some(Self {
             death: record.death_while_stopping(since)?,
             id: record.id().to_owned(),
@@ -143,7 +143,7 @@ impl Stopping {
         let (begun, patience) = (Instant::now(), Patience::new(timeout));
         let children: Vec<_> = groups.iter().flat_map(|group| group.close()).collect();
         let unreturned = &registry.core().unreturned;
-        let own = |child: &&Child| unreturned.is_here(&child.post.record);
+        let own = |child: &&Child| unreturned.is_here(&child.worker.record);
         let own = children.iter().filter(own);
         let own = own.map(|child| Arc::clone(&child.ending)).collect();
         Self {
@@ -162,7 +162,7 @@ impl Stopping {
 
     /// The children of a life that is over. `None` if it had none.
     pub(super) fn of_life(membership: &Membership) -> Option<Self> {
-        let groups = linked(membership.post());
+        let groups = linked(membership.worker_ref());
         let limit = groups.iter().map(|group| group.limit()).max()?;
         Some(Self::new(membership.registry(), groups, limit))
     }
@@ -177,7 +177,7 @@ impl Stopping {
     fn step(&mut self) -> Option<(Arc<Finish>, Duration)> {
         while let Some(child) = self.children[..self.left].last() {
             let share = self.asked.get_or_insert_with(|| {
-                ask(self.registry.core(), &child.post);
+                ask(self.registry.core(), &child.worker);
                 let waiting = u32::try_from(self.left).unwrap_or(u32::MAX);
                 let kept = if self.late {
                     self.timeout / 2
@@ -218,8 +218,8 @@ impl Stopping {
             if child.ending.is_set() {
                 report
                     .died
-                    .extend(DeadWorker::of(&child.post, Moment::ZERO));
-                report.ended.push(child.post.record.id().to_owned());
+                    .extend(DeadWorker::of(&child.worker, Moment::ZERO));
+                report.ended.push(child.worker.record.id().to_owned());
             } else {
                 name(child, &view, &mut report.hung);
             }
@@ -232,12 +232,12 @@ impl Stopping {
 
 /// Names a child that did not end; if it only waits for children of its own, these too.
 fn name(child: &Child, view: &View, hung: &mut Vec<HungWorker>) {
-    let post = &*child.post.current();
-    hung.push(HungWorker::of(post, view));
-    if !post.record.is_over() {
+    let worker = &*child.worker.current();
+    hung.push(HungWorker::of(worker, view));
+    if !worker.record.is_over() {
         return;
     }
-    for group in linked(post) {
+    for group in linked(worker) {
         for child in group.close() {
             if !child.ending.is_set() {
                 name(&child, view, hung);
@@ -358,12 +358,12 @@ impl Drop for Part {
 }
 
 fn parted(membership: &Membership, report: &StopReport) {
-    let post = membership.post();
-    tell_hung(membership.registry(), post, report);
-    post.unlink();
+    let worker = membership.worker_ref();
+    tell_hung(membership.registry(), worker, report);
+    worker.unlink();
 }
 
-fn tell_hung(registry: &Registry, parent: &Post, report: &StopReport) {
+fn tell_hung(registry: &Registry, parent: &WorkerRef, report: &StopReport) {
     for hung in &report.hung {
         let kind = EventKind::ChildHung {
             id: hung.id.clone(),

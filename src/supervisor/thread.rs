@@ -15,7 +15,7 @@ use super::stopping::part;
 use super::{Exit, InCharge, Supervisor, begin_again, decide, end_life, end_of_drop};
 use crate::clock::Sleeper;
 use crate::error::{BoxError, Error, chain};
-use crate::registry::core::post::Post;
+use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Probe, Registry};
 use crate::sync::panics::{self, Interest};
 use crate::sync::threads;
@@ -41,10 +41,10 @@ impl Supervisor {
         self.check_open()?;
         let finite = builder.is_finite();
         let worker = builder.registry(&self.registry).start()?;
-        let (probe, post) = (worker.probe(), worker.membership().post().clone());
+        let (probe, worker_ref) = (worker.probe(), worker.membership().worker_ref().clone());
         let name = worker.id().to_owned();
         let ending = Arc::new(Finish::default());
-        self.adopt(&post, &ending)?;
+        self.adopt(&worker_ref, &ending)?;
         let told = Arc::clone(&ending);
         let restart = self.restart.clone();
         // Between two lives too.
@@ -75,7 +75,7 @@ impl Supervisor {
         })?;
         Ok(SupervisedWorker {
             registry: self.registry.clone(),
-            post,
+            worker_ref,
             probe,
             ending,
             thread: Mutex::new(Some(thread)),
@@ -97,7 +97,7 @@ where
     // `None` once what it holds has gone.
     let mut work = Some(work);
     let mut restarts = Restarts::new(restart);
-    worker.membership().post().record.detail().returns = true;
+    worker.membership().worker_ref().record.detail().returns = true;
     let alarm = Waker::from(Arc::new(sleeper.alarm()));
     let mut exit = loop {
         let Some(lives) = &mut work else {
@@ -105,7 +105,7 @@ where
         };
         let membership = worker.membership();
         let charge = InCharge::of(membership);
-        membership.post().run_on(Some(threads::current()));
+        membership.worker_ref().run_on(Some(threads::current()));
         restarts.life_begins(membership.registry().core().view().now);
         sleeper.step_away();
         let mut outcome = panics::supervise(&charge, || match lives(&worker) {
@@ -114,9 +114,9 @@ where
                 error: chain(&*error),
             },
         });
-        let post = membership.post();
-        let returned = matches!(outcome, Ok(Exit::Completed)) && !post.record.is_over();
-        if returned && !finite && !post.stop_requested() && restarts.leaves_returned() {
+        let worker_ref = membership.worker_ref();
+        let returned = matches!(outcome, Ok(Exit::Completed)) && !worker_ref.record.is_over();
+        if returned && !finite && !worker_ref.stop_requested() && restarts.leaves_returned() {
             // Its return is a death, which no other death overrules: so what it holds goes first, and
             // may panic as it goes.
             let held = work.take();
@@ -135,11 +135,11 @@ where
         };
         let clock = membership.registry().clock();
         let due = clock.now().after(delay);
-        let number = membership.post().on_stop(None, &alarm);
-        while clock.now() < due && !membership.post().stop_requested() {
+        let number = membership.worker_ref().on_stop(None, &alarm);
+        while clock.now() < due && !membership.worker_ref().stop_requested() {
             sleeper.sleep_until(due);
         }
-        membership.post().forget_stop(number);
+        membership.worker_ref().forget_stop(number);
         let Some(next) = begin_again(membership) else {
             break exit;
         };
@@ -153,7 +153,7 @@ where
         sleeper.come_back();
         exit = end_of_drop(Some(membership), exit, dropped);
     }
-    membership.post().record.detail().returns = false;
+    membership.worker_ref().record.detail().returns = false;
     drop(worker);
     exit
 }
@@ -162,7 +162,7 @@ where
 /// running.
 pub struct SupervisedWorker {
     registry: Registry,
-    post: Post,
+    worker_ref: WorkerRef,
     probe: Probe,
     ending: Arc<Finish>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -183,7 +183,7 @@ impl SupervisedWorker {
 
     /// Asks the worker to stop. It is not waited for.
     pub fn stop(&self) {
-        ask(self.registry.core(), &self.post);
+        ask(self.registry.core(), &self.worker_ref);
     }
 
     /// Waits for the worker's end after its last life, and tells how it ended. To be called by

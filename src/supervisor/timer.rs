@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::registry::core::post::wake;
+use crate::registry::core::worker_ref::wake;
 
 /// Name of the thread.
 const THREAD_NAME: &str = "wh-timer";

@@ -38,8 +38,8 @@ impl<'a> TaskGuard<'a> {
 
     /// Reports how far this task is: `done` steps of `total`. Counts as a beat.
     pub fn progress(&self, done: u64, total: u64) {
-        let post = self.worker.membership().post();
-        post.set_progress(self.number, done, total);
+        let worker = self.worker.membership().worker_ref();
+        worker.set_progress(self.number, done, total);
     }
 }
 
@@ -65,6 +65,9 @@ impl<'a> SilenceGuard<'a> {
 
 impl Drop for SilenceGuard<'_> {
     fn drop(&mut self) {
-        self.worker.membership().post().end_silence(self.number);
+        self.worker
+            .membership()
+            .worker_ref()
+            .end_silence(self.number);
     }
 }

@@ -20,7 +20,7 @@ pub use guards::{SilenceGuard, TaskGuard};
 use crate::cell::Phase;
 use crate::error::{chain, describe_text};
 use crate::health::{Activity, DeathCause, Health, StopCause};
-use crate::registry::core::post::{End, Updated};
+use crate::registry::core::worker_ref::{End, Updated};
 use crate::registry::{Membership, Probe, Registry, Snapshot};
 use crate::sync::threads;
 
@@ -55,7 +55,7 @@ impl WorkerHeartbeat {
     /// [`Snapshot::late_beats`].
     #[inline]
     pub fn beat(&self) {
-        self.membership.post().cell().beat();
+        self.membership.worker_ref().cell().beat();
     }
 
     /// Says what the worker is at now. Counts as a beat, and binds the calling thread (see
@@ -68,7 +68,12 @@ impl WorkerHeartbeat {
     ///
     /// After the worker's end it changes nothing but [`Snapshot::late_updates`].
     pub fn update_task(&self, run_id: &str, task: &str, activity: Activity) {
-        self.take(&self.membership.post().update_task(run_id, task, activity));
+        self.take(
+            &self
+                .membership
+                .worker_ref()
+                .update_task(run_id, task, activity),
+        );
     }
 
     /// Passes on what an update changed.
@@ -87,7 +92,7 @@ impl WorkerHeartbeat {
     ///
     /// A worker that was asked to stop is stopped by it.
     pub fn mark_idle(&self) {
-        let over = self.membership.post().mark_idle();
+        let over = self.membership.worker_ref().mark_idle();
         self.take(&Updated {
             new_task: true,
             over,
@@ -104,14 +109,14 @@ impl WorkerHeartbeat {
     /// open tasks, the outermost ones are forgotten.
     #[must_use = "the task ends when the guard is dropped"]
     pub fn begin_task(&self, run_id: &str, task: &str) -> TaskGuard<'_> {
-        let (number, updated) = self.membership.post().begin_task(run_id, task);
+        let (number, updated) = self.membership.worker_ref().begin_task(run_id, task);
         self.take(&updated);
         TaskGuard::new(self, number)
     }
 
     fn end_task(&self, number: Option<u64>) {
         let now = self.registry().clock().now();
-        self.take(&self.membership.post().end_task(number, now));
+        self.take(&self.membership.worker_ref().end_task(number, now));
     }
 
     /// Announces that no progress is to be expected for at most `at_most`: for a call that blocks
@@ -123,7 +128,7 @@ impl WorkerHeartbeat {
     pub fn expect_silence(&self, at_most: Duration) -> SilenceGuard<'_> {
         // The time as it stands: a worker does not wait for a pacemaker that is overdue.
         let until = self.registry().core().view().now.after(at_most);
-        SilenceGuard::new(self, self.membership.post().begin_silence(until))
+        SilenceGuard::new(self, self.membership.worker_ref().begin_silence(until))
     }
 
     /// Binds the worker to the calling thread. Not a beat.
@@ -140,13 +145,13 @@ impl WorkerHeartbeat {
     /// thread that has reported for the worker lives, the worker may go on there, and is not convicted
     /// for this; `bind_thread` says that it does not.
     pub fn bind_thread(&self) {
-        self.membership.post().bind_thread(threads::current());
+        self.membership.worker_ref().bind_thread(threads::current());
     }
 
     /// Whether somebody asked the worker to stop. Cheap enough for every turn of a loop.
     #[must_use]
     pub fn stop_requested(&self) -> bool {
-        self.membership.post().cell().state().stop_requested
+        self.membership.worker_ref().cell().state().stop_requested
     }
 
     /// Waits until somebody asks the worker to stop: for `select!` in an asynchronous worker.
@@ -165,7 +170,7 @@ impl WorkerHeartbeat {
     /// that is closed, and has no message.
     #[must_use]
     pub fn stop_receiver(&self) -> Receiver<()> {
-        self.membership.post().stop_receiver()
+        self.membership.worker_ref().stop_receiver()
     }
 
     /// Ends the worker in good order. A second call, like any update that follows, changes nothing.
@@ -219,19 +224,19 @@ impl WorkerHeartbeat {
     /// Whether the worker is over: stopped or dead.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.membership.post().cell().state().phase != Phase::Live
+        self.membership.worker_ref().cell().state().phase != Phase::Live
     }
 
     /// The worker's id.
     #[must_use]
     pub fn id(&self) -> &str {
-        self.membership.post().record.id()
+        self.membership.worker_ref().record.id()
     }
 
     /// The worker's type.
     #[must_use]
     pub fn worker_type(&self) -> &str {
-        &self.membership.post().record.profile.worker_type
+        &self.membership.worker_ref().record.profile.worker_type
     }
 
     /// The registry that the worker belongs to.
@@ -244,25 +249,25 @@ impl WorkerHeartbeat {
     #[must_use]
     #[inline]
     pub fn is_recent(&self) -> bool {
-        self.registry().is_recent(self.membership.post())
+        self.registry().is_recent(self.membership.worker_ref())
     }
 
     /// See [`Probe::health`].
     #[must_use]
     pub fn health(&self) -> Health {
-        self.registry().health(self.membership.post())
+        self.registry().health(self.membership.worker_ref())
     }
 
     /// See [`Probe::last_heartbeat`].
     #[must_use]
     pub fn last_heartbeat(&self) -> Option<SystemTime> {
-        self.registry().last_heartbeat(self.membership.post())
+        self.registry().last_heartbeat(self.membership.worker_ref())
     }
 
     /// See [`Probe::snapshot`].
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        self.registry().snapshot(self.membership.post())
+        self.registry().snapshot(self.membership.worker_ref())
     }
 
     /// A read-only view that outlives the worker, for health handlers.
@@ -282,12 +287,12 @@ impl Future for StopRequested<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let post = self.worker.membership.post();
+        let worker = self.worker.membership.worker_ref();
         // A worker that is over does not get to see the request in its cell any more.
-        if self.worker.stop_requested() || (self.worker.is_over() && post.stop_requested()) {
+        if self.worker.stop_requested() || (self.worker.is_over() && worker.stop_requested()) {
             return Poll::Ready(());
         }
-        self.number = Some(post.on_stop(self.number, context.waker()));
+        self.number = Some(worker.on_stop(self.number, context.waker()));
         Poll::Pending
     }
 }
@@ -295,7 +300,7 @@ impl Future for StopRequested<'_> {
 impl Drop for StopRequested<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            self.worker.membership.post().forget_stop(number);
+            self.worker.membership.worker_ref().forget_stop(number);
         }
     }
 }

@@ -7,8 +7,8 @@ use crate::clock::Moment;
 use crate::fleet::bond::{Bond, Held};
 use crate::fleet::key::LeaseKey;
 use crate::health::State;
-use crate::registry::core::post::Post;
 use crate::registry::core::record::Record;
+use crate::registry::core::worker_ref::WorkerRef;
 
 /// What the store was told.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ pub(super) struct Book {
 
 #[derive(Debug)]
 pub(super) struct Known {
-    pub post: Post,
+    pub worker: WorkerRef,
     /// The life, as the process counts it, that was registered.
     pub incarnation: u32,
     pub bond: Option<Arc<Bond>>,
@@ -48,7 +48,7 @@ pub(super) struct Told {
 impl Known {
     /// Another heartbeat is due: its time has come, or something changed.
     pub(super) fn is_due(&self, now: &Told) -> bool {
-        let interval = self.post.record.profile.interval;
+        let interval = self.worker.record.profile.interval;
         self.told.is_none_or(|told| {
             (told.state, told.task) != (now.state, now.task)
                 // A tick that comes a little early is this worker's tick too.
@@ -58,11 +58,11 @@ impl Known {
 
     /// Whether the worker is still in the life that was registered.
     pub(super) fn is_present(&self) -> bool {
-        self.post.record.incarnation() == self.incarnation
+        self.worker.record.incarnation() == self.incarnation
     }
 
     fn due_at(&self) -> Option<Moment> {
-        Some(self.told?.at.after(self.post.record.profile.interval))
+        Some(self.told?.at.after(self.worker.record.profile.interval))
     }
 
     pub(super) const fn is_refused(&self) -> bool {
@@ -90,7 +90,7 @@ impl Known {
     pub(super) fn finish(&mut self) {
         self.forget();
         self.ended = true;
-        self.post.record.set_told(self.incarnation);
+        self.worker.record.set_told(self.incarnation);
     }
 }
 

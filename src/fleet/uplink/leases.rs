@@ -15,7 +15,7 @@ use crate::fleet::store::{Claim, ClaimAnswer};
 use crate::registry::Registry;
 use crate::registry::core::Companion;
 use crate::registry::core::events::EventKind;
-use crate::registry::core::post::Post;
+use crate::registry::core::worker_ref::WorkerRef;
 
 /// How long a claim waits for its worker to be registered.
 const REGISTRATION_PATIENCE: Duration = Duration::from_secs(10);
@@ -23,20 +23,20 @@ const REGISTRATION_PATIENCE: Duration = Duration::from_secs(10);
 impl Uplink {
     pub(in crate::fleet) fn claim(
         &self,
-        post: &Post,
+        worker: &WorkerRef,
         run_id: &str,
         ttl: Duration,
     ) -> Result<Option<Arc<Held>>, Error> {
-        if !post.is_current() {
+        if !worker.is_current() {
             // A former life cannot claim in the name of the present one.
             return Err(Error::Refused {
-                id: post.record.id().to_owned(),
+                id: worker.record.id().to_owned(),
             });
         }
-        let bond = self.bond_of(post)?;
+        let bond = self.bond_of(worker)?;
         // One claim at a time: of two that the store grants one after the other, only the second
         // counts there, and the first would be believed in until it expires.
-        let Some(_claiming) = self.begin_claim(post, &bond, run_id) else {
+        let Some(_claiming) = self.begin_claim(worker, &bond, run_id) else {
             return Ok(None);
         };
         let claim = Claim {
@@ -61,9 +61,9 @@ impl Uplink {
             ClaimAnswer::Taken => Ok(None),
             ClaimAnswer::Refused(_) => {
                 // The next heartbeat learns the same, and does what has to be done.
-                self.retell(post);
+                self.retell(worker);
                 Err(Error::Refused {
-                    id: post.record.id().to_owned(),
+                    id: worker.record.id().to_owned(),
                 })
             }
         }
@@ -91,13 +91,18 @@ impl Uplink {
     }
 
     /// `None` if the worker holds the run, or is just claiming it.
-    fn begin_claim(&self, post: &Post, bond: &Arc<Bond>, run_id: &str) -> Option<Claiming<'_>> {
+    fn begin_claim(
+        &self,
+        worker: &WorkerRef,
+        bond: &Arc<Bond>,
+        run_id: &str,
+    ) -> Option<Claiming<'_>> {
         let now = Now::of(&self.clock);
         let mut book = self.book.lock();
         let held = book.leases.iter().any(|lease| {
             lease.hangs_on(bond) && lease.key.run_id == run_id && !lease.remaining(&now).is_zero()
         });
-        let place = (address(&post.record), run_id.to_owned());
+        let place = (address(&worker.record), run_id.to_owned());
         if held || !book.claiming.insert(place.clone()) {
             return None;
         }
@@ -108,14 +113,14 @@ impl Uplink {
     }
 
     /// The worker's incarnation as the store knows it. One that is just starting is waited for.
-    pub(super) fn bond_of(&self, post: &Post) -> Result<Arc<Bond>, Error> {
+    pub(super) fn bond_of(&self, worker: &WorkerRef) -> Result<Arc<Bond>, Error> {
         let known = || {
             let book = self.book.lock();
-            let known = book.known.get(&address(&post.record))?;
+            let known = book.known.get(&address(&worker.record))?;
             known
                 .bond
                 .clone()
-                .filter(|_| known.incarnation == post.record.incarnation())
+                .filter(|_| known.incarnation == worker.record.incarnation())
         };
         if let Some(bond) = known() {
             return Ok(bond);
@@ -133,8 +138,8 @@ impl Uplink {
         })
     }
 
-    pub(super) fn retell(&self, post: &Post) {
-        if let Some(known) = self.book.lock().known.get_mut(&address(&post.record)) {
+    pub(super) fn retell(&self, worker: &WorkerRef) {
+        if let Some(known) = self.book.lock().known.get_mut(&address(&worker.record)) {
             known.told = None;
         }
         self.news();

@@ -17,8 +17,8 @@ use crate::fleet::host::ProcessIdentity;
 use crate::fleet::store::{Answer, Beat, Registration, Stop};
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
-use crate::registry::core::post::Post;
 use crate::registry::core::timeline::View;
+use crate::registry::core::worker_ref::WorkerRef;
 
 /// So many workers go into one call.
 const BATCH: usize = 5_000;
@@ -26,22 +26,25 @@ const BATCH: usize = 5_000;
 const MOST_REFUSALS: usize = 32;
 
 /// A worker that is to be registered, and which life of it.
-type Newcomer = (Post, u32);
+type Newcomer = (WorkerRef, u32);
 
 impl Uplink {
     /// Takes note of who is there.
     pub(super) fn notice(&self, registry: &Registry) {
-        let posts = registry.posts();
+        let workers = registry.worker_refs();
         let mut book = self.book.lock();
         let book = &mut *book;
         // Not those that the store was told of to the end, nor those that nobody remembers any more
         // and that it never knew.
-        let here: HashSet<usize> = posts.iter().map(|post| address(&post.record)).collect();
+        let here: HashSet<usize> = workers
+            .iter()
+            .map(|worker| address(&worker.record))
+            .collect();
         book.known.retain(|number, known| {
             !known.ended && (known.bond.is_some() || here.contains(number))
         });
-        for post in posts {
-            let record = &post.record;
+        for worker in workers {
+            let record = &worker.record;
             let number = address(record);
             match book.known.get_mut(&number) {
                 Some(known) => {
@@ -54,7 +57,7 @@ impl Uplink {
                         }
                         known.forget();
                         known.incarnation = record.incarnation();
-                        known.post = post;
+                        known.worker = worker;
                         known.refused_until = None;
                     }
                 }
@@ -64,7 +67,7 @@ impl Uplink {
                     book.known.insert(
                         number,
                         Known {
-                            post,
+                            worker,
                             incarnation,
                             bond: None,
                             told: None,
@@ -86,7 +89,7 @@ impl Uplink {
             let now = self.clock.now();
             // Who was marked offline, and is not well, would be marked again and again.
             let wanted = |known: &Known| {
-                let state = known.post.health(&view).state();
+                let state = known.worker.health(&view).state();
                 known.refused_until.is_none_or(|until| until <= now)
                     && (!known.swept || state.is_recent() || state.is_terminal())
             };
@@ -96,11 +99,11 @@ impl Uplink {
                 .known
                 .values()
                 .filter(|known| known.bond.is_none() && !known.ended && wanted(known))
-                .map(|known| (known.post.clone(), known.incarnation))
+                .map(|known| (known.worker.clone(), known.incarnation))
                 .collect();
             // In another order each time: whoever stands behind many that are refused gets his turn.
             let order = RandomState::new();
-            newcomers.sort_by_cached_key(|(post, _)| order.hash_one(address(&post.record)));
+            newcomers.sort_by_cached_key(|(worker, _)| order.hash_one(address(&worker.record)));
             newcomers.truncate(BATCH);
             if newcomers.is_empty() {
                 return Ok(());
@@ -120,7 +123,7 @@ impl Uplink {
         let process = ProcessIdentity::current();
         let wishes: Vec<_> = newcomers
             .iter()
-            .map(|(post, _)| wish(registry, view, post, &process))
+            .map(|(worker, _)| wish(registry, view, worker, &process))
             .collect();
         let sent = Now::of(&self.clock);
         let keys = match self.still("register", self.store.register(&wishes)) {
@@ -137,10 +140,10 @@ impl Uplink {
             }
             Err(error) => {
                 let mut book = self.book.lock();
-                for (post, _) in newcomers {
-                    if let Some(known) = book.known.get_mut(&address(&post.record)) {
+                for (worker, _) in newcomers {
+                    if let Some(known) = book.known.get_mut(&address(&worker.record)) {
                         // It may come in late, and take the place of the next one.
-                        let stale_after = post.record.profile.thresholds.stale_after;
+                        let stale_after = worker.record.profile.thresholds.stale_after;
                         known.unsure_until = self.clock.now().after(stale_after);
                     }
                 }
@@ -148,12 +151,12 @@ impl Uplink {
             }
         };
         let mut book = self.book.lock();
-        for ((post, incarnation), key) in newcomers.iter().zip(keys) {
-            post.record.adopt(&key.id);
-            let stale_after = post.record.profile.thresholds.stale_after;
-            let known = book.known.get_mut(&address(&post.record));
+        for ((worker, incarnation), key) in newcomers.iter().zip(keys) {
+            worker.record.adopt(&key.id);
+            let stale_after = worker.record.profile.thresholds.stale_after;
+            let known = book.known.get_mut(&address(&worker.record));
             if let Some(known) = known.filter(|known| known.incarnation == *incarnation) {
-                let bond = Bond::new(key, stale_after, post.clone(), *incarnation, &sent);
+                let bond = Bond::new(key, stale_after, worker.clone(), *incarnation, &sent);
                 known.bond = Some(Arc::new(bond));
                 known.told = None;
                 known.swept = false;
@@ -169,18 +172,18 @@ impl Uplink {
         let until = self.clock.now().after(LONGEST_RETRY);
         let mut news = Vec::new();
         let mut book = self.book.lock();
-        for (post, _) in newcomers {
-            let known = book.known.get_mut(&address(&post.record));
+        for (worker, _) in newcomers {
+            let known = book.known.get_mut(&address(&worker.record));
             if known.is_some_and(|known| known.refused_until.replace(until).is_none()) {
-                news.push(post);
+                news.push(worker);
             }
         }
         drop(book);
         self.progress.lock().status.last_error = Some(error.clone());
-        for post in news {
+        for worker in news {
             let error = error.clone();
             let refused = EventKind::Refused { error };
-            registry.core().emit(Some(&post.record), refused);
+            registry.core().emit(Some(&worker.record), refused);
         }
     }
 
@@ -207,7 +210,7 @@ impl Uplink {
             .iter()
             .filter(|(_, known)| !known.ended && known.is_present())
             .filter_map(|(number, known)| {
-                let ended = known.post.record.ended()?;
+                let ended = known.worker.record.ended()?;
                 let key = known.bond.as_ref()?.key.clone();
                 let stop = Stop {
                     key,
@@ -248,14 +251,14 @@ impl Uplink {
     pub(super) fn beat(&self, registry: &Registry) -> Result<bool, Error> {
         let now = self.clock.now();
         let view = registry.view();
-        let due: Vec<(usize, Post, Arc<Bond>, Told)> = {
+        let due: Vec<(usize, WorkerRef, Arc<Bond>, Told)> = {
             let book = self.book.lock();
             let living = book.known.iter().filter(|(_, known)| !known.ended);
             living
                 .filter_map(|(number, known)| {
                     let bond = known.bond.clone()?;
-                    let state = known.post.health(&view).state();
-                    let task = known.post.living_glance()?.work.task;
+                    let state = known.worker.health(&view).state();
+                    let task = known.worker.living_glance()?.work.task;
                     let told = Told {
                         state,
                         task,
@@ -263,7 +266,7 @@ impl Uplink {
                     };
                     known
                         .is_due(&told)
-                        .then(|| (*number, known.post.clone(), bond, told))
+                        .then(|| (*number, known.worker.clone(), bond, told))
                 })
                 .collect()
         };
@@ -275,11 +278,11 @@ impl Uplink {
             let view = registry.view();
             let beats: Vec<Beat> = batch
                 .iter()
-                .map(|(_, post, bond, _)| self.report(registry, &view, post, bond))
+                .map(|(_, worker, bond, _)| self.report(registry, &view, worker, bond))
                 .collect();
             let answers = self.still("beat", self.store.beat(&beats))?;
             let answers = answered("beat", beats.len(), answers)?;
-            for (((number, post, bond, told), beat), answer) in
+            for (((number, worker, bond, told), beat), answer) in
                 batch.iter().zip(&beats).zip(answers)
             {
                 let mut book = self.book.lock();
@@ -305,7 +308,7 @@ impl Uplink {
                         self.config.on_offline == OnOffline::Fence
                     }
                 };
-                if refused && post.record.is_over() {
+                if refused && worker.record.is_over() {
                     // Its life ended by itself; the store has its own truth.
                     known.finish();
                     continue;
@@ -315,13 +318,13 @@ impl Uplink {
                     all_known = false;
                 } else if known.is_present() {
                     // Once the book is not locked any more.
-                    fenced.push((post.clone(), known.incarnation));
+                    fenced.push((worker.clone(), known.incarnation));
                 }
             }
         }
-        for (post, incarnation) in fenced {
-            registry.core().fence(&post, incarnation);
-            if let Some(known) = self.book.lock().known.get_mut(&address(&post.record)) {
+        for (worker, incarnation) in fenced {
+            registry.core().fence(&worker, incarnation);
+            if let Some(known) = self.book.lock().known.get_mut(&address(&worker.record)) {
                 known.finish();
             }
         }
@@ -329,8 +332,14 @@ impl Uplink {
         Ok(all_known)
     }
 
-    fn report(&self, registry: &Registry, view: &View, post: &Post, bond: &Arc<Bond>) -> Beat {
-        let snapshot = registry.snapshot_at(post, view);
+    fn report(
+        &self,
+        registry: &Registry,
+        view: &View,
+        worker: &WorkerRef,
+        bond: &Arc<Bond>,
+    ) -> Beat {
+        let snapshot = registry.snapshot_at(worker, view);
         let leased = || {
             let book = self.book.lock();
             let own = book.leases.iter().find(|lease| lease.hangs_on(bond));
@@ -351,9 +360,14 @@ impl Uplink {
     }
 }
 
-fn wish(registry: &Registry, view: &View, post: &Post, process: &ProcessIdentity) -> Registration {
-    let snapshot = registry.snapshot_at(post, view);
-    let record = &post.record;
+fn wish(
+    registry: &Registry,
+    view: &View,
+    worker: &WorkerRef,
+    process: &ProcessIdentity,
+) -> Registration {
+    let snapshot = registry.snapshot_at(worker, view);
+    let record = &worker.record;
     let explicit = !record.is_generated();
     Registration {
         id: if explicit || record.is_adopted() {

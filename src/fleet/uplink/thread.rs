@@ -145,7 +145,7 @@ impl Uplink {
         let book = self.book.lock();
         let living = book.known.values().filter(|known| !known.ended);
         living
-            .map(|known| known.post.record.profile.interval)
+            .map(|known| known.worker.record.profile.interval)
             .min()
             .unwrap_or(crate::worker::DEFAULT_INTERVAL)
     }

@@ -28,7 +28,7 @@ use super::{Registry, WeakRegistry};
 use crate::clock::Patience;
 use crate::health::{DeathCause, StopCause};
 use crate::registry::core::StopNews;
-use crate::registry::core::post::{End, Post};
+use crate::registry::core::worker_ref::{End, WorkerRef};
 use crate::sync::latch::Latch;
 use crate::sync::panics;
 pub(crate) use reason::{Witness, main_returns, unwinding};
@@ -181,10 +181,10 @@ impl Registry {
     }
 
     /// Ends a worker that came while the process was ending.
-    pub(super) fn end_if_ending(&self, posts: &[Post]) {
+    pub(super) fn end_if_ending(&self, workers: &[WorkerRef]) {
         if let Some(end) = self.process_end() {
             let core = self.core();
-            core.cut_off(posts, &end.request(), || end.end()).tell();
+            core.cut_off(workers, &end.request(), || end.end()).tell();
         }
     }
 

@@ -3,14 +3,14 @@
 mod aside;
 pub(crate) mod counts;
 pub(crate) mod events;
-mod journal;
-pub(crate) mod post;
+mod log_limiter;
 pub(crate) mod profile;
 pub(crate) mod record;
 pub(crate) mod slab;
 pub(crate) mod tasks;
 pub(crate) mod timeline;
 pub(crate) mod unreturned;
+pub(crate) mod worker_ref;
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -27,14 +27,14 @@ use crate::health::{DeathCause, Health, State, StopCause, StoreStatus};
 use aside::Aside;
 use counts::Counts;
 use events::{Event, EventKind, EventWorker, Hub};
-use journal::Journal;
-pub(crate) use journal::say;
-use post::{End, Post, wake};
+use log_limiter::LogLimiter;
+pub(crate) use log_limiter::say;
 use profile::Profiles;
 use record::Record;
 use slab::Slab;
 use timeline::{LONGEST_RESOLUTION, Timeline, View, resolution_for};
 use unreturned::Unreturned;
+use worker_ref::{End, WorkerRef, wake};
 
 /// See the module.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(crate) struct Core {
     pub counts: Counts,
     /// See [`Core::turn`].
     turns: [Mutex<()>; TURNS],
-    journal: Journal,
+    log_limiter: LogLimiter,
     /// How often the pacemaker looks, in nanoseconds.
     resolution: AtomicU64,
     /// Held while that changes: a worker that comes while the others are counted is not to be
@@ -120,7 +120,7 @@ impl Core {
             hub: Hub::default(),
             counts: Counts::default(),
             turns: [const { Mutex::new(()) }; TURNS],
-            journal: Journal::default(),
+            log_limiter: LogLimiter::default(),
             resolution: AtomicU64::new(nanos(LONGEST_RESOLUTION)),
             resolving: Mutex::new(()),
             changed: AtomicBool::new(false),
@@ -162,9 +162,9 @@ impl Core {
         self.timeline.view(self.clock.now())
     }
 
-    pub(crate) fn post(&self, record: Arc<Record>) -> Post {
+    pub(crate) fn worker_ref(&self, record: Arc<Record>) -> WorkerRef {
         let slot = record.place().slot();
-        Post {
+        WorkerRef {
             chunk: self.slab.chunk(slot),
             offset: slot.offset as usize,
             record,
@@ -230,7 +230,8 @@ impl Core {
     }
 
     pub(crate) fn log(&self, event: &Event) {
-        self.journal.write(self.clock.now(), event.level(), event);
+        self.log_limiter
+            .write(self.clock.now(), event.level(), event);
     }
 
     /// As [`log`](Self::log), but that the end of a worker is the last that the log hears of it.
@@ -242,8 +243,8 @@ impl Core {
     }
 
     /// Tells the log what was left out, if it is time; if this is the `last` time for now, before.
-    pub(crate) fn flush_journal(&self, last: bool) {
-        self.journal.tick(self.clock.now(), last);
+    pub(crate) fn flush_log_limiter(&self, last: bool) {
+        self.log_limiter.tick(self.clock.now(), last);
     }
 
     // --- the companion --------------------------------------------------------------------------
@@ -283,11 +284,11 @@ impl Core {
     // --- ends -----------------------------------------------------------------------------------
 
     /// Ends a worker's incarnation and tells. `false` if it had ended before.
-    pub(crate) fn end(&self, post: &Post, end: End) -> bool {
+    pub(crate) fn end(&self, worker: &WorkerRef, end: End) -> bool {
         let telling = Telling::begin(self);
-        let (ended, event) = self.end_quietly(post, end);
+        let (ended, event) = self.end_quietly(worker, end);
         if let Some(event) = event {
-            let in_log = self.unreturned.tell_log(&post.record);
+            let in_log = self.unreturned.tell_log(&worker.record);
             self.log(&event);
             drop(in_log);
         }
@@ -296,26 +297,27 @@ impl Core {
     }
 
     /// Ends a worker's incarnation; what is to be logged is left to the caller, who is telling.
-    fn end_quietly(&self, post: &Post, end: End) -> (bool, Option<Event>) {
-        let _turn = self.turn(&post.record);
-        match post.end(end, &self.view(), self.clock.wall()) {
-            Some(health) => (true, self.publish_end(post, health)),
+    fn end_quietly(&self, worker: &WorkerRef, end: End) -> (bool, Option<Event>) {
+        let _turn = self.turn(&worker.record);
+        match worker.end(end, &self.view(), self.clock.wall()) {
+            Some(health) => (true, self.publish_end(worker, health)),
             None => (false, None),
         }
     }
 
     /// Ends this life of a worker whose place another one has taken elsewhere, and tells.
-    pub(crate) fn fence(&self, post: &Post, incarnation: u32) {
+    pub(crate) fn fence(&self, worker: &WorkerRef, incarnation: u32) {
         let _telling = Telling::begin(self);
-        let turn = self.turn(&post.record);
+        let turn = self.turn(&worker.record);
         // No other life begins in this turn.
-        if post.record.incarnation() != incarnation {
+        if worker.record.incarnation() != incarnation {
             return;
         }
-        let post = &*post.current();
+        let worker = &*worker.current();
         let end = End::Dead(DeathCause::Fenced);
-        let (ended, wakers) = post.cut_off(StopCause::Fenced, end, &self.view(), self.clock.wall());
-        let event = ended.and_then(|health| self.publish_end(post, health));
+        let (ended, wakers) =
+            worker.cut_off(StopCause::Fenced, end, &self.view(), self.clock.wall());
+        let event = ended.and_then(|health| self.publish_end(worker, health));
         drop(turn);
         wakers.into_iter().for_each(wake);
         if let Some(event) = event {
@@ -323,28 +325,28 @@ impl Core {
         }
     }
 
-    fn publish_end(&self, post: &Post, health: Health) -> Option<Event> {
+    fn publish_end(&self, worker: &WorkerRef, health: Health) -> Option<Event> {
         self.changed.store(true, Ordering::Release);
-        self.publish(Some(&post.record), EventKind::Became(health))
+        self.publish(Some(&worker.record), EventKind::Became(health))
     }
 
     /// Ends workers whatever they are at; executors and the log, which may take their time, are told
     /// by [`StopNews::tell`].
     pub(crate) fn cut_off(
         &self,
-        posts: &[Post],
+        workers: &[WorkerRef],
         request: &StopCause,
         end: impl Fn() -> End,
     ) -> StopNews<'_> {
         let mut news = StopNews::new(self);
-        for post in posts {
-            let _turn = self.turn(&post.record);
-            let post = &*post.current();
+        for worker in workers {
+            let _turn = self.turn(&worker.record);
+            let worker = &*worker.current();
             let (ended, wakers) =
-                post.cut_off(request.clone(), end(), &self.view(), self.clock.wall());
+                worker.cut_off(request.clone(), end(), &self.view(), self.clock.wall());
             news.wakers.extend(wakers);
             if let Some(health) = ended {
-                news.note(&post.record, self.publish_end(post, health));
+                news.note(&worker.record, self.publish_end(worker, health));
             }
         }
         news
@@ -357,24 +359,24 @@ impl Core {
 
     /// Asks workers to stop; idle ones are stopped at once. When this returns, all of them know;
     /// executors and the log, which may take their time, are told by [`StopNews::tell`].
-    pub(crate) fn request_stop(&self, posts: &[Post], cause: &StopCause) -> StopNews<'_> {
+    pub(crate) fn request_stop(&self, workers: &[WorkerRef], cause: &StopCause) -> StopNews<'_> {
         let mut news = StopNews::new(self);
         // Subscribers first, so that nobody hears of a worker's end before the request.
-        for post in posts {
-            let _turn = self.turn(&post.record);
-            let post = post.current();
-            if post.claim_stop(cause.clone()) == Some(true) {
+        for worker in workers {
+            let _turn = self.turn(&worker.record);
+            let worker = worker.current();
+            if worker.claim_stop(cause.clone()) == Some(true) {
                 let kind = EventKind::Became(Health::Stopping);
-                news.note(&post.record, self.publish(Some(&post.record), kind));
+                news.note(&worker.record, self.publish(Some(&worker.record), kind));
             }
         }
-        for post in posts {
-            let _turn = self.turn(&post.record);
-            let post = &*post.current();
-            let (ended, wakers) = post.show_stop(&self.view(), self.clock.wall());
+        for worker in workers {
+            let _turn = self.turn(&worker.record);
+            let worker = &*worker.current();
+            let (ended, wakers) = worker.show_stop(&self.view(), self.clock.wall());
             news.wakers.extend(wakers);
             if let Some(health) = ended {
-                news.note(&post.record, self.publish_end(post, health));
+                news.note(&worker.record, self.publish_end(worker, health));
             }
         }
         news
@@ -410,16 +412,21 @@ impl Core {
     }
 
     /// All workers that hold a cell, in the order of their cells.
-    pub(crate) fn posts(&self) -> Vec<Post> {
-        let mut posts = Vec::new();
+    pub(crate) fn worker_refs(&self) -> Vec<WorkerRef> {
+        let mut workers = Vec::new();
         for chunk in &*self.slab.chunks() {
-            posts.extend(chunk.occupants().into_iter().map(|(offset, record)| Post {
-                chunk: Arc::clone(chunk),
-                offset,
-                record,
-            }));
+            workers.extend(
+                chunk
+                    .occupants()
+                    .into_iter()
+                    .map(|(offset, record)| WorkerRef {
+                        chunk: Arc::clone(chunk),
+                        offset,
+                        record,
+                    }),
+            );
         }
-        posts
+        workers
     }
 
     /// How many workers of each type live. One pass over the cells.

@@ -60,12 +60,14 @@ pub(super) fn rank(state: State) -> usize {
 pub(super) fn read_registry(registry: &Registry, shown: bool, draining: bool) -> Reading {
     let summary = registry.summary();
     let view = registry.view();
-    let mut posts = registry.posts();
-    if posts.len() > MOST_ROWS {
-        posts.sort_by_cached_key(|post| rank(post.health(&view).state()));
-        posts.truncate(MOST_ROWS);
+    let mut workers = registry.worker_refs();
+    if workers.len() > MOST_ROWS {
+        workers.sort_by_cached_key(|worker| rank(worker.health(&view).state()));
+        workers.truncate(MOST_ROWS);
     }
-    let snapshots = posts.iter().map(|post| registry.snapshot_at(post, &view));
+    let snapshots = workers
+        .iter()
+        .map(|worker| registry.snapshot_at(worker, &view));
     let rows: Vec<Row> = snapshots.map(|snapshot| Row::of(snapshot, shown)).collect();
     let mut head = head(&summary, rows.len());
     head["tick_age"] = summary.tick_age.as_secs_f64().into();

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::Receiver;
 
-use super::{Post, over};
+use super::{WorkerRef, over};
 use crate::cell::{Cell, Episode, Life, Phase, Place, Watch};
 use crate::clock::Moment;
 use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, StopCause, judge};
@@ -34,7 +34,7 @@ pub(crate) enum End {
     Panicked(Box<PanicReport>),
 }
 
-impl Post {
+impl WorkerRef {
     /// Notes who asks the worker to stop; it does not see it yet. Returns whether it is at work.
     /// `None`: it was asked before, or has ended.
     pub(crate) fn claim_stop(&self, cause: StopCause) -> Option<bool> {

@@ -22,10 +22,10 @@ use crate::health::{
     Activity, Health, MissingWorkers, Reading, StallCause, State, judge, next_change,
 };
 use crate::registry::core::events::{Event, EventKind};
-use crate::registry::core::post::{Post, wake};
 use crate::registry::core::record::Record;
 use crate::registry::core::slab::Chunk;
 use crate::registry::core::timeline::View;
+use crate::registry::core::worker_ref::{WorkerRef, wake};
 use crate::registry::core::{Core, is_conviction};
 use crate::sync::panics;
 
@@ -191,7 +191,7 @@ fn start(core: &Arc<Core>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
                 });
             }
             // Every panic of a log implementation is contained.
-            core.flush_journal(true);
+            core.flush_log_limiter(true);
             drop(sleeper);
             drop(core);
             pulse.beat.lock().ended += 1;
@@ -255,7 +255,7 @@ fn tick(core: &Core, pulse: &Pulse) -> Moment {
         core.relax();
         tell_missing(core);
     }
-    core.flush_journal(false);
+    core.flush_log_limiter(false);
     // From the registry's time line back to the clock's.
     view.clock.after(next.since(view.now)).min(next_timer)
 }
@@ -272,18 +272,18 @@ fn examine(
     let Some(record) = chunk.occupant(offset) else {
         return Moment::NEVER;
     };
-    let post = Post {
+    let worker = WorkerRef {
         chunk: Arc::clone(chunk),
         offset,
         record,
     };
-    let Some(glance) = post.living_glance() else {
+    let Some(glance) = worker.living_glance() else {
         chunk.unwatch(offset);
         return Moment::NEVER;
     };
-    let mut reading = post.reading(view);
-    let mut health = post.judge(&mut reading, view);
-    let thresholds = &post.record.profile.thresholds;
+    let mut reading = worker.reading(view);
+    let mut health = worker.judge(&mut reading, view);
+    let thresholds = &worker.record.profile.thresholds;
     let outlook = next_change(&reading, thresholds);
     let before = glance.watch.episode;
     let short = outlook.convicted_at.since(outlook.late_at) < 2 * core.resolution();
@@ -297,11 +297,11 @@ fn examine(
         State::Stalled if reading.thread_ended_at.is_some() => (Episode::Stalled, Moment::NEVER),
         State::Stalled => {
             let fresh = !matches!(before, Episode::Late | Episode::Stalled);
-            let again = post.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
+            let again = worker.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
                 view.now.after(wait * core.resolution())
             });
             // With the evidence; the rest stays as it was judged, whatever the worker does by now.
-            if let Some(detail) = post.record.known_detail() {
+            if let Some(detail) = worker.record.known_detail() {
                 reading.evidence = detail.evidence.clone();
             }
             health = judge(&reading, thresholds, view.now);
@@ -311,7 +311,7 @@ fn examine(
         _ if outlook.convicted_at == Moment::NEVER && turns => (Episode::Quiet, Moment::NEVER),
         _ if outlook.convicted_at == Moment::NEVER => (Episode::Well, Moment::NEVER),
         _ if view.now >= outlook.late_at => {
-            post.gather_evidence(before != Episode::Late);
+            worker.gather_evidence(before != Episode::Late);
             (Episode::Late, outlook.convicted_at)
         }
         // So little time is between warning and conviction that the regular ticks may miss it.
@@ -328,10 +328,10 @@ fn examine(
     );
     let place = Place::new(chunk.slot(offset), glance.state.tag);
     let mut tell = |kind| {
-        let event = core.publish_alive(&post.record, place, kind);
-        untold.extend(event.map(|event| (Arc::clone(&post.record), event)));
+        let event = core.publish_alive(&worker.record, place, kind);
+        untold.extend(event.map(|event| (Arc::clone(&worker.record), event)));
     };
-    tell_episode(&mut tell, &post, (before, after), &reading, health, view);
+    tell_episode(&mut tell, &worker, (before, after), &reading, health, view);
     if after == Episode::Well {
         Moment::NEVER
     } else {
@@ -342,7 +342,7 @@ fn examine(
 /// Tells the beginning and the end of an episode, each once.
 fn tell_episode(
     tell: &mut impl FnMut(EventKind),
-    post: &Post,
+    worker: &WorkerRef,
     (before, after): (Episode, Episode),
     reading: &Reading,
     health: Health,
@@ -357,18 +357,18 @@ fn tell_episode(
     let was_convicted = convicted_as(before);
     let silent_since = reading.progress_at.unwrap_or(reading.started_at);
     if is_conviction(health.state()) {
-        post.record.detail().silent_since = silent_since;
+        worker.record.detail().silent_since = silent_since;
         tell(EventKind::Became(health));
     } else if let Some(from) = was_convicted {
-        let mut detail = post.record.detail();
+        let mut detail = worker.record.detail();
         let after = view.now.since(detail.silent_since);
         detail.evidence = StallCause::Unknown;
         detail.marked_offline = false;
         drop(detail);
-        post.go_on_without_thread();
+        worker.go_on_without_thread();
         tell(EventKind::Recovered { from, after });
     } else if after == Episode::Late {
-        let limits = next_change(reading, &post.record.profile.thresholds);
+        let limits = next_change(reading, &worker.record.profile.thresholds);
         tell(EventKind::Late {
             silent: view.now.since(silent_since),
             allowance: limits.convicted_at.since(silent_since),

@@ -1,6 +1,6 @@
 //! What is known of a worker's thread.
 
-use super::Post;
+use super::WorkerRef;
 use crate::cell::Work;
 use crate::clock::Moment;
 use crate::health::StallCause;
@@ -12,7 +12,7 @@ use crate::sync::threads;
 /// The longest time between two looks at a stalled worker's thread: two to this many resolutions.
 const LONGEST_WAIT: u32 = 6;
 
-impl Post {
+impl WorkerRef {
     /// Looks at the thread of a silent worker; for the first time in its episode, if `fresh`.
     /// Returns how many resolutions to wait before another look that would tell more.
     pub(crate) fn gather_evidence(&self, fresh: bool) -> Option<u32> {

@@ -21,13 +21,13 @@ pub(crate) use updates::Updated;
 /// See the module. It is of the life that holds this cell: one that began later, in another cell,
 /// is not reached through it, but by [`current`](Self::current).
 #[derive(Clone, Debug)]
-pub(crate) struct Post {
+pub(crate) struct WorkerRef {
     pub chunk: Arc<Chunk<Record>>,
     pub offset: usize,
     pub record: Arc<Record>,
 }
 
-impl Post {
+impl WorkerRef {
     #[inline]
     pub(crate) fn cell(&self) -> &Cell {
         self.chunk.cell(self.offset)
@@ -41,7 +41,7 @@ impl Post {
         self.record.place().is_in(self.chunk.slot(self.offset))
     }
 
-    /// The post of the worker's present life.
+    /// The worker of the worker's present life.
     pub(crate) fn current(&self) -> Cow<'_, Self> {
         if self.is_current() {
             return Cow::Borrowed(self);

@@ -20,7 +20,7 @@ const KINDS: [(log::Level, &str); 3] = [
 
 /// Counts what a registry logs.
 #[derive(Debug, Default)]
-pub(crate) struct Journal {
+pub(crate) struct LogLimiter {
     windows: Mutex<[Window; KINDS.len()]>,
 }
 
@@ -31,7 +31,7 @@ struct Window {
     left_out: u64,
 }
 
-impl Journal {
+impl LogLimiter {
     pub(super) fn write(&self, now: Moment, level: log::Level, text: &dyn std::fmt::Display) {
         if level > log::max_level() {
             return;

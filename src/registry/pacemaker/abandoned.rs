@@ -6,9 +6,9 @@ use crate::cell::{Cell, Glance, Phase, Work};
 use crate::clock::Moment;
 use crate::health::Activity;
 use crate::registry::core::Core;
-use crate::registry::core::post::Post;
 use crate::registry::core::record::Record;
 use crate::registry::core::slab::Chunk;
+use crate::registry::core::worker_ref::WorkerRef;
 use crate::sync::threads;
 
 /// What the pacemaker knows of the threads of its workers.
@@ -50,10 +50,10 @@ impl Threads {
         let living = threads::living();
         let lives = |thread: u32| living.binary_search(&thread).is_ok();
         for suspect in suspects {
-            let Some(post) = suspect.post() else {
+            let Some(worker) = suspect.worker_ref() else {
                 continue;
             };
-            if post.abandon(suspect.thread, Some(suspect.beats), now, lives) {
+            if worker.abandon(suspect.thread, Some(suspect.beats), now, lives) {
                 convict(&suspect.chunk, suspect.offset);
             }
         }
@@ -66,7 +66,7 @@ impl Threads {
                 if work.thread_ended || !is_tied(work) || lives(work.thread) {
                     continue;
                 }
-                let Some((glance, post)) = abandoned(cell, chunk, offset) else {
+                let Some((glance, worker)) = abandoned(cell, chunk, offset) else {
                     continue;
                 };
                 if glance.moved || glance.progress_at >= now {
@@ -77,7 +77,7 @@ impl Threads {
                         thread: work.thread,
                         beats: glance.beats,
                     });
-                } else if post.abandon(work.thread, None, now, lives) {
+                } else if worker.abandon(work.thread, None, now, lives) {
                     convict(chunk, offset);
                 }
             }
@@ -87,11 +87,11 @@ impl Threads {
 
 impl Suspect {
     /// The worker, if it is still the same life on the same thread.
-    fn post(&self) -> Option<Post> {
+    fn worker_ref(&self) -> Option<WorkerRef> {
         let cell = self.chunk.cell(self.offset);
-        let (glance, post) = abandoned(cell, &self.chunk, self.offset)?;
+        let (glance, worker) = abandoned(cell, &self.chunk, self.offset)?;
         let same = glance.state.tag == self.tag && glance.work.thread == self.thread;
-        (same && is_tied(glance.work)).then_some(post)
+        (same && is_tied(glance.work)).then_some(worker)
     }
 }
 
@@ -102,15 +102,19 @@ fn is_tied(work: Work) -> bool {
 }
 
 /// The living worker in this cell.
-fn abandoned(cell: &Cell, chunk: &Arc<Chunk<Record>>, offset: usize) -> Option<(Glance, Post)> {
+fn abandoned(
+    cell: &Cell,
+    chunk: &Arc<Chunk<Record>>,
+    offset: usize,
+) -> Option<(Glance, WorkerRef)> {
     let glance = cell.glance()?;
     if glance.state.phase != Phase::Live {
         return None;
     }
-    let post = Post {
+    let worker = WorkerRef {
         chunk: Arc::clone(chunk),
         offset,
         record: chunk.occupant(offset)?,
     };
-    Some((glance, post))
+    Some((glance, worker))
 }

@@ -1,6 +1,6 @@
 //! What a worker says of itself.
 
-use super::Post;
+use super::WorkerRef;
 use crate::cell::Work;
 use crate::clock::Moment;
 use crate::health::Activity;
@@ -21,7 +21,7 @@ pub(crate) struct Updated {
     pub over: bool,
 }
 
-impl Post {
+impl WorkerRef {
     /// Whether the life in this cell is over, so that it cannot change anything any more.
     fn is_over(&self, detail: &Detail) -> bool {
         detail.ended.is_some() || !self.is_current()

@@ -1,6 +1,6 @@
 //! Counts workers that come and go meanwhile, each once.
 //!
-//! A worker that ends moves from its cell to the graveyard, and one that takes over an id brings its
+//! A worker that ends moves from its cell to the tombstones, and one that takes over an id brings its
 //! predecessor from there to its end. Whoever looks at both places one after the other would see
 //! some worker in both or in none.
 
@@ -13,14 +13,14 @@ const ATTEMPTS: u32 = 3;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Census {
+pub(super) struct ConsistentScan {
     begun: AtomicU64,
     done: AtomicU64,
     /// Shared by those who move; taken alone by who could not count for all their moves.
     moving: RwLock<()>,
 }
 
-impl Census {
+impl ConsistentScan {
     /// A worker moves from one place to another.
     pub(super) fn move_with<T>(&self, change: impl FnOnce() -> T) -> T {
         let _moving = self.moving.read();
@@ -58,20 +58,20 @@ mod tests {
 
     #[test]
     fn a_count_that_was_disturbed_is_repeated_and_then_comes_first() {
-        let census = Census::default();
+        let scan = ConsistentScan::default();
         let mut counted = 0;
-        let undisturbed = census.count(|| {
+        let undisturbed = scan.count(|| {
             counted += 1;
             counted
         });
         assert_eq!(undisturbed, 1, "nobody moved");
         let mut counted = 0;
-        let disturbed = census.count(|| {
+        let disturbed = scan.count(|| {
             counted += 1;
             if counted <= ATTEMPTS {
-                census.move_with(|| ());
+                scan.move_with(|| ());
             }
-            assert_eq!(census.moving.try_read().is_none(), counted > ATTEMPTS);
+            assert_eq!(scan.moving.try_read().is_none(), counted > ATTEMPTS);
             counted
         });
         assert_eq!(disturbed, ATTEMPTS + 1);

@@ -17,7 +17,7 @@ const MOST_STOPPED: usize = 256;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Graveyard {
+pub(super) struct Tombstones {
     graves: Mutex<Graves>,
 }
 
@@ -29,7 +29,7 @@ struct Graves {
     forgotten: u64,
 }
 
-impl Graveyard {
+impl Tombstones {
     /// Takes in an ended worker. Returns the one that has to be forgotten for it.
     pub(super) fn bury(&self, record: Arc<Record>) -> Option<Arc<Record>> {
         let dead = matches!(record.ended()?.ending, Ending::Dead(_));
