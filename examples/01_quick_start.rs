@@ -1,4 +1,4 @@
-//! A worker says what it does, and anyone can ask how it is.
+//! A worker reports its progress; a probe reads its health from outside.
 //!
 //! ```text
 //! cargo run --example 01_quick_start
@@ -15,11 +15,12 @@ const STEP: Duration = Duration::from_millis(100);
 fn main() -> Result<(), BoxError> {
     let hb = WorkerHeartbeat::builder("resizer")
         .id("resizer-1")
-        // Without this, a worker is well for as long as its thread lives, even if it hangs. Choose
-        // a multiple of the longest time between two beats, so that a slow step is no stall.
+        // Without this limit, a worker that hangs counts as well for as long as its thread lives.
+        // Choose a multiple of the longest time between two beats, so that a slow step is not
+        // reported as a stall.
         .stall_after(4 * STEP)
         .start()?;
-    // The handle goes with the work: its life is the worker's life. Everybody else gets a probe.
+    // The work owns the handle: the worker lives as long as it does. All other code uses a probe.
     let probe = hb.probe();
     let worker = thread::spawn(move || resize_pictures(&hb));
 
@@ -36,13 +37,12 @@ fn resize_pictures(hb: &WorkerHeartbeat) {
     for picture in ["cat.jpg", "dog.jpg"] {
         hb.update_task(picture, "resizing", Activity::Processing);
         for _ in 0..4 {
-            // The work itself would be here.
+            // The real work goes here.
             thread::sleep(STEP);
             hb.beat();
         }
     }
-    // One that takes too long, without a beat. It is told as stalled, and once it moves again, as
-    // well.
+    // This one takes too long without a beat: the worker is stalled until it makes progress again.
     hb.update_task("mammoth.jpg", "resizing", Activity::Processing);
     thread::sleep(9 * STEP);
     hb.mark_idle();

@@ -1,11 +1,11 @@
-//! A health endpoint that tells the truth, and why: 200 while the worker is well, 503 if it is not.
+//! A hand-written health endpoint: 200 while the worker is well, 503 and the reason otherwise.
 //!
 //! ```text
 //! cargo run --example 02_health_handler -- 127.0.0.1:8080 --die-after 5
 //! curl -i http://127.0.0.1:8080/v1/worker/health
 //! ```
 //!
-//! `{"alive": true, "last_heartbeat": 1763768231.25, "state": "processing", "reason": "processing"}`
+//! The worker panics after 5 s, and the answer changes to 503. Ctrl-C ends the example.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use worker_heartbeat::{BoxError, Probe, Registry, Supervisor, WorkerHeartbeat};
 
 const PATH: &str = "/v1/worker/health";
 const USAGE: &str = "Usage: 02_health_handler [ADDRESS] [--die-after SECONDS]";
-/// A client has this long to send its request, however slowly it trickles in.
+/// Limit for a whole request, however slowly its bytes arrive.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 const LONGEST_REQUEST: usize = 8 * 1024;
 
@@ -29,11 +29,11 @@ fn main() -> Result<ExitCode, BoxError> {
         ["--die-after", seconds] => ("127.0.0.1:8080", Some(seconds)),
         [address] if !address.starts_with('-') => (address, None),
         [address, "--die-after", seconds] => (address, Some(seconds)),
-        _ => return Ok(misused("these arguments make no sense")),
+        _ => return Ok(usage_error("invalid arguments")),
     };
     let die_after = match die_after.map(str::parse).transpose() {
         Ok(seconds) => seconds.map(Duration::from_secs),
-        Err(error) => return Ok(misused(&format!("--die-after: {error}"))),
+        Err(error) => return Ok(usage_error(&format!("--die-after: {error}"))),
     };
 
     let worker = Supervisor::new(Registry::global()).spawn(
@@ -44,11 +44,12 @@ fn main() -> Result<ExitCode, BoxError> {
     )?;
     let listener = TcpListener::bind(address)
         .map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    println!("Press Ctrl-C to stop.");
     println!("listening on http://{}{PATH}", listener.local_addr()?);
     for client in listener.incoming() {
         let probe = worker.probe();
-        // Each on a thread of its own, so that a slow one keeps nobody waiting. If there is none to
-        // be had, or no connection, the client tries again and so do we.
+        // One thread per client, so that a slow one delays no other. Where no thread or connection
+        // can be had, the client retries.
         if let Ok(client) = client {
             drop(thread::Builder::new().spawn(move || answer(client, &probe)));
         } else {
@@ -58,7 +59,7 @@ fn main() -> Result<ExitCode, BoxError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn misused(complaint: &str) -> ExitCode {
+fn usage_error(complaint: &str) -> ExitCode {
     eprintln!("{complaint}\n{USAGE}");
     ExitCode::from(2)
 }
@@ -75,7 +76,7 @@ fn do_jobs(hb: &WorkerHeartbeat, die_after: Option<Duration>) -> Result<(), BoxE
     Ok(())
 }
 
-/// The heart of it: one snapshot, so that all the answer's parts are of one moment.
+/// Takes one snapshot, so that all fields describe the same moment.
 fn health(probe: &Probe) -> (&'static str, String) {
     let snapshot = probe.snapshot();
     let alive = snapshot.health.is_recent();
@@ -105,7 +106,7 @@ fn quoted(text: &str) -> String {
     json + "\""
 }
 
-// --- as little of HTTP as will do; a real service has a server, and hands the probe to it -----------
+// --- a minimal HTTP server; a real service has one, and passes the probe to its handler -------------
 
 fn answer(mut client: TcpStream, probe: &Probe) -> io::Result<()> {
     let deadline = Instant::now() + TIME_LIMIT;
@@ -127,7 +128,7 @@ fn answer(mut client: TcpStream, probe: &Probe) -> io::Result<()> {
         )
         .as_bytes(),
     )?;
-    // Closing with something left unread would take the answer away from the client.
+    // To close a socket with unread data resets the connection, and the client loses the answer.
     client.shutdown(Shutdown::Write)?;
     let mut rest = [0; 1024];
     for _ in 0..LONGEST_REQUEST / rest.len() {
@@ -150,7 +151,7 @@ fn respond(head: &str, probe: &Probe) -> (&'static str, String) {
     }
 }
 
-/// Reads up to the empty line. The error is the status to answer with.
+/// Reads up to the empty line. The error is the status of the answer.
 fn read_head(client: &mut TcpStream, deadline: Instant) -> Result<String, &'static str> {
     let mut head = Vec::new();
     let mut chunk = [0; 1024];
@@ -167,7 +168,7 @@ fn read_head(client: &mut TcpStream, deadline: Instant) -> Result<String, &'stat
     String::from_utf8(head).map_err(|_| "400 Bad Request")
 }
 
-/// A time limit for each read would not do: a byte now and then could go on for hours.
+/// A limit per read would not do: a client that sends a byte now and then could go on for hours.
 fn read_until(client: &mut TcpStream, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {

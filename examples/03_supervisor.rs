@@ -1,4 +1,4 @@
-//! A supervisor notes every end, starts the worker again, and gives it up when that does not help.
+//! A supervisor records why a worker ended, restarts it, and gives up after too many failures.
 //!
 //! ```text
 //! cargo run --example 03_supervisor
@@ -18,8 +18,7 @@ fn main() -> Result<(), BoxError> {
             .backoff(Duration::from_millis(50), Duration::from_secs(1)),
     );
 
-    // One that comes to its end as planned. Without `finite`, a worker that returns is dead:
-    // nobody asked it to.
+    // A finite worker may return. Any other that returns without a stop request is dead.
     let import = WorkerHeartbeat::builder("import").id("import").finite();
     let import = supervisor.spawn(import, |hb| {
         hb.beat();
@@ -28,7 +27,7 @@ fn main() -> Result<(), BoxError> {
     println!("import: {:?}", import.join());
     println!("import: {}\n", import.probe().health());
 
-    // One that never gets far. The closure runs again with each restart, and keeps what it knows.
+    // This one always fails. The closure runs again with each restart, and keeps its state.
     let mut attempt = 0;
     let indexer = WorkerHeartbeat::builder("indexer").id("indexer");
     let indexer = supervisor.spawn(indexer, move |hb| {
@@ -40,7 +39,7 @@ fn main() -> Result<(), BoxError> {
         }
     })?;
     if let Exit::GaveUp { restarts, .. } = indexer.join() {
-        println!("indexer: given up after {restarts} restarts, and this is how it went:");
+        println!("indexer: given up after {restarts} restarts; its events:");
     }
     for event in events.try_iter().filter(|event| event.id() == "indexer") {
         if !matches!(event.kind, EventKind::Registered | EventKind::Started) {
@@ -48,7 +47,7 @@ fn main() -> Result<(), BoxError> {
         }
     }
 
-    // The dead stay visible, with what they died of.
+    // Dead workers stay visible, with the cause of death.
     println!("\n{}", registry.summary());
     Ok(())
 }

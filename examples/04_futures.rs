@@ -1,10 +1,10 @@
-//! Futures are workers too: completed, failed, cancelled and panicked are four different ends.
+//! Supervised futures: completed, failed, cancelled and panicked are four different ends.
 //!
 //! ```text
 //! cargo run --example 04_futures
 //! ```
 //!
-//! This one runs on tokio; any other executor will do.
+//! This example uses tokio; any executor will do.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const MOMENT: Duration = Duration::from_millis(50);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    // Each poll is a beat, so there is nothing to be called in the work itself.
+    // Each poll is a beat, so the work itself calls nothing.
     let (completed, task) = start("completes", async { sleep(MOMENT).await })?;
     task.await?;
     println!("{}: {}", completed.id(), completed.health());
@@ -29,13 +29,9 @@ async fn main() -> Result<(), BoxError> {
 
     let (cancelled, task) = start("waits", async { sleep(Duration::MAX).await })?;
     sleep(MOMENT).await;
-    println!(
-        "{}: {}, and now it is cancelled",
-        cancelled.id(),
-        cancelled.health()
-    );
+    println!("{}: {}; cancelling it", cancelled.id(), cancelled.health());
     task.abort();
-    // Cancelled tasks are dropped by the executor, when it gets around to it.
+    // The executor drops a cancelled task later, not within `abort`.
     assert!(task.await.is_err_and(|error| error.is_cancelled()));
     println!("{}: {}", cancelled.id(), cancelled.health());
 
@@ -48,7 +44,7 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The panic is caught by `supervise`, and comes back as an error: the executor's task is unharmed.
+/// `supervise` catches a panic and returns it as an error: the task of the executor completes.
 fn start<F>(id: &str, work: F) -> Result<(Probe, tokio::task::JoinHandle<()>), BoxError>
 where
     F: Future<Output: Outcome> + Send + 'static,

@@ -1,11 +1,11 @@
-//! On a signal, workers finish what they are at; then the cleanups run, the last one added first.
+//! On a signal, workers finish their current task; then the cleanups run in reverse order.
 //!
 //! ```text
 //! cargo run --example 05_graceful_shutdown
 //! cargo run --example 05_graceful_shutdown -- --seconds 2
 //! ```
 //!
-//! Ctrl-C ends it, or itself after so many seconds.
+//! Ctrl-C ends it; `--seconds N` ends it after N seconds.
 
 use std::process::ExitCode;
 use std::thread;
@@ -19,9 +19,9 @@ fn main() -> Result<ExitCode, BoxError> {
         return Ok(ExitCode::from(2));
     };
     let shutdown = Shutdown::builder()
-        // What takes longer is ended by force, with status 1, and named.
+        // After that, the process exits with status 1, and names the workers that hung.
         .timeout(Duration::from_secs(5))
-        // In the order of set-up: what was opened first is closed last.
+        // In the order of set-up: the first one runs last.
         .cleanup("close the database", || println!("closing the database"))
         .cleanup("write the cache", || println!("writing the cache"))
         .install()?;
@@ -30,12 +30,12 @@ fn main() -> Result<ExitCode, BoxError> {
         supervisor.spawn(WorkerHeartbeat::builder("copier").id(id), copy_books)?;
     }
 
-    println!("at work; Ctrl-C ends it");
-    // Returns when a signal has begun the shutdown, or the time is up.
+    println!("copying; press Ctrl-C to stop");
+    // Returns when a signal begins the shutdown, or after the time limit.
     if shutdown.receiver().recv_timeout(time_limit).is_err() {
         shutdown.trigger();
     }
-    println!("shutting down; the copiers finish the page that they are at");
+    println!("shutting down; each copier finishes its page");
     let report = shutdown.wait();
     println!("ended by {}: {} hung", report.cause, report.hung.len());
     for worker in Registry::global().workers() {
@@ -44,7 +44,7 @@ fn main() -> Result<ExitCode, BoxError> {
     Ok(report.exit_code())
 }
 
-/// `None` if the arguments make no sense.
+/// `None` if the arguments are invalid.
 fn time_limit() -> Option<Duration> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &arguments[..] {

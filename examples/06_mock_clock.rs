@@ -1,4 +1,4 @@
-//! Your own alerting, tested over hours in an instant: the mock clock needs no sleep.
+//! A test of alerts over hours that takes an instant: the mock clock replaces sleeping.
 //!
 //! ```text
 //! cargo run --example 06_mock_clock
@@ -11,12 +11,12 @@ use worker_heartbeat::{Activity, BoxError, MockClock, Registry, WorkerHeartbeat}
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// What you want to test: whom to get out of bed, and with what words.
+/// The code under test: whether to page, and the text of the page.
 fn alert(registry: &Registry) -> Option<String> {
     let summary = registry.summary();
     (!summary.is_healthy()).then(|| {
-        let troubled = registry.workers().into_iter().filter(|w| !w.is_recent());
-        let lines: Vec<_> = troubled
+        let unwell = registry.workers().into_iter().filter(|w| !w.is_recent());
+        let lines: Vec<_> = unwell
             .map(|w| format!("{}: {}", w.id(), w.health()))
             .collect();
         lines.join("\n")
@@ -40,22 +40,22 @@ fn main() -> Result<(), BoxError> {
     hb.update_task("invoice-7", "Sending an invoice", Activity::Processing);
     time.advance(300 * SECOND);
     assert_eq!(alert(&registry), None);
-    println!("five minutes at a task, which is what it may take: no alert");
+    println!("five minutes at a task, as long as allowed: no alert");
 
     time.advance(SECOND);
-    let words = alert(&registry).ok_or("there ought to be an alert")?;
+    let text = alert(&registry).ok_or("no alert")?;
     assert!(
-        words.contains("no progress for 5 min 1 s, 5 min allowed"),
-        "{words}"
+        text.contains("no progress for 5 min 1 s, 5 min allowed"),
+        "{text}"
     );
-    println!("one second more: {words}");
+    println!("one second more: {text}");
 
     hb.beat();
     assert_eq!(alert(&registry), None);
     println!("one beat: no alert");
 
-    // The laptop is closed, the virtual machine paused, the host overloaded: nobody could have
-    // beaten in that time, and nobody is charged for it.
+    // A closed laptop, a paused virtual machine, an overloaded host: the worker could not beat in
+    // that time, so it is not charged for it.
     time.suspend(12 * HOUR);
     assert_eq!(alert(&registry), None);
     println!("twelve hours suspended: no alert");

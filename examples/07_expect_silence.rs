@@ -1,4 +1,4 @@
-//! A call that takes long is announced, so that it is not mistaken for a stall.
+//! A worker announces a long call, so that the call is not reported as a stall.
 //!
 //! ```text
 //! cargo run --example 07_expect_silence
@@ -27,8 +27,8 @@ fn main() -> Result<(), BoxError> {
         })?,
         supervisor.spawn(worker("announced"), |hb| {
             hb.update_task("monday", "Packing", Activity::Processing);
-            // As long as it may take at worst. After that, it would be a stall all the same: an
-            // announcement is no licence to hang for ever.
+            // The longest that the call may take. After that the worker is stalled, announced or
+            // not.
             let _quiet = hb.expect_silence(Duration::from_secs(5));
             pack();
             Ok(())
@@ -36,21 +36,21 @@ fn main() -> Result<(), BoxError> {
     ];
 
     thread::sleep(3 * STALL_AFTER);
-    println!("In the middle of the call:");
+    println!("During the call:");
     for worker in &workers {
         println!("  {}: {}", worker.id(), worker.probe().health());
     }
     for worker in &workers {
         worker.join();
     }
-    println!("In the end:");
+    println!("Afterwards:");
     for worker in &workers {
         println!("  {}: {}", worker.id(), worker.probe().health());
     }
     Ok(())
 }
 
-/// A call into some library: it takes long, and cannot beat.
+/// Stands for a call into a library: it takes long, and cannot beat.
 fn pack() {
     thread::sleep(8 * STALL_AFTER);
 }

@@ -1,4 +1,4 @@
-//! Who must know at once subscribes: one event when a trouble begins, and one when it is over.
+//! A subscriber gets one event when an episode begins, and one when it ends.
 //!
 //! ```text
 //! cargo run --example 08_events
@@ -14,15 +14,15 @@ const STALL_AFTER: Duration = Duration::from_millis(200);
 fn main() -> Result<(), BoxError> {
     let registry = Registry::new();
     let events = registry.subscribe();
-    // A worker that is not there cannot be unwell. This says that it has to be there.
+    // A worker that was never started cannot be unwell; it can be missing.
     registry.expect_workers("mail", 2);
 
-    // Nobody ever waits for a subscriber: one that is too slow loses the oldest events, which are
-    // counted. It ends with the registry.
+    // A subscriber that is too slow blocks no worker: it loses the oldest events, which are counted.
+    // The channel closes with the registry.
     let pager = thread::spawn(move || {
         for event in events.iter() {
             let call = match &event.kind {
-                // Stopped in good order is no reason to wake anybody.
+                // An orderly stop needs no page.
                 EventKind::Became(health) if health.state() == State::Stopped => "  note",
                 EventKind::Became(_) | EventKind::Missing(_) => "!!PAGE",
                 EventKind::Recovered { .. } | EventKind::Complete { .. } => "all ok",
@@ -30,7 +30,7 @@ fn main() -> Result<(), BoxError> {
             };
             println!("{call}  {event}");
         }
-        println!("events that were lost: {}", events.dropped());
+        println!("dropped events: {}", events.dropped());
     });
 
     let worker = |id| {
@@ -46,7 +46,7 @@ fn main() -> Result<(), BoxError> {
 
     let second = worker("mail-2")?;
     second.update_task("letter-1", "Writing", Activity::Processing);
-    // It hangs for a while, and comes back.
+    // It hangs for a while, then recovers.
     thread::sleep(2 * STALL_AFTER);
     second.beat();
     thread::sleep(STALL_AFTER / 2);

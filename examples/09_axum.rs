@@ -1,12 +1,13 @@
-//! A web service: probes beside its own routes, a worker behind them, one end for both.
+//! A web service: probes beside its own routes, a worker behind them, one shutdown for both.
 //!
 //! ```text
 //! cargo run --example 09_axum --features http
 //! cargo run --example 09_axum --features http -- 127.0.0.1:8080
-//! curl -d 'example.com' localhost:8080/research; curl localhost:8080/v1/worker/health
+//! curl -d 'example.com' localhost:8080/research
+//! curl localhost:8080/v1/worker/health
 //! ```
 //!
-//! Ctrl-C ends it.
+//! Ctrl-C ends the example. An order for `panic` makes the worker panic; its supervisor restarts it.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -30,31 +31,27 @@ async fn main() -> Result<ExitCode, BoxError> {
 
     let (sender, orders) = mpsc::channel(100);
     let orders = Arc::new(Mutex::new(orders));
-    // If it panics, or returns an error, it is told, and begins again with the next order.
+    // If it panics or returns an error, that is recorded, and it restarts with the next order.
     let builder = WorkerHeartbeat::builder("research").id("research-1");
     tokio::spawn(supervisor.supervise(builder, move |hb| research(hb, Arc::clone(&orders)))?);
 
     let health = HealthEndpoint::new(registry)
-        .shutdown(&shutdown) // While it drains, it is live, and not ready.
-        .show_reasons(true); // A router does not know who can reach it.
+        .shutdown(&shutdown) // While the process drains, it is live but not ready.
+        .show_reasons(true); // By default a router shows none: it does not know its address.
     let app = axum::Router::new()
         .route("/research", post(order))
         .with_state(sender)
         .merge(health.router());
     let listener =
         tokio::net::TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:0")).await?;
+    println!("Press Ctrl-C to stop.");
     println!("http://{}/readyz", listener.local_addr()?);
 
-    let begun = shutdown.receiver();
-    let ended = async move {
-        // A channel that blocks, so not on a thread of the runtime.
-        let _ = tokio::task::spawn_blocking(move || begun.recv()).await;
-    };
     axum::serve(listener, app)
-        .with_graceful_shutdown(ended)
+        .with_graceful_shutdown(shutdown.requested_async())
         .await?;
-    // The worker has been asked to stop, and finishes its order.
-    let report = tokio::task::spawn_blocking(move || shutdown.wait()).await?;
+    // The worker was asked to stop, and finishes its order.
+    let report = shutdown.wait_async().await;
     println!("ended by {}: {}", report.cause, registry.summary());
     Ok(report.exit_code())
 }
@@ -62,7 +59,7 @@ async fn main() -> Result<ExitCode, BoxError> {
 async fn order(State(orders): State<mpsc::Sender<String>>, company: String) -> StatusCode {
     match orders.try_send(company) {
         Ok(()) => StatusCode::ACCEPTED,
-        // The worker does not keep up, or is gone: its health says which.
+        // The worker is too slow, or has ended: its health says which.
         Err(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

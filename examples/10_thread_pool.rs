@@ -1,4 +1,4 @@
-//! A plain pool of threads: a job that panics costs nobody else anything, and one that hangs is told.
+//! A thread pool: a job that panics harms no other job, and a job that hangs is reported.
 //!
 //! ```text
 //! cargo run --example 10_thread_pool
@@ -23,7 +23,7 @@ fn main() -> Result<(), BoxError> {
     for number in 1..=3 {
         let builder = WorkerHeartbeat::builder("pool")
             .id(format!("pool-{number}"))
-            // The longest that a step of a job may take.
+            // The longest that one step of a job may take.
             .stall_after(Duration::from_millis(300));
         let jobs = jobs.clone();
         supervisor.spawn(builder, move |hb: &WorkerHeartbeat| serve(hb, &jobs))?;
@@ -53,7 +53,7 @@ fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Works until it is asked to stop.
+/// Takes jobs until it is asked to stop.
 fn serve(hb: &WorkerHeartbeat, jobs: &Receiver<(&'static str, Job)>) -> Result<(), BoxError> {
     let stop = hb.stop_receiver();
     loop {
@@ -65,7 +65,7 @@ fn serve(hb: &WorkerHeartbeat, jobs: &Receiver<(&'static str, Job)>) -> Result<(
                     let _task = hb.begin_task(name, "at a job");
                     job(hb);
                 }
-                // There will be no more.
+                // The queue is closed and empty.
                 Err(_) => {
                     let _ = stop.recv();
                     return Ok(());
@@ -75,7 +75,7 @@ fn serve(hb: &WorkerHeartbeat, jobs: &Receiver<(&'static str, Job)>) -> Result<(
     }
 }
 
-/// Takes longer than a step may, but says how it gets on.
+/// Takes longer than a step may, but reports its progress.
 fn slow(hb: &WorkerHeartbeat) {
     for _ in 0..6 {
         thread::sleep(Duration::from_millis(100));

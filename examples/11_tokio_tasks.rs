@@ -1,5 +1,4 @@
-//! Tokio tasks as workers: each is started again when it fails, and a task that never gets its turn
-//! is told.
+//! Tokio tasks as workers: a task that fails is restarted, and keeps its record.
 //!
 //! ```text
 //! cargo run --example 11_tokio_tasks
@@ -22,7 +21,7 @@ async fn main() -> Result<(), BoxError> {
             .backoff(Duration::from_millis(20), Duration::from_secs(1)),
     );
 
-    // Three tasks that share a queue. Nothing in them says `beat()`: each poll is one.
+    // Three tasks share a queue. They never call `beat()`: each poll is a beat.
     let (sender, queue) = mpsc::channel::<u32>(100);
     let queue = Arc::new(Mutex::new(queue));
     let mut tasks = Vec::new();
@@ -37,7 +36,7 @@ async fn main() -> Result<(), BoxError> {
     for page in 1..=12 {
         sender.send(page).await?;
     }
-    // Whoever is idle can be stopped at once; whoever fetches finishes.
+    // The tasks return once the queue is empty.
     drop(sender);
 
     for (number, task) in tasks {
@@ -46,7 +45,7 @@ async fn main() -> Result<(), BoxError> {
     for worker in registry.workers() {
         let snapshot = worker.snapshot();
         println!(
-            "{}: {}, {} restarts",
+            "{}: {}, restarts: {}",
             snapshot.id, snapshot.health, snapshot.restarts
         );
     }
@@ -65,7 +64,7 @@ async fn fetch(
         let _task = hb.begin_task(&format!("page-{page}"), "fetching");
         sleep(Duration::from_millis(30)).await;
         if page == 5 {
-            // Told with its reason; the worker begins anew with the next page.
+            // Recorded with its reason; the restarted worker goes on with the next page.
             return Err(format!("page {page}: 502 Bad Gateway").into());
         }
         println!("{} fetched page {page}", hb.id());

@@ -1,5 +1,5 @@
-//! Watches an async runtime from outside: when blocking calls take all its threads, nothing on it can
-//! tell so any more.
+//! Watches an async runtime from outside: when blocking calls occupy all its threads, no task on it
+//! can report that.
 //!
 //! ```text
 //! cargo run --example 12_runtime_watch
@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::time::{MissedTickBehavior, interval};
 use worker_heartbeat::{BoxError, Error, EventKind, Probe, Registry, State, WorkerHeartbeat};
 
-/// A runtime that gives a task no turn for so long is wedged.
+/// A runtime that does not poll a ready task for this long is wedged.
 const THRESHOLD: Duration = Duration::from_millis(500);
 
 fn main() -> Result<(), BoxError> {
@@ -27,7 +27,7 @@ fn main() -> Result<(), BoxError> {
     }
     println!("{}: {}", probe.id(), probe.health());
 
-    // Somebody forgot that these block. Two are enough.
+    // Two blocking calls occupy both threads of the runtime.
     let wedged = Instant::now();
     for _ in 0..2 {
         runtime.spawn(async { thread::sleep(4 * THRESHOLD) });
@@ -36,7 +36,7 @@ fn main() -> Result<(), BoxError> {
         match &event.kind {
             EventKind::Became(health) if health.state() == State::Stalled => {
                 println!("{event}");
-                println!("told after {} ms", wedged.elapsed().as_millis());
+                println!("reported after {} ms", wedged.elapsed().as_millis());
             }
             EventKind::Recovered { .. } => {
                 println!("{event}");
@@ -50,8 +50,8 @@ fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// A task that does nothing but take its turn, five times in the threshold. The pacemaker, which is
-/// not on the runtime, notices when it gets none.
+/// Spawns a task that only wakes up, five times per threshold. The pacemaker runs outside of the
+/// runtime, and notices when the task is not polled.
 fn watch(id: &str, runtime: &Handle) -> Result<Probe, Error> {
     let hb = WorkerHeartbeat::builder("runtime")
         .id(id)

@@ -1,11 +1,11 @@
-//! The README's two minutes: a probe that fails when a worker hangs.
+//! A liveness probe that fails when a worker hangs, as in the README.
 //!
 //! ```text
 //! cargo run --example 13_two_minutes --features http
 //! curl -i localhost:7718/livez
 //! ```
 //!
-//! Ctrl-C ends it.
+//! The probe fails after 7 s. Ctrl-C ends the example.
 
 use std::time::Duration;
 

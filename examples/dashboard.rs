@@ -1,10 +1,12 @@
-//! The dashboard: how the workers of a process are, and why, on one page.
+//! The dashboard: the health of all workers of a process, with reasons, on one page.
 //!
+//! ```text
 //! cargo run --example dashboard --features http
+//! ```
 //!
-//! Open the address that it prints. Workers work, rest, fail and come back; one hangs. Ctrl-C ends
-//! it; `-- --seconds N` ends it by itself. (A button of the page may show the fleet: what a store
-//! knows of all processes, here of this one.)
+//! Open the address that it prints. Some workers work or wait, one fails and is restarted, one hangs.
+//! Ctrl-C ends the example; `-- --seconds N` ends it after N seconds. A button of the page switches to
+//! the fleet: the workers of all processes in a store, here those of one process.
 
 use std::process::ExitCode;
 use std::thread;
@@ -15,7 +17,7 @@ use worker_heartbeat::{
     WorkerHeartbeat,
 };
 
-/// Short, so that nobody who watches has to wait.
+/// Short, so that the stall shows soon.
 const STALL_AFTER: Duration = Duration::from_secs(5);
 
 fn main() -> Result<ExitCode, BoxError> {
@@ -28,7 +30,6 @@ fn main() -> Result<ExitCode, BoxError> {
         .shutdown(&shutdown)
         .fleet(store)
         .serve("127.0.0.1:0")?;
-    println!("http://{}/", server.local_addr());
 
     let supervisor = Supervisor::new(registry).restart(
         Restart::on_failure()
@@ -46,6 +47,8 @@ fn main() -> Result<ExitCode, BoxError> {
     }
     supervisor.spawn(worker("mailer").id("mailer"), rest)?;
     supervisor.spawn(worker("payments").id("payments"), hang)?;
+    println!("Press Ctrl-C to stop.");
+    println!("http://{}/", server.local_addr());
 
     let begun = Instant::now();
     let asked = shutdown.receiver();
@@ -67,7 +70,7 @@ fn worker(worker_type: &str) -> worker_heartbeat::Builder {
     WorkerHeartbeat::builder(worker_type).stall_after(STALL_AFTER)
 }
 
-/// Works, page by page.
+/// Works page by page.
 fn crawl(hb: &WorkerHeartbeat, n: u64) -> Result<(), BoxError> {
     for run in 1_u64.. {
         let task = hb.begin_task(&format!("run-{run}"), &format!("reading example-{n}.com"));
@@ -81,7 +84,7 @@ fn crawl(hb: &WorkerHeartbeat, n: u64) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Works for a while, and panics: its supervisor starts it again.
+/// Works for a while, and panics: its supervisor restarts it.
 fn index(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     let task = hb.begin_task("segment-7", "merging segments");
     for step in 0..8 {
@@ -96,21 +99,21 @@ fn index(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Has nothing to do, and is well.
+/// Waits for work, which is well.
 fn rest(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     hb.mark_idle();
     while !stops_within(hb, Duration::from_secs(60)) {}
     Ok(())
 }
 
-/// Gives no sign any more. (That it looks whether it is to stop only lets the example end.)
+/// Makes no progress. It checks for the stop request only so that the example can end.
 fn hang(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     let _task = hb.begin_task("order-17", "waiting for the bank's answer");
     while !stops_within(hb, Duration::from_secs(60)) {}
     Ok(())
 }
 
-/// Waits, but no longer than until it is to stop. Tells whether it is.
+/// Sleeps until the pause is over or the worker is asked to stop. Returns whether it is.
 fn stops_within(hb: &WorkerHeartbeat, pause: Duration) -> bool {
     let until = Instant::now() + pause;
     while !hb.stop_requested() && Instant::now() < until {

@@ -5,6 +5,7 @@ mod http;
 #[path = "support/examples_process.rs"]
 mod process;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
@@ -18,22 +19,30 @@ use process::{Example, binary, poll, run, sources};
 
 // --- the folder --------------------------------------------------------------------------------------
 
+/// Each example's name and main source file.
+fn examples() -> BTreeMap<String, PathBuf> {
+    let entries = fs::read_dir(sources()).unwrap();
+    let files = entries.map(|entry| {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            (name, path.join("main.rs"))
+        } else {
+            (name, path)
+        }
+    });
+    // Settings for other programs have tests of their own.
+    let examples: BTreeMap<_, _> = files
+        .filter(|(_, file)| file.extension().is_some_and(|end| end == "rs") && file.exists())
+        .collect();
+    assert!(examples.len() >= 9, "{examples:?}");
+    examples
+}
+
 #[test]
 fn every_example_says_how_to_run_it_and_has_a_test() {
     let tests = include_str!("examples.rs");
-    let mut examples = 0;
-    for entry in fs::read_dir(sources()).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_stem().unwrap().to_str().unwrap();
-        // Settings for other programs have tests of their own.
-        if path.is_dir() && !path.join("main.rs").exists() {
-            continue;
-        }
-        let source = if path.is_dir() {
-            path.join("main.rs")
-        } else {
-            path.clone()
-        };
+    for (name, source) in examples() {
         let source = fs::read_to_string(source).unwrap();
         assert!(
             source.starts_with("//! "),
@@ -45,9 +54,76 @@ fn every_example_says_how_to_run_it_and_has_a_test() {
             "{name} does not say how to run it"
         );
         assert!(tests.contains(&format!("\"{name}\"")), "{name} has no test");
-        examples += 1;
     }
-    assert!(examples >= 9, "only {examples} examples were found");
+}
+
+#[test]
+fn the_list_of_examples_is_complete_and_its_commands_are_right() {
+    let list = fs::read_to_string(sources().join("README.md")).unwrap();
+    let manifest = include_str!("../Cargo.toml");
+    let mut listed = Vec::new();
+    for row in list.lines().filter(|line| line.starts_with("| [")) {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [example, command, description] = cells[..] else {
+            panic!("not three columns: {row}");
+        };
+        let (name, link) = example.split_once("`](").unwrap();
+        let name = name.trim_start_matches("[`").to_owned();
+        let link = sources().join(link.split_once(')').unwrap().0);
+        assert!(!description.is_empty(), "{row}");
+
+        // Cargo refuses an example without its features, so the command has to name them.
+        let entry = format!("[[example]]\nname = \"{name}\"\nrequired-features = [");
+        let features = manifest.split_once(&entry).map(|(_, after)| {
+            let features = after.split_once(']').unwrap().0;
+            features.replace(['"', ' '], "")
+        });
+        let mut expected = format!("`cargo run --example {name}");
+        if let Some(features) = features {
+            expected += &format!(" --features {features}");
+        }
+        assert!(command.starts_with(&expected), "{row}\n{expected}");
+        // The source has the same command.
+        let source = fs::read_to_string(&link).unwrap();
+        let command = format!("//! {}", command.trim_matches('`'));
+        assert!(source.contains(&command), "{name} has not {command}");
+
+        let waits = source.contains("Ctrl-C");
+        let marked = example.ends_with('∞') || description.contains("Ctrl-C");
+        assert_eq!(waits, marked, "{row}");
+        listed.push(name);
+    }
+    listed.sort();
+    assert_eq!(listed, examples().into_keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn an_example_that_waits_says_how_to_end_it_and_prints_its_address_last() {
+    for (name, arguments) in [
+        ("02_health_handler", &["127.0.0.1:0"][..]),
+        #[cfg(feature = "http")]
+        ("09_axum", &[]),
+        #[cfg(feature = "http")]
+        ("coordinator", &["--listen", "127.0.0.1:0"]),
+        #[cfg(feature = "http")]
+        ("dashboard", &[]),
+        #[cfg(all(
+            feature = "beacon",
+            feature = "http",
+            feature = "prometheus",
+            feature = "systemd"
+        ))]
+        ("service", &[]),
+    ] {
+        let example = Example::start(name, arguments);
+        let said = example.wait_for("its address", |said| {
+            let (before, address) = said.split_once("http://")?;
+            address.contains('\n').then(|| before.to_owned())
+        });
+        assert_has(&said, "Press Ctrl-C to stop.");
+        let said = example.wait_for("its address", |said| Some(said.to_owned()));
+        assert!(said.lines().last().unwrap().contains("http://"), "{said}");
+    }
 }
 
 // --- the fleet ---------------------------------------------------------------------------------------
@@ -283,7 +359,7 @@ fn wrong_arguments_are_refused_with_a_usage_message() {
         ("tour", &["--seconds", "soon"], "1 to 86400, not \"soon\""),
         ("tour", &["--seconds=-1"], "1 to 86400, not \"-1\""),
         ("tour", &["--seconds", "0"], "1 to 86400, not \"0\""),
-        ("02_health_handler", &["--die-after"], "no sense"),
+        ("02_health_handler", &["--die-after"], "invalid arguments"),
         (
             "02_health_handler",
             &["127.0.0.1:0", "--die-after", "x"],
@@ -398,7 +474,7 @@ fn expect_silence_tells_a_long_call_from_a_stall() {
     ended.assert_tells(&[
         "unannounced: stalled: no progress for ",
         "announced: processing",
-        "In the end:",
+        "Afterwards:",
         "unannounced: stopped: completed",
         "announced: stopped: completed",
     ]);
@@ -486,7 +562,7 @@ fn a_pool_of_threads_survives_its_jobs() {
 fn tokio_tasks_begin_again_after_an_error() {
     let ended = run("11_tokio_tasks", &[]);
     ended.assert_success();
-    ended.assert_tells(&["fetcher-3: Completed", "1 restarts"]);
+    ended.assert_tells(&["fetcher-3: Completed", "restarts: 1"]);
     for page in (1..=12).filter(|page| *page != 5) {
         assert_has(&ended.stdout, &format!("fetched page {page}\n"));
     }
@@ -501,7 +577,7 @@ fn a_wedged_runtime_is_told_within_its_threshold() {
         "main-runtime: active",
         "worker main-runtime: stalled: no progress for 5",
         "500 ms allowed",
-        "told after ",
+        "reported after ",
         "worker main-runtime: recovered from stalled after ",
         "main-runtime: stopped: its future was cancelled",
     ]);
@@ -519,7 +595,7 @@ fn events_tell_the_beginning_and_the_end_of_a_trouble() {
         "!!PAGE  worker mail-2: dead: failed: the mailbox is full",
         "!!PAGE  1 of 2 expected workers of type mail live",
         "  note  worker mail-1: stopped: by stop()",
-        "events that were lost: 0",
+        "dropped events: 0",
     ]);
     assert_eq!(
         ended.stdout.matches(": stalled: ").count(),
@@ -651,7 +727,7 @@ fn coordinator_shows_the_life_of_a_worker_that_falls_silent() {
     let ended = Example::start("coordinator", &[]).end();
     ended.assert_success();
     ended.assert_tells(&[
-        "The coordinator listens at http://127.0.0.1:",
+        "The coordinator listens on http://127.0.0.1:",
         "/register -d",
         "200 {",
         "\"worker_id\":\"gpu-7\"",
@@ -664,6 +740,71 @@ fn coordinator_shows_the_life_of_a_worker_that_falls_silent() {
         "The store: 0 active, 1 dead; gpu-7: dead: lost",
         "409 {\"code\":\"ended\"",
     ]);
+}
+
+/// The requests that the text shows with `curl`, for a worker at a coordinator: URL, headers, body.
+#[cfg(feature = "http")]
+fn shown_requests(text: &str) -> Vec<(String, Vec<String>, String)> {
+    let text = text.replace("\\\n", " ");
+    let lines = text.lines().map(|line| line.trim_start_matches("//! "));
+    let commands = lines.filter(|line| line.starts_with("curl ") && line.contains("/api/worker/"));
+    commands
+        .map(|command| {
+            // Between quotes is one argument; outside of them, spaces separate.
+            let arguments: Vec<String> = command
+                .split('\'')
+                .enumerate()
+                .flat_map(|(part, text)| match part % 2 {
+                    1 => vec![text.to_owned()],
+                    _ => text.split_whitespace().map(str::to_owned).collect(),
+                })
+                .collect();
+            let (mut url, mut headers, mut body) = (String::new(), Vec::new(), String::new());
+            let mut arguments = arguments.into_iter().skip(1);
+            while let Some(argument) = arguments.next() {
+                match &*argument {
+                    "-H" => headers.push(arguments.next().unwrap()),
+                    "-d" => body = arguments.next().unwrap(),
+                    address => url = address.to_owned(),
+                }
+            }
+            (url, headers, body)
+        })
+        .collect()
+}
+
+#[cfg(feature = "http")]
+#[test]
+fn the_requests_that_the_documents_show_work_with_the_coordinator() {
+    let root = sources().join("..");
+    let mut documents = vec![root.join("README.md"), sources().join("coordinator.rs")];
+    let guide = fs::read_dir(root.join("docs/guide")).into_iter().flatten();
+    documents.extend(guide.map(|entry| entry.unwrap().path()));
+    let mut requests = 0;
+    for document in documents {
+        let coordinator = Example::start("coordinator", &["--listen", "127.0.0.1:0"]);
+        let address = coordinator.wait_for("its address", |said| {
+            let (_, after) = said.split_once("http://")?;
+            Some(after.split_once("/api/worker")?.0.to_owned())
+        });
+        let text = fs::read_to_string(&document).unwrap();
+        for (url, headers, body) in shown_requests(&text) {
+            // The address of the command that the same documents show.
+            let path = url.strip_prefix("localhost:7717").unwrap_or_else(|| {
+                panic!("{document:?} shows another address: {url}");
+            });
+            let request = format!(
+                "POST {path} HTTP/1.1\r\nHost: localhost:7717\r\nConnection: close\r\n{}\r\n\
+                 Content-Length: {}\r\n\r\n{body}",
+                headers.join("\r\n"),
+                body.len()
+            );
+            let answer = exchange(&address, request.as_bytes());
+            assert_eq!(answer.status, 200, "{document:?} {url} {body} {answer:?}");
+            requests += 1;
+        }
+    }
+    assert!(requests >= 3, "only {requests} requests were found");
 }
 
 #[cfg(not(feature = "http"))]
@@ -680,8 +821,8 @@ fn an_example_that_needs_a_feature_says_so() {
 fn dashboard_shows_the_workers_and_ends_in_good_order() {
     let example = Example::start("dashboard", &["--seconds", "30"]);
     let address = example.wait_for("its address", |output| {
-        let url = output.lines().next()?.strip_prefix("http://")?;
-        url.strip_suffix('/').map(str::to_owned)
+        let (_, url) = output.split_once("http://")?;
+        Some(url.split_once("/\n")?.0.to_owned())
     });
     let mut client = connect(&address);
     let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");

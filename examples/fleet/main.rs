@@ -1,5 +1,5 @@
-//! Three worker processes share two runs. One is killed with SIGKILL, and the record becomes true
-//! without it: it is dead, its run is free, and the spare worker takes over.
+//! Three worker processes share two runs. One is killed with SIGKILL: a sweep marks it dead and
+//! releases its run, and the spare worker takes over.
 //!
 //! ```text
 //! cargo run --example fleet --features sqlite
@@ -18,7 +18,7 @@ use worker_heartbeat::fleet::WorkerFilter;
 use worker_heartbeat::{BoxError, HeartbeatStore, StoredWorker, Sweeper};
 
 const WORKERS: [&str; 3] = ["worker-1", "worker-2", "worker-3"];
-/// Longer than any step of the story takes.
+/// Longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<(), BoxError> {
@@ -26,26 +26,26 @@ fn main() -> Result<(), BoxError> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["worker", id, place] => worker::run(id, worker::open(place)?),
-        [] => with_a_file(tell),
-        ["--postgres", url] => tell(url),
+        [] => with_temporary_file(demonstrate),
+        ["--postgres", url] => demonstrate(url),
         _ => Err("usage: fleet [--postgres URL]".into()),
     }
 }
 
-/// A file in a directory that is gone afterwards.
-fn with_a_file(tell: impl FnOnce(&str) -> Result<(), BoxError>) -> Result<(), BoxError> {
+/// Calls `action` with a file in a directory that is removed afterwards.
+fn with_temporary_file(action: impl FnOnce(&str) -> Result<(), BoxError>) -> Result<(), BoxError> {
     let directory = std::env::temp_dir().join(format!("fleet-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
     let file: PathBuf = directory.join("fleet.db");
-    let told = tell(&file.to_string_lossy());
+    let result = action(&file.to_string_lossy());
     std::fs::remove_dir_all(&directory)?;
-    told
+    result
 }
 
-fn tell(place: &str) -> Result<(), BoxError> {
+fn demonstrate(place: &str) -> Result<(), BoxError> {
     let begun = Instant::now();
     let say = |text: &str| println!("{:5.1} s  {text}", begun.elapsed().as_secs_f64());
-    // A sweeper may run in any process; here it is the one that tells the story.
+    // A sweeper may run in any process; here it runs in the parent of the workers.
     let _sweeper = Sweeper::new(worker::open(place)?)
         .interval(Duration::from_secs(1))
         .start()?;
@@ -56,7 +56,7 @@ fn tell(place: &str) -> Result<(), BoxError> {
     for id in WORKERS {
         children.insert(id, Process::start(id, place)?);
     }
-    let holders = wait(&*store, "two work and one waits", |workers| {
+    let holders = wait(&*store, "two working and one waiting", |workers| {
         let holders = workers.iter().filter(|worker| holds(worker)).count();
         workers.len() == 3 && holders == 2 && workers.iter().all(|w| w.health().is_recent())
     })?;
@@ -65,7 +65,7 @@ fn tell(place: &str) -> Result<(), BoxError> {
     }
 
     let victim = holders.iter().find(|worker| holds(worker));
-    let victim = victim.ok_or("somebody holds a run")?.key.id.clone();
+    let victim = victim.ok_or("no worker holds a run")?.key.id.clone();
     let run = run_of(&holders, &victim);
     if let Some(child) = children.get_mut(&*victim) {
         say(&format!("kill -9 {} ({victim}, at {run})", child.0.id()));
@@ -73,7 +73,7 @@ fn tell(place: &str) -> Result<(), BoxError> {
     }
     let killed = Instant::now();
 
-    let workers = wait(&*store, "the dead is told as dead", |workers| {
+    let workers = wait(&*store, "the death to be recorded", |workers| {
         workers
             .iter()
             .any(|worker| worker.key.id == victim && worker.health().state().is_offline())
@@ -86,7 +86,7 @@ fn tell(place: &str) -> Result<(), BoxError> {
         killed.elapsed().as_secs_f64()
     ));
 
-    let workers = wait(&*store, "somebody takes over", |workers| {
+    let workers = wait(&*store, "another worker to take over", |workers| {
         workers.iter().any(|worker| {
             worker.key.id != victim && holds(worker) && worker.run_id.as_deref() == Some(&*run)
         })
@@ -118,7 +118,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may be gone already.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -127,18 +127,18 @@ impl Drop for Process {
 fn wait(
     store: &dyn HeartbeatStore,
     what: &str,
-    is_so: impl Fn(&[StoredWorker]) -> bool,
+    is_met: impl Fn(&[StoredWorker]) -> bool,
 ) -> Result<Vec<StoredWorker>, BoxError> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         let mut workers = store.list(&WorkerFilter::default())?;
         workers.retain(|worker| WORKERS.contains(&&*worker.key.id));
-        if is_so(&workers) {
+        if is_met(&workers) {
             return Ok(workers);
         }
         thread::sleep(Duration::from_millis(50));
     }
-    Err(format!("it did not come to be so: {what}").into())
+    Err(format!("waited in vain for {what}").into())
 }
 
 fn holds(worker: &StoredWorker) -> bool {

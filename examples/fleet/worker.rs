@@ -1,4 +1,4 @@
-//! What each of the worker processes does: work on a run that nobody else has, for ever.
+//! One worker process: it works on a run that no other worker holds, until it is killed.
 
 use std::sync::Arc;
 use std::thread;
@@ -11,7 +11,7 @@ use worker_heartbeat::{
 const RUNS: [&str; 2] = ["run-1", "run-2"];
 const STEP: Duration = Duration::from_millis(100);
 
-/// The store in this file or behind this URL.
+/// Opens the store in this file or at this URL.
 pub fn open(place: &str) -> Result<Arc<dyn HeartbeatStore>, BoxError> {
     #[cfg(feature = "postgres")]
     if place.starts_with("postgres") {
@@ -42,7 +42,7 @@ pub fn run(id: &str, store: Arc<dyn HeartbeatStore>) -> Result<(), BoxError> {
 
 fn claim_any(hb: &WorkerHeartbeat) -> Result<Option<Lease>, BoxError> {
     for run in RUNS {
-        // The lease is renewed in the background; it outlives a short outage of the store.
+        // The lease is renewed in the background, and survives a short outage of the store.
         if let Some(lease) = hb.claim(run, Duration::from_secs(30))? {
             return Ok(Some(lease));
         }
@@ -50,7 +50,7 @@ fn claim_any(hb: &WorkerHeartbeat) -> Result<Option<Lease>, BoxError> {
     Ok(None)
 }
 
-/// Works for as long as the run is certainly ours.
+/// Works for as long as this worker certainly holds the run.
 fn work(hb: &WorkerHeartbeat, lease: &Lease) {
     for step in 1.. {
         if !lease.is_held() {

@@ -1,12 +1,12 @@
-//! A service as it is operated: systemd or Kubernetes gives it up when a worker hangs.
+//! A complete service: systemd or Kubernetes restarts it when a worker hangs.
 //!
 //! ```text
 //! cargo run --example service --features beacon,http,prometheus,systemd
 //! cargo run --example service --features beacon,http,prometheus,systemd -- --listen 127.0.0.1:8080 --beacon /tmp/beacon.json --hang-after 5
 //! ```
 //!
-//! Beside this file: the unit for systemd, and manifests for Kubernetes with probes over HTTP and by
-//! the beacon file. Ctrl-C ends it.
+//! Beside this file: a unit for systemd, and manifests for Kubernetes with probes over HTTP and with
+//! the beacon file. Ctrl-C ends the example.
 
 use std::process::ExitCode;
 use std::thread;
@@ -25,7 +25,7 @@ fn main() -> Result<ExitCode, BoxError> {
     let registry = Registry::global();
     let shutdown = Shutdown::builder().install()?;
 
-    // Ready is who has all of them.
+    // The process is ready only when both live.
     registry.expect_workers("indexer", 2);
     let supervisor = Supervisor::new(registry).restart(Restart::on_failure());
     for id in ["indexer-1", "indexer-2"] {
@@ -36,7 +36,7 @@ fn main() -> Result<ExitCode, BoxError> {
         supervisor.spawn(builder, move |hb: &WorkerHeartbeat| index(hb, hang_after))?;
     }
 
-    // Who asks how they are: a service manager, a probe that reads a file, and one that speaks HTTP.
+    // Three reporters: to a service manager, to a file, and over HTTP.
     let _systemd = SystemdNotifier::start(registry)?;
     let _beacon = options
         .beacon
@@ -45,6 +45,7 @@ fn main() -> Result<ExitCode, BoxError> {
     let server = HealthEndpoint::new(registry)
         .shutdown(&shutdown)
         .serve(options.listen.as_str())?;
+    println!("Press Ctrl-C to stop.");
     println!("http://{}/livez", server.local_addr());
 
     Ok(shutdown.wait().exit_code())
@@ -62,7 +63,7 @@ fn index(hb: &WorkerHeartbeat, hang_after: Option<Duration>) -> Result<(), BoxEr
             thread::sleep(Duration::from_millis(20));
         }
         if hang_after.is_some_and(|after| begun.elapsed() > after) {
-            // A lock that nobody gives back, an answer that never comes.
+            // Stands for a lock that is never released, or an answer that never comes.
             loop {
                 thread::park();
             }
@@ -78,7 +79,7 @@ struct Options {
 }
 
 impl Options {
-    /// `None` if the arguments make no sense.
+    /// `None` if the arguments are invalid.
     fn read() -> Option<Self> {
         let mut options = Self {
             listen: "127.0.0.1:0".to_owned(),

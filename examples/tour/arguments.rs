@@ -6,22 +6,22 @@ use std::time::Duration;
 pub const USAGE: &str = "\
 Usage: cargo run --example tour [-- OPTIONS]
 
-Shows a farm of supervised workers, some of which go wrong, until Ctrl-C.
+Shows supervised workers, some of which go wrong, until Ctrl-C.
 
 Options:
-  --seconds N  end by itself after N seconds, 1 to 86400
+  --seconds N  end after N seconds, 1 to 86400
   --help       show this";
 
 const LONGEST: u64 = 86_400;
 
-/// What the command line asks for.
+/// What the command line requests.
 #[derive(Debug)]
 pub enum Request {
     Help,
     Run { time_limit: Option<Duration> },
 }
 
-/// The error is a complaint for the person who typed it.
+/// The error is a message for the user.
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Request, String> {
     let mut arguments = arguments.map(|argument| argument.to_string_lossy().into_owned());
     let mut time_limit = None;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const CHUNK: usize = 64 * 1024;
 const SKIPPED: [&str; 2] = ["target", ".git"];
 
-/// A file that was read to its end.
+/// The result for a file that was read to its end.
 #[derive(Debug)]
 pub struct Checksum {
     pub path: PathBuf,
@@ -16,8 +16,8 @@ pub struct Checksum {
     pub crc: u32,
 }
 
-/// Every file below a folder, in order. What cannot be read is left out, links are not followed.
-/// Calls `beat` for every folder.
+/// All files below a folder, in order, without unreadable ones and without following links. Calls
+/// `beat` for each folder.
 pub fn files_below(folder: &Path, mut beat: impl FnMut()) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -39,8 +39,8 @@ fn is_skipped(folder: &fs::DirEntry) -> bool {
     SKIPPED.iter().any(|name| folder.file_name() == *name)
 }
 
-/// Reads a file to its end, or until `go_on`, which is asked after each chunk, says no: then there
-/// is no checksum.
+/// Reads a file to its end. Calls `go_on` after each chunk; if that returns false, there is no
+/// checksum.
 pub fn checksum(path: &Path, mut go_on: impl FnMut() -> bool) -> io::Result<Option<Checksum>> {
     let mut file = File::open(path)?;
     let mut chunk = vec![0; CHUNK];

@@ -1,4 +1,4 @@
-//! The workers: three that work, one that waits, and four that go wrong.
+//! The workers: three work, one waits, and four go wrong.
 
 use std::collections::HashMap;
 use std::net::TcpStream;
@@ -16,20 +16,20 @@ use worker_heartbeat::{
 
 use crate::checksum::{Checksum, checksum, files_below};
 
-/// Short, so that nobody who watches has to wait. A real worker gets some multiple of the longest
-/// step that it takes between two beats.
+/// Short, so that the stalls show soon. For a real worker, choose a multiple of the longest time
+/// between two beats.
 const STALL_AFTER: Duration = Duration::from_secs(2);
-/// Without a pause after each file, nobody could read what is at work.
+/// A pause after each file, so that its name can be read.
 const READING_PACE: Duration = Duration::from_millis(100);
 const CHECKSUMMERS: usize = 2;
-/// What is in the metadata of each worker: what it was made to do.
+/// The metadata field that describes what a worker does.
 pub const ROLE: &str = "role";
 
-/// All workers, and what keeps them going.
+/// All workers, and what they need to run.
 pub struct Farm {
     /// In the order of the table.
     probes: Vec<Probe>,
-    /// What the idle and the hanging worker wait for. Nothing ever comes.
+    /// The idle and the hanging worker wait for messages on these; none is ever sent.
     lines: Vec<Sender<String>>,
     /// Dropped last: the future among the workers runs on it.
     _runtime: Runtime,
@@ -61,14 +61,14 @@ impl Farm {
             probes.push(spawned.probe());
         }
         let collected = Arc::new(tokio::sync::Mutex::new(collected));
-        let collector = supervisor.supervise(worker("collector", "works, as a future"), {
+        let collector = supervisor.supervise(worker("collector", "works as a future"), {
             move |hb| collect(hb, Arc::clone(&collected))
         })?;
         probes.extend(registry.get("collector"));
         runtime.spawn(collector);
 
         let threads = [
-            supervisor.spawn(worker("mailer", "has nothing to do"), move |hb| {
+            supervisor.spawn(worker("mailer", "waits for work"), move |hb| {
                 send_letters(hb, &mailbox)
             })?,
             supervisor.spawn(worker("importer", "panics in its set-up"), import)?,
@@ -76,7 +76,7 @@ impl Farm {
                 pay(hb, &gateway)
             })?,
             supervisor.spawn(worker("search", "spins"), search)?,
-            restarting.spawn(worker("uploader", "fails, again and again"), upload)?,
+            restarting.spawn(worker("uploader", "fails repeatedly"), upload)?,
         ];
         probes.extend(threads.iter().map(|worker| worker.probe()));
         Ok(Self {
@@ -90,7 +90,7 @@ impl Farm {
         self.probes.iter().map(Probe::snapshot).collect()
     }
 
-    /// Ends the calls that some workers wait in.
+    /// Ends the blocking calls of the idle and the hanging worker.
     pub fn hang_up(&mut self) {
         self.lines.clear();
     }
@@ -103,8 +103,7 @@ fn worker(worker_type: &str, role: &str) -> Builder {
         .metadata(ROLE, role)
 }
 
-/// Works: every file below the current directory, of which this is one worker's part, over and over
-/// again.
+/// Works: checksums one worker's share of the files below the current directory, in endless passes.
 fn checksum_files(
     hb: &WorkerHeartbeat,
     part: usize,
@@ -145,7 +144,7 @@ fn checksum_pass(
             hb.beat();
             !hb.stop_requested()
         };
-        // Files come and go, and some may not be read: that is nothing to fail of.
+        // A file that vanished or cannot be read is skipped.
         let result = checksum(path, go_on).unwrap_or_default();
         if hb.stop_requested() {
             return Ok(());
@@ -153,15 +152,14 @@ fn checksum_pass(
         if let Some(result) = result {
             results
                 .blocking_send(result)
-                .map_err(|_| "nobody collects the checksums")?;
+                .map_err(|_| "the collector has ended")?;
         }
         thread::sleep(READING_PACE);
     }
     Ok(())
 }
 
-/// Works, as a future: collects the checksums, and tells which files have changed. Each poll is a
-/// beat.
+/// Works as a future: collects the checksums and counts changed files. Each poll is a beat.
 async fn collect(
     hb: Arc<WorkerHeartbeat>,
     results: Arc<tokio::sync::Mutex<async_mpsc::Receiver<Checksum>>>,
@@ -169,7 +167,7 @@ async fn collect(
     let mut results = results.lock().await;
     let mut known = HashMap::new();
     let (mut bytes, mut changed) = (0, 0_u64);
-    // With files that take long, results are rare: this keeps it moving.
+    // Large files make results rare; the ticks keep it making progress.
     let mut ticks = tokio::time::interval(STALL_AFTER / 4);
     loop {
         let text = format!(
@@ -190,7 +188,7 @@ async fn collect(
     }
 }
 
-/// Has nothing to do, and says so. However long that lasts, it is well.
+/// Waits for work, and says so: it is well for as long as that lasts.
 fn send_letters(hb: &WorkerHeartbeat, mailbox: &Receiver<String>) -> Result<(), BoxError> {
     hb.mark_idle();
     while let Ok(letter) = mailbox.recv() {
@@ -208,7 +206,7 @@ fn import(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Hangs in a call that has no time limit.
+/// Hangs in a call without a timeout.
 fn pay(hb: &WorkerHeartbeat, gateway: &Receiver<String>) -> Result<(), BoxError> {
     let _task = hb.begin_task("order-17", "waiting for the bank's answer");
     match gateway.recv() {
@@ -218,8 +216,7 @@ fn pay(hb: &WorkerHeartbeat, gateway: &Receiver<String>) -> Result<(), BoxError>
     }
 }
 
-/// Spins: it is at work and never says so. It looks whether it is to stop, or the tour could not
-/// end in good order; a real one would not even do that.
+/// Spins: it works, and never beats. It checks for the stop request only so that the tour can end.
 fn search(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     let _task = hb.begin_task("search-1", "looking for an odd perfect number");
     for number in (3_u64..).step_by(2) {
@@ -231,12 +228,12 @@ fn search(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Fails, is started again, and fails again, until it is given up.
+/// Fails, is restarted, and fails again, until its supervisor gives up.
 fn upload(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
-    const NOBODY: &str = "127.0.0.1:1";
+    const CLOSED: &str = "127.0.0.1:1";
     let _task = hb.begin_task("upload-1", "sending the checksums");
-    // An attempt takes its time, or nobody would see it at work.
+    // Long enough to be seen at work.
     thread::sleep(Duration::from_millis(300));
-    TcpStream::connect(NOBODY).map_err(|error| format!("cannot connect to {NOBODY}: {error}"))?;
-    Err(format!("{NOBODY} does not want the checksums").into())
+    TcpStream::connect(CLOSED).map_err(|error| format!("cannot connect to {CLOSED}: {error}"))?;
+    Err(format!("{CLOSED} refused the checksums").into())
 }

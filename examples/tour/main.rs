@@ -1,12 +1,12 @@
-//! A small farm of workers on one screen: some work, and some go wrong in every way there is.
+//! Eight workers in one live table: some work, some wait, and some go wrong, each in its own way.
 //!
 //! ```text
 //! cargo run --example tour
 //! ```
 //!
-//! Ctrl-C ends it in good order; `--seconds N` ends it by itself. Two workers checksum every file
-//! below the current directory and a third one, a future, collects the results. Next to them, one
-//! has nothing to do, one panics, one hangs, one spins and one fails over and over again.
+//! Ctrl-C ends it; `-- --seconds N` ends it after N seconds. Two workers checksum every file below the
+//! current directory, and a third one, a future, collects the results. Of the others, one waits, one
+//! panics, one hangs, one spins and one fails repeatedly.
 
 mod arguments;
 mod checksum;
@@ -48,24 +48,24 @@ fn main() -> ExitCode {
 fn run(time_limit: Option<Duration>) -> Result<ExitCode, BoxError> {
     let registry = Registry::global();
     let shutdown = Shutdown::builder().registry(registry).install()?;
-    let mut news = News::of(registry.subscribe());
-    // Before the first supervised worker: its supervisor calls the panic hook that it finds.
+    let mut events = RecentEvents::new(registry.subscribe());
+    // Before the first supervisor, whose panic hook calls the one set here.
     let mut screen = Screen::open()?;
     let mut farm = Farm::start(registry)?;
 
-    let watched = watch(&mut screen, &farm, &mut news, &shutdown, time_limit);
-    // Also when nothing can be shown any more: the workers end in good order.
+    let watched = watch(&mut screen, &farm, &mut events, &shutdown, time_limit);
+    // The workers end in order even if the output failed.
     shutdown.trigger();
-    // The terminal is as before, whatever happens from here on.
+    // Restores the terminal first, whatever happens afterwards.
     screen.close()?;
-    // A thread cannot be killed. The one that hangs can only end when its call does.
+    // A thread cannot be killed: the hanging one ends only when its call does.
     farm.hang_up();
     let report = shutdown.wait();
-    news.catch_up();
+    events.receive();
     let parting =
-        watched.and_then(|()| screen.print(&last_page(&farm, &news, screen.columns(), &report)));
+        watched.and_then(|()| screen.print(&last_page(&farm, &events, screen.columns(), &report)));
     match parting {
-        // Whoever read this has seen enough, such as `head`.
+        // The reader, such as `head`, has closed the pipe.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
         result => result?,
     }
@@ -76,24 +76,24 @@ fn run(time_limit: Option<Duration>) -> Result<ExitCode, BoxError> {
 fn watch(
     screen: &mut Screen,
     farm: &Farm,
-    news: &mut News,
+    events: &mut RecentEvents,
     shutdown: &Shutdown,
     time_limit: Option<Duration>,
 ) -> io::Result<()> {
     let begun = Instant::now();
-    let asked = shutdown.receiver();
+    let requested = shutdown.receiver();
     loop {
-        news.catch_up();
+        events.receive();
         let mut page = head(begun.elapsed(), time_limit);
         page.extend(table::rows(&farm.snapshots(), screen.columns()));
-        page.extend(news.lines(screen.rows().saturating_sub(page.len())));
+        page.extend(events.lines(screen.rows().saturating_sub(page.len())));
         screen.draw(&page)?;
         let left = time_limit.map(|limit| limit.saturating_sub(begun.elapsed()));
         if left == Some(Duration::ZERO) {
             return Ok(());
         }
         let pause = left.unwrap_or(Duration::MAX).min(screen.refresh());
-        if asked.recv_timeout(pause).is_ok() {
+        if requested.recv_timeout(pause).is_ok() {
             return Ok(());
         }
     }
@@ -101,21 +101,21 @@ fn watch(
 
 fn head(elapsed: Duration, time_limit: Option<Duration>) -> Vec<Line> {
     let end = match time_limit {
-        Some(limit) => format!("It ends after {} s, or by Ctrl-C.", limit.as_secs()),
-        None => "Ctrl-C ends it in good order.".to_owned(),
+        Some(limit) => format!("It ends after {} s; Ctrl-C ends it now.", limit.as_secs()),
+        None => "Press Ctrl-C to stop.".to_owned(),
     };
     vec![
         Line::new(
             format!("worker-heartbeat, after {} s. {end}", elapsed.as_secs()),
             Tint::Bold,
         ),
-        Line::plain(census()),
+        Line::plain(state_counts()),
         Line::plain(""),
     ]
 }
 
-/// How many workers are in which state.
-fn census() -> String {
+/// The number of workers in each state.
+fn state_counts() -> String {
     let summary = Registry::global().summary();
     let counts: Vec<_> = summary
         .states
@@ -126,15 +126,20 @@ fn census() -> String {
     format!("{} workers: {}", summary.total, counts.join(", "))
 }
 
-/// How it ended, and what is known of everyone.
-fn last_page(farm: &Farm, news: &News, columns: usize, report: &ShutdownReport) -> Vec<Line> {
+/// The final state of all workers, and how the tour ended.
+fn last_page(
+    farm: &Farm,
+    events: &RecentEvents,
+    columns: usize,
+    report: &ShutdownReport,
+) -> Vec<Line> {
     let mut page = vec![
         Line::new("The end of the tour", Tint::Bold),
-        Line::plain(census()),
+        Line::plain(state_counts()),
         Line::plain(""),
     ];
     page.extend(table::rows(&farm.snapshots(), columns));
-    page.extend(news.lines(usize::MAX));
+    page.extend(events.lines(usize::MAX));
     let end = if report.is_clean() {
         "every worker ended in time".to_owned()
     } else {
@@ -153,14 +158,14 @@ fn last_page(farm: &Farm, news: &News, columns: usize, report: &ShutdownReport) 
 }
 
 /// The last few events.
-struct News {
+struct RecentEvents {
     subscription: Subscription,
     begun: SystemTime,
     last: VecDeque<Event>,
 }
 
-impl News {
-    fn of(subscription: Subscription) -> Self {
+impl RecentEvents {
+    fn new(subscription: Subscription) -> Self {
         Self {
             subscription,
             begun: SystemTime::now(),
@@ -168,7 +173,7 @@ impl News {
         }
     }
 
-    fn catch_up(&mut self) {
+    fn receive(&mut self) {
         for event in self.subscription.try_iter() {
             self.last.push_back(event);
             if self.last.len() > EVENTS {
@@ -177,7 +182,7 @@ impl News {
         }
     }
 
-    /// As many of them as there is room for, the newest at the end.
+    /// The newest that fit into the room, oldest first.
     fn lines(&self, room: usize) -> Vec<Line> {
         let mut lines = vec![Line::plain(""), Line::new("LAST EVENTS", Tint::Bold)];
         let too_many = (lines.len() + self.last.len()).saturating_sub(room);

@@ -1,4 +1,4 @@
-//! Where the pages go: over each other in a terminal, one after the other anywhere else.
+//! Draws the pages: over each other in a terminal, one after the other elsewhere.
 
 use std::io::{self, IsTerminal, Write};
 use std::panic;
@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use crate::table::{Line, Tint};
 
-/// Of a terminal that does not know its size.
+/// For a terminal that does not know its size.
 const DEFAULT_SIZE: Size = Size {
     columns: 120,
     rows: 40,
 };
-/// Terminals get another size now and then.
-const FRAMES_BETWEEN_LOOKS_AT_THE_SIZE: u32 = 8;
+/// Terminals are resized now and then.
+const FRAMES_PER_SIZE_CHECK: u32 = 8;
 
-/// Another screen, no cursor, and no wrapping of lines that are too long after all.
+/// Alternate screen, hidden cursor, no wrapping of long lines.
 const OPEN: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
 const CLOSE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 
@@ -52,17 +52,17 @@ impl Screen {
         Ok(screen)
     }
 
-    /// How long a line may be. What is not a terminal takes any.
+    /// The longest line that fits; unlimited where the output is no terminal.
     pub fn columns(&self) -> usize {
         self.terminal.map_or(usize::MAX, |size| size.columns)
     }
 
-    /// How many lines a page may have.
+    /// The number of lines that fit on a page.
     pub fn rows(&self) -> usize {
         self.terminal.map_or(usize::MAX, |size| size.rows)
     }
 
-    /// How often the page is to be shown.
+    /// The time between two pages.
     pub fn refresh(&self) -> Duration {
         match self.terminal {
             Some(_) => Duration::from_millis(250),
@@ -70,19 +70,19 @@ impl Screen {
         }
     }
 
-    /// Shows a page in the place of the one before, or after it.
+    /// Draws a page over the previous one, or prints it after that.
     pub fn draw(&mut self, page: &[Line]) -> io::Result<()> {
         if self.terminal.is_none() {
             return self.print(page);
         }
-        // In one piece, and over the old text instead of after clearing it: nothing flickers.
+        // One write that overwrites the old text without clearing it first: nothing flickers.
         let mut frame = String::from("\x1b[H");
         for (number, line) in page.iter().take(self.rows()).enumerate() {
             if number > 0 {
                 frame += "\r\n";
             }
             frame += &self.painted(line);
-            // After a full line, this would clear its last character.
+            // After a full line, erasing would clear its last character.
             if line.text.chars().count() < self.columns() {
                 frame += "\x1b[K";
             }
@@ -90,7 +90,7 @@ impl Screen {
         frame += "\x1b[J";
         write(&frame)?;
         self.frames += 1;
-        if self.frames % FRAMES_BETWEEN_LOOKS_AT_THE_SIZE == 0 {
+        if self.frames % FRAMES_PER_SIZE_CHECK == 0 {
             self.terminal = Some(size());
         }
         Ok(())
@@ -107,7 +107,7 @@ impl Screen {
         write(&text)
     }
 
-    /// Gives the terminal back.
+    /// Restores the terminal.
     pub fn close(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.is_open) {
             write(CLOSE)?;
@@ -134,14 +134,13 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // There is nobody left to tell of an error.
+        // An error cannot be reported from here.
         let _ = self.close();
     }
 }
 
-/// The default panic hook writes to the terminal, in the middle of the table. The panics of workers
-/// are shown in the table itself, by the supervisor, so they need not be written. A panic of the
-/// tour itself is another matter: it needs the terminal as it was before.
+/// The default panic hook would write into the table, which shows the panics of workers anyway. A
+/// panic of the main thread restores the terminal and is written.
 fn keep_panics_off_the_table() {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -152,7 +151,7 @@ fn keep_panics_off_the_table() {
     }));
 }
 
-/// What the environment says, or else the terminal.
+/// The size from the environment, or else from the terminal.
 fn size() -> Size {
     let size = ask_terminal().unwrap_or(DEFAULT_SIZE);
     Size {
@@ -161,7 +160,7 @@ fn size() -> Size {
     }
 }
 
-/// The standard library cannot ask a terminal for its size, but a program can that every Unix has.
+/// Runs `stty`, since the standard library cannot query the size of a terminal.
 fn ask_terminal() -> Option<Size> {
     let answer = Command::new("stty")
         .arg("size")
@@ -171,7 +170,7 @@ fn ask_terminal() -> Option<Size> {
         .ok()?;
     let answer = String::from_utf8(answer.stdout).ok()?;
     let (rows, columns) = answer.trim().split_once(' ')?;
-    // A terminal that does not know its size says 0.
+    // A terminal that does not know its size reports 0.
     let number = |text: &str| text.parse().ok().filter(|number| *number > 0);
     Some(Size {
         columns: number(columns)?,

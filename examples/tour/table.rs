@@ -1,4 +1,4 @@
-//! One table of all workers: for each what it was made to do, and what the crate says of it.
+//! One table of all workers: what each one does, and its health as the crate reports it.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use worker_heartbeat::{Snapshot, State};
 
 use crate::farm::ROLE;
 
-/// How a line looks, where there are colours.
+/// The style of a line, where there are colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tint {
     Plain,
@@ -26,7 +26,7 @@ pub struct Line {
 impl Line {
     pub fn new(text: impl AsRef<str>, tint: Tint) -> Self {
         Self {
-            text: harmless(text.as_ref()),
+            text: printable(text.as_ref()),
             tint,
         }
     }
@@ -36,7 +36,7 @@ impl Line {
     }
 }
 
-/// Below this width, the column that says what a worker does is left out.
+/// Below this width, the table omits the column of roles.
 const WIDE: usize = 100;
 const HEADING: [&str; 7] = [
     "WORKER",
@@ -48,14 +48,14 @@ const HEADING: [&str; 7] = [
     "TASK",
 ];
 
-/// The heading, a row for each worker, and below the row of one that is in trouble, why.
+/// The heading, and a row for each worker; below the row of an unwell one, the reason.
 pub fn rows(workers: &[Snapshot], columns: usize) -> Vec<Line> {
     let wide = columns >= WIDE;
     let mut lines = vec![Line::new(row(wide, HEADING), Tint::Bold)];
     for worker in workers {
         let state = worker.health.state();
         let why = why(worker);
-        let in_trouble = tint(state) == Tint::Red || tint(state) == Tint::Yellow;
+        let unwell = tint(state) == Tint::Red || tint(state) == Tint::Yellow;
         let cells = [
             &worker.id,
             role(worker),
@@ -64,12 +64,12 @@ pub fn rows(workers: &[Snapshot], columns: usize) -> Vec<Line> {
             &worker.heartbeat_age.map_or("never".to_owned(), ago),
             &worker.restarts.to_string(),
             match &why {
-                Some(why) if !in_trouble => why,
+                Some(why) if !unwell => why,
                 _ => &task(worker),
             },
         ];
         lines.push(Line::new(row(wide, cells), tint(state)));
-        if let Some(why) = why.filter(|_| in_trouble) {
+        if let Some(why) = why.filter(|_| unwell) {
             lines.extend(wrapped(&why, columns).map(|text| Line::new(text, tint(state))));
         }
     }
@@ -92,7 +92,7 @@ fn row(wide: bool, cells: [&str; 7]) -> String {
     text.trim_end().to_owned()
 }
 
-/// A reason, below its worker; on a second line, if it has to be.
+/// Wraps a reason to at most two lines.
 fn wrapped(why: &str, columns: usize) -> impl Iterator<Item = String> {
     const INDENTED: usize = 4;
     let mut lines = vec![String::from("  └")];
@@ -116,7 +116,7 @@ fn role(worker: &Snapshot) -> &str {
     role.map_or("", |(_, role)| role)
 }
 
-/// What it is at, and how far. The end is the part that may be cut.
+/// The run, progress and task; the end may be cut.
 fn task(worker: &Snapshot) -> String {
     let mut parts: Vec<String> = worker.run_id.iter().cloned().collect();
     if let Some((done, total)) = worker.progress {
@@ -126,7 +126,7 @@ fn task(worker: &Snapshot) -> String {
     parts.join(", ")
 }
 
-/// The reason that the verdict carries, if there is one; the state has its own column.
+/// The reason of the health, if it has one; the state has its own column.
 fn why(worker: &Snapshot) -> Option<String> {
     let sentence = worker.health.to_string();
     let (_state, reason) = sentence.split_once(": ")?;
@@ -149,13 +149,14 @@ fn ago(age: Duration) -> String {
     }
 }
 
-/// A text that can neither break a line nor speak to the terminal: file names may hold anything,
-/// and there are characters that turn the direction of writing.
-fn harmless(text: &str) -> String {
-    let turns = |character| matches!(character, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+/// Replaces control characters and those that change the direction of writing: file names may hold
+/// any character.
+fn printable(text: &str) -> String {
+    let redirects =
+        |character| matches!(character, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
     text.chars()
         .map(|character| {
-            if character.is_control() || turns(character) {
+            if character.is_control() || redirects(character) {
                 char::REPLACEMENT_CHARACTER
             } else {
                 character
