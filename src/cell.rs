@@ -34,7 +34,7 @@ pub(crate) struct Cell {
 
 /// The `state` word: where in its life the cell's occupant is, and which occupant it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Life {
+pub(crate) struct Lifecycle {
     pub phase: Phase,
     /// Somebody asked the worker to stop.
     pub stop_requested: bool,
@@ -54,7 +54,7 @@ pub(crate) enum Phase {
 
 const TAG_BITS: u32 = 29;
 
-impl Life {
+impl Lifecycle {
     pub(crate) const EMPTY: Self = Self {
         phase: Phase::Empty,
         stop_requested: false,
@@ -319,8 +319,8 @@ pub(crate) enum Sign {
 
 /// What one look at a cell found.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Glance {
-    pub state: Life,
+pub(crate) struct CellSnapshot {
+    pub state: Lifecycle,
     pub work: Work,
     pub watch: Watch,
     /// The worker has made progress at least once in this incarnation.
@@ -335,7 +335,7 @@ pub(crate) struct Glance {
     pub beats: u64,
 }
 
-impl Glance {
+impl CellSnapshot {
     /// Whether the cell alone is enough to judge the worker: it lives, and its record has nothing to
     /// add.
     #[inline]
@@ -350,7 +350,7 @@ impl Cell {
             counter: AtomicU64::new(0),
             base: AtomicU64::new(0),
             work: AtomicU64::new(0),
-            state: AtomicU64::new(Life::EMPTY.pack()),
+            state: AtomicU64::new(Lifecycle::EMPTY.pack()),
             seen: AtomicU64::new(0),
             progress_at: AtomicU64::new(0),
             watch: AtomicU64::new(Watch::OFF.pack()),
@@ -425,7 +425,7 @@ impl Cell {
 
     /// A new occupant, or a new incarnation of the present one. Returns the beats of the one before,
     /// which nobody finds here any more.
-    pub(crate) fn settle(&self, state: Life, now: Moment, watch: Watch) -> u64 {
+    pub(crate) fn settle(&self, state: Lifecycle, now: Moment, watch: Watch) -> u64 {
         // Who sees anything of what follows sees the end of the last occupant, too.
         fence(Ordering::Release);
         let counter = self.counter.load(Ordering::Relaxed);
@@ -450,21 +450,21 @@ impl Cell {
         steps(base, counter)
     }
 
-    pub(crate) fn set_state(&self, state: Life) {
+    pub(crate) fn set_state(&self, state: Lifecycle) {
         // Sequentially consistent, together with `state_after_work`: of a worker that goes idle
         // and somebody who asks it to stop, at least one sees the other.
         self.state.store(state.pack(), Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
 
-    pub(crate) fn state(&self) -> Life {
-        Life::unpack(self.state.load(Ordering::Acquire))
+    pub(crate) fn state(&self) -> Lifecycle {
+        Lifecycle::unpack(self.state.load(Ordering::Acquire))
     }
 
     /// The state, read after everything that this thread has written to the cell.
-    pub(crate) fn state_after_work(&self) -> Life {
+    pub(crate) fn state_after_work(&self) -> Lifecycle {
         fence(Ordering::SeqCst);
-        Life::unpack(self.state.load(Ordering::SeqCst))
+        Lifecycle::unpack(self.state.load(Ordering::SeqCst))
     }
 
     pub(crate) fn set_watch(&self, watch: Watch) {
@@ -520,7 +520,7 @@ impl Cell {
     /// occupant's record.
     // Scanned by the million.
     #[inline(always)]
-    pub(crate) fn glance(&self) -> Option<Glance> {
+    pub(crate) fn glance(&self) -> Option<CellSnapshot> {
         let before = self.state.load(Ordering::Acquire);
         let watch = self.watch.load(Ordering::Acquire);
         // What it does before how far it got, the seen counter before its time: see the writers.
@@ -532,13 +532,13 @@ impl Cell {
         let counter = self.counter.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         let after = self.state.load(Ordering::Relaxed);
-        let (state, after) = (Life::unpack(before), Life::unpack(after));
+        let (state, after) = (Lifecycle::unpack(before), Lifecycle::unpack(after));
         if state.tag != after.tag || state.phase != after.phase {
             return None;
         }
         let beaten = counter != base;
         let new_task = task_at & TASK_MASK != u64::from(work.task);
-        Some(Glance {
+        Some(CellSnapshot {
             state,
             work,
             watch: Watch::unpack(watch),
@@ -627,13 +627,13 @@ mod tests {
     fn words_survive_packing() {
         for phase in [Phase::Empty, Phase::Live, Phase::Stopped, Phase::Dead] {
             for stop_requested in [false, true] {
-                let state = Life {
+                let state = Lifecycle {
                     phase,
                     stop_requested,
                     tag: (1 << TAG_BITS) - 1,
                     profile: u32::MAX - 1,
                 };
-                assert_eq!(Life::unpack(state.pack()), state);
+                assert_eq!(Lifecycle::unpack(state.pack()), state);
                 assert_eq!(state.next_tag(), 0);
             }
         }
@@ -709,8 +709,8 @@ mod tests {
         assert_eq!((cell.work().task, cell.work().quiet), (0, last.quiet));
     }
 
-    fn live(tag: u32) -> Life {
-        Life {
+    fn live(tag: u32) -> Lifecycle {
+        Lifecycle {
             phase: Phase::Live,
             stop_requested: false,
             tag,

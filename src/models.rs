@@ -19,7 +19,7 @@ use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::sync::{Arc, Mutex, RwLock};
 use loom::thread;
 
-use crate::cell::{Cell, Episode, Glance, Life, Phase, Sign, Watch, Work};
+use crate::cell::{Cell, CellSnapshot, Episode, Lifecycle, Phase, Sign, Watch, Work};
 use crate::clock::Moment;
 use crate::health::Activity;
 use crate::registry::core::timeline::Timeline;
@@ -108,8 +108,8 @@ fn model(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
     });
 }
 
-fn live(tag: u32) -> Life {
-    Life {
+fn live(tag: u32) -> Lifecycle {
+    Lifecycle {
         phase: Phase::Live,
         stop_requested: false,
         tag,
@@ -212,9 +212,9 @@ impl Place {
     fn vacate(&self) {
         let _occupants = self.occupants.write().unwrap();
         self.cell.set_watch(Watch::OFF);
-        self.cell.set_state(Life {
+        self.cell.set_state(Lifecycle {
             tag: self.cell.state().next_tag(),
-            ..Life::EMPTY
+            ..Lifecycle::EMPTY
         });
     }
 
@@ -272,7 +272,7 @@ fn a_beat_is_stamped_and_never_with_an_older_time() {
                 }
             })
         };
-        let check = |glance: Glance| {
+        let check = |glance: CellSnapshot| {
             assert!(glance.beats <= 2);
             assert_eq!(glance.beaten, glance.beats > 0);
             if glance.beaten && !glance.moved {
@@ -401,7 +401,7 @@ fn a_task_is_dated_and_never_before_it_began() {
             let (cell, clock) = (Arc::clone(&cell), Arc::clone(&clock));
             thread::spawn(move || observe_by(&cell, &clock))
         };
-        let check = |glance: Glance| {
+        let check = |glance: CellSnapshot| {
             let task = (glance.work.task - first) as usize;
             if let (1.., Some(task_at)) = (task, glance.task_at) {
                 assert!(task_at >= begun_at.get(task));
@@ -434,7 +434,7 @@ fn who_goes_idle_or_who_asks_it_to_stop_sees_the_other() {
                 cell.state_after_work().stop_requested
             })
         };
-        cell.set_state(Life {
+        cell.set_state(Lifecycle {
             stop_requested: true,
             ..cell.state()
         });
@@ -465,7 +465,7 @@ fn a_late_beat_does_not_bring_back_the_dead() {
             thread::spawn(move || {
                 let ended = ended.lock().unwrap();
                 if !*ended {
-                    cell.set_state(Life {
+                    cell.set_state(Lifecycle {
                         stop_requested: true,
                         ..cell.state()
                     });
@@ -477,12 +477,12 @@ fn a_late_beat_does_not_bring_back_the_dead() {
             let mut ended = ended.lock().unwrap();
             *ended = true;
             let life = cell.state();
-            cell.set_state(Life {
+            cell.set_state(Lifecycle {
                 phase: Phase::Dead,
                 ..life
             });
         }
-        let dead = |glance: Glance| glance.state.phase == Phase::Dead;
+        let dead = |glance: CellSnapshot| glance.state.phase == Phase::Dead;
         assert!(dead(cell.glance().unwrap()));
         let asked = stopper.join().unwrap();
         worker.join().unwrap();
@@ -618,7 +618,7 @@ fn a_reading_during_a_restart_is_of_one_life() {
             thread::spawn(move || {
                 let mut ended = detail.lock().unwrap();
                 *ended = true;
-                cell.set_state(Life {
+                cell.set_state(Lifecycle {
                     phase: Phase::Dead,
                     ..cell.state()
                 });
@@ -645,7 +645,7 @@ fn a_reading_during_a_restart_is_of_one_life() {
 fn a_restarted_worker_is_watched() {
     model(2, || {
         let place = Place::new(occupied(1));
-        place.cell.set_state(Life {
+        place.cell.set_state(Lifecycle {
             phase: Phase::Dead,
             ..live(1)
         });
@@ -716,7 +716,7 @@ fn a_beat_of_a_former_life_is_no_beat_of_the_present_one() {
                 }
             })
         };
-        former.cell.set_state(Life {
+        former.cell.set_state(Lifecycle {
             phase: Phase::Dead,
             ..former.cell.state()
         });
@@ -728,7 +728,7 @@ fn a_beat_of_a_former_life_is_no_beat_of_the_present_one() {
         }
         // `Chunk::leave_behind`.
         former.cell.set_watch(Watch::OFF);
-        former.cell.set_state(Life {
+        former.cell.set_state(Lifecycle {
             stop_requested: true,
             ..former.cell.state()
         });
@@ -740,7 +740,7 @@ fn a_beat_of_a_former_life_is_no_beat_of_the_present_one() {
     });
 }
 
-fn living_glance(place: &Place, tag: &AtomicU32) -> Option<Glance> {
+fn living_glance(place: &Place, tag: &AtomicU32) -> Option<CellSnapshot> {
     place.cell.glance().filter(|glance| {
         glance.state.phase == Phase::Live && glance.state.tag == tag.load(Ordering::Acquire)
     })
@@ -753,7 +753,7 @@ fn restart_while(place: &Arc<Place>, pacemaker: fn(&Place, &AtomicU32)) {
         let (place, tag) = (Arc::clone(place), Arc::clone(&tag));
         thread::spawn(move || pacemaker(&place, &tag))
     };
-    place.cell.set_state(Life {
+    place.cell.set_state(Lifecycle {
         phase: Phase::Dead,
         ..place.cell.state()
     });
@@ -776,10 +776,10 @@ fn timeline() -> Timeline {
     line
 }
 
-/// A view is of one tick: it never goes back, never runs ahead of the clock, and never beyond what
+/// A observed is of one tick: it never goes back, never runs ahead of the clock, and never beyond what
 /// one tick allows.
 ///
-/// Mirrors `Core::view` and `pacemaker::tick`. The first tick is in time, the second one late.
+/// Mirrors `Core::observed` and `pacemaker::tick`. The first tick is in time, the second one late.
 #[test]
 fn a_view_of_the_time_is_whole_and_never_goes_back() {
     model(2, || {
@@ -795,7 +795,7 @@ fn a_view_of_the_time_is_whole_and_never_goes_back() {
                 }
             })
         };
-        let early = line.view(clock.get());
+        let early = line.observed_now(clock.get());
         assert!(
             [100, 115, 135].map(at).contains(&early.tick),
             "torn: {early:?}"
@@ -803,8 +803,8 @@ fn a_view_of_the_time_is_whole_and_never_goes_back() {
         assert!(early.now <= early.clock.max(early.tick));
         assert!(early.now <= early.tick.after(2 * RESOLUTION));
         pacemaker.join().unwrap();
-        let view = line.view(at(160));
-        assert_eq!((view.tick, view.now), (at(135), at(140)));
-        assert!(view.now >= early.now);
+        let observed = line.observed_now(at(160));
+        assert_eq!((observed.tick, observed.now), (at(135), at(140)));
+        assert!(observed.now >= early.now);
     });
 }

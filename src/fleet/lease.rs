@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bond::{Held, Now};
-use super::uplink::Uplink;
+use super::session::{LeaseState, Now};
+use super::uploader::Uploader;
 use crate::error::Error;
 use crate::registry::core::tasks::boundary;
 use crate::worker::WorkerHeartbeat;
@@ -19,8 +19,8 @@ use crate::worker::WorkerHeartbeat;
 /// no harm then.
 #[must_use = "the run is given back when the lease is dropped"]
 pub struct Lease {
-    held: Arc<Held>,
-    uplink: Arc<Uplink>,
+    held: Arc<LeaseState>,
+    uploader: Arc<Uploader>,
 }
 
 impl Lease {
@@ -48,7 +48,7 @@ impl Lease {
     /// How long it will be held if it is not renewed; zero if it is not held.
     #[must_use]
     pub fn remaining(&self) -> Duration {
-        self.held.remaining(&Now::of(self.uplink.clock()))
+        self.held.remaining(&Now::of(self.uploader.clock()))
     }
 
     /// Gives the run back now. Returns whether it was held until then. Dropping a lease does the
@@ -61,14 +61,14 @@ impl Lease {
         if !self.held.end() {
             return Ok(false);
         }
-        self.uplink.release_now(&self.held)
+        self.uploader.release_now(&self.held)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.held.end() {
-            self.uplink.release_soon(&self.held);
+            self.uploader.release_soon(&self.held);
         }
     }
 }
@@ -104,7 +104,7 @@ impl WorkerHeartbeat {
     pub fn claim(&self, run_id: &str, ttl: Duration) -> Result<Option<Lease>, Error> {
         check_run_id(run_id)?;
         check_ttl(ttl)?;
-        let uplink = Uplink::of(self.registry()).ok_or_else(|| Error::NotAttached {
+        let uploader = Uploader::of(self.registry()).ok_or_else(|| Error::NotAttached {
             id: self.id().to_owned(),
         })?;
         if self.is_over() {
@@ -112,8 +112,8 @@ impl WorkerHeartbeat {
                 id: self.id().to_owned(),
             });
         }
-        let held = uplink.claim(self.membership().worker_ref(), run_id, ttl)?;
-        Ok(held.map(|held| Lease { held, uplink }))
+        let held = uploader.claim(self.membership().worker_ref(), run_id, ttl)?;
+        Ok(held.map(|held| Lease { held, uploader }))
     }
 }
 

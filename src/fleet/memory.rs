@@ -21,12 +21,12 @@ use crate::health::SweepReport;
 #[derive(Clone)]
 pub struct MemoryStore {
     clock: Clock,
-    book: Arc<Mutex<Book>>,
+    tables: Arc<Mutex<MemoryTables>>,
 }
 
 /// What it keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Book {
+pub(crate) struct MemoryTables {
     pub workers: BTreeMap<String, Row>,
     pub leases: BTreeMap<String, Hold>,
     /// Worker and run of each lease.
@@ -51,13 +51,13 @@ impl MemoryStore {
             .wall()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
-        let book = Book {
+        let tables = MemoryTables {
             last_number: since_epoch.as_millis() as u64,
-            ..Book::default()
+            ..MemoryTables::default()
         };
         Self {
             clock,
-            book: Arc::new(Mutex::new(book)),
+            tables: Arc::new(Mutex::new(tables)),
         }
     }
 
@@ -71,11 +71,11 @@ impl MemoryStore {
         items: &[T],
         act: impl Fn(&mut dyn Tables, &T, Moment) -> Result<A, Error>,
     ) -> Result<Vec<A>, Error> {
-        let mut book = self.book.lock();
+        let mut tables = self.tables.lock();
         let now = self.now();
         items
             .iter()
-            .map(|item| act(&mut *book, item, now))
+            .map(|item| act(&mut *tables, item, now))
             .collect()
     }
 }
@@ -89,7 +89,7 @@ impl Default for MemoryStore {
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryStore")
-            .field("workers", &self.book.lock().workers.len())
+            .field("workers", &self.tables.lock().workers.len())
             .finish_non_exhaustive()
     }
 }
@@ -108,10 +108,10 @@ impl HeartbeatStore for MemoryStore {
     }
 
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
-        let mut book = self.book.lock();
+        let mut tables = self.tables.lock();
         let now = self.now();
         let after = filter.after.as_deref().unwrap_or("");
-        let rows: Vec<Row> = book
+        let rows: Vec<Row> = tables
             .workers
             .range::<str, _>((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded))
             .map(|(_, row)| row)
@@ -120,29 +120,31 @@ impl HeartbeatStore for MemoryStore {
             .cloned()
             .collect();
         rows.iter()
-            .map(|row| Ok(row.stored(now, &book.leases_of(&row.key.id)?)))
+            .map(|row| Ok(row.stored(now, &tables.leases_of(&row.key.id)?)))
             .collect()
     }
 
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        let mut book = self.book.lock();
+        let mut tables = self.tables.lock();
         let now = self.now();
-        rules::sweep(&mut *book, sweep, now)
+        rules::sweep(&mut *tables, sweep, now)
     }
 
     fn purge(&self, age: Duration) -> Result<usize, Error> {
-        let mut book = self.book.lock();
-        book.forget_ended(self.now().before(age))
+        let mut tables = self.tables.lock();
+        tables.forget_ended(self.now().before(age))
     }
 
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        let mut book = self.book.lock();
+        let mut tables = self.tables.lock();
         let now = self.now();
-        rules::claim(&mut *book, claim, now)
+        rules::claim(&mut *tables, claim, now)
     }
 
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.each(leases, |book, key, now| rules::renew(book, key, ttl, now))
+        self.each(leases, |tables, key, now| {
+            rules::renew(tables, key, ttl, now)
+        })
     }
 
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
@@ -167,7 +169,7 @@ impl WorkerFilter {
     }
 }
 
-impl Tables for Book {
+impl Tables for MemoryTables {
     fn worker(&mut self, id: &str) -> Result<Option<Row>, Error> {
         Ok(self.workers.get(id).cloned())
     }

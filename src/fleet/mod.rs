@@ -23,7 +23,6 @@
 //! # Ok::<(), worker_heartbeat::Error>(())
 //! ```
 
-mod bond;
 mod config;
 #[cfg(feature = "test-util")]
 pub mod conformance;
@@ -39,12 +38,13 @@ mod model;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod rules;
+mod session;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;
 mod stored;
 mod sweeper;
-mod uplink;
+mod uploader;
 
 pub use config::{FleetConfig, OnOffline};
 pub use host::ProcessIdentity;
@@ -66,4 +66,4 @@ pub use store::{
 pub(crate) use stored::summarize;
 pub use stored::{StoredEnding, StoredWorker};
 pub use sweeper::{RunningSweeper, Sweeper};
-pub use uplink::Attachment;
+pub use uploader::Attachment;

@@ -14,9 +14,9 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::{Duration, SystemTime};
 
-use super::bond::{Deadline, Now};
-use super::memory::Book;
+use super::memory::MemoryTables;
 use super::rules;
+use super::session::{Deadline, Now};
 use super::store::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Sweep, WorkerKey};
 use crate::clock::Moment;
 use crate::health::{State as Health, Thresholds};
@@ -46,7 +46,7 @@ struct Bounds {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
-    book: Book,
+    tables: MemoryTables,
     second: u64,
     processes: [Process; 2],
     messages: Vec<Message>,
@@ -63,7 +63,7 @@ struct Process {
     requests: u8,
     key: Option<WorkerKey>,
     /// The store took in a heartbeat, as far as is known here.
-    bond: Option<Deadline>,
+    session: Option<Deadline>,
     lease: Option<(LeaseKey, Deadline)>,
     /// The claim whose answer it waits for: one at a time.
     claiming: Option<u8>,
@@ -102,11 +102,11 @@ fn now(second: u64) -> Now {
 impl Process {
     /// As [`Lease::is_held`](super::Lease::is_held) decides.
     fn believes(&self, now: &Now) -> bool {
-        match (&self.key, &self.bond, &self.lease) {
-            (Some(key), Some(bond), Some((lease, until))) => {
+        match (&self.key, &self.session, &self.lease) {
+            (Some(key), Some(session), Some((lease, until))) => {
                 !self.crashed
                     && lease.worker == *key
-                    && !until.remaining(now).min(bond.remaining(now)).is_zero()
+                    && !until.remaining(now).min(session.remaining(now)).is_zero()
             }
             _ => false,
         }
@@ -222,18 +222,18 @@ impl World {
                 }
                 let sent = now(sent);
                 let mut renewed = sent.deadline(bounds.ttl, Duration::ZERO);
-                let bond = sent.deadline(bounds.stale_after, Duration::ZERO);
+                let session = sent.deadline(bounds.stale_after, Duration::ZERO);
                 match reply {
                     Reply::Registered(key) => {
                         if process.key.is_none() {
                             process.key = Some(key);
-                            process.bond = Some(bond);
+                            process.session = Some(session);
                         }
                     }
                     Reply::Beaten(key, answer) if process.key.as_ref() == Some(&key) => {
                         if answer == Answer::Accepted {
                             // Replies may come in another order than their requests.
-                            process.bond = process.bond.max(Some(bond));
+                            process.session = process.session.max(Some(session));
                         } else {
                             process.key = None;
                             process.lease = None;
@@ -267,20 +267,20 @@ impl World {
 
     fn answer(&mut self, i: usize, request: Request, bounds: &Bounds) -> Option<Reply> {
         let at = now(self.second).moment;
-        let book = &mut self.book;
+        let tables = &mut self.tables;
         match request {
             Request::Register => {
                 let id = if bounds.one_id { 0 } else { i };
                 let mut registration = Registration::new("t", id.to_string());
                 registration.thresholds = Some(Thresholds::new(bounds.stale_after));
-                let key = rules::register(book, &registration, at).unwrap();
+                let key = rules::register(tables, &registration, at).unwrap();
                 Some(Reply::Registered(key))
             }
             Request::Beat(key) => {
                 // The age is that at the moment of sending, so the heartbeat may be taken for
                 // younger than it is, never for older.
                 let beat = Beat::new(key.clone(), Health::Active);
-                let answer = rules::beat(book, &beat, at).unwrap();
+                let answer = rules::beat(tables, &beat, at).unwrap();
                 Some(Reply::Beaten(key, answer))
             }
             Request::Claim(worker, serial) => {
@@ -289,11 +289,11 @@ impl World {
                     run_id: RUN.to_owned(),
                     ttl: bounds.ttl,
                 };
-                let free = book
+                let free = tables
                     .leases
                     .get(RUN)
                     .is_none_or(|hold| hold.expires_at <= at);
-                match rules::claim(book, &claim, at).unwrap() {
+                match rules::claim(tables, &claim, at).unwrap() {
                     ClaimAnswer::Granted(fence) => {
                         assert!(fence > self.highest_fence, "fences grow");
                         self.highest_fence = fence;
@@ -312,11 +312,11 @@ impl World {
                 }
             }
             Request::Renew(lease) => {
-                let held = rules::renew(book, &lease, bounds.ttl, at).unwrap();
+                let held = rules::renew(tables, &lease, bounds.ttl, at).unwrap();
                 Some(Reply::Renewed(lease, held))
             }
             Request::Release(lease) => {
-                rules::release(book, &lease, at).unwrap();
+                rules::release(tables, &lease, at).unwrap();
                 None
             }
         }
@@ -329,7 +329,7 @@ impl World {
             killed: gone.filter_map(|process| process.key.clone()).collect(),
             ..Sweep::default()
         };
-        rules::sweep(&mut self.book, &sweep, now(self.second).moment).unwrap();
+        rules::sweep(&mut self.tables, &sweep, now(self.second).moment).unwrap();
     }
 }
 
@@ -340,7 +340,7 @@ fn explore(bounds: &Bounds) -> (usize, usize) {
     let mut seen = HashSet::new();
     let mut believers = 0;
     let mut world = World {
-        book: Book::default(),
+        tables: MemoryTables::default(),
         second: 0,
         processes: Default::default(),
         messages: Vec::new(),

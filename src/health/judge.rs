@@ -297,7 +297,7 @@ pub(crate) struct Outlook {
     pub convicted_at: Moment,
 }
 
-/// Companion of [`judge`]: when to look at a silent worker again.
+/// StoreHook of [`judge`]: when to look at a silent worker again.
 pub(crate) fn next_change(reading: &Reading, thresholds: &Thresholds) -> Outlook {
     const TICK: Duration = Duration::from_nanos(1);
     let (since, limit) = match reading.progress_at {

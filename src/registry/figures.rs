@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Registry, Snapshot};
-use crate::cell::{Glance, Phase};
+use crate::cell::{CellSnapshot, Phase};
 use crate::health::{
     Activity, Limits, MissingWorkers, StateCounts, StoreStatus, SweepTotals, verdict,
 };
 use crate::registry::core::counts::{Counts, TypeCounts};
 use crate::registry::core::profile::Profile;
 use crate::registry::core::record::Notes;
-use crate::registry::core::timeline::View;
+use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{WorkerRef, signs};
 
 /// See the module.
@@ -54,21 +54,21 @@ struct Found {
 impl Registry {
     /// One pass over all cells, as for the [`summary`](Self::summary), and bounded in time as that.
     pub(crate) fn figures(&self) -> Figures {
-        let view = self.view();
+        let observed = self.observed_now();
         let core = &self.inner.core;
         let types = self.inner.scan.count(|| {
-            let mut pass = Pass::new(self, &view);
+            let mut pass = Pass::new(self, &observed);
             pass.over_cells();
             pass.over_graves();
             pass.finish()
         });
-        let companion = core.companion();
+        let store_hook = core.store_hook();
         Figures {
             types,
             expected: self.expected(),
-            tick_age: self.tick_age(&view),
+            tick_age: self.tick_age(&observed),
             forgotten: self.inner.tombstones.forgotten(),
-            store: companion.map(|store| (store.status(), store.leases_held())),
+            store: store_hook.map(|store| (store.status(), store.leases_held())),
         }
     }
 
@@ -83,11 +83,11 @@ impl Registry {
 
     /// The first workers, and how many there are beyond these.
     pub(crate) fn snapshots(&self, most: usize) -> (Vec<Snapshot>, usize) {
-        let view = self.view();
+        let observed = self.observed_now();
         let workers = self.worker_refs();
         let shown = workers.iter().take(most);
         let shown = shown
-            .map(|worker| self.snapshot_at(worker, &view))
+            .map(|worker| self.snapshot_at(worker, &observed))
             .collect();
         (shown, workers.len().saturating_sub(most))
     }
@@ -96,7 +96,7 @@ impl Registry {
 /// One pass over all workers. Whoever counts is told by the scan if anybody moved meanwhile.
 struct Pass<'a> {
     registry: &'a Registry,
-    view: &'a View,
+    observed: &'a ObservedNow,
     rows: Vec<(Arc<Profile>, Found)>,
     by_number: HashMap<u32, usize>,
     /// Rows at hand, by the last bits of their profiles' numbers.
@@ -106,10 +106,10 @@ struct Pass<'a> {
 const NEAR: usize = 512;
 
 impl<'a> Pass<'a> {
-    fn new(registry: &'a Registry, view: &'a View) -> Self {
+    fn new(registry: &'a Registry, observed: &'a ObservedNow) -> Self {
         Self {
             registry,
-            view,
+            observed,
             rows: Vec::new(),
             by_number: HashMap::new(),
             near: [0; NEAR],
@@ -124,11 +124,11 @@ impl<'a> Pass<'a> {
                     Some(glance) if glance.state.phase == Phase::Empty => continue,
                     Some(glance) if glance.is_plain() => {
                         let number = glance.state.profile;
-                        let view = self.view;
+                        let observed = self.observed;
                         if let Some((limits, found)) =
                             self.row(number, || core.profiles.get(number))
                         {
-                            found.add_living(&glance, limits, view);
+                            found.add_living(&glance, limits, observed);
                             found.add_beats(cell.beats());
                         }
                         continue;
@@ -148,16 +148,16 @@ impl<'a> Pass<'a> {
     }
 
     fn look_closer(&mut self, worker: &WorkerRef) {
-        let view = self.view;
+        let observed = self.observed;
         let profile = &worker.record.profile;
         let Some((_, found)) = self.row(profile.number, || Some(Arc::clone(profile))) else {
             return;
         };
         found.add_beats(worker.cell().beats());
-        let mut reading = worker.reading(view);
-        let state = worker.judge(&mut reading, view).state();
+        let mut reading = worker.reading(observed);
+        let state = worker.judge(&mut reading, observed).state();
         if !state.is_terminal() {
-            let since = |moment| view.now.since(moment);
+            let since = |moment| observed.now.since(moment);
             let heartbeat_age = since(reading.heartbeat_at.unwrap_or(reading.started_at));
             let progress_age = since(reading.progress_at.unwrap_or(reading.started_at));
             let at_work = reading.activity != Activity::Idle;
@@ -174,7 +174,7 @@ impl<'a> Pass<'a> {
                 .registry
                 .core()
                 .worker_ref(Arc::clone(&record))
-                .health(self.view)
+                .health(self.observed)
                 .state();
             let profile = &record.profile;
             if let Some((_, found)) = self.row(profile.number, || Some(Arc::clone(profile))) {
@@ -225,10 +225,10 @@ impl<'a> Pass<'a> {
 }
 
 impl Found {
-    fn add_living(&mut self, glance: &Glance, limits: &Limits, view: &View) {
-        let signs = signs(glance, limits, view, &Notes::default());
-        self.states.add(verdict(&signs, limits, view.now));
-        let since = |moment| view.now.since(moment);
+    fn add_living(&mut self, glance: &CellSnapshot, limits: &Limits, observed: &ObservedNow) {
+        let signs = signs(glance, limits, observed, &Notes::default());
+        self.states.add(verdict(&signs, limits, observed.now));
+        let since = |moment| observed.now.since(moment);
         let at_work = signs.activity != Activity::Idle;
         self.add_ages(
             since(signs.heartbeat_at.unwrap_or(signs.started_at)),

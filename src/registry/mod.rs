@@ -29,7 +29,7 @@ use crate::registry::core::events::{EventKind, Subscription};
 use crate::registry::core::profile::ProfileKey;
 use crate::registry::core::record::Record;
 use crate::registry::core::tasks::boundary;
-use crate::registry::core::timeline::View;
+use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{WorkerRef, settle, wake};
 use crate::registry::core::{Core, Expectation, StopNews};
 use crate::registry::pacemaker::Pacemaker;
@@ -73,8 +73,8 @@ impl Drop for Inner {
         if self.missing.get().is_some() {
             let _ = self.pacemaker.leave();
         }
-        if let Some(companion) = self.core.companion() {
-            companion.close();
+        if let Some(store_hook) = self.core.store_hook() {
+            store_hook.close();
         }
     }
 }
@@ -143,7 +143,7 @@ impl Registry {
             Some(record) => self.inner.core.worker_ref(record),
             // By the id that a store assigned.
             None => {
-                self.inner.core.companion()?;
+                self.inner.core.store_hook()?;
                 let mut workers = self.worker_refs().into_iter();
                 workers.find(|worker| worker.record.id() == id)?
             }
@@ -275,7 +275,7 @@ impl Registry {
                 record.detail().metadata = spec.metadata;
             }
             profile.enter();
-            let now = core.view().now;
+            let now = core.observed_now().now;
             let mut enter = || {
                 chunk.enter(offset, &record, |cell| {
                     // The beats of the cell's last occupant were counted when it left.
@@ -305,7 +305,7 @@ impl Registry {
     /// `None` if the worker was asked to stop meanwhile.
     fn next_life(&self, last: &Membership) -> Option<Membership> {
         let core = &self.inner.core;
-        let (view, worker) = (self.view(), last.worker_ref());
+        let (observed, worker) = (self.observed_now(), last.worker_ref());
         let elsewhere = (!worker.chunk.has_one_holder(worker.offset)).then(|| {
             let slot = core.slab.take();
             WorkerRef {
@@ -315,7 +315,7 @@ impl Registry {
             }
         });
         // Its beats move from the cell to those of lives that are over.
-        let begin = || worker.begin_next_life(elsewhere.as_ref(), &view);
+        let begin = || worker.begin_next_life(elsewhere.as_ref(), &observed);
         let wakers = {
             let _turn = core.turn(&worker.record);
             self.inner.scan.move_with(begin)
@@ -417,52 +417,55 @@ impl Registry {
     }
 
     /// How long ago the pacemaker looked; `None` if there is none, for want of workers.
-    pub(crate) fn tick_age(&self, view: &View) -> Option<Duration> {
-        self.inner.pacemaker.is_running().then(|| view.tick_age())
+    pub(crate) fn tick_age(&self, observed: &ObservedNow) -> Option<Duration> {
+        self.inner
+            .pacemaker
+            .is_running()
+            .then(|| observed.tick_age())
     }
 
     /// The registry's time now. A pacemaker that is overdue is woken and waited for.
     #[inline]
-    pub(crate) fn view(&self) -> View {
-        let view = self.inner.core.view();
-        if view.overdue {
-            self.fresh_view()
+    pub(crate) fn observed_now(&self) -> ObservedNow {
+        let observed = self.inner.core.observed_now();
+        if observed.overdue {
+            self.fresh_observed_now()
         } else {
-            view
+            observed
         }
     }
 
     /// The registry's time just after a tick, if one can be had.
     #[cold]
-    pub(crate) fn fresh_view(&self) -> View {
+    pub(crate) fn fresh_observed_now(&self) -> ObservedNow {
         let ticked = self.inner.pacemaker.await_tick(READER_PATIENCE);
-        let mut view = self.inner.core.view();
-        if !ticked && view.overdue {
-            view.unwatched = Some(view.tick_age());
+        let mut observed = self.inner.core.observed_now();
+        if !ticked && observed.overdue {
+            observed.unwatched = Some(observed.tick_age());
         }
-        view
+        observed
     }
 
     #[inline]
     pub(crate) fn is_recent(&self, worker: &WorkerRef) -> bool {
-        let view = self.inner.core.view();
-        match worker.plain_state(&view) {
-            Some(state) if !view.overdue => state.is_recent(),
+        let observed = self.inner.core.observed_now();
+        match worker.plain_state(&observed) {
+            Some(state) if !observed.overdue => state.is_recent(),
             _ => self.is_recent_after_all(worker),
         }
     }
 
-    /// Whether it is, with a fresh view if the pacemaker is overdue, and by its record if need be.
+    /// Whether it is, with a fresh observed if the pacemaker is overdue, and by its record if need be.
     #[cold]
     fn is_recent_after_all(&self, worker: &WorkerRef) -> bool {
-        worker.health(&self.view()).is_recent()
+        worker.health(&self.observed_now()).is_recent()
     }
 
     pub(crate) fn health(&self, worker: &WorkerRef) -> Health {
-        let view = self.view();
-        let health = worker.health(&view);
+        let observed = self.observed_now();
+        let health = worker.health(&observed);
         if self.look_closer(worker, &health) {
-            return worker.health(&view);
+            return worker.health(&observed);
         }
         health
     }
@@ -472,27 +475,27 @@ impl Registry {
         if self.look_closer(worker, &snapshot.health) {
             snapshot = self.snapshot_as_it_is(worker);
         }
-        snapshot.store = self.core().companion().map(|store| store.status());
+        snapshot.store = self.core().store_hook().map(|store| store.status());
         snapshot
     }
 
     /// Without another look at a worker that stalls, and without the store's.
     fn snapshot_as_it_is(&self, worker: &WorkerRef) -> Snapshot {
-        self.snapshot_at(worker, &self.view())
+        self.snapshot_at(worker, &self.observed_now())
     }
 
-    pub(crate) fn snapshot_at(&self, worker: &WorkerRef, view: &View) -> Snapshot {
-        Snapshot::take(worker, view, self.inner.core.clock.wall())
+    pub(crate) fn snapshot_at(&self, worker: &WorkerRef, observed: &ObservedNow) -> Snapshot {
+        Snapshot::take(worker, observed, self.inner.core.clock.wall())
     }
 
     pub(crate) fn last_heartbeat(&self, worker: &WorkerRef) -> Option<SystemTime> {
-        let view = self.view();
-        let heartbeat_at = worker.reading(&view).heartbeat_at?;
+        let observed = self.observed_now();
+        let heartbeat_at = worker.reading(&observed).heartbeat_at?;
         self.inner
             .core
             .clock
             .wall()
-            .checked_sub(view.now.since(heartbeat_at))
+            .checked_sub(observed.now.since(heartbeat_at))
     }
 
     /// Looks at the thread of a worker that has just stalled. Returns whether it did.
@@ -541,8 +544,8 @@ impl Registry {
     /// Waits until the store that the registry is attached to knows what is so now, but no longer
     /// than this, nor than it is configured.
     pub(crate) fn tell_store(&self, patience: &Patience) {
-        if let Some(companion) = self.inner.core.companion() {
-            companion.farewell(patience);
+        if let Some(store_hook) = self.inner.core.store_hook() {
+            store_hook.farewell(patience);
         }
     }
 

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::Registry;
-use crate::cell::Glance;
+use crate::cell::CellSnapshot;
 use crate::health::{
     Activity, Age, Death, Ending, Health, Line, Reading, StoreStatus, Thresholds, judge,
 };
 use crate::registry::core::record::Detail;
-use crate::registry::core::timeline::View;
+use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::WorkerRef;
 
-/// A cheap, read-only view of one worker, for health handlers: it outlives the worker, and follows
+/// A cheap, read-only observed of one worker, for health handlers: it outlives the worker, and follows
 /// it through restarts.
 #[derive(Clone)]
 pub struct Probe {
@@ -142,29 +142,29 @@ impl Snapshot {
             .map_or(0.0, |since| since.as_secs_f64())
     }
 
-    pub(super) fn take(worker: &WorkerRef, view: &View, wall: SystemTime) -> Self {
-        worker.read_all(view, |reading, glance, detail| {
-            Self::of(worker, view, wall, reading, glance, detail)
+    pub(super) fn take(worker: &WorkerRef, observed: &ObservedNow, wall: SystemTime) -> Self {
+        worker.read_all(observed, |reading, glance, detail| {
+            Self::of(worker, observed, wall, reading, glance, detail)
         })
     }
 
     fn of(
         worker: &WorkerRef,
-        view: &View,
+        observed: &ObservedNow,
         wall: SystemTime,
         reading: &mut Reading,
-        glance: Option<&Glance>,
+        glance: Option<&CellSnapshot>,
         detail: Option<&Detail>,
     ) -> Self {
         let profile = &worker.record.profile;
-        let health = judge(reading, &profile.thresholds, view.now);
+        let health = judge(reading, &profile.thresholds, observed.now);
         let ended = detail.and_then(|detail| worker.ended(detail));
         if let Some(Ending::Dead(death)) = ended.map(|ended| &ended.ending) {
             (reading.run_id, reading.task) = (death.run_id.clone(), death.task.clone());
         }
         let task = detail.and_then(|detail| detail.tasks.current());
         let at_task = reading.run_id.is_some() || reading.task.is_some();
-        let heartbeat_age = reading.heartbeat_at.map(|at| view.now.since(at));
+        let heartbeat_age = reading.heartbeat_at.map(|at| observed.now.since(at));
         Self {
             id: worker.record.id().to_owned(),
             worker_type: profile.worker_type.to_string(),
@@ -179,11 +179,11 @@ impl Snapshot {
             task_age: glance.filter(|_| at_task).map(|glance| {
                 task.and_then(|task| task.seen_at)
                     .or(glance.task_at)
-                    .map_or(Duration::ZERO, |at| view.now.since(at))
+                    .map_or(Duration::ZERO, |at| observed.now.since(at))
             }),
             run_id: reading.run_id.take(),
             task: reading.task.take(),
-            progress_age: reading.progress_at.map(|at| view.now.since(at)),
+            progress_age: reading.progress_at.map(|at| observed.now.since(at)),
             heartbeat_age,
             last_heartbeat: heartbeat_age.and_then(|age| wall.checked_sub(age)),
             beats: glance.map_or_else(
@@ -196,7 +196,7 @@ impl Snapshot {
             metadata: detail.map_or_else(Vec::new, |detail| detail.metadata.clone()),
             thresholds: profile.thresholds.clone(),
             interval: profile.interval,
-            tick_age: view.tick_age(),
+            tick_age: observed.tick_age(),
             store: None,
         }
     }

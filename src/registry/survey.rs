@@ -11,7 +11,7 @@ use crate::health::{
 };
 use crate::registry::core::profile::{Profile, Profiles};
 use crate::registry::core::record::{Notes, Record};
-use crate::registry::core::timeline::View;
+use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{WorkerRef, signs};
 
 impl Registry {
@@ -23,20 +23,20 @@ impl Registry {
     /// waits for nobody but an overdue pacemaker, for at most 100 ms.
     #[must_use]
     pub fn summary(&self) -> Summary {
-        let view = self.view();
-        let mut summary = self.inner.scan.count(|| self.tally(&view)).finish();
+        let observed = self.observed_now();
+        let mut summary = self.inner.scan.count(|| self.tally(&observed)).finish();
         summary.missing = self.missing();
-        summary.tick_age = self.tick_age(&view).unwrap_or_default();
+        summary.tick_age = self.tick_age(&observed).unwrap_or_default();
         summary.forgotten = self.inner.tombstones.forgotten();
         summary
     }
 
     /// Counts all workers, those with a cell and those in the tombstones.
-    fn tally(&self, view: &View) -> Tally {
+    fn tally(&self, observed: &ObservedNow) -> Tally {
         let mut tally = Tally::new();
         let core = &self.inner.core;
         for chunk in &*core.slab.chunks() {
-            for offset in tally.count(chunk.cells(), view, &core.profiles) {
+            for offset in tally.count(chunk.cells(), observed, &core.profiles) {
                 let Some(record) = chunk.occupant(offset) else {
                     continue;
                 };
@@ -45,14 +45,14 @@ impl Registry {
                     offset,
                     record,
                 };
-                let health = worker.health(view);
+                let health = worker.health(observed);
                 if !health.state().is_terminal() || !worker.record.is_superseded() {
                     tally.add(&worker.record, health);
                 }
             }
         }
         for record in self.inner.tombstones.all() {
-            let health = core.worker_ref(Arc::clone(&record)).health(view);
+            let health = core.worker_ref(Arc::clone(&record)).health(observed);
             tally.add(&record, health);
         }
         tally
@@ -62,15 +62,15 @@ impl Registry {
     /// Each is told once an episode; one that recovers can be told again.
     #[must_use = "the report tells who was marked offline"]
     pub fn sweep(&self) -> SweepReport {
-        let view = self.fresh_view();
+        let observed = self.fresh_observed_now();
         let mut report = SweepReport {
-            success: view.unwatched.is_none(),
+            success: observed.unwatched.is_none(),
             ..SweepReport::default()
         };
         let mut groups = BTreeMap::<String, StateCounts>::new();
         let mut touched = Vec::new();
         for worker in self.worker_refs() {
-            let state = worker.health(&view).state();
+            let state = worker.health(&observed).state();
             let record = &worker.record;
             let group = &*record.profile.group;
             match groups.get_mut(group) {
@@ -101,11 +101,11 @@ impl Registry {
     /// The state of a group; [`GroupState::Unknown`] if it has no workers.
     #[must_use]
     pub fn group(&self, group: &str) -> GroupState {
-        let view = self.view();
+        let observed = self.observed_now();
         let mut counts = StateCounts::default();
         for worker in self.worker_refs() {
             if &*worker.record.profile.group == group {
-                counts.add(worker.health(&view).state());
+                counts.add(worker.health(&observed).state());
             }
         }
         GroupState::of(&counts)
@@ -168,7 +168,7 @@ impl Tally {
 
     /// Counts the workers in these cells. Returns the places of those to look at more closely: given
     /// up, stalled, ended, silent as announced, or just changing.
-    fn count(&mut self, cells: &[Cell], view: &View, profiles: &Profiles) -> Vec<usize> {
+    fn count(&mut self, cells: &[Cell], observed: &ObservedNow, profiles: &Profiles) -> Vec<usize> {
         let mut closer = Vec::new();
         for (offset, cell) in cells.iter().enumerate() {
             match cell.glance() {
@@ -177,8 +177,8 @@ impl Tally {
                     let Some(row) = self.row(glance.state.profile, profiles) else {
                         continue;
                     };
-                    let signs = signs(&glance, &row.limits, view, &Notes::default());
-                    let state = verdict(&signs, &row.limits, view.now);
+                    let signs = signs(&glance, &row.limits, observed, &Notes::default());
+                    let state = verdict(&signs, &row.limits, observed.now);
                     if !state.is_offline() && state != State::Stalled {
                         row.states.add(state);
                         continue;

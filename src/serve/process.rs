@@ -169,7 +169,7 @@ impl Process {
             since.unwrap_or_default().as_secs_f64()
         } else {
             // Not one that waits for the pacemaker: that has been done.
-            let view = registry.core().view();
+            let view = registry.core().observed_now();
             let workers = registry.worker_refs().into_iter();
             workers
                 .map(|worker| registry.snapshot_at(&worker, &view).last_heartbeat_unix())

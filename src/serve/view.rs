@@ -118,7 +118,7 @@ impl Views {
         let first = workers.partition_point(|worker| worker.record.id() <= after);
         let asked: Vec<WorkerRef> = workers.iter().skip(first).take(limit).cloned().collect();
         let read = move |source: &Source| {
-            let view = source.registry.view();
+            let view = source.registry.observed_now();
             let snapshots = asked
                 .iter()
                 .map(|worker| source.registry.snapshot_at(worker, &view));

@@ -305,7 +305,8 @@ where
             };
             let (membership, made) = (worker.membership().clone(), Arc::clone(worker));
             let registry = membership.registry();
-            self.restarts.life_begins(registry.core().view().now);
+            self.restarts
+                .life_begins(registry.core().observed_now().now);
             let mut life = Life::new(membership.clone(), async { make(made).await.failure() });
             let outcome = std::future::poll_fn(|context| life.poll(context)).await;
             let outcome = outcome.map(|failure| match failure {

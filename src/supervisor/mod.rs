@@ -274,7 +274,7 @@ fn end_life(
 ) -> Over {
     let worker = membership.worker_ref();
     let asked = worker.stop_requested();
-    let view = membership.registry().core().view();
+    let view = membership.registry().core().observed_now();
     let state = worker.health(&view).state();
     let convicted = matches!(state, State::NeverStarted | State::Stalled | State::Stale);
     restarts.life_ends(view.now, !convicted);

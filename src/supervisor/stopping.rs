@@ -13,7 +13,7 @@ use super::timer::Timer;
 use crate::clock::{Moment, Patience};
 use crate::health::{Death, Health, during};
 use crate::registry::core::events::EventKind;
-use crate::registry::core::timeline::View;
+use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Membership, Registry};
 
@@ -58,12 +58,12 @@ pub struct HungWorker {
 }
 
 impl HungWorker {
-    pub(crate) fn of(worker: &WorkerRef, view: &View) -> Self {
+    pub(crate) fn of(worker: &WorkerRef, observed: &ObservedNow) -> Self {
         let worker = worker.current();
         let (run_id, task) = worker.task();
         Self {
             id: worker.record.id().to_owned(),
-            health: worker.health(view),
+            health: worker.health(observed),
             run_id,
             task,
         }
@@ -212,7 +212,7 @@ impl Stopping {
     }
 
     fn report(&self) -> StopReport {
-        let view = self.registry.view();
+        let observed = self.registry.observed_now();
         let mut report = StopReport::default();
         for child in &self.children {
             if child.ending.is_set() {
@@ -221,7 +221,7 @@ impl Stopping {
                     .extend(DeadWorker::of(&child.worker, Moment::ZERO));
                 report.ended.push(child.worker.record.id().to_owned());
             } else {
-                name(child, &view, &mut report.hung);
+                name(child, &observed, &mut report.hung);
             }
         }
         self.groups.iter().for_each(|group| group.forget_ended());
@@ -231,16 +231,16 @@ impl Stopping {
 }
 
 /// Names a child that did not end; if it only waits for children of its own, these too.
-fn name(child: &Child, view: &View, hung: &mut Vec<HungWorker>) {
+fn name(child: &Child, observed: &ObservedNow, hung: &mut Vec<HungWorker>) {
     let worker = &*child.worker.current();
-    hung.push(HungWorker::of(worker, view));
+    hung.push(HungWorker::of(worker, observed));
     if !worker.record.is_over() {
         return;
     }
     for group in linked(worker) {
         for child in group.close() {
             if !child.ending.is_set() {
-                name(&child, view, hung);
+                name(&child, observed, hung);
             }
         }
     }

@@ -106,7 +106,7 @@ where
         let membership = worker.membership();
         let charge = InCharge::of(membership);
         membership.worker_ref().run_on(Some(threads::current()));
-        restarts.life_begins(membership.registry().core().view().now);
+        restarts.life_begins(membership.registry().core().observed_now().now);
         sleeper.step_away();
         let mut outcome = panics::supervise(&charge, || match lives(&worker) {
             Ok(()) => Exit::Completed,

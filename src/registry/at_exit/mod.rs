@@ -190,8 +190,8 @@ impl Registry {
 
     /// How long the end of the process may wait for this registry.
     fn exit_patience(&self) -> Duration {
-        let companion = self.core().companion();
-        companion.map_or(PATIENCE, |companion| companion.patience())
+        let store_hook = self.core().store_hook();
+        store_hook.map_or(PATIENCE, |store_hook| store_hook.patience())
     }
 
     fn await_reports(&self, patience: &Patience) {

@@ -32,7 +32,7 @@ pub(crate) use log_limiter::say;
 use profile::Profiles;
 use record::Record;
 use slab::Slab;
-use timeline::{LONGEST_RESOLUTION, Timeline, View, resolution_for};
+use timeline::{LONGEST_RESOLUTION, ObservedNow, Timeline, resolution_for};
 use unreturned::Unreturned;
 use worker_ref::{End, WorkerRef, wake};
 
@@ -59,9 +59,9 @@ pub(crate) struct Core {
     /// All workers were asked to stop.
     pub stopping: AtomicBool,
     timers: Mutex<Timers>,
-    companion: RwLock<Option<Arc<dyn Companion>>>,
-    /// There is a companion.
-    accompanied: AtomicBool,
+    store_hook: RwLock<Option<Arc<dyn StoreHook>>>,
+    /// There is a store_hook.
+    hooked: AtomicBool,
     /// How many are about to tell the log of an end.
     telling: AtomicUsize,
     aside: Aside,
@@ -72,7 +72,7 @@ pub(crate) struct Core {
 }
 
 /// Who wants to hear at once what happens to workers: what carries their heartbeats to a store.
-pub(crate) trait Companion: Send + Sync + std::fmt::Debug {
+pub(crate) trait StoreHook: Send + Sync + std::fmt::Debug {
     /// A worker began, ended or changed its state.
     fn news(&self);
     /// A worker began another task.
@@ -127,8 +127,8 @@ impl Core {
             expected: Mutex::default(),
             stopping: AtomicBool::new(false),
             timers: Mutex::default(),
-            companion: RwLock::new(None),
-            accompanied: AtomicBool::new(false),
+            store_hook: RwLock::new(None),
+            hooked: AtomicBool::new(false),
             telling: AtomicUsize::new(0),
             aside: Aside::default(),
             unreturned: Unreturned::default(),
@@ -158,8 +158,8 @@ impl Core {
 
     /// The registry's time now, as it stands: nobody is woken.
     #[inline]
-    pub(crate) fn view(&self) -> View {
-        self.timeline.view(self.clock.now())
+    pub(crate) fn observed_now(&self) -> ObservedNow {
+        self.timeline.observed_now(self.clock.now())
     }
 
     pub(crate) fn worker_ref(&self, record: Arc<Record>) -> WorkerRef {
@@ -213,8 +213,8 @@ impl Core {
             worker: None,
             kind,
         };
-        if let Some(companion) = worker.and_then(|_| self.companion()) {
-            companion.news();
+        if let Some(store_hook) = worker.and_then(|_| self.store_hook()) {
+            store_hook.news();
         }
         if self.hub.is_empty() && event.level() > log::max_level() {
             return None;
@@ -247,36 +247,36 @@ impl Core {
         self.log_limiter.tick(self.clock.now(), last);
     }
 
-    // --- the companion --------------------------------------------------------------------------
+    // --- the store_hook --------------------------------------------------------------------------
 
     #[inline]
-    pub(crate) fn companion(&self) -> Option<Arc<dyn Companion>> {
-        if self.accompanied.load(Ordering::Acquire) {
-            self.companion.read().clone()
+    pub(crate) fn store_hook(&self) -> Option<Arc<dyn StoreHook>> {
+        if self.hooked.load(Ordering::Acquire) {
+            self.store_hook.read().clone()
         } else {
             None
         }
     }
 
-    /// Takes a companion, if there is none yet.
-    pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) -> bool {
-        let mut place = self.companion.write();
+    /// Takes a store_hook, if there is none yet.
+    pub(crate) fn set_store_hook(&self, store_hook: Arc<dyn StoreHook>) -> bool {
+        let mut place = self.store_hook.write();
         if place.is_some() {
             return false;
         }
-        *place = Some(companion);
-        self.accompanied.store(true, Ordering::Release);
+        *place = Some(store_hook);
+        self.hooked.store(true, Ordering::Release);
         true
     }
 
-    /// Lets this companion go; another one stays.
-    pub(crate) fn dismiss(&self, companion: *const ()) {
-        let mut place = self.companion.write();
+    /// Lets this store_hook go; another one stays.
+    pub(crate) fn remove_store_hook(&self, store_hook: *const ()) {
+        let mut place = self.store_hook.write();
         if place
             .as_ref()
-            .is_some_and(|there| std::ptr::addr_eq(Arc::as_ptr(there), companion))
+            .is_some_and(|there| std::ptr::addr_eq(Arc::as_ptr(there), store_hook))
         {
-            self.accompanied.store(false, Ordering::Release);
+            self.hooked.store(false, Ordering::Release);
             *place = None;
         }
     }
@@ -299,7 +299,7 @@ impl Core {
     /// Ends a worker's incarnation; what is to be logged is left to the caller, who is telling.
     fn end_quietly(&self, worker: &WorkerRef, end: End) -> (bool, Option<Event>) {
         let _turn = self.turn(&worker.record);
-        match worker.end(end, &self.view(), self.clock.wall()) {
+        match worker.end(end, &self.observed_now(), self.clock.wall()) {
             Some(health) => (true, self.publish_end(worker, health)),
             None => (false, None),
         }
@@ -315,8 +315,12 @@ impl Core {
         }
         let worker = &*worker.current();
         let end = End::Dead(DeathCause::Fenced);
-        let (ended, wakers) =
-            worker.cut_off(StopCause::Fenced, end, &self.view(), self.clock.wall());
+        let (ended, wakers) = worker.cut_off(
+            StopCause::Fenced,
+            end,
+            &self.observed_now(),
+            self.clock.wall(),
+        );
         let event = ended.and_then(|health| self.publish_end(worker, health));
         drop(turn);
         wakers.into_iter().for_each(wake);
@@ -342,8 +346,12 @@ impl Core {
         for worker in workers {
             let _turn = self.turn(&worker.record);
             let worker = &*worker.current();
-            let (ended, wakers) =
-                worker.cut_off(request.clone(), end(), &self.view(), self.clock.wall());
+            let (ended, wakers) = worker.cut_off(
+                request.clone(),
+                end(),
+                &self.observed_now(),
+                self.clock.wall(),
+            );
             news.wakers.extend(wakers);
             if let Some(health) = ended {
                 news.note(&worker.record, self.publish_end(worker, health));
@@ -373,7 +381,7 @@ impl Core {
         for worker in workers {
             let _turn = self.turn(&worker.record);
             let worker = &*worker.current();
-            let (ended, wakers) = worker.show_stop(&self.view(), self.clock.wall());
+            let (ended, wakers) = worker.show_stop(&self.observed_now(), self.clock.wall());
             news.wakers.extend(wakers);
             if let Some(health) = ended {
                 news.note(&worker.record, self.publish_end(worker, health));

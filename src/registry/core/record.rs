@@ -14,7 +14,7 @@ use super::Core;
 use super::profile::Profile;
 use super::slab::Chunk;
 use super::tasks::Tasks;
-use crate::cell::{Glance, Place};
+use crate::cell::{CellSnapshot, Place};
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
 use crate::health::{Death, Ending, StallCause, StopCause};
@@ -373,7 +373,7 @@ impl Detail {
     }
 
     /// What the verdict on a living worker needs beyond its cell.
-    pub(crate) fn notes(&self, glance: &Glance) -> Notes {
+    pub(crate) fn notes(&self, glance: &CellSnapshot) -> Notes {
         let thread_ended = self.thread_ended.filter(|_| glance.work.thread_ended);
         Notes {
             quiet_until: self.silences.iter().map(|(_, until)| *until).max(),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::cell::{Cell, Life, Phase, Place, Slot, Watch};
+use crate::cell::{Cell, Lifecycle, Phase, Place, Slot, Watch};
 
 const SMALLEST_CHUNK: usize = 64;
 /// A chunk of one mebibyte: adding one takes well below a millisecond.
@@ -113,7 +113,7 @@ impl<R> Chunk<R> {
         let mut occupants = self.occupants.write();
         let cell = &self.cells[offset];
         cell.set_watch(Watch::OFF);
-        cell.set_state(Life {
+        cell.set_state(Lifecycle {
             phase: Phase::Dead,
             stop_requested: true,
             ..cell.state()
@@ -125,9 +125,9 @@ impl<R> Chunk<R> {
         let mut occupants = self.occupants.write();
         let cell = &self.cells[offset];
         cell.set_watch(Watch::OFF);
-        cell.set_state(Life {
+        cell.set_state(Lifecycle {
             tag: cell.state().next_tag(),
-            ..Life::EMPTY
+            ..Lifecycle::EMPTY
         });
         occupants[offset] = None;
     }

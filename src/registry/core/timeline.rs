@@ -48,7 +48,7 @@ pub(crate) struct Timeline {
 
 /// The registry's time at one moment.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct View {
+pub(crate) struct ObservedNow {
     /// The clock's time.
     pub clock: Moment,
     /// The same moment on the registry's time line.
@@ -63,7 +63,7 @@ pub(crate) struct View {
     pub unwatched: Option<Duration>,
 }
 
-impl View {
+impl ObservedNow {
     /// How long ago the last tick was, by the clock.
     pub(crate) const fn tick_age(&self) -> Duration {
         Duration::from_nanos(self.tick_age)
@@ -82,7 +82,7 @@ impl Timeline {
 
     /// The registry's time when the clock shows `clock`.
     #[inline]
-    pub(crate) fn view(&self, clock: Moment) -> View {
+    pub(crate) fn observed_now(&self, clock: Moment) -> ObservedNow {
         let mut attempt = 0_u32;
         loop {
             let before = self.version.load(Ordering::Acquire);
@@ -94,7 +94,7 @@ impl Timeline {
                 // Another thread's tick may be later than the clock that the caller has read.
                 let since = clock.as_nanos().saturating_sub(tick_at);
                 let tick = tick_at.saturating_sub(forgiven);
-                return View {
+                return ObservedNow {
                     clock,
                     now: Moment::from_nanos(tick.saturating_add(since.min(budget))),
                     tick: Moment::from_nanos(tick),
@@ -108,9 +108,9 @@ impl Timeline {
         }
     }
 
-    /// Marks a tick. Returns the view of it and how much time was forgiven. One caller at a time.
-    pub(crate) fn tick(&self, clock: Moment, resolution: Duration) -> (View, Duration) {
-        let before = self.view(clock);
+    /// Marks a tick. Returns the observed of it and how much time was forgiven. One caller at a time.
+    pub(crate) fn tick(&self, clock: Moment, resolution: Duration) -> (ObservedNow, Duration) {
+        let before = self.observed_now(clock);
         let forgiven = self.forgiven.load(Ordering::Relaxed);
         let budget = self.budget.load(Ordering::Relaxed);
         let excess = before.tick_age.saturating_sub(budget);
@@ -127,7 +127,7 @@ impl Timeline {
             .store(nanos(resolution).saturating_mul(2), Ordering::Relaxed);
         self.version
             .store(version.wrapping_add(2), Ordering::Release);
-        (self.view(clock), Duration::from_nanos(excess))
+        (self.observed_now(clock), Duration::from_nanos(excess))
     }
 }
 
@@ -156,18 +156,18 @@ mod tests {
         let line = Timeline::new(at(0));
         let (_, forgiven) = line.tick(at(1), SECOND);
         assert_eq!(forgiven, Duration::ZERO);
-        assert_eq!(line.view(at(3)).now, at(3));
-        assert!(!line.view(at(3)).overdue);
+        assert_eq!(line.observed_now(at(3)).now, at(3));
+        assert!(!line.observed_now(at(3)).overdue);
 
-        let asleep = line.view(at(3601));
+        let asleep = line.observed_now(at(3601));
         assert!(asleep.overdue);
         assert_eq!(asleep.now, at(3), "two resolutions, not an hour");
 
-        let (view, forgiven) = line.tick(at(3601), SECOND);
+        let (observed, forgiven) = line.tick(at(3601), SECOND);
         assert_eq!(forgiven, Duration::from_secs(3598));
-        assert_eq!(view.now, at(3));
-        assert_eq!(view.tick_age(), Duration::ZERO);
-        assert_eq!(line.view(at(3602)).now, at(4));
+        assert_eq!(observed.now, at(3));
+        assert_eq!(observed.tick_age(), Duration::ZERO);
+        assert_eq!(line.observed_now(at(3602)).now, at(4));
     }
 
     #[test]
@@ -176,13 +176,13 @@ mod tests {
         let mut last = Moment::ZERO;
         for (clock, resolution) in [(1, 1), (7, 10), (90, 1), (91, 1), (95, 10), (115, 1)] {
             let resolution = Duration::from_millis(resolution * 100);
-            let seen = line.view(at(clock)).now;
+            let seen = line.observed_now(at(clock)).now;
             assert!(seen >= last);
-            let (view, _) = line.tick(at(clock), resolution);
-            assert_eq!(view.now, seen);
+            let (observed, _) = line.tick(at(clock), resolution);
+            assert_eq!(observed.now, seen);
             last = seen;
         }
-        let (view, _) = line.tick(at(5), SECOND);
-        assert!(view.now >= last, "a late clock reading changes nothing");
+        let (observed, _) = line.tick(at(5), SECOND);
+        assert!(observed.now >= last, "a late clock reading changes nothing");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::cell::{Cell, Glance, Phase, Work};
+use crate::cell::{Cell, CellSnapshot, Phase, Work};
 use crate::clock::Moment;
 use crate::health::Activity;
 use crate::registry::core::Core;
@@ -106,7 +106,7 @@ fn abandoned(
     cell: &Cell,
     chunk: &Arc<Chunk<Record>>,
     offset: usize,
-) -> Option<(Glance, WorkerRef)> {
+) -> Option<(CellSnapshot, WorkerRef)> {
     let glance = cell.glance()?;
     if glance.state.phase != Phase::Live {
         return None;

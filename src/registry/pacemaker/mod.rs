@@ -24,7 +24,7 @@ use crate::health::{
 use crate::registry::core::events::{Event, EventKind};
 use crate::registry::core::record::Record;
 use crate::registry::core::slab::Chunk;
-use crate::registry::core::timeline::View;
+use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{WorkerRef, wake};
 use crate::registry::core::{Core, is_conviction};
 use crate::sync::panics;
@@ -216,23 +216,23 @@ fn tick(core: &Core, pulse: &Pulse) -> Moment {
     let mut untold = Untold::new();
     let mut ticking = pulse.tick.lock();
     let resolution = core.resolution();
-    let (view, forgiven) = core.timeline.tick(core.clock.now(), resolution);
-    let mut next = view.now.after(resolution);
+    let (observed, forgiven) = core.timeline.tick(core.clock.now(), resolution);
+    let mut next = observed.now.after(resolution);
     for chunk in &*core.slab.chunks() {
         for (offset, cell) in chunk.cells().iter().enumerate() {
-            match cell.observe(view.now, || core.view().now) {
+            match cell.observe(observed.now, || core.observed_now().now) {
                 Sign::None => {}
                 Sign::LookAt(due) => next = next.min(due),
                 Sign::Look => {
-                    next = next.min(examine(core, chunk, offset, &view, &mut untold));
+                    next = next.min(examine(core, chunk, offset, &observed, &mut untold));
                 }
             }
         }
     }
-    ticking.threads.look(core, view.now, |chunk, offset| {
-        next = next.min(examine(core, chunk, offset, &view, &mut untold));
+    ticking.threads.look(core, observed.now, |chunk, offset| {
+        next = next.min(examine(core, chunk, offset, &observed, &mut untold));
     });
-    let unobserved = ticking.gaps.note(forgiven, view.clock);
+    let unobserved = ticking.gaps.note(forgiven, observed.clock);
     drop(ticking);
     pulse.beat.lock().ticks += 1;
     pulse.felt.notify_all();
@@ -241,7 +241,7 @@ fn tick(core: &Core, pulse: &Pulse) -> Moment {
         core.emit(None, EventKind::Unobserved { forgiven });
     }
     // Before the log, which may block.
-    let (due, next_timer) = core.due_timers(view.clock);
+    let (due, next_timer) = core.due_timers(observed.clock);
     for waker in due {
         wake(waker);
     }
@@ -257,7 +257,10 @@ fn tick(core: &Core, pulse: &Pulse) -> Moment {
     }
     core.flush_log_limiter(false);
     // From the registry's time line back to the clock's.
-    view.clock.after(next.since(view.now)).min(next_timer)
+    observed
+        .clock
+        .after(next.since(observed.now))
+        .min(next_timer)
 }
 
 /// Judges one worker in full, tells what is new, and decides when to look at it again. Returns
@@ -266,7 +269,7 @@ fn examine(
     core: &Core,
     chunk: &Arc<Chunk<Record>>,
     offset: usize,
-    view: &View,
+    observed: &ObservedNow,
     untold: &mut Untold,
 ) -> Moment {
     let Some(record) = chunk.occupant(offset) else {
@@ -281,8 +284,8 @@ fn examine(
         chunk.unwatch(offset);
         return Moment::NEVER;
     };
-    let mut reading = worker.reading(view);
-    let mut health = worker.judge(&mut reading, view);
+    let mut reading = worker.reading(observed);
+    let mut health = worker.judge(&mut reading, observed);
     let thresholds = &worker.record.profile.thresholds;
     let outlook = next_change(&reading, thresholds);
     let before = glance.watch.episode;
@@ -298,19 +301,19 @@ fn examine(
         State::Stalled => {
             let fresh = !matches!(before, Episode::Late | Episode::Stalled);
             let again = worker.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
-                view.now.after(wait * core.resolution())
+                observed.now.after(wait * core.resolution())
             });
             // With the evidence; the rest stays as it was judged, whatever the worker does by now.
             if let Some(detail) = worker.record.known_detail() {
                 reading.evidence = detail.evidence.clone();
             }
-            health = judge(&reading, thresholds, view.now);
+            health = judge(&reading, thresholds, observed.now);
             (Episode::Stalled, again)
         }
         _ if health.state().is_terminal() => (Episode::Well, Moment::NEVER),
         _ if outlook.convicted_at == Moment::NEVER && turns => (Episode::Quiet, Moment::NEVER),
         _ if outlook.convicted_at == Moment::NEVER => (Episode::Well, Moment::NEVER),
-        _ if view.now >= outlook.late_at => {
+        _ if observed.now >= outlook.late_at => {
             worker.gather_evidence(before != Episode::Late);
             (Episode::Late, outlook.convicted_at)
         }
@@ -331,7 +334,14 @@ fn examine(
         let event = core.publish_alive(&worker.record, place, kind);
         untold.extend(event.map(|event| (Arc::clone(&worker.record), event)));
     };
-    tell_episode(&mut tell, &worker, (before, after), &reading, health, view);
+    tell_episode(
+        &mut tell,
+        &worker,
+        (before, after),
+        &reading,
+        health,
+        observed,
+    );
     if after == Episode::Well {
         Moment::NEVER
     } else {
@@ -346,7 +356,7 @@ fn tell_episode(
     (before, after): (Episode, Episode),
     reading: &Reading,
     health: Health,
-    view: &View,
+    observed: &ObservedNow,
 ) {
     if before == Episode::Starting && reading.progress_at.is_some() {
         tell(EventKind::Started);
@@ -361,7 +371,7 @@ fn tell_episode(
         tell(EventKind::Became(health));
     } else if let Some(from) = was_convicted {
         let mut detail = worker.record.detail();
-        let after = view.now.since(detail.silent_since);
+        let after = observed.now.since(detail.silent_since);
         detail.evidence = StallCause::Unknown;
         detail.marked_offline = false;
         drop(detail);
@@ -370,7 +380,7 @@ fn tell_episode(
     } else if after == Episode::Late {
         let limits = next_change(reading, &worker.record.profile.thresholds);
         tell(EventKind::Late {
-            silent: view.now.since(silent_since),
+            silent: observed.now.since(silent_since),
             allowance: limits.convicted_at.since(silent_since),
         });
     }

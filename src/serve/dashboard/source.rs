@@ -59,7 +59,7 @@ pub(super) fn rank(state: State) -> usize {
 /// The workers of a registry. `shown`: with reasons, tasks and runs.
 pub(super) fn read_registry(registry: &Registry, shown: bool, draining: bool) -> Reading {
     let summary = registry.summary();
-    let view = registry.view();
+    let view = registry.observed_now();
     let mut workers = registry.worker_refs();
     if workers.len() > MOST_ROWS {
         workers.sort_by_cached_key(|worker| rank(worker.health(&view).state()));

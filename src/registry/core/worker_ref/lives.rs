@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime};
 use crossbeam_channel::Receiver;
 
 use super::{WorkerRef, over};
-use crate::cell::{Cell, Episode, Life, Phase, Place, Watch};
+use crate::cell::{Cell, Episode, Lifecycle, Phase, Place, Watch};
 use crate::clock::Moment;
 use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, StopCause, judge};
 use crate::registry::core::record::{Dependents, Detail, Ended, Former, Record};
 use crate::registry::core::tasks::{Manner, Names, Tasks, cut};
-use crate::registry::core::timeline::View;
+use crate::registry::core::timeline::ObservedNow;
 use crate::sync::latch::Latch;
 use crate::sync::panics::{self, PanicReport};
 
@@ -51,19 +51,23 @@ impl WorkerRef {
 
     /// Lets the worker see that it was asked, and ends it if it is idle: at once, so that it cannot
     /// begin a task in between. Returns its health if it was ended, and whom to wake.
-    pub(crate) fn show_stop(&self, view: &View, wall: SystemTime) -> (Option<Health>, Vec<Waker>) {
+    pub(crate) fn show_stop(
+        &self,
+        observed: &ObservedNow,
+        wall: SystemTime,
+    ) -> (Option<Health>, Vec<Waker>) {
         let mut detail = self.record.detail();
         let mut ended = None;
         if detail.ended.is_none() {
             // Not ended, so the cell is still this worker's.
             let cell = self.cell();
-            cell.set_state(Life {
+            cell.set_state(Lifecycle {
                 stop_requested: true,
                 ..cell.state()
             });
             if cell.work().activity == Activity::Idle {
                 let end = End::Stopped(StopCause::Completed);
-                ended = self.end_locked(&mut detail, end, view, wall);
+                ended = self.end_locked(&mut detail, end, observed, wall);
             }
         }
         detail.stop_latch.set(());
@@ -142,19 +146,19 @@ impl WorkerRef {
 
     /// Ends the incarnation. `None` if it has ended before: the first end counts, but that a
     /// failure overrules an end in good order that came before it.
-    pub(crate) fn end(&self, end: End, view: &View, wall: SystemTime) -> Option<Health> {
+    pub(crate) fn end(&self, end: End, observed: &ObservedNow, wall: SystemTime) -> Option<Health> {
         let mut detail = self.record.detail();
         if !self.is_current() {
             return None;
         }
-        self.end_locked(&mut detail, end, view, wall)
+        self.end_locked(&mut detail, end, observed, wall)
     }
 
     fn end_locked(
         &self,
         detail: &mut Detail,
         end: End,
-        view: &View,
+        observed: &ObservedNow,
         wall: SystemTime,
     ) -> Option<Health> {
         match (&detail.ended, &end) {
@@ -178,7 +182,7 @@ impl WorkerRef {
         let cell = self.cell();
         let life = cell.state();
         let (beats, heartbeat_at) = cell.glance().map_or((0, None), |glance| {
-            let reading = self.living(&glance, view, &detail.notes(&glance));
+            let reading = self.living(&glance, observed, &detail.notes(&glance));
             (glance.beats, reading.heartbeat_at)
         });
         let (ending, phase) = match end {
@@ -195,14 +199,14 @@ impl WorkerRef {
                     DeathCause::Failed { .. } => Manner::Error,
                     _ => Manner::Other,
                 };
-                let names = detail.tasks.at_death(manner, view.clock, beats);
+                let names = detail.tasks.at_death(manner, observed.clock, beats);
                 (Ending::Dead(death(cause, names, wall)), Phase::Dead)
             }
             End::Panicked(mut report) => {
                 // What the hook saw is certain.
                 let names = report.at_hand.take().unwrap_or_else(|| {
                     let tasks = &detail.tasks;
-                    tasks.at_death(Manner::Panic, view.clock, beats)
+                    tasks.at_death(Manner::Panic, observed.clock, beats)
                 });
                 let cause = DeathCause::from(*report);
                 (Ending::Dead(death(cause, names, wall)), Phase::Dead)
@@ -211,18 +215,18 @@ impl WorkerRef {
         let ended = Ended {
             ending,
             asked: detail.stop_cause.is_some(),
-            at: view.clock,
+            at: observed.clock,
             beats,
             late_beats: 0,
-            heartbeat_age: heartbeat_at.map(|at| view.now.since(at)),
+            heartbeat_age: heartbeat_at.map(|at| observed.now.since(at)),
         };
         let health = judge(
-            &over(&ended, view),
+            &over(&ended, observed),
             &self.record.profile.thresholds,
-            view.now,
+            observed.now,
         );
         detail.ended = Some(ended);
-        cell.set_state(Life { phase, ..life });
+        cell.set_state(Lifecycle { phase, ..life });
         Some(health)
     }
 
@@ -232,7 +236,7 @@ impl WorkerRef {
         &self,
         request: StopCause,
         end: End,
-        view: &View,
+        observed: &ObservedNow,
         wall: SystemTime,
     ) -> (Option<Health>, Vec<Waker>) {
         let mut detail = self.record.detail();
@@ -241,11 +245,11 @@ impl WorkerRef {
         }
         detail.stop_cause.get_or_insert(request);
         let cell = self.cell();
-        cell.set_state(Life {
+        cell.set_state(Lifecycle {
             stop_requested: true,
             ..cell.state()
         });
-        let ended = self.end_locked(&mut detail, end, view, wall);
+        let ended = self.end_locked(&mut detail, end, observed, wall);
         detail.stop_latch.set(());
         let wakers = detail.on_stop.drain(..).map(|(_, waker)| waker);
         (ended, wakers.collect())
@@ -295,7 +299,7 @@ impl WorkerRef {
     pub(crate) fn begin_next_life(
         &self,
         elsewhere: Option<&Self>,
-        view: &View,
+        observed: &ObservedNow,
     ) -> Option<Vec<(u64, Waker)>> {
         let record = &self.record;
         let next = elsewhere.unwrap_or(self);
@@ -314,7 +318,7 @@ impl WorkerRef {
             record.set_incarnation(record.incarnation() + 1);
             let tag = cell.state().next_tag();
             record.set_place(Place::new(next.chunk.slot(next.offset), tag));
-            let before = settle(cell, record, tag, view.now);
+            let before = settle(cell, record, tag, observed.now);
             let counts = &record.profile.counts;
             if elsewhere.is_none() {
                 counts.beats.add(before);
@@ -425,7 +429,7 @@ pub(crate) fn wake(waker: Waker) {
 /// Puts a worker's new incarnation into its cell. Returns the beats of what was there before.
 pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) -> u64 {
     let profile = &record.profile;
-    let life = Life {
+    let life = Lifecycle {
         phase: Phase::Live,
         stop_requested: false,
         tag,

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use super::record::{Detail, Ended, Former, Notes, Record};
 use super::slab::Chunk;
-use super::timeline::View;
-use crate::cell::{Cell, Glance, Phase};
+use super::timeline::ObservedNow;
+use crate::cell::{Cell, CellSnapshot, Phase};
 use crate::health::{Health, Limits, Reading, Signs, State, judge, verdict, vouched};
 pub(crate) use lives::{End, settle, wake};
 pub(crate) use updates::Updated;
@@ -95,7 +95,7 @@ impl WorkerRef {
 
     /// Everything in the cell, if the worker's present life is in it.
     #[inline]
-    fn current_glance(&self) -> Option<Glance> {
+    fn current_glance(&self) -> Option<CellSnapshot> {
         let place = self.record.place();
         if !place.is_in(self.chunk.slot(self.offset)) {
             return None;
@@ -108,7 +108,7 @@ impl WorkerRef {
 
     /// What is known of the worker now. Without texts and evidence, which only a stall needs.
     #[inline]
-    pub(crate) fn reading(&self, view: &View) -> Reading {
+    pub(crate) fn reading(&self, observed: &ObservedNow) -> Reading {
         loop {
             if let Some(glance) = self.living_glance() {
                 let notes = if glance.is_plain() {
@@ -117,16 +117,16 @@ impl WorkerRef {
                     let detail = self.record.known_detail();
                     detail.map(|detail| detail.notes(&glance))
                 };
-                return self.living(&glance, view, &notes.unwrap_or_default());
+                return self.living(&glance, observed, &notes.unwrap_or_default());
             }
             if let Some(detail) = self.record.known_detail() {
                 if let Some(ended) = self.ended(&detail) {
-                    return over(ended, view);
+                    return over(ended, observed);
                 }
             }
             if !self.is_current() {
                 // Nothing is left of the life that was here.
-                return self.current().reading(view);
+                return self.current().reading(observed);
             }
             // It is just being registered, restarted or ended.
             std::hint::spin_loop();
@@ -135,15 +135,15 @@ impl WorkerRef {
 
     /// Everything in the cell, if the worker is in it and lives.
     #[inline]
-    pub(crate) fn living_glance(&self) -> Option<Glance> {
+    pub(crate) fn living_glance(&self) -> Option<CellSnapshot> {
         self.current_glance()
             .filter(|glance| glance.state.phase == Phase::Live)
     }
 
-    fn living(&self, glance: &Glance, view: &View, notes: &Notes) -> Reading {
-        let signs = signs(glance, &self.record.profile.limits, view, notes);
+    fn living(&self, glance: &CellSnapshot, observed: &ObservedNow, notes: &Notes) -> Reading {
+        let signs = signs(glance, &self.record.profile.limits, observed, notes);
         let mut reading = Reading::new(signs.started_at);
-        reading.unwatched = view.unwatched;
+        reading.unwatched = observed.unwatched;
         reading.activity = signs.activity;
         reading.stop_requested = signs.stop_requested;
         reading.progress_at = signs.progress_at;
@@ -155,30 +155,30 @@ impl WorkerRef {
 
     /// The state of a worker whose cell alone decides it.
     #[inline]
-    pub(crate) fn plain_state(&self, view: &View) -> Option<State> {
-        let glance = self.living_glance().filter(Glance::is_plain)?;
+    pub(crate) fn plain_state(&self, observed: &ObservedNow) -> Option<State> {
+        let glance = self.living_glance().filter(CellSnapshot::is_plain)?;
         let limits = &self.record.profile.limits;
-        let signs = signs(&glance, limits, view, &Notes::default());
-        Some(verdict(&signs, limits, view.now))
+        let signs = signs(&glance, limits, observed, &Notes::default());
+        Some(verdict(&signs, limits, observed.now))
     }
 
-    pub(crate) fn health(&self, view: &View) -> Health {
-        self.judge(&mut self.reading(view), view)
+    pub(crate) fn health(&self, observed: &ObservedNow) -> Health {
+        self.judge(&mut self.reading(observed), observed)
     }
 
     /// Judges a reading; a stall with its evidence.
     #[inline]
-    pub(crate) fn judge(&self, reading: &mut Reading, view: &View) -> Health {
+    pub(crate) fn judge(&self, reading: &mut Reading, observed: &ObservedNow) -> Health {
         let thresholds = &self.record.profile.thresholds;
-        let health = judge(reading, thresholds, view.now);
+        let health = judge(reading, thresholds, observed.now);
         if !matches!(health, Health::Stalled(_)) {
             return health;
         }
         // The worker may be taking up its next task, which is not the one that stalled: so all of it
         // is read again, at one moment.
-        self.read_all(view, |all, _, _| {
+        self.read_all(observed, |all, _, _| {
             std::mem::swap(reading, all);
-            judge(reading, thresholds, view.now)
+            judge(reading, thresholds, observed.now)
         })
     }
 
@@ -186,19 +186,19 @@ impl WorkerRef {
     /// one moment.
     pub(crate) fn read_all<T>(
         &self,
-        view: &View,
-        read: impl FnOnce(&mut Reading, Option<&Glance>, Option<&Detail>) -> T,
+        observed: &ObservedNow,
+        read: impl FnOnce(&mut Reading, Option<&CellSnapshot>, Option<&Detail>) -> T,
     ) -> T {
         loop {
             // Tasks and ends are written under this lock, so what is read under it fits together.
             let detail = self.record.known_detail();
             if let Some(ended) = detail.as_ref().and_then(|detail| self.ended(detail)) {
-                let mut reading = over(ended, view);
+                let mut reading = over(ended, observed);
                 return read(&mut reading, None, detail.as_deref());
             }
             if !self.is_current() {
                 drop(detail);
-                return self.current().read_all(view, read);
+                return self.current().read_all(observed, read);
             }
             if let Some(glance) = self.living_glance() {
                 if detail.is_none() && self.record.has_detail() {
@@ -206,7 +206,7 @@ impl WorkerRef {
                     continue;
                 }
                 let notes = detail.as_ref().map(|detail| detail.notes(&glance));
-                let mut reading = self.living(&glance, view, &notes.unwrap_or_default());
+                let mut reading = self.living(&glance, observed, &notes.unwrap_or_default());
                 if let Some(detail) = &detail {
                     reading.evidence = detail.evidence.clone();
                     (reading.run_id, reading.task) = detail.tasks.names();
@@ -221,15 +221,20 @@ impl WorkerRef {
 
 /// What a glance at a living worker's cell tells.
 #[inline(always)]
-pub(crate) fn signs(glance: &Glance, limits: &Limits, view: &View, notes: &Notes) -> Signs {
+pub(crate) fn signs(
+    glance: &CellSnapshot,
+    limits: &Limits,
+    observed: &ObservedNow,
+    notes: &Notes,
+) -> Signs {
     let mut signs = Signs {
         activity: glance.work.activity,
         stop_requested: glance.state.stop_requested,
-        unwatched: view.unwatched.is_some(),
+        unwatched: observed.unwatched.is_some(),
         started_at: glance.progress_at,
         // Whoever reads also observes: it moved since the last tick, so it is well now.
         progress_at: glance.beaten.then_some(if glance.moved {
-            view.now
+            observed.now
         } else {
             glance.progress_at
         }),
@@ -237,17 +242,17 @@ pub(crate) fn signs(glance: &Glance, limits: &Limits, view: &View, notes: &Notes
         quiet_until: notes.quiet_until,
         thread_ended_at: notes.thread_ended_at,
     };
-    signs.heartbeat_at = vouched(&signs, limits, view.tick);
+    signs.heartbeat_at = vouched(&signs, limits, observed.tick);
     signs
 }
 
 /// What is known of a worker whose life is over.
-fn over(ended: &Ended, view: &View) -> Reading {
-    let ago = view.clock.since(ended.at);
-    let mut reading = Reading::new(view.now);
+fn over(ended: &Ended, observed: &ObservedNow) -> Reading {
+    let ago = observed.clock.since(ended.at);
+    let mut reading = Reading::new(observed.now);
     reading.heartbeat_at = ended
         .heartbeat_age
-        .map(|age| view.now.before(ago.saturating_add(age)));
+        .map(|age| observed.now.before(ago.saturating_add(age)));
     reading.ending = Some((ended.ending.clone(), ago));
     reading
 }

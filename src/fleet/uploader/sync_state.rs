@@ -4,18 +4,18 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::clock::Moment;
-use crate::fleet::bond::{Bond, Held};
 use crate::fleet::key::LeaseKey;
+use crate::fleet::session::{LeaseState, StoreSession};
 use crate::health::State;
 use crate::registry::core::record::Record;
 use crate::registry::core::worker_ref::WorkerRef;
 
 /// What the store was told.
 #[derive(Debug, Default)]
-pub(super) struct Book {
+pub(super) struct SyncState {
     /// By the address of their records, which they keep alive.
     pub known: HashMap<usize, Known>,
-    pub leases: Vec<Arc<Held>>,
+    pub leases: Vec<Arc<LeaseState>>,
     /// Worker and run of each claim that waits for its answer.
     pub claiming: HashSet<(usize, String)>,
     pub to_release: Vec<LeaseKey>,
@@ -26,7 +26,7 @@ pub(super) struct Known {
     pub worker: WorkerRef,
     /// The life, as the process counts it, that was registered.
     pub incarnation: u32,
-    pub bond: Option<Arc<Bond>>,
+    pub session: Option<Arc<StoreSession>>,
     pub told: Option<Told>,
     pub ended: bool,
     /// A sweep marked it offline.
@@ -80,8 +80,8 @@ impl Known {
 
     /// The store does not know this incarnation, or not any more.
     pub(super) fn forget(&mut self) {
-        if let Some(bond) = self.bond.take() {
-            bond.break_off();
+        if let Some(session) = self.session.take() {
+            session.break_off();
         }
         self.told = None;
     }

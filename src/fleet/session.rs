@@ -18,10 +18,10 @@ const LEAST_MARGIN: Duration = Duration::from_millis(20);
 
 /// What a lease shares with whoever renews it.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct LeaseState {
     pub key: LeaseKey,
     pub ttl: Duration,
-    bond: Arc<Bond>,
+    session: Arc<StoreSession>,
     until: Mutex<Deadline>,
     renewed_at: Mutex<Moment>,
     /// Not ours any more; whether that has been told.
@@ -30,7 +30,7 @@ pub(super) struct Held {
 
 /// What one incarnation has with a store, and all its leases hang on.
 #[derive(Debug)]
-pub(super) struct Bond {
+pub(super) struct StoreSession {
     pub key: WorkerKey,
     stale_after: Duration,
     worker: WorkerRef,
@@ -81,7 +81,7 @@ impl Deadline {
     }
 }
 
-impl Bond {
+impl StoreSession {
     /// Registered: `sent` was before the store was asked.
     pub(super) fn new(
         key: WorkerKey,
@@ -122,12 +122,17 @@ impl Bond {
     }
 }
 
-impl Held {
-    pub(super) fn new(key: LeaseKey, ttl: Duration, bond: Arc<Bond>, sent: &Now) -> Self {
+impl LeaseState {
+    pub(super) fn new(
+        key: LeaseKey,
+        ttl: Duration,
+        session: Arc<StoreSession>,
+        sent: &Now,
+    ) -> Self {
         Self {
             key,
             ttl,
-            bond,
+            session,
             until: Mutex::new(sent.deadline(ttl, Duration::ZERO)),
             renewed_at: Mutex::new(sent.moment),
             over: AtomicBool::new(false),
@@ -136,7 +141,7 @@ impl Held {
 
     /// The worker that claimed it.
     pub(super) fn owner(&self) -> &Record {
-        &self.bond.worker.record
+        &self.session.worker.record
     }
 
     pub(super) fn renewed(&self, sent: &Now) {
@@ -154,19 +159,19 @@ impl Held {
         !self.over.swap(true, Ordering::AcqRel)
     }
 
-    pub(super) fn hangs_on(&self, bond: &Arc<Bond>) -> bool {
-        Arc::ptr_eq(&self.bond, bond)
+    pub(super) fn hangs_on(&self, session: &Arc<StoreSession>) -> bool {
+        Arc::ptr_eq(&self.session, session)
     }
 
     pub(super) fn is_broken(&self) -> bool {
-        self.bond.broken.load(Ordering::Acquire)
+        self.session.broken.load(Ordering::Acquire)
     }
 
     pub(super) fn remaining(&self, now: &Now) -> Duration {
-        if self.over.load(Ordering::Acquire) || !self.bond.is_alive() {
+        if self.over.load(Ordering::Acquire) || !self.session.is_alive() {
             return Duration::ZERO;
         }
-        let (lease, bond) = (*self.until.lock(), *self.bond.until.lock());
-        lease.remaining(now).min(bond.remaining(now))
+        let (lease, session) = (*self.until.lock(), *self.session.until.lock());
+        lease.remaining(now).min(session.remaining(now))
     }
 }

@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Uplink;
-use super::book::Known;
+use super::Uploader;
+use super::sync_state::Known;
 use crate::clock::{Moment, Sleeper};
 use crate::error::{Error, written};
 use crate::fleet::jitter::Jitter;
@@ -21,7 +21,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
-impl Uplink {
+impl Uploader {
     pub(super) fn run(&self, sleeper: &Sleeper) {
         let mut jitter = Jitter::new();
         let mut next = self.clock.now();
@@ -92,7 +92,7 @@ impl Uplink {
             }
         };
         if renewed {
-            for known in self.book.lock().known.values_mut() {
+            for known in self.sync_state.lock().known.values_mut() {
                 known.told = None;
             }
         }
@@ -142,8 +142,8 @@ impl Uplink {
     }
 
     fn shortest_interval(&self) -> Duration {
-        let book = self.book.lock();
-        let living = book.known.values().filter(|known| !known.ended);
+        let sync_state = self.sync_state.lock();
+        let living = sync_state.known.values().filter(|known| !known.ended);
         living
             .map(|known| known.worker.record.profile.interval)
             .min()
@@ -171,13 +171,13 @@ impl Uplink {
         }
         self.release()?;
         self.renew(registry)?;
-        let book = self.book.lock();
-        let living = || book.known.values().filter(|known| !known.ended);
-        let registered = living().filter(|known| known.bond.is_some()).count();
+        let sync_state = self.sync_state.lock();
+        let living = || sync_state.known.values().filter(|known| !known.ended);
+        let registered = living().filter(|known| known.session.is_some()).count();
         let refused = living().filter(|known| known.is_refused()).count();
-        let renewals = book.leases.iter().map(|lease| lease.renewal_due());
+        let renewals = sync_state.leases.iter().map(|lease| lease.renewal_due());
         let next = living().filter_map(Known::next_at).chain(renewals).min();
-        drop(book);
+        drop(sync_state);
         let mut progress = self.progress.lock();
         progress.status.registered = registered;
         progress.status.refused = refused;

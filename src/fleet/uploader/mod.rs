@@ -3,9 +3,9 @@
 //! Nothing is queued. What the store has to be told is found by comparing what is with what it was
 //! told last; if it can't be told, that is done again later, with the state of then.
 
-mod book;
 mod leases;
-mod tell;
+mod report;
+mod sync_state;
 mod thread;
 
 use std::any::Any;
@@ -16,17 +16,17 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-#[cfg(feature = "prometheus")]
-use super::bond::Now;
 use super::config::FleetConfig;
+#[cfg(feature = "prometheus")]
+use super::session::Now;
 use super::store::HeartbeatStore;
 use crate::clock::{Alarm, Clock, Moment, Patience, Sleeper};
 use crate::error::Error;
 use crate::health::StoreStatus;
 use crate::registry::at_exit::Witness;
-use crate::registry::core::Companion;
+use crate::registry::core::StoreHook;
 use crate::registry::{Registry, WeakRegistry};
-use book::{Book, Known};
+use sync_state::{Known, SyncState};
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-uploader";
@@ -35,7 +35,7 @@ const LEAST_FAREWELL: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Uplink {
+pub(crate) struct Uploader {
     store: Box<dyn HeartbeatStore>,
     config: FleetConfig,
     registry: WeakRegistry,
@@ -46,7 +46,7 @@ pub(crate) struct Uplink {
     /// A new task is to be told soon.
     task: AtomicBool,
     closing: AtomicBool,
-    book: Mutex<Book>,
+    sync_state: Mutex<SyncState>,
     progress: Mutex<Progress>,
     progressed: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -91,7 +91,7 @@ impl Registry {
         config: FleetConfig,
     ) -> Result<Attachment, Error> {
         let sleeper = Sleeper::new(self.clock());
-        let uplink = Arc::new(Uplink {
+        let uploader = Arc::new(Uploader {
             store: Box::new(store),
             config,
             registry: self.downgrade(),
@@ -100,26 +100,26 @@ impl Registry {
             urgent: AtomicBool::new(true),
             task: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            book: Mutex::default(),
+            sync_state: Mutex::default(),
             progress: Mutex::default(),
             progressed: Condvar::new(),
             thread: Mutex::new(None),
             thread_id: Mutex::new(None),
         });
-        if !self.core().accompany(uplink.clone()) {
+        if !self.core().set_store_hook(uploader.clone()) {
             return Err(Error::AlreadyAttached);
         }
-        let carried = Arc::clone(&uplink);
+        let carried = Arc::clone(&uploader);
         let started = std::thread::Builder::new()
             .name(THREAD_NAME.to_owned())
             .spawn(move || carried.run(&sleeper));
         match started {
             Ok(thread) => {
-                *uplink.thread_id.lock() = Some(thread.thread().id());
-                *uplink.thread.lock() = Some(thread);
+                *uploader.thread_id.lock() = Some(thread.thread().id());
+                *uploader.thread.lock() = Some(thread);
             }
             Err(source) => {
-                self.core().dismiss(Arc::as_ptr(&uplink).cast());
+                self.core().remove_store_hook(Arc::as_ptr(&uploader).cast());
                 return Err(Error::Thread {
                     name: THREAD_NAME.to_owned(),
                     source,
@@ -128,7 +128,7 @@ impl Registry {
         }
         self.watch_exit();
         Ok(Attachment {
-            uplink,
+            uploader,
             _witness: Witness::held(),
         })
     }
@@ -137,7 +137,7 @@ impl Registry {
 /// A registry's attachment to a store. A cheap clone; dropping it changes nothing.
 #[derive(Clone, Debug)]
 pub struct Attachment {
-    uplink: Arc<Uplink>,
+    uploader: Arc<Uploader>,
     _witness: Witness,
 }
 
@@ -145,29 +145,31 @@ impl Attachment {
     /// How the registry gets on with the store.
     #[must_use]
     pub fn status(&self) -> StoreStatus {
-        self.uplink.status()
+        self.uploader.status()
     }
 
     /// Waits until the store has been told everything that is so now, but no longer than `timeout`
     /// of real time, and not for a store that fails. Returns whether it has.
     pub fn flush(&self, timeout: Duration) -> bool {
-        self.uplink.flush(&Patience::new(timeout))
+        self.uploader.flush(&Patience::new(timeout))
     }
 
     /// Tells the store once more, and ends the attachment. The workers stay as they are, there and
     /// here: those that live are found stale by a sweep.
     pub fn detach(self) {
-        let uplink = &self.uplink;
-        uplink.flush(&Patience::new(uplink.config.farewell));
+        let uploader = &self.uploader;
+        uploader.flush(&Patience::new(uploader.config.farewell));
         // Its thread first: nobody else is to tell the same store of the same workers meanwhile.
-        uplink.close();
-        if let Some(registry) = uplink.registry.upgrade() {
-            registry.core().dismiss(Arc::as_ptr(uplink).cast());
+        uploader.close();
+        if let Some(registry) = uploader.registry.upgrade() {
+            registry
+                .core()
+                .remove_store_hook(Arc::as_ptr(uploader).cast());
         }
     }
 }
 
-impl Companion for Uplink {
+impl StoreHook for Uploader {
     fn news(&self) {
         if !self.urgent.swap(true, Ordering::AcqRel) {
             self.alarm.ring();
@@ -226,8 +228,8 @@ impl Companion for Uplink {
     #[cfg(feature = "prometheus")]
     fn leases_held(&self) -> usize {
         let now = Now::of(&self.clock);
-        let book = self.book.lock();
-        let held = book.leases.iter();
+        let sync_state = self.sync_state.lock();
+        let held = sync_state.leases.iter();
         held.filter(|lease| !lease.remaining(&now).is_zero())
             .count()
     }
@@ -237,9 +239,9 @@ impl Companion for Uplink {
     }
 }
 
-impl Uplink {
+impl Uploader {
     pub(in crate::fleet) fn of(registry: &Registry) -> Option<Arc<Self>> {
-        registry.core().companion()?.as_any().downcast().ok()
+        registry.core().store_hook()?.as_any().downcast().ok()
     }
 
     pub(in crate::fleet) const fn clock(&self) -> &Clock {
@@ -259,7 +261,7 @@ impl Uplink {
                 progress.status.failures_in_a_row > 0 || self.closing.load(Ordering::Acquire);
             (progress.done >= wanted || gives_up).then_some(progress.done >= wanted)
         });
-        told.unwrap_or(false) && !self.book.lock().known.values().any(Known::is_refused)
+        told.unwrap_or(false) && !self.sync_state.lock().known.values().any(Known::is_refused)
     }
 
     /// Waits until there is an answer, for so long at most.

@@ -4,43 +4,43 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Uplink;
-use super::book::address;
-use super::tell::answered;
+use super::Uploader;
+use super::report::answered;
+use super::sync_state::address;
 use crate::clock::Patience;
 use crate::error::Error;
-use crate::fleet::bond::{Bond, Held, Now};
 use crate::fleet::key::LeaseKey;
+use crate::fleet::session::{LeaseState, Now, StoreSession};
 use crate::fleet::store::{Claim, ClaimAnswer};
 use crate::registry::Registry;
-use crate::registry::core::Companion;
+use crate::registry::core::StoreHook;
 use crate::registry::core::events::EventKind;
 use crate::registry::core::worker_ref::WorkerRef;
 
 /// How long a claim waits for its worker to be registered.
 const REGISTRATION_PATIENCE: Duration = Duration::from_secs(10);
 
-impl Uplink {
+impl Uploader {
     pub(in crate::fleet) fn claim(
         &self,
         worker: &WorkerRef,
         run_id: &str,
         ttl: Duration,
-    ) -> Result<Option<Arc<Held>>, Error> {
+    ) -> Result<Option<Arc<LeaseState>>, Error> {
         if !worker.is_current() {
             // A former life cannot claim in the name of the present one.
             return Err(Error::Refused {
                 id: worker.record.id().to_owned(),
             });
         }
-        let bond = self.bond_of(worker)?;
+        let session = self.bond_of(worker)?;
         // One claim at a time: of two that the store grants one after the other, only the second
         // counts there, and the first would be believed in until it expires.
-        let Some(_claiming) = self.begin_claim(worker, &bond, run_id) else {
+        let Some(_claiming) = self.begin_claim(worker, &session, run_id) else {
             return Ok(None);
         };
         let claim = Claim {
-            worker: bond.key.clone(),
+            worker: session.key.clone(),
             run_id: run_id.to_owned(),
             ttl,
         };
@@ -52,8 +52,8 @@ impl Uplink {
                     run_id: claim.run_id,
                     fence,
                 };
-                let held = Arc::new(Held::new(key, ttl, Arc::clone(&bond), &sent));
-                self.hold(&held, &bond);
+                let held = Arc::new(LeaseState::new(key, ttl, Arc::clone(&session), &sent));
+                self.hold(&held, &session);
                 // The thread learns when to renew it.
                 self.news();
                 Ok(Some(held))
@@ -70,18 +70,20 @@ impl Uplink {
     }
 
     /// Takes note of a claim that was granted.
-    fn hold(&self, held: &Arc<Held>, bond: &Arc<Bond>) {
-        let mut book = self.book.lock();
+    fn hold(&self, held: &Arc<LeaseState>, session: &Arc<StoreSession>) {
+        let mut sync_state = self.sync_state.lock();
         // One that was thought to have expired: an answer to its renewal that comes late must not
         // bring it back.
-        let same = |lease: &&Arc<Held>| lease.hangs_on(bond) && lease.key.run_id == held.key.run_id;
-        let before: Vec<_> = book.leases.iter().filter(same).cloned().collect();
-        book.leases.push(Arc::clone(held));
+        let same = |lease: &&Arc<LeaseState>| {
+            lease.hangs_on(session) && lease.key.run_id == held.key.run_id
+        };
+        let before: Vec<_> = sync_state.leases.iter().filter(same).cloned().collect();
+        sync_state.leases.push(Arc::clone(held));
         if held.is_broken() {
             // Its life ended meanwhile, and nobody else gives back what it has got.
-            book.to_release.push(held.key.clone());
+            sync_state.to_release.push(held.key.clone());
         }
-        drop(book);
+        drop(sync_state);
         if let Some(registry) = self.registry.upgrade() {
             registry.core().counts.leases_claimed.add(1);
             for lease in before {
@@ -94,36 +96,38 @@ impl Uplink {
     fn begin_claim(
         &self,
         worker: &WorkerRef,
-        bond: &Arc<Bond>,
+        session: &Arc<StoreSession>,
         run_id: &str,
     ) -> Option<Claiming<'_>> {
         let now = Now::of(&self.clock);
-        let mut book = self.book.lock();
-        let held = book.leases.iter().any(|lease| {
-            lease.hangs_on(bond) && lease.key.run_id == run_id && !lease.remaining(&now).is_zero()
+        let mut sync_state = self.sync_state.lock();
+        let held = sync_state.leases.iter().any(|lease| {
+            lease.hangs_on(session)
+                && lease.key.run_id == run_id
+                && !lease.remaining(&now).is_zero()
         });
         let place = (address(&worker.record), run_id.to_owned());
-        if held || !book.claiming.insert(place.clone()) {
+        if held || !sync_state.claiming.insert(place.clone()) {
             return None;
         }
         Some(Claiming {
-            uplink: self,
+            uploader: self,
             place,
         })
     }
 
     /// The worker's incarnation as the store knows it. One that is just starting is waited for.
-    pub(super) fn bond_of(&self, worker: &WorkerRef) -> Result<Arc<Bond>, Error> {
+    pub(super) fn bond_of(&self, worker: &WorkerRef) -> Result<Arc<StoreSession>, Error> {
         let known = || {
-            let book = self.book.lock();
-            let known = book.known.get(&address(&worker.record))?;
+            let sync_state = self.sync_state.lock();
+            let known = sync_state.known.get(&address(&worker.record))?;
             known
-                .bond
+                .session
                 .clone()
                 .filter(|_| known.incarnation == worker.record.incarnation())
         };
-        if let Some(bond) = known() {
-            return Ok(bond);
+        if let Some(session) = known() {
+            return Ok(session);
         }
         self.flush(&Patience::new(REGISTRATION_PATIENCE));
         known().ok_or_else(|| {
@@ -139,16 +143,24 @@ impl Uplink {
     }
 
     pub(super) fn retell(&self, worker: &WorkerRef) {
-        if let Some(known) = self.book.lock().known.get_mut(&address(&worker.record)) {
+        if let Some(known) = self
+            .sync_state
+            .lock()
+            .known
+            .get_mut(&address(&worker.record))
+        {
             known.told = None;
         }
         self.news();
     }
 
-    pub(in crate::fleet) fn release_now(&self, held: &Arc<Held>) -> Result<bool, Error> {
+    pub(in crate::fleet) fn release_now(&self, held: &Arc<LeaseState>) -> Result<bool, Error> {
         let key = held.key.clone();
         // Not renewed any more, whatever comes of it.
-        self.book.lock().leases.retain(|lease| lease.key != key);
+        self.sync_state
+            .lock()
+            .leases
+            .retain(|lease| lease.key != key);
         match self.store.release(std::slice::from_ref(&key)) {
             Ok(released) => Ok(released.first().copied().unwrap_or(false)),
             Err(error) => {
@@ -158,23 +170,23 @@ impl Uplink {
         }
     }
 
-    pub(in crate::fleet) fn release_soon(&self, held: &Arc<Held>) {
-        let mut book = self.book.lock();
-        book.leases.retain(|lease| !Arc::ptr_eq(lease, held));
+    pub(in crate::fleet) fn release_soon(&self, held: &Arc<LeaseState>) {
+        let mut sync_state = self.sync_state.lock();
+        sync_state.leases.retain(|lease| !Arc::ptr_eq(lease, held));
         if !held.is_broken() {
-            book.to_release.push(held.key.clone());
+            sync_state.to_release.push(held.key.clone());
         }
-        drop(book);
+        drop(sync_state);
         self.news();
     }
 
     pub(super) fn release(&self) -> Result<(), Error> {
-        let keys = self.book.lock().to_release.clone();
+        let keys = self.sync_state.lock().to_release.clone();
         if keys.is_empty() {
             return Ok(());
         }
         self.still("release", self.store.release(&keys))?;
-        self.book
+        self.sync_state
             .lock()
             .to_release
             .retain(|key| !keys.contains(key));
@@ -183,8 +195,8 @@ impl Uplink {
 
     pub(super) fn renew(&self, registry: &Registry) -> Result<(), Error> {
         let now = self.clock.now();
-        let mut by_ttl = HashMap::<Duration, Vec<Arc<Held>>>::new();
-        for lease in &self.book.lock().leases {
+        let mut by_ttl = HashMap::<Duration, Vec<Arc<LeaseState>>>::new();
+        for lease in &self.sync_state.lock().leases {
             if lease.renewal_due() <= now {
                 by_ttl.entry(lease.ttl).or_default().push(Arc::clone(lease));
             }
@@ -209,8 +221,8 @@ impl Uplink {
     /// Tells of those whose worker is not what it was for the store, or is over.
     pub(super) fn lose_leases(&self, registry: &Registry) {
         let broken: Vec<_> = {
-            let book = self.book.lock();
-            let broken = book.leases.iter().filter(|lease| lease.is_broken());
+            let sync_state = self.sync_state.lock();
+            let broken = sync_state.leases.iter().filter(|lease| lease.is_broken());
             broken.cloned().collect()
         };
         for lease in broken {
@@ -218,9 +230,9 @@ impl Uplink {
         }
     }
 
-    pub(super) fn lose(&self, registry: &Registry, lease: &Arc<Held>) {
-        let is_other = |other: &Arc<Held>| !Arc::ptr_eq(other, lease);
-        self.book.lock().leases.retain(is_other);
+    pub(super) fn lose(&self, registry: &Registry, lease: &Arc<LeaseState>) {
+        let is_other = |other: &Arc<LeaseState>| !Arc::ptr_eq(other, lease);
+        self.sync_state.lock().leases.retain(is_other);
         if lease.end() {
             registry.core().emit(
                 Some(lease.owner()),
@@ -235,12 +247,12 @@ impl Uplink {
 
 /// A claim that waits for its answer.
 struct Claiming<'a> {
-    uplink: &'a Uplink,
+    uploader: &'a Uploader,
     place: (usize, String),
 }
 
 impl Drop for Claiming<'_> {
     fn drop(&mut self) {
-        self.uplink.book.lock().claiming.remove(&self.place);
+        self.uploader.sync_state.lock().claiming.remove(&self.place);
     }
 }

@@ -6,18 +6,18 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Uplink;
-use super::book::{Known, Told, address};
+use super::Uploader;
+use super::sync_state::{Known, Told, address};
 use super::thread::LONGEST_RETRY;
 use crate::clock::Moment;
 use crate::error::{Error, written};
-use crate::fleet::bond::{Bond, Held, Now};
 use crate::fleet::config::OnOffline;
 use crate::fleet::host::ProcessIdentity;
+use crate::fleet::session::{LeaseState, Now, StoreSession};
 use crate::fleet::store::{Answer, Beat, Registration, Stop};
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
-use crate::registry::core::timeline::View;
+use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::WorkerRef;
 
 /// So many workers go into one call.
@@ -28,32 +28,37 @@ const MOST_REFUSALS: usize = 32;
 /// A worker that is to be registered, and which life of it.
 type Newcomer = (WorkerRef, u32);
 
-impl Uplink {
+impl Uploader {
     /// Takes note of who is there.
     pub(super) fn notice(&self, registry: &Registry) {
         let workers = registry.worker_refs();
-        let mut book = self.book.lock();
-        let book = &mut *book;
+        let mut sync_state = self.sync_state.lock();
+        let sync_state = &mut *sync_state;
         // Not those that the store was told of to the end, nor those that nobody remembers any more
         // and that it never knew.
         let here: HashSet<usize> = workers
             .iter()
             .map(|worker| address(&worker.record))
             .collect();
-        book.known.retain(|number, known| {
-            !known.ended && (known.bond.is_some() || here.contains(number))
+        sync_state.known.retain(|number, known| {
+            !known.ended && (known.session.is_some() || here.contains(number))
         });
         for worker in workers {
             let record = &worker.record;
             let number = address(record);
-            match book.known.get_mut(&number) {
+            match sync_state.known.get_mut(&number) {
                 Some(known) => {
                     if known.incarnation != record.incarnation() {
                         // Another life, which is registered as such. The one before is over, so
                         // nobody believes in its leases any more.
-                        if let Some(bond) = &known.bond {
-                            let own = book.leases.iter().filter(|held| held.hangs_on(bond));
-                            book.to_release.extend(own.map(|held| held.key.clone()));
+                        if let Some(session) = &known.session {
+                            let own = sync_state
+                                .leases
+                                .iter()
+                                .filter(|held| held.hangs_on(session));
+                            sync_state
+                                .to_release
+                                .extend(own.map(|held| held.key.clone()));
                         }
                         known.forget();
                         known.incarnation = record.incarnation();
@@ -64,12 +69,12 @@ impl Uplink {
                 None if record.is_told() => {}
                 None => {
                     let incarnation = record.incarnation();
-                    book.known.insert(
+                    sync_state.known.insert(
                         number,
                         Known {
                             worker,
                             incarnation,
-                            bond: None,
+                            session: None,
                             told: None,
                             ended: false,
                             swept: false,
@@ -85,20 +90,20 @@ impl Uplink {
     pub(super) fn register(&self, registry: &Registry) -> Result<(), Error> {
         let mut refusals = 0;
         loop {
-            let view = registry.view();
+            let observed = registry.observed_now();
             let now = self.clock.now();
             // Who was marked offline, and is not well, would be marked again and again.
             let wanted = |known: &Known| {
-                let state = known.worker.health(&view).state();
+                let state = known.worker.health(&observed).state();
                 known.refused_until.is_none_or(|until| until <= now)
                     && (!known.swept || state.is_recent() || state.is_terminal())
             };
             let mut newcomers: Vec<Newcomer> = self
-                .book
+                .sync_state
                 .lock()
                 .known
                 .values()
-                .filter(|known| known.bond.is_none() && !known.ended && wanted(known))
+                .filter(|known| known.session.is_none() && !known.ended && wanted(known))
                 .map(|known| (known.worker.clone(), known.incarnation))
                 .collect();
             // In another order each time: whoever stands behind many that are refused gets his turn.
@@ -108,7 +113,7 @@ impl Uplink {
             if newcomers.is_empty() {
                 return Ok(());
             }
-            self.introduce(registry, &view, &newcomers, &mut refusals)?;
+            self.introduce(registry, &observed, &newcomers, &mut refusals)?;
         }
     }
 
@@ -116,14 +121,14 @@ impl Uplink {
     fn introduce(
         &self,
         registry: &Registry,
-        view: &View,
+        observed: &ObservedNow,
         newcomers: &[Newcomer],
         refusals: &mut usize,
     ) -> Result<(), Error> {
         let process = ProcessIdentity::current();
         let wishes: Vec<_> = newcomers
             .iter()
-            .map(|(worker, _)| wish(registry, view, worker, &process))
+            .map(|(worker, _)| wish(registry, observed, worker, &process))
             .collect();
         let sent = Now::of(&self.clock);
         let keys = match self.still("register", self.store.register(&wishes)) {
@@ -135,13 +140,13 @@ impl Uplink {
                     return Ok(());
                 }
                 let (some, others) = newcomers.split_at(newcomers.len() / 2);
-                self.introduce(registry, view, some, refusals)?;
-                return self.introduce(registry, view, others, refusals);
+                self.introduce(registry, observed, some, refusals)?;
+                return self.introduce(registry, observed, others, refusals);
             }
             Err(error) => {
-                let mut book = self.book.lock();
+                let mut sync_state = self.sync_state.lock();
                 for (worker, _) in newcomers {
-                    if let Some(known) = book.known.get_mut(&address(&worker.record)) {
+                    if let Some(known) = sync_state.known.get_mut(&address(&worker.record)) {
                         // It may come in late, and take the place of the next one.
                         let stale_after = worker.record.profile.thresholds.stale_after;
                         known.unsure_until = self.clock.now().after(stale_after);
@@ -150,14 +155,15 @@ impl Uplink {
                 return Err(error);
             }
         };
-        let mut book = self.book.lock();
+        let mut sync_state = self.sync_state.lock();
         for ((worker, incarnation), key) in newcomers.iter().zip(keys) {
             worker.record.adopt(&key.id);
             let stale_after = worker.record.profile.thresholds.stale_after;
-            let known = book.known.get_mut(&address(&worker.record));
+            let known = sync_state.known.get_mut(&address(&worker.record));
             if let Some(known) = known.filter(|known| known.incarnation == *incarnation) {
-                let bond = Bond::new(key, stale_after, worker.clone(), *incarnation, &sent);
-                known.bond = Some(Arc::new(bond));
+                let session =
+                    StoreSession::new(key, stale_after, worker.clone(), *incarnation, &sent);
+                known.session = Some(Arc::new(session));
                 known.told = None;
                 known.swept = false;
                 known.refused_until = None;
@@ -171,14 +177,14 @@ impl Uplink {
         let error = written(format_args!("{refusal}"));
         let until = self.clock.now().after(LONGEST_RETRY);
         let mut news = Vec::new();
-        let mut book = self.book.lock();
+        let mut sync_state = self.sync_state.lock();
         for (worker, _) in newcomers {
-            let known = book.known.get_mut(&address(&worker.record));
+            let known = sync_state.known.get_mut(&address(&worker.record));
             if known.is_some_and(|known| known.refused_until.replace(until).is_none()) {
                 news.push(worker);
             }
         }
-        drop(book);
+        drop(sync_state);
         self.progress.lock().status.last_error = Some(error.clone());
         for worker in news {
             let error = error.clone();
@@ -202,16 +208,16 @@ impl Uplink {
 
     /// Tells who is over.
     pub(super) fn stop(&self, registry: &Registry) -> Result<(), Error> {
-        let now = registry.view().clock;
+        let now = registry.observed_now().clock;
         let over: Vec<(usize, Stop)> = self
-            .book
+            .sync_state
             .lock()
             .known
             .iter()
             .filter(|(_, known)| !known.ended && known.is_present())
             .filter_map(|(number, known)| {
                 let ended = known.worker.record.ended()?;
-                let key = known.bond.as_ref()?.key.clone();
+                let key = known.session.as_ref()?.key.clone();
                 let stop = Stop {
                     key,
                     ending: ended.ending,
@@ -224,23 +230,31 @@ impl Uplink {
             let stops: Vec<Stop> = batch.iter().map(|(_, stop)| stop.clone()).collect();
             let answers = self.still("stop", self.store.stop(&stops))?;
             let answers = answered("stop", stops.len(), answers)?;
-            let mut book = self.book.lock();
+            let mut sync_state = self.sync_state.lock();
             for ((number, stop), answer) in batch.iter().zip(answers) {
-                let Some(known) = book.known.get_mut(number) else {
+                let Some(known) = sync_state.known.get_mut(number) else {
                     continue;
                 };
-                if known.bond.as_ref().is_none_or(|bond| bond.key != stop.key) {
+                if known
+                    .session
+                    .as_ref()
+                    .is_none_or(|session| session.key != stop.key)
+                {
                     continue;
                 }
                 if answer == Answer::Unknown {
                     // Registered again, and then told.
                     known.forget();
                 } else {
-                    let bond = known.bond.clone();
+                    let session = known.session.clone();
                     known.finish();
                     // Released with the worker's end.
-                    let own = |held: &Held| bond.as_ref().is_some_and(|bond| held.hangs_on(bond));
-                    book.leases.retain(|held| !(own(held) && held.end()));
+                    let own = |held: &LeaseState| {
+                        session
+                            .as_ref()
+                            .is_some_and(|session| held.hangs_on(session))
+                    };
+                    sync_state.leases.retain(|held| !(own(held) && held.end()));
                 }
             }
         }
@@ -250,14 +264,14 @@ impl Uplink {
     /// Sends heartbeats of those for whom it is time. Returns whether the store knew all of them.
     pub(super) fn beat(&self, registry: &Registry) -> Result<bool, Error> {
         let now = self.clock.now();
-        let view = registry.view();
-        let due: Vec<(usize, WorkerRef, Arc<Bond>, Told)> = {
-            let book = self.book.lock();
-            let living = book.known.iter().filter(|(_, known)| !known.ended);
+        let observed = registry.observed_now();
+        let due: Vec<(usize, WorkerRef, Arc<StoreSession>, Told)> = {
+            let sync_state = self.sync_state.lock();
+            let living = sync_state.known.iter().filter(|(_, known)| !known.ended);
             living
                 .filter_map(|(number, known)| {
-                    let bond = known.bond.clone()?;
-                    let state = known.worker.health(&view).state();
+                    let session = known.session.clone()?;
+                    let state = known.worker.health(&observed).state();
                     let task = known.worker.living_glance()?.work.task;
                     let told = Told {
                         state,
@@ -266,7 +280,7 @@ impl Uplink {
                     };
                     known
                         .is_due(&told)
-                        .then(|| (*number, known.worker.clone(), bond, told))
+                        .then(|| (*number, known.worker.clone(), session, told))
                 })
                 .collect()
         };
@@ -275,27 +289,27 @@ impl Uplink {
         for batch in due.chunks(BATCH) {
             let sent = Now::of(&self.clock);
             // One for all: a pacemaker that is held up is waited for once.
-            let view = registry.view();
+            let observed = registry.observed_now();
             let beats: Vec<Beat> = batch
                 .iter()
-                .map(|(_, worker, bond, _)| self.report(registry, &view, worker, bond))
+                .map(|(_, worker, session, _)| self.report(registry, &observed, worker, session))
                 .collect();
             let answers = self.still("beat", self.store.beat(&beats))?;
             let answers = answered("beat", beats.len(), answers)?;
-            for (((number, worker, bond, told), beat), answer) in
+            for (((number, worker, session, told), beat), answer) in
                 batch.iter().zip(&beats).zip(answers)
             {
-                let mut book = self.book.lock();
-                let Some(known) = book.known.get_mut(number) else {
+                let mut sync_state = self.sync_state.lock();
+                let Some(known) = sync_state.known.get_mut(number) else {
                     continue;
                 };
-                let is_own = |own: &Arc<Bond>| Arc::ptr_eq(own, bond);
-                if !known.bond.as_ref().is_some_and(is_own) {
+                let is_own = |own: &Arc<StoreSession>| Arc::ptr_eq(own, session);
+                if !known.session.as_ref().is_some_and(is_own) {
                     continue;
                 }
                 let refused = match answer {
                     Answer::Accepted => {
-                        bond.told(&sent, beat.heartbeat_age);
+                        session.told(&sent, beat.heartbeat_age);
                         known.told = Some(*told);
                         continue;
                     }
@@ -317,14 +331,19 @@ impl Uplink {
                 if !refused {
                     all_known = false;
                 } else if known.is_present() {
-                    // Once the book is not locked any more.
+                    // Once the sync_state is not locked any more.
                     fenced.push((worker.clone(), known.incarnation));
                 }
             }
         }
         for (worker, incarnation) in fenced {
             registry.core().fence(&worker, incarnation);
-            if let Some(known) = self.book.lock().known.get_mut(&address(&worker.record)) {
+            if let Some(known) = self
+                .sync_state
+                .lock()
+                .known
+                .get_mut(&address(&worker.record))
+            {
                 known.finish();
             }
         }
@@ -335,18 +354,21 @@ impl Uplink {
     fn report(
         &self,
         registry: &Registry,
-        view: &View,
+        observed: &ObservedNow,
         worker: &WorkerRef,
-        bond: &Arc<Bond>,
+        session: &Arc<StoreSession>,
     ) -> Beat {
-        let snapshot = registry.snapshot_at(worker, view);
+        let snapshot = registry.snapshot_at(worker, observed);
         let leased = || {
-            let book = self.book.lock();
-            let own = book.leases.iter().find(|lease| lease.hangs_on(bond));
+            let sync_state = self.sync_state.lock();
+            let own = sync_state
+                .leases
+                .iter()
+                .find(|lease| lease.hangs_on(session));
             own.map(|lease| lease.key.run_id.clone())
         };
         Beat {
-            key: bond.key.clone(),
+            key: session.key.clone(),
             state: snapshot.health.state(),
             reason: snapshot.health.reason(),
             heartbeat_age: snapshot.heartbeat_age,
@@ -362,11 +384,11 @@ impl Uplink {
 
 fn wish(
     registry: &Registry,
-    view: &View,
+    observed: &ObservedNow,
     worker: &WorkerRef,
     process: &ProcessIdentity,
 ) -> Registration {
-    let snapshot = registry.snapshot_at(worker, view);
+    let snapshot = registry.snapshot_at(worker, observed);
     let record = &worker.record;
     let explicit = !record.is_generated();
     Registration {
