@@ -1,3 +1,7 @@
+// The pictures of the page below, as link definitions. The first definition of a name counts.
+#![doc = include_str!("../docs/embedded/tour.md")]
+#![doc = include_str!("../docs/embedded/dashboard.md")]
+#![doc = ""]
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -19,8 +23,6 @@ pub mod fleet;
 mod health;
 #[cfg(all(loom, test))]
 mod models;
-#[cfg(feature = "http")]
-mod net;
 mod registry;
 #[cfg(feature = "serde")]
 mod serial;
@@ -38,13 +40,13 @@ mod worker;
 
 pub use clock::{Clock, MockClock, Moment};
 pub use error::{BoxError, Error};
+#[cfg(feature = "http")]
+pub use fleet::HttpStore;
 #[cfg(feature = "sqlite")]
 pub use fleet::SqliteStore;
 pub use fleet::{
     Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnOffline, StoredWorker, Sweeper,
 };
-#[cfg(feature = "http")]
-pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 #[cfg(feature = "postgres")]
 pub use fleet::{PostgresOptions, PostgresStore};
 pub use health::{
@@ -61,7 +63,7 @@ pub use serve::Metrics;
 #[cfg(feature = "systemd")]
 pub use serve::SystemdNotifier;
 #[cfg(feature = "http")]
-pub use serve::{HealthEndpoint, HealthServer};
+pub use serve::{Coordinator, HealthEndpoint, HealthServer};
 pub use shutdown::{
     CleanupReport, CleanupState, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
 };

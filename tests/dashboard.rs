@@ -777,7 +777,8 @@ fn a_thousand_workers_that_all_change_each_second_stay_smooth() {
 }
 
 /// The picture in the README: `DASHBOARD_PICTURE=docs/dashboard.png cargo test --features http
-/// --test dashboard picture`. `DASHBOARD_PICTURE_DARK` and `_NARROW` name others.
+/// --test dashboard picture`, then `scripts/pictures.py embed`. `DASHBOARD_PICTURE_DARK` and `_NARROW`
+/// name others.
 #[test]
 fn a_picture_is_made_of_a_farm() {
     let farm = Farm::new();

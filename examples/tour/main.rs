@@ -47,10 +47,11 @@ fn main() -> ExitCode {
 
 fn run(time_limit: Option<Duration>) -> Result<ExitCode, BoxError> {
     let registry = Registry::global();
+    // First, since the panic hook of the crate, which `install` sets, calls the one set here. The
+    // other way round, this one would hide the places of panics from the crate.
+    let mut screen = Screen::open()?;
     let shutdown = Shutdown::builder().registry(registry).install()?;
     let mut events = RecentEvents::new(registry.subscribe());
-    // Before the first supervisor, whose panic hook calls the one set here.
-    let mut screen = Screen::open()?;
     let mut farm = Farm::start(registry)?;
 
     let watched = watch(&mut screen, &farm, &mut events, &shutdown, time_limit);

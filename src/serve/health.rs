@@ -9,16 +9,16 @@ use axum::http::StatusCode;
 use axum::middleware;
 use serde_json::json;
 
+use super::audience::Audience;
+use super::coordinator::Coordinator;
 use super::dashboard::{Dashboard, Subject};
-use super::disclosure::Disclosure;
 #[cfg(feature = "prometheus")]
 use super::metrics::{self, Metrics};
 use super::probes::{self, told};
+use super::server::{self, Server};
 use super::view::{Check, Views};
 use crate::error::Error;
-use crate::fleet::Coordinator;
 use crate::fleet::HeartbeatStore;
-use crate::net::server::{self, Server};
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
 
@@ -135,36 +135,36 @@ impl HealthEndpoint {
 
     /// The routes, to mount in an application of one's own. Its tokio runtime needs time enabled.
     pub fn router(&self) -> Router {
-        let disclosure = self.disclosure(Disclosure::Nobody);
-        self.routes(&self.dashboard(disclosure), disclosure)
+        let audience = self.audience(Audience::Nobody);
+        self.routes(&self.dashboard(audience), audience)
     }
 
     /// Who may know reasons: as was decided, or else these.
-    fn disclosure(&self, undecided: Disclosure) -> Disclosure {
+    fn audience(&self, undecided: Audience) -> Audience {
         match self.show_reasons {
-            Some(true) => Disclosure::Everybody,
-            Some(false) => Disclosure::Nobody,
+            Some(true) => Audience::Everybody,
+            Some(false) => Audience::Nobody,
             None => undecided,
         }
     }
 
-    fn dashboard(&self, disclosure: Disclosure) -> Arc<Dashboard> {
+    fn dashboard(&self, audience: Audience) -> Arc<Dashboard> {
         Dashboard::new(Subject {
             registry: self.registry.clone(),
             shutdown: self.shutdown.clone(),
             fleet: self.fleet.clone(),
-            disclosure,
+            audience,
         })
     }
 
-    fn routes(&self, dashboard: &Arc<Dashboard>, disclosure: Disclosure) -> Router {
+    fn routes(&self, dashboard: &Arc<Dashboard>, audience: Audience) -> Router {
         let views = Views::new(
             self.registry.clone(),
             self.shutdown.clone(),
             self.checks.clone(),
         );
         let coordinator = self.coordinator.as_ref().map(Coordinator::router);
-        let router = probes::router(views, disclosure).merge(dashboard.router());
+        let router = probes::router(views, audience).merge(dashboard.router());
         #[cfg(feature = "prometheus")]
         let router = router.merge(metrics::routes(self.scraped()));
         router
@@ -195,23 +195,23 @@ impl HealthEndpoint {
         let named = format!("{address:?}");
         let addresses = server::resolve(&address, &named)?;
         if let Some(coordinator) = &self.coordinator {
-            coordinator.check_addresses(&addresses, &named)?;
+            coordinator.refuse(&addresses, &named)?;
         }
         let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
         let private = addresses.iter().all(is_private);
-        let disclosure = self.disclosure(if private {
-            Disclosure::Locals
+        let audience = self.audience(if private {
+            Audience::Locals
         } else {
-            Disclosure::Nobody
+            Audience::Nobody
         });
-        let dashboard = self.dashboard(disclosure);
+        let dashboard = self.dashboard(audience);
         let nothing = || async {
             told(
                 StatusCode::NOT_FOUND,
                 &json!({"error": "there is nothing here"}),
             )
         };
-        let router = self.routes(&dashboard, disclosure).fallback(nothing);
+        let router = self.routes(&dashboard, audience).fallback(nothing);
         let server = Server::start(&addresses, &named, router)?;
         dashboard.start(server.runtime());
         Ok(HealthServer {

@@ -1,9 +1,7 @@
-//! The fleet's protocol over HTTP: the store that speaks it, and the coordinator that serves it.
+//! A store that is reached over HTTP.
 
 mod client;
 mod items;
-mod server;
-mod wire;
+pub(crate) mod wire;
 
 pub use client::{HttpStore, HttpStoreBuilder};
-pub use server::{Coordinator, RunningCoordinator};

@@ -12,13 +12,13 @@ use axum::routing::get;
 
 use super::Metrics;
 use super::sheet::plain;
-use crate::net::single_flight::SingleFlight;
+use crate::serve::fresh::Fresh;
 
 /// `/metrics`, which answers with these.
 pub(in crate::serve) fn routes(metrics: Metrics) -> Router {
     let scrapes = Arc::new(Scrapes {
         metrics,
-        latest: SingleFlight::default(),
+        latest: Fresh::default(),
     });
     let answer = async move |asked: HeaderMap| scrapes.answer(&asked).await;
     Router::new().route("/metrics", get(answer))
@@ -27,7 +27,7 @@ pub(in crate::serve) fn routes(metrics: Metrics) -> Router {
 struct Scrapes {
     metrics: Metrics,
     /// As OpenMetrics, and in the older format.
-    latest: SingleFlight<(Bytes, Bytes)>,
+    latest: Fresh<(Bytes, Bytes)>,
 }
 
 impl Scrapes {

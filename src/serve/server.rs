@@ -36,7 +36,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A server at work. Dropping it ends its thread and frees its port.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(super) struct Server {
     address: SocketAddr,
     runtime: Handle,
     ending: watch::Sender<bool>,
@@ -44,7 +44,7 @@ pub(crate) struct Server {
 }
 
 /// The addresses that this stands for.
-pub(crate) fn resolve(
+pub(super) fn resolve(
     address: &(impl ToSocketAddrs + ?Sized),
     shown: &str,
 ) -> Result<Vec<SocketAddr>, Error> {
@@ -60,7 +60,7 @@ pub(crate) fn resolve(
 }
 
 impl Server {
-    pub(crate) fn start(
+    pub(super) fn start(
         addresses: &[SocketAddr],
         shown: &str,
         router: Router,
@@ -100,11 +100,11 @@ impl Server {
     }
 
     /// Where what belongs to the server can run as long as it does.
-    pub(crate) const fn runtime(&self) -> &Handle {
+    pub(super) const fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    pub(crate) const fn local_addr(&self) -> SocketAddr {
+    pub(super) const fn local_addr(&self) -> SocketAddr {
         self.address
     }
 }
