@@ -9,6 +9,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::trouble::Trouble;
 use crate::error::Error;
+use crate::fleet::stored::DEFAULT_THRESHOLD;
 
 /// Stands for the name of the schema, with its quotes.
 const SCHEMA: &str = "@schema@";
@@ -72,8 +73,12 @@ impl fmt::Debug for Target {
     }
 }
 
-/// With the name of the schema, which is quoted.
+/// Fills in the name of the schema, with its quotes, and the constants that SQL shares with Rust.
 pub(super) fn filled(sql: &str, schema: &str) -> String {
     sql.replace(SCHEMA, schema)
         .replace("@most@", &crate::worker::MOST_METADATA.to_string())
+        .replace(
+            "@default_stale_after@",
+            &DEFAULT_THRESHOLD.as_micros().to_string(),
+        )
 }

@@ -1,5 +1,7 @@
--- Shows in the worker's row what it holds. Rows that somebody is writing to are left out: the next
--- heartbeat shows it, and nobody waits.
+-- Leases: the right of a worker to work on a run for a while.
+
+-- Copies to the workers' rows what they hold, for display. Rows that are locked by another
+-- transaction are skipped rather than waited for: the next heartbeat updates them.
 CREATE OR REPLACE FUNCTION @schema@.show_leases(p_ids text[], p_run_id text) RETURNS void
     LANGUAGE sql AS $$
     UPDATE @schema@.worker_heartbeats w SET
@@ -10,7 +12,7 @@ CREATE OR REPLACE FUNCTION @schema@.show_leases(p_ids text[], p_run_id text) RET
         WHERE o.worker_id = ANY (p_ids) ORDER BY o.worker_id FOR NO KEY UPDATE SKIP LOCKED)
 $$;
 
--- granted, with a fence; taken; or why the worker is refused.
+-- Answers 'granted' with a fence, 'taken', or why the worker is refused.
 CREATE OR REPLACE FUNCTION @schema@.claim_run(
     p_worker_id text, p_incarnation bigint, p_run_id text, p_ttl bigint,
     OUT answer text, OUT fence bigint
@@ -28,7 +30,7 @@ BEGIN
         RETURN;
     END IF;
     INSERT INTO @schema@.leases AS l (run_id, worker_id, incarnation, fence, expires_at)
-        VALUES (p_run_id, p_worker_id, p_incarnation, 0, now() + p_ttl * interval '1 microsecond')
+        VALUES (p_run_id, p_worker_id, p_incarnation, 0, now() + @schema@.micros(p_ttl))
         ON CONFLICT ON CONSTRAINT leases_pkey DO UPDATE SET
             worker_id = excluded.worker_id, incarnation = excluded.incarnation,
             expires_at = excluded.expires_at
@@ -39,13 +41,13 @@ BEGIN
         RETURN;
     END IF;
     answer := 'granted';
-    -- Taken only now that the run is locked: no claim of it that came before has a higher one.
+    -- Drawn once the run is locked, so that no earlier claim of the run has a higher fence.
     UPDATE @schema@.leases l SET fence = nextval('@schema@.numbers') WHERE l.run_id = p_run_id
         RETURNING l.fence INTO claim_run.fence;
     PERFORM @schema@.show_leases(ARRAY[p_worker_id], p_run_id);
 END $$;
 
--- The fences of those that are still held.
+-- Returns the fences of the leases that are still held.
 CREATE OR REPLACE FUNCTION @schema@.renew_leases(
     p_ids text[], p_incarnations bigint[], p_run_ids text[], p_fences bigint[], p_ttl bigint
 ) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
@@ -56,7 +58,7 @@ BEGIN
         ORDER BY w.worker_id FOR KEY SHARE;
     RETURN QUERY
         UPDATE @schema@.leases l
-        SET expires_at = greatest(l.expires_at, now() + p_ttl * interval '1 microsecond')
+        SET expires_at = greatest(l.expires_at, now() + @schema@.micros(p_ttl))
         FROM unnest(p_ids, p_incarnations, p_run_ids, p_fences) AS k (id, incarnation, run_id, fence),
             @schema@.worker_heartbeats w
         WHERE l.run_id = k.run_id AND l.worker_id = k.id AND l.incarnation = k.incarnation
@@ -66,7 +68,7 @@ BEGIN
     PERFORM @schema@.show_leases(p_ids, NULL);
 END $$;
 
--- The fences of those that were held until now.
+-- Returns the fences of the leases that were held until now.
 CREATE OR REPLACE FUNCTION @schema@.release_leases(
     p_ids text[], p_incarnations bigint[], p_run_ids text[], p_fences bigint[]
 ) RETURNS SETOF bigint LANGUAGE plpgsql AS $$

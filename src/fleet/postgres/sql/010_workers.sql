@@ -1,42 +1,12 @@
--- What the crate calls. Each function is one statement, and so one transaction, of its caller: no
--- lock outlives a call, even if its caller is stopped or cut off in the middle.
+-- Registration, heartbeats and stops. Each function is one statement of its caller, and so one
+-- transaction: no lock outlives a call, even if the caller is suspended or cut off.
 --
--- Who changes what a worker is (register, stop, sweep) locks its row FOR UPDATE before it looks at
--- its leases; who claims or renews for it locks the row FOR KEY SHARE before. So neither sees half
--- of the other, and heartbeats wait for neither claims nor renewals.
+-- Functions that change which life a worker is in (register, stop, sweep) lock its row FOR UPDATE
+-- before they read its leases; claims and renewals lock the row FOR KEY SHARE first. So none of them
+-- sees a half-finished other one, and heartbeats don't wait for claims or renewals.
 
--- Changes when the server was started, crashed, or was promoted: sessions of before are gone for
--- reasons of its own.
-CREATE OR REPLACE FUNCTION @schema@.server_epoch() RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT concat_ws('/', extract(epoch FROM pg_postmaster_start_time()),
-        (SELECT extract(epoch FROM b.stats_reset) FROM pg_stat_bgwriter b))
-$$;
-
-CREATE OR REPLACE FUNCTION @schema@.open_session() RETURNS bigint LANGUAGE plpgsql AS $$
-DECLARE
-    v_session bigint := nextval('@schema@.numbers');
-BEGIN
-    INSERT INTO @schema@.sessions (session_id, backend_pid, backend_start, server_epoch)
-        SELECT v_session, a.pid, a.backend_start, @schema@.server_epoch()
-        FROM pg_stat_activity a WHERE a.pid = pg_backend_pid() AND a.backend_start IS NOT NULL;
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
-    PERFORM set_config('worker_heartbeat.session', v_session::text, false);
-    RETURN v_session;
-END $$;
-
--- Whether this is still the session that was opened: behind a proxy that pools transactions it may
--- be another one each time.
-CREATE OR REPLACE FUNCTION @schema@.is_session(p_session bigint) RETURNS boolean
-    LANGUAGE sql STABLE AS $$
-    SELECT coalesce(current_setting('worker_heartbeat.session', true) = p_session::text, false)
-        AND EXISTS (SELECT FROM @schema@.sessions s
-            WHERE s.session_id = p_session AND s.backend_pid = pg_backend_pid())
-$$;
-
--- What a caller was told must not be forgotten by a crash, whatever the server's default: its leases
--- hang on it.
+-- Acknowledged writes must survive a crash, because leases depend on them: overrides a server
+-- default of synchronous_commit = off.
 CREATE OR REPLACE FUNCTION @schema@.durably() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -47,8 +17,8 @@ END $$;
 CREATE OR REPLACE FUNCTION @schema@.micros(p_micros bigint) RETURNS interval
     LANGUAGE sql IMMUTABLE AS $$ SELECT p_micros * interval '1 microsecond' $$;
 
--- What has the same name is replaced; new names are added until there are @most@ of them: what comes
--- with heartbeats does not grow without bound.
+-- New values replace old ones of the same name. New names are added up to @most@ in total, so that
+-- the metadata of heartbeats does not grow without bound.
 CREATE OR REPLACE FUNCTION @schema@.merged(p_old jsonb, p_new jsonb) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
@@ -77,7 +47,7 @@ DECLARE
     v_session bigint := CASE WHEN @schema@.is_session(p_session) THEN p_session END;
 BEGIN
     PERFORM @schema@.durably();
-    -- In the order of the ids: two batches never wait for each other in a circle.
+    -- In the order of the ids, so that two batches cannot deadlock.
     FOR r IN
         SELECT * FROM unnest(p_ids, p_explicit, p_types, p_groups, p_intervals, p_stale_after,
             p_stall_after, p_startup_grace, p_beats_only, p_metadata, p_restarts, p_hostnames,
@@ -93,20 +63,19 @@ BEGIN
             SELECT * INTO v_old FROM @schema@.worker_heartbeats w
                 WHERE w.worker_id = register_workers.worker_id FOR UPDATE;
             v_known := FOUND;
-            -- After the row is locked: whoever registers later has the higher number.
+            -- After the row is locked: a later registration has a higher number.
             incarnation := nextval('@schema@.numbers');
             IF v_known AND NOT r.explicit AND worker_id = r.id AND (r.pid IS NULL
                 OR (v_old.hostname, v_old.pid, v_old.process_started, v_old.boot_id, v_old.pid_namespace)
                 IS DISTINCT FROM (r.hostname, r.pid, r.process_started, r.boot_id, r.pid_namespace))
             THEN
-                -- The number makes it one that nobody has.
+                -- A generated id of another process. The number makes it unique.
                 worker_id := r.id || '-' || incarnation;
                 CONTINUE;
             END IF;
             IF v_known THEN
-                -- Whoever it was may still be at work, and believe in its leases until then.
-                v_ends := greatest(v_old.last_heartbeat_at, v_old.started_at)
-                    + coalesce(v_old.stale_after, interval '90 seconds');
+                -- The earlier life may still be at work, and believe in its leases until then.
+                v_ends := @schema@.belief_ends(v_old);
                 UPDATE @schema@.leases l SET expires_at = v_ends
                     WHERE l.worker_id = register_workers.worker_id AND l.expires_at > v_ends;
             END IF;
@@ -134,7 +103,7 @@ BEGIN
                     pid_namespace = excluded.pid_namespace, session_id = excluded.session_id,
                     ended_at = NULL, ended_cause = NULL, ended_detail = NULL, last_status = NULL,
                     metadata = excluded.metadata
-                -- Somebody else's row that came into being meanwhile is looked at first.
+                -- If a concurrent registration inserted the row meanwhile, start over with it.
                 WHERE v_known AND w.incarnation = v_old.incarnation;
             EXIT WHEN FOUND;
         END LOOP;
@@ -142,7 +111,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- What is said to whoever writes for an incarnation; NULL: it may.
+-- Why a write for an incarnation is refused; NULL if it is accepted.
 CREATE OR REPLACE FUNCTION @schema@.refusal(p_wanted bigint, p_found bigint, p_ended_at timestamptz)
     RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE
@@ -152,7 +121,7 @@ CREATE OR REPLACE FUNCTION @schema@.refusal(p_wanted bigint, p_found bigint, p_e
     END
 $$;
 
--- Each worker at most once in a batch. Tells who is refused.
+-- Each worker at most once in a batch. Returns the refused ones.
 CREATE OR REPLACE FUNCTION @schema@.beat_workers(
     p_ids text[], p_incarnations bigint[], p_statuses text[], p_reasons text[],
     p_heartbeat_ages bigint[], p_progress_ages bigint[], p_run_ids text[], p_tasks text[],
@@ -169,19 +138,20 @@ BEGIN
         UPDATE @schema@.worker_heartbeats w SET
             status = b.status,
             reason = b.reason,
-            -- It never goes back: the way of one report may have been shorter than another's.
-            last_heartbeat_at = greatest(w.last_heartbeat_at, now() - b.heartbeat_age * interval '1 microsecond'),
-            last_progress_at = greatest(w.last_progress_at, now() - b.progress_age * interval '1 microsecond'),
+            -- Never moves back: reports may arrive out of order.
+            last_heartbeat_at = greatest(w.last_heartbeat_at, now() - @schema@.micros(b.heartbeat_age)),
+            last_progress_at = greatest(w.last_progress_at, now() - @schema@.micros(b.progress_age)),
             current_run_id = b.run_id,
             current_task = b.task,
             progress_done = b.done,
             progress_total = b.total,
             beats = b.beats,
-            metadata = CASE WHEN b.metadata IS NULL THEN w.metadata 
+            metadata = CASE WHEN b.metadata IS NULL THEN w.metadata
                 ELSE @schema@.merged(w.metadata, b.metadata::jsonb) END,
             lease_expires_at = (SELECT max(l.expires_at) FROM @schema@.leases l
                 WHERE l.worker_id = b.id AND l.incarnation = b.incarnation AND l.expires_at > now()),
-            -- Whoever carries the heartbeats of other processes tells nothing of those by its end.
+            -- A process that forwards heartbeats of other processes proves nothing about them by
+            -- its own end.
             session_id = CASE WHEN w.pid = p_pid AND w.process_started = p_process_started
                 AND w.boot_id = p_boot_id AND w.pid_namespace = p_pid_namespace THEN v_session END
         FROM unnest(p_ids, p_incarnations, p_statuses, p_reasons, p_heartbeat_ages, p_progress_ages,
@@ -202,7 +172,7 @@ BEGIN
         WHERE NOT EXISTS (SELECT FROM unnest(v_taken) t (ord) WHERE t.ord = b.ord);
 END $$;
 
--- Each worker at most once in a batch. Tells who is refused.
+-- Each worker at most once in a batch. Returns the refused ones.
 CREATE OR REPLACE FUNCTION @schema@.stop_workers(
     p_ids text[], p_incarnations bigint[], p_stopped boolean[], p_causes text[], p_details text[],
     p_agos bigint[]
@@ -217,14 +187,14 @@ BEGIN
         FROM unnest(p_ids, p_incarnations) WITH ORDINALITY AS s (id, incarnation, ord)
         LEFT JOIN @schema@.worker_heartbeats w ON w.worker_id = s.id
         WHERE @schema@.refusal(s.incarnation, w.incarnation, w.ended_at) IS NOT NULL;
-    -- Its worker says itself that it is over.
+    -- The worker itself reports its end, so it no longer believes in its leases.
     DELETE FROM @schema@.leases l
         USING unnest(p_ids, p_incarnations) AS s (id, incarnation), @schema@.worker_heartbeats w
         WHERE l.worker_id = s.id AND l.incarnation = s.incarnation
         AND w.worker_id = s.id AND w.incarnation >= s.incarnation;
     UPDATE @schema@.worker_heartbeats w SET
         last_status = w.status, status = CASE WHEN s.stopped THEN 'stopped' ELSE 'dead' END,
-        ended_at = now() - s.ago * interval '1 microsecond', ended_cause = s.cause,
+        ended_at = now() - @schema@.micros(s.ago), ended_cause = s.cause,
         ended_detail = s.detail, lease_expires_at = NULL, session_id = NULL
         FROM unnest(p_ids, p_incarnations, p_stopped, p_causes, p_details, p_agos)
             AS s (id, incarnation, stopped, cause, detail, ago)

@@ -1,17 +1,16 @@
--- Every number that tells one life of a worker, or one claim, from those before it. Rows may be
--- purged; numbers are never given twice.
+-- Incarnations and fences. Rows may be purged; a number is never given twice.
 CREATE SEQUENCE IF NOT EXISTS @schema@.numbers AS bigint;
 
--- Room on each page for the next version of each row, and no index on what a beat writes: so
--- heartbeats are heap-only updates, and the table does not grow.
+-- Heartbeats are heap-only updates, so the table does not grow: each page has room for the next
+-- version of its rows, and no index covers a column that a heartbeat writes.
 CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
-    -- In the order of its bytes, whatever the locale of the database.
+    -- Ordered by bytes, whatever the locale of the database.
     worker_id text COLLATE "C" PRIMARY KEY,
     worker_type text NOT NULL,
     worker_group text NOT NULL DEFAULT 'local',
-    -- Higher with every registration; a write of an older one is refused.
+    -- Higher with every registration; writes of older incarnations are refused.
     incarnation bigint NOT NULL,
-    -- What its process said last, or how it ended.
+    -- The state that its process reported last, or how it ended.
     status text NOT NULL DEFAULT 'starting' CHECK (status IN (
         'starting', 'never_started', 'idle', 'active', 'processing', 'stalled', 'stale',
         'unobserved', 'stopping', 'stopped', 'dead')),
@@ -19,7 +18,7 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     last_heartbeat_at timestamptz,
     last_progress_at timestamptz,
     started_at timestamptz NOT NULL DEFAULT now(),
-    -- For people: who holds a run is decided in the table of leases.
+    -- For display only: the table of leases decides which worker holds a run.
     current_run_id text,
     lease_expires_at timestamptz,
     current_task text,
@@ -27,25 +26,25 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     progress_total bigint,
     beats bigint NOT NULL DEFAULT 0,
     restarts bigint NOT NULL DEFAULT 0,
-    -- Its own limits. Without stale_after, those of whoever judges.
+    -- The worker's own limits. If stale_after is NULL, the limits of the judging program apply.
     heartbeat_interval interval NOT NULL DEFAULT '30 seconds',
     stale_after interval,
     stall_after interval,
     startup_grace interval,
     beats_only boolean NOT NULL DEFAULT false,
-    -- The process that it runs in.
+    -- The worker's process.
     hostname text,
     pid bigint,
     process_started bigint,
     boot_id text,
     pid_namespace bigint,
-    -- The session that its heartbeats come through, if the end of that tells anything.
+    -- The session of that process; NULL if another process forwards its heartbeats.
     session_id bigint,
-    -- stop, drop, completed, SIGTERM ..; panicked, failed, exited, killed, lost ..
+    -- Causes: stop, drop, completed, SIGTERM .. if stopped; panicked, failed, exited, killed .. if dead.
     ended_at timestamptz,
     ended_cause text,
     ended_detail text,
-    -- Its status before it ended.
+    -- The status before the end.
     last_status text,
     metadata jsonb NOT NULL DEFAULT '{}',
     CHECK ((status IN ('stopped', 'dead')) = (ended_at IS NOT NULL))
@@ -61,23 +60,25 @@ CREATE TABLE IF NOT EXISTS @schema@.leases (
     run_id text COLLATE "C" PRIMARY KEY,
     worker_id text COLLATE "C" NOT NULL,
     incarnation bigint NOT NULL,
-    -- Grows with every claim; hand it on with every write to what the run works on.
+    -- Grows with every claim. A worker passes it along with every write, so that the resource can
+    -- refuse late writers.
     fence bigint NOT NULL,
     expires_at timestamptz NOT NULL
 ) WITH (fillfactor = 70);
 
 CREATE INDEX IF NOT EXISTS leases_worker ON @schema@.leases (worker_id);
 
--- Sessions of processes with workers. One that is gone from pg_stat_activity, and whose workers
--- have not come back through another one, tells that its process is gone.
+-- Sessions of processes that have workers. If a session is missing from pg_stat_activity, and its
+-- workers have not come back through another one, its process is gone.
 CREATE TABLE IF NOT EXISTS @schema@.sessions (
     session_id bigint PRIMARY KEY,
     backend_pid integer NOT NULL,
     backend_start timestamptz NOT NULL,
-    -- Which life of the server it belongs to. Of sessions of another life nothing is known.
+    -- The server's life in which the session was opened. The end of a session in another life of
+    -- the server proves nothing.
     server_epoch text NOT NULL,
-    -- When a sweep looked and did not find it, first and last, and how much of the time between
-    -- those is charged.
+    -- When a sweep first and last found the session missing, and how much of the time in between
+    -- counts as absence.
     lost_at timestamptz,
     looked_at timestamptz,
     lost_for interval NOT NULL DEFAULT '0'

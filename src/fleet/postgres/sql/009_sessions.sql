@@ -1,0 +1,63 @@
+-- Sessions: the end of a process's session proves that the process is gone.
+
+-- Changes when the server is started, crashes or is promoted: these end sessions, too, and prove
+-- nothing about processes.
+CREATE OR REPLACE FUNCTION @schema@.server_epoch() RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT concat_ws('/', extract(epoch FROM pg_postmaster_start_time()),
+        (SELECT extract(epoch FROM b.stats_reset) FROM pg_stat_bgwriter b))
+$$;
+
+-- NULL if the server does not show the start of this session.
+CREATE OR REPLACE FUNCTION @schema@.open_session() RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_session bigint := nextval('@schema@.numbers');
+BEGIN
+    INSERT INTO @schema@.sessions (session_id, backend_pid, backend_start, server_epoch)
+        SELECT v_session, a.pid, a.backend_start, @schema@.server_epoch()
+        FROM pg_stat_activity a WHERE a.pid = pg_backend_pid() AND a.backend_start IS NOT NULL;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    PERFORM set_config('worker_heartbeat.session', v_session::text, false);
+    RETURN v_session;
+END $$;
+
+-- Whether this is still the session that was opened. Behind a proxy that pools transactions, each
+-- statement may run in another session.
+CREATE OR REPLACE FUNCTION @schema@.is_session(p_session bigint) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT coalesce(current_setting('worker_heartbeat.session', true) = p_session::text, false)
+        AND EXISTS (SELECT FROM @schema@.sessions s
+            WHERE s.session_id = p_session AND s.backend_pid = pg_backend_pid())
+$$;
+
+-- The sessions that are missing for longer than the grace. A process whose connection broke comes
+-- back through another session within that time.
+CREATE OR REPLACE FUNCTION @schema@.look_for_sessions(p_grace interval, p_dry_run boolean)
+    RETURNS bigint[] LANGUAGE plpgsql AS $$
+DECLARE
+    v_epoch text := @schema@.server_epoch();
+    v_lost bigint[];
+BEGIN
+    IF NOT p_dry_run THEN
+        -- A long gap between two sweeps is not charged in full: if the server itself was suspended,
+        -- no process could come back.
+        UPDATE @schema@.sessions s SET
+            lost_for = CASE WHEN s.lost_at IS NULL THEN interval '0'
+                ELSE s.lost_for + least(now() - s.looked_at, p_grace / 2) END,
+            lost_at = coalesce(s.lost_at, now()),
+            looked_at = now()
+        WHERE s.server_epoch = v_epoch AND (s.looked_at IS NULL OR s.looked_at < now())
+            AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = s.backend_pid
+                -- backend_start is NULL if this role may not see it: that proves nothing.
+                AND (a.backend_start = s.backend_start OR a.backend_start IS NULL));
+        -- Ended sessions that no living worker refers to.
+        DELETE FROM @schema@.sessions s
+            WHERE (s.lost_at IS NOT NULL OR s.server_epoch <> v_epoch)
+            AND NOT EXISTS (SELECT FROM @schema@.worker_heartbeats w
+                WHERE w.session_id = s.session_id AND w.ended_at IS NULL);
+    END IF;
+    SELECT array_agg(s.session_id) INTO v_lost FROM @schema@.sessions s
+        WHERE s.server_epoch = v_epoch AND s.lost_at IS NOT NULL AND s.lost_for >= p_grace;
+    RETURN coalesce(v_lost, '{}');
+END $$;

@@ -1,0 +1,131 @@
+-- Views and functions for operators, cron and other languages. They judge as the library does.
+
+-- Workers that are well. status: as reported last; state: as judged now.
+CREATE OR REPLACE VIEW @schema@.v_active_workers AS
+    SELECT w.worker_id, w.worker_type, w.worker_group, w.status, w.reason, w.last_heartbeat_at,
+        w.current_run_id, w.current_task, w.progress_done, w.progress_total,
+        (SELECT max(l.expires_at) FROM @schema@.leases l WHERE l.worker_id = w.worker_id
+            AND l.incarnation = w.incarnation AND l.expires_at > now()) AS lease_expires_at,
+        w.started_at, w.incarnation, w.hostname, w.pid, w.metadata,
+        extract(epoch FROM @schema@.silence(w))::double precision AS seconds_since_heartbeat,
+        judged.state
+    FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
+    WHERE @schema@.is_recent(judged.state);
+
+-- Workers that died, are stale or never started. status: as reported last, 'dead' if that was
+-- recorded; state: as judged now.
+CREATE OR REPLACE VIEW @schema@.v_dead_workers AS
+    SELECT w.worker_id, w.worker_type, w.worker_group, w.status,
+        CASE judged.state WHEN 'dead' THEN concat_ws(': ', w.ended_cause, w.ended_detail)
+            WHEN 'never_started' THEN 'never started' ELSE 'stale' END AS reason,
+        w.last_heartbeat_at, w.current_run_id, w.current_task, w.progress_done, w.progress_total,
+        w.started_at, w.ended_at, w.incarnation, w.hostname, w.pid, w.metadata,
+        extract(epoch FROM @schema@.silence(w))::double precision AS seconds_since_heartbeat,
+        judged.state
+    FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
+    WHERE @schema@.is_offline(judged.state);
+
+-- Records a heartbeat, and registers the worker first if its id is unknown or its last life is over.
+-- Returns its incarnation. p_stale_after: NULL keeps the limit.
+CREATE OR REPLACE FUNCTION @schema@.upsert_worker_heartbeat(
+    p_worker_id text, p_worker_type text, p_status text DEFAULT 'active',
+    p_current_run_id text DEFAULT NULL, p_current_task text DEFAULT NULL,
+    p_metadata jsonb DEFAULT NULL, p_worker_group text DEFAULT NULL,
+    p_stale_after interval DEFAULT NULL
+) RETURNS bigint LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_incarnation bigint;
+    -- In seconds: months and years have several lengths.
+    v_stale_after interval := make_interval(secs => extract(epoch FROM p_stale_after)::double precision);
+BEGIN
+    IF p_status NOT IN ('starting', 'idle', 'active', 'processing', 'stopping', 'stopped') THEN
+        RAISE EXCEPTION 'status %: allowed are starting, idle, active, processing, stopping, stopped', p_status
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF v_stale_after < interval '0' THEN
+        RAISE EXCEPTION 'stale_after: %; allowed are 0 and more', p_stale_after
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT w.incarnation INTO v_incarnation FROM @schema@.worker_heartbeats w
+        WHERE w.worker_id = p_worker_id AND w.ended_at IS NULL FOR UPDATE;
+    IF NOT FOUND THEN
+        IF p_status = 'stopped' THEN
+            RETURN NULL;
+        END IF;
+        SELECT r.incarnation INTO v_incarnation FROM @schema@.register_workers(
+            ARRAY[p_worker_id], ARRAY[true], ARRAY[p_worker_type],
+            ARRAY[coalesce(p_worker_group, 'local')], ARRAY[30000000]::bigint[],
+            ARRAY[NULL]::bigint[], ARRAY[NULL]::bigint[], ARRAY[NULL]::bigint[], ARRAY[false],
+            ARRAY['{}'], ARRAY[0]::bigint[], ARRAY[NULL]::text[], ARRAY[NULL]::bigint[],
+            ARRAY[NULL]::bigint[], ARRAY[NULL]::text[], ARRAY[NULL]::bigint[], ARRAY[false], NULL) r;
+    END IF;
+    UPDATE @schema@.worker_heartbeats w SET
+        worker_type = p_worker_type,
+        worker_group = coalesce(p_worker_group, w.worker_group),
+        stale_after = coalesce(v_stale_after, w.stale_after),
+        startup_grace = coalesce(v_stale_after, w.startup_grace),
+        status = CASE WHEN p_status = 'stopped' THEN w.status ELSE p_status END,
+        reason = NULL,
+        last_heartbeat_at = greatest(w.last_heartbeat_at, now()),
+        last_progress_at = greatest(w.last_progress_at, now()),
+        current_run_id = p_current_run_id, current_task = p_current_task,
+        progress_done = NULL, progress_total = NULL, beats = w.beats + 1,
+        metadata = @schema@.merged(w.metadata, coalesce(p_metadata, '{}'))
+        WHERE w.worker_id = p_worker_id AND w.incarnation = v_incarnation;
+    IF p_status = 'stopped' THEN
+        PERFORM @schema@.stop_worker(p_worker_id);
+    END IF;
+    RETURN v_incarnation;
+END $$;
+
+-- Returns whether the worker was alive until now. Its leases are released.
+CREATE OR REPLACE FUNCTION @schema@.stop_worker(p_worker_id text) RETURNS boolean
+    LANGUAGE plpgsql AS $$
+DECLARE
+    v_incarnation bigint;
+BEGIN
+    SELECT w.incarnation INTO v_incarnation FROM @schema@.worker_heartbeats w
+        WHERE w.worker_id = p_worker_id AND w.ended_at IS NULL FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM @schema@.stop_workers(ARRAY[p_worker_id], ARRAY[v_incarnation], ARRAY[true],
+        ARRAY['stop'], ARRAY[NULL]::text[], ARRAY[0]::bigint[]);
+    RETURN true;
+END $$;
+
+-- The workers that a sweep would mark offline for their silence. Changes nothing.
+CREATE OR REPLACE FUNCTION @schema@.detect_stale_workers(
+    p_threshold interval DEFAULT @schema@.default_stale_after()
+) RETURNS TABLE (worker_id text, worker_type text, worker_group text, status text, current_run_id text,
+    last_heartbeat_at timestamptz, seconds_since_heartbeat double precision, allowed_seconds double precision)
+LANGUAGE sql STABLE AS $$
+    SELECT w.worker_id, w.worker_type, w.worker_group, w.status, w.current_run_id, w.last_heartbeat_at,
+        extract(epoch FROM @schema@.silence(w))::double precision,
+        extract(epoch FROM @schema@.allowed_silence(w, p_threshold))::double precision
+    FROM @schema@.worker_heartbeats w WHERE @schema@.is_stale(w, p_threshold)
+    ORDER BY w.worker_id
+$$;
+
+-- Figures of each type. active_workers, dead_workers: those of the views; all other columns count
+-- workers by their state.
+CREATE OR REPLACE FUNCTION @schema@.get_worker_stats()
+RETURNS TABLE (worker_type text, total_workers bigint, active_workers bigint, dead_workers bigint,
+    stopped_workers bigint, starting_workers bigint, idle_workers bigint, processing_workers bigint,
+    stalled_workers bigint, oldest_heartbeat_seconds double precision)
+LANGUAGE sql STABLE AS $$
+    SELECT w.worker_type, count(*),
+        count(*) FILTER (WHERE @schema@.is_recent(judged.state)),
+        count(*) FILTER (WHERE @schema@.is_offline(judged.state)),
+        count(*) FILTER (WHERE judged.state = 'stopped'),
+        count(*) FILTER (WHERE judged.state = 'starting'),
+        count(*) FILTER (WHERE judged.state = 'idle'),
+        count(*) FILTER (WHERE judged.state = 'processing'),
+        count(*) FILTER (WHERE judged.state = 'stalled'),
+        -- Of the active workers.
+        max(extract(epoch FROM @schema@.silence(w))::double precision)
+            FILTER (WHERE @schema@.is_recent(judged.state))
+    FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
+    GROUP BY w.worker_type ORDER BY w.worker_type
+$$;
