@@ -23,6 +23,8 @@ pub mod fleet;
 mod health;
 #[cfg(all(loom, test))]
 mod models;
+#[cfg(feature = "http")]
+mod net;
 mod registry;
 #[cfg(feature = "serde")]
 mod serial;
@@ -40,13 +42,13 @@ mod worker;
 
 pub use clock::{Clock, MockClock, Moment};
 pub use error::{BoxError, Error};
-#[cfg(feature = "http")]
-pub use fleet::HttpStore;
 #[cfg(feature = "sqlite")]
 pub use fleet::SqliteStore;
 pub use fleet::{
     Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnOffline, StoredWorker, Sweeper,
 };
+#[cfg(feature = "http")]
+pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 #[cfg(feature = "postgres")]
 pub use fleet::{PostgresOptions, PostgresStore};
 pub use health::{
@@ -63,7 +65,7 @@ pub use serve::Metrics;
 #[cfg(feature = "systemd")]
 pub use serve::SystemdNotifier;
 #[cfg(feature = "http")]
-pub use serve::{Coordinator, HealthEndpoint, HealthServer};
+pub use serve::{HealthEndpoint, HealthServer};
 pub use shutdown::{
     CleanupReport, CleanupState, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
 };

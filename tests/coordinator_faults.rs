@@ -20,7 +20,7 @@ use support::{
 use worker_heartbeat::fleet::{
     Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
 };
-use worker_heartbeat::serve::RunningCoordinator;
+use worker_heartbeat::RunningCoordinator;
 use worker_heartbeat::{
     Coordinator, Error, FleetConfig, HeartbeatStore, HttpStore, MemoryStore, Registry, State,
     StoredWorker, SweepReport, Sweeper, WorkerHeartbeat,

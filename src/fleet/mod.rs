@@ -28,7 +28,7 @@ mod config;
 pub mod conformance;
 pub(crate) mod host;
 #[cfg(feature = "http")]
-pub(crate) mod http;
+mod http;
 mod jitter;
 mod key;
 mod lease;
@@ -49,7 +49,7 @@ mod uploader;
 pub use config::{FleetConfig, OnOffline};
 pub use host::ProcessIdentity;
 #[cfg(feature = "http")]
-pub use http::{HttpStore, HttpStoreBuilder};
+pub use http::{Coordinator, HttpStore, HttpStoreBuilder, RunningCoordinator};
 pub use lease::Lease;
 #[cfg(feature = "http")]
 pub(crate) use lease::{check_run_id, check_ttl};

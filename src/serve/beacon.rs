@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::lookout::{Lookout, Report};
 use super::process::Process;
+use super::reporter::{Report, Reporter};
 use crate::error::Error;
 use crate::fleet::ProcessIdentity;
 use crate::fleet::host::uptime;
@@ -121,8 +121,8 @@ impl Beacon {
             }
             failing = written.is_err();
         };
-        let lookout = Lookout::start(THREAD_NAME, &self.registry, self.interval, tell)?;
-        Ok(RunningBeacon { _lookout: lookout })
+        let reporter = Reporter::start(THREAD_NAME, &self.registry, self.interval, tell)?;
+        Ok(RunningBeacon { _lookout: reporter })
     }
 
     /// Whether the file says that all is well, and was written at most `max_age` ago by a process
@@ -168,7 +168,7 @@ impl Beacon {
 #[derive(Debug)]
 #[must_use = "the file says that the process stopped when this is dropped"]
 pub struct RunningBeacon {
-    _lookout: Lookout,
+    _lookout: Reporter,
 }
 
 fn record(process: &Process, registry: &Registry) -> Value {

@@ -9,16 +9,16 @@ use axum::http::StatusCode;
 use axum::middleware;
 use serde_json::json;
 
-use super::audience::Audience;
-use super::coordinator::Coordinator;
 use super::dashboard::{Dashboard, Subject};
+use super::disclosure::Disclosure;
 #[cfg(feature = "prometheus")]
 use super::metrics::{self, Metrics};
 use super::probes::{self, told};
-use super::server::{self, Server};
 use super::view::{Check, Views};
 use crate::error::Error;
+use crate::fleet::Coordinator;
 use crate::fleet::HeartbeatStore;
+use crate::net::server::{self, Server};
 use crate::registry::Registry;
 use crate::shutdown::Shutdown;
 
@@ -135,36 +135,36 @@ impl HealthEndpoint {
 
     /// The routes, to mount in an application of one's own. Its tokio runtime needs time enabled.
     pub fn router(&self) -> Router {
-        let audience = self.audience(Audience::Nobody);
-        self.routes(&self.dashboard(audience), audience)
+        let disclosure = self.disclosure(Disclosure::Nobody);
+        self.routes(&self.dashboard(disclosure), disclosure)
     }
 
     /// Who may know reasons: as was decided, or else these.
-    fn audience(&self, undecided: Audience) -> Audience {
+    fn disclosure(&self, undecided: Disclosure) -> Disclosure {
         match self.show_reasons {
-            Some(true) => Audience::Everybody,
-            Some(false) => Audience::Nobody,
+            Some(true) => Disclosure::Everybody,
+            Some(false) => Disclosure::Nobody,
             None => undecided,
         }
     }
 
-    fn dashboard(&self, audience: Audience) -> Arc<Dashboard> {
+    fn dashboard(&self, disclosure: Disclosure) -> Arc<Dashboard> {
         Dashboard::new(Subject {
             registry: self.registry.clone(),
             shutdown: self.shutdown.clone(),
             fleet: self.fleet.clone(),
-            audience,
+            disclosure,
         })
     }
 
-    fn routes(&self, dashboard: &Arc<Dashboard>, audience: Audience) -> Router {
+    fn routes(&self, dashboard: &Arc<Dashboard>, disclosure: Disclosure) -> Router {
         let views = Views::new(
             self.registry.clone(),
             self.shutdown.clone(),
             self.checks.clone(),
         );
         let coordinator = self.coordinator.as_ref().map(Coordinator::router);
-        let router = probes::router(views, audience).merge(dashboard.router());
+        let router = probes::router(views, disclosure).merge(dashboard.router());
         #[cfg(feature = "prometheus")]
         let router = router.merge(metrics::routes(self.scraped()));
         router
@@ -195,23 +195,23 @@ impl HealthEndpoint {
         let named = format!("{address:?}");
         let addresses = server::resolve(&address, &named)?;
         if let Some(coordinator) = &self.coordinator {
-            coordinator.refuse(&addresses, &named)?;
+            coordinator.check_addresses(&addresses, &named)?;
         }
         let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
         let private = addresses.iter().all(is_private);
-        let audience = self.audience(if private {
-            Audience::Locals
+        let disclosure = self.disclosure(if private {
+            Disclosure::Locals
         } else {
-            Audience::Nobody
+            Disclosure::Nobody
         });
-        let dashboard = self.dashboard(audience);
+        let dashboard = self.dashboard(disclosure);
         let nothing = || async {
             told(
                 StatusCode::NOT_FOUND,
                 &json!({"error": "there is nothing here"}),
             )
         };
-        let router = self.routes(&dashboard, audience).fallback(nothing);
+        let router = self.routes(&dashboard, disclosure).fallback(nothing);
         let server = Server::start(&addresses, &named, router)?;
         dashboard.start(server.runtime());
         Ok(HealthServer {

@@ -16,7 +16,7 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::audience::Audience;
+use super::disclosure::Disclosure;
 use super::view::{Outcome, Views};
 
 /// No answer takes longer.
@@ -27,7 +27,7 @@ const LONGEST_PAGE: usize = 1_000;
 
 struct Desk {
     views: Views,
-    audience: Audience,
+    disclosure: Disclosure,
 }
 
 /// What is asked, and whether reasons are shown to who asks.
@@ -44,19 +44,19 @@ impl FromRequestParts<Arc<Desk>> for Asked {
         desk: &Arc<Desk>,
     ) -> Result<Self, Self::Rejection> {
         let Query(query) = Query::from_request_parts(parts, desk).await?;
-        let shows = desk.audience.includes(&parts.headers);
+        let shows = desk.disclosure.includes(&parts.headers);
         Ok(Self { query, shows })
     }
 }
 
-pub(super) fn router(views: Views, audience: Audience) -> Router {
+pub(super) fn router(views: Views, disclosure: Disclosure) -> Router {
     Router::new()
         .route("/v1/worker/health", get(health))
         .route("/v1/workers", get(workers))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/startupz", get(startupz))
-        .with_state(Arc::new(Desk { views, audience }))
+        .with_state(Arc::new(Desk { views, disclosure }))
 }
 
 /// No answer takes longer, whatever it waits for. (The dashboard's streams go on after theirs.)

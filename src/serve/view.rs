@@ -10,9 +10,9 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::fresh::Fresh;
 use super::process::Process;
 use crate::health::UnwellWorker;
+use crate::net::single_flight::SingleFlight;
 use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Registry, Snapshot};
 use crate::shutdown::Shutdown;
@@ -41,10 +41,10 @@ pub(super) struct View {
 /// See the module.
 pub(super) struct Views {
     source: Arc<Source>,
-    view: Fresh<View>,
+    view: SingleFlight<View>,
     /// In the order of their ids.
-    workers: Fresh<Vec<WorkerRef>>,
-    checks: Fresh<Vec<Outcome>>,
+    workers: SingleFlight<Vec<WorkerRef>>,
+    checks: SingleFlight<Vec<Outcome>>,
     /// Lookups that are being done.
     lookups: Arc<Semaphore>,
 }
@@ -67,9 +67,9 @@ impl Views {
                 shutdown,
                 checks,
             }),
-            view: Fresh::default(),
-            workers: Fresh::default(),
-            checks: Fresh::default(),
+            view: SingleFlight::default(),
+            workers: SingleFlight::default(),
+            checks: SingleFlight::default(),
             lookups: Arc::new(Semaphore::new(LOOKUPS)),
         }
     }

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use worker_heartbeat::serve::RunningCoordinator;
+use worker_heartbeat::RunningCoordinator;
 use worker_heartbeat::{Coordinator, HttpStore, MemoryStore, StoredWorker, fleet::WorkerFilter};
 
 /// Long enough for a machine that is busy with other things; only a failure takes that long.

@@ -1,7 +1,9 @@
-//! A store that is reached over HTTP.
+//! The fleet's protocol over HTTP: the store that speaks it, and the coordinator that serves it.
 
 mod client;
 mod items;
-pub(crate) mod wire;
+mod server;
+mod wire;
 
 pub use client::{HttpStore, HttpStoreBuilder};
+pub use server::{Coordinator, RunningCoordinator};

@@ -25,7 +25,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use self::board::Board;
 use self::watch::FleetState;
-use super::audience::Audience;
+use super::disclosure::Disclosure;
 use super::probes::one;
 use crate::fleet::HeartbeatStore;
 use crate::health::{Death, Health};
@@ -43,14 +43,14 @@ pub(super) struct Subject {
     pub registry: Registry,
     pub shutdown: Option<Shutdown>,
     pub fleet: Option<Arc<dyn HeartbeatStore>>,
-    pub audience: Audience,
+    pub disclosure: Disclosure,
 }
 
 /// See the module.
 pub(super) struct Dashboard {
     registry: Registry,
     shutdown: Option<Shutdown>,
-    audience: Audience,
+    disclosure: Disclosure,
     began: Instant,
     events: Subscription,
     process: Arc<Board>,
@@ -89,7 +89,7 @@ impl Dashboard {
             events: subject.registry.subscribe_with_capacity(MOST_EVENTS),
             registry: subject.registry,
             shutdown: subject.shutdown,
-            audience: subject.audience,
+            disclosure: subject.disclosure,
             began: Instant::now(),
             process: Arc::new(Board::new(format!("p{epoch}"))),
             fleet,
@@ -121,7 +121,7 @@ impl Dashboard {
 
     /// Whether it shows reasons, tasks, runs and metadata: to strangers it shows nothing at all then.
     fn shown(&self) -> bool {
-        self.audience != Audience::Nobody
+        self.disclosure != Disclosure::Nobody
     }
 
     /// Time since the dashboard began.

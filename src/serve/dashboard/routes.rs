@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use super::death::{self, Trouble};
 use super::stream::{self, Wish};
 use super::{Dashboard, MOST_STREAMS, Refusal};
-use crate::serve::audience::Audience;
+use crate::serve::disclosure::Disclosure;
 use crate::serve::probes::{one, told, withhold};
 use crate::sync::random::random;
 
@@ -48,7 +48,9 @@ async fn admit(
     request: Request,
     next: Next,
 ) -> Response {
-    if dashboard.audience == Audience::Locals && !dashboard.audience.includes(request.headers()) {
+    if dashboard.disclosure == Disclosure::Locals
+        && !dashboard.disclosure.includes(request.headers())
+    {
         let error = "open it as http://127.0.0.1 or http://localhost, or decide with \
                      show_reasons() what others may see";
         return Refusal(StatusCode::MISDIRECTED_REQUEST, error).into_response();

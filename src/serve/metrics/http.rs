@@ -12,13 +12,13 @@ use axum::routing::get;
 
 use super::Metrics;
 use super::sheet::plain;
-use crate::serve::fresh::Fresh;
+use crate::net::single_flight::SingleFlight;
 
 /// `/metrics`, which answers with these.
 pub(in crate::serve) fn routes(metrics: Metrics) -> Router {
     let scrapes = Arc::new(Scrapes {
         metrics,
-        latest: Fresh::default(),
+        latest: SingleFlight::default(),
     });
     let answer = async move |asked: HeaderMap| scrapes.answer(&asked).await;
     Router::new().route("/metrics", get(answer))
@@ -27,7 +27,7 @@ pub(in crate::serve) fn routes(metrics: Metrics) -> Router {
 struct Scrapes {
     metrics: Metrics,
     /// As OpenMetrics, and in the older format.
-    latest: Fresh<(Bytes, Bytes)>,
+    latest: SingleFlight<(Bytes, Bytes)>,
 }
 
 impl Scrapes {

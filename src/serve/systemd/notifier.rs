@@ -10,8 +10,8 @@ use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
 use crate::registry::core::say;
 use crate::registry::core::tasks::boundary;
-use crate::serve::lookout::{Lookout, Report};
 use crate::serve::process::Process;
+use crate::serve::reporter::{Report, Reporter};
 
 /// Without a watchdog, the status is told anew each such time.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
@@ -23,7 +23,7 @@ const THREAD_NAME: &str = "wh-systemd";
 /// Tells systemd, on a thread of its own, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Notifier {
-    _lookout: Lookout,
+    _lookout: Reporter,
     watchdog: Option<Duration>,
 }
 
@@ -39,7 +39,7 @@ impl Notifier {
             watched: watchdog.is_some(),
             ..Teller::default()
         };
-        let lookout = Lookout::start(THREAD_NAME, registry, interval, move |report| {
+        let reporter = Reporter::start(THREAD_NAME, registry, interval, move |report| {
             let words = match report {
                 Report::Reading(process) => teller.words(process),
                 Report::Last(end) => teller.last(end),
@@ -47,7 +47,7 @@ impl Notifier {
             teller.send(&words);
         })?;
         Ok(Some(Self {
-            _lookout: lookout,
+            _lookout: reporter,
             watchdog,
         }))
     }

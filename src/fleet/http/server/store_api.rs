@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::intake;
-use super::service::{Asked, Refusal, Service};
+use super::service::{ReceivedBody, Refusal, Service};
+use super::validation;
 use crate::error::Error;
 use crate::fleet::http::wire::{
     AnswerWire, BeatWire, ClaimAnswerWire, ClaimWire, FilterWire, Items, KeyWire, LARGEST_PAGE,
@@ -80,14 +80,14 @@ fn all<T>(
     }))
 }
 
-pub(super) fn register(service: &Service, body: &Asked) -> Reply {
+pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply {
     let wishes: Vec<Registration> = items::<RegistrationWire>(body)?
         .items
         .into_iter()
         .map(Registration::from)
         .collect();
     for wish in &wishes {
-        intake::check_registration(wish)?;
+        validation::check_registration(wish)?;
     }
     let ids: Vec<&str> = wishes.iter().map(|wish| wish.id.as_str()).collect();
     service.admit(&ids)?;
@@ -102,14 +102,14 @@ pub(super) fn register(service: &Service, body: &Asked) -> Reply {
     answers(keys.iter().map(KeyWire::from))
 }
 
-pub(super) fn beat(service: &Service, body: &Asked) -> Reply {
+pub(super) fn beat(service: &Service, body: &ReceivedBody) -> Reply {
     let mut beats: Vec<Beat> = items::<BeatWire>(body)?
         .items
         .into_iter()
         .map(Beat::from)
         .collect();
     for beat in &mut beats {
-        intake::check_beat(beat)?;
+        validation::check_beat(beat)?;
         if beat.metadata.is_empty() {
             continue;
         }
@@ -135,11 +135,11 @@ pub(super) fn beat(service: &Service, body: &Asked) -> Reply {
     answers(given.into_iter().map(AnswerWire::from))
 }
 
-pub(super) fn stop(service: &Service, body: &Asked) -> Reply {
+pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply {
     let mut request = items::<StopWire>(body)?;
     for stop in &mut request.items {
-        intake::check_id(&stop.key.id)?;
-        intake::check_detail(&mut stop.ending.detail);
+        validation::check_id(&stop.key.id)?;
+        validation::check_detail(&mut stop.ending.detail);
     }
     let stops: Vec<Stop> = request.items.into_iter().map(Stop::from).collect();
     let given: Vec<Answer> = all(service, stops.len(), service.store.stop(&stops))?;
@@ -147,7 +147,7 @@ pub(super) fn stop(service: &Service, body: &Asked) -> Reply {
 }
 
 /// `{"workers": […], "more": bool}`. A page ends when it has grown large, whatever was asked for.
-pub(super) fn list(service: &Service, body: &Asked) -> Reply {
+pub(super) fn list(service: &Service, body: &ReceivedBody) -> Reply {
     let mut filter: WorkerFilter = one::<FilterWire>(body)?.into();
     let wanted = filter.limit;
     filter.limit = wanted.min(MOST_ON_PAGE);
@@ -173,25 +173,25 @@ pub(super) fn list(service: &Service, body: &Asked) -> Reply {
     Ok(page)
 }
 
-pub(super) fn sweep(service: &Service, body: &Asked) -> Reply {
+pub(super) fn sweep(service: &Service, body: &ReceivedBody) -> Reply {
     let sweep: Sweep = one::<SweepWire>(body)?.into();
     write(&service.asked(service.store.sweep(&sweep))?)
 }
 
-pub(super) fn purge(service: &Service, body: &Asked) -> Reply {
+pub(super) fn purge(service: &Service, body: &ReceivedBody) -> Reply {
     let age: Seconds = one(body)?;
     write(&service.asked(service.store.purge(age.0))?)
 }
 
-pub(super) fn claim(service: &Service, body: &Asked) -> Reply {
+pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply {
     let claim: Claim = one::<ClaimWire>(body)?.into();
-    intake::check_claim(&claim)?;
+    validation::check_claim(&claim)?;
     write(&ClaimAnswerWire::from(
         service.asked(service.store.claim(&claim))?,
     ))
 }
 
-pub(super) fn renew(service: &Service, body: &Asked) -> Reply {
+pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply {
     let request = items::<LeaseWire>(body)?;
     let ttl = request
         .ttl_s
@@ -206,7 +206,7 @@ pub(super) fn renew(service: &Service, body: &Asked) -> Reply {
     )?)
 }
 
-pub(super) fn release(service: &Service, body: &Asked) -> Reply {
+pub(super) fn release(service: &Service, body: &ReceivedBody) -> Reply {
     let request = items::<LeaseWire>(body)?;
     let leases: Vec<LeaseKey> = request.items.into_iter().map(LeaseKey::from).collect();
     answers(all(service, leases.len(), service.store.release(&leases))?)

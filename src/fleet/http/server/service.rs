@@ -9,7 +9,7 @@ use axum::body::Bytes;
 use log::Level;
 use parking_lot::Mutex;
 
-use super::known::{Known, just_before};
+use super::incarnation_cache::{IncarnationCache, just_before};
 use crate::error::{Error, written};
 use crate::fleet::{Answer, HeartbeatStore, StoredWorker, WorkerFilter, WorkerKey};
 use crate::health::Line;
@@ -27,7 +27,7 @@ const COUNT_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Service {
     pub store: Arc<dyn HeartbeatStore>,
-    pub known: Mutex<Known>,
+    pub known: Mutex<IncarnationCache>,
     most_workers: usize,
     census: Mutex<ConsistentScan>,
     failing: AtomicBool,
@@ -40,13 +40,13 @@ struct ConsistentScan {
 }
 
 /// A request that has been read.
-pub(super) struct Asked {
+pub(super) struct ReceivedBody {
     pub body: Bytes,
     /// While it waited for its turn, what it tells has grown older.
     pub came: Instant,
 }
 
-impl Deref for Asked {
+impl Deref for ReceivedBody {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -115,7 +115,7 @@ impl Service {
     pub(super) fn new(store: Arc<dyn HeartbeatStore>, most_workers: usize) -> Self {
         Self {
             store,
-            known: Mutex::new(Known::new(most_workers)),
+            known: Mutex::new(IncarnationCache::new(most_workers)),
             most_workers,
             census: Mutex::default(),
             failing: AtomicBool::new(false),

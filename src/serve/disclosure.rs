@@ -9,7 +9,7 @@ const PROXY_HEADERS: [&str; 4] = ["forwarded", "via", "x-real-ip", "cf-connectin
 
 /// Who is shown reasons, tasks, runs, metadata and call stacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Audience {
+pub(super) enum Disclosure {
     Nobody,
     /// Who calls this host by a name that means itself. A web page that has its own name lead here,
     /// or a proxy that lets strangers in, does not.
@@ -17,7 +17,7 @@ pub(super) enum Audience {
     Everybody,
 }
 
-impl Audience {
+impl Disclosure {
     /// Whether who sends this is one of them.
     pub(super) fn includes(self, headers: &HeaderMap) -> bool {
         match self {
@@ -59,11 +59,11 @@ mod tests {
     fn who_comes_by_a_proxy_is_no_local() {
         let mut headers = HeaderMap::new();
         headers.insert(HOST, HeaderValue::from_static("127.0.0.1:8080"));
-        assert!(Audience::Locals.includes(&headers));
+        assert!(Disclosure::Locals.includes(&headers));
         for name in ["x-forwarded-for", "forwarded", "x-real-ip", "via"] {
             let mut passed_on = headers.clone();
             passed_on.insert(name, HeaderValue::from_static("203.0.113.7"));
-            assert!(!Audience::Locals.includes(&passed_on), "{name}");
+            assert!(!Disclosure::Locals.includes(&passed_on), "{name}");
         }
     }
 

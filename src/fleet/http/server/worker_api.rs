@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::intake::{Fields, check_id};
-use super::service::{Asked, Refusal, Service};
+use super::service::{ReceivedBody, Refusal, Service};
+use super::validation::{Fields, check_id};
 use crate::fleet::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, WorkerKey};
 use crate::health::{Death, DeathCause, Ending, State, StopCause, Thresholds};
 use crate::sync::random::random;
@@ -19,7 +19,7 @@ const STATUS: &str = "status";
 
 type Reply = Result<Value, Refusal>;
 
-pub(super) fn register(service: &Service, body: &Asked) -> Reply {
+pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.text(&["worker_id"])?;
     let worker_type = fields
@@ -114,7 +114,7 @@ impl Status {
     }
 }
 
-pub(super) fn heartbeat(service: &Service, body: &Asked) -> Reply {
+pub(super) fn heartbeat(service: &Service, body: &ReceivedBody) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -169,7 +169,7 @@ const fn accepted(answer: Answer) -> Result<(), Answer> {
     }
 }
 
-pub(super) fn stop(service: &Service, body: &Asked) -> Reply {
+pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -209,7 +209,7 @@ pub(super) fn stop(service: &Service, body: &Asked) -> Reply {
     }))
 }
 
-pub(super) fn claim(service: &Service, body: &Asked) -> Reply {
+pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -263,7 +263,7 @@ fn lease(service: &Service, fields: &mut Fields) -> Result<LeaseKey, Refusal> {
     })
 }
 
-pub(super) fn renew(service: &Service, body: &Asked) -> Reply {
+pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply {
     let mut fields = Fields::read(body)?;
     let ttl = fields.ttl()?;
     let lease = lease(service, &mut fields)?;
@@ -277,7 +277,7 @@ pub(super) fn renew(service: &Service, body: &Asked) -> Reply {
     Ok(json!({"run_id": lease.run_id, "fence": lease.fence, "held": held}))
 }
 
-pub(super) fn release(service: &Service, body: &Asked) -> Reply {
+pub(super) fn release(service: &Service, body: &ReceivedBody) -> Reply {
     let mut fields = Fields::read(body)?;
     let lease = lease(service, &mut fields)?;
     let held = service.asked_one(service.store.release(std::slice::from_ref(&lease)))?;

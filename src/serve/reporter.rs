@@ -30,7 +30,7 @@ pub(super) enum Report<'a> {
 
 /// The thread; it ends when this is dropped, or with the process.
 #[derive(Debug)]
-pub(super) struct Lookout {
+pub(super) struct Reporter {
     stop: Option<Sender<()>>,
     /// Why the process ends, if this is dropped for that.
     end: Arc<OnceCell<ProcessEnd>>,
@@ -38,7 +38,7 @@ pub(super) struct Lookout {
     thread: Option<JoinHandle<()>>,
 }
 
-impl Lookout {
+impl Reporter {
     /// Calls `tell` with a fresh reading at each interval of real time, and when something happens;
     /// and once more when it is over.
     pub(super) fn start(
@@ -101,7 +101,7 @@ fn is_over(other: &Receiver<()>, time: Duration) -> bool {
     other.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
 }
 
-impl Drop for Lookout {
+impl Drop for Reporter {
     fn drop(&mut self) {
         if let Some(cause) = at_exit::unwinding() {
             let _ = self.end.set(ProcessEnd::Panic(cause));

@@ -1,5 +1,12 @@
 //! Serves a store over HTTP: limits and time limits around [`Service`].
 
+mod auth;
+mod incarnation_cache;
+mod service;
+mod store_api;
+mod validation;
+mod worker_api;
+
 use std::fmt;
 use std::future::poll_fn;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -20,14 +27,13 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::gate::{self, Token};
-use super::server::{self, Server};
-use super::service::{Asked, Refusal, Service};
-use super::{batch, workers};
 use crate::error::Error;
 use crate::fleet::HeartbeatStore;
 use crate::fleet::http::wire::LARGEST_REQUEST;
+use crate::net::server::{self, Server};
 use crate::sync::panics;
+use auth::Token;
+use service::{ReceivedBody, Refusal, Service};
 
 /// The largest body of a request of a worker.
 const LARGEST_BODY: usize = 64 * 1024;
@@ -80,7 +86,7 @@ pub struct Coordinator {
     max_workers: usize,
     store_calls: usize,
     store_timeout: Duration,
-    body_timeout: Duration,
+    receivedtimeout: Duration,
 }
 
 impl Coordinator {
@@ -92,7 +98,7 @@ impl Coordinator {
             max_workers: MOST_WORKERS,
             store_calls: STORE_CALLS,
             store_timeout: STORE_TIMEOUT,
-            body_timeout: BODY_TIMEOUT,
+            receivedtimeout: BODY_TIMEOUT,
         }
     }
 
@@ -127,8 +133,8 @@ impl Coordinator {
     }
 
     /// How long the body of a request may take to come in; 10 s by default.
-    pub const fn body_timeout(mut self, body_timeout: Duration) -> Self {
-        self.body_timeout = body_timeout;
+    pub const fn receivedtimeout(mut self, receivedtimeout: Duration) -> Self {
+        self.receivedtimeout = receivedtimeout;
         self
     }
 
@@ -138,7 +144,7 @@ impl Coordinator {
     /// who reaches it can register, stop and sweep workers. It is also the application that limits
     /// connections, and how long a client may take to send the head of a request.
     pub fn router(&self) -> Router {
-        let desk = Arc::new(Desk {
+        let shared = Arc::new(Shared {
             service: Service::new(Arc::clone(&self.store), self.max_workers),
             token: self.token.clone(),
             requests: Semaphore::new(MOST_REQUESTS),
@@ -147,16 +153,16 @@ impl Coordinator {
                 self.store_calls.clamp(1, Semaphore::MAX_PERMITS),
             )),
             store_timeout: self.store_timeout,
-            body_timeout: self.body_timeout,
+            receivedtimeout: self.receivedtimeout,
         });
         let mut router = Router::new();
         for (path, act) in ROUTES {
-            let answer = move |State(desk): State<Arc<Desk>>, request: Request| async move {
-                respond(desk.answer(*act, request).await)
+            let answer = move |State(shared): State<Arc<Shared>>, request: Request| async move {
+                respond(shared.answer(*act, request).await)
             };
             router = router.route(path, any(answer));
         }
-        router.with_state(desk)
+        router.with_state(shared)
     }
 
     /// Serves at this address on a thread of its own, until what is returned is dropped.
@@ -171,7 +177,7 @@ impl Coordinator {
     ) -> Result<RunningCoordinator, Error> {
         let shown = format!("{address:?}");
         let addresses = server::resolve(&address, &shown)?;
-        self.refuse(&addresses, &shown)?;
+        self.check_addresses(&addresses, &shown)?;
         let router = self
             .router()
             .fallback(|| async { respond(Err(Refusal::new(404, "there is nothing here"))) });
@@ -179,7 +185,11 @@ impl Coordinator {
     }
 
     /// Refuses to be reached by strangers.
-    pub(super) fn refuse(&self, addresses: &[SocketAddr], shown: &str) -> Result<(), Error> {
+    pub(crate) fn check_addresses(
+        &self,
+        addresses: &[SocketAddr],
+        shown: &str,
+    ) -> Result<(), Error> {
         if self.token.as_ref().is_some_and(Token::is_empty) {
             return Err(Error::invalid(
                 "token",
@@ -208,7 +218,7 @@ pub struct RunningCoordinator {
 }
 
 impl RunningCoordinator {
-    /// Where it listens: the port that the system chose, if it was asked to.
+    /// Where it listens: the port that the system chose, if it was received to.
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
@@ -218,43 +228,43 @@ impl RunningCoordinator {
 /// What is done with a body.
 #[derive(Clone, Copy)]
 enum Act {
-    Worker(fn(&Service, &Asked) -> Result<Value, Refusal>),
-    Batch(fn(&Service, &Asked) -> Result<Vec<u8>, Refusal>),
+    Worker(fn(&Service, &ReceivedBody) -> Result<Value, Refusal>),
+    Batch(fn(&Service, &ReceivedBody) -> Result<Vec<u8>, Refusal>),
 }
 
 const ROUTES: &[(&str, Act)] = &[
-    ("/api/worker/register", Act::Worker(workers::register)),
-    ("/api/worker/heartbeat", Act::Worker(workers::heartbeat)),
-    ("/api/worker/stop", Act::Worker(workers::stop)),
-    ("/api/worker/claim", Act::Worker(workers::claim)),
-    ("/api/worker/renew", Act::Worker(workers::renew)),
-    ("/api/worker/release", Act::Worker(workers::release)),
-    ("/api/store/register", Act::Batch(batch::register)),
-    ("/api/store/beat", Act::Batch(batch::beat)),
-    ("/api/store/stop", Act::Batch(batch::stop)),
-    ("/api/store/list", Act::Batch(batch::list)),
-    ("/api/store/sweep", Act::Batch(batch::sweep)),
-    ("/api/store/purge", Act::Batch(batch::purge)),
-    ("/api/store/claim", Act::Batch(batch::claim)),
-    ("/api/store/renew", Act::Batch(batch::renew)),
-    ("/api/store/release", Act::Batch(batch::release)),
+    ("/api/worker/register", Act::Worker(worker_api::register)),
+    ("/api/worker/heartbeat", Act::Worker(worker_api::heartbeat)),
+    ("/api/worker/stop", Act::Worker(worker_api::stop)),
+    ("/api/worker/claim", Act::Worker(worker_api::claim)),
+    ("/api/worker/renew", Act::Worker(worker_api::renew)),
+    ("/api/worker/release", Act::Worker(worker_api::release)),
+    ("/api/store/register", Act::Batch(store_api::register)),
+    ("/api/store/beat", Act::Batch(store_api::beat)),
+    ("/api/store/stop", Act::Batch(store_api::stop)),
+    ("/api/store/list", Act::Batch(store_api::list)),
+    ("/api/store/sweep", Act::Batch(store_api::sweep)),
+    ("/api/store/purge", Act::Batch(store_api::purge)),
+    ("/api/store/claim", Act::Batch(store_api::claim)),
+    ("/api/store/renew", Act::Batch(store_api::renew)),
+    ("/api/store/release", Act::Batch(store_api::release)),
 ];
 
 /// What all requests share.
-struct Desk {
+struct Shared {
     service: Service,
     token: Option<Token>,
     requests: Semaphore,
     batches: Semaphore,
     calls: Arc<Semaphore>,
     store_timeout: Duration,
-    body_timeout: Duration,
+    receivedtimeout: Duration,
 }
 
-impl Desk {
+impl Shared {
     async fn answer(self: &Arc<Self>, act: Act, request: Request) -> Result<Vec<u8>, Refusal> {
         let (head, body) = request.into_parts();
-        gate::check(self.token.as_ref(), &head.headers)?;
+        auth::check(self.token.as_ref(), &head.headers)?;
         if head.method != Method::POST {
             return Err(Refusal::new(405, "POST is what is understood here"));
         }
@@ -268,7 +278,7 @@ impl Desk {
                 (LARGEST_REQUEST, Some(place))
             }
         };
-        let body = timeout(self.body_timeout, read(&head.headers, body, largest)).await;
+        let body = timeout(self.receivedtimeout, read(&head.headers, body, largest)).await;
         let body = body.map_err(|_| Refusal::new(408, "the body took too long to come in"))??;
         self.act(act, body).await
     }
@@ -279,16 +289,16 @@ impl Desk {
         let came = Instant::now();
         let turn = timeout(self.store_timeout, Arc::clone(&self.calls).acquire_owned()).await;
         let turn = turn.ok().and_then(Result::ok).ok_or_else(busy)?;
-        let desk = Arc::clone(self);
-        let asked = Asked { body, came };
+        let shared = Arc::clone(self);
+        let received = ReceivedBody { body, came };
         let call = tokio::task::spawn_blocking(move || {
             // Held until the store has answered, however long that takes.
             let _turn = turn;
             let acted = catch_unwind(AssertUnwindSafe(|| match act {
                 Act::Worker(act) => {
-                    act(&desk.service, &asked).map(|value| value.to_string().into())
+                    act(&shared.service, &received).map(|value| value.to_string().into())
                 }
-                Act::Batch(act) => act(&desk.service, &asked),
+                Act::Batch(act) => act(&shared.service, &received),
             }));
             acted.unwrap_or_else(|payload| {
                 panics::dispose(payload);

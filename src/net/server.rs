@@ -36,7 +36,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A server at work. Dropping it ends its thread and frees its port.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     address: SocketAddr,
     runtime: Handle,
     ending: watch::Sender<bool>,
@@ -44,7 +44,7 @@ pub(super) struct Server {
 }
 
 /// The addresses that this stands for.
-pub(super) fn resolve(
+pub(crate) fn resolve(
     address: &(impl ToSocketAddrs + ?Sized),
     shown: &str,
 ) -> Result<Vec<SocketAddr>, Error> {
@@ -60,7 +60,7 @@ pub(super) fn resolve(
 }
 
 impl Server {
-    pub(super) fn start(
+    pub(crate) fn start(
         addresses: &[SocketAddr],
         shown: &str,
         router: Router,
@@ -100,11 +100,11 @@ impl Server {
     }
 
     /// Where what belongs to the server can run as long as it does.
-    pub(super) const fn runtime(&self) -> &Handle {
+    pub(crate) const fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    pub(super) const fn local_addr(&self) -> SocketAddr {
+    pub(crate) const fn local_addr(&self) -> SocketAddr {
         self.address
     }
 }

@@ -11,15 +11,15 @@ const MOMENT: Duration = Duration::from_millis(50);
 
 /// The last reading. However many ask, one is made at a time, even if those who asked have gone.
 #[derive(Debug)]
-pub(super) struct Fresh<T>(Arc<Mutex<Option<Reading<T>>>>);
+pub(crate) struct SingleFlight<T>(Arc<Mutex<Option<Reading<T>>>>);
 
 type Reading<T> = (Instant, Arc<T>);
 
-impl<T: Send + Sync + 'static> Fresh<T> {
+impl<T: Send + Sync + 'static> SingleFlight<T> {
     /// The last reading, or a new one if that is too old. `None` if it panics.
     ///
     /// Reading may block for a while: it is not done on the runtime's own thread.
-    pub(super) async fn get(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<Arc<T>> {
+    pub(crate) async fn get(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<Arc<T>> {
         let mut latest = Arc::clone(&self.0).lock_owned().await;
         if let Some((at, reading)) = &*latest {
             if at.elapsed() < MOMENT {
@@ -35,7 +35,7 @@ impl<T: Send + Sync + 'static> Fresh<T> {
     }
 }
 
-impl<T> Default for Fresh<T> {
+impl<T> Default for SingleFlight<T> {
     fn default() -> Self {
         Self(Arc::default())
     }
@@ -52,7 +52,7 @@ mod tests {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let fresh = Fresh::default();
+            let fresh = SingleFlight::default();
             let readings = Arc::new(AtomicUsize::new(0));
             let (open, gate) = std::sync::mpsc::channel::<()>();
             let (counted, read) = (Arc::clone(&readings), move || {

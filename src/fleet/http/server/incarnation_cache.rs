@@ -11,7 +11,7 @@ use crate::worker::MOST_METADATA;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct IncarnationCache {
     by_id: HashMap<String, Entry>,
     most: usize,
     hasher: RandomState,
@@ -27,7 +27,7 @@ struct Entry {
     leased: Option<(String, Instant)>,
 }
 
-impl Known {
+impl IncarnationCache {
     pub(super) fn new(most: usize) -> Self {
         Self {
             by_id: HashMap::new(),
@@ -180,7 +180,7 @@ mod tests {
             id: "a".into(),
             incarnation: 1,
         };
-        let mut known = Known::new(10);
+        let mut known = IncarnationCache::new(10);
         known.learn(&key, 0, &[]);
         let pair = |n: usize| [(n.to_string(), String::new())];
         for n in 0..MOST_METADATA {
