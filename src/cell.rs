@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `counter`, `work` | the worker |
 //! | `seen`, `progress_at`, `task_at` | the pacemaker, one tick at a time |
-//! | `state`, `base`, `watch` | whoever holds the lock that guards that change (see `core`) |
+//! | `state`, `base`, `schedule` | whoever holds the lock that guards that change (see `core`) |
 //!
 //! A change of occupant or incarnation ([`Cell::settle`]) writes them all.
 //!
@@ -28,7 +28,7 @@ pub(crate) struct Cell {
     state: AtomicU64,
     seen: AtomicU64,
     progress_at: AtomicU64,
-    watch: AtomicU64,
+    schedule: AtomicU64,
     task_at: AtomicU64,
 }
 
@@ -181,10 +181,10 @@ impl Work {
     }
 }
 
-/// The `watch` word: which episode the pacemaker has told of, and when it must judge again even if
+/// The `schedule` word: which episode the pacemaker has told of, and when it must judge again even if
 /// the worker gives no sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Watch {
+pub(crate) struct Schedule {
     pub episode: Episode,
     pub due: Moment,
 }
@@ -205,7 +205,7 @@ pub(crate) enum Episode {
     Quiet,
 }
 
-impl Watch {
+impl Schedule {
     /// Nobody has to look at this cell, ever.
     pub(crate) const OFF: Self = Self {
         episode: Episode::Well,
@@ -262,11 +262,11 @@ pub(crate) struct Slot {
 
 /// The place of one life: a cell, and the tag that tells its occupant from the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place(u64);
+pub(crate) struct CellKey(u64);
 
 const OFFSET_BITS: u32 = 14;
 
-impl Place {
+impl CellKey {
     /// Chunks have up to this many cells.
     pub(crate) const MOST_OFFSETS: usize = 1 << OFFSET_BITS;
 
@@ -322,7 +322,7 @@ pub(crate) enum Sign {
 pub(crate) struct CellSnapshot {
     pub state: Lifecycle,
     pub work: Work,
-    pub watch: Watch,
+    pub schedule: Schedule,
     /// The worker has made progress at least once in this incarnation.
     pub beaten: bool,
     /// It made progress since the pacemaker's last look.
@@ -353,7 +353,7 @@ impl Cell {
             state: AtomicU64::new(Lifecycle::EMPTY.pack()),
             seen: AtomicU64::new(0),
             progress_at: AtomicU64::new(0),
-            watch: AtomicU64::new(Watch::OFF.pack()),
+            schedule: AtomicU64::new(Schedule::OFF.pack()),
             task_at: AtomicU64::new(0),
         }
     }
@@ -425,7 +425,7 @@ impl Cell {
 
     /// A new occupant, or a new incarnation of the present one. Returns the beats of the one before,
     /// which nobody finds here any more.
-    pub(crate) fn settle(&self, state: Lifecycle, now: Moment, watch: Watch) -> u64 {
+    pub(crate) fn settle(&self, state: Lifecycle, now: Moment, schedule: Schedule) -> u64 {
         // Who sees anything of what follows sees the end of the last occupant, too.
         fence(Ordering::Release);
         let counter = self.counter.load(Ordering::Relaxed);
@@ -445,7 +445,7 @@ impl Cell {
         self.task_at.store(u64::from(work.task), Ordering::Relaxed);
         self.progress_at
             .fetch_max(now.as_nanos(), Ordering::Relaxed);
-        self.watch.store(watch.pack(), Ordering::Relaxed);
+        self.schedule.store(schedule.pack(), Ordering::Relaxed);
         self.state.store(state.pack(), Ordering::Release);
         steps(base, counter)
     }
@@ -467,8 +467,8 @@ impl Cell {
         Lifecycle::unpack(self.state.load(Ordering::SeqCst))
     }
 
-    pub(crate) fn set_watch(&self, watch: Watch) {
-        self.watch.store(watch.pack(), Ordering::Release);
+    pub(crate) fn set_schedule(&self, schedule: Schedule) {
+        self.schedule.store(schedule.pack(), Ordering::Release);
     }
 
     // --- the pacemaker's side -------------------------------------------------------------------
@@ -479,14 +479,14 @@ impl Cell {
     /// it was seen: a tick may take long, and a beat made meanwhile must not be dated before it.
     #[inline]
     pub(crate) fn observe(&self, tick: Moment, now: impl FnOnce() -> Moment) -> Sign {
-        let watch = self.watch.load(Ordering::Acquire);
-        let well = watch & 7 == 0;
-        let expected = if watch >> 3 <= tick.as_nanos() {
+        let schedule = self.schedule.load(Ordering::Acquire);
+        let well = schedule & 7 == 0;
+        let expected = if schedule >> 3 <= tick.as_nanos() {
             Sign::Look
         } else if well {
             Sign::None
         } else {
-            Sign::LookAt(Moment::from_nanos(watch >> 3))
+            Sign::LookAt(Moment::from_nanos(schedule >> 3))
         };
         let task = self.work.load(Ordering::Acquire) >> 8 & TASK_MASK;
         let counter = self.counter.load(Ordering::Relaxed);
@@ -520,9 +520,9 @@ impl Cell {
     /// occupant's record.
     // Scanned by the million.
     #[inline(always)]
-    pub(crate) fn glance(&self) -> Option<CellSnapshot> {
+    pub(crate) fn snapshot(&self) -> Option<CellSnapshot> {
         let before = self.state.load(Ordering::Acquire);
-        let watch = self.watch.load(Ordering::Acquire);
+        let schedule = self.schedule.load(Ordering::Acquire);
         // What it does before how far it got, the seen counter before its time: see the writers.
         let work = Work::unpack(self.work.load(Ordering::Acquire));
         let seen = self.seen.load(Ordering::Acquire);
@@ -541,7 +541,7 @@ impl Cell {
         Some(CellSnapshot {
             state,
             work,
-            watch: Watch::unpack(watch),
+            schedule: Schedule::unpack(schedule),
             beaten,
             moved: beaten && (counter != seen || new_task),
             progress_at: Moment::from_nanos(progress_at),
@@ -573,7 +573,7 @@ mod tests {
     fn a_place_survives_packing() {
         let slot = Slot {
             chunk: (1 << 21) - 1,
-            offset: Place::MOST_OFFSETS as u32 - 1,
+            offset: CellKey::MOST_OFFSETS as u32 - 1,
         };
         for (slot, tag) in [
             (slot, 0),
@@ -586,7 +586,7 @@ mod tests {
                 3,
             ),
         ] {
-            let place = Place::from_word(Place::new(slot, tag).word());
+            let place = CellKey::from_word(CellKey::new(slot, tag).word());
             assert_eq!((place.slot(), place.tag()), (slot, tag));
         }
     }
@@ -604,7 +604,7 @@ mod tests {
         cell.settle(live(1), Moment::ZERO, SOON);
         // As a thread does that was interrupted between its load and its store.
         cell.counter.store(5, Ordering::Relaxed);
-        assert_eq!(cell.glance().unwrap().beats, 0);
+        assert_eq!(cell.snapshot().unwrap().beats, 0);
         assert_eq!(cell.beats(), 0);
     }
 
@@ -612,11 +612,11 @@ mod tests {
     fn a_time_beyond_what_a_watch_can_keep_is_never() {
         let last = u64::MAX >> 3;
         for due in [0, 1, last - 1, last, last + 1, u64::MAX] {
-            let watch = Watch {
+            let schedule = Schedule {
                 episode: Episode::Quiet,
                 due: Moment::from_nanos(due),
             };
-            let kept = Watch::unpack(watch.pack());
+            let kept = Schedule::unpack(schedule.pack());
             let expected = if due < last { due } else { u64::MAX };
             assert_eq!(kept.due.as_nanos(), expected);
             assert_eq!(kept.episode, Episode::Quiet);
@@ -662,8 +662,8 @@ mod tests {
             Episode::Quiet,
         ] {
             for due in [Moment::ZERO, Moment::from_nanos(1 << 60), Moment::NEVER] {
-                let watch = Watch { episode, due };
-                assert_eq!(Watch::unpack(watch.pack()), watch);
+                let schedule = Schedule { episode, due };
+                assert_eq!(Schedule::unpack(schedule.pack()), schedule);
             }
         }
     }
@@ -723,7 +723,7 @@ mod tests {
         cell.observe(now, || now)
     }
 
-    const SOON: Watch = Watch {
+    const SOON: Schedule = Schedule {
         episode: Episode::Starting,
         due: Moment::from_nanos(50),
     };
@@ -732,24 +732,24 @@ mod tests {
     fn progress_is_stamped_when_it_is_seen() {
         let cell = Cell::new();
         cell.settle(live(1), Moment::from_nanos(10), SOON);
-        let glance = cell.glance().unwrap();
-        assert!(!glance.beaten && !glance.moved);
+        let snapshot = cell.snapshot().unwrap();
+        assert!(!snapshot.beaten && !snapshot.moved);
         assert_eq!(
             observe(&cell, 20),
             Sign::LookAt(SOON.due),
             "nothing to tell yet"
         );
         cell.beat();
-        let glance = cell.glance().unwrap();
-        assert!(glance.beaten && glance.moved);
-        assert_eq!(glance.progress_at, Moment::from_nanos(10));
+        let snapshot = cell.snapshot().unwrap();
+        assert!(snapshot.beaten && snapshot.moved);
+        assert_eq!(snapshot.progress_at, Moment::from_nanos(10));
         assert_eq!(observe(&cell, 30), Sign::Look, "its first beat is news");
-        let glance = cell.glance().unwrap();
-        assert!(glance.beaten && !glance.moved);
-        assert_eq!(glance.progress_at, Moment::from_nanos(30));
-        assert_eq!(glance.beats, 1);
+        let snapshot = cell.snapshot().unwrap();
+        assert!(snapshot.beaten && !snapshot.moved);
+        assert_eq!(snapshot.progress_at, Moment::from_nanos(30));
+        assert_eq!(snapshot.beats, 1);
         assert_eq!(observe(&cell, 50), Sign::Look, "it is due");
-        cell.set_watch(Watch {
+        cell.set_schedule(Schedule {
             episode: Episode::Well,
             due: Moment::from_nanos(60),
         });
@@ -765,11 +765,11 @@ mod tests {
         cell.beat();
         let before = cell.settle(live(2), Moment::from_nanos(5), SOON);
         assert_eq!((before, cell.beats()), (1, 0));
-        let glance = cell.glance().unwrap();
-        assert!(!glance.beaten && !glance.moved);
-        assert_eq!(glance.beats, 0);
+        let snapshot = cell.snapshot().unwrap();
+        assert!(!snapshot.beaten && !snapshot.moved);
+        assert_eq!(snapshot.beats, 0);
         assert_eq!(
-            glance.task_at,
+            snapshot.task_at,
             Some(Moment::ZERO),
             "the old task is not the new one's"
         );
@@ -783,13 +783,13 @@ mod tests {
             task: work.next_task(),
             ..work
         });
-        assert_eq!(cell.glance().unwrap().task_at, None);
+        assert_eq!(cell.snapshot().unwrap().task_at, None);
         observe(&cell, 1_500_000);
         let first = Some(Moment::from_nanos(2_000_000));
-        assert_eq!(cell.glance().unwrap().task_at, first);
-        assert!(!cell.glance().unwrap().moved);
+        assert_eq!(cell.snapshot().unwrap().task_at, first);
+        assert!(!cell.snapshot().unwrap().moved);
         cell.beat();
         observe(&cell, 9_000_000);
-        assert_eq!(cell.glance().unwrap().task_at, first);
+        assert_eq!(cell.snapshot().unwrap().task_at, first);
     }
 }

@@ -19,7 +19,7 @@ use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::sync::{Arc, Mutex, RwLock};
 use loom::thread;
 
-use crate::cell::{Cell, CellSnapshot, Episode, Lifecycle, Phase, Sign, Watch, Work};
+use crate::cell::{Cell, CellSnapshot, Episode, Lifecycle, Phase, Schedule, Sign, Work};
 use crate::clock::Moment;
 use crate::health::Activity;
 use crate::registry::core::timeline::Timeline;
@@ -89,11 +89,11 @@ pub(crate) mod atomic {
 }
 
 const BEGUN: Moment = Moment::from_nanos(10);
-const STARTING: Watch = Watch {
+const STARTING: Schedule = Schedule {
     episode: Episode::Starting,
     due: Moment::from_nanos(1_000_000),
 };
-const WELL: Watch = Watch {
+const WELL: Schedule = Schedule {
     episode: Episode::Well,
     due: Moment::NEVER,
 };
@@ -176,15 +176,15 @@ impl Ghost {
 }
 
 /// What happened when, for the model alone.
-struct Notes<const N: usize>(std::sync::Mutex<[Moment; N]>);
+struct Timestamps<const N: usize>(std::sync::Mutex<[Moment; N]>);
 
-impl<const N: usize> Default for Notes<N> {
+impl<const N: usize> Default for Timestamps<N> {
     fn default() -> Self {
         Self(std::sync::Mutex::new([Moment::ZERO; N]))
     }
 }
 
-impl<const N: usize> Notes<N> {
+impl<const N: usize> Timestamps<N> {
     fn put(&self, number: usize, moment: Moment) {
         self.0.lock().unwrap()[number] = moment;
     }
@@ -195,12 +195,12 @@ impl<const N: usize> Notes<N> {
 }
 
 /// `Chunk` with one cell: the lock on its occupants, and the tag in the occupant's record.
-struct Place {
+struct ModelChunk {
     cell: Arc<Cell>,
     occupants: RwLock<()>,
 }
 
-impl Place {
+impl ModelChunk {
     fn new(cell: Arc<Cell>) -> Arc<Self> {
         Arc::new(Self {
             cell,
@@ -211,7 +211,7 @@ impl Place {
     /// `Chunk::vacate`.
     fn vacate(&self) {
         let _occupants = self.occupants.write().unwrap();
-        self.cell.set_watch(Watch::OFF);
+        self.cell.set_schedule(Schedule::OFF);
         self.cell.set_state(Lifecycle {
             tag: self.cell.state().next_tag(),
             ..Lifecycle::EMPTY
@@ -225,19 +225,19 @@ impl Place {
         self.cell.settle(live(tag), now, STARTING);
     }
 
-    /// `Chunk::set_watch`.
-    /// As `Chunk::unwatch`.
-    fn unwatch(&self) {
+    /// `Chunk::set_schedule`.
+    /// As `Chunk::unschedule`.
+    fn unschedule(&self) {
         let _occupants = self.occupants.read().unwrap();
         if self.cell.state().phase != Phase::Live {
-            self.cell.set_watch(Watch::OFF);
+            self.cell.set_schedule(Schedule::OFF);
         }
     }
 
-    fn set_watch(&self, tag: u32, watch: Watch) {
+    fn set_schedule(&self, tag: u32, schedule: Schedule) {
         let _occupants = self.occupants.read().unwrap();
         if self.cell.state().tag == tag {
-            self.cell.set_watch(watch);
+            self.cell.set_schedule(schedule);
         }
     }
 }
@@ -252,7 +252,7 @@ impl Place {
 fn a_beat_is_stamped_and_never_with_an_older_time() {
     model(2, || {
         let cell = occupied(1);
-        let (clock, beaten_at) = <(Arc<Ghost>, Arc<Notes<3>>)>::default();
+        let (clock, beaten_at) = <(Arc<Ghost>, Arc<Timestamps<3>>)>::default();
         clock.set(BEGUN);
         let worker = {
             let (cell, clock) = (Arc::clone(&cell), Arc::clone(&clock));
@@ -272,21 +272,24 @@ fn a_beat_is_stamped_and_never_with_an_older_time() {
                 }
             })
         };
-        let check = |glance: CellSnapshot| {
-            assert!(glance.beats <= 2);
-            assert_eq!(glance.beaten, glance.beats > 0);
-            if glance.beaten && !glance.moved {
-                assert!(glance.progress_at >= beaten_at.get(glance.beats as usize));
+        let check = |snapshot: CellSnapshot| {
+            assert!(snapshot.beats <= 2);
+            assert_eq!(snapshot.beaten, snapshot.beats > 0);
+            if snapshot.beaten && !snapshot.moved {
+                assert!(snapshot.progress_at >= beaten_at.get(snapshot.beats as usize));
             }
         };
-        check(cell.glance().unwrap());
+        check(cell.snapshot().unwrap());
         worker.join().unwrap();
         pacemaker.join().unwrap();
-        check(cell.glance().unwrap());
+        check(cell.snapshot().unwrap());
         observe_by(&cell, &clock);
-        let glance = cell.glance().unwrap();
-        assert!(glance.beats == 2 && !glance.moved, "it is stamped for good");
-        check(glance);
+        let snapshot = cell.snapshot().unwrap();
+        assert!(
+            snapshot.beats == 2 && !snapshot.moved,
+            "it is stamped for good"
+        );
+        check(snapshot);
     });
 }
 
@@ -306,9 +309,9 @@ fn two_that_beat_at_once_move_the_counter() {
         cell.beat();
         other.join().unwrap();
         assert_eq!(observe(&cell, at(20)), Sign::Look);
-        let glance = cell.glance().unwrap();
-        assert!(glance.beaten && !glance.moved && glance.beats <= 2);
-        assert_eq!(glance.progress_at, at(20));
+        let snapshot = cell.snapshot().unwrap();
+        assert!(snapshot.beaten && !snapshot.moved && snapshot.beats <= 2);
+        assert_eq!(snapshot.progress_at, at(20));
     });
 }
 
@@ -330,9 +333,9 @@ fn a_long_idle_time_is_not_taken_for_a_silence_at_work() {
             let cell = Arc::clone(&cell);
             thread::spawn(move || observe(&cell, at(1_000)))
         };
-        let glance = cell.glance().unwrap();
-        if glance.work.activity == Activity::Processing {
-            assert!(glance.moved || glance.progress_at == at(1_000));
+        let snapshot = cell.snapshot().unwrap();
+        if snapshot.work.activity == Activity::Processing {
+            assert!(snapshot.moved || snapshot.progress_at == at(1_000));
         }
         worker.join().unwrap();
         pacemaker.join().unwrap();
@@ -384,7 +387,7 @@ fn what_several_threads_say_of_the_work_is_all_kept() {
 fn a_task_is_dated_and_never_before_it_began() {
     model(2, || {
         let cell = occupied(1);
-        let (clock, begun_at) = <(Arc<Ghost>, Arc<Notes<3>>)>::default();
+        let (clock, begun_at) = <(Arc<Ghost>, Arc<Timestamps<3>>)>::default();
         let first = cell.work().task;
         let worker = {
             let (cell, clock) = (Arc::clone(&cell), Arc::clone(&clock));
@@ -401,20 +404,20 @@ fn a_task_is_dated_and_never_before_it_began() {
             let (cell, clock) = (Arc::clone(&cell), Arc::clone(&clock));
             thread::spawn(move || observe_by(&cell, &clock))
         };
-        let check = |glance: CellSnapshot| {
-            let task = (glance.work.task - first) as usize;
-            if let (1.., Some(task_at)) = (task, glance.task_at) {
+        let check = |snapshot: CellSnapshot| {
+            let task = (snapshot.work.task - first) as usize;
+            if let (1.., Some(task_at)) = (task, snapshot.task_at) {
                 assert!(task_at >= begun_at.get(task));
             }
         };
-        check(cell.glance().unwrap());
+        check(cell.snapshot().unwrap());
         worker.join().unwrap();
         pacemaker.join().unwrap();
-        check(cell.glance().unwrap());
+        check(cell.snapshot().unwrap());
         observe_by(&cell, &clock);
-        let glance = cell.glance().unwrap();
-        assert!(glance.task_at.is_some() && !glance.moved);
-        check(glance);
+        let snapshot = cell.snapshot().unwrap();
+        assert!(snapshot.task_at.is_some() && !snapshot.moved);
+        check(snapshot);
     });
 }
 
@@ -482,15 +485,15 @@ fn a_late_beat_does_not_bring_back_the_dead() {
                 ..life
             });
         }
-        let dead = |glance: CellSnapshot| glance.state.phase == Phase::Dead;
-        assert!(dead(cell.glance().unwrap()));
+        let dead = |snapshot: CellSnapshot| snapshot.state.phase == Phase::Dead;
+        assert!(dead(cell.snapshot().unwrap()));
         let asked = stopper.join().unwrap();
         worker.join().unwrap();
         observe(&cell, at(20));
-        let glance = cell.glance().unwrap();
-        assert!(dead(glance));
-        assert_eq!(glance.state.stop_requested, asked);
-        assert_eq!(glance.beats, 2, "they are counted");
+        let snapshot = cell.snapshot().unwrap();
+        assert!(dead(snapshot));
+        assert_eq!(snapshot.state.stop_requested, asked);
+        assert_eq!(snapshot.beats, 2, "they are counted");
     });
 }
 
@@ -503,7 +506,7 @@ fn a_late_beat_does_not_bring_back_the_dead() {
 #[test]
 fn an_observation_of_the_old_occupant_is_no_beat_of_the_new_one() {
     model(2, || {
-        let place = Place::new(occupied(1));
+        let place = ModelChunk::new(occupied(1));
         place.cell.beat();
         let observed = Arc::new(Ghost::default());
         let pacemaker = {
@@ -515,18 +518,18 @@ fn an_observation_of_the_old_occupant_is_no_beat_of_the_new_one() {
         };
         place.vacate();
         place.enter(at(20));
-        let glance = place.cell.glance().unwrap();
-        assert!(!glance.beaten && !glance.moved && glance.beats == 0);
+        let snapshot = place.cell.snapshot().unwrap();
+        assert!(!snapshot.beaten && !snapshot.moved && snapshot.beats == 0);
         let observed_before = observed.get() == at(20);
         place.cell.beat();
-        let glance = place.cell.glance().unwrap();
-        assert!(glance.beaten && glance.beats == 1);
-        assert!(glance.moved || !observed_before);
+        let snapshot = place.cell.snapshot().unwrap();
+        assert!(snapshot.beaten && snapshot.beats == 1);
+        assert!(snapshot.moved || !observed_before);
         pacemaker.join().unwrap();
         observe(&place.cell, at(30));
-        let glance = place.cell.glance().unwrap();
-        assert!(!glance.moved);
-        assert!(glance.progress_at == at(30) || !observed_before);
+        let snapshot = place.cell.snapshot().unwrap();
+        assert!(!snapshot.moved);
+        assert!(snapshot.progress_at == at(30) || !observed_before);
     });
 }
 
@@ -537,7 +540,7 @@ fn an_observation_of_the_old_occupant_is_no_beat_of_the_new_one() {
 #[test]
 fn an_observation_of_the_old_occupant_does_not_age_the_new_one() {
     model(2, || {
-        let place = Place::new(occupied(1));
+        let place = ModelChunk::new(occupied(1));
         place.cell.beat();
         let pacemaker = {
             let cell = Arc::clone(&place.cell);
@@ -546,28 +549,28 @@ fn an_observation_of_the_old_occupant_does_not_age_the_new_one() {
         place.vacate();
         place.enter(at(25));
         pacemaker.join().unwrap();
-        let glance = place.cell.glance().unwrap();
-        assert!(!glance.beaten && glance.progress_at >= at(25));
+        let snapshot = place.cell.snapshot().unwrap();
+        assert!(!snapshot.beaten && snapshot.progress_at >= at(25));
     });
 }
 
-/// What a glance tells belongs to one occupant, whoever moves out and in meanwhile; or it tells
+/// What a snapshot tells belongs to one occupant, whoever moves out and in meanwhile; or it tells
 /// nothing.
 ///
-/// Mirrors `WorkerRef::living_glance`, and `Registry::retire` and `Registry::admit` on two threads.
+/// Mirrors `WorkerRef::living_snapshot`, and `Registry::retire` and `Registry::admit` on two threads.
 #[test]
 fn a_glance_never_mixes_two_occupants() {
     model(2, || {
-        let place = Place::new(occupied(1));
+        let place = ModelChunk::new(occupied(1));
         place.cell.beat();
         let reader = {
             let cell = Arc::clone(&place.cell);
-            thread::spawn(move || match cell.glance() {
-                Some(glance) if glance.state.phase == Phase::Live => {
-                    if glance.state.tag == 1 {
-                        assert_eq!((glance.beats, glance.progress_at), (1, BEGUN));
+            thread::spawn(move || match cell.snapshot() {
+                Some(snapshot) if snapshot.state.phase == Phase::Live => {
+                    if snapshot.state.tag == 1 {
+                        assert_eq!((snapshot.beats, snapshot.progress_at), (1, BEGUN));
                     } else {
-                        assert_eq!((glance.beats, glance.progress_at), (0, at(20)));
+                        assert_eq!((snapshot.beats, snapshot.progress_at), (0, at(20)));
                     }
                 }
                 _ => {}
@@ -587,7 +590,7 @@ fn a_glance_never_mixes_two_occupants() {
 #[test]
 fn a_reading_during_a_restart_is_of_one_life() {
     model(2, || {
-        let place = Place::new(occupied(1));
+        let place = ModelChunk::new(occupied(1));
         place.cell.beat();
         let detail = Arc::new(Mutex::new(false));
         let tag = Arc::new(AtomicU32::new(1));
@@ -598,16 +601,16 @@ fn a_reading_during_a_restart_is_of_one_life() {
                 Arc::clone(&detail),
             );
             thread::spawn(move || {
-                let living = cell.glance().filter(|glance| {
-                    glance.state.phase == Phase::Live
-                        && glance.state.tag == tag.load(Ordering::Acquire)
+                let living = cell.snapshot().filter(|snapshot| {
+                    snapshot.state.phase == Phase::Live
+                        && snapshot.state.tag == tag.load(Ordering::Acquire)
                 });
                 match living {
-                    Some(glance) if glance.state.tag == 1 => {
-                        assert_eq!((glance.beats, glance.progress_at), (1, BEGUN));
+                    Some(snapshot) if snapshot.state.tag == 1 => {
+                        assert_eq!((snapshot.beats, snapshot.progress_at), (1, BEGUN));
                     }
-                    Some(glance) => {
-                        assert_eq!((glance.beats, glance.progress_at), (0, at(20)));
+                    Some(snapshot) => {
+                        assert_eq!((snapshot.beats, snapshot.progress_at), (0, at(20)));
                     }
                     None => drop(detail.lock().unwrap()),
                 }
@@ -644,19 +647,19 @@ fn a_reading_during_a_restart_is_of_one_life() {
 #[test]
 fn a_restarted_worker_is_watched() {
     model(2, || {
-        let place = Place::new(occupied(1));
+        let place = ModelChunk::new(occupied(1));
         place.cell.set_state(Lifecycle {
             phase: Phase::Dead,
             ..live(1)
         });
         restart_while(&place, |place, tag| {
-            let Some(glance) = living_glance(place, tag) else {
-                place.unwatch();
+            let Some(snapshot) = living_snapshot(place, tag) else {
+                place.unschedule();
                 return;
             };
-            place.set_watch(glance.state.tag, STARTING);
+            place.set_schedule(snapshot.state.tag, STARTING);
         });
-        assert_eq!(place.cell.glance().unwrap().watch, STARTING);
+        assert_eq!(place.cell.snapshot().unwrap().schedule, STARTING);
     });
 }
 
@@ -664,14 +667,14 @@ fn a_restarted_worker_is_watched() {
 #[test]
 fn a_verdict_on_one_life_is_not_written_into_the_next() {
     model(2, || {
-        let place = Place::new(occupied(1));
+        let place = ModelChunk::new(occupied(1));
         place.cell.beat();
         restart_while(&place, |place, tag| {
-            if let Some(glance) = living_glance(place, tag).filter(|glance| glance.beaten) {
-                place.set_watch(glance.state.tag, WELL);
+            if let Some(snapshot) = living_snapshot(place, tag).filter(|snapshot| snapshot.beaten) {
+                place.set_schedule(snapshot.state.tag, WELL);
             }
         });
-        assert_eq!(place.cell.glance().unwrap().watch, STARTING);
+        assert_eq!(place.cell.snapshot().unwrap().schedule, STARTING);
     });
 }
 
@@ -683,7 +686,10 @@ fn a_verdict_on_one_life_is_not_written_into_the_next() {
 #[test]
 fn a_beat_of_a_former_life_is_no_beat_of_the_present_one() {
     model(2, || {
-        let (former, present) = (Place::new(occupied(1)), Place::new(Arc::new(Cell::new())));
+        let (former, present) = (
+            ModelChunk::new(occupied(1)),
+            ModelChunk::new(Arc::new(Cell::new())),
+        );
         // `Record::place`: which of the two cells.
         let place = Arc::new(AtomicU32::new(0));
         let detail = Arc::new(Mutex::new(()));
@@ -699,20 +705,20 @@ fn a_beat_of_a_former_life_is_no_beat_of_the_present_one() {
             let (place, detail) = (Arc::clone(&place), Arc::clone(&detail));
             thread::spawn(move || {
                 let living = |cell: &Cell| {
-                    let glance = cell.glance();
-                    glance.filter(|glance| glance.state.phase == Phase::Live)
+                    let snapshot = cell.snapshot();
+                    snapshot.filter(|snapshot| snapshot.state.phase == Phase::Live)
                 };
                 if place.load(Ordering::Acquire) == 0 {
                     match living(&former) {
-                        Some(glance) => assert!(glance.beats <= 2),
+                        Some(snapshot) => assert!(snapshot.beats <= 2),
                         None => drop(detail.lock().unwrap()),
                     }
                 }
                 if place.load(Ordering::Acquire) == 1 {
-                    let glance = living(&present).expect("it lives");
-                    assert!(!glance.beaten && !glance.moved);
-                    assert_eq!((glance.beats, glance.progress_at), (0, at(20)));
-                    assert_eq!(glance.work.activity, Activity::Active);
+                    let snapshot = living(&present).expect("it lives");
+                    assert!(!snapshot.beaten && !snapshot.moved);
+                    assert_eq!((snapshot.beats, snapshot.progress_at), (0, at(20)));
+                    assert_eq!(snapshot.work.activity, Activity::Active);
                 }
             })
         };
@@ -727,7 +733,7 @@ fn a_beat_of_a_former_life_is_no_beat_of_the_present_one() {
             place.store(1, Ordering::Release);
         }
         // `Chunk::leave_behind`.
-        former.cell.set_watch(Watch::OFF);
+        former.cell.set_schedule(Schedule::OFF);
         former.cell.set_state(Lifecycle {
             stop_requested: true,
             ..former.cell.state()
@@ -740,14 +746,14 @@ fn a_beat_of_a_former_life_is_no_beat_of_the_present_one() {
     });
 }
 
-fn living_glance(place: &Place, tag: &AtomicU32) -> Option<CellSnapshot> {
-    place.cell.glance().filter(|glance| {
-        glance.state.phase == Phase::Live && glance.state.tag == tag.load(Ordering::Acquire)
+fn living_snapshot(place: &ModelChunk, tag: &AtomicU32) -> Option<CellSnapshot> {
+    place.cell.snapshot().filter(|snapshot| {
+        snapshot.state.phase == Phase::Live && snapshot.state.tag == tag.load(Ordering::Acquire)
     })
 }
 
 /// `WorkerRef::end` and `WorkerRef::begin_next_life`, while the pacemaker does something.
-fn restart_while(place: &Arc<Place>, pacemaker: fn(&Place, &AtomicU32)) {
+fn restart_while(place: &Arc<ModelChunk>, pacemaker: fn(&ModelChunk, &AtomicU32)) {
     let tag = Arc::new(AtomicU32::new(1));
     let pacemaker = {
         let (place, tag) = (Arc::clone(place), Arc::clone(&tag));

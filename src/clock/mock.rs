@@ -34,7 +34,7 @@ use super::{Clock, Moment, Source};
 /// ```
 #[derive(Clone, Debug)]
 pub struct MockClock {
-    state: Arc<State>,
+    state: Arc<MockTime>,
 }
 
 impl MockClock {
@@ -42,11 +42,11 @@ impl MockClock {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            state: Arc::new(State {
+            state: Arc::new(MockTime {
                 now: AtomicU64::new(0),
                 origin: SystemTime::now(),
                 turn: Mutex::new(()),
-                table: Mutex::new(Table::default()),
+                table: Mutex::new(Sleepers::default()),
                 settled: Condvar::new(),
             }),
         }
@@ -126,26 +126,26 @@ impl Default for MockClock {
 
 /// What all clones of a mock clock share.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct MockTime {
     now: AtomicU64,
     origin: SystemTime,
     /// One `advance` or `suspend` at a time.
     turn: Mutex<()>,
-    table: Mutex<Table>,
+    table: Mutex<Sleepers>,
     /// Told whenever a sleeper goes to sleep or goes away.
     settled: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    sleepers: BTreeMap<u64, Entry>,
+struct Sleepers {
+    sleepers: BTreeMap<u64, MockSleeper>,
     next_id: u64,
 }
 
 /// A thread that sleeps by this clock.
 #[derive(Debug)]
-struct Entry {
-    phase: Phase,
+struct MockSleeper {
+    phase: SleepPhase,
     /// When it wants to be woken, while it is asleep.
     due: Moment,
     /// Up to here it may move the clock by itself, because nobody else has work before.
@@ -156,7 +156,7 @@ struct Entry {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Phase {
+enum SleepPhase {
     /// At work: time must not move.
     Busy,
     /// Waiting for its time.
@@ -165,19 +165,19 @@ enum Phase {
     Away,
 }
 
-impl Entry {
+impl MockSleeper {
     fn rouse(&mut self) {
         match self.phase {
-            Phase::Asleep => {
-                self.phase = Phase::Busy;
+            SleepPhase::Asleep => {
+                self.phase = SleepPhase::Busy;
                 self.condvar.notify_all();
             }
-            Phase::Busy | Phase::Away => self.roused = true,
+            SleepPhase::Busy | SleepPhase::Away => self.roused = true,
         }
     }
 }
 
-impl Table {
+impl Sleepers {
     /// Somebody is at work who was not: nobody may move the clock by itself any more.
     fn hold(&mut self) {
         for sleeper in self.sleepers.values_mut() {
@@ -188,7 +188,9 @@ impl Table {
     fn next_due(&self) -> Option<(u64, Moment)> {
         self.sleepers
             .iter()
-            .filter(|(_, sleeper)| sleeper.phase == Phase::Asleep && sleeper.due != Moment::NEVER)
+            .filter(|(_, sleeper)| {
+                sleeper.phase == SleepPhase::Asleep && sleeper.due != Moment::NEVER
+            })
             .map(|(id, sleeper)| (*id, sleeper.due))
             .min_by_key(|(id, due)| (*due, *id))
     }
@@ -196,14 +198,14 @@ impl Table {
     fn earliest_but(&self, id: u64) -> Moment {
         self.sleepers
             .iter()
-            .filter(|(other, sleeper)| **other != id && sleeper.phase == Phase::Asleep)
+            .filter(|(other, sleeper)| **other != id && sleeper.phase == SleepPhase::Asleep)
             .map(|(_, sleeper)| sleeper.due)
             .min()
             .unwrap_or(Moment::NEVER)
     }
 }
 
-impl State {
+impl MockTime {
     pub(super) fn now(&self) -> Moment {
         Moment::from_nanos(self.now.load(Ordering::Acquire))
     }
@@ -217,11 +219,11 @@ impl State {
         self.now.fetch_max(moment.as_nanos(), Ordering::AcqRel);
     }
 
-    fn wait_until_settled(&self, table: &mut parking_lot::MutexGuard<'_, Table>) {
+    fn wait_until_settled(&self, table: &mut parking_lot::MutexGuard<'_, Sleepers>) {
         while table
             .sleepers
             .values()
-            .any(|sleeper| sleeper.phase == Phase::Busy)
+            .any(|sleeper| sleeper.phase == SleepPhase::Busy)
         {
             self.settled.wait(table);
         }
@@ -234,8 +236,8 @@ impl State {
         table.next_id += 1;
         table.sleepers.insert(
             id,
-            Entry {
-                phase: Phase::Busy,
+            MockSleeper {
+                phase: SleepPhase::Busy,
                 due: Moment::NEVER,
                 limit: Moment::ZERO,
                 roused: false,
@@ -260,7 +262,7 @@ impl State {
 
     pub(super) fn step_away(&self, id: u64) {
         if let Some(sleeper) = self.table.lock().sleepers.get_mut(&id) {
-            sleeper.phase = Phase::Away;
+            sleeper.phase = SleepPhase::Away;
             sleeper.limit = Moment::ZERO;
         }
         self.settled.notify_all();
@@ -270,7 +272,7 @@ impl State {
         let mut table = self.table.lock();
         table.hold();
         if let Some(sleeper) = table.sleepers.get_mut(&id) {
-            sleeper.phase = Phase::Busy;
+            sleeper.phase = SleepPhase::Busy;
         }
     }
 
@@ -285,15 +287,15 @@ impl State {
             return;
         };
         if std::mem::take(&mut sleeper.roused) || due <= self.now() {
-            sleeper.phase = Phase::Busy;
+            sleeper.phase = SleepPhase::Busy;
             return;
         }
         if due <= sleeper.limit {
-            sleeper.phase = Phase::Busy;
+            sleeper.phase = SleepPhase::Busy;
             self.move_to(due);
             return;
         }
-        sleeper.phase = Phase::Asleep;
+        sleeper.phase = SleepPhase::Asleep;
         sleeper.due = due;
         sleeper.limit = Moment::ZERO;
         let condvar = Arc::clone(&sleeper.condvar);
@@ -301,7 +303,7 @@ impl State {
         while table
             .sleepers
             .get(&id)
-            .is_some_and(|sleeper| sleeper.phase == Phase::Asleep)
+            .is_some_and(|sleeper| sleeper.phase == SleepPhase::Asleep)
         {
             condvar.wait(&mut table);
         }
@@ -388,7 +390,7 @@ mod tests {
         let id = time.state.table.lock().next_id - 1;
         let asleep = || {
             let table = time.state.table.lock();
-            table.sleepers[&id].phase == Phase::Asleep
+            table.sleepers[&id].phase == SleepPhase::Asleep
         };
         thread::scope(|scope| {
             let (woken, is_woken) = std::sync::mpsc::channel();

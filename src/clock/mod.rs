@@ -82,7 +82,7 @@ pub struct Clock {
 #[derive(Clone, Debug)]
 enum Source {
     System { anchor: Instant },
-    Mock(Arc<mock::State>),
+    Mock(Arc<mock::MockTime>),
 }
 
 impl Clock {

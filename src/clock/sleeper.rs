@@ -23,7 +23,7 @@ pub(crate) struct Alarm(Bell);
 #[derive(Clone, Debug)]
 enum Bell {
     System(Arc<(Mutex<bool>, Condvar)>),
-    Mock { state: Arc<mock::State>, id: u64 },
+    Mock { state: Arc<mock::MockTime>, id: u64 },
 }
 
 impl Sleeper {

@@ -13,7 +13,12 @@ pub struct WorkerKey {
 
 impl fmt::Display for WorkerKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}#{}", crate::health::Line(&self.id), self.incarnation)
+        write!(
+            f,
+            "{}#{}",
+            crate::health::Printable(&self.id),
+            self.incarnation
+        )
     }
 }
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::StallCause;
-use crate::sync::procfs::Seen;
+use crate::sync::procfs::Presence;
 use crate::sync::threads::{self, KernelThread};
 
 /// Less than this between two samples says nothing.
@@ -42,7 +42,7 @@ impl Sample {
             .ok()
             .filter(|place| !place.is_empty() && place != "0");
         // Last: what was read is of this thread, if it is still there.
-        let Seen::There(stat) = threads::kernel_thread(thread)?.look() else {
+        let Presence::There(stat) = threads::kernel_thread(thread)?.look() else {
             return None;
         };
         Some(Self {

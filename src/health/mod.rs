@@ -16,6 +16,6 @@ pub use report::{
     SweepTotals, TypeStats, UnwellWorker,
 };
 pub use state::{Activity, State};
-pub(crate) use text::{Age, Line};
+pub(crate) use text::{Age, Printable};
 pub(crate) use verdict::during;
 pub use verdict::{Death, DeathCause, Ending, Health, StallCause, Stalled, StopCause};

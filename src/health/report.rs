@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::{Age, Health, Line, State};
+use super::{Age, Health, Printable, State};
 
 /// How many workers are in each state.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -146,7 +146,7 @@ impl Brief<'_> {
     fn name_unwell(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (dead, stalled) = (&self.summary.dead_workers, &self.summary.stalled_workers);
         for unwell in dead.iter().chain(stalled).take(self.most) {
-            write!(f, "; {}: {}", Line(&unwell.id), unwell.health)?;
+            write!(f, "; {}: {}", Printable(&unwell.id), unwell.health)?;
         }
         match (dead.len() + stalled.len()).saturating_sub(self.most) {
             0 => Ok(()),
@@ -295,7 +295,7 @@ impl fmt::Display for MissingWorkers {
             "{} of {} expected workers of type {} live",
             self.living,
             self.expected,
-            Line(&self.worker_type)
+            Printable(&self.worker_type)
         )
     }
 }

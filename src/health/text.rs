@@ -5,9 +5,9 @@ use std::time::Duration;
 
 /// A text from outside, on one line, without characters that control a terminal, break a line or
 /// change the direction in which it is read, so that it can neither break nor forge a log.
-pub(crate) struct Line<'a>(pub(crate) &'a str);
+pub(crate) struct Printable<'a>(pub(crate) &'a str);
 
-impl fmt::Display for Line<'_> {
+impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for character in self.0.chars() {
             if is_unprintable(character) {

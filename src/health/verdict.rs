@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::State;
-use super::text::{Age, Line};
+use super::text::{Age, Printable};
 
 /// The verdict on a worker at one moment, with its reason.
 ///
@@ -381,11 +381,11 @@ impl fmt::Display for DeathCause {
                         Some((place, _)) if place.contains(':') => place,
                         _ => location,
                     };
-                    write!(f, " at {}", Line(place))?;
+                    write!(f, " at {}", Printable(place))?;
                 }
-                write!(f, ": {}", Line(message))
+                write!(f, ": {}", Printable(message))
             }
-            Self::Failed { error } => write!(f, "failed: {}", Line(error)),
+            Self::Failed { error } => write!(f, "failed: {}", Printable(error)),
             Self::Exited => f.write_str("returned while not asked to"),
             Self::Killed => f.write_str("its process was killed"),
             Self::Gone => f.write_str("its process is gone"),
@@ -451,7 +451,7 @@ impl fmt::Display for StallCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy { percent } => write!(f, "busy, using {percent} % of a processor"),
-            Self::Blocked { place: Some(place) } => write!(f, "blocked in {}", Line(place)),
+            Self::Blocked { place: Some(place) } => write!(f, "blocked in {}", Printable(place)),
             Self::Blocked { place: None } => f.write_str("blocked"),
             Self::Starved { percent } => {
                 write!(
@@ -480,8 +480,10 @@ pub(crate) fn during(
     task: Option<&str>,
 ) -> fmt::Result {
     match (run_id, task) {
-        (Some(run_id), Some(task)) => write!(f, ", during {} ({})", Line(run_id), Line(task)),
-        (Some(name), None) | (None, Some(name)) => write!(f, ", during {}", Line(name)),
+        (Some(run_id), Some(task)) => {
+            write!(f, ", during {} ({})", Printable(run_id), Printable(task))
+        }
+        (Some(name), None) | (None, Some(name)) => write!(f, ", during {}", Printable(name)),
         (None, None) => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use crate::health::{
 };
 use crate::registry::core::counts::{Counts, TypeCounts};
 use crate::registry::core::profile::Profile;
-use crate::registry::core::record::Notes;
+use crate::registry::core::record::Adjustments;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{WorkerRef, signs};
 
@@ -44,7 +44,7 @@ pub(crate) struct TypeFigures {
 
 /// What one pass over the cells finds of the workers with one profile.
 #[derive(Default)]
-struct Found {
+struct ProfileTotals {
     states: StateCounts,
     beats: u64,
     heartbeat_age: Option<Duration>,
@@ -97,7 +97,7 @@ impl Registry {
 struct Pass<'a> {
     registry: &'a Registry,
     observed: &'a ObservedNow,
-    rows: Vec<(Arc<Profile>, Found)>,
+    rows: Vec<(Arc<Profile>, ProfileTotals)>,
     by_number: HashMap<u32, usize>,
     /// Rows at hand, by the last bits of their profiles' numbers.
     near: [usize; NEAR],
@@ -120,15 +120,15 @@ impl<'a> Pass<'a> {
         let core = Arc::clone(self.registry.core());
         for chunk in &*core.slab.chunks() {
             for (offset, cell) in chunk.cells().iter().enumerate() {
-                match cell.glance() {
-                    Some(glance) if glance.state.phase == Phase::Empty => continue,
-                    Some(glance) if glance.is_plain() => {
-                        let number = glance.state.profile;
+                match cell.snapshot() {
+                    Some(snapshot) if snapshot.state.phase == Phase::Empty => continue,
+                    Some(snapshot) if snapshot.is_plain() => {
+                        let number = snapshot.state.profile;
                         let observed = self.observed;
                         if let Some((limits, found)) =
                             self.row(number, || core.profiles.get(number))
                         {
-                            found.add_living(&glance, limits, observed);
+                            found.add_living(&snapshot, limits, observed);
                             found.add_beats(cell.beats());
                         }
                         continue;
@@ -188,7 +188,7 @@ impl<'a> Pass<'a> {
         &mut self,
         number: u32,
         profile: impl FnOnce() -> Option<Arc<Profile>>,
-    ) -> Option<(&Limits, &mut Found)> {
+    ) -> Option<(&Limits, &mut ProfileTotals)> {
         let place = number as usize % NEAR;
         let near = self.near[place];
         let row = match self.rows.get(near) {
@@ -196,7 +196,7 @@ impl<'a> Pass<'a> {
             _ => match self.by_number.get(&number) {
                 Some(row) => *row,
                 None => {
-                    self.rows.push((profile()?, Found::default()));
+                    self.rows.push((profile()?, ProfileTotals::default()));
                     self.by_number.insert(number, self.rows.len() - 1);
                     self.rows.len() - 1
                 }
@@ -209,7 +209,7 @@ impl<'a> Pass<'a> {
 
     /// By type, those included that have no workers any more.
     fn finish(self) -> BTreeMap<Box<str>, TypeFigures> {
-        let mut by_type = HashMap::<usize, Found>::new();
+        let mut by_type = HashMap::<usize, ProfileTotals>::new();
         for (profile, found) in self.rows {
             let counts = Arc::as_ptr(&profile.counts).addr();
             by_type.entry(counts).or_default().add_all(&found);
@@ -224,9 +224,9 @@ impl<'a> Pass<'a> {
     }
 }
 
-impl Found {
-    fn add_living(&mut self, glance: &CellSnapshot, limits: &Limits, observed: &ObservedNow) {
-        let signs = signs(glance, limits, observed, &Notes::default());
+impl ProfileTotals {
+    fn add_living(&mut self, snapshot: &CellSnapshot, limits: &Limits, observed: &ObservedNow) {
+        let signs = signs(snapshot, limits, observed, &Adjustments::default());
         self.states.add(verdict(&signs, limits, observed.now));
         let since = |moment| observed.now.since(moment);
         let at_work = signs.activity != Activity::Idle;
@@ -254,7 +254,7 @@ impl Found {
 }
 
 impl TypeFigures {
-    fn of(counts: Arc<TypeCounts>, found: &Found) -> Self {
+    fn of(counts: Arc<TypeCounts>, found: &ProfileTotals) -> Self {
         Self {
             states: found.states,
             beats: counts.beats.get().saturating_add(found.beats),
@@ -265,7 +265,7 @@ impl TypeFigures {
     }
 
     /// The beats, never fewer than anybody was told before.
-    pub(crate) fn beats_to_tell(&self) -> u64 {
-        self.counts.beats_to_tell(self.beats)
+    pub(crate) fn monotonic_beats(&self) -> u64 {
+        self.counts.monotonic_beats(self.beats)
     }
 }

@@ -5,7 +5,7 @@ use std::thread;
 use super::{Probe, Registry, at_exit};
 use crate::health::{DeathCause, StopCause};
 use crate::registry::core::unreturned::AtWork;
-use crate::registry::core::worker_ref::{End, WorkerRef};
+use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::sync::panics::{self, PanicReport};
 
 /// Held by a handle and by the supervised futures that run on its behalf. It is of one life: when
@@ -52,14 +52,14 @@ impl Membership {
     }
 
     /// Ends the worker. `false` if it had ended before.
-    pub(crate) fn end(&self, end: End) -> bool {
+    pub(crate) fn end(&self, end: Termination) -> bool {
         self.registry.core().end(&self.worker, end)
     }
 
     /// It went idle and was asked to stop: nothing is left to do.
     pub(crate) fn end_if(&self, asked_and_idle: bool) {
         if asked_and_idle {
-            self.end(End::Stopped(StopCause::Completed));
+            self.end(Termination::Stopped(StopCause::Completed));
         }
     }
 
@@ -101,11 +101,11 @@ impl Drop for Membership {
         self.end(
             if thread::panicking() && !self.worker.record.born_unwinding {
                 match at_exit::unwinding() {
-                    Some(cause) => End::Overruled(cause),
-                    None => End::Panicked(panics::unwinding()),
+                    Some(cause) => Termination::Overruled(cause),
+                    None => Termination::Panicked(panics::unwinding()),
                 }
             } else {
-                End::Stopped(StopCause::Drop)
+                Termination::Stopped(StopCause::Drop)
             },
         );
         self.dismiss_dependents();

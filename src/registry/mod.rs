@@ -9,7 +9,7 @@ mod membership;
 mod pacemaker;
 mod probe;
 mod scan;
-mod survey;
+mod summary;
 mod tombstones;
 
 use std::fmt;
@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use once_cell::sync::{Lazy, OnceCell};
 use parking_lot::Mutex;
 
-use crate::cell::Place;
+use crate::cell::CellKey;
 use crate::clock::{Clock, Patience};
 use crate::error::Error;
 use crate::health::evidence::SHORTEST_WINDOW;
@@ -31,7 +31,7 @@ use crate::registry::core::record::Record;
 use crate::registry::core::tasks::boundary;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{WorkerRef, settle, wake};
-use crate::registry::core::{Core, Expectation, StopNews};
+use crate::registry::core::{Core, Expectation, PendingNotices};
 use crate::registry::pacemaker::Pacemaker;
 use at_exit::{AtExit, Witness};
 use index::{ById, Index};
@@ -51,11 +51,11 @@ const SUBSCRIPTION_CAPACITY: usize = 1_024;
 /// with the last; once workers are [expected](Self::expect_workers), with the registry itself.
 #[derive(Clone)]
 pub struct Registry {
-    inner: Arc<Inner>,
+    inner: Arc<RegistryInner>,
     _witness: Witness,
 }
 
-struct Inner {
+struct RegistryInner {
     core: Arc<Core>,
     pacemaker: Pacemaker,
     index: Index,
@@ -68,7 +68,7 @@ struct Inner {
     at_exit: AtExit,
 }
 
-impl Drop for Inner {
+impl Drop for RegistryInner {
     fn drop(&mut self) {
         if self.missing.get().is_some() {
             let _ = self.pacemaker.leave();
@@ -106,7 +106,7 @@ impl Registry {
 
     fn make(clock: Clock) -> Self {
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(RegistryInner {
                 core: Arc::new(Core::new(clock)),
                 pacemaker: Pacemaker::default(),
                 index: Index::default(),
@@ -151,7 +151,7 @@ impl Registry {
         Some(Probe::new(self.clone(), worker))
     }
 
-    /// Says how many workers of a type have to live; 0: any number. If fewer do, the summary says so
+    /// TaskReport how many workers of a type have to live; 0: any number. If fewer do, the summary says so
     /// and is not healthy, and at its next look the pacemaker tells subscribers and the log.
     ///
     /// A registry in which workers are expected keeps its pacemaker even while it has none, so that
@@ -168,12 +168,12 @@ impl Registry {
                 .entry(worker_type)
                 .or_insert(Expectation {
                     count,
-                    told_missing: false,
+                    missing_reported: false,
                 })
                 .count = count;
-            let watch = || self.inner.pacemaker.join(core);
+            let schedule = || self.inner.pacemaker.join(core);
             // Without a thread to be had, the first worker that comes is told so.
-            let _ = self.inner.missing.get_or_try_init(watch);
+            let _ = self.inner.missing.get_or_try_init(schedule);
         }
         core.changed.store(true, Ordering::Release);
     }
@@ -188,7 +188,7 @@ impl Registry {
     /// As [`subscribe`](Self::subscribe), with room for this many unread events, 1 to 65,536.
     #[must_use]
     pub fn subscribe_with_capacity(&self, capacity: usize) -> Subscription {
-        self.inner.core.hub.subscribe(capacity)
+        self.inner.core.subscribers.subscribe(capacity)
     }
 
     /// Forgets the workers that ended at least `age` ago and whose handles are gone. Returns how
@@ -235,7 +235,7 @@ impl Registry {
                 return Err(error);
             }
         };
-        if core.sharpen(worker.record.profile.thresholds.shortest()) {
+        if core.refine_resolution(worker.record.profile.thresholds.shortest()) {
             // Nobody is to be judged by the coarser look any more once this returns.
             self.inner.pacemaker.await_tick(READER_PATIENCE);
         }
@@ -269,7 +269,7 @@ impl Registry {
             let chunk = core.slab.chunk(slot);
             let offset = slot.offset as usize;
             let tag = chunk.cell(offset).state().next_tag();
-            let place = Place::new(slot, tag);
+            let place = CellKey::new(slot, tag);
             let record = Arc::new(Record::new(&id, !explicit, Arc::clone(&profile), place));
             if !spec.metadata.is_empty() {
                 record.detail().metadata = spec.metadata;
@@ -317,7 +317,7 @@ impl Registry {
         // Its beats move from the cell to those of lives that are over.
         let begin = || worker.begin_next_life(elsewhere.as_ref(), &observed);
         let wakers = {
-            let _turn = core.turn(&worker.record);
+            let _events = core.lock_events(&worker.record);
             self.inner.scan.move_with(begin)
         };
         let Some(wakers) = wakers else {
@@ -342,7 +342,7 @@ impl Registry {
         if let Some(cause) = stopping {
             let core = &self.inner.core;
             core.request_stop(std::slice::from_ref(worker), &cause)
-                .tell();
+                .deliver();
         }
     }
 
@@ -377,12 +377,12 @@ impl Registry {
         drop(wakers);
         // Who misses expected workers holds the pacemaker, and is no worker.
         if left == usize::from(self.inner.missing.get().is_some()) {
-            self.tell_store(&Patience::new(Duration::MAX));
+            self.flush_store(&Patience::new(Duration::MAX));
         }
     }
 
     /// Asks every worker to stop, those to come included. When this returns, all of them know.
-    pub(crate) fn request_stop(&self, cause: &StopCause) -> StopNews<'_> {
+    pub(crate) fn request_stop(&self, cause: &StopCause) -> PendingNotices<'_> {
         self.inner
             .stopping
             .lock()
@@ -538,12 +538,12 @@ impl Registry {
     /// Waits until the log has been told of every end, but no longer than this.
     pub(crate) fn wait_for_log(&self, patience: &Patience) {
         let core = &self.inner.core;
-        core.wait_for_ends(patience, || core.all_told());
+        core.wait_for_ends(patience, || core.all_logged());
     }
 
     /// Waits until the store that the registry is attached to knows what is so now, but no longer
     /// than this, nor than it is configured.
-    pub(crate) fn tell_store(&self, patience: &Patience) {
+    pub(crate) fn flush_store(&self, patience: &Patience) {
         if let Some(store_hook) = self.inner.core.store_hook() {
             store_hook.farewell(patience);
         }
@@ -606,7 +606,7 @@ fn succeed(record: &Record, previous: &Record) {
 
 /// Does not keep a registry alive.
 #[derive(Clone, Debug)]
-pub(crate) struct WeakRegistry(Weak<Inner>);
+pub(crate) struct WeakRegistry(Weak<RegistryInner>);
 
 impl WeakRegistry {
     pub(crate) fn upgrade(&self) -> Option<Registry> {

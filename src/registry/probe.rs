@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::Registry;
 use crate::cell::CellSnapshot;
 use crate::health::{
-    Activity, Age, Death, Ending, Health, Line, Reading, StoreStatus, Thresholds, judge,
+    Activity, Age, Death, Ending, Health, Printable, Reading, StoreStatus, Thresholds, judge,
 };
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::ObservedNow;
@@ -143,8 +143,8 @@ impl Snapshot {
     }
 
     pub(super) fn take(worker: &WorkerRef, observed: &ObservedNow, wall: SystemTime) -> Self {
-        worker.read_all(observed, |reading, glance, detail| {
-            Self::of(worker, observed, wall, reading, glance, detail)
+        worker.read_all(observed, |reading, snapshot, detail| {
+            Self::of(worker, observed, wall, reading, snapshot, detail)
         })
     }
 
@@ -153,7 +153,7 @@ impl Snapshot {
         observed: &ObservedNow,
         wall: SystemTime,
         reading: &mut Reading,
-        glance: Option<&CellSnapshot>,
+        snapshot: Option<&CellSnapshot>,
         detail: Option<&Detail>,
     ) -> Self {
         let profile = &worker.record.profile;
@@ -176,9 +176,9 @@ impl Snapshot {
             progress: task
                 .map(|task| (task.done, task.total))
                 .filter(|(_, total)| at_task && *total > 0),
-            task_age: glance.filter(|_| at_task).map(|glance| {
+            task_age: snapshot.filter(|_| at_task).map(|snapshot| {
                 task.and_then(|task| task.seen_at)
-                    .or(glance.task_at)
+                    .or(snapshot.task_at)
                     .map_or(Duration::ZERO, |at| observed.now.since(at))
             }),
             run_id: reading.run_id.take(),
@@ -186,9 +186,9 @@ impl Snapshot {
             progress_age: reading.progress_at.map(|at| observed.now.since(at)),
             heartbeat_age,
             last_heartbeat: heartbeat_age.and_then(|age| wall.checked_sub(age)),
-            beats: glance.map_or_else(
+            beats: snapshot.map_or_else(
                 || ended.map_or(0, |ended| ended.beats),
-                |glance| glance.beats,
+                |snapshot| snapshot.beats,
             ),
             late_beats: detail.map_or(0, |detail| worker.late_beats(detail)),
             late_updates: detail.map_or(0, |detail| detail.late_updates),
@@ -204,11 +204,13 @@ impl Snapshot {
 
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", Line(&self.id), self.health)?;
+        write!(f, "{}: {}", Printable(&self.id), self.health)?;
         if self.health.is_recent() {
             match (&self.run_id, &self.task) {
-                (Some(run_id), Some(task)) => write!(f, " {} ({})", Line(run_id), Line(task))?,
-                (Some(name), None) | (None, Some(name)) => write!(f, " {}", Line(name))?,
+                (Some(run_id), Some(task)) => {
+                    write!(f, " {} ({})", Printable(run_id), Printable(task))?
+                }
+                (Some(name), None) | (None, Some(name)) => write!(f, " {}", Printable(name))?,
                 (None, None) => {}
             }
             if let Some((done, total)) = self.progress {

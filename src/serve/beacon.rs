@@ -12,7 +12,7 @@ use super::reporter::{Report, Reporter};
 use crate::error::Error;
 use crate::fleet::ProcessIdentity;
 use crate::fleet::host::uptime;
-use crate::health::{Age, Line, State};
+use crate::health::{Age, Printable, State};
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
 use crate::registry::core::say;
@@ -140,7 +140,7 @@ impl Beacon {
             .ok_or_else(|| format!("{} is not a beacon", path.display()))?;
         let reason = record["reason"].as_str().unwrap_or("no reason given");
         if record["ended"] == true {
-            return Err(Line(reason).to_string());
+            return Err(Printable(reason).to_string());
         }
         let process = identity(&record);
         if process.is_gone() {
@@ -154,7 +154,7 @@ impl Beacon {
                 Age(max_age)
             ));
         }
-        let said = Line(reason).to_string();
+        let said = Printable(reason).to_string();
         if record["alive"] == true {
             Ok(said)
         } else {

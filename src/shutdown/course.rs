@@ -75,7 +75,7 @@ impl Inner {
         let stores = patience.at_most(patience.left() / 2);
         for (n, registry) in self.registries.iter().enumerate() {
             let waiting = u32::try_from(self.registries.len() - n).unwrap_or(u32::MAX);
-            registry.tell_store(&stores.at_most(stores.left() / waiting));
+            registry.flush_store(&stores.at_most(stores.left() / waiting));
         }
         self.clean_up();
         // A log that is slow is waited for, one that blocks is not.

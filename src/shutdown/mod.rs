@@ -29,7 +29,7 @@ use crate::health::StopCause;
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
 use crate::registry::core::worker_ref::wake;
-use crate::registry::core::{StopNews, say};
+use crate::registry::core::{PendingNotices, say};
 use crate::sync::latch::Latch;
 use hooks::Signals;
 use waiting::Waiting;
@@ -323,7 +323,7 @@ impl Inner {
         // that nobody asked for.
         let clocks = self.registries.iter().map(Registry::clock);
         let asked = clocks.map(Clock::now).collect();
-        let mut news: Vec<_> = self
+        let mut notices: Vec<_> = self
             .registries
             .iter()
             .map(|registry| registry.request_stop(&stop_cause))
@@ -338,7 +338,7 @@ impl Inner {
         waiting.into_iter().for_each(wake);
 
         // All wakers before the first words: the log may block.
-        news.iter_mut().for_each(StopNews::wake);
+        notices.iter_mut().for_each(PendingNotices::wake);
         if !may_log {
             return;
         }
@@ -346,7 +346,7 @@ impl Inner {
             log::Level::Info,
             format_args!("shutdown begun by {cause}, {:?} allowed", self.timeout),
         );
-        news.into_iter().for_each(StopNews::tell);
+        notices.into_iter().for_each(PendingNotices::deliver);
     }
 
     /// Until every worker was asked to stop, which another thread may be about to do.

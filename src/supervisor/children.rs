@@ -114,7 +114,7 @@ impl Dependents for Children {
 /// Asks one worker to stop. The log may block, so it is not waited for.
 pub(super) fn ask(core: &Arc<Core>, worker: &WorkerRef) {
     core.request_stop(std::slice::from_ref(worker), &StopCause::Supervisor)
-        .tell_aside(core);
+        .deliver_in_background(core);
 }
 
 /// Links children to the present life of a worker. If it is over, they take no more.

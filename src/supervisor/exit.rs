@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::health::{Death, DeathCause, StopCause};
-use crate::registry::core::worker_ref::{End, wake};
+use crate::registry::core::worker_ref::{Termination, wake};
 use crate::sync::panics::PanicReport;
 
 /// How supervised work ended, after its last life.
@@ -47,14 +47,14 @@ impl Exit {
     }
 
     /// How a life of this outcome ends the worker.
-    pub(super) fn end(&self, finite: bool) -> End {
+    pub(super) fn end(&self, finite: bool) -> Termination {
         match self {
-            Self::Completed if finite => End::Stopped(StopCause::Completed),
-            Self::Completed => End::Dead(DeathCause::Exited),
-            Self::Failed { error } => End::Overruled(DeathCause::Failed {
+            Self::Completed if finite => Termination::Stopped(StopCause::Completed),
+            Self::Completed => Termination::Dead(DeathCause::Exited),
+            Self::Failed { error } => Termination::Overruled(DeathCause::Failed {
                 error: error.clone(),
             }),
-            _ => End::Stopped(StopCause::Cancelled),
+            _ => Termination::Stopped(StopCause::Cancelled),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::health::{DeathCause, Ending, StopCause};
 use crate::registry::Membership;
 use crate::registry::core::unreturned::{AtWork, OnThread};
-use crate::registry::core::worker_ref::{End, WorkerRef};
+use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::sync::panics::{self, Charge, Interest, PanicReport};
 use crate::sync::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
@@ -137,7 +137,7 @@ impl<F> Life<F> {
         self.at_work.as_ref().map(AtWork::on_this_thread)
     }
 
-    fn end(&mut self, end: End) {
+    fn end(&mut self, end: Termination) {
         let on_thread = self.on_this_thread();
         self.membership.end(end);
         drop(on_thread);
@@ -191,9 +191,11 @@ impl<F: Future> Life<F> {
             Ok(output) => {
                 // Describing a failure runs code of the application too.
                 match panics::supervise(&self.charge, || output.failure()) {
-                    Ok(Some(error)) => self.end(End::Overruled(DeathCause::Failed { error })),
-                    Ok(None) => self.end(End::Stopped(StopCause::Completed)),
-                    Err(report) => self.end(End::Panicked(report)),
+                    Ok(Some(error)) => {
+                        self.end(Termination::Overruled(DeathCause::Failed { error }))
+                    }
+                    Ok(None) => self.end(Termination::Stopped(StopCause::Completed)),
+                    Err(report) => self.end(Termination::Panicked(report)),
                 }
                 Ok(output)
             }
@@ -202,7 +204,7 @@ impl<F: Future> Life<F> {
                     id: self.membership.worker_ref().record.id().to_owned(),
                     message: report.message.clone(),
                 };
-                self.end(End::Panicked(report));
+                self.end(Termination::Panicked(report));
                 Err(error)
             }
         }
@@ -223,8 +225,8 @@ impl<F> Drop for Life<F> {
             return;
         }
         self.end(match (unwinding, dropped) {
-            (Some(report), _) | (None, Err(report)) => End::Panicked(report),
-            (None, Ok(())) => End::Stopped(StopCause::Cancelled),
+            (Some(report), _) | (None, Err(report)) => Termination::Panicked(report),
+            (None, Ok(())) => Termination::Stopped(StopCause::Cancelled),
         });
         self.membership.dismiss_dependents();
     }
@@ -356,9 +358,9 @@ impl<M> Drop for Lives<M> {
             // If it was never polled; otherwise its last life has ended.
             let unwinds = thread::panicking() && !self.worker_ref.record.born_unwinding;
             worker.membership().end(if unwinds {
-                End::Dead(DeathCause::from(*panics::unwinding()))
+                Termination::Dead(DeathCause::from(*panics::unwinding()))
             } else {
-                End::Stopped(StopCause::Cancelled)
+                Termination::Stopped(StopCause::Cancelled)
             });
         }
         if self.farewell.exit.is_none() {

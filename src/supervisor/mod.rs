@@ -23,7 +23,7 @@ pub use thread::SupervisedWorker;
 use crate::error::Error;
 use crate::health::{DeathCause, Ending, State, StopCause};
 use crate::registry::core::events::EventKind;
-use crate::registry::core::worker_ref::{End, WorkerRef};
+use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::registry::{Membership, Registry};
 use crate::sync::panics::{AtHand, Charge, Interest, PanicReport};
 use crate::worker::WorkerHeartbeat;
@@ -249,7 +249,7 @@ impl InCharge {
 
 impl Charge for InCharge {
     fn last_words(&self, report: &PanicReport) {
-        let end = End::Panicked(Box::new(report.clone()));
+        let end = Termination::Panicked(Box::new(report.clone()));
         self.registry.core().end(&self.worker, end);
     }
 
@@ -294,7 +294,7 @@ fn end_life(
         }
         Err(report) => {
             let exit = Exit::from(&*report);
-            membership.end(End::Panicked(report));
+            membership.end(Termination::Panicked(report));
             exit
         }
     };
@@ -312,7 +312,7 @@ fn end_of_drop(
         (Exit::Completed | Exit::Cancelled, Err(report)) => {
             let exit = Exit::from(&*report);
             if let Some(membership) = membership {
-                membership.end(End::Panicked(report));
+                membership.end(Termination::Panicked(report));
             }
             exit
         }

@@ -42,14 +42,14 @@ impl Stat {
 
 /// What the kernel says of a process or thread that was there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum Presence {
     There(Stat),
     Gone,
     /// The kernel does not say: no file can be opened, or `/proc` is out of reach.
     Unknown,
 }
 
-impl Seen {
+impl Presence {
     /// Looks for the one that started at this time.
     pub(crate) fn at(path: &str, started: u64) -> Self {
         match std::fs::read_to_string(path) {

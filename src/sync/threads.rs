@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::sync::procfs::{Seen, Stat};
+use crate::sync::procfs::{Presence, Stat};
 
 /// So many endings are looked into at once, so that no look takes long.
 const MOST_LOOKS: usize = 256;
@@ -71,8 +71,8 @@ impl KernelThread {
     }
 
     /// What the kernel says of it.
-    pub(crate) fn look(&self) -> Seen {
-        Seen::at(&format!("/proc/self/task/{}/stat", self.id), self.started)
+    pub(crate) fn look(&self) -> Presence {
+        Presence::at(&format!("/proc/self/task/{}/stat", self.id), self.started)
     }
 
     /// As it is known in this process. In a forked child, only the thread that forked is left, with
@@ -158,7 +158,7 @@ pub(crate) fn look_for_ended() -> u64 {
         };
         // Not under the lock: this asks the kernel.
         ending.retain(|(_, thread)| {
-            !thread.is_some_and(|thread| matches!(thread.look(), Seen::There(_)))
+            !thread.is_some_and(|thread| matches!(thread.look(), Presence::There(_)))
         });
         TABLE.lock().forget(&ending);
     }
@@ -205,12 +205,12 @@ mod tests {
     #[test]
     fn the_kernel_knows_this_thread() {
         let thread = kernel_thread(current()).unwrap();
-        assert!(matches!(thread.look(), Seen::There(stat) if stat.state == 'R'));
+        assert!(matches!(thread.look(), Presence::There(stat) if stat.state == 'R'));
         let other = KernelThread {
             started: thread.started + 1,
             ..thread
         };
-        assert_eq!(other.look(), Seen::Gone, "its id was used again");
+        assert_eq!(other.look(), Presence::Gone, "its id was used again");
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub use guards::{SilenceGuard, TaskGuard};
 use crate::cell::Phase;
 use crate::error::{chain, describe_text};
 use crate::health::{Activity, DeathCause, Health, StopCause};
-use crate::registry::core::worker_ref::{End, Updated};
+use crate::registry::core::worker_ref::{Termination, Updated};
 use crate::registry::{Membership, Probe, Registry, Snapshot};
 use crate::sync::threads;
 
@@ -175,7 +175,7 @@ impl WorkerHeartbeat {
 
     /// Ends the worker in good order. A second call, like any update that follows, changes nothing.
     pub fn stop(&self) {
-        self.membership.end(End::Stopped(StopCause::Stop));
+        self.membership.end(Termination::Stopped(StopCause::Stop));
     }
 
     /// Ends the worker as failed, with this reason; also one that was just stopped because it was
@@ -218,7 +218,7 @@ impl WorkerHeartbeat {
 
     fn end_as_failed(&self, error: String) {
         let cause = DeathCause::Failed { error };
-        self.membership.end(End::Failed(cause));
+        self.membership.end(Termination::Failed(cause));
     }
 
     /// Whether the worker is over: stopped or dead.

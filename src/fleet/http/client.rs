@@ -17,7 +17,7 @@ use crate::fleet::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, StoredWorker,
     Sweep, WorkerFilter, WorkerKey,
 };
-use crate::health::{Line, SweepReport};
+use crate::health::{Printable, SweepReport};
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -194,7 +194,7 @@ impl HttpStore {
     }
 
     fn call<T: DeserializeOwned>(&self, operation: &'static str, body: &[u8]) -> Result<T, Error> {
-        let fail = |error: ureq::Error| Error::store(operation, Line(&error.to_string()));
+        let fail = |error: ureq::Error| Error::store(operation, Printable(&error.to_string()));
         let mut request = self
             .agent
             .post(format!("{}/api/store/{operation}", self.base))
@@ -310,7 +310,7 @@ fn words(answer: &[u8]) -> String {
     match serde_json::from_slice::<Said>(answer) {
         Ok(said) => {
             let words: String = said.error.chars().take(LONGEST_WORDS).collect();
-            format!(": {}", Line(&words))
+            format!(": {}", Printable(&words))
         }
         Err(_) => String::new(),
     }

@@ -66,7 +66,7 @@ impl Uploader {
                         known.refused_until = None;
                     }
                 }
-                None if record.is_told() => {}
+                None if record.is_end_stored() => {}
                 None => {
                     let incarnation = record.incarnation();
                     sync_state.known.insert(
@@ -272,7 +272,7 @@ impl Uploader {
                 .filter_map(|(number, known)| {
                     let session = known.session.clone()?;
                     let state = known.worker.health(&observed).state();
-                    let task = known.worker.living_glance()?.work.task;
+                    let task = known.worker.living_snapshot()?.work.task;
                     let told = Told {
                         state,
                         task,

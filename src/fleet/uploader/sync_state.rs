@@ -90,7 +90,7 @@ impl Known {
     pub(super) fn finish(&mut self) {
         self.forget();
         self.ended = true;
-        self.worker.record.set_told(self.incarnation);
+        self.worker.record.set_end_stored(self.incarnation);
     }
 }
 

@@ -27,13 +27,13 @@ use parking_lot::Mutex;
 use super::{Registry, WeakRegistry};
 use crate::clock::Patience;
 use crate::health::{DeathCause, StopCause};
-use crate::registry::core::StopNews;
-use crate::registry::core::worker_ref::{End, WorkerRef};
+use crate::registry::core::PendingNotices;
+use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::sync::latch::Latch;
 use crate::sync::panics;
 pub(crate) use reason::{Witness, main_returns, unwinding};
 
-/// Names of the threads; the kernel keeps 15 bytes of them.
+/// TaskNames of the threads; the kernel keeps 15 bytes of them.
 const THREAD_NAME: &str = "wh-exit";
 const LOG_THREAD_NAME: &str = "wh-exit-log";
 /// How long the end of the process waits where no store is attached.
@@ -63,10 +63,10 @@ impl ProcessEnd {
         }
     }
 
-    fn end(&self) -> End {
+    fn end(&self) -> Termination {
         match self {
-            Self::Exit { .. } => End::Stopped(self.request()),
-            Self::Panic(cause) => End::Dead(cause.clone()),
+            Self::Exit { .. } => Termination::Stopped(self.request()),
+            Self::Panic(cause) => Termination::Dead(cause.clone()),
         }
     }
 }
@@ -168,7 +168,7 @@ impl Registry {
     }
 
     /// Ends every worker, those to come included.
-    fn end_all(&self, end: &ProcessEnd) -> [StopNews<'_>; 2] {
+    fn end_all(&self, end: &ProcessEnd) -> [PendingNotices<'_>; 2] {
         let at_exit = &self.inner.at_exit;
         // Before the others are counted: a worker that comes now is either among them or sees this.
         let _ = at_exit.end.set(end.clone());
@@ -184,7 +184,8 @@ impl Registry {
     pub(super) fn end_if_ending(&self, workers: &[WorkerRef]) {
         if let Some(end) = self.process_end() {
             let core = self.core();
-            core.cut_off(workers, &end.request(), || end.end()).tell();
+            core.cut_off(workers, &end.request(), || end.end())
+                .deliver();
         }
     }
 
@@ -195,7 +196,7 @@ impl Registry {
     }
 
     fn await_reports(&self, patience: &Patience) {
-        self.tell_store(patience);
+        self.flush_store(patience);
         let reporters = self.inner.at_exit.reporters.lock().clone();
         reporters.iter().for_each(|ended| wait_for(ended, patience));
     }
@@ -276,13 +277,13 @@ fn begin(end: &ProcessEnd) -> Option<Conclusion> {
 
 fn carry_out(registries: &[Registry], end: &ProcessEnd, patience: &Patience, doing: Sender<()>) {
     let ended = registries.iter().flat_map(|registry| registry.end_all(end));
-    let news: Vec<_> = ended.filter(|news| !news.is_empty()).collect();
-    let news = Mutex::new((!news.is_empty()).then(|| (news, doing.clone())));
+    let notices: Vec<_> = ended.filter(|notices| !notices.is_empty()).collect();
+    let notices = Mutex::new((!notices.is_empty()).then(|| (notices, doing.clone())));
     let tell = || {
-        let Some((news, doing)) = news.lock().take() else {
+        let Some((notices, doing)) = notices.lock().take() else {
             return;
         };
-        news.into_iter().for_each(StopNews::tell);
+        notices.into_iter().for_each(PendingNotices::deliver);
         if let Err(payload) = catch_unwind(|| log::logger().flush()) {
             panics::dispose(payload);
         }
@@ -307,22 +308,22 @@ fn carry_out(registries: &[Registry], end: &ProcessEnd, patience: &Patience, doi
 
 /// What a thread is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum ThreadKind {
     Unknown,
     Main,
     Elsewhere,
 }
 
 /// Dropped when its thread ends. The main thread ends with the process.
-struct Guard(Cell<Place>);
+struct Guard(Cell<ThreadKind>);
 
 thread_local! {
-    static GUARD: Guard = const { Guard(Cell::new(Place::Unknown)) };
+    static GUARD: Guard = const { Guard(Cell::new(ThreadKind::Unknown)) };
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.0.get() == Place::Main {
+        if self.0.get() == ThreadKind::Main {
             at_end();
         }
     }
@@ -332,11 +333,11 @@ impl Drop for Guard {
 pub(super) fn arm() {
     // The thread-local can be gone: workers may be made while a thread ends.
     let _ = GUARD.try_with(|guard| {
-        if guard.0.get() == Place::Unknown {
+        if guard.0.get() == ThreadKind::Unknown {
             guard.0.set(if is_main() {
-                Place::Main
+                ThreadKind::Main
             } else {
-                Place::Elsewhere
+                ThreadKind::Elsewhere
             });
         }
     });
@@ -346,7 +347,7 @@ pub(super) fn arm() {
 fn on_main() -> bool {
     arm();
     GUARD
-        .try_with(|guard| guard.0.get() == Place::Main)
+        .try_with(|guard| guard.0.get() == ThreadKind::Main)
         .unwrap_or(false)
 }
 

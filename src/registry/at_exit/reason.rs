@@ -128,7 +128,7 @@ fn this_thread() -> Option<PathBuf> {
     std::fs::read_link("/proc/thread-self").ok()
 }
 
-/// Notes a panic, before the hook that was found runs: that may exit. It must not panic.
+/// Adjustments a panic, before the hook that was found runs: that may exit. It must not panic.
 fn before(info: &PanicHookInfo<'_>, supervised: bool) {
     let main = super::is_main();
     let cause = panicked(

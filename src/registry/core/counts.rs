@@ -91,7 +91,7 @@ pub(crate) struct TypeCounts {
     pub beats: Count,
     /// The most beats that anybody was told of.
     #[cfg(feature = "prometheus")]
-    told_beats: Count,
+    reported_beats: Count,
 }
 
 /// The names of the causes of death, in the order of [`place`].
@@ -140,8 +140,8 @@ impl TypeCounts {
     /// The beats of all lives as they are to be told: never fewer than before. Threads that beat at
     /// once on one worker's behalf may set its counter back.
     #[cfg(feature = "prometheus")]
-    pub(crate) fn beats_to_tell(&self, counted: u64) -> u64 {
-        self.told_beats.raise(counted)
+    pub(crate) fn monotonic_beats(&self, counted: u64) -> u64 {
+        self.reported_beats.raise(counted)
     }
 }
 

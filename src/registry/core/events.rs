@@ -10,7 +10,7 @@ use crossbeam_channel::{
 };
 use parking_lot::RwLock;
 
-use crate::health::{Age, Health, Line, MissingWorkers, State};
+use crate::health::{Age, Health, MissingWorkers, Printable, State};
 
 /// Something that happened to a worker, or to the registry as a whole.
 ///
@@ -155,7 +155,7 @@ impl Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(worker) = &self.worker {
-            write!(f, "worker {}: ", Line(&worker.id))?;
+            write!(f, "worker {}: ", Printable(&worker.id))?;
         }
         match &self.kind {
             EventKind::Registered => f.write_str("registered"),
@@ -177,7 +177,7 @@ impl fmt::Display for Event {
             EventKind::ChildHung { id, health, waited } => write!(
                 f,
                 "its child {} did not end within {} and is left running: {health}",
-                Line(id),
+                Printable(id),
                 Age(*waited)
             ),
             EventKind::Unobserved { forgiven } => write!(
@@ -186,8 +186,10 @@ impl fmt::Display for Event {
                 Age(*forgiven)
             ),
             EventKind::Missing(missing) => missing.fmt(f),
-            EventKind::StoreFailing { error } => write!(f, "store failing: {}", Line(error)),
-            EventKind::Refused { error } => write!(f, "not let in by the store: {}", Line(error)),
+            EventKind::StoreFailing { error } => write!(f, "store failing: {}", Printable(error)),
+            EventKind::Refused { error } => {
+                write!(f, "not let in by the store: {}", Printable(error))
+            }
             EventKind::StoreRestored { failures: 1 } => {
                 f.write_str("store restored after 1 failure")
             }
@@ -195,10 +197,14 @@ impl fmt::Display for Event {
                 write!(f, "store restored after {failures} failures")
             }
             EventKind::LeaseLost { run_id, fence } => {
-                write!(f, "lease of {} lost (fence {fence})", Line(run_id))
+                write!(f, "lease of {} lost (fence {fence})", Printable(run_id))
             }
             EventKind::Complete { worker_type } => {
-                write!(f, "all expected workers of type {} live", Line(worker_type))
+                write!(
+                    f,
+                    "all expected workers of type {} live",
+                    Printable(worker_type)
+                )
             }
         }
     }
@@ -265,7 +271,7 @@ const MOST_UNREAD: usize = 65_536;
 
 /// All subscribers of a registry.
 #[derive(Debug, Default)]
-pub(crate) struct Hub {
+pub(crate) struct Subscribers {
     subscribers: RwLock<Vec<Subscriber>>,
 }
 
@@ -278,7 +284,7 @@ struct Subscriber {
     dropped: Weak<AtomicU64>,
 }
 
-impl Hub {
+impl Subscribers {
     pub(crate) fn subscribe(&self, capacity: usize) -> Subscription {
         let (sender, receiver) = bounded(capacity.clamp(1, MOST_UNREAD));
         let dropped = Arc::new(AtomicU64::new(0));
@@ -342,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_drops_the_oldest_and_counts() {
-        let hub = Hub::default();
+        let hub = Subscribers::default();
         let slow = hub.subscribe(2);
         for n in 0..5 {
             hub.send(&event(n));
@@ -357,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_dropped_subscription_is_forgotten() {
-        let hub = Hub::default();
+        let hub = Subscribers::default();
         drop(hub.subscribe(1));
         assert!(!hub.is_empty());
         hub.send(&event(0));
@@ -366,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_subscription_ends_with_its_hub() {
-        let hub = Hub::default();
+        let hub = Subscribers::default();
         let subscription = hub.subscribe(4);
         hub.send(&event(1));
         drop(hub);

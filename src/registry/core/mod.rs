@@ -1,9 +1,9 @@
 //! All workers of a registry, and what happens to them. Everything above works on this.
 
-mod aside;
 pub(crate) mod counts;
 pub(crate) mod events;
 mod log_limiter;
+mod log_thread;
 pub(crate) mod profile;
 pub(crate) mod record;
 pub(crate) mod slab;
@@ -21,20 +21,20 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-use crate::cell::{Phase, Place};
+use crate::cell::{CellKey, Phase};
 use crate::clock::{Clock, Moment, Patience, nanos};
 use crate::health::{DeathCause, Health, State, StopCause, StoreStatus};
-use aside::Aside;
 use counts::Counts;
-use events::{Event, EventKind, EventWorker, Hub};
+use events::{Event, EventKind, EventWorker, Subscribers};
 use log_limiter::LogLimiter;
 pub(crate) use log_limiter::say;
+use log_thread::LogQueue;
 use profile::Profiles;
 use record::Record;
 use slab::Slab;
 use timeline::{LONGEST_RESOLUTION, ObservedNow, Timeline, resolution_for};
 use unreturned::Unreturned;
-use worker_ref::{End, WorkerRef, wake};
+use worker_ref::{Termination, WorkerRef, wake};
 
 /// See the module.
 #[derive(Debug)]
@@ -43,10 +43,10 @@ pub(crate) struct Core {
     pub timeline: Timeline,
     pub slab: Slab<Record>,
     pub profiles: Profiles,
-    pub hub: Hub,
+    pub subscribers: Subscribers,
     pub counts: Counts,
-    /// See [`Core::turn`].
-    turns: [Mutex<()>; TURNS],
+    /// See [`Core::lock_events`].
+    event_locks: [Mutex<()>; EVENT_LOCKS],
     log_limiter: LogLimiter,
     /// How often the pacemaker looks, in nanoseconds.
     resolution: AtomicU64,
@@ -58,13 +58,13 @@ pub(crate) struct Core {
     pub expected: Mutex<BTreeMap<String, Expectation>>,
     /// All workers were asked to stop.
     pub stopping: AtomicBool,
-    timers: Mutex<Timers>,
+    timers: Mutex<WakerTimers>,
     store_hook: RwLock<Option<Arc<dyn StoreHook>>>,
     /// There is a store_hook.
     hooked: AtomicBool,
     /// How many are about to tell the log of an end.
     telling: AtomicUsize,
-    aside: Aside,
+    log_queue: LogQueue,
     pub unreturned: Unreturned,
     /// Counts ends and returns, for those who wait for one.
     ends: Mutex<u64>,
@@ -92,11 +92,11 @@ pub(crate) trait StoreHook: Send + Sync + std::fmt::Debug {
 }
 
 /// How many workers' changes of life can be told at the same time, at most.
-const TURNS: usize = 64;
+const EVENT_LOCKS: usize = 64;
 
 /// Tasks to be woken by the pacemaker.
 #[derive(Debug, Default)]
-struct Timers {
+struct WakerTimers {
     by_number: BTreeMap<u64, (Moment, Waker)>,
     next: u64,
 }
@@ -106,7 +106,7 @@ struct Timers {
 pub(crate) struct Expectation {
     pub count: usize,
     /// Subscribers were told that some are missing.
-    pub told_missing: bool,
+    pub missing_reported: bool,
 }
 
 impl Core {
@@ -117,9 +117,9 @@ impl Core {
             timeline: Timeline::new(now),
             slab: Slab::default(),
             profiles: Profiles::default(),
-            hub: Hub::default(),
+            subscribers: Subscribers::default(),
             counts: Counts::default(),
-            turns: [const { Mutex::new(()) }; TURNS],
+            event_locks: [const { Mutex::new(()) }; EVENT_LOCKS],
             log_limiter: LogLimiter::default(),
             resolution: AtomicU64::new(nanos(LONGEST_RESOLUTION)),
             resolving: Mutex::new(()),
@@ -130,7 +130,7 @@ impl Core {
             store_hook: RwLock::new(None),
             hooked: AtomicBool::new(false),
             telling: AtomicUsize::new(0),
-            aside: Aside::default(),
+            log_queue: LogQueue::default(),
             unreturned: Unreturned::default(),
             ends: Mutex::new(0),
             ended: Condvar::new(),
@@ -142,14 +142,14 @@ impl Core {
     }
 
     /// Makes the pacemaker look as often as this limit needs. Returns whether that is oftener.
-    pub(crate) fn sharpen(&self, threshold: Duration) -> bool {
+    pub(crate) fn refine_resolution(&self, threshold: Duration) -> bool {
         let needed = nanos(resolution_for(threshold));
         let _resolving = self.resolving.lock();
         self.resolution.fetch_min(needed, Ordering::Relaxed) > needed
     }
 
     /// Lets the pacemaker look only as often as the workers that are left need.
-    pub(crate) fn relax(&self) {
+    pub(crate) fn coarsen_resolution(&self) {
         let _resolving = self.resolving.lock();
         let shortest = self.profiles.shortest_threshold();
         let needed = nanos(shortest.map_or(LONGEST_RESOLUTION, resolution_for));
@@ -163,7 +163,7 @@ impl Core {
     }
 
     pub(crate) fn worker_ref(&self, record: Arc<Record>) -> WorkerRef {
-        let slot = record.place().slot();
+        let slot = record.cell_key().slot();
         WorkerRef {
             chunk: self.slab.chunk(slot),
             offset: slot.offset as usize,
@@ -181,10 +181,10 @@ impl Core {
     /// Held while a worker's life changes and subscribers are told of it, so that they are told in
     /// the order in which it happened: what they hear last is what is true. Before the detail's
     /// lock; nothing of anybody else's is called under it.
-    pub(crate) fn turn(&self, record: &Record) -> MutexGuard<'_, ()> {
+    pub(crate) fn lock_events(&self, record: &Record) -> MutexGuard<'_, ()> {
         // By its address, of which the last bits are the same for all.
         let place = std::ptr::from_ref(record).addr() / size_of::<Record>();
-        self.turns[place % TURNS].lock()
+        self.event_locks[place % EVENT_LOCKS].lock()
     }
 
     /// As [`publish`](Self::publish), of a worker that was found alive at this place. Nothing if that
@@ -192,11 +192,11 @@ impl Core {
     pub(crate) fn publish_alive(
         &self,
         record: &Record,
-        place: Place,
+        place: CellKey,
         kind: EventKind,
     ) -> Option<Event> {
-        let _turn = self.turn(record);
-        if record.is_over() || record.place() != place {
+        let _events = self.lock_events(record);
+        if record.is_over() || record.cell_key() != place {
             None
         } else {
             self.publish(Some(record), kind)
@@ -216,7 +216,7 @@ impl Core {
         if let Some(store_hook) = worker.and_then(|_| self.store_hook()) {
             store_hook.news();
         }
-        if self.hub.is_empty() && event.level() > log::max_level() {
+        if self.subscribers.is_empty() && event.level() > log::max_level() {
             return None;
         }
         event.worker = worker.map(|record| EventWorker {
@@ -225,7 +225,7 @@ impl Core {
             group: record.profile.group.to_string(),
             incarnation: record.incarnation(),
         });
-        self.hub.send(&event);
+        self.subscribers.send(&event);
         Some(event)
     }
 
@@ -284,11 +284,11 @@ impl Core {
     // --- ends -----------------------------------------------------------------------------------
 
     /// Ends a worker's incarnation and tells. `false` if it had ended before.
-    pub(crate) fn end(&self, worker: &WorkerRef, end: End) -> bool {
-        let telling = Telling::begin(self);
+    pub(crate) fn end(&self, worker: &WorkerRef, end: Termination) -> bool {
+        let telling = LogInFlight::begin(self);
         let (ended, event) = self.end_quietly(worker, end);
         if let Some(event) = event {
-            let in_log = self.unreturned.tell_log(&worker.record);
+            let in_log = self.unreturned.begin_logging(&worker.record);
             self.log(&event);
             drop(in_log);
         }
@@ -297,8 +297,8 @@ impl Core {
     }
 
     /// Ends a worker's incarnation; what is to be logged is left to the caller, who is telling.
-    fn end_quietly(&self, worker: &WorkerRef, end: End) -> (bool, Option<Event>) {
-        let _turn = self.turn(&worker.record);
+    fn end_quietly(&self, worker: &WorkerRef, end: Termination) -> (bool, Option<Event>) {
+        let _events = self.lock_events(&worker.record);
         match worker.end(end, &self.observed_now(), self.clock.wall()) {
             Some(health) => (true, self.publish_end(worker, health)),
             None => (false, None),
@@ -307,14 +307,14 @@ impl Core {
 
     /// Ends this life of a worker whose place another one has taken elsewhere, and tells.
     pub(crate) fn fence(&self, worker: &WorkerRef, incarnation: u32) {
-        let _telling = Telling::begin(self);
-        let turn = self.turn(&worker.record);
+        let _telling = LogInFlight::begin(self);
+        let turn = self.lock_events(&worker.record);
         // No other life begins in this turn.
         if worker.record.incarnation() != incarnation {
             return;
         }
         let worker = &*worker.current();
-        let end = End::Dead(DeathCause::Fenced);
+        let end = Termination::Dead(DeathCause::Fenced);
         let (ended, wakers) = worker.cut_off(
             StopCause::Fenced,
             end,
@@ -335,16 +335,16 @@ impl Core {
     }
 
     /// Ends workers whatever they are at; executors and the log, which may take their time, are told
-    /// by [`StopNews::tell`].
+    /// by [`PendingNotices::deliver`].
     pub(crate) fn cut_off(
         &self,
         workers: &[WorkerRef],
         request: &StopCause,
-        end: impl Fn() -> End,
-    ) -> StopNews<'_> {
-        let mut news = StopNews::new(self);
+        end: impl Fn() -> Termination,
+    ) -> PendingNotices<'_> {
+        let mut notices = PendingNotices::new(self);
         for worker in workers {
-            let _turn = self.turn(&worker.record);
+            let _events = self.lock_events(&worker.record);
             let worker = &*worker.current();
             let (ended, wakers) = worker.cut_off(
                 request.clone(),
@@ -352,42 +352,46 @@ impl Core {
                 &self.observed_now(),
                 self.clock.wall(),
             );
-            news.wakers.extend(wakers);
+            notices.wakers.extend(wakers);
             if let Some(health) = ended {
-                news.note(&worker.record, self.publish_end(worker, health));
+                notices.note(&worker.record, self.publish_end(worker, health));
             }
         }
-        news
+        notices
     }
 
     /// Whether the log has been told of every end.
-    pub(crate) fn all_told(&self) -> bool {
+    pub(crate) fn all_logged(&self) -> bool {
         self.telling.load(Ordering::Acquire) == 0
     }
 
     /// Asks workers to stop; idle ones are stopped at once. When this returns, all of them know;
-    /// executors and the log, which may take their time, are told by [`StopNews::tell`].
-    pub(crate) fn request_stop(&self, workers: &[WorkerRef], cause: &StopCause) -> StopNews<'_> {
-        let mut news = StopNews::new(self);
+    /// executors and the log, which may take their time, are told by [`PendingNotices::deliver`].
+    pub(crate) fn request_stop(
+        &self,
+        workers: &[WorkerRef],
+        cause: &StopCause,
+    ) -> PendingNotices<'_> {
+        let mut notices = PendingNotices::new(self);
         // Subscribers first, so that nobody hears of a worker's end before the request.
         for worker in workers {
-            let _turn = self.turn(&worker.record);
+            let _events = self.lock_events(&worker.record);
             let worker = worker.current();
             if worker.claim_stop(cause.clone()) == Some(true) {
                 let kind = EventKind::Became(Health::Stopping);
-                news.note(&worker.record, self.publish(Some(&worker.record), kind));
+                notices.note(&worker.record, self.publish(Some(&worker.record), kind));
             }
         }
         for worker in workers {
-            let _turn = self.turn(&worker.record);
+            let _events = self.lock_events(&worker.record);
             let worker = &*worker.current();
             let (ended, wakers) = worker.show_stop(&self.observed_now(), self.clock.wall());
-            news.wakers.extend(wakers);
+            notices.wakers.extend(wakers);
             if let Some(health) = ended {
-                news.note(&worker.record, self.publish_end(worker, health));
+                notices.note(&worker.record, self.publish_end(worker, health));
             }
         }
-        news
+        notices
     }
 
     /// Something ended that others may wait for.
@@ -502,16 +506,16 @@ impl Core {
 /// Somebody is about to tell the log of an end: a process that waits for the ends of its workers
 /// waits for that too.
 #[derive(Debug)]
-struct Telling<R: Deref<Target = Core>>(R);
+struct LogInFlight<R: Deref<Target = Core>>(R);
 
-impl<R: Deref<Target = Core>> Telling<R> {
+impl<R: Deref<Target = Core>> LogInFlight<R> {
     fn begin(core: R) -> Self {
         core.telling.fetch_add(1, Ordering::AcqRel);
         Self(core)
     }
 }
 
-impl<R: Deref<Target = Core>> Drop for Telling<R> {
+impl<R: Deref<Target = Core>> Drop for LogInFlight<R> {
     fn drop(&mut self) {
         self.0.telling.fetch_sub(1, Ordering::AcqRel);
         self.0.note_end();
@@ -520,18 +524,18 @@ impl<R: Deref<Target = Core>> Drop for Telling<R> {
 
 /// What is left to do once workers were asked to stop.
 #[must_use = "executors wait to be told"]
-pub(crate) struct StopNews<'a> {
+pub(crate) struct PendingNotices<'a> {
     core: &'a Core,
-    _telling: Telling<&'a Core>,
+    _telling: LogInFlight<&'a Core>,
     wakers: Vec<Waker>,
     events: Vec<(Arc<Record>, Event)>,
 }
 
-impl<'a> StopNews<'a> {
+impl<'a> PendingNotices<'a> {
     fn new(core: &'a Core) -> Self {
         Self {
             core,
-            _telling: Telling::begin(core),
+            _telling: LogInFlight::begin(core),
             wakers: Vec::new(),
             events: Vec::new(),
         }
@@ -546,22 +550,22 @@ impl<'a> StopNews<'a> {
         self.wakers.is_empty() && self.events.is_empty()
     }
 
-    /// Wakes those who wait to be asked. [`tell`](Self::tell) does too, before it logs.
+    /// Wakes those who wait to be asked. [`deliver`](Self::deliver) does too, before it logs.
     pub(crate) fn wake(&mut self) {
         self.wakers.drain(..).for_each(wake);
     }
 
-    pub(crate) fn tell(mut self) {
+    pub(crate) fn deliver(mut self) {
         self.wake();
         for (record, event) in std::mem::take(&mut self.events) {
             self.core.log_unless_over(&record, &event);
         }
     }
 
-    /// As [`tell`](Self::tell), with the log told by another thread. The core is the same.
-    pub(crate) fn tell_aside(mut self, core: &Arc<Core>) {
+    /// As [`deliver`](Self::deliver), with the log told by another thread. The core is the same.
+    pub(crate) fn deliver_in_background(mut self, core: &Arc<Core>) {
         self.wake();
-        core.log_aside(std::mem::take(&mut self.events));
+        core.log_in_background(std::mem::take(&mut self.events));
     }
 }
 
@@ -599,7 +603,7 @@ mod tests {
             scope.spawn(|| {
                 for round in 1..=rounds {
                     meet(2 * round - 1);
-                    core.relax();
+                    core.coarsen_resolution();
                     meet(2 * round);
                 }
             });
@@ -607,12 +611,12 @@ mod tests {
                 meet(2 * round - 1);
                 (0..round % 32).for_each(|_| std::hint::spin_loop());
                 profile.enter();
-                core.sharpen(profile.thresholds.shortest());
+                core.refine_resolution(profile.thresholds.shortest());
                 meet(2 * round);
                 let found = core.resolution();
                 coarse += u32::from(found > timeline::SHORTEST_RESOLUTION);
                 profile.leave();
-                core.relax();
+                core.coarsen_resolution();
             }
         });
         assert_eq!(coarse, 0);

@@ -73,11 +73,11 @@ impl Hash for Profile {
 /// All profiles of a registry.
 #[derive(Debug, Default)]
 pub(crate) struct Profiles {
-    table: Mutex<Table>,
+    table: Mutex<ProfileTable>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct ProfileTable {
     /// Told apart by all but the count of occupants, which is what changes.
     by_content: HashSet<Arc<Profile>>,
     by_number: HashMap<u32, Arc<Profile>>,

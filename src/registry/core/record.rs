@@ -14,7 +14,7 @@ use super::Core;
 use super::profile::Profile;
 use super::slab::Chunk;
 use super::tasks::Tasks;
-use crate::cell::{CellSnapshot, Place};
+use crate::cell::{CellKey, CellSnapshot};
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
 use crate::health::{Death, Ending, StallCause, StopCause};
@@ -164,7 +164,7 @@ pub(crate) struct ThreadEnded {
 
 /// What the verdict on a living worker needs beyond its cell.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Notes {
+pub(crate) struct Adjustments {
     /// Until when it announced to be silent.
     pub quiet_until: Option<Moment>,
     /// When its thread was found to have ended, if it has not beaten since.
@@ -206,7 +206,7 @@ pub(crate) struct Ended {
 }
 
 impl Record {
-    pub(crate) fn new(id: &str, generated: bool, profile: Arc<Profile>, place: Place) -> Self {
+    pub(crate) fn new(id: &str, generated: bool, profile: Arc<Profile>, place: CellKey) -> Self {
         Self {
             id: id.into(),
             generated,
@@ -219,11 +219,11 @@ impl Record {
     }
 
     #[inline]
-    pub(crate) fn place(&self) -> Place {
-        Place::from_word(self.place.load(Ordering::Acquire))
+    pub(crate) fn cell_key(&self) -> CellKey {
+        CellKey::from_word(self.place.load(Ordering::Acquire))
     }
 
-    pub(crate) fn set_place(&self, place: Place) {
+    pub(crate) fn set_cell_key(&self, place: CellKey) {
         self.place.store(place.word(), Ordering::Release);
     }
 
@@ -313,13 +313,13 @@ impl Record {
     }
 
     /// Whether a store was told of the end of this life.
-    pub(crate) fn is_told(&self) -> bool {
+    pub(crate) fn is_end_stored(&self) -> bool {
         let told = self.known_detail().and_then(|detail| detail.told);
         told == Some(self.incarnation())
     }
 
     /// A store was told of the end of this life; another one may have begun meanwhile.
-    pub(crate) fn set_told(&self, life: u32) {
+    pub(crate) fn set_end_stored(&self, life: u32) {
         self.detail().told = Some(life);
     }
 
@@ -373,12 +373,12 @@ impl Detail {
     }
 
     /// What the verdict on a living worker needs beyond its cell.
-    pub(crate) fn notes(&self, glance: &CellSnapshot) -> Notes {
-        let thread_ended = self.thread_ended.filter(|_| glance.work.thread_ended);
-        Notes {
+    pub(crate) fn adjustments(&self, snapshot: &CellSnapshot) -> Adjustments {
+        let thread_ended = self.thread_ended.filter(|_| snapshot.work.thread_ended);
+        Adjustments {
             quiet_until: self.silences.iter().map(|(_, until)| *until).max(),
             thread_ended_at: thread_ended
-                .filter(|ended| ended.beats == glance.beats)
+                .filter(|ended| ended.beats == snapshot.beats)
                 .map(|ended| ended.at),
         }
     }

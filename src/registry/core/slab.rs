@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::cell::{Cell, Lifecycle, Phase, Place, Slot, Watch};
+use crate::cell::{Cell, CellKey, Lifecycle, Phase, Schedule, Slot};
 
 const SMALLEST_CHUNK: usize = 64;
 /// A chunk of one mebibyte: adding one takes well below a millisecond.
-const LARGEST_CHUNK: usize = Place::MOST_OFFSETS;
+const LARGEST_CHUNK: usize = CellKey::MOST_OFFSETS;
 
 /// A run of cells and the workers that are in them, of which each has a record `R`.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Chunk<R> {
     cells: Box<[Cell]>,
     /// How many hold each cell: handles and supervised futures that a life depends on.
     holders: Box<[AtomicU32]>,
-    /// Guards which worker is where, and with it the `watch` words.
+    /// Guards which worker is where, and with it the `schedule` words.
     occupants: RwLock<Box<[Option<Arc<R>>]>>,
     /// Cells from here on have never been used.
     used: AtomicUsize,
@@ -112,7 +112,7 @@ impl<R> Chunk<R> {
     pub(crate) fn leave_behind(&self, offset: usize) {
         let mut occupants = self.occupants.write();
         let cell = &self.cells[offset];
-        cell.set_watch(Watch::OFF);
+        cell.set_schedule(Schedule::OFF);
         cell.set_state(Lifecycle {
             phase: Phase::Dead,
             stop_requested: true,
@@ -124,7 +124,7 @@ impl<R> Chunk<R> {
     pub(crate) fn vacate(&self, offset: usize) {
         let mut occupants = self.occupants.write();
         let cell = &self.cells[offset];
-        cell.set_watch(Watch::OFF);
+        cell.set_schedule(Schedule::OFF);
         cell.set_state(Lifecycle {
             tag: cell.state().next_tag(),
             ..Lifecycle::EMPTY
@@ -133,20 +133,20 @@ impl<R> Chunk<R> {
     }
 
     /// Nobody has to look at this cell any more, unless somebody lives in it again.
-    pub(crate) fn unwatch(&self, offset: usize) {
+    pub(crate) fn unschedule(&self, offset: usize) {
         let _occupants = self.occupants.read();
         let cell = &self.cells[offset];
         if cell.state().phase != Phase::Live {
-            cell.set_watch(Watch::OFF);
+            cell.set_schedule(Schedule::OFF);
         }
     }
 
-    /// Writes the `watch` word, unless the cell's occupant or incarnation changed meanwhile.
-    pub(crate) fn set_watch(&self, offset: usize, tag: u32, watch: Watch) {
+    /// Writes the `schedule` word, unless the cell's occupant or incarnation changed meanwhile.
+    pub(crate) fn set_schedule(&self, offset: usize, tag: u32, schedule: Schedule) {
         let _occupants = self.occupants.read();
         let cell = &self.cells[offset];
         if cell.state().tag == tag {
-            cell.set_watch(watch);
+            cell.set_schedule(schedule);
         }
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Task {
 
 /// What a worker says it is doing, and on which thread.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Says {
+pub(crate) struct TaskReport {
     pub activity: Activity,
     pub thread: u32,
 }
@@ -88,7 +88,7 @@ impl Closing {
 
 /// What the end of a task leaves the worker at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Left {
+pub(crate) enum AfterTask {
     /// The task had ended before: nothing changes.
     Unchanged,
     /// At another task: its activity, and the thread that works on it.
@@ -109,7 +109,7 @@ pub(crate) enum Manner {
 }
 
 /// Run and task, as far as they have a name.
-pub(crate) type Names = (Option<String>, Option<String>);
+pub(crate) type TaskNames = (Option<String>, Option<String>);
 
 impl Tasks {
     /// The task that the worker is at.
@@ -123,21 +123,21 @@ impl Tasks {
     }
 
     /// Run and task that the worker is at.
-    pub(crate) fn names(&self) -> Names {
+    pub(crate) fn names(&self) -> TaskNames {
         self.current().map_or((None, None), Task::names)
     }
 
     /// Takes over what the worker is at: the innermost task is replaced. Returns whether that is
     /// another run than before.
     #[inline]
-    pub(crate) fn update(&mut self, run_id: &str, text: &str, says: Says) -> bool {
+    pub(crate) fn update(&mut self, run_id: &str, text: &str, report: TaskReport) -> bool {
         let opened = self.open == 0;
         if opened {
             self.open_frame().number = None;
         }
         // Proof: there is an open frame now.
         self.current_mut()
-            .is_some_and(|task| task.set(run_id, text, says, opened))
+            .is_some_and(|task| task.set(run_id, text, report, opened))
     }
 
     /// Opens a task within the present one. Returns its guard's number, and whether it is another
@@ -149,7 +149,7 @@ impl Tasks {
         thread: u32,
         seen_at: Option<Moment>,
     ) -> (u64, bool) {
-        let says = Says {
+        let report = TaskReport {
             activity: Activity::Processing,
             thread,
         };
@@ -167,7 +167,7 @@ impl Tasks {
         }
         let new = self.current_mut().is_some_and(|task| {
             task.number = Some(number);
-            task.set(run_id, text, says, opened)
+            task.set(run_id, text, report, opened)
         });
         (number, new)
     }
@@ -177,9 +177,9 @@ impl Tasks {
     ///
     /// An outer task is restored to its own thread if the one that did the inner one from its
     /// beginning to its end is another.
-    pub(crate) fn end(&mut self, number: u64, seen_at: Option<Moment>, when: Closing) -> Left {
+    pub(crate) fn end(&mut self, number: u64, seen_at: Option<Moment>, when: Closing) -> AfterTask {
         let Some(place) = self.place_of(number) else {
-            return Left::Unchanged;
+            return AfterTask::Unchanged;
         };
         let innermost = place + 1 == self.open;
         let ended = self.frames.get(place);
@@ -191,9 +191,9 @@ impl Tasks {
             task.seen_at = task.seen_at.or(began);
         }
         self.note_closed(when);
-        self.current().map_or(Left::Idle, |task| {
+        self.current().map_or(AfterTask::Idle, |task| {
             let thread = if helper { task.thread } else { when.thread };
-            Left::At(task.activity, thread)
+            AfterTask::At(task.activity, thread)
         })
     }
 
@@ -217,7 +217,7 @@ impl Tasks {
 
     /// Run and task that the worker was at when it died. A task whose guard was dropped on the way
     /// out is the one, if nothing happened since.
-    pub(crate) fn at_death(&self, manner: Manner, now: Moment, beats: u64) -> Names {
+    pub(crate) fn at_death(&self, manner: Manner, now: Moment, beats: u64) -> TaskNames {
         let left = self.closed.as_ref().filter(|closed| {
             closed.when.is_some_and(|when| {
                 let on_the_way = match manner {
@@ -286,14 +286,14 @@ impl Task {
     pub(crate) const LONGEST_TEXT: usize = 1_024;
 
     /// Run and task, as far as they have a name.
-    fn names(&self) -> Names {
+    fn names(&self) -> TaskNames {
         (name(&self.run_id), name(&self.text))
     }
 
     /// Returns whether it is another run than before.
     #[inline(always)]
-    fn set(&mut self, run_id: &str, text: &str, says: Says, opened: bool) -> bool {
-        (self.activity, self.thread) = (says.activity, says.thread);
+    fn set(&mut self, run_id: &str, text: &str, report: TaskReport, opened: bool) -> bool {
+        (self.activity, self.thread) = (report.activity, report.thread);
         let whole = (run_id.len() > Self::LONGEST_RUN_ID).then(|| hash(run_id));
         let same_run = match whole {
             None => self.whole.is_none() && self.run_id == run_id,
@@ -373,7 +373,7 @@ mod tests {
         }
     }
 
-    const ACTIVE: Says = Says {
+    const ACTIVE: TaskReport = TaskReport {
         activity: Activity::Active,
         thread: 1,
     };
@@ -382,11 +382,11 @@ mod tests {
         tasks.begin(run_id, "", 1, None).0
     }
 
-    fn names(run_id: &str, text: &str) -> Names {
+    fn names(run_id: &str, text: &str) -> TaskNames {
         (name(run_id), name(text))
     }
 
-    const NONE: Names = (None, None);
+    const NONE: TaskNames = (None, None);
 
     #[test]
     fn long_texts_are_cut_at_a_character_and_marked() {
@@ -438,7 +438,7 @@ mod tests {
         tasks.update(
             "item-2",
             "second",
-            Says {
+            TaskReport {
                 thread: 2,
                 ..ACTIVE
             },
@@ -451,16 +451,19 @@ mod tests {
         let left = tasks.end(inner, Some(at(6)), by_helper);
         assert_eq!(
             left,
-            Left::At(Activity::Processing, 1),
+            AfterTask::At(Activity::Processing, 1),
             "back on its thread"
         );
         let task = tasks.current().unwrap();
         assert_eq!((task.done, task.total), (4, 10));
         assert_eq!(task.seen_at, Some(at(5)), "it is as old as it was");
-        assert_eq!(tasks.end(outer, None, closing(9, 10, false)), Left::Idle);
+        assert_eq!(
+            tasks.end(outer, None, closing(9, 10, false)),
+            AfterTask::Idle
+        );
         assert_eq!(
             tasks.end(outer, None, closing(9, 11, false)),
-            Left::Unchanged
+            AfterTask::Unchanged
         );
     }
 
@@ -479,16 +482,19 @@ mod tests {
         let outer = begin(&mut tasks, "outer");
         let inner = begin(&mut tasks, "inner");
         let left = tasks.end(outer, None, closing(1, 1, false));
-        assert_eq!(left, Left::At(Activity::Processing, 1));
+        assert_eq!(left, AfterTask::At(Activity::Processing, 1));
         assert_eq!(tasks.names(), names("inner", ""));
-        assert_eq!(tasks.end(inner, None, closing(1, 2, false)), Left::Idle);
+        assert_eq!(
+            tasks.end(inner, None, closing(1, 2, false)),
+            AfterTask::Idle
+        );
 
         let ended = begin(&mut tasks, "ended");
         tasks.clear();
         tasks.update("next", "", ACTIVE);
         assert_eq!(
             tasks.end(ended, None, closing(1, 3, false)),
-            Left::Unchanged
+            AfterTask::Unchanged
         );
         tasks.set_progress(ended, 1, 2);
         assert_eq!(tasks.names(), names("next", ""));
@@ -501,7 +507,10 @@ mod tests {
         tasks.update("run-1", "queued", ACTIVE);
         let (guard, new) = tasks.begin("run-1", "at work", 1, None);
         assert!(!new, "the same run goes on");
-        assert_eq!(tasks.end(guard, None, closing(1, 1, false)), Left::Idle);
+        assert_eq!(
+            tasks.end(guard, None, closing(1, 1, false)),
+            AfterTask::Idle
+        );
     }
 
     #[test]

@@ -14,19 +14,19 @@ use crate::sync::threads;
 
 /// All such work of a registry.
 #[derive(Debug, Default)]
-pub(crate) struct Unreturned(Mutex<Running>);
+pub(crate) struct Unreturned(Mutex<WorkInProgress>);
 
 #[derive(Debug, Default)]
-struct Running {
-    by_key: BTreeMap<Key, Arc<Work>>,
+struct WorkInProgress {
+    by_key: BTreeMap<WorkKey, Arc<RunningWork>>,
     next: u64,
 }
 
 /// The address of the record, which the work keeps alive, and a number that is never used again.
-type Key = (usize, u64);
+type WorkKey = (usize, u64);
 
 #[derive(Debug)]
-struct Work {
+struct RunningWork {
     record: Arc<Record>,
     /// The number of the thread that runs it now; 0 between two polls of a future.
     thread: AtomicU32,
@@ -35,15 +35,15 @@ struct Work {
     /// Those of them that block its thread.
     blocking_waits: AtomicUsize,
     /// Since when its thread has been in the log, with the news of its end.
-    telling: Mutex<Option<Instant>>,
+    logging_since: Mutex<Option<Instant>>,
 }
 
-impl Work {
+impl RunningWork {
     /// Whether a shutdown has to wait for it: it is not to wait for work that waits for it, nor for
     /// longer than this for a log that blocks.
     fn is_awaited(&self, log_patience: Duration) -> bool {
-        let telling = *self.telling.lock();
-        let blocks = telling.is_some_and(|since| since.elapsed() >= log_patience);
+        let logging_since = *self.logging_since.lock();
+        let blocks = logging_since.is_some_and(|since| since.elapsed() >= log_patience);
         self.waits.load(Ordering::Acquire) == 0 && !blocks
     }
 
@@ -57,18 +57,18 @@ impl Work {
 #[derive(Debug)]
 pub(crate) struct AtWork {
     core: Arc<Core>,
-    key: Key,
-    work: Arc<Work>,
+    key: WorkKey,
+    work: Arc<RunningWork>,
 }
 
 impl AtWork {
     pub(crate) fn begin(core: &Arc<Core>, record: &Arc<Record>) -> Self {
-        let work = Arc::new(Work {
+        let work = Arc::new(RunningWork {
             record: Arc::clone(record),
             thread: AtomicU32::new(0),
             waits: AtomicUsize::new(0),
             blocking_waits: AtomicUsize::new(0),
-            telling: Mutex::new(None),
+            logging_since: Mutex::new(None),
         });
         let mut running = core.unreturned.0.lock();
         let key = (Arc::as_ptr(record).addr(), running.next);
@@ -82,7 +82,7 @@ impl AtWork {
         }
     }
 
-    /// Notes that the calling thread runs it, until what is returned is dropped.
+    /// Adjustments that the calling thread runs it, until what is returned is dropped.
     pub(crate) fn on_this_thread(&self) -> OnThread<'_> {
         let before = self.work.thread.swap(threads::current(), Ordering::AcqRel);
         OnThread {
@@ -104,7 +104,7 @@ impl Drop for AtWork {
 
 /// See [`AtWork::on_this_thread`].
 pub(crate) struct OnThread<'a> {
-    work: &'a Work,
+    work: &'a RunningWork,
     before: u32,
 }
 
@@ -114,16 +114,16 @@ impl Drop for OnThread<'_> {
     }
 }
 
-/// Work that waits for the end of a shutdown, which does not wait for it as long as this is held.
+/// RunningWork that waits for the end of a shutdown, which does not wait for it as long as this is held.
 #[derive(Debug, Default)]
 pub(crate) struct Waits {
-    work: Vec<(Arc<Core>, Arc<Work>)>,
+    work: Vec<(Arc<Core>, Arc<RunningWork>)>,
     blocking: bool,
 }
 
 impl Waits {
     /// The work that the calling thread runs, which `blocking` keeps from everything else.
-    pub(crate) fn begin<'a>(rosters: impl Iterator<Item = &'a Arc<Core>>, blocking: bool) -> Self {
+    pub(crate) fn begin<'a>(cores: impl Iterator<Item = &'a Arc<Core>>, blocking: bool) -> Self {
         let thread = threads::current();
         let mut waits = Self {
             work: Vec::new(),
@@ -133,9 +133,10 @@ impl Waits {
             // It is at its end, and runs no work any more.
             return waits;
         }
-        for core in rosters {
+        for core in cores {
             let running = core.unreturned.0.lock();
-            let of_thread = |work: &&Arc<Work>| work.thread.load(Ordering::Acquire) == thread;
+            let of_thread =
+                |work: &&Arc<RunningWork>| work.thread.load(Ordering::Acquire) == thread;
             for work in running.by_key.values().filter(of_thread) {
                 work.waits.fetch_add(1, Ordering::AcqRel);
                 work.blocking_waits
@@ -158,13 +159,13 @@ impl Drop for Waits {
     }
 }
 
-/// Work whose thread is in the log with the news of its end, until this is dropped.
-pub(crate) struct InLog(Vec<Arc<Work>>);
+/// RunningWork whose thread is in the log with the news of its end, until this is dropped.
+pub(crate) struct Logging(Vec<Arc<RunningWork>>);
 
-impl Drop for InLog {
+impl Drop for Logging {
     fn drop(&mut self) {
         for work in &self.0 {
-            *work.telling.lock() = None;
+            *work.logging_since.lock() = None;
         }
     }
 }
@@ -176,7 +177,7 @@ impl Unreturned {
     }
 
     /// The work of a worker that the calling thread runs.
-    fn here(&self, record: &Record) -> Vec<Arc<Work>> {
+    fn here(&self, record: &Record) -> Vec<Arc<RunningWork>> {
         let thread = threads::current();
         let address = std::ptr::from_ref(record).addr();
         let running = self.0.lock();
@@ -190,12 +191,12 @@ impl Unreturned {
     }
 
     /// The calling thread is about to tell the log of the end of a worker that it may work for.
-    pub(crate) fn tell_log(&self, record: &Record) -> InLog {
+    pub(crate) fn begin_logging(&self, record: &Record) -> Logging {
         let here = self.here(record);
         for work in &here {
-            *work.telling.lock() = Some(Instant::now());
+            *work.logging_since.lock() = Some(Instant::now());
         }
-        InLog(here)
+        Logging(here)
     }
 
     /// The workers whose work a shutdown has to wait for, in the order in which it began.

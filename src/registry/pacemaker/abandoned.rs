@@ -66,16 +66,16 @@ impl Threads {
                 if work.thread_ended || !is_tied(work) || lives(work.thread) {
                     continue;
                 }
-                let Some((glance, worker)) = abandoned(cell, chunk, offset) else {
+                let Some((snapshot, worker)) = abandoned(cell, chunk, offset) else {
                     continue;
                 };
-                if glance.moved || glance.progress_at >= now {
+                if snapshot.moved || snapshot.progress_at >= now {
                     self.suspects.push(Suspect {
                         chunk: Arc::clone(chunk),
                         offset,
-                        tag: glance.state.tag,
+                        tag: snapshot.state.tag,
                         thread: work.thread,
-                        beats: glance.beats,
+                        beats: snapshot.beats,
                     });
                 } else if worker.abandon(work.thread, None, now, lives) {
                     convict(chunk, offset);
@@ -89,9 +89,9 @@ impl Suspect {
     /// The worker, if it is still the same life on the same thread.
     fn worker_ref(&self) -> Option<WorkerRef> {
         let cell = self.chunk.cell(self.offset);
-        let (glance, worker) = abandoned(cell, &self.chunk, self.offset)?;
-        let same = glance.state.tag == self.tag && glance.work.thread == self.thread;
-        (same && is_tied(glance.work)).then_some(worker)
+        let (snapshot, worker) = abandoned(cell, &self.chunk, self.offset)?;
+        let same = snapshot.state.tag == self.tag && snapshot.work.thread == self.thread;
+        (same && is_tied(snapshot.work)).then_some(worker)
     }
 }
 
@@ -107,8 +107,8 @@ fn abandoned(
     chunk: &Arc<Chunk<Record>>,
     offset: usize,
 ) -> Option<(CellSnapshot, WorkerRef)> {
-    let glance = cell.glance()?;
-    if glance.state.phase != Phase::Live {
+    let snapshot = cell.snapshot()?;
+    if snapshot.state.phase != Phase::Live {
         return None;
     }
     let worker = WorkerRef {
@@ -116,5 +116,5 @@ fn abandoned(
         offset,
         record: chunk.occupant(offset)?,
     };
-    Some((glance, worker))
+    Some((snapshot, worker))
 }

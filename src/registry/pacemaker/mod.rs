@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::cell::{Episode, Place, Sign, Watch};
+use crate::cell::{CellKey, Episode, Schedule, Sign};
 use abandoned::Threads;
 use gaps::Gaps;
 
@@ -209,11 +209,11 @@ fn start(core: &Arc<Core>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
 }
 
 /// What subscribers have been told in a tick, and the log, which may block, has not.
-type Untold = Vec<(Arc<Record>, Event)>;
+type Unlogged = Vec<(Arc<Record>, Event)>;
 
 /// One look at every worker. Returns when to look again.
 fn tick(core: &Core, pulse: &Pulse) -> Moment {
-    let mut untold = Untold::new();
+    let mut unlogged = Unlogged::new();
     let mut ticking = pulse.tick.lock();
     let resolution = core.resolution();
     let (observed, forgiven) = core.timeline.tick(core.clock.now(), resolution);
@@ -224,13 +224,13 @@ fn tick(core: &Core, pulse: &Pulse) -> Moment {
                 Sign::None => {}
                 Sign::LookAt(due) => next = next.min(due),
                 Sign::Look => {
-                    next = next.min(examine(core, chunk, offset, &observed, &mut untold));
+                    next = next.min(examine(core, chunk, offset, &observed, &mut unlogged));
                 }
             }
         }
     }
     ticking.threads.look(core, observed.now, |chunk, offset| {
-        next = next.min(examine(core, chunk, offset, &observed, &mut untold));
+        next = next.min(examine(core, chunk, offset, &observed, &mut unlogged));
     });
     let unobserved = ticking.gaps.note(forgiven, observed.clock);
     drop(ticking);
@@ -245,14 +245,14 @@ fn tick(core: &Core, pulse: &Pulse) -> Moment {
     for waker in due {
         wake(waker);
     }
-    for (record, event) in untold {
+    for (record, event) in unlogged {
         // The log tells of an end as the last thing.
         if !record.is_over() {
             core.log(&event);
         }
     }
     if core.changed.swap(false, Ordering::AcqRel) {
-        core.relax();
+        core.coarsen_resolution();
         tell_missing(core);
     }
     core.flush_log_limiter(false);
@@ -270,7 +270,7 @@ fn examine(
     chunk: &Arc<Chunk<Record>>,
     offset: usize,
     observed: &ObservedNow,
-    untold: &mut Untold,
+    unlogged: &mut Unlogged,
 ) -> Moment {
     let Some(record) = chunk.occupant(offset) else {
         return Moment::NEVER;
@@ -280,18 +280,18 @@ fn examine(
         offset,
         record,
     };
-    let Some(glance) = worker.living_glance() else {
-        chunk.unwatch(offset);
+    let Some(snapshot) = worker.living_snapshot() else {
+        chunk.unschedule(offset);
         return Moment::NEVER;
     };
     let mut reading = worker.reading(observed);
     let mut health = worker.judge(&mut reading, observed);
     let thresholds = &worker.record.profile.thresholds;
     let outlook = next_change(&reading, thresholds);
-    let before = glance.watch.episode;
+    let before = snapshot.schedule.episode;
     let short = outlook.convicted_at.since(outlook.late_at) < 2 * core.resolution();
     // With its next sign its allowance may change: at rest it cannot stall, at work it can.
-    let turns = glance.work.quiet
+    let turns = snapshot.work.quiet
         || (reading.activity == Activity::Idle && thresholds.stall_after.is_some());
     let (after, due) = match health.state() {
         State::Starting => (Episode::Starting, outlook.convicted_at),
@@ -321,18 +321,18 @@ fn examine(
         _ if short || turns => (Episode::Quiet, outlook.late_at),
         _ => (Episode::Well, outlook.late_at),
     };
-    chunk.set_watch(
+    chunk.set_schedule(
         offset,
-        glance.state.tag,
-        Watch {
+        snapshot.state.tag,
+        Schedule {
             episode: after,
             due,
         },
     );
-    let place = Place::new(chunk.slot(offset), glance.state.tag);
+    let place = CellKey::new(chunk.slot(offset), snapshot.state.tag);
     let mut tell = |kind| {
         let event = core.publish_alive(&worker.record, place, kind);
-        untold.extend(event.map(|event| (Arc::clone(&worker.record), event)));
+        unlogged.extend(event.map(|event| (Arc::clone(&worker.record), event)));
     };
     tell_episode(
         &mut tell,
@@ -406,8 +406,8 @@ fn tell_missing(core: &Core) {
     for (worker_type, expectation) in &mut *core.expected.lock() {
         let living = living.get(worker_type).copied().unwrap_or(0);
         let missing = living < expectation.count;
-        if missing != expectation.told_missing {
-            expectation.told_missing = missing;
+        if missing != expectation.missing_reported {
+            expectation.missing_reported = missing;
             let worker_type = worker_type.clone();
             news.push(if missing {
                 let expected = expectation.count;

@@ -66,7 +66,7 @@ fn histories(sheet: &mut Sheet<'_>, figures: &Figures) -> fmt::Result {
     sheet.counters(
         "beats",
         "Steps of progress of all workers that there ever were",
-        types().map(|(name, of_type)| (typed(name), of_type.beats_to_tell())),
+        types().map(|(name, of_type)| (typed(name), of_type.monotonic_beats())),
     )?;
     let counted = |count: fn(&TypeFigures) -> &Count| {
         types().map(move |(name, of_type)| (typed(name), count(of_type).get()))

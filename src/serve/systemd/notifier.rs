@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(after(&mut teller, &registry), [], "stalled");
         hb.beat();
         assert_eq!(after(&mut teller, &registry), [Word::Watchdog]);
-        registry.request_stop(&crate::StopCause::Shutdown).tell();
+        registry.request_stop(&crate::StopCause::Shutdown).deliver();
         assert_eq!(
             after(&mut teller, &registry),
             [Word::Stopping, Word::Watchdog]

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::incarnation_cache::{IncarnationCache, just_before};
 use crate::error::{Error, written};
 use crate::fleet::{Answer, HeartbeatStore, StoredWorker, WorkerFilter, WorkerKey};
-use crate::health::Line;
+use crate::health::Printable;
 use crate::registry::core::say;
 
 /// Bytes of an id. A generated one holds a type and a host's name.
@@ -139,7 +139,10 @@ impl Service {
             Err(error) => {
                 if !self.failing.swap(true, Ordering::Relaxed) {
                     let error = written(format_args!("{error}"));
-                    say(Level::Error, format_args!("coordinator: {}", Line(&error)));
+                    say(
+                        Level::Error,
+                        format_args!("coordinator: {}", Printable(&error)),
+                    );
                 }
                 Err(Refusal::new(
                     503,

@@ -6,7 +6,7 @@ use crate::clock::Moment;
 use crate::health::StallCause;
 use crate::health::evidence::{self, Sample};
 use crate::registry::core::record::ThreadEnded;
-use crate::sync::procfs::Seen;
+use crate::sync::procfs::Presence;
 use crate::sync::threads;
 
 /// The longest time between two looks at a stalled worker's thread: two to this many resolutions.
@@ -16,19 +16,19 @@ impl WorkerRef {
     /// Looks at the thread of a silent worker; for the first time in its episode, if `fresh`.
     /// Returns how many resolutions to wait before another look that would tell more.
     pub(crate) fn gather_evidence(&self, fresh: bool) -> Option<u32> {
-        let glance = self.living_glance()?;
+        let snapshot = self.living_snapshot()?;
         let mut detail = self.record.detail();
         if fresh {
             detail.first_sample = None;
             detail.evidence = StallCause::Unknown;
         }
-        let thread = match glance.work.thread {
+        let thread = match snapshot.work.thread {
             // Between two polls: one that reported since the last poll is at work on it.
-            0 => detail.threads.helper(glance.beats).unwrap_or(0),
+            0 => detail.threads.helper(snapshot.beats).unwrap_or(0),
             bound => bound,
         };
         let look = threads::kernel_thread(thread).map(|known| known.look());
-        if glance.work.parked && (thread == 0 || look == Some(Seen::Gone)) {
+        if snapshot.work.parked && (thread == 0 || look == Some(Presence::Gone)) {
             detail.evidence = StallCause::Blocked {
                 // Polls of a worker that has to beat by itself are not counted.
                 place: Some(if self.record.profile.thresholds.beats_only {
@@ -39,7 +39,7 @@ impl WorkerRef {
             };
             return None;
         }
-        if look == Some(Seen::Gone) {
+        if look == Some(Presence::Gone) {
             // It ended so abruptly that not even its destructors ran.
             detail.evidence = StallCause::ThreadEnded;
             return None;
@@ -74,7 +74,7 @@ impl WorkerRef {
         Some(1 << detail.looks)
     }
 
-    /// Notes that the worker's thread has ended: it is stalled from `now` on, unless another thread
+    /// Adjustments that the worker's thread has ended: it is stalled from `now` on, unless another thread
     /// that has reported for it lives. If it has made more `beats` than these, it goes on without
     /// that thread instead. Returns whether it is stalled.
     pub(crate) fn abandon(
@@ -85,11 +85,11 @@ impl WorkerRef {
         lives: impl Fn(u32) -> bool,
     ) -> bool {
         let mut detail = self.record.detail();
-        let Some(glance) = self.living_glance() else {
+        let Some(snapshot) = self.living_snapshot() else {
             return false;
         };
-        let goes_on = beats.is_some_and(|beats| glance.beats != beats);
-        if goes_on || glance.work.thread != thread {
+        let goes_on = beats.is_some_and(|beats| snapshot.beats != beats);
+        if goes_on || snapshot.work.thread != thread {
             self.cell().change_work(|work| without_thread(work, thread));
             return false;
         }
@@ -98,7 +98,7 @@ impl WorkerRef {
         }
         detail.thread_ended = Some(ThreadEnded {
             at: now,
-            beats: glance.beats,
+            beats: snapshot.beats,
         });
         self.cell().change_work(|work| Work {
             thread_ended: work.thread == thread,
@@ -111,7 +111,7 @@ impl WorkerRef {
     /// known.
     pub(crate) fn go_on_without_thread(&self) {
         let mut detail = self.record.detail();
-        if detail.thread_ended.take().is_some() && self.living_glance().is_some() {
+        if detail.thread_ended.take().is_some() && self.living_snapshot().is_some() {
             self.cell().change_work(|work| {
                 if work.thread_ended {
                     without_thread(work, work.thread)

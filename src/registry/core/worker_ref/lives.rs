@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 use crossbeam_channel::Receiver;
 
 use super::{WorkerRef, over};
-use crate::cell::{Cell, Episode, Lifecycle, Phase, Place, Watch};
+use crate::cell::{Cell, CellKey, Episode, Lifecycle, Phase, Schedule};
 use crate::clock::Moment;
 use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, StopCause, judge};
 use crate::registry::core::record::{Dependents, Detail, Ended, Former, Record};
-use crate::registry::core::tasks::{Manner, Names, Tasks, cut};
+use crate::registry::core::tasks::{Manner, TaskNames, Tasks, cut};
 use crate::registry::core::timeline::ObservedNow;
 use crate::sync::latch::Latch;
 use crate::sync::panics::{self, PanicReport};
@@ -22,7 +22,7 @@ const LONGEST_REASON: usize = 8 * 1024;
 
 /// How an incarnation is to end.
 #[derive(Debug)]
-pub(crate) enum End {
+pub(crate) enum Termination {
     /// In good order. If it was asked to stop, by whom it was asked.
     Stopped(StopCause),
     Dead(DeathCause),
@@ -35,7 +35,7 @@ pub(crate) enum End {
 }
 
 impl WorkerRef {
-    /// Notes who asks the worker to stop; it does not see it yet. Returns whether it is at work.
+    /// Adjustments who asks the worker to stop; it does not see it yet. Returns whether it is at work.
     /// `None`: it was asked before, or has ended.
     pub(crate) fn claim_stop(&self, cause: StopCause) -> Option<bool> {
         let mut detail = self.record.detail();
@@ -66,7 +66,7 @@ impl WorkerRef {
                 ..cell.state()
             });
             if cell.work().activity == Activity::Idle {
-                let end = End::Stopped(StopCause::Completed);
+                let end = Termination::Stopped(StopCause::Completed);
                 ended = self.end_locked(&mut detail, end, observed, wall);
             }
         }
@@ -146,7 +146,12 @@ impl WorkerRef {
 
     /// Ends the incarnation. `None` if it has ended before: the first end counts, but that a
     /// failure overrules an end in good order that came before it.
-    pub(crate) fn end(&self, end: End, observed: &ObservedNow, wall: SystemTime) -> Option<Health> {
+    pub(crate) fn end(
+        &self,
+        end: Termination,
+        observed: &ObservedNow,
+        wall: SystemTime,
+    ) -> Option<Health> {
         let mut detail = self.record.detail();
         if !self.is_current() {
             return None;
@@ -157,7 +162,7 @@ impl WorkerRef {
     fn end_locked(
         &self,
         detail: &mut Detail,
-        end: End,
+        end: Termination,
         observed: &ObservedNow,
         wall: SystemTime,
     ) -> Option<Health> {
@@ -168,32 +173,34 @@ impl WorkerRef {
                     ending: Ending::Stopped(_),
                     ..
                 }),
-                End::Overruled(_) | End::Panicked(_),
+                Termination::Overruled(_) | Termination::Panicked(_),
             ) => {}
             (
                 Some(Ended {
                     ending: Ending::Stopped(by),
                     ..
                 }),
-                End::Failed(_),
+                Termination::Failed(_),
             ) if detail.stop_cause.as_ref() == Some(by) => {}
             _ => return None,
         }
         let cell = self.cell();
         let life = cell.state();
-        let (beats, heartbeat_at) = cell.glance().map_or((0, None), |glance| {
-            let reading = self.living(&glance, observed, &detail.notes(&glance));
-            (glance.beats, reading.heartbeat_at)
+        let (beats, heartbeat_at) = cell.snapshot().map_or((0, None), |snapshot| {
+            let reading = self.living(&snapshot, observed, &detail.adjustments(&snapshot));
+            (snapshot.beats, reading.heartbeat_at)
         });
         let (ending, phase) = match end {
-            End::Stopped(cause) => {
+            Termination::Stopped(cause) => {
                 let cause = match (&detail.stop_cause, cause) {
                     (Some(asked), StopCause::Drop | StopCause::Completed) => asked.clone(),
                     (_, cause) => cause,
                 };
                 (Ending::Stopped(cause), Phase::Stopped)
             }
-            End::Dead(cause) | End::Failed(cause) | End::Overruled(cause) => {
+            Termination::Dead(cause)
+            | Termination::Failed(cause)
+            | Termination::Overruled(cause) => {
                 let manner = match &cause {
                     DeathCause::Panicked { .. } => Manner::Panic,
                     DeathCause::Failed { .. } => Manner::Error,
@@ -202,7 +209,7 @@ impl WorkerRef {
                 let names = detail.tasks.at_death(manner, observed.clock, beats);
                 (Ending::Dead(death(cause, names, wall)), Phase::Dead)
             }
-            End::Panicked(mut report) => {
+            Termination::Panicked(mut report) => {
                 // What the hook saw is certain.
                 let names = report.at_hand.take().unwrap_or_else(|| {
                     let tasks = &detail.tasks;
@@ -235,7 +242,7 @@ impl WorkerRef {
     pub(crate) fn cut_off(
         &self,
         request: StopCause,
-        end: End,
+        end: Termination,
         observed: &ObservedNow,
         wall: SystemTime,
     ) -> (Option<Health>, Vec<Waker>) {
@@ -281,7 +288,7 @@ impl WorkerRef {
         }
     }
 
-    /// Notes that the worker was given up, in its death.
+    /// Adjustments that the worker was given up, in its death.
     pub(crate) fn give_up(&self, restarts: u32) {
         let mut detail = self.record.detail();
         if let Some(Ended {
@@ -317,7 +324,7 @@ impl WorkerRef {
             }
             record.set_incarnation(record.incarnation() + 1);
             let tag = cell.state().next_tag();
-            record.set_place(Place::new(next.chunk.slot(next.offset), tag));
+            record.set_cell_key(CellKey::new(next.chunk.slot(next.offset), tag));
             let before = settle(cell, record, tag, observed.now);
             let counts = &record.profile.counts;
             if elsewhere.is_none() {
@@ -390,7 +397,7 @@ impl WorkerRef {
     /// any more, to be dropped where no lock is held: they belong to an executor.
     #[must_use]
     pub(crate) fn vacate(&self) -> Vec<(u64, Waker)> {
-        let beats = self.cell().glance().map_or(0, |glance| glance.beats);
+        let beats = self.cell().snapshot().map_or(0, |snapshot| snapshot.beats);
         let mut detail = self.record.detail();
         detail.returns = false;
         let forgotten = std::mem::take(&mut detail.on_stop);
@@ -404,7 +411,7 @@ impl WorkerRef {
     }
 }
 
-fn death(mut cause: DeathCause, (run_id, task): Names, at: SystemTime) -> Arc<Death> {
+fn death(mut cause: DeathCause, (run_id, task): TaskNames, at: SystemTime) -> Arc<Death> {
     if let DeathCause::Panicked { message: text, .. } | DeathCause::Failed { error: text } =
         &mut cause
     {
@@ -436,9 +443,9 @@ pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) -> u64
         profile: profile.number,
     };
     let grace_ends = now.after(profile.thresholds.startup_grace);
-    let watch = Watch {
+    let schedule = Schedule {
         episode: Episode::Starting,
         due: grace_ends.after(Duration::from_nanos(1)),
     };
-    cell.settle(life, now, watch)
+    cell.settle(life, now, schedule)
 }

@@ -10,12 +10,12 @@ mod updates;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::record::{Detail, Ended, Former, Notes, Record};
+use super::record::{Adjustments, Detail, Ended, Former, Record};
 use super::slab::Chunk;
 use super::timeline::ObservedNow;
 use crate::cell::{Cell, CellSnapshot, Phase};
 use crate::health::{Health, Limits, Reading, Signs, State, judge, verdict, vouched};
-pub(crate) use lives::{End, settle, wake};
+pub(crate) use lives::{Termination, settle, wake};
 pub(crate) use updates::Updated;
 
 /// See the module. It is of the life that holds this cell: one that began later, in another cell,
@@ -38,7 +38,7 @@ impl WorkerRef {
     /// Whether the worker's present life is in this cell.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
-        self.record.place().is_in(self.chunk.slot(self.offset))
+        self.record.cell_key().is_in(self.chunk.slot(self.offset))
     }
 
     /// The worker of the worker's present life.
@@ -51,7 +51,7 @@ impl WorkerRef {
         let chunk = detail.chunk.as_ref().unwrap_or(&self.chunk);
         Cow::Owned(Self {
             chunk: Arc::clone(chunk),
-            offset: self.record.place().slot().offset as usize,
+            offset: self.record.cell_key().slot().offset as usize,
             record: Arc::clone(&self.record),
         })
     }
@@ -84,9 +84,11 @@ impl WorkerRef {
     pub(crate) fn late_beats(&self, detail: &Detail) -> u64 {
         let own = match &detail.ended {
             // While a handle is there, the cell still counts.
-            Some(ended) => self.current_glance().map_or(ended.late_beats, |glance| {
-                glance.beats.saturating_sub(ended.beats)
-            }),
+            Some(ended) => self
+                .current_snapshot()
+                .map_or(ended.late_beats, |snapshot| {
+                    snapshot.beats.saturating_sub(ended.beats)
+                }),
             None => 0,
         };
         let former = detail.former.iter().map(Former::late_beats);
@@ -95,13 +97,13 @@ impl WorkerRef {
 
     /// Everything in the cell, if the worker's present life is in it.
     #[inline]
-    fn current_glance(&self) -> Option<CellSnapshot> {
-        let place = self.record.place();
+    fn current_snapshot(&self) -> Option<CellSnapshot> {
+        let place = self.record.cell_key();
         if !place.is_in(self.chunk.slot(self.offset)) {
             return None;
         }
-        let glance = self.cell().glance()?;
-        (glance.state.tag == place.tag()).then_some(glance)
+        let snapshot = self.cell().snapshot()?;
+        (snapshot.state.tag == place.tag()).then_some(snapshot)
     }
 
     // --- reading --------------------------------------------------------------------------------
@@ -110,14 +112,14 @@ impl WorkerRef {
     #[inline]
     pub(crate) fn reading(&self, observed: &ObservedNow) -> Reading {
         loop {
-            if let Some(glance) = self.living_glance() {
-                let notes = if glance.is_plain() {
+            if let Some(snapshot) = self.living_snapshot() {
+                let adjustments = if snapshot.is_plain() {
                     None
                 } else {
                     let detail = self.record.known_detail();
-                    detail.map(|detail| detail.notes(&glance))
+                    detail.map(|detail| detail.adjustments(&snapshot))
                 };
-                return self.living(&glance, observed, &notes.unwrap_or_default());
+                return self.living(&snapshot, observed, &adjustments.unwrap_or_default());
             }
             if let Some(detail) = self.record.known_detail() {
                 if let Some(ended) = self.ended(&detail) {
@@ -135,13 +137,18 @@ impl WorkerRef {
 
     /// Everything in the cell, if the worker is in it and lives.
     #[inline]
-    pub(crate) fn living_glance(&self) -> Option<CellSnapshot> {
-        self.current_glance()
-            .filter(|glance| glance.state.phase == Phase::Live)
+    pub(crate) fn living_snapshot(&self) -> Option<CellSnapshot> {
+        self.current_snapshot()
+            .filter(|snapshot| snapshot.state.phase == Phase::Live)
     }
 
-    fn living(&self, glance: &CellSnapshot, observed: &ObservedNow, notes: &Notes) -> Reading {
-        let signs = signs(glance, &self.record.profile.limits, observed, notes);
+    fn living(
+        &self,
+        snapshot: &CellSnapshot,
+        observed: &ObservedNow,
+        adjustments: &Adjustments,
+    ) -> Reading {
+        let signs = signs(snapshot, &self.record.profile.limits, observed, adjustments);
         let mut reading = Reading::new(signs.started_at);
         reading.unwatched = observed.unwatched;
         reading.activity = signs.activity;
@@ -156,9 +163,9 @@ impl WorkerRef {
     /// The state of a worker whose cell alone decides it.
     #[inline]
     pub(crate) fn plain_state(&self, observed: &ObservedNow) -> Option<State> {
-        let glance = self.living_glance().filter(CellSnapshot::is_plain)?;
+        let snapshot = self.living_snapshot().filter(CellSnapshot::is_plain)?;
         let limits = &self.record.profile.limits;
-        let signs = signs(&glance, limits, observed, &Notes::default());
+        let signs = signs(&snapshot, limits, observed, &Adjustments::default());
         Some(verdict(&signs, limits, observed.now))
     }
 
@@ -182,7 +189,7 @@ impl WorkerRef {
         })
     }
 
-    /// The reading, the glance (`None` if the worker is over) and the detail (if there is any) of
+    /// The reading, the snapshot (`None` if the worker is over) and the detail (if there is any) of
     /// one moment.
     pub(crate) fn read_all<T>(
         &self,
@@ -200,18 +207,19 @@ impl WorkerRef {
                 drop(detail);
                 return self.current().read_all(observed, read);
             }
-            if let Some(glance) = self.living_glance() {
+            if let Some(snapshot) = self.living_snapshot() {
                 if detail.is_none() && self.record.has_detail() {
-                    // It has just come into being, with what the glance may have seen already.
+                    // It has just come into being, with what the snapshot may have seen already.
                     continue;
                 }
-                let notes = detail.as_ref().map(|detail| detail.notes(&glance));
-                let mut reading = self.living(&glance, observed, &notes.unwrap_or_default());
+                let adjustments = detail.as_ref().map(|detail| detail.adjustments(&snapshot));
+                let mut reading =
+                    self.living(&snapshot, observed, &adjustments.unwrap_or_default());
                 if let Some(detail) = &detail {
                     reading.evidence = detail.evidence.clone();
                     (reading.run_id, reading.task) = detail.tasks.names();
                 }
-                return read(&mut reading, Some(&glance), detail.as_deref());
+                return read(&mut reading, Some(&snapshot), detail.as_deref());
             }
             drop(detail);
             std::hint::spin_loop();
@@ -219,28 +227,28 @@ impl WorkerRef {
     }
 }
 
-/// What a glance at a living worker's cell tells.
+/// What a snapshot at a living worker's cell tells.
 #[inline(always)]
 pub(crate) fn signs(
-    glance: &CellSnapshot,
+    snapshot: &CellSnapshot,
     limits: &Limits,
     observed: &ObservedNow,
-    notes: &Notes,
+    adjustments: &Adjustments,
 ) -> Signs {
     let mut signs = Signs {
-        activity: glance.work.activity,
-        stop_requested: glance.state.stop_requested,
+        activity: snapshot.work.activity,
+        stop_requested: snapshot.state.stop_requested,
         unwatched: observed.unwatched.is_some(),
-        started_at: glance.progress_at,
+        started_at: snapshot.progress_at,
         // Whoever reads also observes: it moved since the last tick, so it is well now.
-        progress_at: glance.beaten.then_some(if glance.moved {
+        progress_at: snapshot.beaten.then_some(if snapshot.moved {
             observed.now
         } else {
-            glance.progress_at
+            snapshot.progress_at
         }),
         heartbeat_at: None,
-        quiet_until: notes.quiet_until,
-        thread_ended_at: notes.thread_ended_at,
+        quiet_until: adjustments.quiet_until,
+        thread_ended_at: adjustments.thread_ended_at,
     };
     signs.heartbeat_at = vouched(&signs, limits, observed.tick);
     signs

@@ -5,7 +5,7 @@ use crate::cell::Work;
 use crate::clock::Moment;
 use crate::health::Activity;
 use crate::registry::core::record::Detail;
-use crate::registry::core::tasks::{Closing, Left, Names, Says};
+use crate::registry::core::tasks::{AfterTask, Closing, TaskNames, TaskReport};
 use crate::sync::threads;
 
 /// So many silences that were not taken back are kept: guards that are leaked must not hold memory
@@ -42,9 +42,9 @@ impl WorkerRef {
             return Updated::default();
         }
         let thread = threads::current();
-        let says = Says { activity, thread };
-        let new_task = detail.tasks.update(run_id, text, says);
-        self.be_at(&mut detail, says, new_task);
+        let report = TaskReport { activity, thread };
+        let new_task = detail.tasks.update(run_id, text, report);
+        self.be_at(&mut detail, report, new_task);
         Updated {
             new_task,
             over: activity == Activity::Idle && self.cell().state().stop_requested,
@@ -60,7 +60,7 @@ impl WorkerRef {
         let (thread, seen_at) = (threads::current(), self.task_seen_at());
         let (number, new_task) = detail.tasks.begin(run_id, text, thread, seen_at);
         let activity = Activity::Processing;
-        self.be_at(&mut detail, Says { activity, thread }, new_task);
+        self.be_at(&mut detail, TaskReport { activity, thread }, new_task);
         let updated = Updated {
             new_task,
             over: false,
@@ -85,22 +85,22 @@ impl WorkerRef {
         };
         let left = detail.tasks.end(number, self.task_seen_at(), closing);
         let (activity, thread) = match left {
-            Left::Unchanged => return Updated::default(),
-            Left::At(activity, thread) => (activity, thread),
-            Left::Idle => (Activity::Idle, closing.thread),
+            AfterTask::Unchanged => return Updated::default(),
+            AfterTask::At(activity, thread) => (activity, thread),
+            AfterTask::Idle => (Activity::Idle, closing.thread),
         };
-        self.be_at(&mut detail, Says { activity, thread }, true);
+        self.be_at(&mut detail, TaskReport { activity, thread }, true);
         let cell = self.cell();
         Updated {
             new_task: true,
-            over: left == Left::Idle && cell.state_after_work().stop_requested,
+            over: left == AfterTask::Idle && cell.state_after_work().stop_requested,
         }
     }
 
     /// Puts into the cell what the worker is at. Counts as a beat.
     #[inline]
-    fn be_at(&self, detail: &mut Detail, says: Says, new_task: bool) {
-        let Says { activity, thread } = says;
+    fn be_at(&self, detail: &mut Detail, report: TaskReport, new_task: bool) {
+        let TaskReport { activity, thread } = report;
         let before = self.cell().report(activity, thread, new_task);
         if before != thread {
             self.note_thread(detail, before, thread);
@@ -115,17 +115,17 @@ impl WorkerRef {
 
     /// When the pacemaker first saw the task that is in the cell, if it did.
     fn task_seen_at(&self) -> Option<Moment> {
-        self.cell().glance()?.task_at
+        self.cell().snapshot()?.task_at
     }
 
     /// Run and task that the worker is at.
-    pub(crate) fn task(&self) -> Names {
+    pub(crate) fn task(&self) -> TaskNames {
         let detail = self.record.known_detail();
         detail.map_or((None, None), |detail| detail.tasks.names())
     }
 
     /// Run and task that the worker is at; `None` if somebody is just changing it. Never waits.
-    pub(crate) fn task_at_hand(&self) -> Option<Names> {
+    pub(crate) fn task_at_hand(&self) -> Option<TaskNames> {
         Some(self.record.try_detail()?.tasks.names())
     }
 
@@ -145,7 +145,7 @@ impl WorkerRef {
                     return false;
                 }
                 let activity = Activity::Idle;
-                self.be_at(&mut detail, Says { activity, thread }, false);
+                self.be_at(&mut detail, TaskReport { activity, thread }, false);
                 detail.tasks.clear();
             }
             // Without a detail there is neither a task nor an end yet.

@@ -10,7 +10,7 @@ use crate::health::{
     SweepReport, UnwellWorker, verdict,
 };
 use crate::registry::core::profile::{Profile, Profiles};
-use crate::registry::core::record::{Notes, Record};
+use crate::registry::core::record::{Adjustments, Record};
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{WorkerRef, signs};
 
@@ -171,13 +171,13 @@ impl Tally {
     fn count(&mut self, cells: &[Cell], observed: &ObservedNow, profiles: &Profiles) -> Vec<usize> {
         let mut closer = Vec::new();
         for (offset, cell) in cells.iter().enumerate() {
-            match cell.glance() {
-                Some(glance) if glance.state.phase == Phase::Empty => continue,
-                Some(glance) if glance.is_plain() => {
-                    let Some(row) = self.row(glance.state.profile, profiles) else {
+            match cell.snapshot() {
+                Some(snapshot) if snapshot.state.phase == Phase::Empty => continue,
+                Some(snapshot) if snapshot.is_plain() => {
+                    let Some(row) = self.row(snapshot.state.profile, profiles) else {
                         continue;
                     };
-                    let signs = signs(&glance, &row.limits, observed, &Notes::default());
+                    let signs = signs(&snapshot, &row.limits, observed, &Adjustments::default());
                     let state = verdict(&signs, &row.limits, observed.now);
                     if !state.is_offline() && state != State::Stalled {
                         row.states.add(state);

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::events::Event;
 use super::record::Record;
-use super::{Core, Telling};
+use super::{Core, LogInFlight};
 
 /// Name of the thread.
 const THREAD_NAME: &str = "wh-log";
@@ -16,7 +16,7 @@ const THREAD_NAME: &str = "wh-log";
 /// Events for the log, in their order. A thread that begins with the first writes them and ends with
 /// the last.
 #[derive(Debug, Default)]
-pub(super) struct Aside(Mutex<Queue>);
+pub(super) struct LogQueue(Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -27,16 +27,16 @@ struct Queue {
 
 impl Core {
     /// Has these logged by another thread. If there is no thread to be had, they are not logged.
-    pub(super) fn log_aside(self: &Arc<Self>, events: Vec<(Arc<Record>, Event)>) {
+    pub(super) fn log_in_background(self: &Arc<Self>, events: Vec<(Arc<Record>, Event)>) {
         if events.is_empty() {
             return;
         }
-        let mut queue = self.aside.0.lock();
+        let mut queue = self.log_queue.0.lock();
         queue.events.extend(events);
         if queue.attended {
             return;
         }
-        let telling = Telling::begin(Arc::clone(self));
+        let telling = LogInFlight::begin(Arc::clone(self));
         let thread = thread::Builder::new().name(THREAD_NAME.to_owned());
         // Under the lock: a caller that comes now may rely on the thread.
         match thread.spawn(move || attend(&telling)) {
@@ -47,10 +47,10 @@ impl Core {
 }
 
 /// The thread.
-fn attend(telling: &Telling<Arc<Core>>) {
+fn attend(telling: &LogInFlight<Arc<Core>>) {
     let core = &telling.0;
     loop {
-        let mut queue = core.aside.0.lock();
+        let mut queue = core.log_queue.0.lock();
         let Some((record, event)) = queue.events.pop_front() else {
             queue.attended = false;
             return;
