@@ -10,7 +10,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use worker_heartbeat::{Activity, Health, Probe, Registry, StallCause, State, Supervisor};
 
-use crate::crew::{MILLISECOND, worker};
+use crate::fixtures::{MILLISECOND, worker};
 use crate::process::in_child;
 use crate::support::eventually;
 

@@ -5,14 +5,14 @@
 //! of the child. They come one after the other, since some of them take the processors for
 //! themselves.
 
-mod crew;
+mod blocked_log;
+mod callbacks;
 mod evidence;
-mod forked;
-mod forked_shutdown;
-mod held_up;
-mod misbehaviour;
+mod fixtures;
+mod fork;
+mod fork_and_shutdown;
 mod process;
 mod starved;
-mod supervised;
+mod stopped_process;
 #[path = "../support/mod.rs"]
 mod support;

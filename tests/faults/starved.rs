@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use worker_heartbeat::{Activity, Probe, Registry, State};
 
-use crate::crew::{
+use crate::fixtures::{
     ALL_EVENTS, Crew, MILLISECOND, READER_PATIENCE, Reader, SLACK, beat,
     forgiven_and_nobody_convicted, worker,
 };

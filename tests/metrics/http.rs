@@ -1,16 +1,13 @@
 //! The metrics over HTTP.
 
-#[path = "../support/coordinator.rs"]
-mod client;
-
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use client::{Reply, exchange};
 use worker_heartbeat::{Activity, HealthEndpoint, MemoryStore, Metrics, Registry, WorkerHeartbeat};
 
 use crate::scrape::{Moody, Scrape, promtool};
+use crate::support::coordinator::{Reply, exchange};
 use crate::support::{SECOND, World};
 
 fn get(address: SocketAddr, accept: &str) -> Reply {

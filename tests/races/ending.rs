@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use worker_heartbeat::{Activity, Error, Exit, Restart, State, Supervisor, WorkerHeartbeat};
 
-use crate::meeting::{Meeting, ROUNDS, alone, chance, dawdle, race, rounds, settle_on, stagger};
-use crate::stage::{ALL_EVENTS, Ward, busy_registry, ending, events_of, is_ending, names, worker};
+use crate::fixtures::{
+    ALL_EVENTS, Ward, busy_registry, ending, events_of, is_ending, names, worker,
+};
+use crate::rounds::{Meeting, ROUNDS, alone, chance, dawdle, race, rounds, settle_on, stagger};
 use crate::support::{PATIENCE, name};
 
 /// Each beat and each update counts once: before the end, or as late. After `stop()` has returned

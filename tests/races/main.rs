@@ -3,11 +3,11 @@
 //! Each test states its invariant. They run one at a time, so that the processors are theirs and
 //! every pacemaker of this process is their own: each of them ends with none left.
 
-mod coming;
 mod ending;
-mod meeting;
+mod events;
+mod fixtures;
 mod reading;
-mod stage;
+mod registration;
+mod rounds;
 #[path = "../support/mod.rs"]
 mod support;
-mod telling;

@@ -11,8 +11,8 @@ use worker_heartbeat::{
     Activity, EventKind, Health, Probe, Registry, Snapshot, State, WorkerHeartbeat,
 };
 
-use crate::meeting::{ROUNDS, alone, chance, dawdle, race, rounds, settle_on, stagger};
-use crate::stage::{SetOnDrop, Slot, assert_reads, busy_registry, worker};
+use crate::fixtures::{SetOnDrop, Slot, assert_reads, busy_registry, worker};
+use crate::rounds::{ROUNDS, alone, chance, dawdle, race, rounds, settle_on, stagger};
 use crate::support::{PATIENCE, SECOND, World};
 
 /// What the worker of this number is like; everything that is read of it has to fit.

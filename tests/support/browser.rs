@@ -1,5 +1,4 @@
 //! A real browser: headless Chromium, driven through chromedriver by the WebDriver protocol.
-#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
 //! A coordinator, and as little of an HTTP client as will do.
-#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,5 +1,4 @@
 //! Workers to look at, and a server that shows them.
-#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};

@@ -1,7 +1,18 @@
 //! What the tests have in common: a registry on a mock clock.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+#[cfg(feature = "http")]
+pub mod browser;
+#[cfg(feature = "http")]
+pub mod coordinator;
+pub mod examples;
 pub mod executor;
+#[cfg(feature = "http")]
+pub mod farm;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+pub mod process;
+pub mod text_http;
 
 use std::time::Duration;
 

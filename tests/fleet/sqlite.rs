@@ -1,0 +1,494 @@
+//! The store in a SQLite file: many processes, kills, locks, full disks, clocks that are set.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::support::{PATIENCE, SECOND, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rusqlite::Connection;
+use worker_heartbeat::fleet::{
+    Answer, Beat, Claim, ClaimAnswer, Registration, Sweep, WorkerFilter, WorkerKey, conformance,
+};
+use worker_heartbeat::{
+    Error, FleetConfig, HeartbeatStore, Registry, SqliteStore, State, StoredWorker, Sweeper,
+    WorkerHeartbeat,
+};
+
+/// A directory that is gone with the test.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("worker-heartbeat-sqlite-{}-{n}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("fleet.db")
+    }
+
+    fn store(&self) -> SqliteStore {
+        SqliteStore::open(self.file()).unwrap()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn rows(store: &SqliteStore) -> Vec<StoredWorker> {
+    store.list(&WorkerFilter::default()).unwrap()
+}
+
+fn row(store: &SqliteStore, id: &str) -> Option<StoredWorker> {
+    rows(store).into_iter().find(|row| row.key.id == id)
+}
+
+fn state(store: &SqliteStore, id: &str) -> Option<State> {
+    row(store, id).map(|row| row.health().state())
+}
+
+fn register(store: &SqliteStore, id: &str) -> WorkerKey {
+    let keys = store.register(&[Registration::new("poller", id)]).unwrap();
+    keys.into_iter().next().unwrap()
+}
+
+#[test]
+fn the_store_in_a_file_conforms() {
+    let place = Place::new();
+    conformance::assert_conforms(&place.store());
+}
+
+#[test]
+fn what_was_told_is_there_after_all_were_gone() {
+    let place = Place::new();
+    let key = register(&place.store(), "a");
+    let store = place.store();
+    assert_eq!(row(&store, "a").unwrap().key, key);
+    assert!(register(&store, "b").incarnation > key.incarnation);
+}
+
+#[test]
+fn a_file_of_somebody_else_is_refused_and_left_alone() {
+    let place = Place::new();
+    let refused = |reason: &str| {
+        let error = SqliteStore::open(place.file()).unwrap_err().to_string();
+        assert!(
+            error.contains(reason) && error.contains("fleet.db"),
+            "{error}"
+        );
+    };
+    let foreign = Connection::open(place.file()).unwrap();
+    foreign.execute_batch("CREATE TABLE theirs (x)").unwrap();
+    refused("it belongs to another program");
+    foreign
+        .execute_batch("DROP TABLE theirs; PRAGMA application_id = 7")
+        .unwrap();
+    refused("it belongs to another program");
+    foreign
+        .execute_batch("PRAGMA application_id = 0x77686274; PRAGMA user_version = 99")
+        .unwrap();
+    refused("it was made by a newer version");
+    std::fs::write(
+        place.file(),
+        "this is not a database, but long enough to be taken for one",
+    )
+    .unwrap();
+    drop(foreign);
+    refused("not a database");
+    let nowhere = SqliteStore::open(place.0.join("missing/fleet.db"));
+    assert!(matches!(
+        nowhere,
+        Err(Error::Store {
+            operation: "open",
+            ..
+        })
+    ));
+}
+
+#[test]
+fn many_processes_may_start_at_once_on_a_new_file() {
+    let place = Place::new();
+    let workers: Vec<_> = (0..8)
+        .map(|n| Process::start(&place.file(), &format!("w{n}"), "60"))
+        .collect();
+    let store = place.store();
+    eventually("all are there", || {
+        rows(&store)
+            .iter()
+            .filter(|row| row.health().is_recent())
+            .count()
+            == 8
+    });
+    drop(workers);
+}
+
+#[test]
+fn a_killed_process_is_dead_within_two_seconds_and_its_run_free() {
+    let place = Place::new();
+    let store = place.store();
+    let mut victim = Process::start(&place.file(), "victim", "60");
+    victim.claim("run-1");
+    let _bystander = Process::start(&place.file(), "bystander", "60");
+    eventually("both are well", || {
+        ["victim", "bystander"].map(|id| state(&store, id)) == [Some(State::Active); 2]
+    });
+    let _sweeper = Sweeper::new(place.store())
+        .interval(SECOND)
+        .start()
+        .unwrap();
+    victim.signal(Signal::SIGKILL);
+    let killed = Instant::now();
+    eventually("its record is true", || {
+        state(&store, "victim") == Some(State::Dead)
+    });
+    let took = killed.elapsed();
+    println!("SIGKILL to dead: {took:?}");
+    assert!(took < 2 * SECOND + SECOND / 2, "{took:?}");
+    let health = row(&store, "victim").unwrap().health().to_string();
+    assert!(
+        health.starts_with("dead: its process was killed"),
+        "{health}"
+    );
+    let claim = Claim {
+        worker: row(&store, "bystander").unwrap().key,
+        run_id: "run-1".into(),
+        ttl: SECOND,
+    };
+    assert!(matches!(
+        store.claim(&claim).unwrap(),
+        ClaimAnswer::Granted(_)
+    ));
+    assert_eq!(state(&store, "bystander"), Some(State::Active));
+}
+
+#[test]
+fn a_process_that_was_stopped_past_its_lease_is_fenced() {
+    let place = Place::new();
+    let store = place.store();
+    let rival = register(&store, "rival");
+    // Its interval is 300 ms, so it is stale after 900 ms.
+    let mut sleeper = Process::start(&place.file(), "sleeper", "0.3");
+    let fence = sleeper.claim("run-1");
+    eventually("it is well", || {
+        state(&store, "sleeper") == Some(State::Active)
+    });
+    let before = row(&store, "sleeper").unwrap().key;
+    sleeper.signal(Signal::SIGSTOP);
+    // Real time: the process is stopped for real.
+    std::thread::sleep(Duration::from_millis(1_500));
+    let report = store.sweep(&Sweep::default()).unwrap();
+    assert_eq!(report.marked_offline, ["sleeper"]);
+    assert_eq!(report.released_leases, ["run-1"]);
+    let claim = Claim {
+        worker: rival,
+        run_id: "run-1".into(),
+        ttl: 60 * SECOND,
+    };
+    let ClaimAnswer::Granted(newer) = store.claim(&claim).unwrap() else {
+        panic!("the run is free");
+    };
+    assert!(
+        newer > fence,
+        "whoever is written to can refuse the older one"
+    );
+    sleeper.signal(Signal::SIGCONT);
+    assert_eq!(
+        sleeper.ask("held"),
+        "false",
+        "it does not believe in it any more"
+    );
+    let late = Beat::new(before.clone(), State::Active);
+    assert_ne!(store.beat(&[late]).unwrap(), [Answer::Accepted]);
+    eventually("it is registered anew", || {
+        row(&store, "sleeper")
+            .is_some_and(|row| row.key.incarnation > before.incarnation && row.health().is_recent())
+    });
+    assert_eq!(sleeper.ask("held"), "false");
+    assert_eq!(sleeper.ask("claim run-1"), "none", "another one has it");
+}
+
+#[test]
+fn a_locked_file_fails_a_call_and_slows_no_worker() {
+    let place = Place::new();
+    let store = SqliteStore::open_with_timeout(place.file(), Duration::from_millis(50)).unwrap();
+    let registry = Registry::new();
+    let attachment = registry.attach(store, FleetConfig::new()).unwrap();
+    let hb = WorkerHeartbeat::builder("poller")
+        .id("a")
+        .interval(SECOND)
+        .registry(&registry)
+        .start()
+        .unwrap();
+    hb.beat();
+    assert!(attachment.flush(PATIENCE));
+    let writer = Connection::open(place.file()).unwrap();
+    writer.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    hb.update_task("run-1", "", worker_heartbeat::Activity::Processing);
+    eventually("it fails", || attachment.status().failures_in_a_row > 0);
+    let error = attachment.status().last_error.unwrap();
+    assert!(
+        error.contains("another process has been writing for too long"),
+        "{error}"
+    );
+    hb.beat();
+    assert!(hb.is_recent());
+    writer.execute_batch("COMMIT").unwrap();
+    let reader = place.store();
+    eventually("it is told", || {
+        state(&reader, "a") == Some(State::Processing)
+    });
+    eventually("it is well again", || {
+        attachment.status().failures_in_a_row == 0
+    });
+}
+
+#[test]
+fn a_full_disk_fails_calls_and_heals() {
+    let place = Place::new();
+    // The kernel refuses a file that grows beyond 200 blocks: as good as a full disk, for this
+    // process alone.
+    let mut process = Process::limited(&place.file(), "a", "0.3");
+    let store = place.store();
+    eventually("it is well", || state(&store, "a") == Some(State::Active));
+    assert_eq!(process.ask("fill"), "failing");
+    assert_eq!(process.ask("recent"), "true", "the work goes on");
+    assert_eq!(process.ask("lift"), "restored");
+    eventually("it is told again", || {
+        state(&store, "a") == Some(State::Active)
+    });
+}
+
+#[test]
+fn setting_the_wall_clock_or_another_boot_convicts_nobody() {
+    let place = Place::new();
+    let store = place.store();
+    let key = register(&store, "a");
+    store
+        .beat(&[Beat::new(key.clone(), State::Active)])
+        .unwrap();
+    let claim = Claim {
+        worker: key.clone(),
+        run_id: "run".into(),
+        ttl: 60 * SECOND,
+    };
+    assert!(matches!(
+        store.claim(&claim).unwrap(),
+        ClaimAnswer::Granted(_)
+    ));
+    // As after a boot at which the wall clock was an hour behind.
+    let file = Connection::open(place.file()).unwrap();
+    let hour = 3_600_000_000_000_i64;
+    file.execute_batch(&format!(
+        "UPDATE clock SET boot_id = 'another';
+         UPDATE workers SET registered_at = registered_at + {hour}, heartbeat_at = heartbeat_at + {hour};
+         UPDATE leases SET expires_at = expires_at + {hour};"
+    ))
+    .unwrap();
+    for _ in 0..3 {
+        let row = row(&store, "a").unwrap();
+        assert!(row.heartbeat_age.unwrap() < 10 * SECOND, "{row:?}");
+        assert!(
+            store
+                .sweep(&Sweep::default())
+                .unwrap()
+                .marked_offline
+                .is_empty()
+        );
+        store
+            .beat(&[Beat::new(key.clone(), State::Active)])
+            .unwrap();
+    }
+    let remaining = row(&store, "a").unwrap().lease_remaining.unwrap();
+    assert!(
+        remaining > 30 * SECOND && remaining <= 60 * SECOND,
+        "{remaining:?}"
+    );
+}
+
+#[test]
+fn what_is_in_the_file_can_be_read_by_people() {
+    let place = Place::new();
+    let store = place.store();
+    let mut registration = Registration::new("poller", "a");
+    registration.metadata = vec![("version".into(), "1.4.2".into())];
+    let keys = store.register(&[registration]).unwrap();
+    store
+        .beat(&[Beat::new(keys[0].clone(), State::Processing)])
+        .unwrap();
+    let file = Connection::open(place.file()).unwrap();
+    let read: (String, String, i64) = file
+        .query_row(
+            "SELECT status, metadata ->> 'version',
+                    abs(heartbeat_at / 1000000000 - unixepoch())
+               FROM workers WHERE worker_id = 'a'",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
+        .unwrap();
+    assert_eq!((&*read.0, &*read.1), ("processing", "1.4.2"));
+    assert!(
+        read.2 < 60,
+        "its clock shows about the time: {} s off",
+        read.2
+    );
+}
+
+/// Another process with one worker: this program, as `the_other_process` says.
+struct Process {
+    child: Child,
+    stdin: ChildStdin,
+    answers: BufReader<std::process::ChildStdout>,
+}
+
+impl Process {
+    fn start(file: &Path, id: &str, interval: &str) -> Self {
+        Self::run(
+            Command::new(std::env::current_exe().unwrap()),
+            file,
+            id,
+            interval,
+        )
+    }
+
+    /// With files of at most 400 kB.
+    fn limited(file: &Path, id: &str, interval: &str) -> Self {
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", "trap '' XFSZ; ulimit -S -f 400; exec \"$0\" \"$@\""])
+            .arg(std::env::current_exe().unwrap());
+        Self::run(command, file, id, interval)
+    }
+
+    fn run(mut command: Command, file: &Path, id: &str, interval: &str) -> Self {
+        let mut child = command
+            .args([
+                "--exact",
+                "sqlite::the_other_process",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env("FLEET_FILE", file)
+            .env("FLEET_ID", id)
+            .env("FLEET_INTERVAL", interval)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        let mut process = Self {
+            child,
+            stdin,
+            answers,
+        };
+        assert_eq!(process.answer(), "ready");
+        process
+    }
+
+    fn ask(&mut self, question: &str) -> String {
+        writeln!(self.stdin, "{question}").unwrap();
+        self.answer()
+    }
+
+    fn answer(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            assert!(self.answers.read_line(&mut line).unwrap() > 0, "it is gone");
+            // The test harness writes too.
+            if let Some((_, answer)) = line.trim().split_once("> ") {
+                return answer.to_owned();
+            }
+        }
+    }
+
+    fn claim(&mut self, run: &str) -> u64 {
+        self.ask(&format!("claim {run}")).parse().unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Not a test: what [`Process`] runs. It beats, and does as it is told, line by line.
+#[test]
+#[ignore = "run by the other tests, as another process"]
+fn the_other_process() {
+    let Ok(file) = std::env::var("FLEET_FILE") else {
+        return;
+    };
+    let interval: f64 = std::env::var("FLEET_INTERVAL").unwrap().parse().unwrap();
+    let registry = Registry::new();
+    let store = SqliteStore::open(file).unwrap();
+    let attachment = registry.attach(store, FleetConfig::new()).unwrap();
+    let hb = WorkerHeartbeat::builder("poller")
+        .id(std::env::var("FLEET_ID").unwrap())
+        .interval(Duration::from_secs_f64(interval))
+        .registry(&registry)
+        .start()
+        .unwrap();
+    hb.beat();
+    let say = |text: &str| {
+        println!("\n> {text}");
+        std::io::stdout().flush().unwrap();
+    };
+    say("ready");
+    let mut lease = None;
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap();
+        hb.beat();
+        match line.split_once(' ').unwrap_or((&line, "")) {
+            ("claim", run) => match hb.claim(run, 600 * SECOND).unwrap() {
+                Some(claimed) => {
+                    say(&claimed.fence().to_string());
+                    lease = Some(claimed);
+                }
+                None => say("none"),
+            },
+            ("held", _) => say(&lease.as_ref().is_some_and(|own| own.is_held()).to_string()),
+            ("recent", _) => say(&hb.is_recent().to_string()),
+            ("fill", _) => {
+                let mut n = 0;
+                while attachment.status().failures_in_a_row == 0 {
+                    n += 1;
+                    let text = n.to_string().repeat(1_000);
+                    hb.update_task(
+                        &n.to_string(),
+                        &text[..1_000],
+                        worker_heartbeat::Activity::Active,
+                    );
+                    attachment.flush(PATIENCE);
+                }
+                say("failing");
+            }
+            ("lift", _) => {
+                use nix::sys::resource::{Resource, getrlimit, setrlimit};
+                let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+                setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
+                eventually("it is restored", || {
+                    attachment.status().failures_in_a_row == 0
+                });
+                say("restored");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

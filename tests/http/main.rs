@@ -1,0 +1,8 @@
+//! What is served over HTTP: the coordinator and the health endpoint, over real sockets.
+
+#[cfg(feature = "test-util")]
+mod coordinator;
+mod coordinator_faults;
+mod health_endpoint;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,601 @@
+//! `heartbeat-monitor`, as a real process on real stores.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use crate::support::examples::poll;
+use crate::support::postgres;
+use crate::support::text_http::{exchange, get};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use worker_heartbeat::fleet::{Beat, Registration, Stop, WorkerKey};
+use worker_heartbeat::{
+    Beacon, Ending, HeartbeatStore, PostgresOptions, Registry, SqliteStore, State, StopCause,
+    WorkerHeartbeat,
+};
+
+const PASSWORD: &str = "hunter2-secret";
+
+/// A folder of its own, gone when it is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("wh-monitor-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn monitor(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heartbeat-monitor"));
+    command
+        .args(arguments)
+        .env_remove("POSTGRES_URL")
+        .env_remove("RUST_LOG")
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    monitor(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Runs it to an end with this status, and returns what it said.
+#[track_caller]
+fn ends(arguments: &[&str], status: i32) -> String {
+    let output = run(arguments);
+    assert_eq!(output.status.code(), Some(status), "{output:?}");
+    format!("{}{}", stdout(&output), stderr(&output))
+}
+
+/// A store with a worker that is well, one that is silent for ten minutes, and one that ended.
+fn fill(store: &dyn HeartbeatStore) -> Vec<WorkerKey> {
+    let mut workers = ["a-well", "b-silent", "c-stopped"].map(|id| Registration {
+        interval: Duration::from_secs(600),
+        group: format!("group-{}", &id[..1]),
+        ..Registration::new("poller", id)
+    });
+    workers[0].worker_type = "evil\u{1b}[2J\u{202e}type".to_owned();
+    let keys = store.register(&workers).unwrap();
+    let mut beats: Vec<Beat> = keys
+        .iter()
+        .map(|key| Beat::new(key.clone(), State::Processing))
+        .collect();
+    beats[0].run_id = Some("run-7".to_owned());
+    beats[0].task = Some("indexing".to_owned());
+    beats[0].progress = Some((3, 10));
+    beats[1].heartbeat_age = Some(Duration::from_secs(600));
+    store.beat(&beats).unwrap();
+    let stop = Stop {
+        key: keys[2].clone(),
+        ending: Ending::Stopped(StopCause::Stop),
+        ago: Duration::ZERO,
+    };
+    store.stop(&[stop]).unwrap();
+    keys
+}
+
+fn filled(folder: &Folder) -> (String, SqliteStore) {
+    let file = folder.file("fleet.db");
+    let store = SqliteStore::open(&file).unwrap();
+    fill(&store);
+    (file, store)
+}
+
+// --- commands that end -------------------------------------------------------------------------------
+
+#[test]
+fn help_names_every_command_and_every_exit_status() {
+    let help = ends(&["--help"], 0);
+    for word in [
+        "watch",
+        "status",
+        "sweep",
+        "purge",
+        "migrate",
+        "check",
+        "POSTGRES_URL",
+        "Exit status:",
+        "0  done",
+        "1  `check`",
+        "2  the command line",
+        "3  the store",
+    ] {
+        assert!(help.contains(word), "{word} is not in {help}");
+    }
+    for command in ["watch", "status", "sweep", "purge", "migrate", "check"] {
+        let help = ends(&[command, "--help"], 0);
+        assert!(help.contains("--sqlite <FILE>"), "{help}");
+        assert!(help.lines().all(|line| line.len() <= 100), "{help}");
+    }
+    let version = format!("heartbeat-monitor {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(ends(&["--version"], 0), version);
+}
+
+#[test]
+fn what_makes_no_sense_ends_with_2_and_says_why() {
+    for (arguments, why) in [
+        (&[][..], "Usage: heartbeat-monitor"),
+        (&["status"], "no store is named: give --sqlite FILE"),
+        (&["gaze"], "unrecognized subcommand 'gaze'"),
+        (
+            &["status", "--sqlite", "a", "--postgres", "b"],
+            "cannot be used with",
+        ),
+        (
+            &["purge", "--sqlite", "a", "--older-than", "soon"],
+            "such as 90s, 5m, 2h, 7d",
+        ),
+        (&["check", "--max-age", "1s"], "--file <FILE>"),
+        (
+            &["watch", "--sqlite", "a", "--interval", "2d"],
+            "a day at most",
+        ),
+        (&["watch", "--sqlite", ":memory:"], "nobody else's"),
+        (
+            &["watch", "--sqlite", "a", "--listen", "here"],
+            "invalid socket address",
+        ),
+        (
+            &[
+                "status",
+                "--postgres",
+                "postgres://u@h/d",
+                "--schema",
+                "a b",
+            ],
+            "invalid schema",
+        ),
+    ] {
+        let said = ends(arguments, 2);
+        assert!(said.contains(why), "{arguments:?}: {said}");
+    }
+    let unreadable = std::os::unix::ffi::OsStrExt::from_bytes(b"stat\xffus");
+    let ended = monitor(&[])
+        .arg::<&std::ffi::OsStr>(unreadable)
+        .output()
+        .unwrap();
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+}
+
+#[test]
+fn status_is_a_table_that_nothing_can_break_or_a_json_document() {
+    let folder = Folder::new("status");
+    let (file, _store) = filled(&folder);
+    let table = ends(&["status", "--sqlite", &file], 0);
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 5, "{table}");
+    assert!(lines[0].starts_with("WORKER"), "{table}");
+    assert!(lines[1].starts_with("a-well") && lines[1].contains(" processing "));
+    assert!(lines[1].ends_with("run-7  indexing, 3 of 10"), "{table}");
+    assert!(lines[2].starts_with("b-silent") && lines[2].contains(" stale "));
+    assert!(lines[2].contains("10m ago"), "{table}");
+    assert!(lines[3].contains(" stopped "), "{table}");
+    assert_eq!(lines[4], "3 workers: 1 processing, 1 stale, 1 stopped");
+    let column = lines[0].find("STATE").unwrap();
+    assert!(lines[2][column..].starts_with("stale"), "{table}");
+    assert!(!table.contains(['\u{1b}', '\u{202e}']), "{table:?}");
+
+    let json: Value =
+        serde_json::from_str(&ends(&["status", "--sqlite", &file, "--json"], 0)).unwrap();
+    assert_eq!(json["summary"]["total_active"], 1);
+    assert_eq!(json["workers"][1]["health"]["state"], "stale");
+    assert_eq!(
+        json["workers"][0]["worker_type"],
+        "evil\u{1b}[2J\u{202e}type"
+    );
+}
+
+#[test]
+fn whoever_reads_only_the_beginning_is_no_failure() {
+    let folder = Folder::new("pipe");
+    let file = folder.file("fleet.db");
+    let store = SqliteStore::open(&file).unwrap();
+    // More than a pipe holds.
+    let workers: Vec<_> = (0..3_000)
+        .map(|n| Registration::new("poller", format!("worker-{n}")))
+        .collect();
+    store.register(&workers).unwrap();
+    let mut child = monitor(&["status", "--sqlite", &file])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(
+        (output.status.code(), stderr(&output)),
+        (Some(0), String::new())
+    );
+}
+
+#[test]
+fn a_sweep_that_is_only_tried_changes_nothing() {
+    let folder = Folder::new("sweep");
+    let (file, store) = filled(&folder);
+    let tried = ends(&["sweep", "--sqlite", &file, "--dry-run"], 0);
+    assert_eq!(
+        tried,
+        "worker b-silent: would be marked offline\n\
+         group group-b: would be offline as a whole\n\
+         1 would be marked offline\n"
+    );
+    assert_eq!(store.summary().unwrap().states.get(State::Dead), 0);
+    let swept = ends(&["sweep", "--sqlite", &file], 0);
+    assert!(
+        swept.starts_with("worker b-silent: marked offline\n"),
+        "{swept}"
+    );
+    assert_eq!(store.summary().unwrap().states.get(State::Dead), 1);
+    assert_eq!(ends(&["sweep", "--sqlite", &file], 0), "0 marked offline\n");
+
+    assert_eq!(ends(&["purge", "--sqlite", &file], 0), "0 forgotten\n");
+    let purged = ends(&["purge", "--sqlite", &file, "--older-than", "1ns"], 0);
+    assert_eq!(purged, "2 forgotten\n");
+}
+
+#[test]
+fn check_tells_by_its_status_whether_all_is_well() {
+    let folder = Folder::new("check");
+    let (file, store) = filled(&folder);
+    let why = ends(&["check", "--sqlite", &file], 1);
+    assert!(why.starts_with("1 active, 1 dead"), "{why}");
+    assert!(why.contains("b-silent: stale"), "{why}");
+    let silent = store.list(&Default::default()).unwrap()[1].key.clone();
+    store.beat(&[Beat::new(silent, State::Idle)]).unwrap();
+    assert_eq!(
+        ends(&["check", "--sqlite", &file], 0),
+        "2 active, 0 dead, 1 stopped\n"
+    );
+
+    let beacon = folder.file("beacon.json");
+    let registry = Registry::new();
+    let hb = WorkerHeartbeat::builder("w")
+        .registry(&registry)
+        .start()
+        .unwrap();
+    hb.beat();
+    let running = Beacon::new(&registry, &beacon).start().unwrap();
+    let check = ["check", "--file", &beacon, "--max-age", "1h"];
+    assert_eq!(ends(&check, 0), "1 active, 0 dead\n");
+    drop(running);
+    assert_eq!(ends(&check, 1), "the process stopped\n");
+    let missing = ends(&["check", "--file", "/nowhere/beacon.json"], 1);
+    assert!(
+        missing.starts_with("cannot read /nowhere/beacon.json"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_not_made_by_asking() {
+    let folder = Folder::new("missing");
+    let file = folder.file("fleet.db");
+    for command in ["status", "sweep", "purge", "check"] {
+        let said = ends(&[command, "--sqlite", &file], 3);
+        assert!(said.contains("there is no file"), "{said}");
+    }
+    assert!(!Path::new(&file).exists());
+    let made = ends(&["migrate", "--sqlite", &file], 0);
+    assert_eq!(made, "the tables are up to date\n");
+    assert_eq!(
+        ends(&["status", "--sqlite", &file], 0).lines().last(),
+        Some("0 workers")
+    );
+    fs::write(
+        &file,
+        "this is no database, but longer than its header would be",
+    )
+    .unwrap();
+    let said = ends(&["status", "--sqlite", &file], 3);
+    assert!(said.contains("heartbeat-monitor: store: cannot"), "{said}");
+}
+
+#[test]
+fn a_password_is_never_told() {
+    // Nobody listens at port 1.
+    let url = format!("postgres://app:{PASSWORD}@127.0.0.1:1/app");
+    let broken = format!("postgres://app:{PASSWORD}@127.0.0.1:x/app");
+    for command in ["status", "sweep", "purge", "check", "migrate"] {
+        let said = ends(&[command, "--postgres", &url], 3);
+        assert!(
+            said.contains("127.0.0.1") && !said.contains(PASSWORD),
+            "{said}"
+        );
+        let said = ends(&[command, "--postgres", &broken], 2);
+        assert!(
+            said.contains("invalid url") && !said.contains(PASSWORD),
+            "{said}"
+        );
+        // In the wrong place.
+        for arguments in [
+            &[command, &url][..],
+            &[command, "--sqlite", &url],
+            &[&url],
+            &["watch", "--listen", &url],
+        ] {
+            let said = ends(arguments, 2);
+            assert!(said.contains("may hold a password"), "{said}");
+            assert!(!said.contains(PASSWORD), "{said}");
+        }
+        let by_environment = monitor(&[command])
+            .env("POSTGRES_URL", &url)
+            .output()
+            .unwrap();
+        assert_eq!(by_environment.status.code(), Some(3));
+        assert!(!stderr(&by_environment).contains(PASSWORD));
+        let help = monitor(&[command, "--help"])
+            .env("POSTGRES_URL", &url)
+            .output()
+            .unwrap();
+        assert!(!stdout(&help).contains(PASSWORD));
+    }
+}
+
+// --- watch -------------------------------------------------------------------------------------------
+
+/// `watch`, killed when it is dropped.
+struct Watch {
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Watch {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (lines, copy) = (
+            BufReader::new(child.stderr.take().unwrap()),
+            Arc::clone(&log),
+        );
+        thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                copy.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        Self { child, log }
+    }
+
+    fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    #[track_caller]
+    fn until(&self, text: &str) {
+        poll(text, || self.log().contains(text).then_some(()));
+    }
+
+    #[track_caller]
+    fn address(&self) -> String {
+        poll("its address", || {
+            let log = self.log();
+            let (_, after) = log.split_once("listening at http://")?;
+            Some(after.split_once('/')?.0.to_owned())
+        })
+    }
+
+    #[track_caller]
+    fn end(&mut self) -> Option<i32> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        poll("its end", || self.child.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn watch_marks_the_dead_serves_everything_and_ends_in_good_order() {
+    let folder = Folder::new("watch");
+    let (file, beacon) = (folder.file("fleet.db"), folder.file("beacon.json"));
+    let mut watch = Watch::start(&mut monitor(&[
+        "watch",
+        "--sqlite",
+        &file,
+        "--interval",
+        "100ms",
+        "--listen",
+        "127.0.0.1:0",
+        "--beacon",
+        &beacon,
+    ]));
+    let address = watch.address();
+    // A worker says over HTTP that it lives, and then nothing more.
+    let body = r#"{"worker_id": "gpu-7", "interval": 0.1, "stale_after": 0.3}"#;
+    let post = |what: &str, body: &str| {
+        let request = format!(
+            "POST /api/worker/{what} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        exchange(&address, request.as_bytes())
+    };
+    assert_eq!(post("register", body).status, 200);
+    assert_eq!(post("heartbeat", r#"{"worker_id": "gpu-7"}"#).status, 200);
+    watch.until("worker gpu-7 marked offline");
+    watch.until("group local is offline as a whole");
+    poll("readiness", || {
+        (get(&address, "/readyz").status == 200).then_some(())
+    });
+    assert_eq!(get(&address, "/livez").status, 200);
+    let own = get(&address, "/v1/worker/health");
+    assert!(own.body.contains("1 active, 0 dead"), "{own:?}");
+    let metrics = get(&address, "/metrics").body;
+    for line in [
+        "worker_heartbeat_workers{worker_type=\"sweeper\",state=\"active\"} 1",
+        "worker_heartbeat_sweep_marked_offline_total{target=\"store\"} 1",
+        "worker_heartbeat_fleet_up 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    poll("a beacon that says so", || {
+        (ends(&["check", "--file", &beacon], 0) == "1 active, 0 dead\n").then_some(())
+    });
+    let table = ends(&["status", "--sqlite", &file], 0);
+    assert!(
+        table.contains("gpu-7") && table.contains(" dead "),
+        "{table}"
+    );
+
+    assert_eq!(watch.end(), Some(0), "{}", watch.log());
+    watch.until("ended by SIGTERM");
+    assert_eq!(
+        ends(&["check", "--file", &beacon], 1),
+        "the process stopped\n"
+    );
+}
+
+#[test]
+fn a_watch_over_a_store_that_is_down_says_so_and_no_password() {
+    let url = format!("postgres://app:{PASSWORD}@127.0.0.1:1/app");
+    let mut watch = Watch::start(
+        monitor(&["watch", "--interval", "100ms", "--listen", "127.0.0.1:0"])
+            .env("POSTGRES_URL", &url)
+            .env("RUST_LOG", "trace"),
+    );
+    let address = watch.address();
+    watch.until("store: cannot");
+    let ready = poll("the failing check", || {
+        let ready = get(&address, "/readyz?verbose");
+        ready
+            .body
+            .contains("[-]store failed: store: cannot")
+            .then_some(ready)
+    });
+    assert_eq!(ready.status, 503);
+    assert_eq!(get(&address, "/livez").status, 200, "it is not its fault");
+    for path in [
+        "/",
+        "/metrics",
+        "/v1/workers",
+        "/v1/worker/health",
+        "/readyz?verbose",
+    ] {
+        let page = get(&address, path);
+        assert!(!page.body.contains(PASSWORD), "{path}: {page:?}");
+    }
+    assert_eq!(watch.end(), Some(0), "{}", watch.log());
+    assert!(!watch.log().contains(PASSWORD), "{}", watch.log());
+}
+
+#[test]
+fn strangers_need_a_token() {
+    let folder = Folder::new("token");
+    let file = folder.file("fleet.db");
+    let arguments = ["watch", "--sqlite", &file, "--listen", "0.0.0.0:0"];
+    let refused = ends(&arguments, 2);
+    assert!(refused.contains("without a token"), "{refused}");
+    let token = folder.file("token");
+    let with_token = [&arguments[..], &["--token-file", &token]].concat();
+    assert!(
+        ends(&with_token, 3).contains("cannot read"),
+        "there is no such file"
+    );
+    fs::write(&token, "\n").unwrap();
+    assert!(ends(&with_token, 2).contains("invalid token"));
+    fs::File::create(&token)
+        .unwrap()
+        .write_all(b"s3cret\n")
+        .unwrap();
+    let mut watch = Watch::start(&mut monitor(&with_token));
+    let address = watch.address().replace("0.0.0.0", "127.0.0.1");
+    let post = |headers: &str| {
+        let request = format!(
+            "POST /api/worker/register HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\
+             Content-Length: 2\r\n\r\n{{}}"
+        );
+        exchange(&address, request.as_bytes()).status
+    };
+    assert_eq!(post(""), 401);
+    assert_eq!(post("Authorization: Bearer s3cret\r\n"), 200);
+    let strangers = get(&address, "/v1/worker/health");
+    assert!(strangers.body.contains(r#""reason":null"#), "{strangers:?}");
+    assert_eq!(watch.end(), Some(0), "{}", watch.log());
+}
+
+// --- PostgreSQL --------------------------------------------------------------------------------------
+
+#[test]
+fn every_command_works_on_postgresql() {
+    let schema = postgres::schema("monitor");
+    let ask = |arguments: &[&str]| {
+        let arguments = [arguments, &["--schema", &schema]].concat();
+        let output = monitor(&arguments)
+            .env("POSTGRES_URL", postgres::url())
+            .output()
+            .unwrap();
+        assert!(!stderr(&output).contains(postgres::PASSWORD), "{output:?}");
+        // What it logs is not what it says.
+        let logged = output.status.success();
+        let errors = if logged {
+            String::new()
+        } else {
+            stderr(&output)
+        };
+        (output.status.code(), stdout(&output) + &errors)
+    };
+    let (status, said) = ask(&["status"]);
+    assert_eq!(status, Some(3), "nobody has set it up: {said}");
+    let (status, sql) = ask(&["migrate", "--print"]);
+    assert_eq!(status, Some(0));
+    assert!(
+        sql.contains(&schema) && sql.contains("CREATE TABLE"),
+        "{sql}"
+    );
+    assert_eq!(
+        ask(&["migrate"]),
+        (Some(0), "the tables are up to date\n".to_owned())
+    );
+    let store = PostgresOptions::new()
+        .schema(schema.as_str())
+        .connect(postgres::url())
+        .unwrap();
+    fill(&store);
+    let (status, table) = ask(&["status"]);
+    assert_eq!(status, Some(0), "{table}");
+    assert!(
+        table.ends_with("3 workers: 1 processing, 1 stale, 1 stopped\n"),
+        "{table}"
+    );
+    assert_eq!(ask(&["check"]).0, Some(1));
+    let (_, tried) = ask(&["sweep", "--dry-run"]);
+    assert!(tried.ends_with("1 would be marked offline\n"), "{tried}");
+    let (_, swept) = ask(&["sweep"]);
+    assert!(swept.ends_with("1 marked offline\n"), "{swept}");
+    assert_eq!(ask(&["purge", "--older-than", "1ns"]).1, "2 forgotten\n");
+}

@@ -1,0 +1,1347 @@
+//! The store in PostgreSQL, on a real server.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::postgres::{PASSWORD, own, schema, sql, url};
+use worker_heartbeat::fleet::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
+    conformance,
+};
+use worker_heartbeat::{
+    Ending, Error, FleetConfig, HeartbeatStore, PostgresOptions, PostgresStore, Registry, State,
+    StopCause, Sweeper, Thresholds, WorkerHeartbeat,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// So many entries a worker may have.
+const MOST_METADATA: usize = 64;
+const ROLE: &str = "WORKER_HEARTBEAT_TEST_ROLE";
+
+/// With time limits that a busy machine keeps.
+fn store(schema: &str) -> PostgresStore {
+    PostgresOptions::new()
+        .schema(schema)
+        .connect_timeout(60 * SECOND)
+        .statement_timeout(60 * SECOND)
+        .connect(url())
+        .unwrap()
+}
+
+fn register(store: &PostgresStore, id: &str) -> WorkerKey {
+    let keys = store.register(&[Registration::new("poller", id)]).unwrap();
+    keys.into_iter().next().unwrap()
+}
+
+fn beat(store: &PostgresStore, key: &WorkerKey) -> Answer {
+    store
+        .beat(&[Beat::new(key.clone(), State::Active)])
+        .unwrap()[0]
+}
+
+fn worker(store: &PostgresStore, id: &str) -> WorkerKey {
+    let key = register(store, id);
+    assert_eq!(beat(store, &key), Answer::Accepted);
+    key
+}
+
+fn silent(store: &PostgresStore, id: &str, age: Duration) -> WorkerKey {
+    let key = register(store, id);
+    let beat = Beat {
+        heartbeat_age: Some(age),
+        ..Beat::new(key.clone(), State::Active)
+    };
+    assert_eq!(store.beat(&[beat]).unwrap(), [Answer::Accepted]);
+    key
+}
+
+fn claim(store: &PostgresStore, key: &WorkerKey, run: &str, ttl: Duration) -> ClaimAnswer {
+    let claim = Claim {
+        worker: key.clone(),
+        run_id: run.into(),
+        ttl,
+    };
+    store.claim(&claim).unwrap()
+}
+
+fn states(store: &PostgresStore) -> Vec<(String, State)> {
+    let workers = store.list(&WorkerFilter::default()).unwrap();
+    let state = |worker: worker_heartbeat::StoredWorker| {
+        let state = worker.health().state();
+        (worker.key.id, state)
+    };
+    workers.into_iter().map(state).collect()
+}
+
+// --- what every store does ----------------------------------------------------------------------
+
+#[test]
+fn conforms() {
+    conformance::assert_conforms(&store(&schema("conforms")));
+}
+
+#[test]
+fn conforms_without_sessions_in_a_schema_of_another_name() {
+    let name = schema("Odd-Name");
+    let options = PostgresOptions::new().schema(name).session_liveness(false);
+    conformance::assert_conforms(&options.connect(url()).unwrap());
+}
+
+// --- SQL ----------------------------------------------------------------------------------------
+
+/// The only test in this schema. The statements are those of people's notes, letter by letter.
+#[test]
+fn the_four_queries_work_as_written() {
+    sql(url(), "DROP SCHEMA IF EXISTS pm_pipeline CASCADE");
+    let store = store("pm_pipeline");
+    let active = "SELECT worker_id, worker_type, status, current_run_id, current_task, ROUND(seconds_since_heartbeat::numeric, 1) AS seconds_ago
+  FROM pm_pipeline.v_active_workers ORDER BY worker_type, worker_id;";
+    let dead = "SELECT worker_id, worker_type, last_heartbeat_at, current_run_id, current_task, ROUND(seconds_since_heartbeat::numeric / 60, 1) AS minutes_ago
+  FROM pm_pipeline.v_dead_workers;";
+    let stats = "SELECT * FROM pm_pipeline.get_worker_stats();";
+    let cleanup = "SELECT * FROM pm_pipeline.cleanup_stale_workers(60);";
+    for query in [active, dead, stats, cleanup] {
+        assert!(sql(url(), query).is_empty(), "{query}");
+    }
+    let well = worker(&store, "well");
+    let at = Beat {
+        run_id: Some("run-1".into()),
+        task: Some("Researching".into()),
+        ..Beat::new(well, State::Processing)
+    };
+    store.beat(&[at]).unwrap();
+    // The default limit for those without one of their own, theirs for those with one.
+    silent(&store, "quiet", 60 * SECOND);
+    silent(&store, "silent", 7_200 * SECOND);
+    let strict = Registration {
+        thresholds: Some(Thresholds::new(60 * SECOND)),
+        ..Registration::new("poller", "strict")
+    };
+    let strict = store.register(&[strict]).unwrap().remove(0);
+    let aged = Beat {
+        heartbeat_age: Some(100 * SECOND),
+        ..Beat::new(strict, State::Idle)
+    };
+    store.beat(&[aged]).unwrap();
+    register(&store, "starting");
+    let stop = |key| Stop {
+        key,
+        ending: Ending::Stopped(StopCause::Stop),
+        ago: Duration::ZERO,
+    };
+    store.stop(&[stop(worker(&store, "stopped"))]).unwrap();
+
+    let rows = sql(url(), active);
+    let ids: Vec<&str> = rows.iter().map(|row| &*row[0]).collect();
+    assert_eq!(ids, ["quiet", "well"]);
+    assert_eq!(
+        rows[1][..5],
+        ["well", "poller", "processing", "run-1", "Researching"]
+    );
+    assert_eq!(rows[0][5].split('.').next(), Some("60"));
+    let ids: BTreeSet<_> = sql(url(), dead)
+        .into_iter()
+        .map(|row| row[0].clone())
+        .collect();
+    assert_eq!(ids, ["silent", "strict"].map(String::from).into());
+    let stats = sql(url(), stats);
+    assert_eq!(stats[0][..6], ["poller", "6", "2", "2", "1", "1"]);
+    let cleaned = sql(url(), cleanup);
+    assert_eq!(cleaned.len(), 1);
+    assert_eq!(cleaned[0][0], "silent");
+    assert!(sql(url(), cleanup).is_empty());
+    let states = states(&store);
+    assert!(
+        states.contains(&("silent".into(), State::Dead)),
+        "{states:?}"
+    );
+}
+
+#[test]
+fn functions_act_on_the_same_rows() {
+    let name = schema("functions");
+    let store = store(&name);
+    let ask = |text: &str| sql(url(), &text.replace("$s", &format!("\"{name}\"")));
+    ask(
+        "SELECT $s.upsert_worker_heartbeat('py-1', 'python', 'processing', 'run-7', 'Parsing', '{\"load\": 0.5}')",
+    );
+    let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
+    assert_eq!((&*row.key.id, &*row.worker_type), ("py-1", "python"));
+    assert_eq!(row.health().state(), State::Processing);
+    assert_eq!(
+        (row.run_id.as_deref(), row.task.as_deref()),
+        (Some("run-7"), Some("Parsing"))
+    );
+    assert_eq!(row.metadata, [("load".to_owned(), "0.5".to_owned())]);
+    let again = ask("SELECT $s.upsert_worker_heartbeat('py-1', 'python', 'idle')");
+    assert_eq!(again[0][0], row.key.incarnation.to_string());
+    assert_eq!(states(&store), [("py-1".into(), State::Idle)]);
+    let refused = support::postgres::try_sql(
+        url(),
+        &format!("SELECT \"{name}\".upsert_worker_heartbeat('x', 'y', 'healthy')"),
+    );
+    assert!(refused.is_err());
+    // What this crate claims for it is released by its end.
+    assert!(matches!(
+        claim(&store, &row.key, "run-7", 60 * SECOND),
+        ClaimAnswer::Granted(_)
+    ));
+    assert_eq!(
+        ask("SELECT $s.stop_worker('py-1'), $s.stop_worker('py-1'), $s.stop_worker('nobody')"),
+        [["t", "f", "f"]]
+    );
+    assert_eq!(beat(&store, &row.key), Answer::Ended);
+    assert_eq!(states(&store), [("py-1".into(), State::Stopped)]);
+    let other = worker(&store, "rs-1");
+    assert!(matches!(
+        claim(&store, &other, "run-7", 60 * SECOND),
+        ClaimAnswer::Granted(_)
+    ));
+    let next = ask("SELECT $s.upsert_worker_heartbeat('py-1', 'python')");
+    assert!(next[0][0].parse::<u64>().unwrap() > row.key.incarnation);
+
+    // As if it had been registered long ago: it believes from then on.
+    let aged = |id: &str| {
+        ask(&format!(
+            "UPDATE $s.worker_heartbeats SET started_at = started_at - interval '1 hour' \
+             WHERE worker_id = '{id}'"
+        ));
+    };
+    let gone = silent(&store, "gone", 100 * SECOND);
+    aged("gone");
+    assert!(matches!(
+        claim(&store, &gone, "run-8", 600 * SECOND),
+        ClaimAnswer::Granted(_)
+    ));
+    assert_eq!(
+        ask("SELECT worker_id, round(allowed_seconds) FROM $s.detect_stale_workers()"),
+        [["gone", "90"]]
+    );
+    // It is not over before somebody says so.
+    assert!(ask("SELECT * FROM $s.release_dead_worker_leases()").is_empty());
+    assert_eq!(
+        ask("SELECT worker_id FROM $s.cleanup_stale_workers(1)"),
+        [["gone"]]
+    );
+    assert!(matches!(
+        claim(&store, &other, "run-8", SECOND),
+        ClaimAnswer::Granted(_)
+    ));
+    // Superseded: released once nobody can believe in it any more.
+    let old = silent(&store, "old", 89 * SECOND);
+    aged("old");
+    assert!(matches!(
+        claim(&store, &old, "run-9", 600 * SECOND),
+        ClaimAnswer::Granted(_)
+    ));
+    worker(&store, "old");
+    assert!(ask("SELECT * FROM $s.release_dead_worker_leases()").is_empty());
+    thread::sleep(Duration::from_millis(1_200));
+    assert_eq!(
+        ask("SELECT run_id, worker_id FROM $s.release_dead_worker_leases()"),
+        [["run-9", "old"]]
+    );
+    let stats = ask(
+        "SELECT worker_type, total_workers, active_workers, dead_workers FROM $s.get_worker_stats()",
+    );
+    assert_eq!(
+        stats,
+        [["poller", "3", "2", "1"], ["python", "1", "1", "0"]]
+    );
+}
+
+/// Each state that can be reported or recorded, each limit, and ages on both sides of it. None is near
+/// its limit, so that the verdicts are the same however long the test takes.
+#[test]
+fn views_judge_as_the_library_does() {
+    let name = schema("judged");
+    let store = store(&name);
+    let ask = |text: &str| sql(url(), &text.replace("$s", &format!("\"{name}\"")));
+    let seconds = |age: u64| Duration::from_secs(age);
+    let limits = [
+        None,
+        Some(Thresholds::new(1_000 * SECOND)),
+        Some({
+            let mut own = Thresholds::new(10_000 * SECOND);
+            own.startup_grace = 500 * SECOND;
+            own.stall_after = Some(SECOND);
+            own.beats_only = true;
+            own
+        }),
+    ];
+    let mut statements = Vec::new();
+    let mut written = 0;
+    let mut register = |limits: &Option<Thresholds>, what: &str| {
+        written += 1;
+        let registration = Registration {
+            thresholds: limits.clone(),
+            ..Registration::new(format!("type-{}", written % 3), format!("{written}-{what}"))
+        };
+        store.register(&[registration]).unwrap().remove(0)
+    };
+    for limits in &limits {
+        for age in [0, 50, 150, 600, 2_000, 20_000] {
+            for state in State::ALL {
+                let key = register(limits, &format!("{state}-{age}"));
+                let beat = Beat {
+                    heartbeat_age: Some(seconds(age)),
+                    progress_age: Some(seconds(age)),
+                    ..Beat::new(key, state)
+                };
+                assert_eq!(store.beat(&[beat]).unwrap(), [Answer::Accepted]);
+            }
+            let silent = register(limits, &format!("silent-{age}"));
+            let stopped = register(limits, &format!("stop-{age}"));
+            let dead = register(limits, &format!("death-{age}"));
+            statements.push(format!(
+                "UPDATE $s.worker_heartbeats SET started_at = now() - interval '{age} s' \
+                 WHERE worker_id = '{}'",
+                silent.id
+            ));
+            let stop = Stop {
+                key: stopped,
+                ending: Ending::Stopped(StopCause::Completed),
+                ago: seconds(age),
+            };
+            assert_eq!(store.stop(&[stop]).unwrap(), [Answer::Accepted]);
+            statements.push(format!(
+                "SELECT $s.stop_workers('{{{}}}', '{{{}}}', '{{false}}', '{{exited}}', '{{NULL}}', '{{0}}')",
+                dead.id, dead.incarnation
+            ));
+        }
+    }
+    // Rows of other languages, with and without a limit.
+    for status in [
+        "starting",
+        "idle",
+        "active",
+        "processing",
+        "stopping",
+        "stopped",
+    ] {
+        for limit in ["NULL", "'500 s'", "'1 year'"] {
+            for age in [0, 50, 150, 600, 31_500_000, 31_600_000] {
+                let id = format!("{status}-{limit}-{age}").replace('\'', "");
+                for status in ["active", status] {
+                    statements.push(format!(
+                        "SELECT $s.upsert_worker_heartbeat('{id}', 'other', '{status}', \
+                         p_stale_after => {limit})"
+                    ));
+                }
+                statements.push(format!(
+                    "UPDATE $s.worker_heartbeats SET last_heartbeat_at = now() - interval '{age} s' \
+                     WHERE worker_id = '{id}'"
+                ));
+            }
+        }
+    }
+    // Rows that no function writes: with only one of the two limits.
+    statements.push(
+        "INSERT INTO $s.worker_heartbeats (worker_id, worker_type, incarnation, started_at, \
+         stale_after, startup_grace) VALUES \
+         ('stale-only', 'hand', 1, now() - interval '40 s', '20 s', NULL), \
+         ('grace-only', 'hand', 2, now() - interval '40 s', NULL, '20 s')"
+            .to_owned(),
+    );
+    ask(&statements.join(";"));
+
+    let workers = store.list(&WorkerFilter::default()).unwrap();
+    let states: BTreeMap<String, State> = workers
+        .iter()
+        .map(|worker| (worker.key.id.clone(), worker.health().state()))
+        .collect();
+    let seen: BTreeSet<State> = states.values().copied().collect();
+    assert_eq!(seen, State::ALL.into(), "every state is compared");
+    let of = |which: fn(State) -> bool| -> Vec<Vec<String>> {
+        let found = states.iter().filter(|(_, state)| which(**state));
+        found
+            .map(|(id, state)| vec![id.clone(), state.to_string()])
+            .collect()
+    };
+    let all = "SELECT worker_id, $s.worker_state(w) FROM $s.worker_heartbeats w ORDER BY worker_id";
+    assert_eq!(ask(all), of(|_| true));
+    let active = "SELECT worker_id, state FROM $s.v_active_workers ORDER BY worker_id";
+    assert_eq!(ask(active), of(State::is_recent));
+    let dead = "SELECT worker_id, state FROM $s.v_dead_workers ORDER BY worker_id";
+    assert_eq!(ask(dead), of(State::is_offline));
+    let stale = ask("SELECT worker_id FROM $s.detect_stale_workers()");
+    let convicted = of(|state| state.is_offline() && !state.is_terminal());
+    assert_eq!(
+        stale,
+        convicted.iter().map(|row| &row[..1]).collect::<Vec<_>>()
+    );
+
+    let summary = store.summary().unwrap();
+    let stats = ask(
+        "SELECT worker_type, total_workers, active_workers, dead_workers, stopped_workers, \
+         starting_workers, idle_workers, processing_workers, stalled_workers \
+         FROM $s.get_worker_stats()",
+    );
+    let expected = summary.stats_by_type.iter().map(|(worker_type, stats)| {
+        let states = [
+            State::Stopped,
+            State::Starting,
+            State::Idle,
+            State::Processing,
+            State::Stalled,
+        ];
+        let states = states.map(|state| stats.states.get(state));
+        let counts = [stats.total, stats.active, stats.dead];
+        let counts = counts.into_iter().chain(states);
+        let mut row = vec![worker_type.clone()];
+        row.extend(counts.map(|count| count.to_string()));
+        row
+    });
+    assert_eq!(stats, expected.collect::<Vec<_>>());
+
+    // A sweep marks the same ones.
+    let dry_run = Sweep {
+        dry_run: true,
+        ..Sweep::default()
+    };
+    let swept = store.sweep(&dry_run).unwrap().marked_offline;
+    assert_eq!(swept, stale.concat());
+    let refused = server::try_sql(
+        url(),
+        &format!("SELECT \"{name}\".upsert_worker_heartbeat('x', 'y', p_stale_after => '-1 s')"),
+    );
+    assert!(refused.is_err());
+}
+
+/// Judging a large table must not cost a function call for each row.
+#[test]
+fn judging_is_inlined() {
+    let name = schema("inlined");
+    drop(store(&name));
+    for table in [
+        "v_active_workers",
+        "v_dead_workers",
+        "worker_heartbeats w WHERE $s.is_stale(w, '90 s', '1 h')",
+    ] {
+        let explain = format!("EXPLAIN (VERBOSE) SELECT * FROM $s.{table}");
+        let plan = sql(url(), &explain.replace("$s", &format!("\"{name}\"")));
+        let filter = plan
+            .concat()
+            .into_iter()
+            .find(|line| line.contains("Filter:"))
+            .unwrap();
+        assert!(filter.contains("last_heartbeat_at"), "{filter}");
+        assert!(!filter.contains(&name), "{filter}");
+    }
+}
+
+#[test]
+fn odd_texts_do_no_harm() {
+    let store = store(&schema("texts"));
+    let key = worker(&store, "zero\0byte");
+    assert_eq!(key.id, "zero\u{fffd}byte");
+    let odd = Beat {
+        task: Some("a\0b".into()),
+        metadata: vec![("k\0".into(), "v\0".into())],
+        beats: u64::MAX,
+        ..Beat::new(key.clone(), State::Stopped)
+    };
+    assert_eq!(store.beat(&[odd]).unwrap(), [Answer::Accepted]);
+    let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
+    assert_eq!(
+        (row.task.as_deref(), row.beats),
+        (Some("a\u{fffd}b"), u64::MAX)
+    );
+    // What comes with heartbeats is bounded; what is there already is still replaced.
+    let many = |value: &str| Beat {
+        metadata: (0..200)
+            .map(|n| (format!("name-{n:03}"), value.to_owned()))
+            .collect(),
+        ..Beat::new(key.clone(), State::Active)
+    };
+    for value in ["old", "new"] {
+        assert_eq!(store.beat(&[many(value)]).unwrap(), [Answer::Accepted]);
+    }
+    let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
+    assert_eq!(row.metadata.len(), MOST_METADATA);
+    let new = row.metadata.iter().filter(|(_, value)| value == "new");
+    assert_eq!(new.count(), MOST_METADATA - 1);
+    let endless = Registration {
+        thresholds: Some(Thresholds::new(Duration::MAX)),
+        interval: Duration::MAX,
+        ..Registration::new("poller", "endless")
+    };
+    let endless = store.register(&[endless]).unwrap().remove(0);
+    assert!(matches!(
+        claim(&store, &endless, "run", Duration::MAX),
+        ClaimAnswer::Granted(_)
+    ));
+    let late = Stop {
+        key: endless,
+        ending: Ending::Stopped(StopCause::Stop),
+        ago: Duration::MAX,
+    };
+    assert_eq!(store.stop(&[late]).unwrap(), [Answer::Accepted]);
+    assert_eq!(store.purge(Duration::ZERO).unwrap(), 1);
+}
+
+// --- setting up ---------------------------------------------------------------------------------
+
+#[test]
+fn a_hundred_start_at_once() {
+    let name = schema("hundred");
+    thread::scope(|scope| {
+        for n in 0..100 {
+            let name = &name;
+            scope.spawn(move || worker(&store(name), &format!("w-{n}")));
+        }
+    });
+    assert_eq!(states(&store(&name)).len(), 100);
+    let versions = sql(
+        url(),
+        &format!("SELECT count(*), max(version) FROM \"{name}\".schema_migrations"),
+    );
+    assert_eq!(versions, [["7", "13"]]);
+}
+
+#[test]
+fn a_sweep_as_it_was_called_before_takes_those_that_it_names_for_killed() {
+    let name = schema("before");
+    let store = store(&name);
+    let killed = worker(&store, "a");
+    worker(&store, "b");
+    assert!(matches!(
+        claim(&store, &killed, "run", 600 * SECOND),
+        ClaimAnswer::Granted(_)
+    ));
+    let sweep = |ids: &str| {
+        let text = format!(
+            "SELECT what, name FROM \"{name}\".sweep_workers('90 s', '0', {ids}, '5 s', false, 100)"
+        );
+        sql(url(), &text)
+    };
+    assert_eq!(sweep("'{}', '{}'"), [["swept", "NULL"]]);
+    let found = sweep(&format!("'{{a}}', '{{{}}}'", killed.incarnation));
+    assert_eq!(
+        found,
+        [["swept", "NULL"], ["worker", "a"], ["lease", "run"]]
+    );
+    let rows = store.list(&WorkerFilter::default()).unwrap();
+    let ending = rows[0].ending.as_ref().map(|(ending, _)| &*ending.cause);
+    assert_eq!(ending, Some("killed"));
+    assert!(rows[1].ending.is_none());
+}
+
+/// As a program of an earlier version left it.
+#[test]
+fn an_older_schema_is_brought_up_to_date() {
+    let name = schema("older");
+    let key = worker(&store(&name), "a");
+    sql(
+        url(),
+        &"DELETE FROM $s.schema_migrations WHERE version > 6;
+          INSERT INTO $s.schema_migrations VALUES (6, 'older');
+          CREATE OR REPLACE FUNCTION $s.worker_state(worker $s.worker_heartbeats) RETURNS text
+              LANGUAGE sql AS $$ SELECT 'of an older version' $$"
+            .replace("$s", &format!("\"{name}\"")),
+    );
+    let error = PostgresOptions::new()
+        .schema(&name)
+        .migrations(false)
+        .connect(url())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("is of version 6, this program needs 13"),
+        "{error}"
+    );
+    assert_eq!(beat(&store(&name), &key), Answer::Accepted);
+    let rows = format!("SELECT worker_id, state FROM \"{name}\".v_active_workers");
+    assert_eq!(sql(url(), &rows), [["a", "active"]]);
+}
+
+#[test]
+fn somebody_else_may_set_it_up() {
+    let name = schema("manual");
+    let options = || PostgresOptions::new().schema(&name).migrations(false);
+    let error = options().connect(url()).unwrap_err().to_string();
+    assert!(error.contains("is not set up"), "{error}");
+    let script = options().migration_sql().unwrap();
+    sql(url(), &script);
+    sql(url(), &script);
+    let store = options().connect(url()).unwrap();
+    worker(&store, "a");
+    sql(
+        url(),
+        &format!("INSERT INTO \"{name}\".schema_migrations VALUES (99, 'of the future')"),
+    );
+    for migrations in [true, false] {
+        let error = options()
+            .migrations(migrations)
+            .connect(url())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("of version 99") && error.contains("use a newer"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn async_code_may_call_it() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let store = store(&schema("async"));
+        let key = worker(&store, "a");
+        assert!(matches!(
+            claim(&store, &key, "run", SECOND),
+            ClaimAnswer::Granted(_)
+        ));
+        drop(store);
+    });
+}
+
+// --- what goes wrong ----------------------------------------------------------------------------
+
+#[test]
+fn passwords_are_not_told() {
+    let shown = |text: String| {
+        assert!(
+            !text.contains(PASSWORD) && !text.contains("ho%25rse"),
+            "{text}"
+        );
+    };
+    let wrong = |url: String| {
+        let error = PostgresStore::connect(&url).unwrap_err();
+        assert!(matches!(error, Error::Store { .. }), "{error}");
+        shown(error.to_string());
+        shown(format!("{error:?}"));
+    };
+    let Some(cluster) = own() else { return };
+    let url = cluster.url();
+    let store = PostgresOptions::new().schema("x").connect(&url).unwrap();
+    shown(format!("{store:?}"));
+    assert!(format!("{store:?}").contains("tester@127.0.0.1"));
+    wrong(url.replace("tester:", "nobody:"));
+    wrong(url.replace("/postgres", "/nowhere"));
+    // A name that is the password: the server repeats it.
+    wrong(url.replace("/postgres", "/cor-rect%3Aho%25rse%2Fbat%3Ftery"));
+    wrong(
+        url.replace("127.0.0.1", "127.0.0.1:1,127.0.0.1")
+            .replace("/postgres", "/postgres?sslmode=require"),
+    );
+}
+
+#[test]
+fn tls_follows_the_url() {
+    let Some(cluster) = own() else { return };
+    let authority = cluster.enable_tls();
+    let encrypted = |options: PostgresOptions, mode: &str| {
+        let store = options
+            .schema("x")
+            .connect(&format!("{}?sslmode={mode}", cluster.url()))?;
+        let asked = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                     WHERE application_name = 'worker-heartbeat'";
+        worker(&store, mode);
+        Ok::<_, Error>(sql(&cluster.url(), asked)[0][0] == "t")
+    };
+    let plain = PostgresOptions::new;
+    let checked = || plain().root_certificate(authority);
+    // The server takes a moment to read its settings.
+    let deadline = Instant::now() + 10 * SECOND;
+    while !encrypted(plain(), "prefer").unwrap() {
+        assert!(Instant::now() < deadline, "never encrypted");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!encrypted(plain(), "disable").unwrap());
+    for mode in ["require", "verify-full"] {
+        let error = encrypted(plain(), mode).unwrap_err().to_string();
+        assert!(error.contains("certificate"), "{error}");
+        assert!(encrypted(checked(), mode).unwrap());
+    }
+    assert!(encrypted(checked(), "prefer").unwrap());
+}
+
+#[test]
+fn a_server_that_never_answers_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!(
+        "postgres://a:b@127.0.0.1:{}/c",
+        listener.local_addr().unwrap().port()
+    );
+    let short = Duration::from_millis(300);
+    let options = || {
+        PostgresOptions::new()
+            .connect_timeout(short)
+            .statement_timeout(short)
+    };
+    let begun = Instant::now();
+    let error = options().connect(&silent).unwrap_err().to_string();
+    assert!(begun.elapsed() < 3 * short, "{:?}", begun.elapsed());
+    assert!(error.contains("no answer within 300ms"), "{error}");
+
+    // One that answered before.
+    let Some(cluster) = own() else { return };
+    let store = PostgresOptions::new()
+        .schema("x")
+        .connect(&cluster.url())
+        .unwrap();
+    drop(store);
+    let store = options().schema("x").connect(&cluster.url()).unwrap();
+    let key = worker(&store, "a");
+    claim(&store, &key, "run", SECOND);
+    signal(&cluster.processes(), "STOP");
+    for _ in 0..2 {
+        let begun = Instant::now();
+        assert!(store.beat(&[Beat::new(key.clone(), State::Idle)]).is_err());
+        assert!(store.renew(&[], SECOND).is_ok());
+        assert!(begun.elapsed() < 4 * short, "{:?}", begun.elapsed());
+    }
+    signal(&cluster.processes(), "CONT");
+    assert_eq!(beat(&store, &key), Answer::Accepted);
+}
+
+fn signal(processes: &[i32], name: &str) {
+    let pids = processes.iter().map(ToString::to_string);
+    let status = Command::new("kill")
+        .arg(format!("-{name}"))
+        .args(pids)
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// A store that is opened while the server is down; workers, while it crashes and comes back.
+#[test]
+fn a_server_that_crashes_stops_nobody() {
+    const WORKERS: usize = 50;
+    let interval = 4 * SECOND;
+    let Some(cluster) = own() else { return };
+    cluster.crash();
+    let open = || {
+        PostgresOptions::new()
+            .schema("crash")
+            .open(&cluster.url())
+            .unwrap()
+    };
+    assert!(PostgresOptions::new().connect(&cluster.url()).is_err());
+    let registry = Registry::new();
+    let attachment = registry.attach(open(), FleetConfig::new()).unwrap();
+    let stop = AtomicBool::new(false);
+    let sweeper = Sweeper::new(open())
+        .interval(SECOND)
+        .watched_for(Duration::MAX);
+    let marked = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let told = std::sync::Arc::clone(&marked);
+    let sweeper = sweeper.on_report(move |report| {
+        if let Ok(report) = report {
+            told.lock().unwrap().extend(report.marked_offline.clone());
+        }
+    });
+    let running = sweeper.start().unwrap();
+    thread::scope(|scope| {
+        let working: Vec<_> = (0..WORKERS)
+            .map(|n| {
+                let (stop, registry) = (&stop, &registry);
+                scope.spawn(move || {
+                    let hb = WorkerHeartbeat::builder("poller")
+                        .id(format!("w-{n:02}"))
+                        .interval(interval)
+                        .stale_after(30 * SECOND)
+                        .registry(registry)
+                        .start()
+                        .unwrap();
+                    let mut longest = Duration::ZERO;
+                    let mut last = Instant::now();
+                    while !stop.load(Ordering::Relaxed) {
+                        hb.beat();
+                        thread::sleep(Duration::from_millis(20));
+                        longest = longest.max(last.elapsed());
+                        last = Instant::now();
+                    }
+                    hb.stop();
+                    longest
+                })
+            })
+            .collect();
+        let store = open();
+        let mut slowest = Duration::ZERO;
+        for round in 0..6 {
+            if round > 0 {
+                cluster.crash();
+                thread::sleep(Duration::from_millis(300 * round));
+            }
+            cluster.restart();
+            let up = Instant::now();
+            loop {
+                let rows = store.list(&WorkerFilter::default()).unwrap_or_default();
+                let back = rows.iter().filter(|row| {
+                    row.health().state() == State::Active
+                        && row.heartbeat_age.is_some_and(|age| age < up.elapsed())
+                });
+                if back.count() == WORKERS {
+                    break;
+                }
+                assert!(up.elapsed() < 10 * SECOND, "round {round}: {rows:?}");
+                thread::sleep(Duration::from_millis(20));
+            }
+            slowest = slowest.max(up.elapsed());
+            assert!(
+                up.elapsed() <= interval,
+                "round {round}: after {:?}",
+                up.elapsed()
+            );
+        }
+        // The kernel takes one of the server's processes: the others go with it, the server stays.
+        let backend = sql(
+            &cluster.url(),
+            "SELECT max(pid) FROM pg_stat_activity WHERE application_name = 'worker-heartbeat'",
+        );
+        signal(&[backend[0][0].parse().unwrap()], "KILL");
+        thread::sleep(6 * SECOND);
+        let active = states(&store)
+            .into_iter()
+            .filter(|(_, state)| *state == State::Active);
+        assert_eq!(active.count(), WORKERS);
+        stop.store(true, Ordering::Relaxed);
+        let longest = working
+            .into_iter()
+            .map(|worker| worker.join().unwrap())
+            .max()
+            .unwrap();
+        println!(
+            "all are back after {slowest:?} at most; the longest pause of any worker was {longest:?}"
+        );
+        assert!(longest < SECOND, "a worker stood still for {longest:?}");
+    });
+    assert!(attachment.status().failures > 0);
+    drop(running);
+    assert_eq!(*marked.lock().unwrap(), [""; 0]);
+}
+
+// --- who is gone --------------------------------------------------------------------------------
+
+/// Not a test: what the process does that a test kills.
+#[test]
+fn stage() {
+    let Ok(role) = env::var(ROLE) else { return };
+    let (schema, url) = role.split_once(' ').unwrap();
+    let registry = Registry::new();
+    let store = PostgresOptions::new().schema(schema).connect(url).unwrap();
+    let attachment = registry.attach(store, FleetConfig::new()).unwrap();
+    let hb = WorkerHeartbeat::builder("victim")
+        .id("victim")
+        .registry(&registry)
+        .start()
+        .unwrap();
+    hb.beat();
+    let _lease = hb.claim("run", 600 * SECOND).unwrap().unwrap();
+    attachment.flush(10 * SECOND);
+    println!("\n@ready");
+    loop {
+        hb.beat();
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_killed_process_is_dead_within_seconds_wherever_it_ran() {
+    let name = schema("killed");
+    let store = store(&name);
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["stage", "--exact", "--nocapture"])
+        .env(ROLE, format!("{name} {}", url()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "@ready"));
+    // Its session breaks, and it comes back through another one.
+    let terminate = "SELECT pg_terminate_backend(backend_pid) FROM $s.sessions"
+        .replace("$s", &format!("\"{name}\""));
+    for _ in 0..8 {
+        assert_eq!(
+            store.sweep(&Sweep::default()).unwrap().marked_offline,
+            [""; 0]
+        );
+        thread::sleep(SECOND);
+        if sql(
+            url(),
+            &format!("SELECT lost_at FROM \"{name}\".sessions WHERE lost_at IS NOT NULL"),
+        )
+        .is_empty()
+        {
+            sql(url(), &terminate);
+        }
+    }
+    assert_eq!(states(&store), [("victim".into(), State::Active)]);
+    child.kill().unwrap();
+    let killed = Instant::now();
+    child.wait().unwrap();
+    let report = loop {
+        let report = store.sweep(&Sweep::default()).unwrap();
+        if !report.marked_offline.is_empty() {
+            break report;
+        }
+        assert!(killed.elapsed() < 10 * SECOND, "not found in 10 s");
+        thread::sleep(SECOND);
+    };
+    println!("found after {:?}", killed.elapsed());
+    assert_eq!(report.marked_offline, ["victim"]);
+    // It might live, and be cut off.
+    assert_eq!(report.released_leases, [""; 0]);
+    let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
+    let health = row.health().to_string();
+    assert!(health.starts_with("dead: its process is gone"), "{health}");
+    let remaining = sql(
+        url(),
+        &format!(
+            "SELECT extract(epoch FROM expires_at - now()) BETWEEN 60 AND 90 FROM \"{name}\".leases"
+        ),
+    );
+    assert_eq!(remaining, [["t"]], "until 90 s after its last heartbeat");
+    let other = worker(&store, "other");
+    assert_eq!(claim(&store, &other, "run", SECOND), ClaimAnswer::Taken);
+}
+
+/// Nobody comes back here: what is not concluded is not concluded at all.
+#[test]
+fn what_ended_with_the_server_or_was_not_watched_tells_nothing() {
+    let Some(cluster) = own() else { return };
+    let options = || PostgresOptions::new().schema("x");
+    let store = options().connect(&cluster.url()).unwrap();
+    let sweep = || {
+        let watcher = options().session_liveness(false);
+        let watcher = watcher.connect(&cluster.url()).unwrap();
+        watcher.sweep(&Sweep::default()).unwrap().marked_offline
+    };
+    let here = |id: &str| {
+        let registration = Registration {
+            process: Some(worker_heartbeat::fleet::ProcessIdentity::current()),
+            ..Registration::new("poller", id)
+        };
+        let key = store.register(&[registration]).unwrap().remove(0);
+        assert_eq!(beat(&store, &key), Answer::Accepted);
+        let session =
+            format!("SELECT session_id FROM x.worker_heartbeats WHERE worker_id = '{id}'");
+        let session = sql(&cluster.url(), &session).remove(0).remove(0);
+        assert_ne!(session, "NULL", "{id}");
+        session
+    };
+    let backend = |session: &str| {
+        let backend = format!("SELECT backend_pid FROM x.sessions WHERE session_id = {session}");
+        sql(&cluster.url(), &backend)[0][0].parse::<i32>().unwrap()
+    };
+    here("restarted");
+    cluster.crash();
+    cluster.restart();
+    let session = here("crashed");
+    signal(&[backend(&session)], "KILL");
+    let up = || support::postgres::try_sql(&cluster.url(), "SELECT 1").is_ok();
+    thread::sleep(SECOND);
+    while !up() {
+        thread::sleep(Duration::from_millis(50));
+    }
+    for _ in 0..8 {
+        assert_eq!(sweep(), [""; 0]);
+        thread::sleep(SECOND);
+    }
+    let session = here("gone");
+    sql(
+        &cluster.url(),
+        &format!("SELECT pg_terminate_backend({})", backend(&session)),
+    );
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(sweep(), [""; 0]);
+    // Perhaps everything stood still.
+    thread::sleep(6 * SECOND);
+    assert_eq!(sweep(), [""; 0]);
+    for n in 0.. {
+        thread::sleep(SECOND);
+        let marked = sweep();
+        if !marked.is_empty() {
+            assert_eq!(marked, ["gone"]);
+            break;
+        }
+        assert!(n < 5, "never convicted");
+    }
+}
+
+/// What carries the heartbeats of others tells nothing of them by its own end; neither does a store
+/// that is closed.
+#[test]
+fn only_the_own_process_hangs_on_a_session() {
+    let name = schema("coordinator");
+    let sessions =
+        format!("SELECT count(*) FROM \"{name}\".worker_heartbeats WHERE session_id IS NOT NULL");
+    let elsewhere = || {
+        let mut process = worker_heartbeat::fleet::ProcessIdentity::current();
+        process.pid += 1;
+        process
+    };
+    let here = worker_heartbeat::fleet::ProcessIdentity::current;
+    let carrier = store(&name);
+    let register = |id: &str, process| {
+        let registration = Registration {
+            process: Some(process),
+            ..Registration::new("poller", id)
+        };
+        let key = carrier.register(&[registration]).unwrap().remove(0);
+        assert_eq!(beat(&carrier, &key), Answer::Accepted);
+    };
+    register("elsewhere", elsewhere());
+    assert_eq!(sql(url(), &sessions), [["0"]]);
+    register("here", here());
+    assert_eq!(sql(url(), &sessions), [["1"]]);
+    assert!(carrier.keep_alive().unwrap(), "just opened");
+    assert!(!carrier.keep_alive().unwrap());
+    drop(carrier);
+    let known = format!("SELECT count(*) FROM \"{name}\".sessions");
+    assert_eq!(sql(url(), &known), [["0"]]);
+}
+
+/// With a proxy in between, a session is nobody's own. It is noticed, and nothing is concluded.
+#[test]
+fn behind_a_proxy_that_pools_nothing_is_concluded() {
+    let Some(cluster) = own() else { return };
+    let Some(pooled) = cluster.pooled_url() else {
+        eprintln!("left out: it needs pgbouncer");
+        return;
+    };
+    let options = || PostgresOptions::new().schema("pooled");
+    let direct = options().connect(&cluster.url()).unwrap();
+    let registries: Vec<Registry> = (0..3).map(|_| Registry::new()).collect();
+    let workers: Vec<_> = registries
+        .iter()
+        .map(|registry| {
+            let store = options().connect(&pooled).unwrap();
+            registry.attach(store, FleetConfig::new()).unwrap();
+            let hb = WorkerHeartbeat::builder("pooled")
+                .registry(registry)
+                .start()
+                .unwrap();
+            hb.beat();
+            hb
+        })
+        .collect();
+    let sessions = "SELECT count(*) FROM pooled.worker_heartbeats WHERE session_id IS NOT NULL";
+    let begun = Instant::now();
+    while begun.elapsed() < 9 * SECOND {
+        // The proxy's own connections come and go.
+        sql(
+            &cluster.url(),
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE pid <> pg_backend_pid() AND usename = 'tester' AND state = 'idle' \
+             AND (query LIKE '%is_session%' OR query LIKE '%SELECT 1%')",
+        );
+        assert_eq!(
+            direct.sweep(&Sweep::default()).unwrap().marked_offline,
+            [""; 0]
+        );
+        thread::sleep(SECOND);
+    }
+    assert_eq!(states(&direct).len(), 3);
+    assert_eq!(sql(&cluster.url(), sessions), [["0"]]);
+    drop(workers);
+    conformance::assert_conforms(&options().session_liveness(false).connect(&pooled).unwrap());
+}
+
+// --- leases -------------------------------------------------------------------------------------
+
+/// Somebody believed that a run was theirs: since when, until when, by which fence.
+struct Belief {
+    run: usize,
+    from: Instant,
+    until: Instant,
+    fence: u64,
+}
+
+#[test]
+fn nobody_ever_holds_what_somebody_else_holds() {
+    const RUNS: usize = 3;
+    let stale_after = Duration::from_millis(200);
+    let name = schema("leases");
+    store(&name);
+    let beliefs = Mutex::new(Vec::new());
+    let releases = Mutex::new(Vec::new());
+    let swept = Mutex::new(0);
+    let begun = Instant::now();
+    // A busy machine needs longer for enough of them.
+    let goes_on = || {
+        let enough = beliefs.lock().unwrap().len() > 100 && *swept.lock().unwrap() > 5;
+        begun.elapsed() < if enough { 6 * SECOND } else { 60 * SECOND }
+    };
+    thread::scope(|scope| {
+        for n in 0..10_u64 {
+            let (name, beliefs, releases, goes_on) = (&name, &beliefs, &releases, &goes_on);
+            scope.spawn(move || {
+                let store = store(name);
+                let mut dice = Dice(n + 1);
+                // Some take their ids from each other.
+                let id = format!("w-{}", n % 7);
+                while goes_on() {
+                    let registration = Registration {
+                        thresholds: Some(Thresholds::new(stale_after)),
+                        ..Registration::new("poller", &id)
+                    };
+                    let key = store.register(&[registration]).unwrap().remove(0);
+                    for _ in 0..dice.roll(12) {
+                        let sent = Instant::now();
+                        if beat(&store, &key) != Answer::Accepted {
+                            break;
+                        }
+                        let heard = sent;
+                        let run = dice.roll(RUNS as u64) as usize;
+                        let ttl = Duration::from_millis(20 + dice.roll(200));
+                        let mut sent = Instant::now();
+                        let ClaimAnswer::Granted(fence) =
+                            claim(&store, &key, &run.to_string(), ttl)
+                        else {
+                            continue;
+                        };
+                        let from = Instant::now();
+                        let lease = [LeaseKey {
+                            worker: key.clone(),
+                            run_id: run.to_string(),
+                            fence,
+                        }];
+                        // A pause may be longer than anything that was promised.
+                        let longest = if dice.roll(4) == 0 { 500 } else { 30 };
+                        thread::sleep(Duration::from_millis(dice.roll(longest)));
+                        let again = Instant::now();
+                        let promised = (sent + ttl).min(heard + stale_after);
+                        if dice.roll(2) == 0
+                            && again < promised
+                            && store.renew(&lease, ttl).unwrap()[0]
+                        {
+                            sent = again;
+                            thread::sleep(Duration::from_millis(dice.roll(60)));
+                        }
+                        let until = (sent + ttl).min(heard + stale_after).min(Instant::now());
+                        beliefs.lock().unwrap().push(Belief {
+                            run,
+                            from,
+                            until: until.max(from),
+                            fence,
+                        });
+                        if dice.roll(3) > 0 {
+                            // Twice at once.
+                            let twice = thread::scope(|scope| {
+                                let other = scope.spawn(|| store.release(&lease).unwrap()[0]);
+                                let one = store.release(&lease).unwrap()[0];
+                                (one, other.join().unwrap())
+                            });
+                            releases.lock().unwrap().push(twice);
+                        }
+                    }
+                }
+            });
+        }
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let store = store(&name);
+                while goes_on() {
+                    let report = store.sweep(&Sweep::default()).unwrap();
+                    *swept.lock().unwrap() += report.marked_offline.len();
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+        }
+    });
+    let mut beliefs = beliefs.into_inner().unwrap();
+    beliefs.sort_by_key(|belief| (belief.run, belief.fence));
+    for pair in beliefs.windows(2).filter(|pair| pair[0].run == pair[1].run) {
+        assert!(pair[0].fence < pair[1].fence, "a fence was given twice");
+        assert!(
+            pair[0].until <= pair[1].from,
+            "run {} was held twice, by the fences {} and {}",
+            pair[0].run,
+            pair[0].fence,
+            pair[1].fence
+        );
+    }
+    let releases = releases.into_inner().unwrap();
+    assert!(!releases.contains(&(true, true)), "released twice");
+    let swept = swept.into_inner().unwrap();
+    println!(
+        "{} claims, {} double releases tried, {swept} workers swept",
+        beliefs.len(),
+        releases.len()
+    );
+    assert!(
+        beliefs.len() > 100 && swept > 5,
+        "{} claims, {swept} swept",
+        beliefs.len()
+    );
+}
+
+/// Heartbeats of a batch hold their rows until all are written.
+#[test]
+fn claims_and_sweeps_do_not_wait_behind_a_batch() {
+    let name = schema("waiting");
+    let store = store(&name);
+    let key = worker(&store, "a");
+    silent(&store, "b", 1_000 * SECOND);
+    let ClaimAnswer::Granted(_) = claim(&store, &key, "warm-up", SECOND) else {
+        panic!("not granted");
+    };
+    store
+        .sweep(&Sweep {
+            dry_run: true,
+            ..Sweep::default()
+        })
+        .unwrap();
+    let batch = format!(
+        "BEGIN; UPDATE \"{name}\".worker_heartbeats SET beats = beats + 1; SELECT pg_sleep(3); COMMIT"
+    );
+    thread::scope(|scope| {
+        let writing = scope.spawn(|| sql(url(), &batch));
+        thread::sleep(Duration::from_millis(700));
+        let begun = Instant::now();
+        let ClaimAnswer::Granted(fence) = claim(&store, &key, "run", 60 * SECOND) else {
+            panic!("not granted");
+        };
+        let lease = [LeaseKey {
+            worker: key.clone(),
+            run_id: "run".into(),
+            fence,
+        }];
+        assert_eq!(store.renew(&lease, 60 * SECOND).unwrap(), [true]);
+        // The row may be having its heartbeat just now.
+        assert_eq!(
+            store.sweep(&Sweep::default()).unwrap().marked_offline,
+            [""; 0]
+        );
+        assert_eq!(store.release(&lease).unwrap(), [true]);
+        assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
+        assert!(!writing.is_finished());
+        writing.join().unwrap();
+    });
+    assert_eq!(
+        store.sweep(&Sweep::default()).unwrap().marked_offline,
+        ["b"]
+    );
+}
+
+#[test]
+fn what_was_undone_because_of_others_is_tried_once_more() {
+    let name = schema("conflicts");
+    let store = store(&name);
+    let key = worker(&store, "a");
+    sql(
+        url(),
+        &"CREATE SEQUENCE $s.tries;
+          CREATE FUNCTION $s.collide() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              IF nextval('$s.tries') <> 2 THEN
+                  RAISE EXCEPTION 'collision' USING ERRCODE = 'deadlock_detected';
+              END IF;
+              RETURN NEW;
+          END $$;
+          CREATE TRIGGER collide BEFORE INSERT ON $s.leases FOR EACH ROW EXECUTE FUNCTION $s.collide()"
+            .replace("$s", &format!("\"{name}\"")),
+    );
+    assert!(matches!(
+        claim(&store, &key, "run", SECOND),
+        ClaimAnswer::Granted(_)
+    ));
+    let another = Claim {
+        worker: key.clone(),
+        run_id: "another".into(),
+        ttl: SECOND,
+    };
+    let error = store.claim(&another).unwrap_err().to_string();
+    assert!(
+        error.contains("cannot claim") && error.contains("40P01"),
+        "{error}"
+    );
+    assert_eq!(beat(&store, &key), Answer::Accepted);
+}
+
+struct Dice(u64);
+
+impl Dice {
+    /// Below `sides`.
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+// --- figures ------------------------------------------------------------------------------------
+
+/// An hour of 1,000 workers, at 30 s each.
+#[test]
+fn heartbeats_are_heap_only_updates_and_the_table_does_not_grow() {
+    // What others do in the same database keeps old versions of rows from being removed.
+    let cluster = own();
+    let url = &cluster
+        .as_ref()
+        .map_or_else(|| url().to_owned(), support::postgres::Cluster::url);
+    let name = schema("hot");
+    let store = PostgresOptions::new().schema(&name).connect(url).unwrap();
+    let table = format!("'\"{name}\".worker_heartbeats'::regclass");
+    let registrations: Vec<_> = (0..1_000)
+        .map(|n| Registration::new("poller", format!("poller-{n:04}")))
+        .collect();
+    let keys = store.register(&registrations).unwrap();
+    let round = |n: u64| {
+        let beat = |key: &WorkerKey| Beat {
+            run_id: Some(format!("run-{n}")),
+            task: Some(format!("Researching example.com, page {n}")),
+            progress: Some((n, 120)),
+            beats: n,
+            ..Beat::new(key.clone(), State::Processing)
+        };
+        let beats: Vec<_> = keys.iter().map(beat).collect();
+        let answers = store.beat(&beats).unwrap();
+        assert!(answers.iter().all(|answer| *answer == Answer::Accepted));
+    };
+    let size = || {
+        sql(
+            url,
+            &format!("SELECT pg_relation_size({table}), pg_indexes_size({table})"),
+        )[0]
+        .clone()
+    };
+    for n in 0..5 {
+        round(n);
+    }
+    let before = size();
+    for n in 5..120 {
+        round(n);
+    }
+    let after = size();
+    drop(store);
+    let figures =
+        format!("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = {table}");
+    let deadline = Instant::now() + 10 * SECOND;
+    let (updates, hot) = loop {
+        let row = sql(url, &figures).remove(0);
+        let (updates, hot): (f64, f64) = (row[0].parse().unwrap(), row[1].parse().unwrap());
+        if updates >= 120_000.0 || Instant::now() > deadline {
+            break (updates, hot);
+        }
+        thread::sleep(Duration::from_millis(200));
+    };
+    println!(
+        "{updates} updates, {:.2} % heap-only; table and indexes from {before:?} to {after:?} bytes",
+        hot / updates * 100.0
+    );
+    assert!(
+        updates >= 120_000.0 && hot / updates > 0.99,
+        "{hot} of {updates}"
+    );
+    let bytes = |size: &[String]| size[0].parse::<f64>().unwrap() + size[1].parse::<f64>().unwrap();
+    assert!(
+        bytes(&after) < bytes(&before) * 1.5,
+        "{before:?} to {after:?}"
+    );
+}

@@ -1,0 +1,288 @@
+//! This test program once more, as a process of its own, in a role.
+
+use std::env;
+use std::fmt;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The test function that plays the role.
+const STAGE: &str = "stage";
+/// Says which role it is; not set in an ordinary run of the tests.
+const ROLE: &str = "WORKER_HEARTBEAT_TEST_ROLE";
+/// How long anything may take, however busy the machine is.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The role that this process plays; `None` in an ordinary run of the tests.
+pub(crate) fn role() -> Option<String> {
+    env::var(ROLE).ok()
+}
+
+/// A running process and what it has said so far.
+pub(crate) struct Process {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Receiver<Line>,
+    transcript: Transcript,
+}
+
+/// A line that a process has written.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    pub at: Instant,
+    pub to: Stream,
+    pub text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// Everything that a process has said, in the order in which it came in.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Transcript(Vec<Line>);
+
+/// A process that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub at: Instant,
+    pub status: ExitStatus,
+    pub transcript: Transcript,
+}
+
+impl Process {
+    /// Starts the role, and waits until it says that it is ready.
+    pub(crate) fn start(role: &str) -> Self {
+        let mut process = Self::run(Command::new(env::current_exe().unwrap()), role);
+        process.expect("@ready");
+        process
+    }
+
+    /// As [`start`](Self::start), by a shell that runs this command before.
+    pub(crate) fn start_after(command: &str, role: &str) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!(r#"{command}; exec "$0" "$@""#)]);
+        shell.arg(env::current_exe().unwrap());
+        let mut process = Self::run(shell, role);
+        process.expect("@ready");
+        process
+    }
+
+    /// As [`start`](Self::start), by a program that gets the command line as its last arguments.
+    pub(crate) fn start_by(program: &[&str], role: &str) -> Self {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(env::current_exe().unwrap());
+        let mut process = Self::run(command, role);
+        process.expect("@ready");
+        process
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().try_into().unwrap())
+    }
+
+    /// Stops it, as Ctrl-Z and a suspended machine do, and lets it go on after this time.
+    pub(crate) fn stop_for(&self, time: Duration) {
+        self.signal(Signal::SIGSTOP);
+        // This is the fault itself: it lasts as long as it is said to.
+        thread::sleep(time);
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn run(mut command: Command, role: &str) -> Self {
+        let mut child = command
+            .args(["--exact", STAGE, "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .env_remove("RUST_BACKTRACE")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = channel();
+        read(Stream::Stdout, child.stdout.take().unwrap(), sender.clone());
+        read(Stream::Stderr, child.stderr.take().unwrap(), sender);
+        Self {
+            stdin: child.stdin.take().unwrap(),
+            child,
+            lines,
+            transcript: Transcript::default(),
+        }
+    }
+
+    /// Waits for a line with this text in it, from here on.
+    pub(crate) fn expect(&mut self, text: &str) -> Line {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.next_line(deadline) {
+                Ok(line) if line.text.contains(text) => return line,
+                Ok(_) => {}
+                Err(why) => panic!("{text:?} was not said ({why}); {}", self.transcript),
+            }
+        }
+    }
+
+    fn next_line(&mut self, deadline: Instant) -> Result<Line, RecvTimeoutError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let line = self.lines.recv_timeout(left)?;
+        self.transcript.0.push(line.clone());
+        Ok(line)
+    }
+
+    /// Sends a signal. Returns the moment just before.
+    pub(crate) fn signal(&self, signal: Signal) -> Instant {
+        let at = Instant::now();
+        kill(self.pid(), signal).unwrap();
+        at
+    }
+
+    /// Gives the role a command, without waiting for an answer.
+    pub(crate) fn tell(&mut self, command: &str) {
+        // It may be ending just now; what comes of that is seen in what it says.
+        let _ = writeln!(self.stdin, "{command}");
+    }
+
+    /// Asks the role; the answer is a line that begins with `@` and the question.
+    pub(crate) fn ask(&mut self, question: &str) -> String {
+        self.tell(question);
+        let mark = format!("@{question}: ");
+        let line = self.expect(&mark);
+        line.text[line.text.find(&mark).unwrap() + mark.len()..].to_owned()
+    }
+
+    /// Asks the role until the answer begins with this text.
+    pub(crate) fn ask_until(&mut self, question: &str, answer: &str) {
+        let deadline = Instant::now() + PATIENCE / 3;
+        while !self.ask(question).starts_with(answer) {
+            assert!(Instant::now() < deadline, "{}", self.transcript);
+            // Between two looks.
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until the process has closed its streams, and leaves it to be collected.
+    pub(crate) fn drain(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.next_line(deadline) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it did not end; {}", self.transcript),
+            }
+        }
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) fn wait(mut self) -> Ended {
+        self.drain();
+        // Its streams are closed, which is the last thing but one that the kernel does.
+        let status = self.child.wait().unwrap();
+        Ended {
+            at: Instant::now(),
+            status,
+            transcript: std::mem::take(&mut self.transcript),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read(to: Stream, from: impl Read + Send + 'static, sender: Sender<Line>) {
+    thread::spawn(move || {
+        for text in BufReader::new(from).lines().map_while(Result::ok) {
+            let at = Instant::now();
+            if sender.send(Line { at, to, text }).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+impl Transcript {
+    /// The lines with this text in them.
+    pub(crate) fn all(&self, text: &str) -> Vec<&Line> {
+        let lines = self.0.iter();
+        lines.filter(|line| line.text.contains(text)).collect()
+    }
+
+    pub(crate) fn has(&self, text: &str) -> bool {
+        !self.all(text).is_empty()
+    }
+
+    /// Whether anything was written to `stderr`.
+    pub(crate) fn has_errors(&self) -> bool {
+        self.0.iter().any(|line| line.to == Stream::Stderr)
+    }
+
+    /// Where the only line with this text is.
+    pub(crate) fn position(&self, text: &str) -> usize {
+        let mut found = (0..self.0.len()).filter(|n| self.0[*n].text.contains(text));
+        let Some(position) = found.next() else {
+            panic!("{text:?} was not said; {self}");
+        };
+        assert_eq!(found.next(), None, "{text:?} was said twice; {self}");
+        position
+    }
+
+    /// Asserts that these texts were said, each once and in this order.
+    #[track_caller]
+    pub(crate) fn assert_order(&self, texts: &[&str]) {
+        let positions: Vec<_> = texts.iter().map(|text| self.position(text)).collect();
+        assert!(positions.is_sorted(), "{texts:?} are out of order; {self}");
+    }
+}
+
+impl Ended {
+    #[track_caller]
+    pub(crate) fn assert_code(&self, code: i32) {
+        let status = self.status;
+        assert_eq!(status.code(), Some(code), "{status}; {}", self.transcript);
+    }
+
+    /// Asserts that the signal ended it, as if nobody had cared for signals.
+    #[track_caller]
+    pub(crate) fn assert_killed_by(&self, signal: Signal) {
+        let Self {
+            status, transcript, ..
+        } = self;
+        assert_eq!(
+            status.signal(),
+            Some(signal as i32),
+            "{status}; {transcript}"
+        );
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_not(&self, text: &str) {
+        assert!(!self.transcript.has(text), "{text:?}; {}", self.transcript);
+    }
+}
+
+impl fmt::Display for Transcript {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it said:")?;
+        let first = self.0.first().map(|line| line.at);
+        for (n, line) in self.0.iter().enumerate() {
+            // Answers to a question that was asked often are shown once.
+            if n > 0 && self.0[n - 1].text == line.text {
+                continue;
+            }
+            let at = first.map_or(Duration::ZERO, |first| line.at - first);
+            write!(f, "\n  {at:>10.1?} {:?} {}", line.to, line.text)?;
+        }
+        Ok(())
+    }
+}

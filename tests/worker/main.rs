@@ -1,0 +1,10 @@
+//! A worker: its states, its tasks, its lives, and the rules by which it is judged.
+
+mod ended_threads;
+mod incarnations;
+mod model;
+mod rules;
+mod states;
+#[path = "../support/mod.rs"]
+mod support;
+mod tasks;
