@@ -2,7 +2,7 @@
 //! write, who is stale, and who holds a run.
 //!
 //! Pure but for the tables: time is handed in. The safety of leases is checked exhaustively on this
-//! code (`tests/leases.rs`); stores that leave the work to a database of their own are held to it
+//! code (`model.rs`); stores that leave the work to a database of their own are held to it
 //! by the conformance suite.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};

@@ -239,7 +239,7 @@ fn the_fleet_tells_how_the_record_of_a_killed_process_becomes_true() {
     ]);
 }
 
-// --- the service: see tests/service.rs ---------------------------------------------------------------
+// --- the service: see tests/monitor/service.rs -------------------------------------------------------
 
 #[cfg(all(feature = "beacon", feature = "http", feature = "systemd"))]
 #[test]

@@ -295,7 +295,10 @@ fn the_exit_of_supervised_work_is_a_failure_if_that_failed() {
     let panicked = exit_of(Restart::never(), true);
     for health in ends_with(panicked) {
         let told = failure(&health);
-        assert!(told.starts_with("panicked at tests/failures.rs:"), "{told}");
+        assert!(
+            told.starts_with("panicked at tests/supervision/failures.rs:"),
+            "{told}"
+        );
         assert!(told.ends_with(": boom"), "{told}");
     }
     let gave_up = exit_of(Restart::on_failure().max(0), false);
@@ -375,7 +378,7 @@ fn a_future_that_panics_as_it_is_cancelled_is_dead_with_its_message() {
             let made = polls == 1 || words.contains("dead");
             if made {
                 assert!(
-                    words.starts_with("dead: panicked at tests/failures.rs:"),
+                    words.starts_with("dead: panicked at tests/supervision/failures.rs:"),
                     "{words}"
                 );
                 assert!(words.contains("when it was dropped"), "{words}");
@@ -479,7 +482,7 @@ fn a_future_whose_thread_unwinds_is_dead_by_the_panic_of_the_thread() {
     for way in ways() {
         let words = told(way, false).expect("it is seen");
         assert!(
-            words.starts_with("dead: panicked at tests/failures.rs:"),
+            words.starts_with("dead: panicked at tests/supervision/failures.rs:"),
             "{words}"
         );
         assert!(words.contains("the executor fell"), "{words}");

@@ -53,7 +53,7 @@ fn a_panic_in_the_set_up_is_told_with_message_place_thread_and_stack() {
     assert!(matches!(
         worker.join(),
         Exit::Panicked { message, location: Some(location) }
-            if message == "no module named server" && location.contains("supervision.rs:")
+            if message == "no module named server" && location.contains("work.rs:")
     ));
     let DeathCause::Panicked {
         message,
@@ -65,12 +65,12 @@ fn a_panic_in_the_set_up_is_told_with_message_place_thread_and_stack() {
         panic!("{:?}", worker.probe().health());
     };
     assert_eq!(message, "no module named server");
-    assert!(location.unwrap().contains("tests/supervision.rs:"));
+    assert!(location.unwrap().contains("tests/supervision/work.rs:"));
     assert_eq!(thread, "jobs-1");
     assert!(backtrace.unwrap().to_string().contains("supervision"));
     let told = worker.probe().health().to_string();
     assert!(
-        told.starts_with("dead: panicked at tests/supervision.rs:"),
+        told.starts_with("dead: panicked at tests/supervision/work.rs:"),
         "{told}"
     );
     assert!(told.ends_with(": no module named server"), "{told}");
@@ -592,7 +592,7 @@ fn completed_cancelled_failed_and_panicked_futures_are_told_apart() {
         let error = output.unwrap_err();
         assert!(matches!(&error, Error::Panicked { message, .. } if message == "in a future"));
     });
-    assert!(panicked.contains("Panicked") && panicked.contains("supervision.rs:"));
+    assert!(panicked.contains("Panicked") && panicked.contains("work.rs:"));
 }
 
 #[test]
