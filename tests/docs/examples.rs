@@ -55,7 +55,7 @@ fn every_example_says_how_to_run_it_and_has_a_test() {
 #[test]
 fn the_list_of_examples_is_complete_and_its_commands_are_right() {
     let list = fs::read_to_string(sources().join("README.md")).unwrap();
-    let manifest = include_str!("../Cargo.toml");
+    let manifest = include_str!("../../Cargo.toml");
     let mut listed = Vec::new();
     for row in list.lines().filter(|line| line.starts_with("| [")) {
         let cells: Vec<_> = row.trim_matches('|').split(" | ").map(str::trim).collect();

@@ -14,10 +14,10 @@ use crate::support::coordinator::{
     client, connect, done, exchange, poll, post, post_with, read, request, row, rows, start,
 };
 use proptest::prelude::*;
+use worker_heartbeat::RunningCoordinator;
 use worker_heartbeat::fleet::{
     Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
 };
-use worker_heartbeat::RunningCoordinator;
 use worker_heartbeat::{
     Coordinator, Error, FleetConfig, HeartbeatStore, HttpStore, MemoryStore, Registry, State,
     StoredWorker, SweepReport, Sweeper, WorkerHeartbeat,

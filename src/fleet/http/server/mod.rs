@@ -86,7 +86,7 @@ pub struct Coordinator {
     max_workers: usize,
     store_calls: usize,
     store_timeout: Duration,
-    receivedtimeout: Duration,
+    body_timeout: Duration,
 }
 
 impl Coordinator {
@@ -98,7 +98,7 @@ impl Coordinator {
             max_workers: MOST_WORKERS,
             store_calls: STORE_CALLS,
             store_timeout: STORE_TIMEOUT,
-            receivedtimeout: BODY_TIMEOUT,
+            body_timeout: BODY_TIMEOUT,
         }
     }
 
@@ -133,8 +133,8 @@ impl Coordinator {
     }
 
     /// How long the body of a request may take to come in; 10 s by default.
-    pub const fn receivedtimeout(mut self, receivedtimeout: Duration) -> Self {
-        self.receivedtimeout = receivedtimeout;
+    pub const fn body_timeout(mut self, body_timeout: Duration) -> Self {
+        self.body_timeout = body_timeout;
         self
     }
 
@@ -153,7 +153,7 @@ impl Coordinator {
                 self.store_calls.clamp(1, Semaphore::MAX_PERMITS),
             )),
             store_timeout: self.store_timeout,
-            receivedtimeout: self.receivedtimeout,
+            body_timeout: self.body_timeout,
         });
         let mut router = Router::new();
         for (path, act) in ROUTES {
@@ -258,7 +258,7 @@ struct Shared {
     batches: Semaphore,
     calls: Arc<Semaphore>,
     store_timeout: Duration,
-    receivedtimeout: Duration,
+    body_timeout: Duration,
 }
 
 impl Shared {
@@ -278,7 +278,7 @@ impl Shared {
                 (LARGEST_REQUEST, Some(place))
             }
         };
-        let body = timeout(self.receivedtimeout, read(&head.headers, body, largest)).await;
+        let body = timeout(self.body_timeout, read(&head.headers, body, largest)).await;
         let body = body.map_err(|_| Refusal::new(408, "the body took too long to come in"))??;
         self.act(act, body).await
     }
