@@ -411,7 +411,7 @@ fn views_judge_as_the_library_does() {
     };
     let swept = store.sweep(&dry_run).unwrap().marked_offline;
     assert_eq!(swept, stale.concat());
-    let refused = server::try_sql(
+    let refused = support::postgres::try_sql(
         url(),
         &format!("SELECT \"{name}\".upsert_worker_heartbeat('x', 'y', p_stale_after => '-1 s')"),
     );
