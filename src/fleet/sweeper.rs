@@ -1,10 +1,8 @@
 //! Makes a store true again where the workers themselves can't.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,6 +15,7 @@ use crate::clock::{Alarm, Clock, Moment, Sleeper};
 use crate::error::Error;
 use crate::health::{SweepReport, SweepTotals};
 use crate::registry::core::counts::SweepCounts;
+use crate::sync::background::Background;
 use crate::sync::panics;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(120);
@@ -230,13 +229,7 @@ impl Sweeper {
         let alarm = sleeper.alarm();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new()
-            .name(THREAD_NAME.to_owned())
-            .spawn(move || self.run(&sleeper, &stopped))
-            .map_err(|source| Error::Thread {
-                name: THREAD_NAME.to_owned(),
-                source,
-            })?;
+        let thread = Background::start(THREAD_NAME, move || self.run(&sleeper, &stopped))?;
         Ok(RunningSweeper {
             alarm,
             stop,
@@ -247,12 +240,9 @@ impl Sweeper {
     fn run(&self, sleeper: &Sleeper, stop: &AtomicBool) {
         let mut jitter = Jitter::new();
         while !stop.load(Ordering::Acquire) {
-            match catch_unwind(AssertUnwindSafe(|| self.sweep())) {
+            match panics::catch(|| self.sweep()) {
                 Ok(swept) => self.report(&swept),
-                Err(payload) => {
-                    panics::dispose(payload);
-                    self.counts.failures.add(1);
-                }
+                Err(_) => self.counts.failures.add(1),
             }
             let next = self.clock.now().after(jitter.shorten(self.interval));
             sleeper.sleep_until(next);
@@ -260,11 +250,8 @@ impl Sweeper {
     }
 
     fn report(&self, swept: &Result<SweepReport, Error>) {
-        let Some(on_report) = &self.on_report else {
-            return;
-        };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| on_report(swept))) {
-            panics::dispose(payload);
+        if let Some(on_report) = &self.on_report {
+            drop(panics::catch(|| on_report(swept)));
         }
     }
 }
@@ -287,17 +274,15 @@ impl fmt::Debug for Sweeper {
 pub struct RunningSweeper {
     alarm: Alarm,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Background>,
 }
 
 impl Drop for RunningSweeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         self.alarm.ring();
-        let is_another = |thread: &JoinHandle<()>| thread.thread().id() != thread::current().id();
-        if let Some(thread) = self.thread.take().filter(is_another) {
-            // Every panic on it is contained.
-            drop(thread.join());
+        if let Some(thread) = self.thread.take() {
+            thread.join();
         }
     }
 }

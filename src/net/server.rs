@@ -6,7 +6,6 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use axum::Router;
@@ -20,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::error::Error;
+use crate::sync::background::Background;
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-server";
@@ -40,7 +40,7 @@ pub(crate) struct Server {
     address: SocketAddr,
     runtime: Handle,
     ending: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Background>,
 }
 
 /// The addresses that this stands for.
@@ -87,10 +87,7 @@ impl Server {
         };
         let (ending, end) = watch::channel(false);
         let handle = runtime.handle().clone();
-        let thread = thread::Builder::new()
-            .name(THREAD_NAME.to_owned())
-            .spawn(move || run(runtime, listener, router, end))
-            .map_err(threadless)?;
+        let thread = Background::start(THREAD_NAME, move || run(runtime, listener, router, end))?;
         Ok(Self {
             address,
             runtime: handle,
@@ -112,10 +109,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.ending.send_replace(true);
-        let is_another = |thread: &JoinHandle<()>| thread.thread().id() != thread::current().id();
-        if let Some(thread) = self.thread.take().filter(is_another) {
-            // Every panic on it is contained.
-            drop(thread.join());
+        if let Some(thread) = self.thread.take() {
+            thread.join();
         }
     }
 }

@@ -1,18 +1,18 @@
 //! A thread that tells somebody outside how the workers are: at once when something happens, and at
 //! each interval.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use crossbeam_channel::{Sender, bounded, select};
 use once_cell::sync::OnceCell;
 
 use super::process::Process;
+use crate::clock::Patience;
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::{self, ProcessEnd};
+use crate::sync::background::Background;
 use crate::sync::panics;
 
 /// However much happens, it is not told more often than this.
@@ -34,8 +34,7 @@ pub(super) struct Reporter {
     stop: Option<Sender<()>>,
     /// Why the process ends, if this is dropped for that.
     end: Arc<OnceCell<ProcessEnd>>,
-    ended: Receiver<()>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Background>,
 }
 
 impl Reporter {
@@ -49,56 +48,40 @@ impl Reporter {
     ) -> Result<Self, Error> {
         let (stop, stopped) = bounded::<()>(0);
         let (ending, ended) = bounded::<()>(0);
-        let exits = registry.report_exit(ended.clone());
+        let exits = registry.report_exit(ended);
         let end = Arc::new(OnceCell::new());
         let dropped_for = Arc::clone(&end);
         let registry = registry.clone();
         // Which event it was does not matter.
         let events = registry.subscribe_with_capacity(1);
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                let _ending = ending;
-                let mut tell = |report: Report<'_>| {
-                    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| tell(report))) {
-                        panics::dispose(payload);
-                    }
-                };
-                let pause = PAUSE.min(interval / 2);
-                loop {
-                    tell(Report::Reading(&Process::read(&registry)));
-                    select! {
-                        recv(stopped) -> _ => break,
-                        recv(exits) -> _ => break,
-                        default(pause) => {}
-                    }
-                    select! {
-                        recv(stopped) -> _ => break,
-                        recv(exits) -> _ => break,
-                        recv(events.receiver()) -> _ => {}
-                        default(interval.saturating_sub(pause)) => {}
-                    }
+        let thread = Background::start(name, move || {
+            let _ending = ending;
+            let mut tell = |report: Report<'_>| drop(panics::catch(|| tell(report)));
+            let pause = PAUSE.min(interval / 2);
+            loop {
+                tell(Report::Reading(&Process::read(&registry)));
+                select! {
+                    recv(stopped) -> _ => break,
+                    recv(exits) -> _ => break,
+                    default(pause) => {}
                 }
-                tell(Report::Last(
-                    registry.process_end().or_else(|| dropped_for.get()),
-                ));
-            })
-            .map_err(|source| Error::Thread {
-                name: name.to_owned(),
-                source,
-            })?;
+                select! {
+                    recv(stopped) -> _ => break,
+                    recv(exits) -> _ => break,
+                    recv(events.receiver()) -> _ => {}
+                    default(interval.saturating_sub(pause)) => {}
+                }
+            }
+            tell(Report::Last(
+                registry.process_end().or_else(|| dropped_for.get()),
+            ));
+        })?;
         Ok(Self {
             stop: Some(stop),
             end,
-            ended,
             thread: Some(thread),
         })
     }
-}
-
-/// Waits for the other side to go, for so long at most. Whether it has gone.
-fn is_over(other: &Receiver<()>, time: Duration) -> bool {
-    other.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
 }
 
 impl Drop for Reporter {
@@ -108,12 +91,8 @@ impl Drop for Reporter {
         }
         self.stop.take();
         // One that hangs is left behind.
-        if !is_over(&self.ended, FAREWELL) {
-            return;
-        }
         if let Some(thread) = self.thread.take() {
-            // Every panic on it is contained.
-            drop(thread.join());
+            thread.join_within(&Patience::new(FAREWELL));
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Readings of a registry for those who ask over HTTP: at most so old, and never more than one being
 //! made at a time, however many ask.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,11 +146,8 @@ impl Views {
 impl Source {
     fn check(&self) -> Vec<Outcome> {
         let checked = self.checks.iter().map(|(name, check)| {
-            let checked = catch_unwind(AssertUnwindSafe(|| check()));
-            let outcome = checked.unwrap_or_else(|payload| {
-                panics::dispose(payload);
-                Err("it panicked".to_owned())
-            });
+            let outcome =
+                panics::catch(|| check()).unwrap_or_else(|_| Err("it panicked".to_owned()));
             (name.clone(), outcome.err())
         });
         checked.collect()

@@ -11,10 +11,11 @@ use parking_lot::{Condvar, Mutex};
 
 use super::hooks::{Ear, Turn};
 use super::waiting::Waiting;
-use super::{Cleanup, End, Inner, Progress, Shutdown, Signal, leaving, spawn};
+use super::{Cleanup, End, Inner, Progress, Shutdown, Signal, leaving};
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
+use crate::sync::background;
 use crate::sync::latch::Latch;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -202,7 +203,7 @@ fn check(name: &'static str, timeout: Duration) -> Result<(), Error> {
 /// the process, or ends at once if nothing is hooked.
 fn start() -> io::Result<Sender<(Arc<Inner>, Ear)>> {
     let (sender, receiver) = bounded::<(Arc<Inner>, Ear)>(1);
-    spawn(THREAD_NAME, move || {
+    background::detach(THREAD_NAME, move || {
         if let Ok((inner, ear)) = receiver.recv() {
             inner.watch(ear);
         }

@@ -1,18 +1,16 @@
 //! From the request to the report: workers, stores, cleanups, log.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use super::watch::TOO_LONG;
-use super::{
-    Cleanup, CleanupReport, CleanupState, End, Inner, Progress, Running, ShutdownReport, spawn,
-};
+use super::{Cleanup, CleanupReport, CleanupState, End, Inner, Progress, Running, ShutdownReport};
 use crate::clock::Patience;
 use crate::registry::Registry;
 use crate::registry::core::worker_ref::wake;
 use crate::supervisor::{DeadWorker, HungWorker};
+use crate::sync::background;
 use crate::sync::last_words;
 use crate::sync::panics;
 
@@ -48,7 +46,7 @@ impl Inner {
         self.bell.ring();
         let inner = Arc::clone(self);
         let ending = patience.clone();
-        if spawn(THREAD_NAME, move || inner.finish(&ending)).is_err() {
+        if background::detach(THREAD_NAME, move || inner.finish(&ending)).is_err() {
             self.finish(&patience);
         }
     }
@@ -105,10 +103,9 @@ impl Inner {
             drop(progress);
             let mut report = CleanupReport::new(name, CleanupState::Completed);
             // It needs no panic hook. None could be put there while the application's own waits.
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+            if let Err(caught) = panics::catch(work) {
                 report.state = CleanupState::Panicked;
-                report.panic = Some(panics::message(&*payload));
-                panics::dispose(payload);
+                report.panic = Some(caught.message());
             }
             let words = (!report.is_clean()).then(|| report.to_string());
             let mut progress = self.progress.lock();

@@ -14,7 +14,7 @@ mod wire;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::{self, ThreadId};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -30,6 +30,7 @@ use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
 use crate::registry::core::worker_ref::wake;
 use crate::registry::core::{PendingNotices, say};
+use crate::sync::background;
 use crate::sync::latch::Latch;
 use hooks::Signals;
 use waiting::Waiting;
@@ -308,7 +309,7 @@ impl Inner {
     /// calling one `may_log`.
     fn announce_aside(this: &Arc<Self>, cause: ShutdownCause, may_log: bool) {
         let inner = Arc::clone(this);
-        if spawn("wh-announce", move || inner.announce(cause, true)).is_err() {
+        if background::detach("wh-announce", move || inner.announce(cause, true)).is_err() {
             this.announce(cause, may_log);
         }
     }
@@ -360,10 +361,4 @@ impl Inner {
             self.changed.wait_for(&mut progress, slice);
         }
     }
-}
-
-/// Starts a thread that is not joined.
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    let thread = thread::Builder::new().name(name.to_owned());
-    thread.spawn(work).map(drop)
 }

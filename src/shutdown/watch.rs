@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::hooks::Ear;
-use super::{End, Inner, Progress, ShutdownCause, Signal, leaving, spawn};
+use super::{End, Inner, Progress, ShutdownCause, Signal, leaving};
 use crate::registry::at_exit::{self, ProcessEnd};
 use crate::registry::core::say;
+use crate::sync::background;
 use crate::sync::last_words;
 
 /// A signal that comes again within this time is a duplicate: terminals and service managers send
@@ -81,7 +82,7 @@ impl Inner {
         } else if self.claim_report() {
             // On a thread of its own: it speaks, and wakes.
             let inner = Arc::clone(self);
-            if spawn("wh-report", move || inner.conclude(inner.hung())).is_err() {
+            if background::detach("wh-report", move || inner.conclude(inner.hung())).is_err() {
                 self.conclude(self.hung());
             }
         }
@@ -100,7 +101,7 @@ impl Inner {
         } else if first.is_none() {
             // On a thread of its own: the log may block.
             let begun_by = begun.cause;
-            let _ = spawn("wh-announce", move || {
+            let _ = background::detach("wh-announce", move || {
                 say(
                     log::Level::Info,
                     format_args!("{signal} came during the shutdown begun by {begun_by}"),

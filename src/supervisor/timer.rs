@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::task::Waker;
-use std::thread;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::registry::core::worker_ref::wake;
+use crate::sync::background;
 
 /// Name of the thread.
 const THREAD_NAME: &str = "wh-timer";
@@ -54,8 +54,7 @@ impl Timer {
             Ok(())
         } else {
             // Under the lock: who comes now may rely on the thread.
-            let thread = thread::Builder::new().name(THREAD_NAME.to_owned());
-            thread.spawn(attend).map(|_| timers.attended = true)
+            background::detach(THREAD_NAME, attend).map(|()| timers.attended = true)
         };
         drop(timers);
         drop(old);
@@ -101,6 +100,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::mpsc;
     use std::task::Wake;
+    use std::thread;
     use std::time::Duration;
 
     struct Sends(mpsc::Sender<()>);

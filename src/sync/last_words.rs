@@ -1,13 +1,12 @@
 //! What must not be lost: it goes to the log, or to `stderr` if the log does not take it.
 
 use std::io::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use crate::clock::Patience;
+use crate::sync::background;
 use crate::sync::panics;
 
 /// How long the log may take, and then `stderr`.
@@ -35,12 +34,10 @@ pub(crate) fn say(words: &str) {
 /// Runs this on a thread that can be left behind. `None` if there cannot be one.
 fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<Receiver<T>> {
     let (sender, receiver) = bounded(1);
-    let spawned = thread::Builder::new()
-        .name("wh-words".to_owned())
-        .spawn(move || {
-            // There is room for it.
-            let _ = sender.try_send(work());
-        });
+    let spawned = background::detach("wh-words", move || {
+        // There is room for it.
+        let _ = sender.try_send(work());
+    });
     spawned.is_ok().then_some(receiver)
 }
 
@@ -58,18 +55,15 @@ fn answer<T>(receiver: &Receiver<T>) -> Option<T> {
 
 /// Whether the log takes it: it lets our errors through, and neither panics nor blocks.
 fn tell_log(words: &str) -> bool {
-    let taken = catch_unwind(AssertUnwindSafe(|| {
+    panics::catch(|| {
         let taken = log::log_enabled!(target: "worker_heartbeat", log::Level::Error);
         if taken {
             log::error!(target: "worker_heartbeat", "{words}");
             log::logger().flush();
         }
         taken
-    }));
-    taken.unwrap_or_else(|payload| {
-        panics::dispose(payload);
-        false
     })
+    .unwrap_or(false)
 }
 
 /// The log may hold the lock of `stderr` while it hangs, so this takes another way if there is one.

@@ -1,5 +1,7 @@
 //! What runs beside the workers: threads, panics, and what the kernel says of both. Knows no worker.
 
+pub(crate) mod background;
+pub(crate) mod describe;
 pub(crate) mod last_words;
 pub(crate) mod latch;
 pub(crate) mod panics;

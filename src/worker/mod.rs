@@ -18,10 +18,10 @@ pub(crate) use builder::{LONGEST_VALUE, check_limits, check_metadata, check_name
 pub use guards::{SilenceGuard, TaskGuard};
 
 use crate::cell::Phase;
-use crate::error::{chain, describe_text};
 use crate::health::{Activity, DeathCause, Health, StopCause};
 use crate::registry::core::worker_ref::{Termination, Updated};
 use crate::registry::{Membership, Probe, Registry, Snapshot};
+use crate::sync::describe::{chain, describe_text};
 use crate::sync::threads;
 
 /// A worker's handle: made by its [`builder`](Self::builder), held by the worker, dropped with it.

@@ -21,6 +21,7 @@ use super::settings::Settings;
 use super::trouble::{Trouble, within};
 use crate::error::Error;
 use crate::registry::core::say;
+use crate::sync::panics;
 
 /// Stands for the session that the connection vouches by, or NULL.
 const SESSION: &str = "@session@";
@@ -250,14 +251,12 @@ impl Link {
             return work();
         }
         thread::scope(|scope| {
+            let work = || panics::catch(work);
             let spawned = thread::Builder::new().spawn_scoped(scope, work);
             let failed = |what: &dyn fmt::Display| Error::store("start a thread", what);
             match spawned.map(thread::ScopedJoinHandle::join) {
-                Ok(Ok(done)) => done,
-                Ok(Err(payload)) => {
-                    crate::sync::panics::dispose(payload);
-                    Err(failed(&"it panicked"))
-                }
+                Ok(Ok(Ok(done))) => done,
+                Ok(_) => Err(failed(&"it panicked")),
                 Err(error) => Err(failed(&error)),
             }
         })

@@ -11,7 +11,7 @@ mod thread;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{JoinHandle, ThreadId};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -26,6 +26,7 @@ use crate::health::StoreStatus;
 use crate::registry::at_exit::Witness;
 use crate::registry::core::StoreHook;
 use crate::registry::{Registry, WeakRegistry};
+use crate::sync::background::Background;
 use sync_state::{Known, SyncState};
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
@@ -49,7 +50,7 @@ pub(crate) struct Uploader {
     sync_state: Mutex<SyncState>,
     progress: Mutex<Progress>,
     progressed: Condvar,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<Background>>,
     thread_id: Mutex<Option<ThreadId>>,
 }
 
@@ -62,8 +63,6 @@ struct Progress {
     succeeded_at: Option<Moment>,
     /// The round in which a farewell ran out of time.
     given_up: Option<u64>,
-    /// The thread is at its end.
-    ended: bool,
 }
 
 impl Registry {
@@ -110,20 +109,14 @@ impl Registry {
             return Err(Error::AlreadyAttached);
         }
         let carried = Arc::clone(&uploader);
-        let started = std::thread::Builder::new()
-            .name(THREAD_NAME.to_owned())
-            .spawn(move || carried.run(&sleeper));
-        match started {
+        match Background::start(THREAD_NAME, move || carried.run(&sleeper)) {
             Ok(thread) => {
-                *uploader.thread_id.lock() = Some(thread.thread().id());
+                *uploader.thread_id.lock() = Some(thread.id());
                 *uploader.thread.lock() = Some(thread);
             }
-            Err(source) => {
+            Err(error) => {
                 self.core().remove_store_hook(Arc::as_ptr(&uploader).cast());
-                return Err(Error::Thread {
-                    name: THREAD_NAME.to_owned(),
-                    source,
-                });
+                return Err(error);
             }
         }
         self.watch_exit();
@@ -204,17 +197,8 @@ impl StoreHook for Uploader {
         let Some(thread) = self.thread.lock().take() else {
             return;
         };
-        if thread.thread().id() == std::thread::current().id() {
-            return;
-        }
         // A store that hangs is left behind, with the thread that waits for it.
-        let patience = Patience::new(self.config.farewell.max(LEAST_FAREWELL));
-        let ended = |progress: &Progress| progress.ended.then_some(());
-        if self.wait(&patience, ended).is_none() {
-            return;
-        }
-        // Every panic on it is contained, and it has said its last.
-        drop(thread.join());
+        thread.join_within(&Patience::new(self.config.farewell.max(LEAST_FAREWELL)));
     }
 
     fn status(&self) -> StoreStatus {

@@ -10,7 +10,7 @@ use super::Uploader;
 use super::sync_state::{Known, Told, address};
 use super::thread::LONGEST_RETRY;
 use crate::clock::Moment;
-use crate::error::{Error, written};
+use crate::error::Error;
 use crate::fleet::config::OnOffline;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::session::{LeaseState, Now, StoreSession};
@@ -19,6 +19,7 @@ use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::WorkerRef;
+use crate::sync::describe::written;
 
 /// So many workers go into one call.
 const BATCH: usize = 5_000;

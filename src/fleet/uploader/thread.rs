@@ -1,16 +1,16 @@
 //! The thread: when to tell the store, and how long to wait.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Uploader;
 use super::sync_state::Known;
 use crate::clock::{Moment, Sleeper};
-use crate::error::{Error, written};
+use crate::error::Error;
 use crate::fleet::jitter::Jitter;
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
+use crate::sync::describe::written;
 use crate::sync::panics;
 
 /// New tasks are told at once, but no oftener than this.
@@ -57,17 +57,12 @@ impl Uploader {
             self.urgent.store(false, Ordering::Release);
             self.task.store(false, Ordering::Release);
             self.progress.lock().begun += 1;
-            let carried = catch_unwind(AssertUnwindSafe(|| self.carry(&registry))).unwrap_or_else(
-                |payload| {
-                    panics::dispose(payload);
-                    Err(Error::store("be called", "it panicked"))
-                },
-            );
+            let carried = panics::catch(|| self.carry(&registry))
+                .unwrap_or_else(|_| Err(Error::store("be called", "it panicked")));
             last = now;
             let pause = self.conclude(&registry, carried, &mut jitter);
             next = self.clock.now().after(pause.max(SHORTEST_PAUSE));
         }
-        self.progress.lock().ended = true;
         self.progressed.notify_all();
     }
 
@@ -81,15 +76,10 @@ impl Uploader {
 
     /// Returns whether heartbeats have to be sent again.
     fn keep_alive(&self) -> bool {
-        let kept = catch_unwind(AssertUnwindSafe(|| self.store.keep_alive()));
-        let renewed = match kept {
+        let renewed = match panics::catch(|| self.store.keep_alive()) {
             Ok(Ok(renewed)) => renewed,
             // The heartbeats that follow find out what is wrong.
-            Ok(Err(_)) => true,
-            Err(payload) => {
-                panics::dispose(payload);
-                true
-            }
+            Ok(Err(_)) | Err(_) => true,
         };
         if renewed {
             for known in self.sync_state.lock().known.values_mut() {

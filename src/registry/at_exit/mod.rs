@@ -15,7 +15,6 @@ mod reason;
 
 use std::cell::Cell;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
 use std::thread;
 use std::time::Duration;
@@ -29,6 +28,7 @@ use crate::clock::Patience;
 use crate::health::{DeathCause, StopCause};
 use crate::registry::core::PendingNotices;
 use crate::registry::core::worker_ref::{Termination, WorkerRef};
+use crate::sync::background;
 use crate::sync::latch::Latch;
 use crate::sync::panics;
 pub(crate) use reason::{Witness, main_returns, unwinding};
@@ -254,19 +254,14 @@ fn begin(end: &ProcessEnd) -> Option<Conclusion> {
     let allowed = patience.clone();
     let (doing, done) = bounded(0);
     let end = end.clone();
-    thread::Builder::new()
-        .name(THREAD_NAME.to_owned())
-        .spawn(move || {
-            let concluded = catch_unwind(AssertUnwindSafe(|| {
-                carry_out(&registries, &end, &allowed, doing);
-            }));
-            if let Err(payload) = concluded {
-                panics::dispose(payload);
-            }
-            // To close what hangs on the last of them takes time that is not left.
-            std::mem::forget(registries);
-        })
-        .ok()?;
+    let work = move || {
+        drop(panics::catch(|| {
+            carry_out(&registries, &end, &allowed, doing)
+        }));
+        // To close what hangs on the last of them takes time that is not left.
+        std::mem::forget(registries);
+    };
+    background::detach(THREAD_NAME, work).ok()?;
     let conclusion = Conclusion {
         process,
         patience,
@@ -284,9 +279,7 @@ fn carry_out(registries: &[Registry], end: &ProcessEnd, patience: &Patience, doi
             return;
         };
         notices.into_iter().for_each(PendingNotices::deliver);
-        if let Err(payload) = catch_unwind(|| log::logger().flush()) {
-            panics::dispose(payload);
-        }
+        drop(panics::catch(|| log::logger().flush()));
         drop(doing);
     };
     thread::scope(|scope| {
@@ -353,10 +346,7 @@ fn on_main() -> bool {
 
 /// The process ends, for a reason that is yet to be found.
 fn at_end() {
-    let concluded = catch_unwind(|| conclude(&reason::find()));
-    if let Err(payload) = concluded {
-        panics::dispose(payload);
-    }
+    drop(panics::catch(|| conclude(&reason::find())));
 }
 
 // By the C library, which calls it whichever thread ends the process.

@@ -1,11 +1,11 @@
 //! Log lines: few enough to be read, and never the death of whoever writes them.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::clock::Moment;
+use crate::sync::panics;
 
 /// At most this many lines of a kind are written in one window.
 const LINES: u32 = 100;
@@ -97,10 +97,7 @@ fn tell_left_out(kind: usize, lines: u64) {
 
 /// Logs one line. A log implementation that panics harms nobody but itself.
 pub(crate) fn say(level: log::Level, text: std::fmt::Arguments<'_>) {
-    let written = catch_unwind(AssertUnwindSafe(|| {
+    drop(panics::catch(|| {
         log::log!(target: "worker_heartbeat", level, "{text}");
     }));
-    if let Err(payload) = written {
-        crate::sync::panics::dispose(payload);
-    }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::thread;
 
 use parking_lot::Mutex;
 
 use super::events::Event;
 use super::record::Record;
 use super::{Core, LogInFlight};
+use crate::sync::background;
 
 /// Name of the thread.
 const THREAD_NAME: &str = "wh-log";
@@ -37,10 +37,9 @@ impl Core {
             return;
         }
         let telling = LogInFlight::begin(Arc::clone(self));
-        let thread = thread::Builder::new().name(THREAD_NAME.to_owned());
         // Under the lock: a caller that comes now may rely on the thread.
-        match thread.spawn(move || attend(&telling)) {
-            Ok(_) => queue.attended = true,
+        match background::detach(THREAD_NAME, move || attend(&telling)) {
+            Ok(()) => queue.attended = true,
             Err(_) => queue.events.clear(),
         }
     }

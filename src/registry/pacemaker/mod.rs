@@ -4,10 +4,8 @@
 mod abandoned;
 mod gaps;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -16,7 +14,7 @@ use crate::cell::{CellKey, Episode, Schedule, Sign};
 use abandoned::Threads;
 use gaps::Gaps;
 
-use crate::clock::{Alarm, Moment, Sleeper};
+use crate::clock::{Alarm, Moment, Patience, Sleeper};
 use crate::error::Error;
 use crate::health::{
     Activity, Health, MissingWorkers, Reading, StallCause, State, judge, next_change,
@@ -27,6 +25,7 @@ use crate::registry::core::slab::Chunk;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{WorkerRef, wake};
 use crate::registry::core::{Core, is_conviction};
+use crate::sync::background::Background;
 use crate::sync::panics;
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
@@ -53,7 +52,7 @@ struct Crew {
 struct Running {
     alarm: Alarm,
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    thread: Background,
 }
 
 /// What those who wait for a tick, or for its end, look at.
@@ -75,7 +74,6 @@ struct Looks {
 #[derive(Debug, Default)]
 struct Beat {
     ticks: u64,
-    ended: u64,
 }
 
 impl Pacemaker {
@@ -104,25 +102,11 @@ impl Pacemaker {
         let Some(running) = crew.running.take() else {
             return;
         };
-        let ended_before = self.pulse.beat.lock().ended;
         running.stop.store(true, Ordering::Release);
         running.alarm.ring();
         drop(crew);
-        if running.thread.thread().id() == thread::current().id() {
-            // Somebody dropped the last handle in a log implementation: the thread ends by itself.
-            return;
-        }
-        let deadline = Instant::now() + JOIN_PATIENCE;
-        let mut beat = self.pulse.beat.lock();
-        while beat.ended == ended_before {
-            if self.pulse.felt.wait_until(&mut beat, deadline).timed_out() {
-                return;
-            }
-        }
-        drop(beat);
-        // It has said that it ends, which takes microseconds more. It cannot have panicked: its loop
-        // contains every panic.
-        drop(running.thread.join());
+        // If a log implementation drops the last handle, on this thread, the thread ends by itself.
+        running.thread.join_within(&Patience::new(JOIN_PATIENCE));
     }
 
     /// Whether there is one: somebody who could look.
@@ -146,7 +130,7 @@ impl Pacemaker {
             let Some(running) = &crew.running else {
                 return true;
             };
-            if running.thread.thread().id() == thread::current().id() {
+            if running.thread.is_current() {
                 return false;
             }
             running.alarm.ring();
@@ -173,34 +157,21 @@ fn start(core: &Arc<Core>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
     let alarm = sleeper.alarm();
     let stop = Arc::new(AtomicBool::new(false));
     let (core, pulse, ordered) = (Arc::clone(core), Arc::clone(pulse), Arc::clone(&stop));
-    let thread = thread::Builder::new()
-        .name(THREAD_NAME.to_owned())
-        .spawn(move || {
-            let mut next = core.clock.now().after(core.resolution());
-            loop {
-                sleeper.sleep_until(next);
-                if ordered.load(Ordering::Acquire) {
-                    break;
-                }
-                let lateness = core.clock.now().since(next);
-                core.counts.note_tick(lateness, core.resolution());
-                let ticked = catch_unwind(AssertUnwindSafe(|| tick(&core, &pulse)));
-                next = ticked.unwrap_or_else(|payload| {
-                    panics::dispose(payload);
-                    core.clock.now().after(core.resolution())
-                });
+    let thread = Background::start(THREAD_NAME, move || {
+        let mut next = core.clock.now().after(core.resolution());
+        loop {
+            sleeper.sleep_until(next);
+            if ordered.load(Ordering::Acquire) {
+                break;
             }
-            // Every panic of a log implementation is contained.
-            core.flush_log_limiter(true);
-            drop(sleeper);
-            drop(core);
-            pulse.beat.lock().ended += 1;
-            pulse.felt.notify_all();
-        })
-        .map_err(|source| Error::Thread {
-            name: THREAD_NAME.to_owned(),
-            source,
-        })?;
+            let lateness = core.clock.now().since(next);
+            core.counts.note_tick(lateness, core.resolution());
+            let ticked = panics::catch(|| tick(&core, &pulse));
+            next = ticked.unwrap_or_else(|_| core.clock.now().after(core.resolution()));
+        }
+        // Every panic of a log implementation is contained.
+        core.flush_log_limiter(true);
+    })?;
     Ok(Running {
         alarm,
         stop,

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -15,6 +13,7 @@ use crate::error::Error;
 use crate::fleet::{HeartbeatStore, StoredWorker, WorkerFilter};
 use crate::health::{GroupState, Health, StateCounts};
 use crate::registry::core::counts::{MOST_TYPES, OTHERS};
+use crate::sync::background;
 use crate::sync::panics;
 
 /// The store is read no oftener than this.
@@ -116,9 +115,7 @@ impl Fleet {
     fn begin(self: &Arc<Self>, desk: &mut Desk) {
         desk.begun = Some(Instant::now());
         let fleet = Arc::clone(self);
-        let started = thread::Builder::new()
-            .name(THREAD_NAME.to_owned())
-            .spawn(move || fleet.read());
+        let started = background::detach(THREAD_NAME, move || fleet.read());
         desk.reading = started.is_ok();
         if started.is_err() {
             desk.good = false;
@@ -128,11 +125,8 @@ impl Fleet {
 
     fn read(&self) {
         let begun = Instant::now();
-        let read = catch_unwind(AssertUnwindSafe(|| Reading::of(&*self.store)));
-        let read = read.unwrap_or_else(|payload| {
-            panics::dispose(payload);
-            Err(Error::store("be read", "it panicked"))
-        });
+        let read = panics::catch(|| Reading::of(&*self.store))
+            .unwrap_or_else(|_| Err(Error::store("be read", "it panicked")));
         let mut desk = self.desk.lock();
         desk.reading = false;
         desk.good = read.is_ok();

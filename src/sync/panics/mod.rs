@@ -1,5 +1,6 @@
 //! Panics: seen where they happen, described, and kept from spreading.
 
+mod catch;
 mod seen;
 
 use std::any::Any;
@@ -7,14 +8,15 @@ use std::backtrace::Backtrace;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::panic::{self, PanicHookInfo};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use once_cell::sync::OnceCell;
 
-use crate::error::{chain, known_error};
+use super::describe::{chain, known_error};
+pub(crate) use catch::catch;
 use seen::Seen;
 
 /// What is known of a panic.
@@ -139,17 +141,16 @@ fn run<T>(
     let pushed = WARDS
         .try_with(|wards| wards.borrow_mut().push(ward))
         .is_ok();
-    let result = catch_unwind(AssertUnwindSafe(work));
+    let result = catch(work);
     let ward = pushed
         .then(|| WARDS.try_with(|wards| wards.borrow_mut().pop()).ok())
         .flatten()
         .flatten();
     let own = ward.map(|ward| ward.seen).unwrap_or_default();
-    let result = result.map_err(|payload| {
-        let report = seen::origin(&*payload, &own);
+    let result = result.map_err(|caught| {
+        let report = seen::origin(caught.payload(), &own);
         let mut report = report.unwrap_or_else(unseen);
-        report.message = message(&*payload);
-        dispose(payload);
+        report.message = caught.message();
         Box::new(report)
     });
     seen::forget_unsure(&own);
@@ -352,14 +353,6 @@ pub(crate) fn thread_name() -> String {
         .map_or_else(|| format!("{:?}", thread.id()), ToOwned::to_owned)
 }
 
-/// Drops a panic payload, which may be anything, and may panic again when it is dropped.
-pub(crate) fn dispose(payload: Box<dyn Any + Send>) {
-    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        // A payload that panics in `drop` twice in a row leaks.
-        std::mem::forget(second);
-    }
-}
-
 /// The message in a panic payload. Of an error it is the text, which the application writes: in the
 /// panic hook, where that must not run, use [`plain_message`].
 pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
@@ -444,7 +437,7 @@ mod tests {
     #[test]
     fn a_payload_that_panics_when_it_is_dropped_is_contained() {
         for depth in 0..3 {
-            dispose(Box::new(Bomb(depth)));
+            drop(catch(|| panic::panic_any(Bomb(depth))));
         }
     }
 
@@ -479,7 +472,7 @@ mod tests {
 
     #[test]
     fn work_that_catches_its_own_panic_is_well() {
-        let result = contain(|| catch_unwind(|| panic!("caught")).is_err());
+        let result = contain(|| panic::catch_unwind(|| panic!("caught")).is_err());
         assert!(result.unwrap());
     }
 }

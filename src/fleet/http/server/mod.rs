@@ -10,7 +10,6 @@ mod worker_api;
 use std::fmt;
 use std::future::poll_fn;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -294,16 +293,13 @@ impl Shared {
         let call = tokio::task::spawn_blocking(move || {
             // Held until the store has answered, however long that takes.
             let _turn = turn;
-            let acted = catch_unwind(AssertUnwindSafe(|| match act {
+            let acted = panics::catch(|| match act {
                 Act::Worker(act) => {
                     act(&shared.service, &received).map(|value| value.to_string().into())
                 }
                 Act::Batch(act) => act(&shared.service, &received),
-            }));
-            acted.unwrap_or_else(|payload| {
-                panics::dispose(payload);
-                Err(Refusal::new(500, "the store panicked"))
-            })
+            });
+            acted.unwrap_or_else(|_| Err(Refusal::new(500, "the store panicked")))
         });
         match timeout(self.store_timeout, call).await {
             Ok(Ok(answer)) => answer,

@@ -1,6 +1,5 @@
 //! How lives of a worker begin and end.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, SystemTime};
@@ -428,9 +427,7 @@ fn death(mut cause: DeathCause, (run_id, task): TaskNames, at: SystemTime) -> Ar
 
 /// Wakes an executor's task; whatever that does is contained.
 pub(crate) fn wake(waker: Waker) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-        panics::dispose(payload);
-    }
+    drop(panics::catch(|| waker.wake()));
 }
 
 /// Puts a worker's new incarnation into its cell. Returns the beats of what was there before.

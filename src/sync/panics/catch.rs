@@ -1,0 +1,41 @@
+//! The one place where a panic of code that is not this crate's is caught.
+
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Runs code that may panic on a thread that must go on: the application's code, a store, a log
+/// implementation, a waker.
+pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| Caught(Some(payload)))
+}
+
+/// What was raised. It may be anything, and may panic again when it is dropped: that is contained.
+pub(crate) struct Caught(Option<Box<dyn Any + Send>>);
+
+impl Caught {
+    pub(super) fn payload(&self) -> &(dyn Any + Send) {
+        self.0.as_deref().unwrap_or(&())
+    }
+
+    /// The panic message.
+    pub(crate) fn message(&self) -> String {
+        super::message(self.payload())
+    }
+}
+
+impl Drop for Caught {
+    fn drop(&mut self) {
+        let payload = self.0.take();
+        if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            // A payload that panics in `drop` twice in a row leaks.
+            std::mem::forget(second);
+        }
+    }
+}
+
+impl fmt::Debug for Caught {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Caught")
+    }
+}
