@@ -1,13 +1,13 @@
 //! Instructions a call takes, counted by valgrind: the same on a machine that is busy.
 //!
-//! `benches/instructions.sh` prints the table; `benches/instructions.sh --write README.md` also puts
+//! `benches/instructions.sh` prints the table; `benches/instructions.sh --write docs/BENCHMARKS.md` also puts
 //! it between `<!-- instructions: begin -->` and `<!-- instructions: end -->` in that file.
 //!
 //! For each kind of call this program runs itself under `valgrind --tool=callgrind`, and takes off
 //! what the same loop takes without the call.
 
-#[path = "figures/readme.rs"]
-mod readme;
+#[path = "figures/page.rs"]
+mod page;
 
 use std::env;
 use std::hint::black_box;
@@ -62,12 +62,12 @@ fn report(path: Option<&str>) -> ExitCode {
 fn print(path: Option<&str>) -> Result<(), String> {
     let unchanged = |path, trouble| format!("{path} is unchanged: {trouble}");
     if let Some(path) = path {
-        readme::check(path, "instructions").map_err(|trouble| unchanged(path, trouble))?;
+        page::check(path, "instructions").map_err(|trouble| unchanged(path, trouble))?;
     }
     let text = table().map_err(|error| format!("the instructions cannot be counted: {error}"))?;
     print!("{text}");
     if let Some(path) = path {
-        readme::rewrite(path, "instructions", &text).map_err(|trouble| unchanged(path, trouble))?;
+        page::rewrite(path, "instructions", &text).map_err(|trouble| unchanged(path, trouble))?;
         println!("written to {path}");
     }
     Ok(())

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Counts the instructions that beat(), is_recent() and update_task() take:
 #   benches/instructions.sh                      prints the table
-#   benches/instructions.sh --write README.md    also puts it between the markers in that file
+#   benches/instructions.sh --write docs/BENCHMARKS.md    also puts it between the markers in that file
 set -eu
 if ! command -v valgrind >/dev/null; then
     echo "valgrind is not installed; on Debian: apt-get install valgrind" >&2

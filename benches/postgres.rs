@@ -1,8 +1,15 @@
-//! What PostgreSQL takes in, and how long a sweep takes there.
+//! How many heartbeats PostgreSQL stores in a second, and how long claims and sweeps take.
 //!
-//! `cargo bench --features postgres --bench postgres` starts a server of its own, from the installed
-//! programs, or uses the one that `TEST_DATABASE_URL` names, and prints a table.
+//! ```text
+//! cargo bench --features postgres --bench postgres
+//! cargo bench --features postgres --bench postgres -- --write docs/BENCHMARKS.md
+//! ```
+//!
+//! It starts a server of its own from the installed programs, or uses the one that
+//! `TEST_DATABASE_URL` names.
 
+#[path = "figures/page.rs"]
+mod page;
 #[path = "../tests/support/postgres.rs"]
 mod server;
 
@@ -20,17 +27,40 @@ fn main() {
         println!("run by `cargo bench`, this measures; otherwise it does nothing");
         return;
     }
-    server::WAITS_FOR_DISK.store(true, std::sync::atomic::Ordering::Relaxed);
-    println!("| work | measured: median (min..max) | must reach | reached |");
-    println!("| --- | --- | --- | --- |");
-    for (batch, must) in [(5_000, Some(20_000.0)), (1_000, Some(20_000.0)), (50, None)] {
-        heartbeats(batch, must);
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--write");
+    let file = arguments.nth(1);
+    if let Some(file) = &file {
+        // Before the time is spent.
+        page::check(file, "postgres").unwrap_or_else(|error| panic!("{file}: {error}"));
     }
-    claims();
-    sweeps();
+    server::WAITS_FOR_DISK.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut table = Table::default();
+    table.line("| work | measured: median (min..max) | must reach | reached |");
+    table.line("| --- | --- | --- | --- |");
+    for (batch, must) in [(5_000, Some(20_000.0)), (1_000, Some(20_000.0)), (50, None)] {
+        heartbeats(&mut table, batch, must);
+    }
+    claims(&mut table);
+    sweeps(&mut table);
+    if let Some(file) = file {
+        page::rewrite(&file, "postgres", &table.0)
+            .unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
 }
 
-/// Makes a schema, and forgets it.
+/// The table, printed line by line.
+#[derive(Default)]
+struct Table(String);
+
+impl Table {
+    fn line(&mut self, line: &str) {
+        println!("{line}");
+        self.0.push_str(line);
+        self.0.push('\n');
+    }
+}
+
+/// A schema of its own, dropped at the end.
 struct Place {
     name: String,
     store: PostgresStore,
@@ -83,7 +113,7 @@ impl Drop for Place {
     }
 }
 
-fn heartbeats(batch: usize, must: Option<f64>) {
+fn heartbeats(table: &mut Table, batch: usize, must: Option<f64>) {
     let place = Place::new("beats");
     let keys = place.workers(batch);
     let mut rates: Vec<f64> = (0..ROUNDS as u64 + 1)
@@ -99,7 +129,8 @@ fn heartbeats(batch: usize, must: Option<f64>) {
         .skip(1)
         .collect();
     let reached = |rate: f64| must.map(|must| rate >= must);
-    tell(
+    add(
+        table,
         &format!("heartbeats a second, in batches of {batch}"),
         &mut rates,
         "",
@@ -108,7 +139,7 @@ fn heartbeats(batch: usize, must: Option<f64>) {
     );
 }
 
-fn claims() {
+fn claims(table: &mut Table) {
     let place = Place::new("claims");
     let keys = place.workers(1);
     place.beat(&keys, 1);
@@ -125,11 +156,11 @@ fn claims() {
         })
         .skip(20)
         .collect();
-    tell("a claim", &mut times, " ms", "-", |_| None);
+    add(table, "a claim", &mut times, " ms", "-", |_| None);
 }
 
 /// 1,000 of 100,000 are silent.
-fn sweeps() {
+fn sweeps(output: &mut Table) {
     let place = Place::new("sweep");
     let keys = place.workers(100_000);
     place.beat(&keys, 1);
@@ -153,19 +184,26 @@ fn sweeps() {
     }
     let work = "a sweep of 100,000 workers";
     let reached = |time: f64| Some(time <= 200.0);
-    tell(
+    add(
+        output,
         &format!("{work}, of which 1,000 are stale"),
         &mut times,
         " ms",
         "<= 200 ms",
         reached,
     );
-    tell(&format!("{work}, all well"), &mut none, " ms", "-", |_| {
-        None
-    });
+    add(
+        output,
+        &format!("{work}, all well"),
+        &mut none,
+        " ms",
+        "-",
+        |_| None,
+    );
 }
 
-fn tell(
+fn add(
+    table: &mut Table,
     work: &str,
     figures: &mut [f64],
     unit: &str,
@@ -181,7 +219,7 @@ fn tell(
         Some(false) => "**no**",
         None => "-",
     };
-    println!(
+    table.line(&format!(
         "| {work} | {median:.digits$}{unit} ({least:.digits$}..{most:.digits$}) | {must} | {reached} |"
-    );
+    ));
 }

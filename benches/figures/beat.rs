@@ -1,6 +1,5 @@
-//! `beat()`: alone, inside work, and while others read.
+//! `beat()`: alone, inside work, and while another thread reads.
 
-use std::hash::{DefaultHasher, Hasher};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use worker_heartbeat::{Registry, WorkerHeartbeat};
 use crate::allocations::requests_of;
 use crate::background::{Pace, Reads, while_reading};
 use crate::contest::{Contest, Plan, Spread, timed};
+use crate::layouts;
 use crate::rivals::{HandRolled, beatwise_task};
 use crate::stopwatch::{Lap, Stopwatch};
 use crate::table::{Table, Target, Unit};
@@ -21,7 +21,7 @@ pub(crate) fn measure(table: &mut Table) {
         .start()
         .expect("a worker starts");
     alone(table, &worker);
-    inside_work(table, &worker);
+    layouts::measure(table, &worker);
     while_others_read(table, &worker);
 }
 
@@ -73,47 +73,6 @@ fn alone(table: &mut Table, worker: &WorkerHeartbeat) {
         Unit::Allocations,
         Target::Exactly(0.0),
     );
-}
-
-fn inside_work(table: &mut Table, worker: &WorkerHeartbeat) {
-    let text = vec![b'x'; length_for(40.0)];
-    let mut contest = Contest::new(Plan::SHORT);
-    let without = contest.enter(timed(|| work(&text)));
-    let with = contest.enter(timed(|| {
-        black_box(worker).beat();
-        work(&text)
-    }));
-    let outcome = contest.run();
-    table.add(
-        format!(
-            "what `beat()` adds to a loop of {:.0} ns of work (hashing {} bytes)",
-            outcome.nanos(without).median,
-            text.len()
-        ),
-        outcome.added(with, without),
-        Unit::Nanoseconds,
-        Target::AtMost(1.0),
-    );
-}
-
-#[inline(never)]
-fn work(text: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(black_box(text));
-    hasher.finish()
-}
-
-/// How many bytes take about so many nanoseconds to hash here.
-fn length_for(nanos: f64) -> usize {
-    let took = |length: usize| {
-        let text = vec![b'x'; length];
-        timed(|| work(&text))(20_000).as_nanos() as f64 / 20_000.0
-    };
-    let typical = |length| Spread::of((0..9).map(|_| took(length))).median;
-    (8..=512)
-        .step_by(8)
-        .find(|length| typical(*length) >= nanos)
-        .unwrap_or(512)
 }
 
 fn while_others_read(table: &mut Table, worker: &WorkerHeartbeat) {

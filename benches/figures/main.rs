@@ -1,7 +1,7 @@
 //! Every figure that this crate promises, measured.
 //!
 //! `cargo bench --bench figures` prints the table;
-//! `cargo bench --bench figures -- --write README.md` also puts it between
+//! `cargo bench --bench figures -- --write docs/BENCHMARKS.md` also puts it between
 //! `<!-- figures: begin -->` and `<!-- figures: end -->` in that file;
 //! `cargo bench --bench figures -- --only summary` measures one section.
 
@@ -11,10 +11,11 @@ mod beat;
 mod contest;
 mod idle;
 mod is_recent;
+mod layouts;
 mod noise;
+mod page;
 mod panics;
 mod population;
-mod readme;
 mod rivals;
 mod stopwatch;
 mod summary;
@@ -52,7 +53,7 @@ const SECTIONS: [Section; 6] = [
     ("panics", panics::measure),
 ];
 
-/// Measures everything, or one section; the result is the text for the README.
+/// Measures everything, or one section, and returns the text for the page.
 fn measure(only: Option<&str>) -> String {
     let begun = Instant::now();
     let before = Noise::measure();
@@ -78,8 +79,7 @@ fn measure(only: Option<&str>) -> String {
     format!(
         "{table}\n\
          Measured by `cargo bench --bench figures` with worker-heartbeat {} and beatwise 0.2.1 in the \
-         same run, by turns; {}. Times are without what the scheduler gave to other processes \
-         meanwhile. {noise}",
+         same run, by turns; {}. Times exclude preemption. {noise}",
         env!("CARGO_PKG_VERSION"),
         noise::machine(),
     )
@@ -103,8 +103,8 @@ impl Order {
             Some(path) => {
                 let unchanged = |trouble| format!("{path} is unchanged: {trouble}");
                 // Before the time is spent.
-                readme::check(&path, "figures").map_err(unchanged)?;
-                readme::rewrite(&path, "figures", &measure(None)).map_err(unchanged)?;
+                page::check(&path, "figures").map_err(unchanged)?;
+                page::rewrite(&path, "figures", &measure(None)).map_err(unchanged)?;
                 println!("written to {path}");
             }
         }

@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench --bench soak --features http,prometheus
 //! cargo bench --bench soak --features http,prometheus -- --minutes 1
-//! cargo bench --bench soak --features http,prometheus -- --write README.md
+//! cargo bench --bench soak --features http,prometheus -- --write docs/BENCHMARKS.md
 //! ```
 //!
 //! The service is a process of its own, so that its memory is its own. What it says of each worker is
@@ -12,8 +12,8 @@
 mod client;
 mod service;
 
-#[path = "../figures/readme.rs"]
-mod readme;
+#[path = "../figures/page.rs"]
+mod page;
 
 use std::time::Duration;
 
@@ -40,12 +40,12 @@ fn main() {
     let minutes: f64 = value("--minutes").map_or(10.0, |text| text.parse().expect("minutes"));
     let file = value("--write");
     if let Some(file) = file {
-        readme::check(file, "soak").unwrap_or_else(|trouble| panic!("{file}: {trouble}"));
+        page::check(file, "soak").unwrap_or_else(|trouble| panic!("{file}: {trouble}"));
     }
     let table = soak(Duration::from_secs_f64(minutes * 60.0));
     println!("{table}");
     if let Some(file) = file {
-        readme::rewrite(file, "soak", &table).unwrap_or_else(|trouble| panic!("{file}: {trouble}"));
+        page::rewrite(file, "soak", &table).unwrap_or_else(|trouble| panic!("{file}: {trouble}"));
     }
 }
 
