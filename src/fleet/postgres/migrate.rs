@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::error::{Trouble, within};
 use super::settings::{Settings, filled};
-use super::trouble::{Trouble, within};
 use crate::registry::core::say;
 
 /// In their order. What was released is never changed; what is to change gets a version of its own.

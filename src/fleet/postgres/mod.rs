@@ -1,6 +1,7 @@
 //! A store in PostgreSQL: for many hosts.
 
-mod link;
+mod connection;
+mod error;
 mod migrate;
 mod options;
 mod register;
@@ -8,7 +9,6 @@ mod rows;
 mod settings;
 mod sweep;
 mod tls;
-mod trouble;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -26,7 +26,7 @@ use super::store::{
 use super::stored::{StoredEnding, StoredWorker};
 use crate::error::Error;
 use crate::health::SweepReport;
-use link::Link;
+use connection::Link;
 pub use options::PostgresOptions;
 use settings::Settings;
 

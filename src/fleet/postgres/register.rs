@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::link::Link;
+use super::connection::Link;
 use super::{column, rows};
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;

@@ -7,7 +7,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::trouble::Trouble;
+use super::error::Trouble;
 use crate::error::Error;
 use crate::fleet::stored::DEFAULT_THRESHOLD;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::link::Link;
+use super::connection::Link;
 use super::rows;
 use crate::error::Error;
 use crate::fleet::store::Sweep;

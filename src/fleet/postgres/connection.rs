@@ -16,9 +16,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, NoTls, Row};
 
+use super::error::{Trouble, within};
 use super::migrate;
 use super::settings::Settings;
-use super::trouble::{Trouble, within};
 use crate::error::Error;
 use crate::registry::core::say;
 use crate::sync::panics;
