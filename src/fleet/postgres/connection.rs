@@ -1,8 +1,9 @@
-//! One connection: opened at its first use, opened again when it broke, and never waited for
-//! without a limit.
+//! One connection: opened at its first use, reopened after it broke, and with a time limit on every
+//! wait.
 //!
-//! This is tokio-postgres on a runtime of its own, driven by whoever calls: no thread, as in the
-//! `postgres` crate. That one cannot give up a server that accepts connections and then says nothing.
+//! This is tokio-postgres on a runtime of its own, driven by the calling thread: no thread is needed,
+//! as in the `postgres` crate. That crate has no time limit for a server that accepts a connection
+//! and then sends nothing.
 
 use std::fmt;
 use std::future::Future;
@@ -16,38 +17,39 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, NoTls, Row};
 
-use super::error::{Trouble, within};
+use super::error::{PgError, with_timeout};
 use super::migrate;
 use super::settings::Settings;
 use crate::error::Error;
 use crate::registry::core::say;
 use crate::sync::panics;
 
-/// Stands for the session that the connection vouches by, or NULL.
+/// Placeholder for the id of the connection's session, or NULL.
 const SESSION: &str = "@session@";
-/// What a farewell may take.
-const FAREWELL: Duration = Duration::from_millis(250);
-/// Between two tries to connect to a server that is just starting, or full.
-const SPACING: Duration = Duration::from_millis(60);
+/// Time limit for the last statement of a connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
+/// Between two attempts to connect to a server that is starting, or has no free connection.
+const RETRY_INTERVAL: Duration = Duration::from_millis(60);
 
 pub(super) type Params<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
 
 /// See the module.
-pub(super) struct Link {
+pub(super) struct Connection {
     settings: Arc<Settings>,
-    /// Its end tells that the process is gone.
-    vouches: bool,
-    live: Mutex<Option<Live>>,
-    /// It was opened since [`keep`](Self::keep) was last asked.
-    renewed: AtomicBool,
-    /// There is a proxy that pools transactions.
+    /// The end of its session proves that the process is gone.
+    tracks_session: bool,
+    open: Mutex<Option<OpenConnection>>,
+    /// It was opened since the last [`keep_alive`](Self::keep_alive).
+    reopened: AtomicBool,
+    /// A proxy that pools transactions was detected.
     pooled: AtomicBool,
 }
 
-struct Live {
+struct OpenConnection {
     client: Client,
     session: Option<Session>,
-    /// Dropped with its connection in it, and so that nobody has to wait.
+    /// Also drives the connection. `None` only while this is dropped: the runtime is shut down in the
+    /// background, so that the drop does not block.
     runtime: Option<Runtime>,
 }
 
@@ -56,60 +58,61 @@ struct Session {
     epoch: String,
 }
 
-impl Link {
-    pub(super) fn new(settings: Arc<Settings>, vouches: bool) -> Self {
+impl Connection {
+    pub(super) fn new(settings: Arc<Settings>, tracks_session: bool) -> Self {
         Self {
-            vouches: vouches && settings.session_liveness,
+            tracks_session: tracks_session && settings.session_liveness,
             settings,
-            live: Mutex::new(None),
-            renewed: AtomicBool::new(false),
+            open: Mutex::new(None),
+            reopened: AtomicBool::new(false),
             pooled: AtomicBool::new(false),
         }
     }
 
-    /// Connects, if it is not connected. Waits for a server that is starting, or full.
-    pub(super) fn reach(&self) -> Result<(), Error> {
+    /// Connects, unless it is connected. Waits for a server that is starting, or has no free
+    /// connection.
+    pub(super) fn connect(&self) -> Result<(), Error> {
         let deadline = Instant::now() + self.settings.connect_timeout;
         loop {
-            let reached = self.apart(|| {
+            let connected = self.outside_runtime(|| {
                 let mut slot = self.lock("connect")?;
-                let reached = self.fresh(&mut slot).map(|_| ());
-                Ok(reached.map_err(|trouble| {
-                    let passes = trouble.passes() && Instant::now() + SPACING < deadline;
-                    (passes, self.settings.error("connect", &trouble))
+                let connected = self.usable(&mut slot).map(|_| ());
+                Ok(connected.map_err(|error| {
+                    let retry = error.is_transient() && Instant::now() + RETRY_INTERVAL < deadline;
+                    (retry, self.settings.error("connect", &error))
                 }))
             })?;
-            match reached {
-                Err((true, _)) => thread::sleep(SPACING),
+            match connected {
+                Err((true, _)) => thread::sleep(RETRY_INTERVAL),
                 other => return other.map_err(|(_, error)| error),
             }
         }
     }
 
-    /// One statement, and so one transaction. `again`: it may be sent twice, if the connection broke
-    /// before there was an answer.
+    /// One statement, and so one transaction. `idempotent`: it may be sent twice if the connection
+    /// broke before there was an answer.
     pub(super) fn query(
         &self,
         operation: &'static str,
-        again: bool,
+        idempotent: bool,
         sql: &str,
         params: Params<'_>,
     ) -> Result<Vec<Row>, Error> {
         let sql = self.settings.sql(sql);
-        self.apart(|| {
+        self.outside_runtime(|| {
             let mut slot = self.lock(operation)?;
             let mut first = true;
             loop {
-                let old = slot.is_some();
+                let was_open = slot.is_some();
                 match self.send(&mut slot, &sql, params) {
                     Ok(rows) => return Ok(rows),
-                    Err(trouble) => {
-                        if trouble.breaks() {
+                    Err(error) => {
+                        if error.breaks_connection() {
                             *slot = None;
                         }
-                        let broke = again && old && trouble.is_closed();
-                        if !(first && (broke || trouble.is_conflict())) {
-                            return Err(self.settings.error(operation, &trouble));
+                        let broke = idempotent && was_open && error.is_closed();
+                        if !(first && (broke || error.is_conflict())) {
+                            return Err(self.settings.error(operation, &error));
                         }
                         first = false;
                     }
@@ -120,133 +123,137 @@ impl Link {
 
     fn send(
         &self,
-        slot: &mut Option<Live>,
+        slot: &mut Option<OpenConnection>,
         sql: &str,
         params: Params<'_>,
-    ) -> Result<Vec<Row>, Trouble> {
+    ) -> Result<Vec<Row>, PgError> {
         let limit = self.settings.statement_timeout;
-        let live = self.fresh(slot)?;
-        let session = live.session.as_ref();
+        let open = self.usable(slot)?;
+        let session = open.session.as_ref();
         let sql = sql.replace(
             SESSION,
             &session.map_or("NULL".to_owned(), |session| session.id.to_string()),
         );
-        let client = &live.client;
-        live.run(within(limit, client.query_typed(&sql, params)))
+        let client = &open.client;
+        open.run(with_timeout(limit, client.query_typed(&sql, params)))
     }
 
-    /// Sees whether the session is still there, and opens another one if not. Returns whether one
-    /// was opened since this was last asked.
-    pub(super) fn keep(&self) -> Result<bool, Error> {
-        if !self.vouches || self.pooled.load(Ordering::Relaxed) {
+    /// Checks that the session still exists, and opens another one if it does not. Returns whether
+    /// one was opened since the last call.
+    pub(super) fn keep_alive(&self) -> Result<bool, Error> {
+        if !self.tracks_session || self.pooled.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        self.apart(|| {
+        self.outside_runtime(|| {
             let mut slot = self.lock("keep alive")?;
-            if let Some(live) = &mut *slot {
-                match self.check_session(live) {
+            if let Some(open) = &mut *slot {
+                match self.check_session(open) {
                     Ok(()) => {}
-                    Err(trouble) if trouble.breaks() => *slot = None,
-                    Err(trouble) => return Err(self.settings.error("keep alive", &trouble)),
+                    Err(error) if error.breaks_connection() => *slot = None,
+                    Err(error) => return Err(self.settings.error("keep alive", &error)),
                 }
             }
-            self.fresh(&mut slot)
-                .map_err(|trouble| self.settings.error("keep alive", &trouble))?;
-            Ok(self.renewed.swap(false, Ordering::Relaxed))
+            self.usable(&mut slot)
+                .map_err(|error| self.settings.error("keep alive", &error))?;
+            Ok(self.reopened.swap(false, Ordering::Relaxed))
         })
     }
 
-    fn check_session(&self, live: &mut Live) -> Result<(), Trouble> {
-        let Some(session) = &live.session else {
+    fn check_session(&self, open: &mut OpenConnection) -> Result<(), PgError> {
+        let Some(session) = &open.session else {
             return Ok(());
         };
-        let (own, valid, epoch) = {
-            let ask = ask_session(&live.client, &self.settings, session.id);
-            live.run(within(self.settings.statement_timeout, ask))?
-        };
-        if !own {
-            self.notice_pool();
-            live.session = None;
-            self.renewed.store(true, Ordering::Relaxed);
-        } else if !valid || epoch != session.epoch {
-            // Forgotten, or known from before the server crashed.
-            let open = open_session(&live.client, &self.settings);
-            live.session = live.run(within(self.settings.statement_timeout, open))?;
-            self.renewed.store(true, Ordering::Relaxed);
+        let limit = self.settings.statement_timeout;
+        let status = session_status(&open.client, &self.settings, session.id);
+        let status = open.run(with_timeout(limit, status))?;
+        if !status.is_own {
+            self.report_pooling();
+            open.session = None;
+            self.reopened.store(true, Ordering::Relaxed);
+        } else if !status.is_recorded || status.epoch != session.epoch {
+            // Its record was deleted, or is from before a crash of the server.
+            let session = open_session(&open.client, &self.settings);
+            open.session = open.run(with_timeout(limit, session))?;
+            self.reopened.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn notice_pool(&self) {
+    fn report_pooling(&self) {
         if !self.pooled.swap(true, Ordering::Relaxed) {
             say(
                 log::Level::Warn,
                 format_args!(
-                    "postgres: sessions are pooled by a proxy, so nothing is concluded from their \
-                     end; switch session_liveness off"
+                    "postgres: a proxy pools sessions, so the end of a session proves nothing; \
+                     switch session_liveness off"
                 ),
             );
         }
     }
 
-    /// Nobody waits longer for others than for the server.
-    fn lock(&self, operation: &'static str) -> Result<MutexGuard<'_, Option<Live>>, Error> {
+    /// Waits for other callers no longer than for the server.
+    fn lock(
+        &self,
+        operation: &'static str,
+    ) -> Result<MutexGuard<'_, Option<OpenConnection>>, Error> {
         let limit = self.settings.statement_timeout;
-        self.live.try_lock_for(limit).ok_or_else(|| {
-            let trouble = Trouble::Said(format!("the connection is busy for {limit:?}"));
-            self.settings.error(operation, &trouble)
+        self.open.try_lock_for(limit).ok_or_else(|| {
+            let error = PgError::Other(format!("the connection is busy for {limit:?}"));
+            self.settings.error(operation, &error)
         })
     }
 
-    /// A connection that was not found broken.
-    fn fresh<'a>(&self, slot: &'a mut Option<Live>) -> Result<&'a mut Live, Trouble> {
-        let usable = slot.take().filter(Live::is_usable);
-        let live = match usable {
-            Some(live) => live,
+    /// The open connection, unless it is known to be broken; otherwise a new one.
+    fn usable<'a>(
+        &self,
+        slot: &'a mut Option<OpenConnection>,
+    ) -> Result<&'a mut OpenConnection, PgError> {
+        let open = match slot.take().filter(OpenConnection::is_usable) {
+            Some(open) => open,
             None => self.open()?,
         };
-        Ok(slot.insert(live))
+        Ok(slot.insert(open))
     }
 
-    fn open(&self) -> Result<Live, Trouble> {
+    fn open(&self) -> Result<OpenConnection, PgError> {
         let settings = &self.settings;
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|error| Trouble::Said(format!("no runtime: {error}")))?;
-        let client = runtime.block_on(within(settings.connect_timeout, connect(settings)));
-        let mut live = match client {
-            Ok(client) => Live {
+            .map_err(|error| PgError::Other(format!("failed to start a runtime: {error}")))?;
+        let client = runtime.block_on(with_timeout(settings.connect_timeout, connect(settings)));
+        let mut open = match client {
+            Ok(client) => OpenConnection {
                 client,
                 session: None,
                 runtime: Some(runtime),
             },
-            Err(trouble) => {
-                // A name may still be looked up.
+            Err(error) => {
+                // A host name may still be resolving.
                 runtime.shutdown_background();
-                return Err(trouble);
+                return Err(error);
             }
         };
-        live.run(migrate::check(&live.client, settings))?;
+        let limit = settings.statement_timeout;
+        open.run(migrate::check(&open.client, settings))?;
         if settings.session_liveness {
-            live.run(within(
-                settings.statement_timeout,
-                set_up(&live.client, settings),
-            ))?;
+            open.run(with_timeout(limit, configure(&open.client, settings)))?;
         }
-        if self.vouches && !self.pooled.load(Ordering::Relaxed) {
-            live.session = live.run(within(
-                settings.statement_timeout,
-                open_session(&live.client, settings),
-            ))?;
-            self.check_session(&mut live)?;
+        if self.tracks_session && !self.pooled.load(Ordering::Relaxed) {
+            let session = open_session(&open.client, settings);
+            open.session = open.run(with_timeout(limit, session))?;
+            self.check_session(&mut open)?;
         }
-        self.renewed.store(true, Ordering::Relaxed);
-        Ok(live)
+        self.reopened.store(true, Ordering::Relaxed);
+        Ok(open)
     }
 
-    /// Runs it on another thread if this one belongs to a runtime, which would not have it wait.
-    fn apart<T: Send>(&self, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    /// Runs `work` on another thread if this one belongs to a runtime: a runtime does not allow its
+    /// threads to block on another one.
+    fn outside_runtime<T: Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send,
+    ) -> Result<T, Error> {
         if Handle::try_current().is_err() {
             return work();
         }
@@ -263,16 +270,16 @@ impl Link {
     }
 }
 
-impl Live {
-    fn run<T>(&self, work: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+impl OpenConnection {
+    fn run<T>(&self, work: impl Future<Output = Result<T, PgError>>) -> Result<T, PgError> {
         match &self.runtime {
             Some(runtime) => runtime.block_on(work),
-            None => Err(Trouble::Said("it is closed".to_owned())),
+            None => Err(PgError::Other("the connection is closed".to_owned())),
         }
     }
 
-    /// Whether nothing is known to be wrong with it. What the server said meanwhile is read: that it
-    /// is ending, for instance.
+    /// Whether it is not known to be broken. Reads what the server sent since the last call, such as
+    /// the notice that it is shutting down.
     fn is_usable(&self) -> bool {
         let Some(runtime) = &self.runtime else {
             return false;
@@ -286,7 +293,7 @@ impl Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -294,22 +301,25 @@ impl Drop for Live {
     }
 }
 
-impl Drop for Link {
-    /// The process lives on: the end of this session says nothing.
+impl Drop for Connection {
+    /// The process goes on, so the end of this session must prove nothing: its record is deleted.
     fn drop(&mut self) {
-        let Some(live) = self.live.get_mut().take() else {
+        let Some(open) = self.open.get_mut().take() else {
             return;
         };
-        let Some(Session { id, .. }) = live.session else {
+        let Some(Session { id, .. }) = open.session else {
             return;
         };
-        let farewell = format!("DELETE FROM @schema@.sessions WHERE session_id = {id}");
-        let farewell = self.settings.sql(&farewell);
-        // If it fails, the workers are convicted sooner than they would be; they are refused then,
-        // and told so, if they live.
-        drop(self.apart(|| {
-            let said = live.run(within(FAREWELL, live.client.batch_execute(&farewell)));
-            said.map_err(|trouble| self.settings.error("close", &trouble))
+        let delete = format!("DELETE FROM @schema@.sessions WHERE session_id = {id}");
+        let delete = self.settings.sql(&delete);
+        // If that fails, a sweep marks the workers offline too early. Those that live are refused at
+        // their next heartbeat, and register again.
+        drop(self.outside_runtime(|| {
+            let done = open.run(with_timeout(
+                CLOSE_TIMEOUT,
+                open.client.batch_execute(&delete),
+            ));
+            done.map_err(|error| self.settings.error("close", &error))
         }));
     }
 }
@@ -330,9 +340,9 @@ async fn connect(settings: &Settings) -> Result<Client, tokio_postgres::Error> {
     }
 }
 
-/// The server gives up a little before the caller does, and says so. Whatever others prefer, each
-/// step of a function sees what was committed until then.
-async fn set_up(client: &Client, settings: &Settings) -> Result<(), tokio_postgres::Error> {
+/// The server's time limit is a little shorter than the caller's, so that the error names it. The
+/// functions of the schema rely on read committed: each of their steps sees what was committed before.
+async fn configure(client: &Client, settings: &Settings) -> Result<(), tokio_postgres::Error> {
     let millis = settings.statement_timeout.mul_f64(0.9).as_millis().max(1);
     let sql = format!(
         "SELECT set_config('statement_timeout', '{millis}', false), \
@@ -342,7 +352,7 @@ async fn set_up(client: &Client, settings: &Settings) -> Result<(), tokio_postgr
     client.query_typed(&sql, &[]).await.map(|_| ())
 }
 
-/// `None` if the server does not tell of it.
+/// `None` if the server does not show when the session began.
 async fn open_session(
     client: &Client,
     settings: &Settings,
@@ -354,16 +364,28 @@ async fn open_session(
     Ok(id.map(|id| Session { id, epoch }))
 }
 
-/// Whether it is this client's own, whether it is known, and of which life of the server.
-async fn ask_session(
+struct SessionStatus {
+    /// This statement ran in the session.
+    is_own: bool,
+    /// The session is in the table of sessions.
+    is_recorded: bool,
+    /// The server's life.
+    epoch: String,
+}
+
+async fn session_status(
     client: &Client,
     settings: &Settings,
     id: i64,
-) -> Result<(bool, bool, String), tokio_postgres::Error> {
+) -> Result<SessionStatus, tokio_postgres::Error> {
     let sql = format!(
         "SELECT current_setting('worker_heartbeat.session', true) IS NOT DISTINCT FROM '{id}', \
          @schema@.is_session({id}), @schema@.server_epoch()"
     );
     let row = client.query_typed_one(&settings.sql(&sql), &[]).await?;
-    Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+    Ok(SessionStatus {
+        is_own: row.try_get(0)?,
+        is_recorded: row.try_get(1)?,
+        epoch: row.try_get(2)?,
+    })
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a server, and what to do then.
+//! Errors of a server, and what they mean for the connection and the statement.
 
 use std::fmt;
 use std::future::Future;
@@ -6,21 +6,20 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
-/// What went wrong.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum PgError {
     Postgres(tokio_postgres::Error),
-    Late(Duration),
-    Said(String),
+    Timeout(Duration),
+    Other(String),
 }
 
-impl From<tokio_postgres::Error> for Trouble {
+impl From<tokio_postgres::Error> for PgError {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Postgres(error)
     }
 }
 
-impl Trouble {
+impl PgError {
     fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Postgres(error) => error.code(),
@@ -28,7 +27,7 @@ impl Trouble {
         }
     }
 
-    /// The transaction was undone because of others, and may be tried again.
+    /// The transaction was rolled back because of concurrent ones, and may be tried again.
     pub(super) fn is_conflict(&self) -> bool {
         let codes = [
             SqlState::T_R_SERIALIZATION_FAILURE,
@@ -37,39 +36,40 @@ impl Trouble {
         self.code().is_some_and(|code| codes.contains(code))
     }
 
-    /// The connection is of no use any more.
-    pub(super) fn breaks(&self) -> bool {
+    /// The connection cannot be used any more.
+    pub(super) fn breaks_connection(&self) -> bool {
         match (self, self.code()) {
             (Self::Postgres(_), Some(code)) => {
-                // The server ends, is ending, or is not the one to write to any more.
+                // The server is shutting down, the connection failed, or the server is read-only
+                // because another one was promoted.
                 let code = code.code();
                 code.starts_with("57P") || code.starts_with("08") || code == "25006"
             }
-            (Self::Postgres(_) | Self::Late(_), None) => true,
+            (Self::Postgres(_) | Self::Timeout(_), None) => true,
             _ => false,
         }
     }
 
-    /// It had gone already, or went before there was an answer.
+    /// The connection was closed before there was an answer.
     pub(super) fn is_closed(&self) -> bool {
-        self.breaks() && !matches!(self, Self::Late(_))
+        self.breaks_connection() && !matches!(self, Self::Timeout(_))
     }
 
-    /// The server says itself that it will soon be otherwise.
-    pub(super) fn passes(&self) -> bool {
+    /// The server is starting, or has no free connection: a later attempt may succeed.
+    pub(super) fn is_transient(&self) -> bool {
         let codes = [SqlState::TOO_MANY_CONNECTIONS, SqlState::CANNOT_CONNECT_NOW];
         self.code().is_some_and(|code| codes.contains(code))
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for PgError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Postgres(error) => {
-                // Without its details: they hold what is in the rows.
-                if let Some(said) = error.as_db_error() {
-                    let code = said.code().code();
-                    return write!(f, "{}: {} ({code})", said.severity(), said.message());
+                // Without the details, which contain values of rows.
+                if let Some(error) = error.as_db_error() {
+                    let code = error.code().code();
+                    return write!(f, "{}: {} ({code})", error.severity(), error.message());
                 }
                 write!(f, "{error}")?;
                 let mut source = std::error::Error::source(error);
@@ -79,22 +79,21 @@ impl fmt::Display for Trouble {
                 }
                 Ok(())
             }
-            Self::Late(limit) => write!(f, "no answer within {limit:?}"),
-            Self::Said(text) => f.write_str(text),
+            Self::Timeout(limit) => write!(f, "no answer within {limit:?}"),
+            Self::Other(text) => f.write_str(text),
         }
     }
 }
 
-/// Gives up what takes longer.
-pub(super) async fn within<T, E>(
+pub(super) async fn with_timeout<T, E>(
     limit: Duration,
     work: impl Future<Output = Result<T, E>>,
-) -> Result<T, Trouble>
+) -> Result<T, PgError>
 where
-    Trouble: From<E>,
+    PgError: From<E>,
 {
     match tokio::time::timeout(limit, work).await {
-        Ok(outcome) => outcome.map_err(Trouble::from),
-        Err(_) => Err(Trouble::Late(limit)),
+        Ok(outcome) => outcome.map_err(PgError::from),
+        Err(_) => Err(PgError::Timeout(limit)),
     }
 }

@@ -1,17 +1,17 @@
-//! What sets up a schema, and brings it up to date.
+//! Migrations: set up a schema, and bring it up to date.
 
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::error::{Trouble, within};
-use super::settings::{Settings, filled};
+use super::error::{PgError, with_timeout};
+use super::settings::{Settings, expand};
 use crate::registry::core::say;
 
-/// In their order. What was released is never changed; what is to change gets a version of its own.
+/// In their order. A released migration is never changed; a change is a new migration.
 ///
-/// Versions 1 to 6 were those before the first release. Every statement can be run again, so a schema
-/// of such a version becomes one of today's by running all of these.
+/// Versions 1 to 6 are from before the first release. Every statement can be run again, so running
+/// all of these brings a schema of such a version up to date.
 const MIGRATIONS: [(i32, &str, &str); 7] = [
     (7, "tables", include_str!("sql/007_tables.sql")),
     (8, "judging", include_str!("sql/008_judging.sql")),
@@ -21,12 +21,12 @@ const MIGRATIONS: [(i32, &str, &str); 7] = [
     (12, "sweep", include_str!("sql/012_sweep.sql")),
     (13, "views", include_str!("sql/013_views.sql")),
 ];
-const NEWEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].0;
-/// Others may have to finish the same before.
-const PATIENCE: Duration = Duration::from_secs(60);
+const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].0;
+/// Includes the wait for other processes that migrate the same schema.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Who comes second waits, and finds it done. `CREATE SCHEMA IF NOT EXISTS` asks for the right to
-/// create one even if it is there.
+/// Concurrent migrations wait for each other. `CREATE SCHEMA IF NOT EXISTS` would need the right to
+/// create a schema even if it exists.
 const LOCK: &str = "\
 SELECT pg_advisory_xact_lock(hashtextextended('worker_heartbeat migrate @schema@', 0));
 DO $$ BEGIN
@@ -43,8 +43,8 @@ DO $$ BEGIN
 END $$;
 ";
 
-/// Everything from this version on, without the transaction around it.
-fn steps(schema: &str, from: i32) -> String {
+/// The migrations after version `from`, without a transaction around them.
+fn migrations(schema: &str, from: i32) -> String {
     let mut text = String::new();
     for (version, name, sql) in MIGRATIONS {
         if version > from {
@@ -54,46 +54,47 @@ fn steps(schema: &str, from: i32) -> String {
             ));
         }
     }
-    filled(&text, schema)
+    expand(&text, schema)
 }
 
-/// Everything, for `psql`.
+/// All migrations as one script, for `psql`.
 pub(super) fn script(schema: &str) -> String {
-    let lock = filled(LOCK, schema);
-    let steps = steps(schema, 0);
-    format!("BEGIN;\n{lock}{steps}\nCOMMIT;\n")
+    let lock = expand(LOCK, schema);
+    let migrations = migrations(schema, 0);
+    format!("BEGIN;\n{lock}{migrations}\nCOMMIT;\n")
 }
 
-/// Whether the schema is what this program knows; sets it up if it may.
-pub(super) async fn check(client: &Client, settings: &Settings) -> Result<(), Trouble> {
-    let version = within(settings.statement_timeout, version(client, settings)).await?;
-    if version < NEWEST && settings.migrations {
-        return within(PATIENCE, apply(client, settings)).await;
+/// Checks that the schema is of the version that this program needs, and migrates it if that is
+/// switched on.
+pub(super) async fn check(client: &Client, settings: &Settings) -> Result<(), PgError> {
+    let version = with_timeout(settings.statement_timeout, version(client, settings)).await?;
+    if version < LATEST && settings.migrations {
+        return with_timeout(TIMEOUT, apply(client, settings)).await;
     }
-    judge(version, settings)
+    check_version(version, settings)
 }
 
-fn judge(version: i32, settings: &Settings) -> Result<(), Trouble> {
+fn check_version(version: i32, settings: &Settings) -> Result<(), PgError> {
     let schema = &settings.schema;
     match version {
-        NEWEST => Ok(()),
-        0 => Err(Trouble::Said(format!(
+        LATEST => Ok(()),
+        0 => Err(PgError::Other(format!(
             "the schema {schema} is not set up; run what PostgresOptions::migration_sql() returns, or \
              leave migrations on"
         ))),
-        older if older < NEWEST => Err(Trouble::Said(format!(
-            "the schema {schema} is of version {older}, this program needs {NEWEST}; run what \
+        older if older < LATEST => Err(PgError::Other(format!(
+            "the schema {schema} is of version {older}, this program needs {LATEST}; run what \
              PostgresOptions::migration_sql() returns, or leave migrations on"
         ))),
-        newer => Err(Trouble::Said(format!(
-            "the schema {schema} is of version {newer}, this program knows versions up to {NEWEST}; \
+        newer => Err(PgError::Other(format!(
+            "the schema {schema} is of version {newer}, this program knows versions up to {LATEST}; \
              use a newer worker-heartbeat"
         ))),
     }
 }
 
 /// 0 if there is none.
-async fn version(client: &Client, settings: &Settings) -> Result<i32, Trouble> {
+async fn version(client: &Client, settings: &Settings) -> Result<i32, PgError> {
     let exists = "SELECT to_regclass('@schema@.schema_migrations') IS NOT NULL";
     let row = client.query_typed_one(&settings.sql(exists), &[]).await?;
     if !row.try_get::<_, bool>(0)? {
@@ -104,26 +105,26 @@ async fn version(client: &Client, settings: &Settings) -> Result<i32, Trouble> {
     Ok(row.try_get(0)?)
 }
 
-/// A connection that breaks in the middle leaves nothing behind.
-async fn apply(client: &Client, settings: &Settings) -> Result<(), Trouble> {
+/// In one transaction: a connection that breaks in the middle leaves nothing behind.
+async fn apply(client: &Client, settings: &Settings) -> Result<(), PgError> {
     client
         .batch_execute(&settings.sql(&format!("BEGIN; {LOCK}")))
         .await?;
     let version = version(client, settings).await?;
-    if version < NEWEST {
+    if version < LATEST {
         client
-            .batch_execute(&steps(&settings.schema, version))
+            .batch_execute(&migrations(&settings.schema, version))
             .await?;
         client.batch_execute("COMMIT").await?;
         say(
             log::Level::Info,
             format_args!(
-                "postgres: brought the schema {} from version {version} to {NEWEST}",
+                "postgres: migrated the schema {} from version {version} to {LATEST}",
                 settings.schema
             ),
         );
         return Ok(());
     }
     client.batch_execute("COMMIT").await?;
-    judge(version, settings)
+    check_version(version, settings)
 }

@@ -10,7 +10,7 @@ mod settings;
 mod sweep;
 mod tls;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,35 +26,36 @@ use super::store::{
 use super::stored::{StoredEnding, StoredWorker};
 use crate::error::Error;
 use crate::health::SweepReport;
-use connection::Link;
+use connection::Connection;
 pub use options::PostgresOptions;
 use settings::Settings;
 
-/// How often the session is looked after: several times within the grace of a lost one.
+/// How often the session is checked: several times within the grace of a missing one.
 const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 
 /// A [`HeartbeatStore`] in PostgreSQL (12 or newer): for many hosts. A cheap clone; all clones are
 /// one store.
 ///
-/// * Everything is in one schema, which is set up at the first connection; `psql`, `cron` and other
-///   languages find views and functions there, on the same rows.
-/// * Time is the database's own.
-/// * It opens one connection for heartbeats, another one with the first claim, and a third one with
-///   the first sweep or list: a claim does not wait behind a batch, a heartbeat not behind a sweep. A
-///   connection that is lost is opened again by the next call. Every call has a time limit: see
+/// * All tables, views and functions are in one schema, which is set up at the first connection.
+///   `psql`, `cron` and other languages use its views and functions, which work on the same rows.
+/// * All times are the database's own.
+/// * It opens one connection for heartbeats, a second one at the first claim, and a third one at the
+///   first sweep or list, so that a claim does not wait for a batch of heartbeats, nor a heartbeat for
+///   a sweep. The next call reopens a connection that was lost. Every call has a time limit: see
 ///   [`PostgresOptions`].
-/// * The end of the connection for heartbeats tells that a process is gone: a sweep that finds its
-///   session gone, and its workers not back through another one within 5 s, marks them gone. Of
-///   sessions that ended with the server nothing is concluded, and the leases of such workers are
-///   released only when nobody can believe in them any more: the process may live and be cut off.
-///   It needs sweeps at least each few seconds; see [`Sweeper::interval`](crate::Sweeper::interval).
+/// * The end of the connection for heartbeats proves that a process is gone: if its session is
+///   missing, and its workers don't come back through another one within 5 s, a sweep marks them gone.
+///   The end of a session together with the server proves nothing. The leases of workers that are gone
+///   are released only when no process can believe in them any more, because the process may be alive
+///   and cut off. This needs a sweep every few seconds; see
+///   [`Sweeper::interval`](crate::Sweeper::interval).
 ///
-/// What it cannot do: a standby that was promoted before it had everything, or a backup that was
-/// restored, has forgotten claims that were granted, and may give their numbers again; replicate
-/// synchronously where leases matter. The clock of the database decides: if somebody sets it forward,
-/// silence and leases end earlier.
+/// Limitations: a standby that was promoted before it received all changes, or a restored backup, has
+/// lost granted claims, and may give their numbers again. Replicate synchronously where leases matter.
+/// The clock of the database decides: if it is set forward, workers become stale and leases end
+/// earlier.
 ///
-/// It may be called from async code; it blocks there too.
+/// It may be called from async code; it blocks the calling thread.
 ///
 /// ```no_run
 /// use worker_heartbeat::{FleetConfig, PostgresStore, Registry};
@@ -65,14 +66,15 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 /// ```
 #[derive(Clone)]
 pub struct PostgresStore {
-    links: Arc<Links>,
+    connections: Arc<Connections>,
 }
 
-struct Links {
+struct Connections {
     settings: Arc<Settings>,
-    beats: Link,
-    leases: Link,
-    survey: Link,
+    heartbeats: Connection,
+    leases: Connection,
+    /// Sweeps, lists and purges.
+    scans: Connection,
 }
 
 impl PostgresStore {
@@ -93,41 +95,44 @@ impl PostgresStore {
         PostgresOptions::new().open(url)
     }
 
-    fn of(settings: Settings) -> Self {
+    fn new(settings: Settings) -> Self {
         let settings = Arc::new(settings);
         Self {
-            links: Arc::new(Links {
-                beats: Link::new(Arc::clone(&settings), true),
-                leases: Link::new(Arc::clone(&settings), false),
-                survey: Link::new(Arc::clone(&settings), false),
+            connections: Arc::new(Connections {
+                heartbeats: Connection::new(Arc::clone(&settings), true),
+                leases: Connection::new(Arc::clone(&settings), false),
+                scans: Connection::new(Arc::clone(&settings), false),
                 settings,
             }),
         }
     }
 
-    fn reach(&self) -> Result<(), Error> {
-        self.links.beats.reach()
+    fn ensure_connected(&self) -> Result<(), Error> {
+        self.connections.heartbeats.connect()
     }
 }
 
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresStore")
-            .field("target", &self.links.settings.target)
-            .field("schema", &self.links.settings.schema.trim_matches('"'))
+            .field("target", &self.connections.settings.target)
+            .field(
+                "schema",
+                &self.connections.settings.schema.trim_matches('"'),
+            )
             .finish_non_exhaustive()
     }
 }
 
 impl HeartbeatStore for PostgresStore {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        register::register(&self.links.beats, workers)
+        register::register(&self.connections.heartbeats, workers)
     }
 
     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
         let here = ProcessIdentity::current();
-        self.rounds(beats, |beat| &beat.key, |beats| {
-            self.links.beats.query(
+        self.in_rounds(beats, |beat| &beat.key, |beats| {
+            self.connections.heartbeats.query(
                 "beat",
                 true,
                 "SELECT ord, answer FROM @schema@.beat_workers($1, $2, $3, $4, $5, $6, $7, $8, $9, \
@@ -157,12 +162,12 @@ impl HeartbeatStore for PostgresStore {
     }
 
     fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.rounds(
+        self.in_rounds(
             stops,
             |stop| &stop.key,
             |stops| {
                 let endings = column(stops, |stop| StoredEnding::from(&stop.ending));
-                self.links.beats.query(
+                self.connections.heartbeats.query(
                     "stop",
                     true,
                     "SELECT ord, answer FROM @schema@.stop_workers($1, $2, $3, $4, $5, $6)",
@@ -203,7 +208,7 @@ impl HeartbeatStore for PostgresStore {
         );
         let clean =
             |text: &Option<String>| text.as_deref().map(|text| rows::text(text).into_owned());
-        let found = self.links.survey.query(
+        let found = self.connections.scans.query(
             "list",
             true,
             &sql,
@@ -220,15 +225,15 @@ impl HeartbeatStore for PostgresStore {
             ],
         )?;
         let workers: Result<Vec<_>, _> = found.iter().map(rows::worker).collect();
-        workers.map_err(|error| rows::odd("list", &error))
+        workers.map_err(|error| rows::unreadable("list", &error))
     }
 
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        sweep::sweep(&self.links.survey, sweep)
+        sweep::sweep(&self.connections.scans, sweep)
     }
 
     fn purge(&self, age: Duration) -> Result<usize, Error> {
-        let purged = self.links.survey.query(
+        let purged = self.connections.scans.query(
             "purge",
             false,
             "WITH purged AS (DELETE FROM @schema@.worker_heartbeats \
@@ -240,7 +245,7 @@ impl HeartbeatStore for PostgresStore {
     }
 
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        let answer = self.links.leases.query(
+        let answer = self.connections.leases.query(
             "claim",
             true,
             "SELECT answer, fence FROM @schema@.claim_run($1, $2, $3, $4)",
@@ -255,7 +260,7 @@ impl HeartbeatStore for PostgresStore {
             "taken" => Ok(ClaimAnswer::Taken),
             "granted" => {
                 let fence = answer[0].try_get::<_, i64>(1);
-                let fence = fence.map_err(|error| rows::odd("claim", &error))?;
+                let fence = fence.map_err(|error| rows::unreadable("claim", &error))?;
                 Ok(ClaimAnswer::Granted(rows::bits(fence)))
             }
             refused => Ok(ClaimAnswer::Refused(rows::answer(refused))),
@@ -264,36 +269,39 @@ impl HeartbeatStore for PostgresStore {
 
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
         let sql = "SELECT f FROM @schema@.renew_leases($1, $2, $3, $4, $5) f";
-        let renewed = self.held("renew", sql, leases, Some(rows::limit(ttl)))?;
-        let held = |lease: &LeaseKey| renewed.contains_key(&rows::ordered(lease.fence));
-        Ok(leases.iter().map(held).collect())
+        let renewed = self.fences("renew", sql, leases, Some(rows::limit(ttl)))?;
+        let is_renewed = |lease: &LeaseKey| renewed.contains(&rows::ordered(lease.fence));
+        Ok(leases.iter().map(is_renewed).collect())
     }
 
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
         let sql = "SELECT f FROM @schema@.release_leases($1, $2, $3, $4) f";
-        let mut released = self.held("release", sql, leases, None)?;
-        // Named twice, it is released once.
-        let held = |lease: &LeaseKey| released.remove(&rows::ordered(lease.fence)).is_some();
-        Ok(leases.iter().map(held).collect())
+        let mut released = self.fences("release", sql, leases, None)?;
+        // A lease that is listed twice is released once.
+        let is_released = |lease: &LeaseKey| released.remove(&rows::ordered(lease.fence));
+        Ok(leases.iter().map(is_released).collect())
     }
 
     fn keep_alive_interval(&self) -> Option<Duration> {
-        self.links.settings.session_liveness.then_some(KEEP_ALIVE)
+        self.connections
+            .settings
+            .session_liveness
+            .then_some(KEEP_ALIVE)
     }
 
     fn keep_alive(&self) -> Result<bool, Error> {
-        self.links.beats.keep()
+        self.connections.heartbeats.keep_alive()
     }
 }
 
 impl PostgresStore {
-    /// Has each worker at most once in a statement: a later one is a statement of its own. In the
-    /// order of the ids, so that two batches don't wait for each other in a circle.
-    fn rounds<T: Clone>(
+    /// Sends several statements if a worker is in the batch more than once: each statement has every
+    /// worker at most once. Sorted by id, so that two batches cannot deadlock.
+    fn in_rounds<T: Clone>(
         &self,
         items: &[T],
         key: impl Fn(&T) -> &WorkerKey,
-        ask: impl Fn(&[T]) -> Result<Vec<Row>, Error>,
+        send: impl Fn(&[T]) -> Result<Vec<Row>, Error>,
     ) -> Result<Vec<Answer>, Error> {
         let mut answers = vec![Answer::Accepted; items.len()];
         let mut left: Vec<usize> = (0..items.len()).collect();
@@ -303,9 +311,10 @@ impl PostgresStore {
                 left.into_iter().partition(|n| seen.insert(key(&items[*n])));
             round.sort_unstable_by_key(|n| key(&items[*n]));
             let batch: Vec<T> = round.iter().map(|n| items[*n].clone()).collect();
-            for row in ask(&batch)? {
+            for row in send(&batch)? {
                 let refused = (|| Ok((row.try_get::<_, i64>(0)?, row.try_get::<_, &str>(1)?)))();
-                let (ord, name) = refused.map_err(|error| rows::odd("be told", &error))?;
+                let (ord, name) =
+                    refused.map_err(|error| rows::unreadable("read answers", &error))?;
                 let place = usize::try_from(ord - 1).ok().and_then(|n| round.get(n));
                 if let Some(n) = place {
                     answers[*n] = rows::answer(name);
@@ -316,16 +325,16 @@ impl PostgresStore {
         Ok(answers)
     }
 
-    /// The fences that the statement tells, of these leases.
-    fn held(
+    /// The fences that the statement returns for these leases.
+    fn fences(
         &self,
         operation: &'static str,
         sql: &str,
         leases: &[LeaseKey],
         ttl: Option<i64>,
-    ) -> Result<HashMap<i64, ()>, Error> {
+    ) -> Result<HashSet<i64>, Error> {
         if leases.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(HashSet::new());
         }
         let mut sorted: Vec<&LeaseKey> = leases.iter().collect();
         sorted.sort_unstable_by_key(|lease| &lease.run_id);
@@ -342,13 +351,17 @@ impl PostgresStore {
         if let Some(ttl) = &ttl {
             params.push((ttl, Type::INT8));
         }
-        // A release that was carried out once must not be told as one that found nothing.
-        let again = ttl.is_some();
-        let told = self.links.leases.query(operation, again, sql, &params)?;
-        told.iter()
-            .map(|row| Ok((row.try_get(0)?, ())))
+        // A release that succeeded, and is sent again, would find nothing to release.
+        let idempotent = ttl.is_some();
+        let found = self
+            .connections
+            .leases
+            .query(operation, idempotent, sql, &params)?;
+        found
+            .iter()
+            .map(|row| row.try_get(0))
             .collect::<Result<_, _>>()
-            .map_err(|error| rows::odd(operation, &error))
+            .map_err(|error| rows::unreadable(operation, &error))
     }
 }
 
@@ -362,6 +375,7 @@ fn one<'a, T: tokio_postgres::types::FromSql<'a>>(
 ) -> Result<T, Error> {
     let row = rows
         .first()
-        .ok_or_else(|| Error::store(operation, "the server answers nothing"))?;
-    row.try_get(0).map_err(|error| rows::odd(operation, &error))
+        .ok_or_else(|| Error::store(operation, "the server returned no row"))?;
+    row.try_get(0)
+        .map_err(|error| rows::unreadable(operation, &error))
 }

@@ -1,4 +1,4 @@
-//! How to connect to PostgreSQL, and what to do there.
+//! Options of a PostgreSQL connection.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,11 +17,11 @@ const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(10);
-/// The server cuts longer names, so two of them could be one.
+/// The server truncates longer names, so two of them could become one.
 const LONGEST_NAME: usize = 63;
 const APPLICATION_NAME: &str = "worker-heartbeat";
 
-/// How to connect to PostgreSQL, and what to do there; for a [`PostgresStore`].
+/// Options of a [`PostgresStore`].
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -34,7 +34,7 @@ const APPLICATION_NAME: &str = "worker-heartbeat";
 /// # Ok::<(), worker_heartbeat::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "nothing is connected before connect() or open()"]
+#[must_use = "does nothing before connect() or open()"]
 pub struct PostgresOptions {
     schema: String,
     migrations: bool,
@@ -46,7 +46,7 @@ pub struct PostgresOptions {
 }
 
 impl PostgresOptions {
-    /// The defaults, as each method names them.
+    /// The defaults, which each method names.
     pub fn new() -> Self {
         Self {
             schema: DEFAULT_SCHEMA.to_owned(),
@@ -59,68 +59,67 @@ impl PostgresOptions {
         }
     }
 
-    /// The schema that everything is in; `worker_heartbeat` by default. ASCII letters, digits, `_`
-    /// and `-`.
+    /// The schema of all tables, views and functions; `worker_heartbeat` by default. ASCII letters,
+    /// digits, `_` and `-`.
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.schema = schema.into();
         self
     }
 
     /// Whether the schema is set up, and brought up to date, when connecting; `true` by default.
-    /// Otherwise somebody else does that, with [`migration_sql`](Self::migration_sql), and it is
-    /// only checked.
+    /// Otherwise its version is only checked; run [`migration_sql`](Self::migration_sql) to migrate
+    /// it.
     pub const fn migrations(mut self, migrations: bool) -> Self {
         self.migrations = migrations;
         self
     }
 
-    /// How long it may take until a connection can be used; that of the URL by default, or 5 s.
+    /// Time limit for opening a connection; that of the URL by default, or 5 s.
     pub const fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = Some(timeout);
         self
     }
 
-    /// How long a call may take, other than to connect; 5 s by default. Kept on both sides: a server
-    /// that answers ends the statement, and one that does not is given up. (Without
-    /// [`session_liveness`](Self::session_liveness), only on this side. Setting up the schema may take
-    /// a minute.)
+    /// Time limit for a call, without the time to connect; 5 s by default. Both sides enforce it: a
+    /// server that responds cancels the statement, and the client gives up on a server that does not.
+    /// Without [`session_liveness`](Self::session_liveness), only the client enforces it. Migrations
+    /// may take a minute.
     pub const fn statement_timeout(mut self, timeout: Duration) -> Self {
         self.statement_timeout = timeout;
         self
     }
 
-    /// After this time without a sign that what was sent has arrived, the kernel gives a connection
-    /// up; that of the URL by default, or 10 s. Linux only.
+    /// The kernel closes a connection if sent data is not acknowledged for this time; that of the URL
+    /// by default, or 10 s. Linux only.
     pub const fn tcp_user_timeout(mut self, timeout: Duration) -> Self {
         self.tcp_user_timeout = Some(timeout);
         self
     }
 
-    /// Whether the end of a process's session tells that the process is gone; `true` by default. A
-    /// worker of such a process is dead within seconds then, instead of at its `stale_after`; it takes
-    /// a small statement each 1.5 s.
+    /// Whether the end of a process's session proves that the process is gone; `true` by default. Its
+    /// workers are dead within seconds then, instead of after `stale_after`. It costs a small statement
+    /// every 1.5 s.
     ///
     /// **Switch it off behind a proxy that pools transactions**, such as PgBouncer with
-    /// `pool_mode = transaction`: there, a session is not a process's own. Such a proxy is noticed,
-    /// as well as one can, and then nothing is concluded; but what is set for a session there may
-    /// reach other clients.
+    /// `pool_mode = transaction`: there, processes share sessions. Where such a proxy is detected, the
+    /// end of a session proves nothing; but settings of a session may reach other clients.
     pub const fn session_liveness(mut self, session_liveness: bool) -> Self {
         self.session_liveness = session_liveness;
         self
     }
 
-    /// A PEM file with the root certificates that the server's has to come from; those of the
-    /// system by default.
+    /// A PEM file with the root certificates that the server's certificate is checked against; those
+    /// of the system by default.
     ///
-    /// They are used with `sslmode=require`, which checks the server's certificate and its name (so
-    /// do `verify-ca` and `verify-full`, which mean the same here). With `sslmode=prefer`, the
+    /// They are used with `sslmode=require`, which checks the server's certificate and its name;
+    /// `verify-ca` and `verify-full` mean the same. With `sslmode=prefer`, the
     /// default, nothing is checked unless this file is given.
     pub fn root_certificate(mut self, path: impl Into<PathBuf>) -> Self {
         self.root_certificate = Some(path.into());
         self
     }
 
-    /// Connects, and sets up the schema unless that is switched off. The URL is one of libpq's:
+    /// Connects, and sets up the schema unless that is switched off. The URL has libpq's format:
     /// `postgres://user:password@host:port/database?sslmode=require`, or `host=... user=...`.
     ///
     /// # Errors
@@ -128,21 +127,21 @@ impl PostgresOptions {
     /// cannot be reached, or refuses.
     pub fn connect(self, url: &str) -> Result<PostgresStore, Error> {
         let store = self.open(url)?;
-        store.reach()?;
+        store.ensure_connected()?;
         Ok(store)
     }
 
-    /// As [`connect`](Self::connect), but connects at the first use: a process can start while the
-    /// server is down, and its workers register later.
+    /// As [`connect`](Self::connect), but connects at the first use, so that a process can start while
+    /// the server is down; its workers register later.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the URL or an option is not allowed.
     pub fn open(self, url: &str) -> Result<PostgresStore, Error> {
-        Ok(PostgresStore::of(self.settings(url)?))
+        Ok(PostgresStore::new(self.settings(url)?))
     }
 
-    /// What sets up the schema and brings it up to date, as plain SQL; for `psql`, by somebody who
-    /// may do that. It can be run again and again.
+    /// The migrations as plain SQL, for `psql` and a role with the necessary rights. The script can be
+    /// run repeatedly.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the name of the schema is not allowed.
@@ -171,7 +170,7 @@ impl PostgresOptions {
                 return Err(Error::invalid(name, format!("{timeout:?}"), allowed));
             }
         }
-        // So that the last one of several hosts is tried in time, too.
+        // Leaves time to try the last one of several hosts.
         let hosts = config.get_hosts().len().max(config.get_hostaddrs().len());
         let hosts = u32::try_from(hosts.max(1)).unwrap_or(u32::MAX);
         config
@@ -211,7 +210,7 @@ impl Default for PostgresOptions {
     }
 }
 
-/// Names without a quote, a backslash or a dollar can be put into any SQL.
+/// A name without quotes, backslashes and dollar signs is safe in any SQL.
 fn quoted(schema: &str) -> Result<String, Error> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let allowed = !schema.is_empty()
@@ -229,7 +228,7 @@ fn quoted(schema: &str) -> Result<String, Error> {
     }
 }
 
-/// What is wrong with it is not told in its own words: they could be a part of the password.
+/// The error does not quote the URL, because any part of it may be the password.
 fn parsed(url: &str) -> Result<Config, Error> {
     let strict = url
         .replace("sslmode=verify-full", "sslmode=require")
@@ -237,7 +236,7 @@ fn parsed(url: &str) -> Result<Config, Error> {
     let invalid = |what: &str| {
         Error::invalid(
             "url",
-            format!("{what} (it is not shown: it may hold a password)"),
+            format!("{what} (not shown, because it may contain a password)"),
             "postgres://user:password@host:port/database?sslmode=require, special characters as \
              %XX, or host=.. port=.. user=.. password=.. dbname=..",
         )
@@ -254,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_could_be_anything_else_are_refused() {
+    fn unsafe_schema_names_are_refused() {
         for name in ["worker_heartbeat", "pm_pipeline", "A-1", &"x".repeat(63)] {
             assert_eq!(quoted(name).unwrap(), format!("\"{name}\""));
         }
@@ -275,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_url_is_told_without_it() {
+    fn errors_do_not_quote_the_url() {
         for url in [
             "postgres://app:hunter2@/db",
             "postgres://app:x@host/db?hunter2=1",
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_url_says_how_long_unless_the_options_do() {
+    fn options_take_precedence_over_the_url() {
         let settings = |options: PostgresOptions, url| options.settings(url).unwrap();
         let url = "postgres://a@h/d?connect_timeout=3";
         let new = PostgresOptions::new;
@@ -322,7 +321,7 @@ mod tests {
         assert!(!tls("postgres://a@h/d?sslmode=disable").unwrap());
         assert!(tls("postgres://a@h/d").unwrap());
         assert!(tls("postgres://a@h/d?sslmode=prefer").unwrap());
-        assert!(!tls("host=/tmp user=a").unwrap(), "nobody listens there");
+        assert!(!tls("host=/tmp user=a").unwrap(), "a Unix socket");
         let missing = PostgresOptions::new()
             .root_certificate("/nonexistent.pem")
             .settings("postgres://a@h/d?sslmode=verify-full");

@@ -1,14 +1,17 @@
-//! New incarnations, in one statement.
+//! Registration of workers, in one statement.
 
 use tokio_postgres::types::Type;
 
-use super::connection::Link;
+use super::connection::Connection;
 use super::{column, rows};
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::store::{Registration, WorkerKey};
 
-pub(super) fn register(link: &Link, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+pub(super) fn register(
+    connection: &Connection,
+    workers: &[Registration],
+) -> Result<Vec<WorkerKey>, Error> {
     if workers.is_empty() {
         return Ok(Vec::new());
     }
@@ -53,7 +56,7 @@ pub(super) fn register(link: &Link, workers: &[Registration]) -> Result<Vec<Work
     let boot_ids = named(|process| &process.boot_id);
     let namespaces = process(|process| rows::number(process.pid_namespace));
     let own: Vec<bool> = workers.iter().map(|worker| own(&worker)).collect();
-    let answers = link.query(
+    let answers = connection.query(
         "register",
         true,
         "SELECT ord, worker_id, incarnation FROM @schema@.register_workers($1, $2, $3, $4, $5, \
@@ -88,7 +91,7 @@ pub(super) fn register(link: &Link, workers: &[Registration]) -> Result<Vec<Work
             Ok((row.try_get(0)?, key))
         })
         .collect::<Result<Vec<(i64, WorkerKey)>, _>>()
-        .map_err(|error| rows::odd("register", &error))?;
+        .map_err(|error| rows::unreadable("register", &error))?;
     keys.sort_unstable_by_key(|(ord, _)| *ord);
     Ok(keys.into_iter().map(|(_, key)| key).collect())
 }

@@ -1,4 +1,4 @@
-//! Between the words of the trait and those of the tables.
+//! Conversions between the store's types and the tables' columns.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::fleet::store::{Answer, WorkerKey};
 use crate::fleet::stored::{StoredEnding, StoredWorker};
 use crate::health::{State, Thresholds};
 
-/// A hundred years, which every sum of times in the database can take.
+/// A hundred years: a sum of such times stays within the range of the database.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// What `list` asks for.
+/// The columns that `list` reads.
 pub(super) const COLUMNS: &str = "\
 w.worker_id, w.incarnation, w.worker_type, w.worker_group, \
 (extract(epoch FROM w.heartbeat_interval) * 1000000)::bigint AS heartbeat_interval, \
@@ -34,12 +34,12 @@ AS lease_remaining, \
 w.status = 'stopped' AS stopped, w.ended_cause, w.ended_detail, \
 (extract(epoch FROM now() - w.ended_at) * 1000000)::bigint AS ended_age";
 
-/// An age, in whole microseconds: rather too young than too old.
+/// An age in whole microseconds, rounded down: ages are never over-estimated.
 pub(super) fn age(age: Duration) -> i64 {
     age.min(LONGEST).as_micros() as i64
 }
 
-/// A limit, in whole microseconds: rather too long than too short.
+/// A limit in whole microseconds, rounded up: limits are never shortened.
 pub(super) fn limit(limit: Duration) -> i64 {
     age(limit.saturating_add(Duration::from_nanos(999)))
 }
@@ -48,22 +48,22 @@ fn duration(micros: i64) -> Duration {
     Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }
 
-/// A number of which only the bits matter: it comes back as it was.
+/// Keeps the bits of a number that is not compared in the database.
 pub(super) const fn number(number: u64) -> i64 {
     number as i64
 }
 
-/// A number as it was before [`number`].
+/// The inverse of [`number`].
 pub(super) const fn bits(number: i64) -> u64 {
     number as u64
 }
 
-/// Its place in an order matters: what is too high for the database was never given.
+/// Keeps the order of numbers; the database never gives one that does not fit.
 pub(super) fn ordered(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// PostgreSQL keeps no zero bytes: one in a text must not make a whole batch fail.
+/// PostgreSQL stores no zero bytes: one in a text must not fail a whole batch.
 pub(super) fn text(text: &str) -> Cow<'_, str> {
     if text.contains('\0') {
         Cow::Owned(text.replace('\0', "\u{fffd}"))
@@ -79,7 +79,7 @@ pub(super) fn json(metadata: &[(String, String)]) -> String {
     Value::Object(fields.collect()).to_string()
 }
 
-/// Values that others have put there may be anything; they are told as JSON then.
+/// Other programs may have written values that are not strings; these are shown as JSON.
 fn metadata(json: &str) -> Vec<(String, String)> {
     let fields: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
     fields
@@ -91,20 +91,13 @@ fn metadata(json: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// An ended worker tells by a stop that it is over, never by a beat.
+/// A worker ends by a stop, never by a beat.
 pub(super) const fn status(state: State) -> &'static str {
     if state.is_terminal() {
         State::Stopping.name()
     } else {
         state.name()
     }
-}
-
-fn state(name: &str) -> State {
-    State::ALL
-        .into_iter()
-        .find(|state| state.name() == name)
-        .unwrap_or(State::Active)
 }
 
 pub(super) fn answer(name: &str) -> Answer {
@@ -115,11 +108,10 @@ pub(super) fn answer(name: &str) -> Answer {
     }
 }
 
-/// What the server says is not what was asked for.
-pub(super) fn odd(operation: &'static str, error: &tokio_postgres::Error) -> Error {
+pub(super) fn unreadable(operation: &'static str, error: &tokio_postgres::Error) -> Error {
     Error::store(
         operation,
-        format_args!("the answer cannot be read: {error}"),
+        format_args!("failed to read the answer: {error}"),
     )
 }
 
@@ -172,7 +164,7 @@ pub(super) fn worker(row: &Row) -> Result<StoredWorker, tokio_postgres::Error> {
         metadata: metadata(row.try_get("metadata")?),
         restarts: u32::try_from(row.try_get::<_, i64>("restarts")?).unwrap_or(u32::MAX),
         process,
-        reported: state(row.try_get("reported")?),
+        reported: State::from_name(row.try_get("reported")?).unwrap_or(State::Active),
         reason: row.try_get("reason")?,
         registered_age: time("registered_age")?.unwrap_or_default(),
         heartbeat_age: time("heartbeat_age")?,
@@ -197,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_are_cut_and_limits_are_filled_up() {
+    fn ages_are_rounded_down_and_limits_up() {
         let odd = Duration::from_nanos(1_500);
         assert_eq!((age(odd), limit(odd)), (1, 2));
         assert_eq!(limit(Duration::from_micros(7)), 7);
@@ -206,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_come_back() {
+    fn numbers_are_restored() {
         for n in [0, 7, u64::MAX] {
             assert_eq!(bits(number(n)), n);
         }
@@ -214,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_of_others_may_be_anything() {
+    fn metadata_of_other_programs_may_be_any_json() {
         let read = metadata(r#"{"a": "b", "load": 0.5, "x": [1, null]}"#);
         let expected = [("a", "b"), ("load", "0.5"), ("x", "[1,null]")];
         assert_eq!(read, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));

@@ -1,4 +1,4 @@
-//! What all connections of a store have in common.
+//! The settings that all connections of a store share.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,14 +7,14 @@ use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::error::Trouble;
+use super::error::PgError;
 use crate::error::Error;
 use crate::fleet::stored::DEFAULT_THRESHOLD;
 
-/// Stands for the name of the schema, with its quotes.
+/// Placeholder for the name of the schema, with its quotes.
 const SCHEMA: &str = "@schema@";
 
-/// What all connections of a store have in common. Not `Debug`: it knows the password.
+/// Not `Debug`: it contains the password.
 pub(super) struct Settings {
     pub target: Target,
     pub secret: Option<String>,
@@ -30,12 +30,12 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) fn sql(&self, text: &str) -> String {
-        filled(text, &self.schema)
+        expand(text, &self.schema)
     }
 
-    pub(super) fn error(&self, operation: &'static str, trouble: &Trouble) -> Error {
-        // Which server, where several are asked.
-        let mut message = format!("{:?}: {trouble}", self.target);
+    pub(super) fn error(&self, operation: &'static str, error: &PgError) -> Error {
+        // A process may use several servers.
+        let mut message = format!("{:?}: {error}", self.target);
         if let Some(secret) = &self.secret {
             message = message.replace(secret.as_str(), "***");
         }
@@ -43,7 +43,7 @@ impl Settings {
     }
 }
 
-/// Where a store is, for people. Never a password.
+/// Where a store is, for messages. Without the password.
 pub(super) struct Target(String);
 
 impl Target {
@@ -74,7 +74,7 @@ impl fmt::Debug for Target {
 }
 
 /// Fills in the name of the schema, with its quotes, and the constants that SQL shares with Rust.
-pub(super) fn filled(sql: &str, schema: &str) -> String {
+pub(super) fn expand(sql: &str, schema: &str) -> String {
     sql.replace(SCHEMA, schema)
         .replace("@most@", &crate::worker::MOST_METADATA.to_string())
         .replace(

@@ -1,22 +1,22 @@
-//! A sweep, in batches that nobody waits long for.
+//! A sweep, in batches that lock their rows only briefly.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::connection::Link;
+use super::connection::Connection;
 use super::rows;
 use crate::error::Error;
 use crate::fleet::store::Sweep;
 use crate::health::{DeathCause, SweepReport};
 
-/// So many workers are marked by one transaction.
+/// How many workers one transaction marks.
 const BATCH: i32 = 2_000;
-/// A session that is gone may come back as another one within this time.
+/// A process whose session is missing may come back through another one within this time.
 const SESSION_GRACE: Duration = Duration::from_secs(5);
 
-pub(super) fn sweep(link: &Link, sweep: &Sweep) -> Result<SweepReport, Error> {
+pub(super) fn sweep(connection: &Connection, sweep: &Sweep) -> Result<SweepReport, Error> {
     let ended = sweep.killed.iter().chain(&sweep.gone);
     let mut causes = vec![DeathCause::Killed.name(); sweep.killed.len()];
     causes.resize(ended.clone().count(), DeathCause::Gone.name());
@@ -27,7 +27,7 @@ pub(super) fn sweep(link: &Link, sweep: &Sweep) -> Result<SweepReport, Error> {
     let limit = if sweep.dry_run { i32::MAX } else { BATCH };
     let mut found = Found::default();
     loop {
-        let answer = link.query(
+        let answer = connection.query(
             "sweep",
             false,
             "SELECT what, name, worker_group FROM @schema@.sweep_workers(@schema@.micros($1), \
@@ -43,7 +43,7 @@ pub(super) fn sweep(link: &Link, sweep: &Sweep) -> Result<SweepReport, Error> {
                 (&limit, Type::INT4),
             ],
         )?;
-        // Somebody else sweeps. If that began between two batches, the rest is theirs.
+        // Another sweep is running. If it began between two batches, it does the rest.
         if answer.is_empty() {
             break;
         }
@@ -51,8 +51,8 @@ pub(super) fn sweep(link: &Link, sweep: &Sweep) -> Result<SweepReport, Error> {
         let before = found.workers.len();
         for row in &answer {
             found
-                .take(row)
-                .map_err(|error| rows::odd("sweep", &error))?;
+                .add(row)
+                .map_err(|error| rows::unreadable("sweep", &error))?;
         }
         if found.workers.len() - before < usize::try_from(limit).unwrap_or(usize::MAX) {
             break;
@@ -65,9 +65,9 @@ pub(super) fn sweep(link: &Link, sweep: &Sweep) -> Result<SweepReport, Error> {
         Vec::new()
     } else {
         let groups: Vec<&String> = found.groups.iter().collect();
-        // Otherwise, they are marked already.
+        // A sweep that is no dry run has marked them already.
         let convicted: Vec<&String> = found.workers.iter().filter(|_| sweep.dry_run).collect();
-        let offline = link.query(
+        let offline = connection.query(
             "sweep",
             true,
             "SELECT g FROM @schema@.offline_groups($1, $2, @schema@.micros($3), \
@@ -81,7 +81,7 @@ pub(super) fn sweep(link: &Link, sweep: &Sweep) -> Result<SweepReport, Error> {
         )?;
         let names: Result<BTreeSet<String>, _> = offline.iter().map(|row| row.try_get(0)).collect();
         names
-            .map_err(|error| rows::odd("sweep", &error))?
+            .map_err(|error| rows::unreadable("sweep", &error))?
             .into_iter()
             .collect()
     };
@@ -93,7 +93,7 @@ pub(super) fn sweep(link: &Link, sweep: &Sweep) -> Result<SweepReport, Error> {
     })
 }
 
-/// In order, and each once.
+/// Sorted, without duplicates.
 #[derive(Default)]
 struct Found {
     swept: bool,
@@ -103,7 +103,7 @@ struct Found {
 }
 
 impl Found {
-    fn take(&mut self, row: &tokio_postgres::Row) -> Result<(), tokio_postgres::Error> {
+    fn add(&mut self, row: &tokio_postgres::Row) -> Result<(), tokio_postgres::Error> {
         match row.try_get(0)? {
             "worker" => {
                 self.workers.insert(row.try_get(1)?);

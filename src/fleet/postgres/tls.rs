@@ -1,4 +1,4 @@
-//! TLS, as the URL's `sslmode` asks for.
+//! TLS, as the URL's `sslmode` requires.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,10 +13,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::error::Error;
 
-/// `None` if there is to be none.
+/// `None` if TLS is disabled.
 ///
-/// `require` checks the server's certificate and its name. `prefer` does not, as everywhere: who can
-/// forge a certificate can also say that the server has no TLS. It keeps listeners out.
+/// `require` checks the server's certificate and its name. `prefer` does not, as in libpq: an attacker
+/// who can present a certificate can also claim that the server has no TLS. It protects against
+/// passive listeners only.
 pub(super) fn connector(
     mode: SslMode,
     roots: Option<&Path>,
@@ -32,7 +33,7 @@ pub(super) fn connector(
             .with_custom_certificate_verifier(Arc::new(AnyServer(provider))),
         (_, roots) => config.with_root_certificates(match roots {
             Some(path) => from_file(path)?,
-            None => of_the_system()?,
+            None => from_system()?,
         }),
     };
     Ok(Some(MakeRustlsConnect::new(config.with_no_client_auth())))
@@ -52,25 +53,25 @@ fn from_file(path: &Path) -> Result<RootCertStore, Error> {
         roots.add(certificate).map_err(|error| invalid(&error))?;
     }
     if roots.is_empty() {
-        return Err(invalid(&"no certificate in it"));
+        return Err(invalid(&"contains no certificate"));
     }
     Ok(roots)
 }
 
-fn of_the_system() -> Result<RootCertStore, Error> {
+fn from_system() -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
         return Err(Error::store(
             "set up TLS",
-            "this system has no root certificates; name a file of them with root_certificate()",
+            "the system has no root certificates; set a file with root_certificate()",
         ));
     }
     Ok(roots)
 }
 
-/// Takes any certificate, but only from somebody who has its key.
+/// Accepts any certificate, if the server has its key.
 #[derive(Debug)]
 struct AnyServer(Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! A store in a SQLite file: no server, no set-up.
+//! A store in a SQLite file: without a server or set-up.
 
 mod tables;
 mod time;
@@ -24,16 +24,16 @@ use tables::InTransaction;
 /// How long a call waits for another process that is writing.
 const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const SCHEMA: &str = include_str!("schema.sql");
-/// Told apart from other programs' files, and from other versions' tables.
+/// Distinguishes these files from those of other programs.
 const APPLICATION_ID: i32 = 0x7768_6274;
 const SCHEMA_VERSION: i32 = 1;
 
 /// A [`HeartbeatStore`] in a SQLite file, for all processes of one host.
 ///
-/// The file is in WAL mode, and every commit reaches the disk: a number that was given is not given
-/// again, whatever happens. Time is counted from the host's boot: it does not matter when somebody
-/// sets the wall clock. The file must not be on a network's file system, and all its users must
-/// share one kernel.
+/// The file is in WAL mode, and every commit is synced to disk, so that incarnations and fences are
+/// never given twice, even after a power failure. Time is counted from the host's boot: setting the
+/// wall clock has no effect. The file must not be on a network file system, and all its users must run
+/// on one kernel.
 ///
 /// ```
 /// # #[cfg(feature = "sqlite")]
@@ -54,22 +54,22 @@ const SCHEMA_VERSION: i32 = 1;
 pub struct SqliteStore {
     path: PathBuf,
     busy_timeout: Duration,
-    /// `None`: to be opened at the next call.
+    /// `None` until the next call opens it.
     connection: Mutex<Option<Connection>>,
 }
 
 impl SqliteStore {
-    /// Opens the file, and makes it if it is not there.
+    /// Opens the file, and creates it if it does not exist.
     ///
     /// # Errors
-    /// [`Error::Store`] if it cannot be opened or written, is of another program, or of a newer
-    /// version of this one.
+    /// [`Error::Store`] if it cannot be opened or written, belongs to another program, or was created
+    /// by a newer version of this library.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::open_with_timeout(path, DEFAULT_BUSY_TIMEOUT)
     }
 
-    /// As [`open`](Self::open); calls wait for at most `busy_timeout` for other processes that are
-    /// writing, 5 s by default.
+    /// As [`open`](Self::open); calls wait for at most `busy_timeout`, instead of 5 s, while other
+    /// processes write.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -82,8 +82,8 @@ impl SqliteStore {
         Ok(store)
     }
 
-    /// As [`open`](Self::open), but the file is opened at the first call: a start goes well even if
-    /// that can't be done yet.
+    /// As [`open`](Self::open), but the first call opens the file, so that a process can start while
+    /// the file is not accessible.
     #[must_use]
     pub fn open_later(path: impl AsRef<Path>) -> Self {
         Self::lazy(path, DEFAULT_BUSY_TIMEOUT)
@@ -101,7 +101,7 @@ impl SqliteStore {
         let failed = |error: rusqlite::Error| {
             Error::store("open", format_args!("{}: {error}", self.path.display()))
         };
-        // A path is a path: not a URI.
+        // Without SQLITE_OPEN_URI: a path is never taken for a URI.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -116,12 +116,12 @@ impl SqliteStore {
         Ok(connection)
     }
 
-    /// Makes the tables if there are none; refuses what is not ours.
+    /// Creates the tables if there are none; refuses files of other programs.
     fn check(&self, connection: &mut Connection) -> Result<(), Error> {
         let failed = |error: rusqlite::Error| {
             Error::store("open", format_args!("{}: {error}", self.path.display()))
         };
-        // Many processes may start at once: one of them makes the tables.
+        // Immediate: if several processes start at once, one of them creates the tables.
         let transaction = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(failed)?;
@@ -157,7 +157,7 @@ impl SqliteStore {
         Error::store("open", format_args!("{}: {why}", self.path.display()))
     }
 
-    /// Does something in one transaction, at one moment of the store's time.
+    /// Runs `act` in one transaction, at one moment of the store's time.
     fn transact<T>(
         &self,
         operation: &'static str,
@@ -179,7 +179,7 @@ impl SqliteStore {
             let transaction = connection
                 .transaction_with_behavior(behavior)
                 .map_err(failed)?;
-            // Read once nobody else can write: a later transaction has a later time.
+            // Read once the transaction has started, so that a later write has a later time.
             let now = time::now(&transaction, writes).map_err(failed)?;
             let mut tables = InTransaction::new(&transaction, operation);
             let done = act(&mut tables, now)?;
@@ -187,7 +187,7 @@ impl SqliteStore {
             Ok(done)
         })();
         if done.is_err() {
-            // A file that was replaced, or a disk that was full, is looked at afresh.
+            // The next call opens the file again: it may have been replaced.
             *place = None;
         }
         done
@@ -265,7 +265,7 @@ impl fmt::Debug for SqliteStore {
     }
 }
 
-/// Whether another process was writing for too long.
+/// Whether other processes wrote for longer than the busy timeout.
 fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),

@@ -1,12 +1,12 @@
--- Times are nanoseconds of the store's clock, which shows the Unix time roughly: see clock.
--- datetime(heartbeat_at / 1000000000, 'unixepoch') is good enough for people.
+-- Times are nanoseconds of the store's clock, which is roughly the Unix time: see the table clock.
+-- For display, use datetime(heartbeat_at / 1000000000, 'unixepoch').
 CREATE TABLE workers (
     worker_id        TEXT PRIMARY KEY,
     incarnation      INTEGER NOT NULL,
     worker_type      TEXT NOT NULL,
     worker_group     TEXT NOT NULL,
     interval_ns      INTEGER NOT NULL,
-    -- NULL: whoever judges has to bring limits.
+    -- NULL: the limits of the judging program apply.
     stale_after_ns   INTEGER,
     stall_after_ns   INTEGER,
     startup_grace_ns INTEGER,
@@ -19,7 +19,7 @@ CREATE TABLE workers (
     hostname         TEXT,
     boot_id          TEXT,
     pid_namespace    INTEGER,
-    -- What its own process said last: active, idle, processing, stalled and so on.
+    -- The state that its process reported last: active, idle, processing, stalled ..
     status           TEXT NOT NULL,
     reason           TEXT,
     registered_at    INTEGER NOT NULL,
@@ -49,12 +49,12 @@ CREATE TABLE leases (
 CREATE INDEX leases_by_worker ON leases (worker_id);
 CREATE INDEX leases_by_expiry ON leases (expires_at);
 
--- The last incarnation or fence that was given. It begins at the time of day, so that a file that
--- takes the place of one that is lost gives higher ones.
+-- The last incarnation or fence that was given. It begins with the Unix time, so that a file that
+-- replaces a lost one gives higher numbers.
 CREATE TABLE numbers (last INTEGER NOT NULL);
 INSERT INTO numbers VALUES (unixepoch() * 1000);
 
 -- The store's time is the time since this boot plus the offset, so that setting the wall clock
--- convicts nobody and ends no lease.
+-- makes no worker stale and ends no lease.
 CREATE TABLE clock (boot_id TEXT NOT NULL, offset_ns INTEGER NOT NULL);
 INSERT INTO clock VALUES ('', 0);

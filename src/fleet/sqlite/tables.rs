@@ -14,10 +14,10 @@ use crate::fleet::store::{LeaseKey, WorkerFilter, WorkerKey};
 use crate::fleet::stored::{StoredEnding, StoredWorker};
 use crate::health::{State, Thresholds};
 
-/// See the module.
+/// The tables within one transaction.
 pub(super) struct InTransaction<'a> {
     connection: &'a Connection,
-    /// What it is done for.
+    /// The operation that errors name.
     operation: &'static str,
 }
 
@@ -37,7 +37,7 @@ impl<'a> InTransaction<'a> {
         }
     }
 
-    fn told<T>(&self, result: rusqlite::Result<T>) -> Result<T, Error> {
+    fn wrap_error<T>(&self, result: rusqlite::Result<T>) -> Result<T, Error> {
         result.map_err(|error| failed(self.operation, &error))
     }
 
@@ -48,7 +48,7 @@ impl<'a> InTransaction<'a> {
                 .query_map(rusqlite::params_from_iter(given), worker)?
                 .collect()
         };
-        self.told(read())
+        self.wrap_error(read())
     }
 
     fn leases(&self, condition: &str, given: Vec<Value>) -> Result<Vec<Hold>, Error> {
@@ -58,12 +58,12 @@ impl<'a> InTransaction<'a> {
                 .query_map(rusqlite::params_from_iter(given), lease)?
                 .collect()
         };
-        self.told(read())
+        self.wrap_error(read())
     }
 
     fn execute(&self, sql: &str, given: impl rusqlite::Params) -> Result<usize, Error> {
         let write = || self.connection.prepare_cached(sql)?.execute(given);
-        self.told(write())
+        self.wrap_error(write())
     }
 
     pub(super) fn list(
@@ -217,7 +217,7 @@ impl Tables for InTransaction<'_> {
                 .query_row([], |row| row.get::<_, i64>(0))
                 .optional()
         };
-        let next = self.told(next())?;
+        let next = self.wrap_error(next())?;
         next.map(unsigned)
             .ok_or_else(|| Error::store(self.operation, "the table of numbers is empty"))
     }
@@ -273,7 +273,7 @@ fn worker(row: &SqlRow<'_>) -> rusqlite::Result<Row> {
         metadata: metadata(&row.get::<_, String>("metadata")?),
         restarts: row.get("restarts")?,
         process,
-        // Somebody else may have written it.
+        // Another program may have written another name.
         reported: State::from_name(&row.get::<_, String>("status")?).unwrap_or(State::Active),
         reason: row.get("reason")?,
         registered_at: moment(row.get("registered_at")?),

@@ -8,7 +8,7 @@ use crate::clock::{Moment, nanos};
 use crate::fleet::ProcessIdentity;
 use crate::fleet::host::uptime;
 
-/// The present. `may_write`: it may be noted that the host was booted again.
+/// The current time. `may_write`: whether a new boot of the host may be recorded.
 pub(super) fn now(connection: &Connection, may_write: bool) -> rusqlite::Result<Moment> {
     let (boot_id, ticking) = host_time();
     let (known, offset): (String, i64) = connection
@@ -17,7 +17,7 @@ pub(super) fn now(connection: &Connection, may_write: bool) -> rusqlite::Result<
     if known == boot_id {
         return Ok(moment(ticking.saturating_add(offset)));
     }
-    // Another boot: it goes on from the wall clock, but never back.
+    // After another boot, time continues from the wall clock, but never goes back.
     let latest: i64 = connection.query_row(
         "SELECT max(coalesce(max(registered_at), 0), coalesce(max(heartbeat_at), 0),
                     coalesce(max(ended_at), 0)) FROM workers",
@@ -34,8 +34,8 @@ pub(super) fn now(connection: &Connection, may_write: bool) -> rusqlite::Result<
     Ok(moment(now))
 }
 
-/// Which boot, and nanoseconds of a clock that nobody sets and that counts sleep. Where there is no
-/// such clock, the wall clock has to do.
+/// The boot, and the nanoseconds since then, by a clock that cannot be set and that counts sleep; the
+/// wall clock where there is no such clock.
 fn host_time() -> (String, i64) {
     let boot_id = ProcessIdentity::current().boot_id;
     match uptime() {
