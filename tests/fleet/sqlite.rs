@@ -70,7 +70,7 @@ fn the_store_in_a_file_conforms() {
 }
 
 #[test]
-fn what_was_told_is_there_after_all_were_gone() {
+fn workers_survive_the_processes_that_wrote_them() {
     let place = Place::new();
     let key = register(&place.store(), "a");
     let store = place.store();
@@ -79,7 +79,7 @@ fn what_was_told_is_there_after_all_were_gone() {
 }
 
 #[test]
-fn a_file_of_somebody_else_is_refused_and_left_alone() {
+fn a_file_of_another_program_is_refused_and_unchanged() {
     let place = Place::new();
     let refused = |reason: &str| {
         let error = SqliteStore::open(place.file()).unwrap_err().to_string();
@@ -185,7 +185,7 @@ fn a_process_that_was_stopped_past_its_lease_is_fenced() {
     });
     let before = row(&store, "sleeper").unwrap().key;
     sleeper.signal(Signal::SIGSTOP);
-    // Real time: the process is stopped for real.
+    // Real time: the kernel stops the process.
     std::thread::sleep(Duration::from_millis(1_500));
     let report = store.sweep(&Sweep::default()).unwrap();
     assert_eq!(report.marked_offline, ["sleeper"]);
@@ -198,10 +198,7 @@ fn a_process_that_was_stopped_past_its_lease_is_fenced() {
     let ClaimAnswer::Granted(newer) = store.claim(&claim).unwrap() else {
         panic!("the run is free");
     };
-    assert!(
-        newer > fence,
-        "whoever is written to can refuse the older one"
-    );
+    assert!(newer > fence, "a resource can refuse the older fence");
     sleeper.signal(Signal::SIGCONT);
     assert_eq!(
         sleeper.ask("held"),
@@ -210,7 +207,7 @@ fn a_process_that_was_stopped_past_its_lease_is_fenced() {
     );
     let late = Beat::new(before.clone(), State::Active);
     assert_ne!(store.beat(&[late]).unwrap(), [Answer::Accepted]);
-    eventually("it is registered anew", || {
+    eventually("it is registered again", || {
         row(&store, "sleeper")
             .is_some_and(|row| row.key.incarnation > before.incarnation && row.health().is_recent())
     });
@@ -245,7 +242,7 @@ fn a_locked_file_fails_a_call_and_slows_no_worker() {
     assert!(hb.is_recent());
     writer.execute_batch("COMMIT").unwrap();
     let reader = place.store();
-    eventually("it is told", || {
+    eventually("the store has it", || {
         state(&reader, "a") == Some(State::Processing)
     });
     eventually("it is well again", || {
@@ -256,21 +253,20 @@ fn a_locked_file_fails_a_call_and_slows_no_worker() {
 #[test]
 fn a_full_disk_fails_calls_and_heals() {
     let place = Place::new();
-    // The kernel refuses a file that grows beyond 200 blocks: as good as a full disk, for this
-    // process alone.
+    // The kernel limits the size of this process's files, which has the effect of a full disk.
     let mut process = Process::limited(&place.file(), "a", "0.3");
     let store = place.store();
     eventually("it is well", || state(&store, "a") == Some(State::Active));
     assert_eq!(process.ask("fill"), "failing");
     assert_eq!(process.ask("recent"), "true", "the work goes on");
     assert_eq!(process.ask("lift"), "restored");
-    eventually("it is told again", || {
+    eventually("the store has it again", || {
         state(&store, "a") == Some(State::Active)
     });
 }
 
 #[test]
-fn setting_the_wall_clock_or_another_boot_convicts_nobody() {
+fn setting_the_wall_clock_or_another_boot_convicts_no_worker() {
     let place = Place::new();
     let store = place.store();
     let key = register(&store, "a");
@@ -317,7 +313,7 @@ fn setting_the_wall_clock_or_another_boot_convicts_nobody() {
 }
 
 #[test]
-fn what_is_in_the_file_can_be_read_by_people() {
+fn the_tables_can_be_read_with_sql() {
     let place = Place::new();
     let store = place.store();
     let mut registration = Registration::new("poller", "a");
@@ -344,7 +340,7 @@ fn what_is_in_the_file_can_be_read_by_people() {
     );
 }
 
-/// Another process with one worker: this program, as `the_other_process` says.
+/// Another process with one worker: this program, running `the_other_process`.
 struct Process {
     child: Child,
     stdin: ChildStdin,
@@ -361,7 +357,7 @@ impl Process {
         )
     }
 
-    /// With files of at most 400 kB.
+    /// Its files are limited to 400 kB.
     fn limited(file: &Path, id: &str, interval: &str) -> Self {
         let mut command = Command::new("bash");
         command
@@ -405,7 +401,7 @@ impl Process {
         loop {
             let mut line = String::new();
             assert!(self.answers.read_line(&mut line).unwrap() > 0, "it is gone");
-            // The test harness writes too.
+            // Skips the output of the test harness.
             if let Some((_, answer)) = line.trim().split_once("> ") {
                 return answer.to_owned();
             }
@@ -428,7 +424,7 @@ impl Drop for Process {
     }
 }
 
-/// Not a test: what [`Process`] runs. It beats, and does as it is told, line by line.
+/// Not a test: what [`Process`] runs. It beats, and executes commands, one a line.
 #[test]
 #[ignore = "run by the other tests, as another process"]
 fn the_other_process() {

@@ -301,7 +301,7 @@ fn lease(row: &SqlRow<'_>) -> rusqlite::Result<Hold> {
     })
 }
 
-/// An object of texts; what somebody else wrote there is told as it is.
+/// An object of strings; other values, which another program wrote, are shown as JSON.
 fn metadata(text: &str) -> Vec<(String, String)> {
     match serde_json::from_str(text) {
         Ok(serde_json::Value::Object(entries)) => entries
