@@ -1,8 +1,63 @@
-// The pictures of the page below, as link definitions. The first definition of a name counts.
-#![doc = include_str!("../docs/embedded/tour.md")]
-#![doc = include_str!("../docs/embedded/dashboard.md")]
-#![doc = ""]
-#![doc = include_str!("../README.md")]
+//! Heartbeats for background workers: no worker of a service can die, hang or vanish unseen.
+//!
+//! A *worker* is one loop of work: a thread, an async task, or the main thread. It reports progress with
+//! [`WorkerHeartbeat::beat`], which costs about a nanosecond. One background thread observes all
+//! workers. Any thread may ask for the verdict on each of them, with its reason:
+//!
+//! ```
+//! use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+//!
+//! fn main() -> Result<(), worker_heartbeat::Error> {
+//!     let registry = Registry::global();
+//!     let builder = WorkerHeartbeat::builder("importer").id("importer-1");
+//!     let worker = Supervisor::new(registry).spawn(builder, |hb| {
+//!         let _task = hb.begin_task("line-3", "reading a price");
+//!         let price: f64 = "n/a".parse()?;
+//!         println!("{price:.2}");
+//!         Ok(())
+//!     })?;
+//!     worker.join();
+//!     // 0 active, 1 dead; importer-1: dead: failed: invalid float literal, 1 ms ago, during line-3 (reading a price)
+//!     println!("{}", registry.summary());
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Where to look
+//!
+//! | in order to | use | guide |
+//! | --- | --- | --- |
+//! | report progress, tasks and silences | [`WorkerHeartbeat`], [`Builder`], [`TaskGuard`] | [workers in a process] |
+//! | read how workers are | [`Probe`], [`Health`], [`Registry`], [`Summary`], [`Event`] | [workers in a process], [troubleshooting] |
+//! | record why work ended, and restart it | [`Supervisor`], [`Restart`], [`Exit`] | [supervision] |
+//! | end a process in good order | [`Shutdown`], [`ShutdownReport`] | [shutdown] |
+//! | test with time that does not pass | [`MockClock`] | [testing] |
+//! | share one record among many processes | [`HeartbeatStore`], [`MemoryStore`], [`SqliteStore`], [`PostgresStore`], [`HttpStore`], [`Sweeper`] | [fleet] |
+//! | let one worker at a time work on a run | [`Lease`] | [fleet] |
+//! | answer probes, and show a dashboard | [`HealthEndpoint`], [`Coordinator`] | [HTTP] |
+//! | export metrics | [`Metrics`] | [metrics] |
+//! | report to systemd, or to a file | [`SystemdNotifier`], [`Beacon`] | [systemd] |
+//! | look after a store from the command line | the program `heartbeat-monitor` | [monitor] |
+//!
+//! The [guide] has a page for each subject. The [design] page explains the two signals, progress and
+//! heartbeat, and why both are kept. The [limitations] page lists what the crate cannot see.
+//!
+//! # Features
+//!
+//! None is on by default; the crate then depends on six small crates. `http`, `prometheus`, `sqlite`,
+//! `postgres`, `systemd`, `beacon`, `exit-hook` and `serde` add the items of these names; `full` is all of
+//! them. `cli` builds `heartbeat-monitor`. `test-util` adds the conformance suite of stores. The minimum
+//! Rust version is 1.85.
+//!
+#![doc = include_str!("guide/links/always.md")]
+#![cfg_attr(feature = "sqlite", doc = include_str!("guide/links/sqlite.md"))]
+#![cfg_attr(feature = "postgres", doc = include_str!("guide/links/postgres.md"))]
+#![cfg_attr(feature = "http", doc = include_str!("guide/links/http.md"))]
+#![cfg_attr(feature = "prometheus", doc = include_str!("guide/links/prometheus.md"))]
+#![cfg_attr(feature = "systemd", doc = include_str!("guide/links/systemd.md"))]
+#![cfg_attr(feature = "beacon", doc = include_str!("guide/links/beacon.md"))]
+#![cfg_attr(all(feature = "systemd", feature = "beacon"), doc = include_str!("guide/links/systemd_and_beacon.md"))]
+#![doc = include_str!("guide/links/elsewhere.md")]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![warn(
@@ -20,6 +75,8 @@ mod cell;
 mod clock;
 mod error;
 pub mod fleet;
+#[cfg(doc)]
+pub mod guide;
 mod health;
 #[cfg(all(loom, test))]
 mod models;

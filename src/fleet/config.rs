@@ -39,7 +39,7 @@ impl FleetConfig {
         self
     }
 
-    /// How long the end of the last worker, and the [end of the process](crate#the-end-of-the-process),
+    /// How long the end of the last worker, and the [end of the process](crate::guide::shutdown#the-end-of-the-process),
     /// wait for the store to be told; 1 s by default. They do not wait for a store that fails already,
     /// and no longer than a second for one in which such a wait was in vain and that still hangs.
     pub const fn farewell(mut self, farewell: Duration) -> Self {

@@ -52,7 +52,7 @@ use wire::Bell;
 ///    than a second after the first one. The first signal after `trigger` changes nothing: a service
 ///    manager may send its one SIGTERM late.
 ///
-/// If the [process ends](crate#the-end-of-the-process) otherwise, the workers that still live are
+/// If the [process ends](crate::guide::shutdown#the-end-of-the-process) otherwise, the workers that still live are
 /// ended, too.
 ///
 /// These words go to the log, and to `stderr` if the log does not take them.

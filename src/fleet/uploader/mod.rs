@@ -78,7 +78,7 @@ impl Registry {
     /// It ends with [`Attachment::detach`], or with the registry. The end of the last worker waits
     /// for the store to be told of it: see [`FleetConfig::farewell`].
     ///
-    /// If the [process ends](crate#the-end-of-the-process) by itself, the workers that still live are
+    /// If the [process ends](crate::guide::shutdown#the-end-of-the-process) by itself, the workers that still live are
     /// ended, and the store hears of it too. For that, the end of the main thread is noticed, and a
     /// hook is put before the process's panic hook, which it always calls.
     ///

@@ -120,7 +120,7 @@ impl Registry {
     ///
     /// Where `main` returns or panics, or the main thread calls [`std::process::exit`], the same
     /// happens without this call, as far as the platform permits: see [the end of the
-    /// process](crate#the-end-of-the-process). On other threads, call this, or enable the feature
+    /// process](crate::guide::shutdown#the-end-of-the-process). On other threads, call this, or enable the feature
     /// `exit-hook`.
     ///
     /// ```no_run
