@@ -13,7 +13,9 @@ use worker_heartbeat::{HealthEndpoint, Registry, Supervisor, WorkerHeartbeat};
 
 fn main() -> Result<(), worker_heartbeat::Error> {
     let registry = Registry::global();
-    let builder = WorkerHeartbeat::builder("indexer").stall_after(Duration::from_secs(2));
+    let builder = WorkerHeartbeat::builder("indexer")
+        .id("indexer-1")
+        .stall_after(Duration::from_secs(2));
     Supervisor::new(registry).spawn(builder, |hb| {
         let task = hb.begin_task("run-1", "indexing");
         for page in 1..=10 {

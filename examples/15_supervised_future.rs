@@ -1,4 +1,4 @@
-//! The README's asynchronous program: a future that fails is started again, and its reason stays.
+//! The README's async program: a future that fails is restarted, and given up with its reason.
 //!
 //! ```text
 //! cargo run --example 15_supervised_future

@@ -36,7 +36,7 @@ fn examples() -> BTreeMap<String, PathBuf> {
 
 #[test]
 fn every_example_says_how_to_run_it_and_has_a_test() {
-    let tests = include_str!("examples.rs");
+    let tests = concat!(include_str!("examples.rs"), include_str!("pages.rs"));
     for (name, source) in examples() {
         let source = fs::read_to_string(source).unwrap();
         assert!(
@@ -573,31 +573,6 @@ fn expect_silence_tells_a_long_call_from_a_stall() {
         "unannounced: stopped: completed",
         "announced: stopped: completed",
     ]);
-}
-
-#[cfg(feature = "http")]
-#[test]
-fn the_two_minutes_of_the_readme_end_with_a_probe_that_fails() {
-    let source = fs::read_to_string(sources().join("13_two_minutes.rs")).unwrap();
-    let (_, program) = source.split_once("\n\n").unwrap();
-    let readme = include_str!("../../README.md");
-    assert!(readme.contains(program), "the README has another program");
-    let example = Example::start("13_two_minutes", &[]);
-    example.wait_for("its address", |said| {
-        said.contains("http://127.0.0.1:7718/livez").then_some(())
-    });
-    assert_eq!(get("127.0.0.1:7718", "/livez").body, "ok");
-    let failed = poll("the probe to fail", || {
-        let livez = get("127.0.0.1:7718", "/livez");
-        (livez.status == 503).then_some(livez)
-    });
-    let why = "[+]pacemaker ok\n[-]workers failed: 1 stalled; indexer-";
-    assert!(failed.body.starts_with(why), "{failed:?}");
-    let health = get("127.0.0.1:7718", "/v1/worker/health");
-    assert_eq!(health.status, 503);
-    let hang = "stalled: no progress for 2 s, 2 s allowed; blocked in futex";
-    assert_has(&health.body, hang);
-    assert_has(&health.body, "during run-1 (indexing)");
 }
 
 #[cfg(feature = "http")]

@@ -22,7 +22,7 @@ use sheet::Sheet;
 
 /// The metrics of a registry for Prometheus: a collector that an application registers in its own
 /// `prometheus_client` registry, or that `HealthEndpoint` (feature `http`) serves at
-/// `/metrics`. The README lists the metrics.
+/// `/metrics`. The page [metrics](crate::guide::metrics) of the guide lists them.
 ///
 /// Everything is computed when it is asked for. What is told is by type of worker; worker by worker
 /// only [on request](Self::per_worker), because each id would make new time series. Tasks, runs and
