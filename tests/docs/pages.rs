@@ -234,8 +234,8 @@ fn the_programs_of_the_readme_print_what_it_shows() {
 mod commands {
     use std::process::Command;
 
-    use crate::support::examples::{Example, poll};
     use super::{Block, PROGRAMS, blocks, lasting, read};
+    use crate::support::examples::{Example, poll};
 
     /// What an example is started with on a page: `cargo run --example NAME … -- ARGUMENTS`.
     struct Started {
