@@ -51,4 +51,5 @@ pages! {
     limitations: "../../docs/guide/limitations.md",
     glossary: "../../docs/glossary.md",
     design: "../../docs/DESIGN.md",
+    benchmarks: "../../docs/BENCHMARKS.md",
 }
