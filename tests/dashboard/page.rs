@@ -771,7 +771,7 @@ fn a_thousand_workers_that_all_change_each_second_stay_smooth() {
     assert_calm(&browser, &server.url);
 }
 
-/// The picture in the README: `DASHBOARD_PICTURE=docs/dashboard.png cargo test --features http
+/// The picture in the guide: `DASHBOARD_PICTURE=docs/dashboard.png cargo test --features http
 /// --test dashboard picture`, then `scripts/pictures.py embed`. `DASHBOARD_PICTURE_DARK` and `_NARROW`
 /// name others.
 #[test]
