@@ -76,7 +76,7 @@ impl fmt::Debug for Target {
 /// Fills in the name of the schema, with its quotes, and the constants that SQL shares with Rust.
 pub(super) fn expand(sql: &str, schema: &str) -> String {
     sql.replace(SCHEMA, schema)
-        .replace("@most@", &crate::worker::MOST_METADATA.to_string())
+        .replace("@max_metadata@", &crate::worker::MOST_METADATA.to_string())
         .replace(
             "@default_stale_after@",
             &DEFAULT_THRESHOLD.as_micros().to_string(),

@@ -17,12 +17,12 @@ END $$;
 CREATE OR REPLACE FUNCTION @schema@.micros(p_micros bigint) RETURNS interval
     LANGUAGE sql IMMUTABLE AS $$ SELECT p_micros * interval '1 microsecond' $$;
 
--- New values replace old ones of the same name. New names are added up to @most@ in total, so that
--- the metadata of heartbeats does not grow without bound.
+-- New values replace old ones of the same name. New names are added up to @max_metadata@ in total,
+-- so that metadata from heartbeats does not grow without bound.
 CREATE OR REPLACE FUNCTION @schema@.merged(p_old jsonb, p_new jsonb) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
-    v_room bigint := @most@ - (SELECT count(*) FROM jsonb_object_keys(p_old));
+    v_room bigint := @max_metadata@ - (SELECT count(*) FROM jsonb_object_keys(p_old));
 BEGIN
     RETURN p_old || coalesce((SELECT jsonb_object_agg(n.name, p_new -> n.name) FROM (
         SELECT k.name, p_old ? k.name AS known, count(*) FILTER (WHERE NOT p_old ? k.name)

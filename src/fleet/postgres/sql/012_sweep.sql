@@ -12,13 +12,14 @@ BEGIN
     UPDATE @schema@.worker_heartbeats w SET last_status = w.status, status = 'dead',
         ended_at = now(), ended_cause = f.cause, ended_detail = NULL, lease_expires_at = NULL
         FROM unnest(p_ids, p_causes) f (id, cause) WHERE w.worker_id = f.id;
+    RETURN QUERY DELETE FROM @schema@.leases l
+        USING unnest(p_ids, p_incarnations, p_leases_end) f (id, incarnation, leases_end)
+        WHERE l.worker_id = f.id AND l.incarnation = f.incarnation
+            AND least(l.expires_at, f.leases_end) <= now()
+        RETURNING l.run_id;
     UPDATE @schema@.leases l SET expires_at = f.leases_end
         FROM unnest(p_ids, p_incarnations, p_leases_end) f (id, incarnation, leases_end)
         WHERE l.worker_id = f.id AND l.incarnation = f.incarnation AND l.expires_at > f.leases_end;
-    RETURN QUERY DELETE FROM @schema@.leases l
-        USING unnest(p_ids, p_incarnations) f (id, incarnation)
-        WHERE l.worker_id = f.id AND l.incarnation = f.incarnation AND l.expires_at <= now()
-        RETURNING l.run_id;
 END $$;
 
 -- One pass over at most p_limit workers, so that their rows are not locked for long. p_ended_*: the
