@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io;
 
+use crate::supervisor::Exit;
 use crate::sync::describe::written;
 
 /// Everything that this crate can refuse or fail at.
@@ -69,13 +70,22 @@ pub enum Error {
     /// [`Shutdown`](crate::Shutdown) is already installed in this process.
     #[error("shutdown is already installed in this process; it can be installed once")]
     AlreadyInstalled,
-    /// A supervised future panicked.
+    /// Supervised work panicked.
     #[error("worker {id:?} panicked: {message}")]
     Panicked {
         /// The worker's id.
         id: String,
         /// The panic message.
         message: String,
+        /// File, line and column.
+        location: Option<String>,
+    },
+    /// Supervised work ended otherwise than by returning without an error; made by
+    /// [`Exit::into_result`].
+    #[error("supervised work did not complete: {exit}")]
+    NotCompleted {
+        /// How it ended.
+        exit: Exit,
     },
     /// A supervisor was to start a worker during its [shutdown](crate::Supervisor#shutdown), or after
     /// it.

@@ -127,7 +127,7 @@ pub use shutdown::{
     CleanupReport, CleanupState, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
 };
 pub use supervisor::{
-    DeadWorker, Exit, HungWorker, Outcome, Restart, StopReport, Supervised, SupervisedWorker,
-    Supervisor,
+    DeadWorker, Exit, HungWorker, Outcome, Restart, StopReport, Supervised, SupervisedFuture,
+    SupervisedWorker, Supervisor,
 };
 pub use worker::{Builder, SilenceGuard, TaskGuard, WorkerHeartbeat};

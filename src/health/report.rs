@@ -318,7 +318,18 @@ pub struct StoreStatus {
     pub last_success_age: Option<Duration>,
 }
 
-/// What one sweep found.
+/// What one sweep found. [`Display`](fmt::Display) makes a sentence of it.
+///
+/// ```
+/// use worker_heartbeat::{Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+/// hb.fail("disk full");
+/// let report = registry.sweep();
+/// assert_eq!(report.to_string(), "marked offline: mailer-1; groups offline: local");
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SweepReport {
@@ -330,6 +341,44 @@ pub struct SweepReport {
     pub affected_groups: Vec<String>,
     /// Runs whose leases were released. Leases belong to stores: always empty for a registry.
     pub released_leases: Vec<String>,
+}
+
+impl fmt::Display for SweepReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.success {
+            return f.write_str("nothing was swept");
+        }
+        if self.marked_offline.is_empty() && self.released_leases.is_empty() {
+            return f.write_str("nothing to mark offline");
+        }
+        let mut separator = "";
+        for (what, names) in [
+            ("marked offline: ", &self.marked_offline),
+            ("groups offline: ", &self.affected_groups),
+            ("leases released: ", &self.released_leases),
+        ] {
+            if !names.is_empty() {
+                write!(f, "{separator}{what}")?;
+                few(f, names)?;
+                separator = "; ";
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first few of these names, and how many there are beyond.
+fn few(f: &mut fmt::Formatter<'_>, names: &[String]) -> fmt::Result {
+    const MOST: usize = 16;
+    let mut separator = "";
+    for name in names.iter().take(MOST) {
+        write!(f, "{separator}{}", Printable(name))?;
+        separator = ", ";
+    }
+    match names.len().saturating_sub(MOST) {
+        0 => Ok(()),
+        more => write!(f, " and {more} more"),
+    }
 }
 
 /// What came of all sweeps so far.

@@ -10,13 +10,13 @@ use crossbeam_channel::{Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 
 use super::hooks::{Ear, Turn};
-use super::waiting::Waiting;
 use super::{Cleanup, End, Inner, Progress, Shutdown, Signal, leaving};
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
 use crate::sync::background;
 use crate::sync::latch::Latch;
+use crate::sync::wakers::Wakers;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -176,7 +176,7 @@ impl ShutdownBuilder {
                 ran: Vec::new(),
                 end: End::Open,
                 latch: Latch::new(),
-                waiting: Waiting::default(),
+                waiting: Wakers::default(),
             }),
             changed: Condvar::new(),
         });

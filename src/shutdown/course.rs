@@ -148,7 +148,7 @@ impl Inner {
         drop(progress);
         self.bell.ring();
         self.changed.notify_all();
-        waiting.into_iter().for_each(wake);
+        waiting.for_each(wake);
     }
 
     /// How the shutdown went until now; `None` before it has begun.

@@ -32,8 +32,8 @@ use crate::registry::core::worker_ref::wake;
 use crate::registry::core::{PendingNotices, say};
 use crate::sync::background;
 use crate::sync::latch::Latch;
+use crate::sync::wakers::Wakers;
 use hooks::Signals;
-use waiting::Waiting;
 use wire::Bell;
 
 /// A graceful shutdown, on a signal or when the application asks for it. Opt-in: nothing is hooked
@@ -133,7 +133,8 @@ struct Progress {
     ran: Vec<CleanupReport>,
     end: End,
     latch: Latch<ShutdownCause>,
-    waiting: Waiting,
+    /// Tasks to be woken when the shutdown begins, and when it is over.
+    waiting: Wakers,
 }
 
 /// Which end a shutdown comes to. The first one that is claimed counts, and another signal.
@@ -336,7 +337,7 @@ impl Inner {
         let waiting = progress.waiting.take();
         drop(progress);
         self.changed.notify_all();
-        waiting.into_iter().for_each(wake);
+        waiting.for_each(wake);
 
         // All wakers before the first words: the log may block.
         notices.iter_mut().for_each(PendingNotices::wake);

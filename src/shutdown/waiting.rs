@@ -1,9 +1,8 @@
 //! Waiting for a shutdown, on a thread and in a task.
 
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
@@ -13,19 +12,6 @@ use crate::registry::core::unreturned::Waits;
 
 /// How often a forked child that waits looks for signals.
 const LOOK_IN_CHILD: Duration = Duration::from_millis(100);
-
-/// Tasks to be woken when the shutdown begins, and when it is over.
-#[derive(Debug, Default)]
-pub(super) struct Waiting {
-    tasks: BTreeMap<u64, Waker>,
-    next: u64,
-}
-
-impl Waiting {
-    pub(super) fn take(&mut self) -> Vec<Waker> {
-        std::mem::take(&mut self.tasks).into_values().collect()
-    }
-}
 
 impl Inner {
     /// The calling thread's supervised work waits for the end.
@@ -127,18 +113,13 @@ impl Place {
         context: &mut Context<'_>,
         ready: impl FnOnce(&Inner, &Progress) -> Option<T>,
     ) -> Poll<T> {
-        // Neither made nor dropped under the lock: wakers belong to executors.
         let waker = context.waker().clone();
         let mut progress = self.inner.progress.lock();
         if let Some(output) = ready(&self.inner, &progress) {
             return Poll::Ready(output);
         }
-        let waiting = &mut progress.waiting;
-        let number = *self.number.get_or_insert_with(|| {
-            waiting.next += 1;
-            waiting.next
-        });
-        let replaced = waiting.tasks.insert(number, waker);
+        let (number, replaced) = progress.waiting.keep(self.number, waker);
+        self.number = Some(number);
         drop(progress);
         drop(replaced);
         Poll::Pending
@@ -148,7 +129,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            let forgotten = self.inner.progress.lock().waiting.tasks.remove(&number);
+            let forgotten = self.inner.progress.lock().waiting.forget(number);
             drop(forgotten);
         }
     }

@@ -127,6 +127,10 @@ pub(super) fn link(membership: &Membership, children: &Arc<Children>) {
 
 /// The children that are linked to a worker's life.
 pub(super) fn linked(worker: &WorkerRef) -> Vec<Arc<Children>> {
+    if !worker.is_current() {
+        // A handle that a former life left behind: these belong to the present one.
+        return Vec::new();
+    }
     let dependents = worker
         .record
         .known_detail()

@@ -1,16 +1,32 @@
 //! How supervised work ended, and where that is left for those who wait for it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::health::{Death, DeathCause, StopCause};
+use crate::error::Error;
+use crate::health::{Death, DeathCause, Printable, StopCause};
 use crate::registry::core::worker_ref::{Termination, wake};
 use crate::sync::panics::PanicReport;
+use crate::sync::wakers::Wakers;
 
 /// How supervised work ended, after its last life.
+///
+/// ```
+/// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+///
+/// let supervisor = Supervisor::new(&Registry::new());
+/// let import = WorkerHeartbeat::builder("import").finite();
+/// let import = supervisor.spawn(import, |_| Err("disk full".into()))?;
+/// let exit = import.join();
+/// assert_eq!(exit.to_string(), "failed: disk full");
+/// let error = exit.into_result().unwrap_err();
+/// assert_eq!(error.to_string(), "supervised work did not complete: failed: disk full");
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Exit {
@@ -46,6 +62,17 @@ impl Exit {
         matches!(self, Self::Completed)
     }
 
+    /// For `?`: `Ok` only if the work returned without an error. Work that was cancelled did not.
+    ///
+    /// # Errors
+    /// [`Error::NotCompleted`] with this exit.
+    pub fn into_result(self) -> Result<(), Error> {
+        match self {
+            Self::Completed => Ok(()),
+            exit => Err(Error::NotCompleted { exit }),
+        }
+    }
+
     /// How a life of this outcome ends the worker.
     pub(super) fn end(&self, finite: bool) -> Termination {
         match self {
@@ -55,6 +82,30 @@ impl Exit {
                 error: error.clone(),
             }),
             _ => Termination::Stopped(StopCause::Cancelled),
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Completed => f.write_str("completed"),
+            Self::Failed { error } => write!(f, "failed: {}", Printable(error)),
+            Self::Panicked { message, location } => {
+                f.write_str("panicked")?;
+                if let Some(location) = location {
+                    write!(f, " at {}", Printable(location))?;
+                }
+                write!(f, ": {}", Printable(message))
+            }
+            Self::GaveUp { restarts, death } => {
+                write!(f, "given up after {restarts} restarts")?;
+                match death {
+                    Some(death) => write!(f, ": {}", death.cause),
+                    None => Ok(()),
+                }
+            }
+            Self::Cancelled => f.write_str("cancelled"),
         }
     }
 }
@@ -78,19 +129,17 @@ pub(super) struct Finish {
 #[derive(Debug, Default)]
 struct State {
     exit: Option<Exit>,
-    /// Tasks that wait, by number.
-    wakers: Vec<(u64, Waker)>,
-    next: u64,
+    waiting: Wakers,
 }
 
 impl Finish {
     pub(super) fn set(&self, exit: Exit) {
         let mut state = self.state.lock();
         state.exit.get_or_insert(exit);
-        let wakers = std::mem::take(&mut state.wakers);
+        let waiting = state.waiting.take();
         drop(state);
         self.set.notify_all();
-        wakers.into_iter().for_each(|(_, waker)| wake(waker));
+        waiting.for_each(wake);
     }
 
     pub(super) fn exit(&self) -> Option<Exit> {
@@ -121,34 +170,21 @@ impl Finish {
     /// Wakes this task once there is an exit. `None`: there is one already. Otherwise the number to
     /// replace the waker by, and to forget it by.
     fn wake_later(&self, known: Option<u64>, waker: &Waker) -> Option<u64> {
-        // Neither made nor dropped under the lock: wakers belong to executors.
         let waker = waker.clone();
         let mut state = self.state.lock();
         if state.exit.is_some() {
             drop(state);
             return None;
         }
-        let number = known.unwrap_or_else(|| {
-            state.next += 1;
-            state.next
-        });
-        let old = state.take(number);
-        state.wakers.push((number, waker));
+        let (number, old) = state.waiting.keep(known, waker);
         drop(state);
         drop(old);
         Some(number)
     }
 
     fn forget(&self, number: u64) {
-        let forgotten = self.state.lock().take(number);
+        let forgotten = self.state.lock().waiting.forget(number);
         drop(forgotten);
-    }
-}
-
-impl State {
-    fn take(&mut self, number: u64) -> Option<(u64, Waker)> {
-        let at = self.wakers.iter().position(|(other, _)| *other == number)?;
-        Some(self.wakers.swap_remove(at))
     }
 }
 

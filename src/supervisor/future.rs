@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
 
+use super::children::ask;
 use super::exit::Finish;
 use super::restart::{Decision, Restarts};
 use super::stopping::Part;
-use super::{Exit, InCharge, Outcome, Supervisor, begin_again, decide, end_life, end_of_drop};
+use super::{
+    Exit, InCharge, Outcome, Supervisor, begin_again, decide, end_life, end_of_drop, end_of_work,
+};
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::health::{DeathCause, Ending, StopCause};
-use crate::registry::Membership;
 use crate::registry::core::unreturned::{AtWork, OnThread};
 use crate::registry::core::worker_ref::{Termination, WorkerRef};
+use crate::registry::{Membership, Probe, Registry};
 use crate::sync::panics::{self, Charge, Interest, PanicReport};
 use crate::sync::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
@@ -79,6 +82,27 @@ pub struct Supervised<F> {
     life: Life<F>,
 }
 
+impl<F> Supervised<F> {
+    /// The worker's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.life.membership.worker_ref().record.id()
+    }
+
+    /// A read-only view of the worker, which outlives the future.
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        self.life.membership.probe()
+    }
+
+    /// Asks the worker to stop. The future goes on until it sees that, for instance by
+    /// [`wait_for_stop`](WorkerHeartbeat::wait_for_stop).
+    pub fn stop(&self) {
+        let membership = &self.life.membership;
+        ask(membership.registry().core(), membership.worker_ref());
+    }
+}
+
 impl<F> Future for Supervised<F>
 where
     F: Future,
@@ -102,7 +126,7 @@ where
 impl<F> fmt::Debug for Supervised<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Supervised")
-            .field("id", &self.life.membership.worker_ref().record.id())
+            .field("id", &self.id())
             .finish_non_exhaustive()
     }
 }
@@ -187,27 +211,10 @@ impl<F: Future> Life<F> {
     where
         F::Output: Outcome,
     {
-        match result {
-            Ok(output) => {
-                // Describing a failure runs code of the application too.
-                match panics::supervise(&self.charge, || output.failure()) {
-                    Ok(Some(error)) => {
-                        self.end(Termination::Overruled(DeathCause::Failed { error }))
-                    }
-                    Ok(None) => self.end(Termination::Stopped(StopCause::Completed)),
-                    Err(report) => self.end(Termination::Panicked(report)),
-                }
-                Ok(output)
-            }
-            Err(report) => {
-                let error = Error::Panicked {
-                    id: self.membership.worker_ref().record.id().to_owned(),
-                    message: report.message.clone(),
-                };
-                self.end(Termination::Panicked(report));
-                Err(error)
-            }
-        }
+        let id = self.membership.worker_ref().record.id();
+        let (end, result) = end_of_work(&self.charge, id, result);
+        self.end(end);
+        result
     }
 }
 
@@ -236,7 +243,8 @@ impl Supervisor {
     /// Runs futures on a worker's behalf, one after another, as the restart policy says; on any
     /// executor, which needs no timer: the registry's pacemaker wakes it after the backoff.
     ///
-    /// `make` is called for each life of the worker, with its handle. The returned future does
+    /// `make` is called for each life of the worker, with its handle. The returned
+    /// [`SupervisedFuture`] does
     /// nothing until it is polled, and resolves to how the last life ended. A future that completes
     /// without an error is [`Exit::Completed`], and its worker is stopped, also if it is not
     /// [`finite`](Builder::finite). Dropped before it is done, it ends the worker as cancelled, or as
@@ -245,11 +253,35 @@ impl Supervisor {
     /// # Errors
     /// As [`Builder::start`]; [`Error::ShuttingDown`] during a [shutdown](Self#shutdown) of the
     /// supervisor, and after it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Registry, Restart, Supervisor, WorkerHeartbeat};
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let registry = Registry::new();
+    /// let restart = Restart::on_failure().max(2).backoff(Duration::ZERO, Duration::ZERO);
+    /// let supervisor = Supervisor::new(&registry).restart(restart);
+    /// let mut tries = 0;
+    /// let fetcher = supervisor.supervise(WorkerHeartbeat::builder("fetcher"), |hb| {
+    ///     tries += 1;
+    ///     async move {
+    ///         hb.update_task("run-7", "fetching", worker_heartbeat::Activity::Processing);
+    ///         if tries < 3 { Err("no route to host") } else { Ok(()) }
+    ///     }
+    /// })?;
+    /// let probe = fetcher.probe();
+    /// assert!(fetcher.await.is_completed());
+    /// assert_eq!(probe.snapshot().restarts, 2);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn supervise<M, F>(
         &self,
         builder: Builder,
         make: M,
-    ) -> Result<impl Future<Output = Exit> + use<M, F>, Error>
+    ) -> Result<SupervisedFuture<impl Future<Output = Exit> + use<M, F>>, Error>
     where
         M: FnMut(Arc<WorkerHeartbeat>) -> F,
         F: Future,
@@ -269,7 +301,56 @@ impl Supervisor {
             _interest: Interest::new(),
             farewell: Farewell { ending, exit: None },
         };
-        Ok(lives.run())
+        Ok(SupervisedFuture {
+            registry: self.registry.clone(),
+            worker_ref: lives.worker_ref.clone(),
+            lives: Box::pin(lives.run()),
+        })
+    }
+}
+
+/// A worker's futures, one after another, as the restart policy says; made by
+/// [`Supervisor::supervise`]. Resolves to how the last life ended.
+#[must_use = "futures do nothing unless they are polled"]
+pub struct SupervisedFuture<F> {
+    registry: Registry,
+    worker_ref: WorkerRef,
+    lives: Pin<Box<F>>,
+}
+
+impl<F> SupervisedFuture<F> {
+    /// The worker's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.worker_ref.record.id()
+    }
+
+    /// A read-only view of the worker, which follows it through restarts and outlives the future.
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        Probe::new(self.registry.clone(), self.worker_ref.clone())
+    }
+
+    /// Asks the worker to stop. It is not started again; its present future goes on until it sees
+    /// that, for instance by [`wait_for_stop`](WorkerHeartbeat::wait_for_stop).
+    pub fn stop(&self) {
+        ask(self.registry.core(), &self.worker_ref);
+    }
+}
+
+impl<F: Future<Output = Exit>> Future for SupervisedFuture<F> {
+    type Output = Exit;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Exit> {
+        self.lives.as_mut().poll(context)
+    }
+}
+
+impl<F> fmt::Debug for SupervisedFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SupervisedFuture")
+            .field("id", &self.id())
+            .finish_non_exhaustive()
     }
 }
 

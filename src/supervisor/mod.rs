@@ -5,6 +5,7 @@ mod exit;
 mod future;
 mod outcome;
 mod restart;
+mod run;
 mod stopping;
 mod thread;
 mod timer;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use exit::Exit;
-pub use future::Supervised;
+pub use future::{Supervised, SupervisedFuture};
 pub use outcome::Outcome;
 pub use restart::Restart;
 pub use stopping::{DeadWorker, HungWorker, StopReport};
@@ -25,7 +26,7 @@ use crate::health::{DeathCause, Ending, State, StopCause};
 use crate::registry::core::events::EventKind;
 use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::registry::{Membership, Registry};
-use crate::sync::panics::{AtHand, Charge, Interest, PanicReport};
+use crate::sync::panics::{self, AtHand, Charge, Interest, PanicReport};
 use crate::worker::WorkerHeartbeat;
 use children::{Child, Children};
 use exit::Finish;
@@ -255,6 +256,33 @@ impl Charge for InCharge {
 
     fn at_hand(&self) -> Option<AtHand> {
         self.worker.task_at_hand()
+    }
+}
+
+/// How work that runs once ended: how its worker ends, and what its caller gets.
+fn end_of_work<T: Outcome>(
+    charge: &Arc<dyn Charge>,
+    id: &str,
+    outcome: Result<T, Box<PanicReport>>,
+) -> (Termination, Result<T, Error>) {
+    match outcome {
+        Ok(output) => {
+            // Describing a failure runs code of the application too.
+            let end = match panics::supervise(charge, || output.failure()) {
+                Ok(Some(error)) => Termination::Overruled(DeathCause::Failed { error }),
+                Ok(None) => Termination::Stopped(StopCause::Completed),
+                Err(report) => Termination::Panicked(report),
+            };
+            (end, Ok(output))
+        }
+        Err(report) => {
+            let error = Error::Panicked {
+                id: id.to_owned(),
+                message: report.message.clone(),
+                location: report.location.clone(),
+            };
+            (Termination::Panicked(report), Err(error))
+        }
     }
 }
 

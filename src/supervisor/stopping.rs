@@ -20,7 +20,22 @@ use crate::registry::{Membership, Registry};
 /// How long a shutdown that blocks its thread waits for the log at its end.
 const LOG_PATIENCE: Duration = Duration::from_millis(100);
 
-/// How a supervisor's workers came to their end.
+/// How a supervisor's workers came to their end. [`Display`](fmt::Display) makes a sentence of it.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+///
+/// let supervisor = Supervisor::new(&Registry::new());
+/// supervisor.spawn(WorkerHeartbeat::builder("listener"), |hb| {
+///     hb.stop_receiver().recv()?;
+///     Ok(())
+/// })?;
+/// let report = supervisor.shutdown(Duration::from_secs(10));
+/// assert!(report.is_clean());
+/// assert!(report.to_string().starts_with("1 of 1 workers ended, took "));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct StopReport {
@@ -41,6 +56,26 @@ impl StopReport {
     pub fn is_clean(&self) -> bool {
         self.hung.is_empty()
     }
+}
+
+impl fmt::Display for StopReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (ended, hung) = (self.ended.len(), self.hung.len());
+        write!(f, "{ended} of {} workers ended, took ", ended + hung)?;
+        write!(f, "{:.1?}", self.took)?;
+        listed(f, "still at work", &self.hung)?;
+        listed(f, "died", &self.died)
+    }
+}
+
+/// Names what there is of one kind, after what a report has said already.
+fn listed(f: &mut fmt::Formatter<'_>, what: &str, all: &[impl fmt::Display]) -> fmt::Result {
+    let mut separator = format!("; {what}: ");
+    for one in all {
+        write!(f, "{separator}{one}")?;
+        separator.replace_range(.., ", ");
+    }
+    Ok(())
 }
 
 /// A worker that did not end in time.

@@ -1,4 +1,5 @@
-//! What runs beside the workers: threads, panics, and what the kernel says of both. Knows no worker.
+//! What runs beside the workers: threads, panics, tasks that wait, and what the kernel says of both.
+//! Knows no worker.
 
 pub(crate) mod background;
 pub(crate) mod describe;
@@ -8,3 +9,4 @@ pub(crate) mod panics;
 pub(crate) mod procfs;
 pub(crate) mod random;
 pub(crate) mod threads;
+pub(crate) mod wakers;

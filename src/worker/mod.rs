@@ -6,7 +6,8 @@ mod guards;
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::Receiver;
@@ -18,6 +19,7 @@ pub(crate) use builder::{LONGEST_VALUE, check_limits, check_metadata, check_name
 pub use guards::{SilenceGuard, TaskGuard};
 
 use crate::cell::Phase;
+use crate::clock::Sleeper;
 use crate::health::{Activity, DeathCause, Health, StopCause};
 use crate::registry::core::worker_ref::{Termination, Updated};
 use crate::registry::{Membership, Probe, Registry, Snapshot};
@@ -159,6 +161,49 @@ impl WorkerHeartbeat {
         StopRequested {
             worker: self,
             number: None,
+        }
+    }
+
+    /// Waits until somebody asks the worker to stop, but no longer than this, by the registry's
+    /// clock. Returns whether somebody did. It blocks the calling thread.
+    ///
+    /// For work that is due every so often, in place of a `sleep`. Waiting is not progress: mark the
+    /// worker idle before, or announce the silence.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(&Registry::new());
+    /// supervisor.spawn(WorkerHeartbeat::builder("janitor"), |hb| {
+    ///     loop {
+    ///         let task = hb.begin_task("", "removing old files");
+    ///         // work
+    ///         drop(task); // it is idle now
+    ///         if hb.wait_for_stop_timeout(Duration::from_secs(60)) {
+    ///             return Ok(());
+    ///         }
+    ///     }
+    /// })?;
+    /// assert!(supervisor.shutdown(Duration::from_secs(10)).is_clean());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    #[must_use = "it may return because the worker has to stop"]
+    pub fn wait_for_stop_timeout(&self, timeout: Duration) -> bool {
+        let clock = self.registry().clock();
+        let sleeper = Sleeper::new(clock);
+        let alarm = Waker::from(Arc::new(sleeper.alarm()));
+        let due = clock.now().after(timeout);
+        let mut wait = StopRequested {
+            worker: self,
+            number: None,
+        };
+        loop {
+            let asked = Pin::new(&mut wait).poll(&mut Context::from_waker(&alarm));
+            if asked.is_ready() || clock.now() >= due {
+                return asked.is_ready();
+            }
+            sleeper.sleep_until(due);
         }
     }
 

@@ -1,16 +1,20 @@
 //! What happens to workers, as it happens: to subscribers, without ever waiting for one.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{
     Receiver, RecvError, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
+use super::worker_ref::wake;
 use crate::health::{Age, Health, MissingWorkers, Printable, State};
+use crate::sync::wakers::Wakers;
 
 /// Something that happened to a worker, or to the registry as a whole.
 ///
@@ -157,49 +161,53 @@ impl fmt::Display for Event {
         if let Some(worker) = &self.worker {
             write!(f, "worker {}: ", Printable(&worker.id))?;
         }
-        match &self.kind {
-            EventKind::Registered => f.write_str("registered"),
-            EventKind::Started => f.write_str("started"),
-            EventKind::Late { silent, allowance } => write!(
+        self.kind.fmt(f)
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registered => f.write_str("registered"),
+            Self::Started => f.write_str("started"),
+            Self::Late { silent, allowance } => write!(
                 f,
                 "late: no progress for {}, {} allowed",
                 Age(*silent),
                 Age(*allowance)
             ),
-            EventKind::Became(health) => health.fmt(f),
-            EventKind::Recovered { from, after } => {
+            Self::Became(health) => health.fmt(f),
+            Self::Recovered { from, after } => {
                 write!(f, "recovered from {from} after {}", Age(*after))
             }
-            EventKind::Restarting { attempt, delay } => {
+            Self::Restarting { attempt, delay } => {
                 write!(f, "restart {attempt} in {}", Age(*delay))
             }
-            EventKind::GaveUp { restarts } => write!(f, "given up after {restarts} restarts"),
-            EventKind::ChildHung { id, health, waited } => write!(
+            Self::GaveUp { restarts } => write!(f, "given up after {restarts} restarts"),
+            Self::ChildHung { id, health, waited } => write!(
                 f,
                 "its child {} did not end within {} and is left running: {health}",
                 Printable(id),
                 Age(*waited)
             ),
-            EventKind::Unobserved { forgiven } => write!(
+            Self::Unobserved { forgiven } => write!(
                 f,
                 "nobody observed for {}; no worker is charged for it",
                 Age(*forgiven)
             ),
-            EventKind::Missing(missing) => missing.fmt(f),
-            EventKind::StoreFailing { error } => write!(f, "store failing: {}", Printable(error)),
-            EventKind::Refused { error } => {
+            Self::Missing(missing) => missing.fmt(f),
+            Self::StoreFailing { error } => write!(f, "store failing: {}", Printable(error)),
+            Self::Refused { error } => {
                 write!(f, "not let in by the store: {}", Printable(error))
             }
-            EventKind::StoreRestored { failures: 1 } => {
-                f.write_str("store restored after 1 failure")
-            }
-            EventKind::StoreRestored { failures } => {
+            Self::StoreRestored { failures: 1 } => f.write_str("store restored after 1 failure"),
+            Self::StoreRestored { failures } => {
                 write!(f, "store restored after {failures} failures")
             }
-            EventKind::LeaseLost { run_id, fence } => {
+            Self::LeaseLost { run_id, fence } => {
                 write!(f, "lease of {} lost (fence {fence})", Printable(run_id))
             }
-            EventKind::Complete { worker_type } => {
+            Self::Complete { worker_type } => {
                 write!(
                     f,
                     "all expected workers of type {} live",
@@ -215,11 +223,23 @@ impl fmt::Display for Event {
 #[derive(Debug)]
 pub struct Subscription {
     receiver: Receiver<Event>,
-    dropped: Arc<AtomicU64>,
+    mailbox: Arc<Mailbox>,
+}
+
+/// What a subscription shares with its registry, besides the queue.
+#[derive(Debug, Default)]
+struct Mailbox {
+    /// Events that were dropped because the queue was full.
+    dropped: AtomicU64,
+    /// Tasks that wait for an event.
+    waiting: Mutex<Wakers>,
 }
 
 impl Subscription {
     /// Waits for the next event.
+    ///
+    /// It blocks the calling thread: in an asynchronous context, use
+    /// [`recv_async`](Self::recv_async).
     ///
     /// # Errors
     /// When the registry is gone and no event is left.
@@ -227,7 +247,45 @@ impl Subscription {
         self.receiver.recv()
     }
 
-    /// Waits for the next event, but no longer than `timeout` (of real time).
+    /// Waits for the next event, without blocking the thread; on any executor.
+    ///
+    /// The future can be dropped and made again at any time: an event is taken only by the poll
+    /// that returns it. Several tasks may wait at one subscription; each event goes to one of them.
+    ///
+    /// # Errors
+    /// When the registry is gone and no event is left.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let registry = Registry::new();
+    /// let events = registry.subscribe();
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+    /// hb.fail("disk full");
+    /// drop((hb, registry));
+    ///
+    /// let mut seen = Vec::new();
+    /// while let Ok(event) = events.recv_async().await {
+    ///     seen.push(event.to_string());
+    /// }
+    /// assert_eq!(seen, ["worker mailer-1: registered", "worker mailer-1: dead: failed: disk full"]);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use = "futures do nothing unless they are polled"]
+    pub fn recv_async(
+        &self,
+    ) -> impl Future<Output = Result<Event, RecvError>> + Send + Sync + Unpin {
+        Recv {
+            events: self,
+            number: None,
+        }
+    }
+
+    /// Waits for the next event, but no longer than `timeout` (of real time). It blocks the calling
+    /// thread.
     ///
     /// # Errors
     /// When there was none in that time, or the registry is gone and no event is left.
@@ -248,7 +306,7 @@ impl Subscription {
         self.receiver.try_iter()
     }
 
-    /// All events to come, until the registry is gone.
+    /// All events to come, until the registry is gone. Blocks the calling thread for each of them.
     pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.receiver.iter()
     }
@@ -262,7 +320,67 @@ impl Subscription {
     /// How many events were dropped because the queue was full.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.mailbox.dropped.load(Ordering::Relaxed)
+    }
+}
+
+/// As [`Subscription::iter`]: all events to come, until the registry is gone.
+///
+/// ```
+/// use worker_heartbeat::{Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let events = registry.subscribe();
+/// drop(WorkerHeartbeat::builder("mailer").registry(&registry).start()?);
+/// drop(registry);
+///
+/// for event in &events {
+///     println!("{event}");
+/// }
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+impl<'a> IntoIterator for &'a Subscription {
+    type Item = Event;
+    type IntoIter = crossbeam_channel::Iter<'a, Event>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.receiver.iter()
+    }
+}
+
+/// A task's wait for an event. Dropped, it leaves nothing behind.
+struct Recv<'a> {
+    events: &'a Subscription,
+    number: Option<u64>,
+}
+
+impl Future for Recv<'_> {
+    type Output = Result<Event, RecvError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Subscription { receiver, mailbox } = self.events;
+        let waker = context.waker().clone();
+        // Events are sent before wakers are taken, under this lock: so none is missed.
+        let mut waiting = mailbox.waiting.lock();
+        match receiver.try_recv() {
+            Ok(event) => return Poll::Ready(Ok(event)),
+            Err(TryRecvError::Disconnected) => return Poll::Ready(Err(RecvError)),
+            Err(TryRecvError::Empty) => {}
+        }
+        let (number, replaced) = waiting.keep(self.number, waker);
+        drop(waiting);
+        drop(replaced);
+        self.number = Some(number);
+        Poll::Pending
+    }
+}
+
+impl Drop for Recv<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            let forgotten = self.events.mailbox.waiting.lock().forget(number);
+            drop(forgotten);
+        }
     }
 }
 
@@ -281,40 +399,70 @@ struct Subscriber {
     /// To make room.
     receiver: Receiver<Event>,
     /// Gone with the subscription.
-    dropped: Weak<AtomicU64>,
+    mailbox: Weak<Mailbox>,
 }
 
 impl Subscribers {
     pub(crate) fn subscribe(&self, capacity: usize) -> Subscription {
         let (sender, receiver) = bounded(capacity.clamp(1, MOST_UNREAD));
-        let dropped = Arc::new(AtomicU64::new(0));
+        let mailbox = Arc::<Mailbox>::default();
         let mut subscribers = self.subscribers.write();
-        subscribers.retain(|subscriber| subscriber.dropped.strong_count() > 0);
+        subscribers.retain(|subscriber| subscriber.mailbox.strong_count() > 0);
         subscribers.push(Subscriber {
             sender,
             receiver: receiver.clone(),
-            dropped: Arc::downgrade(&dropped),
+            mailbox: Arc::downgrade(&mailbox),
         });
-        Subscription { receiver, dropped }
+        Subscription { receiver, mailbox }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.subscribers.read().is_empty()
     }
 
+    /// Sends an event to all subscribers. Tasks that wait for it are woken by [`wake`](Self::wake).
     pub(super) fn send(&self, event: &Event) {
         let mut gone = false;
         for subscriber in &*self.subscribers.read() {
-            match subscriber.dropped.upgrade() {
-                Some(dropped) => subscriber.send(event.clone(), &dropped),
+            match subscriber.mailbox.upgrade() {
+                Some(mailbox) => subscriber.send(event.clone(), &mailbox.dropped),
                 None => gone = true,
             }
         }
         if gone {
             self.subscribers
                 .write()
-                .retain(|subscriber| subscriber.dropped.strong_count() > 0);
+                .retain(|subscriber| subscriber.mailbox.strong_count() > 0);
         }
+    }
+
+    /// Wakes the tasks that wait for events. Apart from [`send`](Self::send), since it calls
+    /// executors, which must not happen under a lock.
+    pub(super) fn wake(&self) {
+        let mailboxes: Vec<_> = {
+            let subscribers = self.subscribers.read();
+            let mailboxes = subscribers.iter().map(|one| one.mailbox.upgrade());
+            mailboxes.flatten().collect()
+        };
+        mailboxes.iter().for_each(|mailbox| mailbox.wake());
+    }
+}
+
+impl Drop for Subscribers {
+    fn drop(&mut self) {
+        let subscribers = std::mem::take(self.subscribers.get_mut()).into_iter();
+        // All senders go before the first task wakes, which finds its queue closed.
+        let mailboxes: Vec<_> = subscribers
+            .filter_map(|one| one.mailbox.upgrade())
+            .collect();
+        mailboxes.iter().for_each(|mailbox| mailbox.wake());
+    }
+}
+
+impl Mailbox {
+    fn wake(&self) {
+        let waiting = self.waiting.lock().take();
+        waiting.for_each(wake);
     }
 }
 

@@ -174,6 +174,7 @@ impl Core {
     /// Tells subscribers and the log. Never under a lock.
     pub(crate) fn emit(&self, worker: Option<&Record>, kind: EventKind) {
         if let Some(event) = self.publish(worker, kind) {
+            self.subscribers.wake();
             self.log(&event);
         }
     }
@@ -195,16 +196,18 @@ impl Core {
         place: CellKey,
         kind: EventKind,
     ) -> Option<Event> {
-        let _events = self.lock_events(record);
+        let events = self.lock_events(record);
         if record.is_over() || record.cell_key() != place {
-            None
-        } else {
-            self.publish(Some(record), kind)
+            return None;
         }
+        let event = self.publish(Some(record), kind);
+        drop(events);
+        self.subscribers.wake();
+        event
     }
 
-    /// Counts, and tells subscribers, which takes no time. Returns what is to be told to the log,
-    /// which may.
+    /// Counts, and sends it to subscribers, which takes no time. Returns what is left for the log,
+    /// which may take its time, as [`Subscribers::wake`] may: the caller wakes and logs once no lock is held.
     fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
         self.counts
             .note(worker.map(|record| &*record.profile.counts), &kind);
@@ -288,6 +291,7 @@ impl Core {
         let telling = LogInFlight::begin(self);
         let (ended, event) = self.end_quietly(worker, end);
         if let Some(event) = event {
+            self.subscribers.wake();
             let in_log = self.unreturned.begin_logging(&worker.record);
             self.log(&event);
             drop(in_log);
@@ -325,6 +329,7 @@ impl Core {
         drop(turn);
         wakers.into_iter().for_each(wake);
         if let Some(event) = event {
+            self.subscribers.wake();
             self.log(&event);
         }
     }
@@ -553,6 +558,7 @@ impl<'a> PendingNotices<'a> {
     /// Wakes those who wait to be asked. [`deliver`](Self::deliver) does too, before it logs.
     pub(crate) fn wake(&mut self) {
         self.wakers.drain(..).for_each(wake);
+        self.core.subscribers.wake();
     }
 
     pub(crate) fn deliver(mut self) {
