@@ -95,6 +95,7 @@ pub mod serve;
 mod shutdown;
 mod supervisor;
 mod sync;
+mod unwind;
 mod worker;
 
 pub use clock::{Clock, MockClock, Moment};

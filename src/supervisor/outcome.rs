@@ -10,8 +10,35 @@ use crate::sync::describe::describe;
 /// What supervised work may return: it distinguishes a failure from a success, as
 /// [`std::process::Termination`] does for `main`.
 ///
-/// Implemented for `()`, for `Result`, for `ExitCode` and [`Exit`], and for common types of values. A type of your own needs
-/// nothing but `impl Outcome for MyType {}`.
+/// Implemented for `()`, for `Result`, for `ExitCode` and [`Exit`], and for common types of values. A
+/// type of your own that is always a success needs nothing but `impl Outcome for MyType {}`.
+///
+/// ```
+/// use worker_heartbeat::{Outcome, Registry, WorkerHeartbeat};
+///
+/// struct Imported {
+///     rejected: usize,
+/// }
+///
+/// impl Outcome for Imported {
+///     fn failure(&self) -> Option<String> {
+///         (self.rejected > 0).then(|| format!("{} files rejected", self.rejected))
+///     }
+/// }
+///
+/// let registry = Registry::new();
+/// let hb = WorkerHeartbeat::builder("import").registry(&registry).start()?;
+/// let imported = hb.run(|| Imported { rejected: 3 })?;
+/// assert_eq!(imported.rejected, 3);
+/// assert!(hb.health().to_string().contains("failed: 3 files rejected"));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say whether supervised work failed",
+    label = "this is what the work returns",
+    note = "return `()` or a `Result` whose error implements `Display`",
+    note = "for a type of your own: `impl Outcome for {Self} {{}}`"
+)]
 pub trait Outcome {
     /// Why the work failed, as text; `None` if it did not.
     fn failure(&self) -> Option<String> {
@@ -108,7 +135,15 @@ impl<T> Returns for fn() -> T {
     type Output = T;
 }
 
-impl Outcome for <fn() -> ! as Returns>::Output {}
+/// For that type alone. The other bounds, which it satisfies, are for other crates: the compiler does
+/// not look into [`Returns`] there, and would refuse every other implementation. A type of theirs does
+/// not satisfy all of them.
+impl<Never> Outcome for Never
+where
+    fn() -> !: Returns<Output = Never>,
+    Never: Copy + Ord + std::error::Error + std::process::Termination,
+{
+}
 
 impl<A, B> Outcome for (A, B) {}
 impl<A, B, C> Outcome for (A, B, C) {}

@@ -31,13 +31,32 @@ impl Supervisor {
     ///
     /// The builder's registry is the supervisor's.
     ///
+    /// A function with another error is called in a closure, where `?` makes it a [`BoxError`]. That
+    /// includes `anyhow::Result`.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// fn work(hb: &WorkerHeartbeat) -> std::io::Result<()> {
+    ///     hb.beat();
+    ///     Err(std::io::Error::other("disk full"))
+    /// }
+    ///
+    /// let supervisor = Supervisor::new(&Registry::new());
+    /// let worker = supervisor.spawn(WorkerHeartbeat::builder("import"), |hb| Ok(work(hb)?))?;
+    /// assert_eq!(worker.join().to_string(), "failed: disk full");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Builder::start`]; [`Error::ShuttingDown`] during a [shutdown](Self#shutdown) of the
     /// supervisor, and after it; [`Error::Thread`] also if the worker's thread cannot be started, and
     /// then the worker is told as failed.
     pub fn spawn<F>(&self, builder: Builder, work: F) -> Result<SupervisedWorker, Error>
     where
-        F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError> + Send + 'static,
+        F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError> // another error: |hb| Ok(work(hb)?)
+            + Send
+            + 'static,
     {
         self.check_open()?;
         let finite = builder.is_finite();

@@ -3,10 +3,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
+use support::executor::block_on;
 use support::{SECOND, World, names, state};
 use worker_heartbeat::{
     Activity, Error, EventKind, GroupState, Registry, State, StopCause, Supervisor, WorkerHeartbeat,
@@ -313,6 +317,158 @@ fn a_slow_subscriber_loses_the_oldest_and_is_told_how_many() {
     let total = 1 + 1 + 5 * 2 + 4 + 1;
     assert_eq!(slow.dropped(), total - 3);
     assert_eq!(names(&slow), ["late", "stalled", "stopped"]);
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Alarm(AtomicUsize);
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn events_are_awaited_on_any_executor() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let alarm = Arc::new(Alarm::default());
+    let waker = Waker::from(Arc::clone(&alarm));
+    let context = &mut Context::from_waker(&waker);
+    let woken = || alarm.0.swap(0, Ordering::SeqCst);
+
+    let mut waits = events.recv_async();
+    assert!(Pin::new(&mut waits).poll(context).is_pending());
+    assert_eq!(woken(), 0);
+    let hb = world.worker("w").id("w-1").start().unwrap();
+    assert_eq!(woken(), 1);
+    let Poll::Ready(Ok(event)) = Pin::new(&mut waits).poll(context) else {
+        panic!("woken for nothing");
+    };
+    assert_eq!(event.to_string(), "worker w-1: registered");
+    drop(waits);
+
+    // Dropped before it is done, it takes no event with it, and leaves no waker behind.
+    let mut cancelled = events.recv_async();
+    assert!(Pin::new(&mut cancelled).poll(context).is_pending());
+    hb.fail("disk full");
+    assert_eq!(woken(), 1);
+    drop(cancelled);
+    let event = block_on(events.recv_async()).unwrap();
+    assert_eq!(event.to_string(), "worker w-1: dead: failed: disk full");
+    let mut cancelled = events.recv_async();
+    assert!(Pin::new(&mut cancelled).poll(context).is_pending());
+    drop(cancelled);
+    drop(world.worker("w").start().unwrap());
+    assert_eq!(woken(), 0);
+    assert_eq!(names(&events), ["registered", "stopped"]);
+
+    let mut waits = events.recv_async();
+    assert!(Pin::new(&mut waits).poll(context).is_pending());
+    drop((hb, world));
+    assert_eq!(woken(), 1, "the registry is gone");
+    assert!(matches!(
+        Pin::new(&mut waits).poll(context),
+        Poll::Ready(Err(_))
+    ));
+}
+
+#[test]
+fn several_tasks_at_one_subscription_share_its_events() {
+    const EVENTS: usize = 400;
+    let registry = Registry::new();
+    let events = registry.subscribe();
+    let received = thread::scope(|scope| {
+        let receivers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut received = 0;
+                    while block_on(events.recv_async()).is_ok() {
+                        received += 1;
+                    }
+                    received
+                })
+            })
+            .collect();
+        for _ in 0..EVENTS / 2 {
+            let hb = WorkerHeartbeat::builder("w").registry(&registry);
+            drop(hb.start().unwrap());
+        }
+        drop(registry);
+        let received = receivers.into_iter().map(|one| one.join().unwrap());
+        received.sum::<usize>()
+    });
+    assert_eq!(received, EVENTS);
+    assert_eq!(events.dropped(), 0);
+}
+
+/// What an executor does when it is woken is its own: it may ask for what it was woken for.
+#[test]
+fn a_waker_may_ask_the_registry_about_the_event() {
+    struct Nosy(Registry);
+    impl Wake for Nosy {
+        fn wake(self: Arc<Self>) {
+            for worker in self.0.workers() {
+                let _ = worker.snapshot();
+            }
+            let hb = WorkerHeartbeat::builder("nosy").registry(&self.0);
+            drop(hb.start().unwrap());
+        }
+    }
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let waker = Waker::from(Arc::new(Nosy(world.registry.clone())));
+    let supervisor = Supervisor::new(&world.registry);
+    let hb = world.worker("w").start().unwrap();
+    let _task = hb.begin_task("run-1", "until asked");
+    while events.try_recv().is_ok() {}
+    for happens in [
+        &|| hb.supervise(std::future::ready(())).stop(),
+        &|| hb.fail("disk full"),
+        &|| drop(supervisor.shutdown(SECOND)),
+    ] as [&dyn Fn(); 3]
+    {
+        let mut waits = events.recv_async();
+        let context = &mut Context::from_waker(&waker);
+        assert!(Pin::new(&mut waits).poll(context).is_pending());
+        happens();
+        while events.try_recv().is_ok() {}
+    }
+    assert!(world.registry.workers().len() >= 3, "it was woken twice");
+}
+
+#[test]
+fn a_subscription_is_read_by_a_loop() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    drop(world.worker("w").id("w-1").start().unwrap());
+    drop(world);
+    let mut read = Vec::new();
+    for event in &events {
+        read.push(event.kind.to_string());
+    }
+    assert_eq!(read, ["registered", "stopped: its handle was dropped"]);
+}
+
+#[test]
+fn a_sweep_reads_as_a_sentence() {
+    let world = World::new();
+    let start = |n| world.worker("w").id(format!("w-{n}")).group("g").start();
+    let workers: Vec<_> = (1..=18).map(|n| start(n).unwrap()).collect();
+    assert_eq!(
+        world.registry.sweep().to_string(),
+        "nothing to mark offline"
+    );
+    workers.iter().for_each(|hb| hb.fail("disk full"));
+    let names: Vec<_> = (1..=16).map(|n| format!("w-{n}")).collect();
+    assert_eq!(
+        world.registry.sweep().to_string(),
+        format!(
+            "marked offline: {} and 2 more; groups offline: g",
+            names.join(", ")
+        )
+    );
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn report_of(probe: &Probe) -> Report {
     }
 }
 
-/// Runs work on a supervised thread and in a supervised future, until it panics.
+/// Runs work on a supervised thread, in supervised futures and on this thread, until it panics.
 fn each_way(work: impl Fn() + Send + Clone + UnwindSafe + 'static, check: impl Fn(Report)) {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
@@ -79,6 +79,10 @@ fn each_way(work: impl Fn() + Send + Clone + UnwindSafe + 'static, check: impl F
     });
     block_on(run.unwrap());
     check(report_of(&world.registry.get("lives").unwrap()));
+
+    let hb = world.worker("here").start().unwrap();
+    assert!(matches!(hb.run(&work), Err(Error::Panicked { .. })));
+    check(report_of(&hb.probe()));
 
     let hb = world.worker("future").start().unwrap();
     let result = block_on(hb.supervise(async move { work() }));

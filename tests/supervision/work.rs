@@ -1,10 +1,11 @@
 //! Supervised threads and futures: no end goes unseen.
 
 use std::future::{Future, pending, poll_fn};
-use std::panic::panic_any;
+use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe, panic_any};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::support::executor::{block_on, poll_once};
 use crate::support::{PATIENCE, SECOND, World, eventually, names, wait_for};
 use worker_heartbeat::{
     Activity, BoxError, DeathCause, Error, Exit, Health, Probe, Restart, State, StopCause,
-    Supervisor, WorkerHeartbeat,
+    Supervised, SupervisedFuture, Supervisor, WorkerHeartbeat,
 };
 
 fn cause(probe: &Probe) -> DeathCause {
@@ -115,24 +116,27 @@ fn the_run_that_it_died_in_is_told() {
     );
 }
 
+#[derive(Debug)]
+struct CannotRead(io::Error);
+
+impl std::fmt::Display for CannotRead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("cannot read the queue")
+    }
+}
+
+impl std::error::Error for CannotRead {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
 #[test]
 fn an_error_is_told_with_what_caused_it() {
-    #[derive(Debug)]
-    struct Outer(std::io::Error);
-    impl std::fmt::Display for Outer {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("cannot read the queue")
-        }
-    }
-    impl std::error::Error for Outer {
-        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-            Some(&self.0)
-        }
-    }
     let world = World::new();
     let worker = Supervisor::new(&world.registry)
         .spawn(world.worker("w"), |_| {
-            Err(Outer(std::io::Error::other("disk full")).into())
+            Err(CannotRead(io::Error::other("disk full")).into())
         })
         .unwrap();
     assert!(matches!(
@@ -211,6 +215,384 @@ fn a_failure_on_the_way_to_a_stop_is_not_hidden_by_the_stop() {
         assert!(worker.probe().health().to_string().contains("disk full"));
     }
     assert_eq!(world.registry.summary().total_dead, 2);
+}
+
+// --- the calling thread ------------------------------------------------------------------------
+
+#[inline(never)]
+fn imports(files: &[&str]) -> usize {
+    files
+        .iter()
+        .map(|file| file.parse::<usize>().unwrap())
+        .sum()
+}
+
+#[test]
+fn a_panic_of_work_on_the_calling_thread_keeps_message_place_thread_and_stack() {
+    let world = World::new();
+    let files = ["1", "two"];
+    let probe = thread::scope(|scope| {
+        let hb = world.worker("import").id("import-1").start().unwrap();
+        let probe = hb.probe();
+        let thread = thread::Builder::new().name("share-1".into());
+        let share = thread.spawn_scoped(scope, move || {
+            let error = hb.run(|| imports(&files)).unwrap_err();
+            let Error::Panicked {
+                id,
+                message,
+                location,
+            } = &error
+            else {
+                panic!("{error:?}");
+            };
+            assert_eq!(id, "import-1");
+            assert!(message.contains("ParseIntError"), "{message}");
+            let line = line_of("parse::<usize>().unwrap()");
+            let place = format!("supervision.rs:{line}:");
+            assert!(location.as_ref().unwrap().contains(&place), "{location:?}");
+        });
+        share.unwrap().join().unwrap();
+        probe
+    });
+    let DeathCause::Panicked {
+        message,
+        location: Some(location),
+        thread,
+        backtrace: Some(stack),
+        ..
+    } = cause(&probe)
+    else {
+        panic!("{:?}", probe.health());
+    };
+    assert!(message.contains("ParseIntError"), "{message}");
+    assert!(location.contains("supervision.rs:"), "{location}");
+    assert_eq!(thread, "share-1");
+    assert!(stack.to_string().contains("imports"), "{stack}");
+}
+
+#[test]
+fn work_on_the_calling_thread_returns_what_it_returns_and_ends_its_worker() {
+    let world = World::new();
+    let start = |id| world.worker("w").id(id).start().unwrap();
+    let health = |id: &str| world.registry.get(id).unwrap().health();
+
+    let hb = start("completed");
+    assert_eq!(hb.run(|| 7).unwrap(), 7);
+    assert!(matches!(
+        health("completed"),
+        Health::Stopped {
+            by: StopCause::Completed,
+            ..
+        }
+    ));
+
+    let hb = start("failed");
+    let work =
+        || -> Result<(), BoxError> { Err(Box::new(CannotRead(io::Error::other("disk full")))) };
+    let returned = hb.run(work).unwrap();
+    assert_eq!(returned.unwrap_err().to_string(), "cannot read the queue");
+    let death = health("failed").to_string();
+    assert!(
+        death.contains("failed: cannot read the queue: disk full"),
+        "{death}"
+    );
+
+    let hb = start("asked");
+    let asked = hb.run(|| {
+        let _task = hb.begin_task("run-1", "until asked");
+        hb.supervise(pending::<()>()).stop();
+        hb.wait_for_stop_timeout(PATIENCE)
+    });
+    assert!(asked.unwrap());
+    assert!(matches!(
+        health("asked"),
+        Health::Stopped {
+            by: StopCause::Supervisor,
+            ..
+        }
+    ));
+
+    // An end in good order is overruled by a failure, as ever; a failure by nothing.
+    let hb = start("over");
+    hb.stop();
+    assert!(hb.run(|| panic!("after its end")).is_err());
+    assert!(health("over").to_string().contains("after its end"));
+    assert_eq!(hb.run(|| 7).unwrap(), 7);
+    assert!(health("over").to_string().contains("after its end"));
+}
+
+#[test]
+fn children_of_work_on_the_calling_thread_end_before_it_returns() {
+    let world = World::new();
+    for panics in [false, true] {
+        let hb = world.worker("parent").start().unwrap();
+        let children = Supervisor::linked_to(&hb);
+        let result = hb.run(|| {
+            children
+                .spawn(world.worker("child").id("child-1"), until_stopped)
+                .unwrap();
+            assert!(!panics, "disk full");
+        });
+        assert_eq!(result.is_err(), panics);
+        let child = world.registry.get("child-1").unwrap();
+        assert!(child.health().state().is_terminal());
+    }
+}
+
+#[test]
+fn a_handle_of_a_former_life_runs_work_without_ending_what_the_present_life_started() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry).restart(patient());
+    let former = Arc::new(Mutex::new(None));
+    let kept = Arc::clone(&former);
+    let running = supervisor.supervise(world.worker("parent").id("parent"), move |hb| {
+        let first = kept
+            .lock()
+            .unwrap()
+            .get_or_insert_with(|| Arc::clone(&hb))
+            .id()
+            == "parent"
+            && hb.snapshot().incarnation == 1;
+        async move {
+            if first {
+                return Err("once");
+            }
+            let children = Supervisor::linked_to(&hb);
+            let child = WorkerHeartbeat::builder("child").id("child");
+            children.spawn(child, until_stopped).unwrap();
+            hb.wait_for_stop().await;
+            Ok(())
+        }
+    });
+    let running = running.unwrap();
+    let thread = thread::spawn(move || block_on(running));
+    eventually("the second life", || {
+        world.seconds(1);
+        world
+            .registry
+            .get("child")
+            .is_some_and(|child| child.is_recent())
+    });
+    let former = former.lock().unwrap().take().unwrap();
+    assert_eq!(former.run(|| 7).unwrap(), 7);
+    assert!(former.run(|| panic!("long over")).is_err());
+    assert!(world.registry.get("child").unwrap().is_recent());
+    assert!(world.registry.get("parent").unwrap().is_recent());
+    drop(former);
+    assert!(supervisor.shutdown(PATIENCE).is_clean());
+    assert!(thread.join().unwrap().is_completed());
+}
+
+// --- what work may return ------------------------------------------------------------------------
+
+/// As `anyhow::Error`: not an error itself, but it becomes one.
+struct Anyhow(&'static str);
+
+impl From<Anyhow> for BoxError {
+    fn from(error: Anyhow) -> Self {
+        error.0.into()
+    }
+}
+
+fn work_with_another_error(hb: &WorkerHeartbeat) -> Result<(), Anyhow> {
+    hb.beat();
+    Err(Anyhow("disk full"))
+}
+
+#[test]
+fn work_that_returns_another_error_is_spawned_by_a_closure() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let worker = supervisor.spawn(world.worker("w"), |hb| Ok(work_with_another_error(hb)?));
+    assert_eq!(worker.unwrap().join().to_string(), "failed: disk full");
+}
+
+#[test]
+fn a_type_of_the_application_says_itself_whether_it_is_a_failure() {
+    #[derive(Debug, PartialEq)]
+    enum Import {
+        Done,
+        Rejected(usize),
+    }
+    impl worker_heartbeat::Outcome for Import {
+        fn failure(&self) -> Option<String> {
+            match self {
+                Self::Done => None,
+                Self::Rejected(files) => Some(format!("{files} files rejected")),
+            }
+        }
+    }
+    let world = World::new();
+    let start = || world.worker("w").start().unwrap();
+    let hb = start();
+    assert_eq!(hb.run(|| Import::Done).unwrap(), Import::Done);
+    assert_eq!(hb.health().state(), State::Stopped);
+    let hb = start();
+    assert_eq!(hb.run(|| Import::Rejected(3)).unwrap(), Import::Rejected(3));
+    assert!(hb.health().to_string().contains("failed: 3 files rejected"));
+    let hb = start();
+    let output = block_on(hb.supervise(async { Import::Rejected(4) }));
+    assert_eq!(output.unwrap(), Import::Rejected(4));
+    assert!(hb.health().to_string().contains("failed: 4 files rejected"));
+}
+
+#[test]
+fn an_exit_reads_as_words_and_becomes_a_result() {
+    let world = World::new();
+    let give_up = Supervisor::new(&world.registry).restart(Restart::on_failure().max(0));
+    let supervisor = Supervisor::new(&world.registry);
+    let finite = || world.worker("w").finite();
+    let completed = supervisor.spawn(finite(), |_| Ok(())).unwrap().join();
+    assert_eq!(completed.to_string(), "completed");
+    assert!(completed.into_result().is_ok());
+    let line = line_of("panic!(\"no\\nmore\")");
+    let panicked = supervisor
+        .spawn(finite(), |_| panic!("no\nmore"))
+        .unwrap()
+        .join();
+    let words = panicked.to_string();
+    assert!(words.starts_with("panicked at "), "{words}");
+    assert!(
+        words.contains(&format!("supervision.rs:{line}:")),
+        "{words}"
+    );
+    assert!(words.ends_with(": no\\nmore"), "on one line: {words}");
+    let given_up = give_up
+        .spawn(finite(), |_| Err("disk full".into()))
+        .unwrap()
+        .join();
+    let words = "given up after 0 restarts: failed: disk full";
+    assert_eq!(given_up.to_string(), words);
+    let error = given_up.into_result().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("supervised work did not complete: {words}")
+    );
+    assert!(matches!(
+        error,
+        Error::NotCompleted {
+            exit: Exit::GaveUp { restarts: 0, .. },
+            ..
+        }
+    ));
+    let never_polled = supervisor.supervise(finite(), |_| pending::<()>()).unwrap();
+    let stopped = supervisor.shutdown(Duration::ZERO);
+    assert_eq!(stopped.hung.len(), 1);
+    let words = stopped.to_string();
+    assert!(words.starts_with("0 of 1 workers ended, took "), "{words}");
+    assert!(words.contains("; still at work: w-"), "{words}");
+    drop(never_polled);
+    assert_eq!(Exit::Cancelled.to_string(), "cancelled");
+    assert!(
+        Exit::Cancelled.into_result().is_err(),
+        "it was not completed"
+    );
+}
+
+#[test]
+fn a_worker_waits_for_its_stop_or_for_the_next_time() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let (turn, turns) = mpsc::channel();
+    let worker = supervisor
+        .spawn(world.worker("janitor"), move |hb| {
+            loop {
+                hb.mark_idle();
+                let asked = hb.wait_for_stop_timeout(60 * SECOND);
+                turn.send(asked)?;
+                if asked {
+                    return Ok(());
+                }
+            }
+        })
+        .unwrap();
+    assert!(turns.try_recv().is_err());
+    let mut waited = 0;
+    for turn in 1..=3 {
+        eventually("a turn", || {
+            world.seconds(1);
+            waited += 1;
+            turns.try_recv() == Ok(false)
+        });
+        assert!(waited >= 60 * turn, "{waited} s by the registry's clock");
+    }
+    worker.stop();
+    assert!(turns.recv_timeout(PATIENCE).unwrap());
+    assert!(worker.join().is_completed());
+}
+
+#[test]
+fn supervised_futures_have_names_and_can_be_asked_to_stop() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let lives: SupervisedFuture<_> = supervisor
+        .supervise(world.worker("w").id("lives"), |hb| async move {
+            hb.wait_for_stop().await
+        })
+        .unwrap();
+    let hb = world.worker("w").id("once").start().unwrap();
+    let once: Supervised<_> = hb.supervise(hb.wait_for_stop());
+    assert_eq!((lives.id(), once.id()), ("lives", "once"));
+    let probes = [lives.probe(), once.probe()];
+    lives.stop();
+    once.stop();
+    assert!(block_on(lives).is_completed());
+    block_on(once).unwrap();
+    for probe in probes {
+        let health = probe.health();
+        let by_supervisor = matches!(
+            &health,
+            Health::Stopped {
+                by: StopCause::Supervisor,
+                ..
+            }
+        );
+        assert!(by_supervisor, "{}: {health}", probe.id());
+    }
+}
+
+/// In code that catches panics, handles are used without `AssertUnwindSafe`.
+#[test]
+fn handles_are_unwind_safe() {
+    fn safe<T: UnwindSafe + RefUnwindSafe>() {}
+    safe::<WorkerHeartbeat>();
+    safe::<worker_heartbeat::TaskGuard<'_>>();
+    safe::<worker_heartbeat::SilenceGuard<'_>>();
+    safe::<worker_heartbeat::Builder>();
+    safe::<Probe>();
+    safe::<worker_heartbeat::Snapshot>();
+    safe::<worker_heartbeat::Summary>();
+    safe::<worker_heartbeat::Registry>();
+    safe::<worker_heartbeat::Subscription>();
+    safe::<worker_heartbeat::Event>();
+    safe::<worker_heartbeat::Clock>();
+    safe::<worker_heartbeat::MockClock>();
+    safe::<Supervisor>();
+    safe::<Restart>();
+    safe::<worker_heartbeat::SupervisedWorker>();
+    safe::<Exit>();
+    safe::<worker_heartbeat::StopReport>();
+    safe::<worker_heartbeat::Shutdown>();
+    safe::<worker_heartbeat::ShutdownReport>();
+    safe::<worker_heartbeat::Lease>();
+    safe::<worker_heartbeat::MemoryStore>();
+    safe::<worker_heartbeat::Attachment>();
+    safe::<worker_heartbeat::Sweeper>();
+    safe::<worker_heartbeat::FleetConfig>();
+    #[cfg(feature = "sqlite")]
+    safe::<worker_heartbeat::SqliteStore>();
+    #[cfg(feature = "postgres")]
+    safe::<worker_heartbeat::PostgresStore>();
+    #[cfg(feature = "http")]
+    safe::<worker_heartbeat::HttpStore>();
+    #[cfg(feature = "http")]
+    safe::<worker_heartbeat::HealthServer>();
+    #[cfg(feature = "beacon")]
+    safe::<worker_heartbeat::Beacon>();
+    #[cfg(feature = "prometheus")]
+    safe::<worker_heartbeat::Metrics>();
+    #[cfg(feature = "systemd")]
+    safe::<worker_heartbeat::SystemdNotifier>();
 }
 
 #[test]
