@@ -248,7 +248,7 @@ fn a_panic_of_work_on_the_calling_thread_keeps_message_place_thread_and_stack() 
             assert_eq!(id, "import-1");
             assert!(message.contains("ParseIntError"), "{message}");
             let line = line_of("parse::<usize>().unwrap()");
-            let place = format!("supervision.rs:{line}:");
+            let place = format!("work.rs:{line}:");
             assert!(location.as_ref().unwrap().contains(&place), "{location:?}");
         });
         share.unwrap().join().unwrap();
@@ -265,7 +265,7 @@ fn a_panic_of_work_on_the_calling_thread_keeps_message_place_thread_and_stack() 
         panic!("{:?}", probe.health());
     };
     assert!(message.contains("ParseIntError"), "{message}");
-    assert!(location.contains("supervision.rs:"), "{location}");
+    assert!(location.contains("work.rs:"), "{location}");
     assert_eq!(thread, "share-1");
     assert!(stack.to_string().contains("imports"), "{stack}");
 }
@@ -453,7 +453,7 @@ fn an_exit_reads_as_words_and_becomes_a_result() {
     let words = panicked.to_string();
     assert!(words.starts_with("panicked at "), "{words}");
     assert!(
-        words.contains(&format!("supervision.rs:{line}:")),
+        words.contains(&format!("work.rs:{line}:")),
         "{words}"
     );
     assert!(words.ends_with(": no\\nmore"), "on one line: {words}");
