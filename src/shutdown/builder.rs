@@ -1,4 +1,4 @@
-//! What a shutdown is: its signals, its time, its cleanups.
+//! The builder of a shutdown: its signals, timeouts and cleanups.
 
 use std::fmt;
 use std::io;
@@ -9,8 +9,8 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 
-use super::hooks::{Ear, Turn};
-use super::{Cleanup, End, Inner, Progress, Shutdown, Signal, leaving};
+use super::hooks::{InstallGuard, SignalListener};
+use super::{Cleanup, End, Inner, Progress, Shutdown, Signal, exit_race};
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
@@ -21,10 +21,10 @@ use crate::sync::wakers::Wakers;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// The one thread of a shutdown until that begins.
+/// The only thread of a shutdown until it begins.
 const THREAD_NAME: &str = "wh-signals";
 
-/// Describes a shutdown; made by [`Shutdown::builder`].
+/// Builds a [`Shutdown`]; made by [`Shutdown::builder`].
 #[must_use = "nothing happens before install()"]
 pub struct ShutdownBuilder {
     signals: Vec<Signal>,
@@ -50,19 +50,19 @@ impl ShutdownBuilder {
     }
 
     /// The signals that begin it; SIGINT, SIGTERM, SIGQUIT and SIGHUP by default. With none, only
-    /// [`Shutdown::trigger`] does. Those that are ignored when it is installed stay ignored: see
+    /// [`Shutdown::trigger`] does. Signals that are ignored at the time of installation stay ignored: see
     /// [`hook_ignored_signals`](Self::hook_ignored_signals).
     pub fn signals(mut self, signals: impl IntoIterator<Item = Signal>) -> Self {
         self.signals = signals.into_iter().collect();
         self
     }
 
-    /// Whether signals that are ignored when it is installed are hooked too; no by default, so that
-    /// what the process was started to ignore stays ignored: SIGINT and SIGQUIT of a shell's
-    /// background job (`sh -c 'service &'`), which a Ctrl-C is not meant for; SIGHUP under `nohup`.
-    /// Which signals are ignored is known on Linux, with `/proc`.
+    /// Whether signals that are ignored at the time of installation are hooked too; no by default. So a
+    /// shell's background job (`sh -c 'service &'`) goes on ignoring SIGINT and SIGQUIT, which are not
+    /// meant for it, and a process under `nohup` goes on ignoring SIGHUP. Which signals are ignored is
+    /// known on Linux, with `/proc`.
     ///
-    /// [`Shutdown::signals`] names those that were hooked.
+    /// [`Shutdown::signals`] names the hooked ones.
     pub const fn hook_ignored_signals(mut self, hook_ignored: bool) -> Self {
         self.hook_ignored = hook_ignored;
         self
@@ -77,29 +77,28 @@ impl ShutdownBuilder {
         self
     }
 
-    /// How long it may take, from its beginning to the end of the last cleanup; 10 s by default, 1
-    /// ms to 1 day. Time in which the process did not run does not count.
+    /// The time limit from the beginning to the end of the last cleanup: 10 s by default, 1 ms to 1
+    /// day. Time in which the process did not run does not count.
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Whether the process is ended with status 1 when it takes longer, or when the same signal comes
-    /// again; yes by default. Otherwise, [`Shutdown::wait`] returns at the end of the timeout, and
-    /// names in its report the workers that hung, the cleanup that did not end, and those that were
-    /// not run.
+    /// Whether the process is ended with status 1 after the timeout, or when a signal arrives again;
+    /// yes by default. Otherwise, [`Shutdown::wait`] returns at the end of the timeout. Its report
+    /// names the workers that hung, the cleanup that did not end, and the cleanups that did not run.
     pub const fn force_exit(mut self, force_exit: bool) -> Self {
         self.force_exit = force_exit;
         self
     }
 
-    /// How long the process may live after [`Shutdown::wait`] has its report, in the same range as the
-    /// timeout; for as long as it likes by default, since `main` may have a report to write. When the
-    /// time is over, the process is ended with status 1, with words that say so.
+    /// The time limit from the report of [`Shutdown::wait`] to the exit of the process, in the same
+    /// range as the timeout; unlimited by default, since `main` may have a report to write. After it,
+    /// the process is ended with status 1 and a message.
     ///
-    /// For a `main` that returns at once. What can keep it is beyond a shutdown: the drop of an
-    /// asynchronous runtime waits for its blocking tasks, a destructor joins a thread, a function of
-    /// `atexit` hangs.
+    /// For a `main` that returns at once. A shutdown can't see what keeps such a process: the drop of
+    /// an async runtime waits for its blocking tasks, a destructor joins a thread, a function
+    /// registered with `atexit` hangs.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -116,11 +115,11 @@ impl ShutdownBuilder {
         self
     }
 
-    /// Something to do when all workers have ended. The last one added is the first one run.
+    /// Adds work to do when all workers have ended. Cleanups run in reverse order.
     ///
-    /// Cleanups run one after the other on a thread of their own, `wh-shutdown`, which is left behind
-    /// if one hangs. So what belongs to a thread is not there: thread-locals of `main`, the context
-    /// of an asynchronous runtime (bring its handle), or a window that only its own thread may close.
+    /// They run one after the other on a thread of their own, `wh-shutdown`, which is left behind if
+    /// one hangs. That thread has no thread-locals of `main` and no context of an async runtime (bring
+    /// its handle), and can't close a window that only another thread may close.
     pub fn cleanup(
         mut self,
         name: impl Into<String>,
@@ -133,8 +132,8 @@ impl ShutdownBuilder {
         self
     }
 
-    /// Hooks the signals and starts the one thread that waits for them. Both stay until the process
-    /// ends. A forked child has the hooks and not the thread: it may install a shutdown of its own.
+    /// Hooks the signals and starts the thread that waits for them. Both stay until the process ends. A
+    /// forked child has the signal handlers but not the thread: it may install a shutdown of its own.
     ///
     /// # Errors
     /// [`Error::AlreadyInstalled`] the second time in a process; [`Error::Invalid`] names a timeout
@@ -146,7 +145,7 @@ impl ShutdownBuilder {
         if let Some(timeout) = self.exit_timeout {
             check("exit_timeout", timeout)?;
         }
-        let turn = Turn::take().ok_or(Error::AlreadyInstalled)?;
+        let guard = InstallGuard::take().ok_or(Error::AlreadyInstalled)?;
         if self.registries.is_empty() {
             self.registries.push(Registry::global().clone());
         }
@@ -155,14 +154,14 @@ impl ShutdownBuilder {
             name: THREAD_NAME.to_owned(),
             source,
         })?;
-        let (ear, bell) = turn.install(&self.signals, self.hook_ignored)?;
+        let (listener, wake_sender) = guard.install(&self.signals, self.hook_ignored)?;
         let inner = Arc::new(Inner {
             registries: self.registries,
             timeout: self.timeout,
             force_exit: self.force_exit,
             exit_timeout: self.exit_timeout,
-            signals: Arc::clone(ear.signals()),
-            bell,
+            signals: Arc::clone(listener.signals()),
+            wake_sender,
             begun: OnceLock::new(),
             requested: AtomicBool::new(false),
             progress: Mutex::new(Progress {
@@ -170,7 +169,7 @@ impl ShutdownBuilder {
                 exit_limit: None,
                 signals: Vec::new(),
                 asked: Vec::new(),
-                attended: false,
+                draining: false,
                 cleanups: self.cleanups,
                 running: None,
                 ran: Vec::new(),
@@ -182,8 +181,8 @@ impl ShutdownBuilder {
         });
         inner.registries.iter().for_each(Registry::watch_exit);
         // The thread is waiting for it.
-        let _ = thread.send((Arc::clone(&inner), ear));
-        leaving::mind_this_thread();
+        let _ = thread.send((Arc::clone(&inner), listener));
+        exit_race::watch_this_thread();
         Ok(Shutdown {
             inner,
             _witness: Witness::held(),
@@ -199,13 +198,13 @@ fn check(name: &'static str, timeout: Duration) -> Result<(), Error> {
     Err(Error::invalid(name, format!("{timeout:?}"), allowed))
 }
 
-/// Starts the thread that waits for signals, as soon as it is handed its ear. It lives as long as
-/// the process, or ends at once if nothing is hooked.
-fn start() -> io::Result<Sender<(Arc<Inner>, Ear)>> {
-    let (sender, receiver) = bounded::<(Arc<Inner>, Ear)>(1);
+/// Starts the thread that waits for signals once it is sent its listener. It lives as long as the
+/// process, or ends at once if the installation fails.
+fn start() -> io::Result<Sender<(Arc<Inner>, SignalListener)>> {
+    let (sender, receiver) = bounded::<(Arc<Inner>, SignalListener)>(1);
     background::detach(THREAD_NAME, move || {
-        if let Ok((inner, ear)) = receiver.recv() {
-            inner.watch(ear);
+        if let Ok((inner, listener)) = receiver.recv() {
+            inner.watch(listener);
         }
     })?;
     Ok(sender)

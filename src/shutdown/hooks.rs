@@ -1,10 +1,10 @@
 //! The hooked signals of this process: how they reach the thread that waits for them, and what they
-//! do in a forked child, which has the hooks and not the thread.
+//! do in a forked child, which has the signal handlers but not the thread.
 //!
-//! Safe code cannot make a hook act differently in a child: the child's memory is a copy of its
-//! parent's, and a hook cannot compare process ids. So a switch, [`RESTORED`], turns all hooks off for
-//! a child that calls for it, and a child that asks whether a shutdown has begun obeys the signals
-//! that came before.
+//! Safe code can't make a handler act differently in a child: the child's memory is a copy of its
+//! parent's, and a handler can't compare process ids. So a switch, [`RESTORED`], turns all handlers
+//! off in a child that asks for it. A child that asks whether a shutdown has begun acts on the
+//! signals that arrived before.
 
 use std::io;
 use std::process;
@@ -17,15 +17,15 @@ use signal_hook::SigId;
 use signal_hook::flag;
 use signal_hook::low_level::{emulate_default_handler, unregister};
 
-use super::inherited::{Before, SignalState};
+use super::self_pipe::{self, WakeSender};
+use super::signal_state::{Before, SignalState};
 use super::signals::Signal;
-use super::wire::{self, Bell};
 use crate::error::Error;
 
-/// Hooked signals do again what they did before they were hooked.
+/// Hooked signals have their former actions again.
 static RESTORED: AtomicBool = AtomicBool::new(false);
 
-/// What is hooked in this process, or was hooked in the one that it was forked from.
+/// The hooks of this process, or of the process that it was forked from.
 static INSTALLED: Mutex<Option<Arc<Signals>>> = Mutex::new(None);
 
 /// The signals of an installed shutdown.
@@ -42,23 +42,23 @@ struct Hook {
     number: i32,
     before: Before,
     arrived: Arc<AtomicBool>,
-    /// Makes the signal do what it did by default, once [`RESTORED`] is set.
+    /// Performs the signal's default action once [`RESTORED`] is set.
     restore: Option<SigId>,
-    /// What wakes the waiting thread.
+    /// The handlers that wake the waiting thread.
     calls: Vec<SigId>,
 }
 
-/// Where the waiting thread learns of signals.
+/// The receiving end of the hooks, for the waiting thread.
 #[derive(Debug)]
-pub(super) struct Ear {
+pub(super) struct SignalListener {
     signals: Arc<Signals>,
-    wire: wire::Receiver,
+    wake_receiver: self_pipe::Receiver,
 }
 
 /// The right to install a shutdown: one at a time, and one in a process.
-pub(super) struct Turn(MutexGuard<'static, Option<Arc<Signals>>>);
+pub(super) struct InstallGuard(MutexGuard<'static, Option<Arc<Signals>>>);
 
-impl Turn {
+impl InstallGuard {
     /// `None` if a shutdown is installed in this process, or is being installed. A child may
     /// install one of its own.
     pub(super) fn take() -> Option<Self> {
@@ -68,33 +68,37 @@ impl Turn {
         (!installed.as_ref().is_some_and(is_here)).then_some(Self(installed))
     }
 
-    /// Hooks these signals, or none of them. Returns also the bell that wakes the waiting thread.
+    /// Hooks these signals, or none of them. Also returns the sender that wakes the waiting thread.
     pub(super) fn install(
         mut self,
         signals: &[Signal],
         hook_ignored: bool,
-    ) -> Result<(Ear, Bell), Error> {
+    ) -> Result<(SignalListener, WakeSender), Error> {
         let inherited = self.0.clone();
         let inherited = inherited.as_ref().map_or(&[][..], |there| &there.hooks);
         let mut hooks = choose(signals, hook_ignored, inherited)?;
-        // Everything that may run out before the first hook.
-        let (bell, wire) = wire::new().map_err(|source| refused("signals", source))?;
-        let mut bells = Vec::new();
+        // All descriptors before the first hook: they may run out.
+        let (wake_sender, wake_receiver) =
+            self_pipe::new().map_err(|source| refused("signals", source))?;
+        let mut wake_senders = Vec::new();
         for hook in &hooks {
-            let bell = bell.try_clone();
-            bells.push(bell.map_err(|source| refused(hook.signal.name(), source))?);
+            let wake_sender = wake_sender.try_clone();
+            wake_senders.push(wake_sender.map_err(|source| refused(hook.signal.name(), source))?);
         }
-        let failed = hooks.iter_mut().zip(bells).find_map(|(hook, bell)| {
-            let source = hook.set(bell).err()?;
-            Some(refused(hook.signal.name(), source))
-        });
+        let failed = hooks
+            .iter_mut()
+            .zip(wake_senders)
+            .find_map(|(hook, wake_sender)| {
+                let source = hook.set(wake_sender).err()?;
+                Some(refused(hook.signal.name(), source))
+            });
         if let Some(error) = failed {
             // A signal that was hooked once keeps its handler.
             hooks.iter().for_each(Hook::silence);
             RESTORED.store(true, Ordering::SeqCst);
             return Err(error);
         }
-        // Those of the parent, which wake the parent's thread.
+        // The hooks of the parent wake the parent's thread.
         for hook in inherited {
             hook.silence();
             hook.restore.map(unregister);
@@ -105,7 +109,13 @@ impl Turn {
             hooks,
         });
         *self.0 = Some(Arc::clone(&signals));
-        Ok((Ear { signals, wire }, bell))
+        Ok((
+            SignalListener {
+                signals,
+                wake_receiver,
+            },
+            wake_sender,
+        ))
     }
 }
 
@@ -113,8 +123,8 @@ fn refused(signal: &'static str, source: io::Error) -> Error {
     Error::Signal { signal, source }
 }
 
-/// The signals that are to be hooked: each once, and those that are ignored only if that is
-/// wished. An error if one of them would never arrive.
+/// The signals to hook: each once, and ignored ones only on request. An error if one of them would
+/// never arrive.
 fn choose(signals: &[Signal], hook_ignored: bool, inherited: &[Hook]) -> Result<Vec<Hook>, Error> {
     let state = SignalState::read();
     let mut hooks = Vec::<Hook>::new();
@@ -148,25 +158,25 @@ fn choose(signals: &[Signal], hook_ignored: bool, inherited: &[Hook]) -> Result<
     Err(Error::SignalBlocked { signals })
 }
 
-/// From now on, hooked signals do in this process what they did before.
+/// Restores the former actions of the hooked signals in this process.
 pub(super) fn restore_defaults() {
     RESTORED.store(true, Ordering::SeqCst);
     // Not `lock`, as above.
     if let Some(installed) = INSTALLED.try_lock() {
-        installed.iter().for_each(|signals| signals.obey_in_child());
+        installed.iter().for_each(|signals| signals.act_in_child());
     }
 }
 
 impl Hook {
-    fn set(&mut self, bell: Bell) -> io::Result<()> {
-        // The calls of a signal are made in this order: the thread that wakes finds the flag.
+    fn set(&mut self, wake_sender: WakeSender) -> io::Result<()> {
+        // Handlers run in this order: the thread that wakes finds the flag.
         if self.before == Before::Default {
             let restore = flag::register_conditional_default(self.number, &RESTORED)?;
             self.restore = Some(restore);
         }
         let arrived = Arc::clone(&self.arrived);
         self.calls.push(flag::register(self.number, arrived)?);
-        self.calls.extend(bell.ring_on(self.number)?);
+        self.calls.extend(wake_sender.wake_on_signal(self.number)?);
         Ok(())
     }
 
@@ -176,7 +186,7 @@ impl Hook {
         }
     }
 
-    fn has_come(&self) -> bool {
+    fn has_arrived(&self) -> bool {
         self.arrived.load(Ordering::Relaxed)
     }
 }
@@ -191,22 +201,22 @@ impl Signals {
         self.process != process::id()
     }
 
-    /// Ends a forked child by a signal that has come to it, as if that had not been hooked. Costs
-    /// one load for each signal while none has come.
+    /// In a forked child, performs the default action of a signal that has arrived. Costs one load for
+    /// each signal while none has arrived.
     #[inline]
-    pub(super) fn obey_in_child(&self) {
-        if self.hooks.iter().any(Hook::has_come) {
-            self.obey();
+    pub(super) fn act_in_child(&self) {
+        if self.hooks.iter().any(Hook::has_arrived) {
+            self.act();
         }
     }
 
     #[cold]
-    fn obey(&self) {
+    fn act(&self) {
         if !self.are_inherited() {
-            // The thread that waits for it is about to take it.
+            // The waiting thread is about to take it.
             return;
         }
-        for hook in self.hooks.iter().filter(|hook| hook.has_come()) {
+        for hook in self.hooks.iter().filter(|hook| hook.has_arrived()) {
             hook.arrived.store(false, Ordering::Release);
             if hook.before == Before::Default {
                 let _ = emulate_default_handler(hook.number);
@@ -215,15 +225,14 @@ impl Signals {
     }
 }
 
-impl Ear {
+impl SignalListener {
     pub(super) const fn signals(&self) -> &Arc<Signals> {
         &self.signals
     }
 
-    /// Waits until a signal comes or the bell rings, but no longer than `timeout`. Returns the
-    /// signals that came.
+    /// Waits for a signal or a wake-up, for at most `timeout`. Returns the signals that arrived.
     pub(super) fn wait(&mut self, timeout: Option<Duration>) -> Vec<Signal> {
-        self.wire.wait(timeout);
+        self.wake_receiver.wait(timeout);
         let hooks = self.signals.hooks.iter();
         hooks
             .filter(|hook| hook.arrived.swap(false, Ordering::AcqRel))

@@ -1,15 +1,15 @@
-//! The end of the process, in good order or in time.
+//! Graceful shutdown: signals, draining the workers, cleanups, and a time limit for all of it.
 
 mod builder;
-mod course;
+mod drain;
+mod exit_race;
 mod hooks;
-mod inherited;
-mod leaving;
 mod report;
+mod self_pipe;
+mod signal_state;
 mod signals;
 mod waiting;
-mod watch;
-mod wire;
+mod watchdog;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,39 +34,39 @@ use crate::sync::background;
 use crate::sync::latch::Latch;
 use crate::sync::wakers::Wakers;
 use hooks::Signals;
-use wire::Bell;
+use self_pipe::WakeSender;
 
 /// A graceful shutdown, on a signal or when the application asks for it. Opt-in: nothing is hooked
 /// before [`ShutdownBuilder::install`], and that can be called once in a process.
 ///
-/// 1. A signal comes, or [`trigger`](Self::trigger) is called. It is logged by name. Idle workers
-///    are stopped at once; working ones are asked to, and stopped when their task ends. The
-///    pacemaker goes on, so they keep their heartbeats while they drain.
+/// 1. A signal arrives, or [`trigger`](Self::trigger) is called. The cause is logged. Idle workers
+///    are stopped at once. Working ones are asked to stop, and are stopped when their task ends. The
+///    pacemaker continues, so they keep their heartbeats while they drain.
 /// 2. [`wait`](Self::wait), or [`wait_async`](Self::wait_async), waits for all of them. The
-///    [supervised](crate::Supervisor) work of idle workers may have something to write on its way
-///    out: it is waited for, too, for at most a quarter of the timeout and 2 s. Then the cleanups
-///    run, in reverse order, on a thread of their own. A report is returned, which `main` can return
-///    as the exit status.
-/// 3. If that takes longer than the timeout (10 s), a thread that depends on nothing being drained
-///    ends the process with status 1, and names who hung. So does another signal, if it comes more
-///    than a second after the first one. The first signal after `trigger` changes nothing: a service
-///    manager may send its one SIGTERM late.
+///    [supervised](crate::Supervisor) work of idle workers may still have something to write: the
+///    shutdown waits for it to return, for at most a quarter of the timeout and 2 s. Then the cleanups
+///    run, in reverse order, on a thread of their own. The call returns a report, which `main` can
+///    return as the exit status.
+/// 3. If that takes longer than the timeout (10 s), a thread that takes no part in the drain ends the
+///    process with status 1, and names the workers that hung. So does another signal that arrives
+///    more than a second after the first one. The first signal after `trigger` changes nothing: a
+///    service manager may send its only SIGTERM late.
 ///
-/// If the [process ends](crate::guide::shutdown#the-end-of-the-process) otherwise, the workers that still live are
+/// If the [process ends](crate::guide::shutdown#the-end-of-the-process) in another way, the workers that still live are
 /// ended, too.
 ///
-/// These words go to the log, and to `stderr` if the log does not take them.
+/// These messages go to the log, and to `stderr` if the log does not take them.
 ///
-/// **Time** is counted as far as the process ran: a process that was stopped, suspended or starved
-/// is not charged for it. A gap counts as a tenth of the timeout, or half a second, at most.
+/// **Time** counts while the process runs. Time in which it was stopped, suspended or starved is not
+/// charged: a gap counts as at most a tenth of the timeout or half a second.
 ///
 /// **Signals that were ignored** when the shutdown is installed stay ignored, as a shell ignores
-/// SIGINT and SIGQUIT for what it starts in the background, and `nohup` ignores SIGHUP; see
+/// SIGINT and SIGQUIT for background jobs, and `nohup` ignores SIGHUP; see
 /// [`ShutdownBuilder::hook_ignored_signals`].
 ///
-/// **After a fork** the child has the hooks, but not the thread that waits for signals, and cannot
-/// be stopped by them. Install the shutdown after the last fork, or again in the child; or let the
-/// child call [`restore_defaults`](Self::restore_defaults).
+/// **After a fork** the child has the signal handlers, but not the thread that waits for signals, so
+/// that signals can't stop it. Install the shutdown after the last fork, or again in the child, or
+/// call [`restore_defaults`](Self::restore_defaults) in the child.
 ///
 /// A cheap clone.
 ///
@@ -101,7 +101,7 @@ struct Inner {
     /// How long the process may live after the report.
     exit_timeout: Option<Duration>,
     signals: Arc<Signals>,
-    bell: Bell,
+    wake_sender: WakeSender,
     begun: OnceLock<Begun>,
     /// Every worker was asked to stop.
     requested: AtomicBool,
@@ -117,34 +117,34 @@ struct Begun {
 
 #[derive(Debug)]
 struct Progress {
-    /// When the time is over, in observed time since the beginning.
+    /// The deadline, in observed time since the beginning.
     limit: Duration,
-    /// When the time for the end of the process is over, once there is a report.
+    /// The deadline for the exit of the process, once there is a report.
     exit_limit: Option<Duration>,
-    /// The signals that came, each with the observed time at which it came first.
+    /// The signals that arrived, each with the observed time of its first arrival.
     signals: Vec<(Signal, Duration)>,
     /// When the workers were asked to stop, by the clock of each registry.
     asked: Vec<Moment>,
-    /// A call of `wait` or a poll of `wait_async` has started the end.
-    attended: bool,
-    /// Those that were not run yet.
+    /// A call of `wait` or a poll of `wait_async` has started the drain.
+    draining: bool,
+    /// The cleanups that have not run yet.
     cleanups: Vec<Cleanup>,
     running: Option<Running>,
     ran: Vec<CleanupReport>,
     end: End,
     latch: Latch<ShutdownCause>,
-    /// Tasks to be woken when the shutdown begins, and when it is over.
+    /// Async tasks that wait for the beginning or the end.
     waiting: Wakers,
 }
 
-/// Which end a shutdown comes to. The first one that is claimed counts, and another signal.
+/// How a shutdown ends. The first claim wins; only another signal overrules it.
 #[derive(Debug)]
 enum End {
     Open,
-    /// The report is being made.
+    /// The report is being built.
     Concluding,
     Reported(ShutdownReport),
-    /// The process is being ended: no report is given any more.
+    /// The process is being ended: there is no report any more.
     Forced,
 }
 
@@ -175,7 +175,8 @@ impl Shutdown {
 
     /// Whether a shutdown has begun. Cheap enough for every turn of a loop.
     ///
-    /// In a forked child, where no signal begins one, this ends the process by a signal that has come.
+    /// In a forked child, where no signal begins one, a signal that has arrived ends the process in this
+    /// call.
     #[must_use]
     pub fn requested(&self) -> bool {
         self.inner.is_requested()
@@ -190,25 +191,25 @@ impl Shutdown {
         }
     }
 
-    /// The signals that begin it: those that were chosen, without those that are left ignored.
+    /// The signals that begin it: the chosen ones, without those that stay ignored.
     #[must_use]
     pub fn signals(&self) -> Vec<Signal> {
         self.inner.signals.iter().collect()
     }
 
-    /// A channel that gets a message, and is closed, when the shutdown begins; at once if it has: for
-    /// [`crossbeam_channel::select!`] and for threads that block on channels.
+    /// A channel that receives a message and closes when the shutdown begins, or at once if it has
+    /// begun. For [`crossbeam_channel::select!`] and for threads that block on channels.
     ///
     /// All receivers share one channel: take one message from each. Ask for one before a loop, not in
-    /// every turn: of more than 131,072, dropped ones included, the others find a channel that is
-    /// closed, and has no message.
+    /// every turn. Beyond 131,072 receivers, dropped ones included, a receiver finds its channel closed
+    /// and empty.
     #[must_use]
     pub fn receiver(&self) -> Receiver<ShutdownCause> {
         self.inner.progress.lock().latch.receiver()
     }
 
-    /// Waits, without blocking the thread, for the shutdown to begin. Works on any executor; the
-    /// future can be dropped and made again at any time.
+    /// Waits for the shutdown to begin, without blocking the thread. Works on any executor, and is
+    /// cancel-safe.
     ///
     /// ```
     /// # use worker_heartbeat::{Registry, Shutdown};
@@ -229,63 +230,63 @@ impl Shutdown {
         waiting::until_requested(&self.inner)
     }
 
-    /// Begins the shutdown. If it has begun, nothing changes. When this returns, every worker was
+    /// Begins the shutdown. If it has begun, nothing changes. When this returns, every worker has been
     /// asked to stop.
     pub fn trigger(&self) {
-        leaving::mind_this_thread();
+        exit_race::watch_this_thread();
         let cause = ShutdownCause::Triggered;
         if self.inner.begin(cause) {
-            self.inner.bell.ring();
-            Inner::announce_aside(&self.inner, cause, true);
+            self.inner.wake_sender.wake();
+            Inner::announce_in_background(&self.inner, cause, true);
         }
         self.inner.wait_for_request();
     }
 
-    /// Waits for the shutdown to begin, for all workers to end, and for the cleanups. Returns how
-    /// it went, at the end of the timeout at the latest; a call that comes later, which only
-    /// [`force_exit(false)`](ShutdownBuilder::force_exit) leaves time for, gives all of it the
-    /// timeout once more.
+    /// Waits for the shutdown to begin, for all workers to end, and for the cleanups. Returns the
+    /// report, at the end of the timeout at the latest. After the timeout, which only
+    /// [`force_exit(false)`](ShutdownBuilder::force_exit) outlives, the first call starts the timeout
+    /// again.
     ///
     /// **This blocks the calling thread.** Asynchronous code uses [`wait_async`](Self::wait_async).
-    /// Supervised futures that only this thread polls cannot end meanwhile: drop their runtime before.
+    /// Supervised futures that only this thread polls can't end meanwhile: drop their runtime first.
     ///
-    /// A worker whose handle the calling thread holds has to end before: drop it, or
-    /// [`stop`](crate::WorkerHeartbeat::stop) it. Supervised work may call this: it is not waited for
-    /// then. All calls return the same report. A call from a cleanup returns at once, since it cannot wait for that cleanup: its report is that of the
-    /// moment, and not clean.
+    /// If the calling thread holds a worker's handle, drop it or [`stop`](crate::WorkerHeartbeat::stop)
+    /// it first. Supervised work may call this; the shutdown doesn't wait for it then. All calls return
+    /// the same report. A call from a cleanup returns at once, since it can't wait for itself: its
+    /// report describes that moment, and is not clean.
     #[must_use = "the report is the exit status"]
     pub fn wait(&self) -> ShutdownReport {
-        leaving::mind_this_thread();
+        exit_race::watch_this_thread();
         waiting::wait(&self.inner)
     }
 
-    /// As [`wait`](Self::wait), without blocking the thread: on a current-thread runtime, the
-    /// workers' futures go on meanwhile. Works on any executor.
+    /// Like [`wait`](Self::wait), without blocking the thread: on a current-thread runtime, the
+    /// workers' futures continue meanwhile. Works on any executor, and is cancel-safe.
     ///
-    /// A supervised future that awaits this is not waited for, once its worker has ended: it is idle,
-    /// or calls [`stop`](crate::WorkerHeartbeat::stop) before.
+    /// The shutdown doesn't wait for a supervised future that awaits this once its worker has ended:
+    /// its worker is idle, or calls [`stop`](crate::WorkerHeartbeat::stop) first.
     ///
-    /// The first poll that finds the shutdown begun starts the end of it, which then goes on whether
-    /// the future is polled or not. The future can be dropped and made again at any time.
+    /// The first poll after the shutdown has begun starts the drain, which then continues whether or
+    /// not the future is polled.
     ///
     /// See [`requested_async`](Self::requested_async) for an example.
     #[must_use = "futures do nothing unless they are polled"]
     pub fn wait_async(&self) -> impl Future<Output = ShutdownReport> + Send + Sync + Unpin + use<> {
-        leaving::mind_this_thread();
+        exit_race::watch_this_thread();
         waiting::until_reported(&self.inner)
     }
 
-    /// From now on, hooked signals do in this process what they did before they were hooked: those
-    /// that ended the process do so again. For a child after a fork, which has the hooks and not the
-    /// thread that waits for signals. It takes no lock that could be held in the parent.
+    /// Restores the actions that the hooked signals had before: signals that ended the process do so
+    /// again. For a child after a fork, which has the signal handlers but not the thread that waits for
+    /// signals. It takes no lock that the parent could hold.
     ///
-    /// A signal that came to the child before this call counts. The child may also
+    /// A signal that arrived in the child before this call counts. The child may also
     /// [install](ShutdownBuilder::install) a shutdown of its own, before or after.
     ///
     /// ```
     /// use worker_heartbeat::Shutdown;
     ///
-    /// // in the child: SIGTERM ends it
+    /// // In the child: SIGTERM ends it.
     /// Shutdown::restore_defaults();
     /// ```
     pub fn restore_defaults() {
@@ -295,34 +296,33 @@ impl Shutdown {
 
 impl Inner {
     fn is_requested(&self) -> bool {
-        self.signals.obey_in_child();
+        self.signals.act_in_child();
         self.requested.load(Ordering::Acquire)
     }
 
-    /// Notes that a shutdown begins. `false` if it has begun before.
+    /// Records that the shutdown begins. `false` if it had begun before.
     fn begin(&self, cause: ShutdownCause) -> bool {
         let time = Arc::new(ObservedTime::begin(self.timeout));
         self.begun.set(Begun { cause, time }).is_ok()
     }
 
-    /// Does that on a thread of its own, for the moment that it takes: it calls log implementations
-    /// and wakers, which may block. If there is no thread to be had, the log hears of it only if the
-    /// calling one `may_log`.
-    fn announce_aside(this: &Arc<Self>, cause: ShutdownCause, may_log: bool) {
+    /// Announces the shutdown on a short-lived thread, since log implementations and wakers may block.
+    /// If no thread can be started, the calling thread does it, and logs only if it `may_log`.
+    fn announce_in_background(this: &Arc<Self>, cause: ShutdownCause, may_log: bool) {
         let inner = Arc::clone(this);
         if background::detach("wh-announce", move || inner.announce(cause, true)).is_err() {
             this.announce(cause, may_log);
         }
     }
 
-    /// Asks the workers to stop, then tells the application, and then the log, if it may.
+    /// Asks the workers to stop, then wakes the application, then logs if it may.
     fn announce(&self, cause: ShutdownCause, may_log: bool) {
         let stop_cause = match cause {
             ShutdownCause::Signal(signal) => StopCause::Signal(signal.name()),
             ShutdownCause::Triggered => StopCause::Shutdown,
         };
-        // The workers before the application: what it does to end them must not look like a return
-        // that nobody asked for.
+        // The workers before the application: if it ends them, that must not look like an unrequested
+        // return.
         let clocks = self.registries.iter().map(Registry::clock);
         let asked = clocks.map(Clock::now).collect();
         let mut notices: Vec<_> = self
@@ -339,7 +339,7 @@ impl Inner {
         self.changed.notify_all();
         waiting.for_each(wake);
 
-        // All wakers before the first words: the log may block.
+        // All wakers before the first log line: the log may block.
         notices.iter_mut().for_each(PendingNotices::wake);
         if !may_log {
             return;
@@ -351,7 +351,7 @@ impl Inner {
         notices.into_iter().for_each(PendingNotices::deliver);
     }
 
-    /// Until every worker was asked to stop, which another thread may be about to do.
+    /// Waits until every worker has been asked to stop; another thread may be doing that.
     fn wait_for_request(&self) {
         let patience = Patience::new(self.timeout);
         let mut progress = self.progress.lock();

@@ -1,4 +1,4 @@
-//! How a shutdown went.
+//! The report of a shutdown.
 
 use std::fmt;
 use std::process::{ExitCode, Termination};
@@ -27,11 +27,11 @@ impl fmt::Display for ShutdownCause {
     }
 }
 
-/// How a shutdown went. Returned from `main`, it is the process's exit status: 0 if it was clean, 1
+/// The result of a shutdown. Returned from `main`, it is the exit status: 0 if it was clean, 1
 /// otherwise.
 ///
-/// [`Display`](fmt::Display) makes a sentence of it, with everything that was not clean, and with the
-/// workers that died.
+/// [`Display`](fmt::Display) gives one sentence with everything that was not clean and with the workers
+/// that died.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ShutdownReport {
@@ -39,32 +39,31 @@ pub struct ShutdownReport {
     pub cause: ShutdownCause,
     /// Workers that did not end in time. If there are any, no cleanup was run.
     pub hung: Vec<HungWorker>,
-    /// Ids of workers that ended while they were idle, and whose supervised work had not returned when
-    /// the report was made: it may still use what the cleanups closed. The report can be clean all the
-    /// same.
+    /// Ids of workers that ended while idle and whose supervised work had not returned at the time of
+    /// the report. It may still use what the cleanups closed. The report can be clean nevertheless.
     pub unreturned: Vec<String>,
-    /// Workers that ended in time, but died: they panicked or failed after they were asked to stop.
-    /// The report can be clean all the same.
+    /// Workers that died in time: they panicked or failed after they were asked to stop. The report can
+    /// be clean nevertheless.
     pub died: Vec<DeadWorker>,
-    /// All cleanups, in the order in which they were run, or would have been.
+    /// All cleanups, in the order in which they ran or would have run.
     pub cleanups: Vec<CleanupReport>,
     /// How long it took.
     pub took: Duration,
 }
 
-/// How a cleanup went.
+/// The result of a cleanup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CleanupReport {
     /// Its name.
     pub name: String,
-    /// How far it came.
+    /// Its state at the time of the report.
     pub state: CleanupState,
     /// The message of its panic, if it panicked.
     pub panic: Option<String>,
 }
 
-/// How far a cleanup came.
+/// The state of a cleanup at the time of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CleanupState {
@@ -72,9 +71,9 @@ pub enum CleanupState {
     Completed,
     /// It panicked.
     Panicked,
-    /// It had not ended when the report was made. It is left running: a thread cannot be killed.
+    /// It had not ended. It is left running: a thread can't be killed.
     Running,
-    /// It was not run: the time was over before, or workers hung.
+    /// It did not run: the timeout passed before, or workers hung.
     NotRun,
 }
 
@@ -134,7 +133,7 @@ impl ShutdownReport {
         }
     }
 
-    /// Whether something had not ended when it was made.
+    /// Whether something had not ended at the time of the report.
     pub(super) fn is_late(&self) -> bool {
         let late = |cleanup: &CleanupReport| {
             matches!(cleanup.state, CleanupState::Running | CleanupState::NotRun)
@@ -142,7 +141,7 @@ impl ShutdownReport {
         !self.hung.is_empty() || self.cleanups.iter().any(late)
     }
 
-    /// Everything that was not clean; empty if all was.
+    /// Everything that was not clean; empty if it is clean.
     pub(super) fn faults(&self) -> String {
         let mut faults = Vec::new();
         if !self.hung.is_empty() {

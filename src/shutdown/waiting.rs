@@ -1,4 +1,4 @@
-//! Waiting for a shutdown, on a thread and in a task.
+//! Waiting for a shutdown, blocking and async.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use super::{End, Inner, Progress, ShutdownReport};
 use crate::registry::Registry;
 use crate::registry::core::unreturned::Waits;
 
-/// How often a forked child that waits looks for signals.
+/// How often a waiting forked child polls for signals.
 const LOOK_IN_CHILD: Duration = Duration::from_millis(100);
 
 impl Inner {
-    /// The calling thread's supervised work waits for the end.
+    /// Marks the calling thread's supervised work as waiting for the shutdown.
     fn waits(&self, blocking: bool) -> Waits {
         Waits::begin(self.registries.iter().map(Registry::core), blocking)
     }
@@ -39,12 +39,12 @@ pub(super) fn wait(inner: &Arc<Inner>) -> ShutdownReport {
     // Then there is no thread that waits for signals.
     let in_child = inner.signals.are_inherited();
     loop {
-        inner.attend();
+        inner.start_drain();
         let mut progress = inner.progress.lock();
         if let Some(report) = inner.answer(&progress) {
             return report;
         }
-        if inner.may_attend(&progress) {
+        if inner.may_start_drain(&progress) {
             continue;
         }
         let slice = inner.slice(&progress);
@@ -53,37 +53,37 @@ pub(super) fn wait(inner: &Arc<Inner>) -> ShutdownReport {
             None => inner.changed.wait(&mut progress),
         }
         drop(progress);
-        inner.look();
+        inner.check_deadline();
     }
 }
 
 pub(super) fn until_requested(
     inner: &Arc<Inner>,
 ) -> impl Future<Output = ()> + Send + Sync + Unpin + use<> {
-    let mut place = Place::new(inner);
+    let mut slot = WaitSlot::new(inner);
     poll_fn(move |context| {
         let requested = |inner: &Inner, _: &Progress| inner.is_requested().then_some(());
-        place.poll(context, requested)
+        slot.poll(context, requested)
     })
 }
 
 pub(super) fn until_reported(
     inner: &Arc<Inner>,
 ) -> impl Future<Output = ShutdownReport> + Send + Sync + Unpin + use<> {
-    let mut place = Place::new(inner);
+    let mut slot = WaitSlot::new(inner);
     let mut waits = None;
     poll_fn(move |context| {
-        // Of the work that polls it.
-        waits.get_or_insert_with(|| place.inner.waits(false));
-        place.inner.attend();
+        // Marks the work that polls this future.
+        waits.get_or_insert_with(|| slot.inner.waits(false));
+        slot.inner.start_drain();
         loop {
-            match place.poll(context, |inner, progress| {
-                if inner.may_attend(progress) {
+            match slot.poll(context, |inner, progress| {
+                if inner.may_start_drain(progress) {
                     return Some(None);
                 }
                 inner.answer(progress).map(Some)
             }) {
-                Poll::Ready(None) => place.inner.attend(),
+                Poll::Ready(None) => slot.inner.start_drain(),
                 Poll::Ready(Some(report)) => {
                     waits = Some(Waits::default());
                     return Poll::Ready(report);
@@ -94,13 +94,13 @@ pub(super) fn until_reported(
     })
 }
 
-/// A task's place among those that wait. Dropped, it leaves nothing behind.
-struct Place {
+/// An async task's entry in the wait list, removed on drop.
+struct WaitSlot {
     inner: Arc<Inner>,
     number: Option<u64>,
 }
 
-impl Place {
+impl WaitSlot {
     fn new(inner: &Arc<Inner>) -> Self {
         Self {
             inner: Arc::clone(inner),
@@ -113,6 +113,7 @@ impl Place {
         context: &mut Context<'_>,
         ready: impl FnOnce(&Inner, &Progress) -> Option<T>,
     ) -> Poll<T> {
+        // Cloned and dropped outside the lock: wakers are code of the executor.
         let waker = context.waker().clone();
         let mut progress = self.inner.progress.lock();
         if let Some(output) = ready(&self.inner, &progress) {
@@ -126,7 +127,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for WaitSlot {
     fn drop(&mut self) {
         if let Some(number) = self.number {
             let forgotten = self.inner.progress.lock().waiting.forget(number);

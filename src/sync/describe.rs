@@ -1,4 +1,4 @@
-//! Texts of what the application implements: its errors, and everything that has a `Display`.
+//! Texts that the application's code writes: of its errors and of its `Display` implementations.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -9,11 +9,11 @@ use std::sync::Arc;
 use super::panics::catch;
 use crate::error::{BoxError, Error};
 
-/// The most causes of an error that are described. An error could be its own cause.
+/// The limit on the causes of an error that are described. An error could be its own cause.
 const MOST_CAUSES: usize = 32;
 
-/// Writes what the application implements. Its [`Display`] may return an error, at which `to_string`
-/// panics, or panic itself: what was written until then is kept and marked.
+/// Like `to_string`, for the application's code. Its [`Display`] may return an error, at which
+/// `to_string` panics, or panic itself: the text until then is kept and marked.
 pub(crate) fn written(value: fmt::Arguments<'_>) -> String {
     let mut text = String::new();
     match catch(|| text.write_fmt(value)) {
@@ -24,12 +24,12 @@ pub(crate) fn written(value: fmt::Arguments<'_>) -> String {
     text
 }
 
-/// The cause of an error. A `source` that panics has none.
+/// The source of an error. A `source` method that panics counts as none.
 fn cause_of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
     catch(|| error.source()).unwrap_or(None)
 }
 
-/// An error with what caused it.
+/// An error with its causes.
 pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = written(format_args!("{error}"));
     let mut cause = cause_of(error);
@@ -39,7 +39,7 @@ pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
         };
         cause = cause_of(error);
         let reason = written(format_args!("{error}"));
-        // Many errors already say what caused them.
+        // Many errors already include their causes.
         if !text.contains(&reason) {
             text.push_str(": ");
             text.push_str(&reason);
@@ -48,7 +48,7 @@ pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
     text
 }
 
-/// Anything that is returned as an error, with what caused it if that can be found out.
+/// Any value that is returned as an error, with its causes if they are known.
 pub(crate) fn describe<E: Display + 'static>(value: &E) -> String {
     match known_error(value) {
         Some(error) => chain(error),
@@ -56,14 +56,14 @@ pub(crate) fn describe<E: Display + 'static>(value: &E) -> String {
     }
 }
 
-/// Anything that is only known to have a text. The alternate form of some types, such as
+/// A value that is only known to have a text. The alternate form of some types, such as
 /// `anyhow::Error`, has the causes.
 pub(crate) fn describe_text(value: impl Display) -> String {
     written(format_args!("{value:#}"))
 }
 
-/// The value as an error, if it is of a type that is known to be one: what is only known as
-/// [`Display`] cannot be asked whether it is an error.
+/// The value as an error, if its type is known to be one: a value that is only known as [`Display`]
+/// can't be asked for its source.
 pub(crate) fn known_error(value: &dyn Any) -> Option<&(dyn StdError + 'static)> {
     None.or_else(|| value.downcast_ref().map(|error: &BoxError| &**error as _))
         .or_else(|| {

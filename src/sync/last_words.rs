@@ -1,4 +1,4 @@
-//! What must not be lost: it goes to the log, or to `stderr` if the log does not take it.
+//! Messages that must not be lost: written to the log, or to `stderr` if the log does not take them.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -9,33 +9,35 @@ use crate::clock::Patience;
 use crate::sync::background;
 use crate::sync::panics;
 
-/// How long the log may take, and then `stderr`.
+/// The time limit of the log, and then of `stderr`.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Says it as an error. Returns when it is said, or after a second: a log implementation may block,
-/// and so may `stderr`.
-pub(crate) fn say(words: &str) {
-    let log = words.to_owned();
-    let taken = aside(move || tell_log(&log)).and_then(|taken| answer(&taken));
+/// Logs a message as an error. Returns when it is written, or after a second: a log implementation may
+/// block, and so may `stderr`.
+pub(crate) fn write(message: &str) {
+    let log = message.to_owned();
+    let taken = in_background(move || write_log(&log)).and_then(|taken| answer(&taken));
     if taken != Some(true) {
-        let line = format!("worker-heartbeat: {words}\n");
-        let written = aside({
+        let line = format!("worker-heartbeat: {message}\n");
+        let written = in_background({
             let line = line.clone();
-            move || tell_stderr(&line)
+            move || write_stderr(&line)
         });
         match written {
             Some(written) => drop(answer(&written)),
-            // Without a thread to leave behind.
-            None => tell_stderr_here(&line),
+            // No thread can be started.
+            None => write_stderr_nonblocking(&line),
         }
     }
 }
 
-/// Runs this on a thread that can be left behind. `None` if there cannot be one.
-fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<Receiver<T>> {
+/// Runs this on a thread that can be left behind. `None` if no thread can be started.
+fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<Receiver<T>> {
     let (sender, receiver) = bounded(1);
     let spawned = background::detach("wh-words", move || {
-        // There is room for it.
+        // The channel has room.
         let _ = sender.try_send(work());
     });
     spawned.is_ok().then_some(receiver)
@@ -53,12 +55,13 @@ fn answer<T>(receiver: &Receiver<T>) -> Option<T> {
     None
 }
 
-/// Whether the log takes it: it lets our errors through, and neither panics nor blocks.
-fn tell_log(words: &str) -> bool {
+/// Whether the log takes the message: its filter lets our errors through, and it neither panics nor
+/// blocks.
+fn write_log(message: &str) -> bool {
     panics::catch(|| {
         let taken = log::log_enabled!(target: "worker_heartbeat", log::Level::Error);
         if taken {
-            log::error!(target: "worker_heartbeat", "{words}");
+            log::error!(target: "worker_heartbeat", "{message}");
             log::logger().flush();
         }
         taken
@@ -66,31 +69,31 @@ fn tell_log(words: &str) -> bool {
     .unwrap_or(false)
 }
 
-/// The log may hold the lock of `stderr` while it hangs, so this takes another way if there is one.
-fn tell_stderr(line: &str) {
-    let written = match another_stderr() {
+/// A log that hangs may hold the lock of `stderr`, so this uses another descriptor if possible.
+fn write_stderr(line: &str) {
+    let written = match duplicate_stderr() {
         Some(mut stderr) => stderr.write_all(line.as_bytes()),
         None => io::stderr().write_all(line.as_bytes()),
     };
-    // There is no other place for it.
+    // There is no other place to write to.
     drop(written);
 }
 
-/// As [`tell_stderr`], without blocking the calling thread, if the system has a way for that: words
-/// that a full pipe does not take are lost.
-fn tell_stderr_here(line: &str) {
-    match stderr_that_never_blocks() {
+/// Like [`write_stderr`], without blocking the calling thread where the system allows that: what a full
+/// pipe does not take is lost.
+fn write_stderr_nonblocking(line: &str) {
+    match nonblocking_stderr() {
         Some(mut stderr) => drop(stderr.write_all(line.as_bytes())),
-        None => tell_stderr(line),
+        None => write_stderr(line),
     }
 }
 
-/// `stderr`, opened once more: whether it blocks is a property of that, and not shared with others.
-/// A socket cannot be opened.
+/// `stderr`, opened again: whether it blocks is a property of the open file, which others share
+/// otherwise. A socket can't be opened.
 #[cfg(unix)]
-fn stderr_that_never_blocks() -> Option<std::fs::File> {
+fn nonblocking_stderr() -> Option<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
-    /// The number that it has with Linux on most processors.
+    /// Its value on Linux on most architectures.
     const O_NONBLOCK: i32 = 0o4000;
     let known = cfg!(all(
         target_os = "linux",
@@ -110,12 +113,12 @@ fn stderr_that_never_blocks() -> Option<std::fs::File> {
 }
 
 #[cfg(not(unix))]
-const fn stderr_that_never_blocks() -> Option<std::fs::File> {
+const fn nonblocking_stderr() -> Option<std::fs::File> {
     None
 }
 
 #[cfg(unix)]
-fn another_stderr() -> Option<std::fs::File> {
+fn duplicate_stderr() -> Option<std::fs::File> {
     use std::os::fd::AsFd;
     io::stderr()
         .as_fd()
@@ -125,6 +128,6 @@ fn another_stderr() -> Option<std::fs::File> {
 }
 
 #[cfg(not(unix))]
-const fn another_stderr() -> Option<std::fs::File> {
+const fn duplicate_stderr() -> Option<std::fs::File> {
     None
 }

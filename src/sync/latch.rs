@@ -2,12 +2,12 @@
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-/// Receivers beyond this number find their channel closed instead of a message in it. A channel does
-/// not say how many of its receivers were dropped, and a program may ask for one in every turn of a
-/// loop: this is a megabyte, for as long as one of them is left.
+/// Receivers beyond this number find their channel closed and empty. A channel does not count its
+/// dropped receivers, and a program may ask for one in every turn of a loop: this limits the messages
+/// to a megabyte, for as long as a receiver is left.
 const MOST_MESSAGES: usize = 131_072;
 
-/// See the module. All receivers share one channel, so that those that were dropped cost nothing.
+/// See the module. All receivers share one channel, so that dropped ones cost nothing.
 #[derive(Debug)]
 pub(crate) struct Latch<T> {
     value: Option<T>,
@@ -28,7 +28,7 @@ impl<T: Copy> Latch<T> {
     pub(crate) fn receiver(&mut self) -> Receiver<T> {
         if let Some(value) = self.value {
             let (sender, receiver) = bounded(1);
-            // There is room for it.
+            // The channel has room.
             let _ = sender.try_send(value);
             return receiver;
         }
@@ -42,7 +42,7 @@ impl<T: Copy> Latch<T> {
         let Some((sender, receiver)) = self.channel.take() else {
             return;
         };
-        // So that a channel is known to be closed if all others were dropped.
+        // Then sending fails once all other receivers were dropped.
         drop(receiver);
         let mut messages = 0..self.handed_out.min(MOST_MESSAGES);
         while messages.next().is_some() && sender.try_send(what).is_ok() {}

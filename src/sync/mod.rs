@@ -1,5 +1,4 @@
-//! What runs beside the workers: threads, panics, tasks that wait, and what the kernel says of both.
-//! Knows no worker.
+//! Mechanisms for threads, panics and waiting tasks that know nothing of workers.
 
 pub(crate) mod background;
 pub(crate) mod describe;

@@ -1,6 +1,6 @@
-//! What the kernel says of processes and threads: `/proc/<pid>/stat` (proc(5)).
+//! Processes and threads as the kernel shows them in `/proc/<pid>/stat` (proc(5)).
 
-/// The fields that this crate uses.
+/// The fields of a stat file that this crate uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     /// The id of the process or thread.
@@ -9,15 +9,15 @@ pub(crate) struct Stat {
     pub state: char,
     /// How many threads the process has.
     pub threads: u64,
-    /// When it started, in clock ticks since boot: tells it from another one with the same id.
+    /// When it started, in clock ticks since boot: distinguishes it from an earlier owner of the id.
     pub started: u64,
-    /// How it ended, as wait(2) reports it; 0 while it lives, and for those who may not trace it.
+    /// Its exit status, as wait(2) reports it; 0 while it lives, and for readers that may not trace it.
     pub status: i64,
 }
 
 impl Stat {
-    /// Fields 1, 3, 20, 22 and 52, which not every kernel has. The second field is the name in parentheses, which may itself contain
-    /// spaces and parentheses.
+    /// Reads fields 1, 3, 20, 22 and 52, which old kernels lack. The second field is the name in
+    /// parentheses, which may itself contain spaces and parentheses.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (id, _) = text.split_once(' ')?;
         let (_, rest) = text.rsplit_once(')')?;
@@ -34,23 +34,23 @@ impl Stat {
         })
     }
 
-    /// Reads a file of this form; `None` if there is none, or none that can be read.
+    /// Reads such a file; `None` if it does not exist or can't be read.
     pub(crate) fn read(path: &str) -> Option<Self> {
         Self::parse(&std::fs::read_to_string(path).ok()?)
     }
 }
 
-/// What the kernel says of a process or thread that was there.
+/// Whether a process or thread still exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Presence {
     There(Stat),
     Gone,
-    /// The kernel does not say: no file can be opened, or `/proc` is out of reach.
+    /// The kernel gives no answer: no file can be opened, or `/proc` is not mounted.
     Unknown,
 }
 
 impl Presence {
-    /// Looks for the one that started at this time.
+    /// Looks for the process or thread that started at this time.
     pub(crate) fn at(path: &str, started: u64) -> Self {
         match std::fs::read_to_string(path) {
             Ok(text) => match Stat::parse(&text) {
@@ -58,9 +58,9 @@ impl Presence {
                 Some(_) => Self::Gone,
                 None => Self::Unknown,
             },
-            // ESRCH: it went while the file was read.
+            // ESRCH: it ended while the file was read.
             Err(error) if error.raw_os_error() == Some(3) => Self::Gone,
-            // Only a `/proc` that shows this process shows what is not there.
+            // A missing file proves something only if `/proc` shows this process.
             Err(error)
                 if error.kind() == std::io::ErrorKind::NotFound
                     && Stat::read("/proc/thread-self/stat").is_some() =>

@@ -1,8 +1,9 @@
-//! The threads that do work: numbers that are never reused, and which of the threads have ended.
+//! The threads of workers: a number for each that is never reused, and which of them have ended.
 //!
-//! A thread is entered when it first speaks for a worker. Its end is noticed by the destructor of a
-//! thread-local, so that watching threads costs nothing while they run. Other destructors may still
-//! run then; the thread counts as ended when the kernel no longer has it, where that can be asked.
+//! A thread is registered when it first reports progress for a worker. The destructor of a
+//! thread-local notices its end, so that watching costs nothing while the thread runs. Other
+//! destructors may still run then. Where the kernel can be asked, the thread counts as ended when the
+//! kernel no longer lists it.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -12,9 +13,9 @@ use parking_lot::Mutex;
 
 use crate::sync::procfs::{Presence, Stat};
 
-/// So many endings are looked into at once, so that no look takes long.
+/// The number of endings that one check looks into, so that no check takes long.
 const MOST_LOOKS: usize = 256;
-/// From so many endings on, the next thread that comes looks into them.
+/// From this number of endings on, the next new thread looks into them.
 const CROWD: usize = 64;
 
 static TABLE: Mutex<Table> = Mutex::new(Table {
@@ -22,20 +23,20 @@ static TABLE: Mutex<Table> = Mutex::new(Table {
     known: BTreeMap::new(),
     ending: Vec::new(),
 });
-/// How many are at their end, and not known to have ended.
+/// How many threads are ending and not known to have ended.
 static ENDING: AtomicUsize = AtomicUsize::new(0);
-/// How many have ended.
+/// How many threads have ended.
 static ENDED: AtomicU64 = AtomicU64::new(0);
 
 struct Table {
     next: u32,
-    /// All that have not ended, by number, as the kernel knows them; `None` where it does not say.
+    /// The threads that have not ended, by number; `None` where the kernel does not identify them.
     known: BTreeMap<u32, Option<KernelThread>>,
     ending: Vec<u32>,
 }
 
 impl Table {
-    /// Forgets threads that have ended, unless another thread has done so meanwhile.
+    /// Removes ended threads, unless another thread has removed them meanwhile.
     fn forget(&mut self, ended: &[(u32, Option<KernelThread>)]) {
         let mut forgotten = 0;
         for (number, _) in ended {
@@ -43,20 +44,20 @@ impl Table {
         }
         let Self { known, ending, .. } = self;
         ending.retain(|number| known.contains_key(number));
-        // A crowd that has gone leaves no room behind.
+        // Frees the memory of a burst of endings.
         ending.shrink_to(CROWD);
         ENDING.fetch_sub(forgotten, Ordering::Relaxed);
         ENDED.fetch_add(forgotten as u64, Ordering::Release);
     }
 }
 
-/// A thread, as the kernel knows it.
+/// The kernel's identity of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KernelThread {
     pub id: u32,
     /// When it started, in clock ticks since boot.
     started: u64,
-    /// The process that it is of.
+    /// Its process.
     process: u32,
 }
 
@@ -70,13 +71,13 @@ impl KernelThread {
         })
     }
 
-    /// What the kernel says of it.
+    /// Asks the kernel whether it exists.
     pub(crate) fn look(&self) -> Presence {
         Presence::at(&format!("/proc/self/task/{}/stat", self.id), self.started)
     }
 
-    /// As it is known in this process. In a forked child, only the thread that forked is left, with
-    /// the child's own id.
+    /// Its identity in this process. In a forked child, only the forking thread is left, under the
+    /// child's own id.
     fn here(self) -> Option<Self> {
         let process = std::process::id();
         if self.process == process {
@@ -123,13 +124,13 @@ pub(crate) fn current() -> u32 {
 #[cold]
 fn enter(number: &Cell<u32>) -> u32 {
     if ENDING.load(Ordering::Relaxed) >= CROWD {
-        look_for_ended();
+        count_ended();
     }
     let thread = KernelThread::current();
     END.try_with(|end| {
         let mut table = TABLE.lock();
         let new = table.next;
-        // After four thousand million threads, the first numbers are free again.
+        // After 2^32 threads, the first numbers are free again.
         table.next = new.wrapping_add(1).max(1);
         table.known.insert(new, thread);
         drop(table);
@@ -140,15 +141,15 @@ fn enter(number: &Cell<u32>) -> u32 {
     .unwrap_or(0)
 }
 
-/// The thread with this number, as the kernel knows it.
+/// The kernel's identity of the thread with this number.
 pub(crate) fn kernel_thread(number: u32) -> Option<KernelThread> {
     let known = *TABLE.lock().known.get(&number)?;
     known?.here()
 }
 
-/// Looks for threads that have ended. Returns how many have, ever: as long as that does not change,
-/// nobody has to look which.
-pub(crate) fn look_for_ended() -> u64 {
+/// Looks for threads that have ended. Returns how many have ended so far: while that does not change,
+/// there is no need to look which.
+pub(crate) fn count_ended() -> u64 {
     if ENDING.load(Ordering::Acquire) > 0 {
         let mut ending: Vec<(u32, Option<KernelThread>)> = {
             let table = TABLE.lock();
@@ -156,7 +157,7 @@ pub(crate) fn look_for_ended() -> u64 {
             some.map(|number| (*number, table.known.get(number).copied().flatten()))
                 .collect()
         };
-        // Not under the lock: this asks the kernel.
+        // Outside the lock: this asks the kernel.
         ending.retain(|(_, thread)| {
             !thread.is_some_and(|thread| matches!(thread.look(), Presence::There(_)))
         });
@@ -176,8 +177,8 @@ mod tests {
 
     fn wait_for_the_end_of(number: u32) {
         while living().binary_search(&number).is_ok() {
-            look_for_ended();
-            // The kernel needs a moment to take a joined thread off its list.
+            count_ended();
+            // The kernel removes a joined thread from its list a moment later.
             std::thread::yield_now();
         }
     }
@@ -187,7 +188,7 @@ mod tests {
         let here = current();
         assert_ne!(here, 0);
         assert_eq!(current(), here);
-        let ended_before = look_for_ended();
+        let ended_before = count_ended();
         let other = std::thread::spawn(|| {
             let number = current();
             assert!(living().binary_search(&number).is_ok());
@@ -196,7 +197,7 @@ mod tests {
         let other = other.join().unwrap();
         assert_ne!(other, here);
         wait_for_the_end_of(other);
-        assert!(look_for_ended() > ended_before);
+        assert!(count_ended() > ended_before);
         assert!(living().binary_search(&here).is_ok());
         assert_eq!(kernel_thread(other), None);
     }

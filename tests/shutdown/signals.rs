@@ -311,7 +311,7 @@ fn if_nobody_waits_the_process_ends_when_the_time_is_over() {
     let ended = overruns("workers=idle-1 wait=no");
     let said = &ended.transcript;
     assert!(
-        said.has("all workers ended, but nobody called wait()"),
+        said.has("all workers ended, but wait() was not called"),
         "{said}"
     );
     ended.assert_not("@cleanup");

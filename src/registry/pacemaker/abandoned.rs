@@ -42,7 +42,7 @@ impl Threads {
         mut convict: impl FnMut(&Arc<Chunk<Record>>, usize),
     ) {
         let suspects = std::mem::take(&mut self.suspects);
-        let ended = threads::look_for_ended();
+        let ended = threads::count_ended();
         let more_ended = std::mem::replace(&mut self.ended, ended) != ended;
         if suspects.is_empty() && !more_ended {
             return;

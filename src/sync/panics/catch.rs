@@ -1,4 +1,4 @@
-//! The one place where a panic of code that is not this crate's is caught.
+//! The only place that catches panics of code outside this crate.
 
 use std::any::Any;
 use std::fmt;
@@ -10,7 +10,7 @@ pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|payload| Caught(Some(payload)))
 }
 
-/// What was raised. It may be anything, and may panic again when it is dropped: that is contained.
+/// A panic payload. It may be of any type and may panic in `drop`, which is contained.
 pub(crate) struct Caught(Option<Box<dyn Any + Send>>);
 
 impl Caught {

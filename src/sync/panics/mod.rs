@@ -1,4 +1,4 @@
-//! Panics: seen where they happen, described, and kept from spreading.
+//! Panics: observed where they arise, described, and contained.
 
 mod catch;
 mod seen;
@@ -19,35 +19,36 @@ use super::describe::{chain, known_error};
 pub(crate) use catch::catch;
 use seen::Seen;
 
-/// What is known of a panic.
+/// The known facts of a panic.
 #[derive(Clone, Debug)]
 pub(crate) struct PanicReport {
     pub message: String,
     pub location: Option<String>,
     pub thread: String,
     pub backtrace: Option<Arc<Backtrace>>,
-    /// What the worker was at when the panic arose; `None` if it arose elsewhere, or the hook could
-    /// not look.
+    /// The worker's task when the panic arose; `None` if it arose elsewhere, or the hook could not
+    /// read it.
     pub at_hand: Option<AtHand>,
 }
 
-/// Run and task that a worker is at.
+/// The run and the task of a worker.
 pub(crate) type AtHand = (Option<String>, Option<String>);
 
 /// The worker on whose behalf supervised work runs. Both methods are called in the panic hook: they
 /// must not panic.
 pub(crate) trait Charge: Send + Sync {
-    /// The panic is about to end the process.
+    /// Called when the panic is about to end the process.
     fn last_words(&self, report: &PanicReport);
-    /// What the worker is at. It must not wait for a lock that the panicking thread may hold.
+    /// The worker's task. It must not wait for a lock that the panicking thread may hold.
     fn at_hand(&self) -> Option<AtHand>;
 }
 
-/// Says that there is a supervisor or supervised work. Then panics of other threads are remembered as
-/// well: their payloads may be passed on to that work, between two polls of a future too.
+/// Held while there is a supervisor or supervised work. Meanwhile panics of other threads are
+/// remembered as well: their payloads may be passed on to that work, also between two polls of a
+/// future.
 ///
-/// Made on the thread of the application that asks for supervision. That puts in the hook before any
-/// thread starts: an application that sets a hook of its own afterwards does not race with it.
+/// Created on the application's thread that asks for supervision. This installs the hook before any
+/// thread starts, so that an application that sets its own hook afterwards does not race with it.
 #[derive(Debug)]
 pub(crate) struct Interest(());
 
@@ -73,16 +74,16 @@ impl Drop for Interest {
 /// Supervised work that runs on a thread.
 struct Ward {
     charge: Option<Arc<dyn Charge>>,
-    /// Its panics, those included that it caught itself, as long as their payloads may be there.
+    /// Its panics, including those that it caught itself, while their payloads may exist.
     seen: VecDeque<Arc<Seen>>,
     /// How many panics there were.
     count: usize,
 }
 
-/// The panics that are kept of one piece of work.
+/// The number of panics that are kept for one piece of work.
 const MOST_SEEN: usize = 16;
 
-/// Bytes of a message that are remembered, or one character more.
+/// The number of bytes of a message that are remembered, rounded up to a character.
 const LONGEST_EXCERPT: usize = 8 * 1_024;
 
 thread_local! {
@@ -93,12 +94,12 @@ thread_local! {
 static HOOK: OnceCell<()> = OnceCell::new();
 static LISTENER: OnceCell<Listener> = OnceCell::new();
 
-/// Hears of every panic of the process. It must not panic.
+/// A listener for every panic of the process. It must not panic.
 #[derive(Clone, Copy)]
 pub(crate) struct Listener {
-    /// Called before the hook that was found. The flag says whether the work is supervised.
+    /// Called before the previous hook. The flag tells whether the work is supervised.
     pub before: fn(&PanicHookInfo<'_>, bool),
-    /// Called after it. The flag says whether the process is about to be aborted.
+    /// Called after it. The flag tells whether the process is about to abort.
     pub after: fn(bool),
 }
 
@@ -108,7 +109,7 @@ pub(crate) fn listen(listener: Listener) {
     install();
 }
 
-/// Whether the calling thread is at supervised work.
+/// Whether the calling thread runs supervised work.
 pub(crate) fn is_supervised() -> bool {
     let found = WARDS.try_with(|wards| wards.try_borrow().map(|wards| !wards.is_empty()));
     matches!(found, Ok(Ok(true)))
@@ -122,7 +123,7 @@ pub(crate) fn supervise<T>(
     run(Some(Arc::clone(charge)), work)
 }
 
-/// Runs work that is no worker's, and catches its panic.
+/// Runs work that belongs to no worker, and catches its panic.
 pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Box<PanicReport>> {
     run(None, work)
 }
@@ -137,7 +138,7 @@ fn run<T>(
         seen: VecDeque::new(),
         count: 0,
     };
-    // A thread that is about to end has no thread-locals any more: its panics are caught all the same.
+    // An ending thread has no thread-locals any more. Its panics are caught nevertheless.
     let pushed = WARDS
         .try_with(|wards| wards.borrow_mut().push(ward))
         .is_ok();
@@ -157,7 +158,7 @@ fn run<T>(
     result
 }
 
-/// The panic that this thread is unwinding from, as far as it is known.
+/// The panic from which this thread is unwinding, as far as it is known.
 pub(crate) fn unwinding() -> Box<PanicReport> {
     let in_ward = WARDS.try_with(|wards| {
         let wards = wards.try_borrow().ok()?;
@@ -173,7 +174,7 @@ pub(crate) fn unwinding() -> Box<PanicReport> {
     Box::new(report.unwrap_or_else(unseen))
 }
 
-/// A report of a panic that the hook has not seen, or that cannot be distinguished from others.
+/// The report of a panic that the hook has not seen or can't distinguish from others.
 fn unseen() -> PanicReport {
     PanicReport {
         message: "the panic that its thread unwound from was not seen".to_owned(),
@@ -184,10 +185,10 @@ fn unseen() -> PanicReport {
     }
 }
 
-/// Puts a hook before the process's panic hook, once. The hook acts while there is supervised work,
-/// and always calls the hook that it found.
+/// Installs a hook before the process's panic hook, once. The hook acts while there is supervised
+/// work, and always calls the previous hook.
 fn install() {
-    // The hook cannot be taken while this thread unwinds: that would panic. Later work installs it.
+    // Taking the hook while this thread unwinds would panic. Later work installs it.
     if HOOK.get().is_some() || thread::panicking() {
         return;
     }
@@ -209,7 +210,7 @@ fn install() {
                     (listener.after)(fatal);
                 }
             }
-            // As the last thing.
+            // Last.
             if let Some(noted) = noted {
                 noted.remember();
             }
@@ -217,17 +218,17 @@ fn install() {
     });
 }
 
-/// A panic that the hook has noted.
+/// A panic that the hook has recorded.
 struct Noted {
     seen: Arc<Seen>,
     /// The worker whose work panicked.
     charge: Option<Arc<dyn Charge>>,
 }
 
-/// Notes a panic. Runs inside the panic hook, where another panic would abort at once: it must not
-/// panic.
+/// Records a panic. Runs inside the panic hook, where another panic would abort the process: it must
+/// not panic.
 fn note(info: &PanicHookInfo<'_>) -> Option<Noted> {
-    // Taken out first: nothing of the worker's is called while the thread-local is borrowed.
+    // Taken out first, so that the thread-local is not borrowed while the worker's code is called.
     let charge = WARDS
         .try_with(|wards| {
             let wards = wards.try_borrow().ok()?;
@@ -253,14 +254,14 @@ fn note(info: &PanicHookInfo<'_>) -> Option<Noted> {
 }
 
 impl Noted {
-    /// The process is about to be aborted.
+    /// The process is about to abort.
     fn last_words(&self) {
         if let Some(charge) = &self.charge {
             charge.last_words(&fatal_report(&self.seen.report));
         }
     }
 
-    /// Must be the last thing in the hook.
+    /// Must be the last call in the hook.
     fn remember(self) {
         let seen = self.seen;
         drop(self.charge);
@@ -273,15 +274,15 @@ impl Noted {
         });
         drop(forgotten);
         seen::remember(&seen);
-        // Again: what was just forgotten may be where the box will be.
+        // Again: memory that was just freed may be where the box will be.
         seen.foresee_home();
     }
 }
 
 // --- panics that end the process ------------------------------------------------------------
 
-/// What the standard library panics with at the end of a function, or of a destructor during
-/// unwinding, that a panic cannot leave; and how many panics led to that.
+/// The message with which the standard library panics at the end of a function, or of a destructor
+/// during unwinding, that a panic can't leave; and the number of panics that led to it.
 const DEAD_ENDS: [(&str, usize); 2] = [
     ("panic in a function that cannot unwind", 1),
     ("panic in a destructor during cleanup", 2),
@@ -292,7 +293,7 @@ fn is_fatal(info: &PanicHookInfo<'_>) -> bool {
     if cfg!(panic = "abort") {
         return true;
     }
-    // `PanicHookInfo::can_unwind` is not stable, but its value is shown.
+    // `PanicHookInfo::can_unwind` is not stable, but `Debug` shows its value.
     match format!("{info:?}").rsplit_once("can_unwind: ") {
         Some((_, value)) => value.starts_with("false"),
         None => DEAD_ENDS
@@ -301,7 +302,7 @@ fn is_fatal(info: &PanicHookInfo<'_>) -> bool {
     }
 }
 
-/// The report of the panic that ends the process: of a dead end, what led there.
+/// The report of the panic that ends the process, or of the panics that led to it.
 fn fatal_report(last: &PanicReport) -> PanicReport {
     let dead_end = DEAD_ENDS.iter().find(|(text, _)| *text == last.message);
     let Some((text, led)) = dead_end else {
@@ -353,8 +354,8 @@ pub(crate) fn thread_name() -> String {
         .map_or_else(|| format!("{:?}", thread.id()), ToOwned::to_owned)
 }
 
-/// The message in a panic payload. Of an error it is the text, which the application writes: in the
-/// panic hook, where that must not run, use [`plain_message`].
+/// The message of a panic payload. For an error, the application writes the text; the panic hook must
+/// not run that, and uses [`plain_message`].
 pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     match known_text(payload) {
         Some(text) => text.to_owned(),
@@ -362,7 +363,7 @@ pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     }
 }
 
-/// The message in a panic payload, as far as it can be known without running the application's code.
+/// The message of a panic payload, as far as it is known without running the application's code.
 pub(crate) fn plain_message(payload: &(dyn Any + Send)) -> String {
     text(payload).to_owned()
 }
@@ -385,7 +386,7 @@ fn known_text(payload: &(dyn Any + Send)) -> Option<&str> {
         .or_else(|| of::<Arc<str>>(payload))
 }
 
-/// What is in the innermost box: a payload that is raised again as it was caught is in two.
+/// The content of the innermost box: a payload that is raised again after it was caught is in two.
 fn unboxed(payload: &(dyn Any + Send)) -> &dyn Any {
     let mut payload: &dyn Any = payload;
     loop {
@@ -399,8 +400,7 @@ fn unboxed(payload: &(dyn Any + Send)) -> &dyn Any {
     }
 }
 
-/// The beginning of a message, for panics that are remembered: many of them, and some messages are
-/// large.
+/// The beginning of a message: many panics are remembered, and some messages are large.
 fn excerpt(text: &str) -> String {
     let end = text
         .char_indices()
@@ -427,7 +427,7 @@ mod tests {
         Some(format!("{}:{line}:", file!()))
     }
 
-    /// Whether a report has the place and the stack of a panic in this line.
+    /// Whether a report has the location and the stack of a panic in this line.
     fn is_from(report: &PanicReport, line: u32) -> bool {
         let place = place(line).unwrap();
         let location = report.location.as_ref();

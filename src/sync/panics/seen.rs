@@ -1,4 +1,4 @@
-//! The panics that the hook saw, and which of them a payload belongs to.
+//! The panics that the hook saw, and to which of them a payload belongs.
 //!
 //! The hook runs just before a payload is moved into its box, so the address of the box is not known
 //! there. But most allocators hand out first what was freed last, so the hook can predict that
@@ -11,8 +11,8 @@
 //! work: a formatted message is identified by its buffer; of other payloads, only a place that all
 //! candidates share is certain.
 //!
-//! What remains: a payload that was freed, and one that is made by hand in the same place of the same
-//! constant, are the same to safe code.
+//! One case remains: safe code can't distinguish a freed payload from one that is built by hand at the
+//! same address from the same constant.
 
 use std::any::{Any, TypeId};
 use std::collections::VecDeque;
@@ -25,14 +25,13 @@ use parking_lot::Mutex;
 
 use super::{PanicReport, excerpt, text};
 
-/// The panics of the process that are remembered, of those whose payloads may still be there. These
-/// are few: a payload that is passed on to another thread is usually passed on at once, and one that
-/// was handled makes room with the next panic of its thread.
+/// The number of remembered panics whose payloads may still exist. There are few: a payload is
+/// usually passed on to another thread at once, and a handled one makes room at the next panic of its
+/// thread.
 const MOST_SEEN: usize = 256;
 
-/// How often an allocator has to hand out the same place again to be trusted to do so once more, and
-/// how often that is tried: it may first have to get rid of pieces that are larger than they need
-/// to be.
+/// How often an allocator must return the same address in a row to be trusted to do so once more, and
+/// how often that is tried: it may first return pieces that are larger than needed.
 const SURE: usize = 2;
 const MOST_PROBES: usize = 128;
 
@@ -43,7 +42,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug)]
 pub(super) struct Seen {
     print: Print,
-    /// Where its box is; 0 if that cannot be foreseen.
+    /// The address of its box; 0 if it can't be predicted.
     home: AtomicUsize,
     /// Later panics have larger numbers.
     number: u64,
@@ -51,7 +50,7 @@ pub(super) struct Seen {
     pub(super) report: PanicReport,
 }
 
-/// What stays the same of a payload from the hook to the end.
+/// The properties of a payload that stay the same from the hook on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Print {
     kind: TypeId,
@@ -93,7 +92,7 @@ impl Seen {
         }
     }
 
-    /// Must be the last thing before the payload gets its box.
+    /// Must be the last allocation before the payload's box.
     pub(super) fn foresee_home(&self) {
         let size = self.print.size;
         if size == 0 {
@@ -120,7 +119,7 @@ impl Seen {
         self.home.load(Ordering::Relaxed)
     }
 
-    /// Whether the payload of this panic is no more if there is the other, later one.
+    /// Whether a later panic proves that the payload of this one is gone.
     fn is_gone_with(&self, later: &Self) -> bool {
         let home = self.home();
         let place = self.print.text.filter(|_| self.print.is_unique());
@@ -128,8 +127,8 @@ impl Seen {
     }
 }
 
-/// Adds a panic to those that are remembered, of which there are so many at most. Those whose
-/// payloads are known to be no more make room. Returns what is forgotten: call stacks are large.
+/// Adds a panic to a bounded list. Panics whose payloads are known to be gone make room. Returns the
+/// removed ones, so that the caller frees their call stacks.
 pub(super) fn add(all: &mut VecDeque<Arc<Seen>>, seen: &Arc<Seen>, most: usize) -> Vec<Arc<Seen>> {
     let (mut gone, left): (Vec<_>, Vec<_>) =
         all.drain(..).partition(|other| other.is_gone_with(seen));
@@ -141,7 +140,7 @@ pub(super) fn add(all: &mut VecDeque<Arc<Seen>>, seen: &Arc<Seen>, most: usize) 
     gone
 }
 
-/// Remembers a panic, for the case that its payload is passed on to another thread.
+/// Remembers a panic in case its payload is passed on to another thread.
 pub(super) fn remember(seen: &Arc<Seen>) {
     let mut all = SEEN.lock();
     let forgotten = add(&mut all, seen, MOST_SEEN);
@@ -149,12 +148,12 @@ pub(super) fn remember(seen: &Arc<Seen>) {
     drop(forgotten);
 }
 
-/// Forgets a panic whose payload is no more.
+/// Forgets a panic whose payload is gone.
 fn forget(seen: &Arc<Seen>) {
     SEEN.lock().retain(|other| !Arc::ptr_eq(other, seen));
 }
 
-/// Forgets panics of work that is over, and whose payloads no other work could identify.
+/// Forgets panics of work that has ended and whose payloads no other work could identify.
 pub(super) fn forget_unsure(own: &VecDeque<Arc<Seen>>) {
     let unsure = |seen: &Arc<Seen>| seen.home() == 0;
     if own.iter().any(unsure) {
@@ -168,16 +167,16 @@ pub(super) fn forget_all() {
     drop(all);
 }
 
-/// The report of the panic that this payload, which is about to be dropped, belongs to: one of
-/// `own`, or of those that were seen elsewhere. `None` if none of them is, or if it could be one of
-/// several that arose at different places.
+/// The report of the panic to which this payload belongs: one of `own`, or of those seen elsewhere.
+/// `None` if none matches, or if several with different locations do. The payload is about to be
+/// dropped.
 pub(super) fn origin(payload: &(dyn Any + Send), own: &VecDeque<Arc<Seen>>) -> Option<PanicReport> {
     let print = Print::of(payload);
     let message = excerpt(text(payload));
     let home = std::ptr::from_ref(payload).cast::<u8>().addr();
     let alike = |seen: &Seen| seen.print == print && seen.report.message == message;
     let at_home = |seen: &&Arc<Seen>| seen.home() == home && alike(seen);
-    // The latest: before it, another one was in the same place.
+    // The latest: an earlier payload had the same address.
     let number = |seen: &Arc<Seen>| seen.number;
     let among_own = own.iter().rfind(at_home).cloned();
     let among_all = SEEN.lock().iter().rfind(at_home).cloned();
@@ -185,7 +184,7 @@ pub(super) fn origin(payload: &(dyn Any + Send), own: &VecDeque<Arc<Seen>>) -> O
         forget(&seen);
         let mut report = seen.report.clone();
         if !own.iter().any(|other| Arc::ptr_eq(other, &seen)) {
-            // It is of another worker.
+            // It belongs to another worker.
             report.at_hand = None;
         }
         return Some(report);
@@ -199,15 +198,14 @@ pub(super) fn origin(payload: &(dyn Any + Send), own: &VecDeque<Arc<Seen>>) -> O
         if other.report.location != report.location {
             return None;
         }
-        // Only the place is sure.
+        // Only the location is certain.
         (report.backtrace, report.at_hand) = (None, None);
     }
     Some(report)
 }
 
-/// The only panic among `own` if it is the latest of the process as well, so that nothing that was
-/// passed on since can be what this thread unwinds from. The worker that asks need not be the one
-/// that it arose in.
+/// The only panic among `own`, if it is also the latest of the process: then this thread can't be
+/// unwinding from a payload that was passed on since. It may have arisen in another worker.
 pub(super) fn latest(own: &VecDeque<Arc<Seen>>) -> Option<PanicReport> {
     let seen = own.front().filter(|_| own.len() == 1)?;
     let next = NEXT.load(Ordering::Relaxed);

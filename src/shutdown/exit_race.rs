@@ -1,8 +1,8 @@
-//! Two ways out of a process at once: it is ended by force, and `main` returns or
-//! `std::process::exit` is called meanwhile. What was said then would not be the exit status.
+//! Two exits that race: the process is being ended by force, and meanwhile `main` returns or calls
+//! `std::process::exit`. The exit status would then contradict the last message.
 //!
-//! The destructors of a thread's locals run when that thread ends the process, as far as the system
-//! runs them (Linux does, with glibc). This is the place for what has to happen then.
+//! When a thread ends the process, the destructors of its thread-locals run, where the system does
+//! that (Linux with glibc does). A destructor here makes that thread wait for the forced exit.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use parking_lot::Mutex;
 
 use crate::registry::at_exit;
 
-/// How long a thread that ends may take to end the process with it.
+/// The time between the end of a thread and the exit of the process that it causes.
 const DEPARTURE: Duration = Duration::from_millis(100);
-/// How long a thread waits for the end by force, which takes about a second at most, and as long as
-/// stores may take to hear of it.
+/// How long a thread waits for the forced exit, which takes at most about a second, plus the time
+/// that stores are given.
 const HOLD: Duration = Duration::from_secs(3);
 const STEP: Duration = Duration::from_millis(10);
 
@@ -24,9 +24,9 @@ static WAY_OUT: Mutex<WayOut> = Mutex::new(WayOut {
 });
 
 struct WayOut {
-    /// The process is being ended by force.
+    /// A forced exit is in progress.
     forced: bool,
-    /// When the last thread ended that might have ended the process.
+    /// When the last thread ended that could have caused the exit.
     departed: Option<Instant>,
 }
 
@@ -36,9 +36,9 @@ thread_local! {
     static LEAVING: Leaving = const { Leaving };
 }
 
-/// The end of the calling thread may be the end of the process.
-pub(super) fn mind_this_thread() {
-    // It is ending already if that fails.
+/// Watches the calling thread: its end may be the exit of the process.
+pub(super) fn watch_this_thread() {
+    // This fails if the thread is ending already.
     let _ = LEAVING.try_with(|_| {});
 }
 
@@ -46,15 +46,15 @@ impl Drop for Leaving {
     fn drop(&mut self) {
         let now = Instant::now();
         WAY_OUT.lock().departed = Some(now);
-        // The one that ends the process by force needs no step of this thread.
+        // The forced exit does not depend on this thread.
         while WAY_OUT.lock().forced && now.elapsed() < HOLD.saturating_add(at_exit::longest()) {
             thread::sleep(STEP);
         }
     }
 }
 
-/// From now on, the process ends by force only. Lets an end that has begun come first.
-pub(super) fn close() {
+/// Makes the forced exit the only one. An exit that has begun comes first.
+pub(super) fn force() {
     let mut way_out = WAY_OUT.lock();
     way_out.forced = true;
     let departing = way_out

@@ -1,10 +1,10 @@
-//! Wakes the waiting thread from a signal handler.
+//! Wakes the waiting thread from a signal handler (the self-pipe trick).
 
 use signal_hook::SigId;
 use std::io;
 use std::time::Duration;
 
-/// Through a socket pair, since that is what a signal handler may write to.
+/// A socket pair: a signal handler may write to it.
 #[cfg(unix)]
 mod system {
     use super::{Duration, SigId, io};
@@ -12,20 +12,20 @@ mod system {
     use std::os::unix::net::UnixStream;
 
     #[derive(Debug)]
-    pub(in super::super) struct Bell(UnixStream);
+    pub(in super::super) struct WakeSender(UnixStream);
 
     #[derive(Debug)]
     pub(in super::super) struct Receiver(UnixStream);
 
-    pub(in super::super) fn new() -> io::Result<(Bell, Receiver)> {
-        let (bell, receiver) = UnixStream::pair()?;
-        bell.set_nonblocking(true)?;
-        Ok((Bell(bell), Receiver(receiver)))
+    pub(in super::super) fn new() -> io::Result<(WakeSender, Receiver)> {
+        let (wake_sender, receiver) = UnixStream::pair()?;
+        wake_sender.set_nonblocking(true)?;
+        Ok((WakeSender(wake_sender), Receiver(receiver)))
     }
 
-    impl Bell {
-        pub(in super::super) fn ring(&self) {
-            // Full means that it is ringing already.
+    impl WakeSender {
+        pub(in super::super) fn wake(&self) {
+            // A full buffer means that a wake-up is pending.
             let _ = (&self.0).write(&[0]);
         }
 
@@ -33,7 +33,7 @@ mod system {
             self.0.try_clone().map(Self)
         }
 
-        pub(in super::super) fn ring_on(self, signal: i32) -> io::Result<Option<SigId>> {
+        pub(in super::super) fn wake_on_signal(self, signal: i32) -> io::Result<Option<SigId>> {
             signal_hook::low_level::pipe::register(signal, self.0).map(Some)
         }
     }
@@ -42,7 +42,7 @@ mod system {
         pub(in super::super) fn wait(&mut self, timeout: Option<Duration>) {
             let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
             if self.0.set_read_timeout(timeout).is_err() {
-                // Rather wake up too often than never.
+                // Better to wake up too often than never.
                 std::thread::sleep(Duration::from_millis(50));
                 return;
             }
@@ -52,29 +52,29 @@ mod system {
     }
 }
 
-/// Without a pipe that signal handlers can write to: the flags are looked at twenty times a second.
+/// Without a pipe that signal handlers can write to, the flags are polled twenty times a second.
 #[cfg(not(unix))]
 mod system {
     use super::{Duration, SigId, io};
 
     #[derive(Debug)]
-    pub(in super::super) struct Bell;
+    pub(in super::super) struct WakeSender;
 
     #[derive(Debug)]
     pub(in super::super) struct Receiver;
 
-    pub(in super::super) fn new() -> io::Result<(Bell, Receiver)> {
-        Ok((Bell, Receiver))
+    pub(in super::super) fn new() -> io::Result<(WakeSender, Receiver)> {
+        Ok((WakeSender, Receiver))
     }
 
-    impl Bell {
-        pub(in super::super) fn ring(&self) {}
+    impl WakeSender {
+        pub(in super::super) fn wake(&self) {}
 
         pub(in super::super) fn try_clone(&self) -> io::Result<Self> {
             Ok(Self)
         }
 
-        pub(in super::super) fn ring_on(self, _signal: i32) -> io::Result<Option<SigId>> {
+        pub(in super::super) fn wake_on_signal(self, _signal: i32) -> io::Result<Option<SigId>> {
             Ok(None)
         }
     }
@@ -87,4 +87,4 @@ mod system {
     }
 }
 
-pub(super) use system::{Bell, Receiver, new};
+pub(super) use system::{Receiver, WakeSender, new};

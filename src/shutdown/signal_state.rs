@@ -1,9 +1,9 @@
-//! The state of signals that a process was started with, as Linux shows it (proc(5)). Elsewhere,
-//! and without `/proc`, nothing is known of it.
+//! Which signals this process ignores, catches and blocks, as Linux shows it (proc(5)). Unknown on
+//! other systems and without `/proc`.
 
 use std::fs;
 
-/// What happens to signals in this process.
+/// The dispositions of the signals of this process.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SignalState {
     ignored: u64,
@@ -11,7 +11,7 @@ pub(super) struct SignalState {
     blocked: u64,
 }
 
-/// What a signal did before it was hooked.
+/// The action of a signal before it was hooked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Before {
     /// The default action: it ends the process.
@@ -53,8 +53,8 @@ impl SignalState {
         }
     }
 
-    /// Whether no thread of this process can take the signal. A new thread blocks what the thread
-    /// that starts it blocks.
+    /// Whether every thread of this process blocks the signal. A new thread inherits the mask of the
+    /// thread that starts it.
     pub(super) fn is_blocked_everywhere(&self, signal: i32) -> bool {
         has(self.blocked, signal)
             && fs::read_dir("/proc/self/task").is_ok_and(|threads| {
@@ -68,7 +68,7 @@ impl SignalState {
 }
 
 const fn has(mask: u64, signal: i32) -> bool {
-    // Signals count from 1; 0 and what is beyond the mask is in none.
+    // Signals count from 1; other numbers are in no mask.
     signal > 0 && signal <= 64 && (mask >> (signal - 1)) & 1 == 1
 }
 
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_found_where_nothing_is() {
+    fn a_status_without_masks_has_no_signals() {
         for status in ["", "SigIgn:\tx", "SigIgn 1"] {
             let state = SignalState::parse(status);
             for signal in [i32::MIN, -1, 0, 1, 64, 65, i32::MAX] {

@@ -1,24 +1,24 @@
-//! The thread that depends on nothing: it waits for signals and for the end of the time. It never
-//! logs and never takes part in the drain: it has to be there when all that hangs.
+//! The watchdog of a shutdown: a thread that waits for signals and for the deadline. It never logs and
+//! takes no part in the drain, so that it works when both hang.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::hooks::Ear;
-use super::{End, Inner, Progress, ShutdownCause, Signal, leaving};
+use super::hooks::SignalListener;
+use super::{End, Inner, Progress, ShutdownCause, Signal, exit_race};
 use crate::registry::at_exit::{self, ProcessEnd};
 use crate::registry::core::say;
 use crate::sync::background;
 use crate::sync::last_words;
 
-/// A signal that comes again within this time is a duplicate: terminals and service managers send
-/// the same wish twice, to the process and to its group.
+/// A signal that arrives again within this time is a duplicate: terminals and service managers send a
+/// signal twice, to the process and to its group.
 const DUPLICATE: Duration = Duration::from_secs(1);
-const STAYED: &str = "the process took too long to end after its shutdown";
-pub(super) const TOO_LONG: &str = "the shutdown took too long";
+const DID_NOT_EXIT: &str = "the process took too long to end after its shutdown";
+pub(super) const TOO_SLOW: &str = "the shutdown took too long";
 
 impl Progress {
-    /// Notes a signal. Returns the first one that came, and when, if one came before.
+    /// Records a signal. Returns the first signal and its time, if one arrived before.
     fn first(&mut self, signal: Signal, now: Duration) -> Option<(Signal, Duration)> {
         let first = self.signals.first().copied();
         if !self.signals.iter().any(|(known, _)| *known == signal) {
@@ -29,32 +29,32 @@ impl Progress {
 }
 
 impl Inner {
-    pub(super) fn watch(self: &Arc<Self>, mut ear: Ear) {
+    pub(super) fn watch(self: &Arc<Self>, mut listener: SignalListener) {
         loop {
             let slice = self.slice(&self.progress.lock());
-            for signal in ear.wait(slice) {
+            for signal in listener.wait(slice) {
                 self.receive(signal);
             }
-            self.look();
+            self.check_deadline();
         }
     }
 
-    /// How long to wait for the next look; `None` if there is nothing to watch.
+    /// The time until the next check; `None` if there is no deadline.
     pub(super) fn slice(&self, progress: &Progress) -> Option<Duration> {
         let time = &self.begun.get()?.time;
         let now = time.look();
         if let Some(limit) = self.limit(progress) {
             return Some(limit.saturating_sub(now).min(time.slice()));
         }
-        // Without looks, no time is observed, and a later signal would be a duplicate.
+        // Without checks, no time is observed, and a later signal would count as a duplicate.
         let newest = progress.signals.last();
         let newest = newest.map_or(Duration::ZERO, |(_, came)| *came);
         (now < newest.saturating_add(DUPLICATE)).then(|| time.slice())
     }
 
-    /// When the time is over, in observed time; `None` if that changes nothing.
+    /// The deadline in observed time; `None` if there is none.
     fn limit(&self, progress: &Progress) -> Option<Duration> {
-        let matters = self.force_exit || progress.attended;
+        let matters = self.force_exit || progress.draining;
         match progress.end {
             End::Open if matters => Some(progress.limit),
             End::Reported(_) => progress.exit_limit,
@@ -62,8 +62,8 @@ impl Inner {
         }
     }
 
-    /// Ends the shutdown, or the process, if the time is over.
-    pub(super) fn look(self: &Arc<Self>) {
+    /// Ends the shutdown, or the process, after the deadline.
+    pub(super) fn check_deadline(self: &Arc<Self>) {
         let Some(begun) = self.begun.get() else {
             return;
         };
@@ -76,11 +76,11 @@ impl Inner {
             return;
         }
         if reported {
-            self.end_process(STAYED, true);
+            self.end_process(DID_NOT_EXIT, true);
         } else if self.force_exit {
-            self.end_process(TOO_LONG, false);
+            self.end_process(TOO_SLOW, false);
         } else if self.claim_report() {
-            // On a thread of its own: it speaks, and wakes.
+            // On another thread: this logs and wakes.
             let inner = Arc::clone(self);
             if background::detach("wh-report", move || inner.conclude(inner.hung())).is_err() {
                 self.conclude(self.hung());
@@ -97,9 +97,9 @@ impl Inner {
         let now = begun.time.look();
         let first = self.progress.lock().first(signal, now);
         if begins {
-            Self::announce_aside(self, cause, false);
+            Self::announce_in_background(self, cause, false);
         } else if first.is_none() {
-            // On a thread of its own: the log may block.
+            // On another thread: the log may block.
             let begun_by = begun.cause;
             let _ = background::detach("wh-announce", move || {
                 say(
@@ -121,9 +121,8 @@ impl Inner {
         }
     }
 
-    /// Ends the process with status 1, and names who hung. Returns if the shutdown has come to
-    /// another end: if the process is being ended already, or if there is a report, unless the end
-    /// is `insisted` on.
+    /// Ends the process with status 1 and names the workers that hung. Returns if the process is being
+    /// ended already, or if there is a report and the exit is not `insisted` on.
     fn end_process(&self, why: &str, insisted: bool) {
         let mut progress = self.progress.lock();
         let open = matches!(progress.end, End::Open);
@@ -132,21 +131,21 @@ impl Inner {
         }
         let end = std::mem::replace(&mut progress.end, End::Forced);
         drop(progress);
-        leaving::close();
-        let words = format!("exit with status 1: {why}; {}", self.culprits(&end));
-        last_words::say(&words);
+        exit_race::force();
+        let message = format!("exit with status 1: {why}; {}", self.blockers(&end));
+        last_words::write(&message);
         at_exit::conclude(&ProcessEnd::Exit { status: Some(1) });
         signal_hook::low_level::exit(1)
     }
 
-    /// What kept the process from ending.
-    fn culprits(&self, end: &End) -> String {
+    /// What keeps the process from ending.
+    fn blockers(&self, end: &End) -> String {
         let hung = self.hung();
         let progress = self.progress.lock();
         let named = !hung.is_empty() || progress.running.is_some();
         let state = match end {
             _ if named => None,
-            _ if !progress.attended => Some("all workers ended, but nobody called wait()"),
+            _ if !progress.draining => Some("all workers ended, but wait() was not called"),
             End::Reported(_) => Some("all workers and cleanups ended, but the process did not"),
             _ => Some("all workers have just ended"),
         };

@@ -1,10 +1,10 @@
-//! From the request to the report: workers, stores, cleanups, log.
+//! The drain, from the request to the report: workers, stores, cleanups, log.
 
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::watch::TOO_LONG;
+use super::watchdog::TOO_SLOW;
 use super::{Cleanup, CleanupReport, CleanupState, End, Inner, Progress, Running, ShutdownReport};
 use crate::clock::Patience;
 use crate::registry::Registry;
@@ -21,29 +21,29 @@ const THREAD_NAME: &str = "wh-shutdown";
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Inner {
-    /// Whether the end is to be started.
-    pub(super) fn may_attend(&self, progress: &Progress) -> bool {
-        !progress.attended && matches!(progress.end, End::Open) && self.is_requested()
+    /// Whether the drain can start.
+    pub(super) fn may_start_drain(&self, progress: &Progress) -> bool {
+        !progress.draining && matches!(progress.end, End::Open) && self.is_requested()
     }
 
-    /// Starts the end of a shutdown that has begun, once: the caller waits for it.
-    pub(super) fn attend(self: &Arc<Self>) {
+    /// Starts the drain, once, after the shutdown has begun. The caller waits for its end.
+    pub(super) fn start_drain(self: &Arc<Self>) {
         let Some(begun) = self.begun.get() else {
             return;
         };
         let mut progress = self.progress.lock();
-        if !self.may_attend(&progress) {
+        if !self.may_start_drain(&progress) {
             return;
         }
-        progress.attended = true;
+        progress.draining = true;
         let now = begun.time.look();
         if !self.force_exit && now >= progress.limit {
             progress.limit = now.saturating_add(self.timeout);
         }
         let patience = Patience::until(&begun.time, progress.limit);
         drop(progress);
-        // The watching thread has something to watch.
-        self.bell.ring();
+        // The watchdog has a deadline to watch now.
+        self.wake_sender.wake();
         let inner = Arc::clone(self);
         let ending = patience.clone();
         if background::detach(THREAD_NAME, move || inner.finish(&ending)).is_err() {
@@ -54,16 +54,16 @@ impl Inner {
     fn finish(self: &Arc<Self>, patience: &Patience) {
         let mut registries = self.registries.iter();
         if !registries.all(|registry| registry.drain(patience)) {
-            // The time is over.
-            self.look();
+            // The deadline has passed.
+            self.check_deadline();
             return;
         }
-        // Workers that the end of the process has cut off are no reason to clean up.
+        // No cleanups for workers that the end of the process has cut off.
         let is_ending = |registry: &Registry| registry.process_end().is_some();
         if self.registries.iter().any(is_ending) {
             return;
         }
-        // Work of idle workers may have something left to do; it may also wait for ever.
+        // The work of idle workers may have something left to write; it may also wait for ever.
         let log = self.log_patience();
         let work = patience.at_most(log);
         for registry in &self.registries {
@@ -76,7 +76,7 @@ impl Inner {
             registry.flush_store(&stores.at_most(stores.left() / waiting));
         }
         self.clean_up();
-        // A log that is slow is waited for, one that blocks is not.
+        // Waits for a slow log, not for one that blocks.
         let log = patience.at_most(LOG_PATIENCE.min(patience.left() / 2));
         for registry in &self.registries {
             registry.wait_for_log(&log);
@@ -86,7 +86,7 @@ impl Inner {
         }
     }
 
-    /// Runs the cleanups, the last one first, until the shutdown has come to another end.
+    /// Runs the cleanups in reverse order, until the shutdown has ended in another way.
     fn clean_up(&self) {
         loop {
             let mut progress = self.progress.lock();
@@ -102,23 +102,23 @@ impl Inner {
             });
             drop(progress);
             let mut report = CleanupReport::new(name, CleanupState::Completed);
-            // It needs no panic hook. None could be put there while the application's own waits.
+            // Without the panic hook: it can't be installed while the application's own hook blocks.
             if let Err(caught) = panics::catch(work) {
                 report.state = CleanupState::Panicked;
                 report.panic = Some(caught.message());
             }
-            let words = (!report.is_clean()).then(|| report.to_string());
+            let message = (!report.is_clean()).then(|| report.to_string());
             let mut progress = self.progress.lock();
             progress.running = None;
             progress.ran.push(report);
             drop(progress);
-            if let Some(words) = words {
-                last_words::say(&words);
+            if let Some(message) = message {
+                last_words::write(&message);
             }
         }
     }
 
-    /// Claims the end of a shutdown for a report. `false` if it has come to another end.
+    /// Claims the end of the shutdown for a report. `false` if it has ended in another way.
     pub(super) fn claim_report(&self) -> bool {
         let mut progress = self.progress.lock();
         let open = matches!(progress.end, End::Open);
@@ -128,13 +128,13 @@ impl Inner {
         open
     }
 
-    /// Gives the report to all that wait for it.
+    /// Passes the report to all waiters.
     pub(super) fn conclude(&self, hung: Vec<HungWorker>) {
         let Some(report) = self.report(&self.progress.lock(), hung) else {
             return;
         };
         if report.is_late() {
-            last_words::say(&format!("{}; {}", TOO_LONG, report.faults()));
+            last_words::write(&format!("{}; {}", TOO_SLOW, report.faults()));
         }
         let mut progress = self.progress.lock();
         if !matches!(progress.end, End::Concluding) {
@@ -146,12 +146,12 @@ impl Inner {
         }
         let waiting = progress.waiting.take();
         drop(progress);
-        self.bell.ring();
+        self.wake_sender.wake();
         self.changed.notify_all();
         waiting.for_each(wake);
     }
 
-    /// How the shutdown went until now; `None` before it has begun.
+    /// The report as of now; `None` before the shutdown has begun.
     pub(super) fn report(
         &self,
         progress: &Progress,
@@ -197,7 +197,7 @@ impl Inner {
         died
     }
 
-    /// How long supervised work may take to return, and be in the log with the news of its end.
+    /// The time that supervised work may take to return and to log its end.
     fn log_patience(&self) -> Duration {
         LOG_PATIENCE.min(self.timeout / 4)
     }
