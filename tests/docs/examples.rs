@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -119,106 +119,6 @@ fn an_example_that_waits_says_how_to_end_it_and_prints_its_address_last() {
         let said = example.wait_for("its address", |said| Some(said.to_owned()));
         assert!(said.lines().last().unwrap().contains("http://"), "{said}");
     }
-}
-
-// --- the documents -----------------------------------------------------------------------------------
-
-/// All documents of the repository.
-fn documents() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folders = ["", "docs", "docs/guide", "examples"].map(|folder| root.join(folder));
-    let entries = folders
-        .iter()
-        .flat_map(|folder| fs::read_dir(folder).into_iter().flatten());
-    let files = entries.map(|entry| entry.unwrap().path());
-    let documents: Vec<_> = files
-        .filter(|file| file.extension().is_some_and(|end| end == "md"))
-        .collect();
-    assert!(documents.len() >= 3, "{documents:?}");
-    documents
-}
-
-/// The text without its blocks of code.
-fn prose(text: &str) -> String {
-    let mut in_code = false;
-    let mut prose = String::new();
-    for line in text.lines() {
-        if line.trim_start().starts_with("```") {
-            in_code = !in_code;
-        } else if !in_code {
-            prose += line;
-            prose += "\n";
-        }
-    }
-    prose
-}
-
-#[test]
-fn links_between_the_documents_and_to_files_lead_somewhere() {
-    let mut links = 0;
-    for document in documents() {
-        let text = prose(&fs::read_to_string(&document).unwrap());
-        // Either in place, or as a definition on a line of its own.
-        let in_place = text
-            .split("](")
-            .skip(1)
-            .filter_map(|rest| rest.split_once(')'));
-        let definitions = text.lines().filter(|line| line.starts_with('['));
-        let definitions = definitions.filter_map(|line| line.split_once("]: "));
-        let targets = in_place
-            .map(|(target, _)| target)
-            .chain(definitions.map(|(_, target)| target.trim()));
-        for target in targets {
-            let file = target.split('#').next().unwrap();
-            // An item of the crate, an address, a heading of the same document.
-            if target.contains("://") || target.contains("::") || file.is_empty() {
-                continue;
-            }
-            let path = document.parent().unwrap().join(file);
-            assert!(path.exists(), "{document:?} links to {target}");
-            links += 1;
-        }
-    }
-    assert!(links > 20, "only {links} links were found");
-}
-
-#[test]
-fn the_pictures_embedded_in_the_documentation_are_those_of_the_repository() {
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-    for (picture, kind) in [
-        ("tour.svg", "image/svg+xml"),
-        ("dashboard.png", "image/png"),
-    ] {
-        let name = picture.split_once('.').unwrap().0;
-        let data = base64(&fs::read(docs.join(picture)).unwrap());
-        let expected = format!("[{name}]: data:{kind};base64,{data}\n");
-        let embedded = fs::read_to_string(docs.join(format!("embedded/{name}.md"))).unwrap();
-        assert!(
-            embedded == expected,
-            "{picture}: run `scripts/pictures.py embed`"
-        );
-    }
-    let tour = fs::read_to_string(docs.join("tour.svg")).unwrap();
-    assert_has(&tour, "panicked at examples/tour/farm.rs:");
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let mut three = [0; 3];
-        three[..chunk.len()].copy_from_slice(chunk);
-        let bits = u32::from_be_bytes([0, three[0], three[1], three[2]]);
-        for digit in 0..4 {
-            if digit <= chunk.len() {
-                let value = bits >> (18 - 6 * digit) & 63;
-                text.push(DIGITS[value as usize].into());
-            } else {
-                text.push('=');
-            }
-        }
-    }
-    text
 }
 
 // --- the fleet ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 //! What the documentation shows, run as it is shown.
 
 mod examples;
+mod files;
 mod pages;
 #[path = "../support/mod.rs"]
 mod support;
