@@ -52,4 +52,6 @@ pages! {
     glossary: "../../docs/glossary.md",
     design: "../../docs/DESIGN.md",
     benchmarks: "../../docs/BENCHMARKS.md",
+    comparison: "../../docs/COMPARE.md",
+    how_it_is_tested: "../../docs/TESTING.md",
 }
