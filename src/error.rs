@@ -1,10 +1,13 @@
 //! The one error type of the crate.
 
+use std::any::Any;
+use std::error::Error as StdError;
 use std::fmt::Display;
 use std::io;
+use std::sync::Arc;
 
 use crate::supervisor::Exit;
-use crate::sync::describe::written;
+use crate::sync::describe::{chain, describe_text, written};
 
 /// Everything that this crate can refuse or fail at.
 ///
@@ -161,3 +164,31 @@ impl Error {
 
 /// Any error that a worker may return; what [`Supervisor::spawn`](crate::Supervisor::spawn) takes.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Any value that is returned as an error, with its causes if they are known.
+pub(crate) fn describe<E: Display + 'static>(value: &E) -> String {
+    match known_error(value) {
+        Some(error) => chain(error),
+        None => describe_text(value),
+    }
+}
+
+/// The value as an error, if its type is known to be one: a value that is only known as [`Display`]
+/// can't be asked for its source.
+pub(crate) fn known_error(value: &dyn Any) -> Option<&(dyn StdError + 'static)> {
+    None.or_else(|| value.downcast_ref().map(|error: &BoxError| &**error as _))
+        .or_else(|| {
+            let error = value.downcast_ref::<Box<dyn StdError + Send>>();
+            error.map(|error| &**error as _)
+        })
+        .or_else(|| {
+            let error = value.downcast_ref::<Box<dyn StdError>>();
+            error.map(|error| &**error as _)
+        })
+        .or_else(|| {
+            let error = value.downcast_ref::<Arc<dyn StdError + Send + Sync>>();
+            error.map(|error| &**error as _)
+        })
+        .or_else(|| value.downcast_ref::<io::Error>().map(|error| error as _))
+        .or_else(|| value.downcast_ref::<Error>().map(|error| error as _))
+}

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::health::{SweepReport, SweepTotals};
 use crate::registry::core::counts::SweepCounts;
 use crate::sync::background::Background;
-use crate::sync::panics;
+use crate::sync::catch::catch;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(120);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -240,7 +240,7 @@ impl Sweeper {
     fn run(&self, sleeper: &Sleeper, stop: &AtomicBool) {
         let mut jitter = Jitter::new();
         while !stop.load(Ordering::Acquire) {
-            match panics::catch(|| self.sweep()) {
+            match catch(|| self.sweep()) {
                 Ok(swept) => self.report(&swept),
                 Err(_) => self.counts.failures.add(1),
             }
@@ -251,7 +251,7 @@ impl Sweeper {
 
     fn report(&self, swept: &Result<SweepReport, Error>) {
         if let Some(on_report) = &self.on_report {
-            drop(panics::catch(|| on_report(swept)));
+            drop(catch(|| on_report(swept)));
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::{self, ProcessEnd};
 use crate::sync::background::Background;
-use crate::sync::panics;
+use crate::sync::catch::catch;
 
 /// However much happens, it is not told more often than this.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -56,7 +56,7 @@ impl Reporter {
         let events = registry.subscribe_with_capacity(1);
         let thread = Background::start(name, move || {
             let _ending = ending;
-            let mut tell = |report: Report<'_>| drop(panics::catch(|| tell(report)));
+            let mut tell = |report: Report<'_>| drop(catch(|| tell(report)));
             let pause = PAUSE.min(interval / 2);
             loop {
                 tell(Report::Reading(&Process::read(&registry)));

@@ -15,7 +15,7 @@ use crate::net::single_flight::SingleFlight;
 use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Registry, Snapshot};
 use crate::shutdown::Shutdown;
-use crate::sync::panics;
+use crate::sync::catch::catch;
 
 /// How long the checks of the application may take, all together.
 const CHECKS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -146,8 +146,7 @@ impl Views {
 impl Source {
     fn check(&self) -> Vec<Outcome> {
         let checked = self.checks.iter().map(|(name, check)| {
-            let outcome =
-                panics::catch(|| check()).unwrap_or_else(|_| Err("it panicked".to_owned()));
+            let outcome = catch(|| check()).unwrap_or_else(|_| Err("it panicked".to_owned()));
             (name.clone(), outcome.err())
         });
         checked.collect()

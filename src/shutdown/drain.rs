@@ -11,6 +11,7 @@ use crate::registry::Registry;
 use crate::registry::core::worker_ref::wake;
 use crate::supervisor::{DeadWorker, HungWorker};
 use crate::sync::background;
+use crate::sync::catch::catch;
 use crate::sync::last_words;
 use crate::sync::panics;
 
@@ -103,9 +104,9 @@ impl Inner {
             drop(progress);
             let mut report = CleanupReport::new(name, CleanupState::Completed);
             // Without the panic hook: it can't be installed while the application's own hook blocks.
-            if let Err(caught) = panics::catch(work) {
+            if let Err(caught) = catch(work) {
                 report.state = CleanupState::Panicked;
-                report.panic = Some(caught.message());
+                report.panic = Some(panics::message(caught.payload()));
             }
             let message = (!report.is_clean()).then(|| report.to_string());
             let mut progress = self.progress.lock();

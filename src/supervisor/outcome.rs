@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::Exit;
-use crate::sync::describe::describe;
+use crate::error::describe;
 
 /// What supervised work may return: it distinguishes a failure from a success, as
 /// [`std::process::Termination`] does for `main`.

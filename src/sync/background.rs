@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle, ThreadId};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
-use super::panics;
+use super::catch::catch;
 use crate::clock::Patience;
 use crate::error::Error;
 
@@ -28,7 +28,7 @@ impl Background {
         let work = move || {
             // Dropped last.
             let _ending: crossbeam_channel::Sender<()> = ending;
-            drop(panics::catch(work));
+            drop(catch(work));
         };
         let thread = thread::Builder::new().name(name.to_owned()).spawn(work);
         let thread = thread.map_err(|source| Error::Thread {
@@ -76,7 +76,7 @@ impl Background {
 
 /// Starts a thread that is not waited for.
 pub(crate) fn detach(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let work = move || drop(panics::catch(work));
+    let work = move || drop(catch(work));
     let thread = thread::Builder::new().name(name.to_owned()).spawn(work);
     thread.map(drop)
 }

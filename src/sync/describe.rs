@@ -1,13 +1,9 @@
 //! Texts that the application's code writes: of its errors and of its `Display` implementations.
 
-use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt::{self, Display, Write};
-use std::io;
-use std::sync::Arc;
 
-use super::panics::catch;
-use crate::error::{BoxError, Error};
+use super::catch::catch;
 
 /// The limit on the causes of an error that are described. An error could be its own cause.
 const MOST_CAUSES: usize = 32;
@@ -48,36 +44,8 @@ pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
     text
 }
 
-/// Any value that is returned as an error, with its causes if they are known.
-pub(crate) fn describe<E: Display + 'static>(value: &E) -> String {
-    match known_error(value) {
-        Some(error) => chain(error),
-        None => describe_text(value),
-    }
-}
-
 /// A value that is only known to have a text. The alternate form of some types, such as
 /// `anyhow::Error`, has the causes.
 pub(crate) fn describe_text(value: impl Display) -> String {
     written(format_args!("{value:#}"))
-}
-
-/// The value as an error, if its type is known to be one: a value that is only known as [`Display`]
-/// can't be asked for its source.
-pub(crate) fn known_error(value: &dyn Any) -> Option<&(dyn StdError + 'static)> {
-    None.or_else(|| value.downcast_ref().map(|error: &BoxError| &**error as _))
-        .or_else(|| {
-            let error = value.downcast_ref::<Box<dyn StdError + Send>>();
-            error.map(|error| &**error as _)
-        })
-        .or_else(|| {
-            let error = value.downcast_ref::<Box<dyn StdError>>();
-            error.map(|error| &**error as _)
-        })
-        .or_else(|| {
-            let error = value.downcast_ref::<Arc<dyn StdError + Send + Sync>>();
-            error.map(|error| &**error as _)
-        })
-        .or_else(|| value.downcast_ref::<io::Error>().map(|error| error as _))
-        .or_else(|| value.downcast_ref::<Error>().map(|error| error as _))
 }

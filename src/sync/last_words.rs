@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use crate::clock::Patience;
 use crate::sync::background;
-use crate::sync::panics;
+use crate::sync::catch::catch;
 
 /// The time limit of the log, and then of `stderr`.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -58,7 +58,7 @@ fn answer<T>(receiver: &Receiver<T>) -> Option<T> {
 /// Whether the log takes the message: its filter lets our errors through, and it neither panics nor
 /// blocks.
 fn write_log(message: &str) -> bool {
-    panics::catch(|| {
+    catch(|| {
         let taken = log::log_enabled!(target: "worker_heartbeat", log::Level::Error);
         if taken {
             log::error!(target: "worker_heartbeat", "{message}");

@@ -1,6 +1,7 @@
 //! Mechanisms for threads, panics and waiting tasks that know nothing of workers.
 
 pub(crate) mod background;
+pub(crate) mod catch;
 pub(crate) mod describe;
 pub(crate) mod last_words;
 pub(crate) mod latch;

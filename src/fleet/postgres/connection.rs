@@ -22,7 +22,7 @@ use super::migrate;
 use super::settings::Settings;
 use crate::error::Error;
 use crate::registry::core::say;
-use crate::sync::panics;
+use crate::sync::catch::catch;
 
 /// Placeholder for the id of the connection's session, or NULL.
 const SESSION: &str = "@session@";
@@ -258,7 +258,7 @@ impl Connection {
             return work();
         }
         thread::scope(|scope| {
-            let work = || panics::catch(work);
+            let work = || catch(work);
             let spawned = thread::Builder::new().spawn_scoped(scope, work);
             let failed = |what: &dyn fmt::Display| Error::store("start a thread", what);
             match spawned.map(thread::ScopedJoinHandle::join) {

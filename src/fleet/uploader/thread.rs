@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::fleet::jitter::Jitter;
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
+use crate::sync::catch::catch;
 use crate::sync::describe::written;
-use crate::sync::panics;
 
 /// New tasks are told at once, but no oftener than this.
 const TASK_SPACING: Duration = Duration::from_millis(100);
@@ -57,7 +57,7 @@ impl Uploader {
             self.urgent.store(false, Ordering::Release);
             self.task.store(false, Ordering::Release);
             self.progress.lock().begun += 1;
-            let carried = panics::catch(|| self.carry(&registry))
+            let carried = catch(|| self.carry(&registry))
                 .unwrap_or_else(|_| Err(Error::store("be called", "it panicked")));
             last = now;
             let pause = self.conclude(&registry, carried, &mut jitter);
@@ -76,7 +76,7 @@ impl Uploader {
 
     /// Returns whether heartbeats have to be sent again.
     fn keep_alive(&self) -> bool {
-        let renewed = match panics::catch(|| self.store.keep_alive()) {
+        let renewed = match catch(|| self.store.keep_alive()) {
             Ok(Ok(renewed)) => renewed,
             // The heartbeats that follow find out what is wrong.
             Ok(Err(_)) | Err(_) => true,

@@ -29,8 +29,8 @@ use crate::health::{DeathCause, StopCause};
 use crate::registry::core::PendingNotices;
 use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::sync::background;
+use crate::sync::catch::catch;
 use crate::sync::latch::Latch;
-use crate::sync::panics;
 pub(crate) use reason::{Witness, main_returns, unwinding};
 
 /// TaskNames of the threads; the kernel keeps 15 bytes of them.
@@ -255,9 +255,7 @@ fn begin(end: &ProcessEnd) -> Option<Conclusion> {
     let (doing, done) = bounded(0);
     let end = end.clone();
     let work = move || {
-        drop(panics::catch(|| {
-            carry_out(&registries, &end, &allowed, doing)
-        }));
+        drop(catch(|| carry_out(&registries, &end, &allowed, doing)));
         // To close what hangs on the last of them takes time that is not left.
         std::mem::forget(registries);
     };
@@ -279,7 +277,7 @@ fn carry_out(registries: &[Registry], end: &ProcessEnd, patience: &Patience, doi
             return;
         };
         notices.into_iter().for_each(PendingNotices::deliver);
-        drop(panics::catch(|| log::logger().flush()));
+        drop(catch(|| log::logger().flush()));
         drop(doing);
     };
     thread::scope(|scope| {
@@ -346,7 +344,7 @@ fn on_main() -> bool {
 
 /// The process ends, for a reason that is yet to be found.
 fn at_end() {
-    drop(panics::catch(|| conclude(&reason::find())));
+    drop(catch(|| conclude(&reason::find())));
 }
 
 // By the C library, which calls it whichever thread ends the process.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::clock::Moment;
-use crate::sync::panics;
+use crate::sync::catch::catch;
 
 /// At most this many lines of a kind are written in one window.
 const LINES: u32 = 100;
@@ -97,7 +97,7 @@ fn tell_left_out(kind: usize, lines: u64) {
 
 /// Logs one line. A log implementation that panics harms nobody but itself.
 pub(crate) fn say(level: log::Level, text: std::fmt::Arguments<'_>) {
-    drop(panics::catch(|| {
+    drop(catch(|| {
         log::log!(target: "worker_heartbeat", level, "{text}");
     }));
 }

@@ -26,7 +26,7 @@ use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{WorkerRef, wake};
 use crate::registry::core::{Core, is_conviction};
 use crate::sync::background::Background;
-use crate::sync::panics;
+use crate::sync::catch::catch;
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-pacemaker";
@@ -166,7 +166,7 @@ fn start(core: &Arc<Core>, pulse: &Arc<Pulse>) -> Result<Running, Error> {
             }
             let lateness = core.clock.now().since(next);
             core.counts.note_tick(lateness, core.resolution());
-            let ticked = panics::catch(|| tick(&core, &pulse));
+            let ticked = catch(|| tick(&core, &pulse));
             next = ticked.unwrap_or_else(|_| core.clock.now().after(core.resolution()));
         }
         // Every panic of a log implementation is contained.

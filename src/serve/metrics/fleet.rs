@@ -14,7 +14,7 @@ use crate::fleet::{HeartbeatStore, StoredWorker, WorkerFilter};
 use crate::health::{GroupState, Health, StateCounts};
 use crate::registry::core::counts::{MOST_TYPES, OTHERS};
 use crate::sync::background;
-use crate::sync::panics;
+use crate::sync::catch::catch;
 
 /// The store is read no oftener than this.
 const FRESH: Duration = Duration::from_secs(5);
@@ -125,7 +125,7 @@ impl Fleet {
 
     fn read(&self) {
         let begun = Instant::now();
-        let read = panics::catch(|| Reading::of(&*self.store))
+        let read = catch(|| Reading::of(&*self.store))
             .unwrap_or_else(|_| Err(Error::store("be read", "it panicked")));
         let mut desk = self.desk.lock();
         desk.reading = false;

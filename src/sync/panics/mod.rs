@@ -1,6 +1,5 @@
 //! Panics: observed where they arise, described, and contained.
 
-mod catch;
 mod seen;
 
 use std::any::Any;
@@ -15,8 +14,9 @@ use std::thread;
 
 use once_cell::sync::OnceCell;
 
-use super::describe::{chain, known_error};
-pub(crate) use catch::catch;
+use super::catch::catch;
+use super::describe::chain;
+use crate::error::known_error;
 use seen::Seen;
 
 /// The known facts of a panic.
@@ -151,7 +151,7 @@ fn run<T>(
     let result = result.map_err(|caught| {
         let report = seen::origin(caught.payload(), &own);
         let mut report = report.unwrap_or_else(unseen);
-        report.message = caught.message();
+        report.message = message(caught.payload());
         Box::new(report)
     });
     seen::forget_unsure(&own);

@@ -30,7 +30,7 @@ use crate::error::Error;
 use crate::fleet::HeartbeatStore;
 use crate::fleet::http::wire::LARGEST_REQUEST;
 use crate::net::server::{self, Server};
-use crate::sync::panics;
+use crate::sync::catch::catch;
 use auth::Token;
 use service::{ReceivedBody, Refusal, Service};
 
@@ -293,7 +293,7 @@ impl Shared {
         let call = tokio::task::spawn_blocking(move || {
             // Held until the store has answered, however long that takes.
             let _turn = turn;
-            let acted = panics::catch(|| match act {
+            let acted = catch(|| match act {
                 Act::Worker(act) => {
                     act(&shared.service, &received).map(|value| value.to_string().into())
                 }

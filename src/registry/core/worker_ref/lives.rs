@@ -13,8 +13,9 @@ use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, Sto
 use crate::registry::core::record::{Dependents, Detail, Ended, Former, Record};
 use crate::registry::core::tasks::{Manner, TaskNames, Tasks, cut};
 use crate::registry::core::timeline::ObservedNow;
+use crate::sync::catch::catch;
 use crate::sync::latch::Latch;
-use crate::sync::panics::{self, PanicReport};
+use crate::sync::panics::PanicReport;
 
 /// Longer reasons of a death are cut: the dead are remembered for long.
 const LONGEST_REASON: usize = 8 * 1024;
@@ -427,7 +428,7 @@ fn death(mut cause: DeathCause, (run_id, task): TaskNames, at: SystemTime) -> Ar
 
 /// Wakes an executor's task; whatever that does is contained.
 pub(crate) fn wake(waker: Waker) {
-    drop(panics::catch(|| waker.wake()));
+    drop(catch(|| waker.wake()));
 }
 
 /// Puts a worker's new incarnation into its cell. Returns the beats of what was there before.

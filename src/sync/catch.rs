@@ -14,13 +14,8 @@ pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
 pub(crate) struct Caught(Option<Box<dyn Any + Send>>);
 
 impl Caught {
-    pub(super) fn payload(&self) -> &(dyn Any + Send) {
+    pub(crate) fn payload(&self) -> &(dyn Any + Send) {
         self.0.as_deref().unwrap_or(&())
-    }
-
-    /// The panic message.
-    pub(crate) fn message(&self) -> String {
-        super::message(self.payload())
     }
 }
 
