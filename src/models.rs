@@ -308,7 +308,7 @@ fn two_that_beat_at_once_move_the_counter() {
         };
         cell.beat();
         other.join().unwrap();
-        assert_eq!(observe(&cell, at(20)), Sign::Look);
+        assert_eq!(observe(&cell, at(20)), Sign::Judge);
         let snapshot = cell.snapshot().unwrap();
         assert!(snapshot.beaten && !snapshot.moved && snapshot.beats <= 2);
         assert_eq!(snapshot.progress_at, at(20));

@@ -16,7 +16,7 @@ impl fmt::Display for WorkerKey {
         write!(
             f,
             "{}#{}",
-            crate::health::Printable(&self.id),
+            crate::sync::printable::Printable(&self.id),
             self.incarnation
         )
     }

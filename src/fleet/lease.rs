@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::session::{LeaseState, Now};
 use super::uploader::Uploader;
 use crate::error::Error;
-use crate::registry::core::tasks::boundary;
+use crate::sync::printable::prefix;
 use crate::worker::WorkerHeartbeat;
 
 /// The right to work on a run, until it is dropped, released, or lost; made by
@@ -121,7 +121,7 @@ pub(crate) fn check_run_id(run_id: &str) -> Result<(), Error> {
     if run_id.is_empty() || run_id.len() > LONGEST_RUN_ID || run_id.chars().any(char::is_control) {
         return Err(Error::invalid(
             "run_id",
-            format!("{:?}", &run_id[..boundary(run_id, 64)]),
+            format!("{:?}", prefix(run_id, 64)),
             format!("1 to {LONGEST_RUN_ID} bytes without control characters"),
         ));
     }

@@ -6,7 +6,6 @@ pub(crate) mod evidence;
 mod judge;
 mod report;
 mod state;
-mod text;
 mod verdict;
 
 pub(crate) use judge::{Limits, Signs, next_change, verdict, vouched};
@@ -16,6 +15,5 @@ pub use report::{
     SweepTotals, TypeStats, UnwellWorker,
 };
 pub use state::{Activity, State};
-pub(crate) use text::{Age, Printable};
 pub(crate) use verdict::during;
 pub use verdict::{Death, DeathCause, Ending, Health, StallCause, Stalled, StopCause};

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::{Age, Health, Printable, State};
+use super::{Health, State};
+use crate::sync::printable::{Age, Printable};
 
 /// How many workers are in each state.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]

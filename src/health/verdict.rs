@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::State;
-use super::text::{Age, Printable};
+use crate::sync::printable::{Age, Printable};
 
 /// The verdict on a worker at one moment, with its reason.
 ///

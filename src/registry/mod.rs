@@ -28,11 +28,11 @@ use crate::health::{Ending, Health, StallCause, Stalled, StopCause};
 use crate::registry::core::events::{EventKind, Subscription};
 use crate::registry::core::profile::ProfileKey;
 use crate::registry::core::record::Record;
-use crate::registry::core::tasks::boundary;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{WorkerRef, settle, wake};
 use crate::registry::core::{Core, Expectation, PendingNotices};
 use crate::registry::pacemaker::Pacemaker;
+use crate::sync::printable::prefix;
 use at_exit::{AtExit, Witness};
 use index::{ById, Index};
 pub(crate) use membership::Membership;
@@ -583,7 +583,7 @@ fn generated_id(worker_type: &str) -> String {
     const LONGEST_TYPE: usize = 100;
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let worker_type = &worker_type[..boundary(worker_type, LONGEST_TYPE)];
+    let worker_type = prefix(worker_type, LONGEST_TYPE);
     format!("{worker_type}-{}-{n}", std::process::id())
 }
 

@@ -6,12 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use super::Registry;
 use crate::cell::CellSnapshot;
-use crate::health::{
-    Activity, Age, Death, Ending, Health, Printable, Reading, StoreStatus, Thresholds, judge,
-};
+use crate::health::{Activity, Death, Ending, Health, Reading, StoreStatus, Thresholds, judge};
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::WorkerRef;
+use crate::sync::printable::{Age, Printable};
 
 /// A cheap, read-only observed of one worker, for health handlers: it outlives the worker, and follows
 /// it through restarts.

@@ -12,10 +12,11 @@ use super::reporter::{Report, Reporter};
 use crate::error::Error;
 use crate::fleet::ProcessIdentity;
 use crate::fleet::host::uptime;
-use crate::health::{Age, Printable, State};
+use crate::health::State;
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
 use crate::registry::core::say;
+use crate::sync::printable::{Age, Printable};
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);

@@ -6,6 +6,7 @@ pub(crate) mod describe;
 pub(crate) mod last_words;
 pub(crate) mod latch;
 pub(crate) mod panics;
+pub(crate) mod printable;
 pub(crate) mod procfs;
 pub(crate) mod random;
 pub(crate) mod threads;

@@ -6,9 +6,9 @@ use super::{WorkerHeartbeat, env};
 use crate::error::Error;
 use crate::health::Thresholds;
 use crate::registry::core::profile::ProfileKey;
-use crate::registry::core::tasks::boundary;
 use crate::registry::core::timeline::SHORTEST_RESOLUTION;
 use crate::registry::{Registry, Spec};
+use crate::sync::printable::prefix;
 
 pub(crate) const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 pub(crate) const DEFAULT_GROUP: &str = "local";
@@ -295,7 +295,7 @@ fn check_duration(field: &'static str, value: Duration, least: Duration) -> Resu
 
 /// The beginning of a text, for an error message.
 pub(crate) fn shortened(text: &str) -> &str {
-    &text[..boundary(text, 64)]
+    prefix(text, 64)
 }
 
 #[cfg(test)]

@@ -2,6 +2,10 @@
 
 mod args;
 mod commands;
+// The same text rules as in the library's own logs.
+#[allow(dead_code, reason = "the library uses the rest")]
+#[path = "../../sync/printable.rs"]
+mod printable;
 mod store;
 mod table;
 mod watch;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use worker_heartbeat::{StoredWorker, Summary};
 
+use crate::printable::Printable;
+
 const HEAD: [&str; 7] = [
     "WORKER",
     "TYPE",
@@ -97,16 +99,7 @@ fn cell(text: &str) -> String {
     text.chars().take(WIDEST - 1).chain(['…']).collect()
 }
 
-/// Without what could break a terminal or turn a line around.
+/// An untrusted text, escaped for a terminal.
 pub fn clean(text: &str) -> String {
-    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars()
-        .map(|c| {
-            if c.is_control() || turns(c) {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
+    Printable(text).to_string()
 }

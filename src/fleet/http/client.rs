@@ -17,7 +17,8 @@ use crate::fleet::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, StoredWorker,
     Sweep, WorkerFilter, WorkerKey,
 };
-use crate::health::{Printable, SweepReport};
+use crate::health::SweepReport;
+use crate::sync::printable::Printable;
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);

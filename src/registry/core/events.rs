@@ -13,7 +13,8 @@ use crossbeam_channel::{
 use parking_lot::{Mutex, RwLock};
 
 use super::worker_ref::wake;
-use crate::health::{Age, Health, MissingWorkers, Printable, State};
+use crate::health::{Health, MissingWorkers, State};
+use crate::sync::printable::{Age, Printable};
 use crate::sync::wakers::Wakers;
 
 /// Something that happened to a worker, or to the registry as a whole.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::health::Activity;
+use crate::sync::printable::{cut, prefix};
 
 /// Tasks nest this deep. Beyond, the outermost one is forgotten: guards that are leaked must not
 /// hold memory without bound.
@@ -316,23 +317,12 @@ fn name(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Marks a text that was cut.
-const CUT: char = '…';
-
 #[cold]
 #[inline(never)]
 fn hash(text: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     hasher.finish()
-}
-
-/// Cuts a text at a character boundary if it is too long, and marks it.
-pub(super) fn cut(text: &mut String, longest: usize) {
-    if text.len() > longest {
-        text.truncate(boundary(text, longest - CUT.len_utf8()));
-        text.push(CUT);
-    }
 }
 
 /// Writes a text into a buffer that is reused, cut if it is too long.
@@ -343,22 +333,14 @@ fn write_cut(buffer: &mut String, given: &str, longest: usize) {
         return;
     }
     // One character more than allowed is enough to see that it is too long.
-    buffer.push_str(&given[..boundary(given, longest + 4)]);
+    buffer.push_str(prefix(given, longest + 4));
     cut(buffer, longest);
-}
-
-/// The last boundary of a character that is not beyond this place.
-pub(crate) fn boundary(text: &str, place: usize) -> usize {
-    let mut place = place.min(text.len());
-    while !text.is_char_boundary(place) {
-        place -= 1;
-    }
-    place
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::printable::CUT;
 
     fn at(millis: u64) -> Moment {
         Moment::ZERO.after(Duration::from_millis(millis))

@@ -193,8 +193,8 @@ fn tick(core: &Core, pulse: &Pulse) -> Moment {
         for (offset, cell) in chunk.cells().iter().enumerate() {
             match cell.observe(observed.now, || core.observed_now().now) {
                 Sign::None => {}
-                Sign::LookAt(due) => next = next.min(due),
-                Sign::Look => {
+                Sign::JudgeAt(due) => next = next.min(due),
+                Sign::Judge => {
                     next = next.min(examine(core, chunk, offset, &observed, &mut unlogged));
                 }
             }

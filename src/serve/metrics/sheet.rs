@@ -10,7 +10,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-use crate::registry::core::tasks::boundary;
+use crate::sync::printable::prefix;
 
 /// All names begin so.
 const PREFIX: &str = "worker_heartbeat_";
@@ -34,7 +34,7 @@ impl<const N: usize> EncodeLabelSet for Labels<'_, N> {
 
 /// What a name is called in a label: nobody else's memory is filled with it.
 pub(super) fn label(name: &str) -> &str {
-    &name[..boundary(name, LONGEST_LABEL)]
+    prefix(name, LONGEST_LABEL)
 }
 
 /// Writes families of metrics.

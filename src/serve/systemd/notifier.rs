@@ -9,9 +9,9 @@ use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
 use crate::registry::core::say;
-use crate::registry::core::tasks::boundary;
 use crate::serve::process::Process;
 use crate::serve::reporter::{Report, Reporter};
+use crate::sync::printable::prefix;
 
 /// Without a watchdog, the status is told anew each such time.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
@@ -150,7 +150,7 @@ fn status(process: &Process) -> String {
 
 fn cut(mut text: String) -> String {
     if text.len() > LONGEST_STATUS {
-        text.truncate(boundary(&text, LONGEST_STATUS));
+        text.truncate(prefix(&text, LONGEST_STATUS).len());
         text.push('…');
     }
     text

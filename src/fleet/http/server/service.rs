@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 use super::incarnation_cache::{IncarnationCache, just_before};
 use crate::error::Error;
 use crate::fleet::{Answer, HeartbeatStore, StoredWorker, WorkerFilter, WorkerKey};
-use crate::health::Printable;
 use crate::registry::core::say;
 use crate::sync::describe::written;
+use crate::sync::printable::Printable;
 
 /// Bytes of an id. A generated one holds a type and a host's name.
 pub(super) const LONGEST_ID: usize = 512;

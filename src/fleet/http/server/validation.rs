@@ -6,7 +6,7 @@ use super::service::{LONGEST_ID, Refusal};
 use crate::error::Error;
 use crate::fleet::http::wire::{Pairs, Seconds};
 use crate::fleet::{Beat, Claim, Registration, WorkerKey, check_run_id, check_ttl};
-use crate::registry::core::tasks::boundary;
+use crate::sync::printable::prefix;
 use crate::worker::{LONGEST_VALUE, MOST_METADATA, check_metadata, check_name, shortened};
 
 /// Bytes of what a worker says in its own words; the rest is cut off, rather than that a heartbeat
@@ -138,7 +138,7 @@ fn wrong(names: &[&str], expected: &str) -> Refusal {
 }
 
 fn cut(mut text: String) -> String {
-    text.truncate(boundary(&text, LONGEST_TEXT));
+    text.truncate(prefix(&text, LONGEST_TEXT).len());
     text
 }
 

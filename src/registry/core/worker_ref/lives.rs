@@ -11,11 +11,12 @@ use crate::cell::{Cell, CellKey, Episode, Lifecycle, Phase, Schedule};
 use crate::clock::Moment;
 use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, StopCause, judge};
 use crate::registry::core::record::{Dependents, Detail, Ended, Former, Record};
-use crate::registry::core::tasks::{Manner, TaskNames, Tasks, cut};
+use crate::registry::core::tasks::{Manner, TaskNames, Tasks};
 use crate::registry::core::timeline::ObservedNow;
 use crate::sync::catch::catch;
 use crate::sync::latch::Latch;
 use crate::sync::panics::PanicReport;
+use crate::sync::printable::cut;
 
 /// Longer reasons of a death are cut: the dead are remembered for long.
 const LONGEST_REASON: usize = 8 * 1024;

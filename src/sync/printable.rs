@@ -1,10 +1,10 @@
-//! Texts for people: one line, and ages as a person says them.
+//! Texts for logs, terminals and messages: escaped, of bounded length, with readable durations. Pure.
 
 use std::fmt;
 use std::time::Duration;
 
-/// A text from outside, on one line, without characters that control a terminal, break a line or
-/// change the direction in which it is read, so that it can neither break nor forge a log.
+/// An untrusted text on one line. Escapes what controls a terminal, breaks a line or changes the
+/// direction of reading, so that the text can neither break nor forge a log line.
 pub(crate) struct Printable<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Printable<'_> {
@@ -20,8 +20,8 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// Control characters, line and paragraph separators, and what is invisible or changes the direction
-/// of the text (Unicode's categories Cc, Zl, Zp and Cf).
+/// Control characters, line and paragraph separators, and format characters (Unicode's categories Cc,
+/// Zl, Zp and Cf).
 fn is_unprintable(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -41,7 +41,7 @@ fn is_unprintable(character: char) -> bool {
         )
 }
 
-/// A duration as a person says it: the two largest units at most, `3 s`, `2 min 5 s`, `250 ms`.
+/// A duration in its two largest units at most: `3 s`, `2 min 5 s`, `250 ms`.
 pub(crate) struct Age(pub(crate) Duration);
 
 impl fmt::Display for Age {
@@ -66,13 +66,50 @@ impl fmt::Display for Age {
     }
 }
 
-#[cfg(test)]
+/// Marks a text that was cut.
+pub(crate) const CUT: char = '…';
+
+/// The longest prefix of at most so many bytes that ends between two characters.
+pub(crate) fn prefix(text: &str, longest: usize) -> &str {
+    let mut end = longest.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// Cuts a text that has more than so many bytes, and marks the cut.
+pub(crate) fn cut(text: &mut String, longest: usize) {
+    if text.len() > longest {
+        text.truncate(prefix(text, longest.saturating_sub(CUT.len_utf8())).len());
+        text.push(CUT);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
     #[test]
-    fn ages_are_said_in_two_units_at_most() {
-        for (millis, said) in [
+    fn control_and_format_characters_are_escaped() {
+        let text = Printable("a\nb\u{1b}[2J\u{202e}c").to_string();
+        assert_eq!(text, "a\\nb\\u{1b}[2J\\u{202e}c");
+        assert_eq!(Printable("grün 🦀").to_string(), "grün 🦀");
+    }
+
+    #[test]
+    fn a_cut_text_ends_between_characters_within_its_limit() {
+        assert_eq!(prefix("aä", 2), "a");
+        let mut text = "ä".repeat(8);
+        cut(&mut text, 16);
+        assert!(!text.ends_with(CUT), "just short enough");
+        cut(&mut text, 15);
+        assert_eq!(text, "ääääää…");
+    }
+
+    #[test]
+    fn ages_have_two_units_at_most() {
+        for (millis, text) in [
             (0, "0 s"),
             (7, "7 ms"),
             (1_000, "1 s"),
@@ -84,7 +121,7 @@ mod tests {
             (3_600_000, "1 h"),
             (90_000_000, "1 d 1 h"),
         ] {
-            assert_eq!(Age(Duration::from_millis(millis)).to_string(), said);
+            assert_eq!(Age(Duration::from_millis(millis)).to_string(), text);
         }
         assert_eq!(Age(Duration::from_nanos(5)).to_string(), "1 ms");
     }
