@@ -1,54 +1,19 @@
-//! The one function that judges, and what it needs to know.
+//! The function that judges.
 
 use std::time::Duration;
 
-use super::{Activity, Ending, Health, StallCause, Stalled, State};
-use crate::clock::{Moment, nanos};
+use super::{Activity, Ending, Health, Limits, StallCause, Stalled, State, Thresholds};
+use crate::clock::Moment;
 
-/// What a worker is allowed: the limits that it is judged by.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Thresholds {
-    /// Longest time without a heartbeat.
-    pub stale_after: Duration,
-    /// Longest time at work without progress; `None`: as long as it takes.
-    pub stall_after: Option<Duration>,
-    /// Longest time from registration to the first progress.
-    pub startup_grace: Duration,
-    /// Nobody vouches: only its own progress moves its heartbeat.
-    pub beats_only: bool,
-}
-
-impl Thresholds {
-    /// Limits for a worker that is vouched for: no `stall_after`, and `startup_grace` equal to
-    /// `stale_after`.
-    #[must_use]
-    pub const fn new(stale_after: Duration) -> Self {
-        Self {
-            stale_after,
-            stall_after: None,
-            startup_grace: stale_after,
-            beats_only: false,
-        }
-    }
-
-    /// The shortest of them.
-    pub(crate) fn shortest(&self) -> Duration {
-        self.stale_after
-            .min(self.startup_grace)
-            .min(self.stall_after.unwrap_or(Duration::MAX))
-    }
-}
-
-/// What is known of a worker at one moment: what [`judge`] judges.
+/// What is known of a worker at one moment: the input of [`judge`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Reading {
     /// How it ended, and how long ago.
     pub ending: Option<(Ending, Duration)>,
-    /// Time since anybody watched, if that is longer than it should be.
+    /// Time since the last observation, if that is longer than it should be.
     pub unwatched: Option<Duration>,
-    /// What it says it is doing.
+    /// What it reports that it is doing.
     pub activity: Activity,
     /// It was asked to stop.
     pub stop_requested: bool,
@@ -58,21 +23,20 @@ pub struct Reading {
     pub progress_at: Option<Moment>,
     /// Until when it was known to be well; `None` if it never was.
     pub heartbeat_at: Option<Moment>,
-    /// Until when it announced to be silent.
+    /// The end of its announced silence.
     pub quiet_until: Option<Moment>,
     /// When its thread was found to have ended, if it made no progress since.
     pub thread_ended_at: Option<Moment>,
     /// What its thread was found doing, if it stalled.
     pub evidence: StallCause,
-    /// The run that it is at.
+    /// Its present run.
     pub run_id: Option<String>,
-    /// The task that it is at.
+    /// Its present task.
     pub task: Option<String>,
 }
 
 impl Reading {
-    /// A reading of a worker whose incarnation began at `started_at` and of which nothing else is
-    /// known.
+    /// A worker whose incarnation began at `started_at` and of which nothing else is known.
     #[must_use]
     pub const fn new(started_at: Moment) -> Self {
         Self {
@@ -91,12 +55,11 @@ impl Reading {
         }
     }
 
-    /// What the verdict on it hangs on, if it lives.
-    pub(crate) fn signs(&self) -> Signs {
+    fn signs(&self) -> Signs {
         Signs {
             activity: self.activity,
             stop_requested: self.stop_requested,
-            unwatched: self.unwatched.is_some(),
+            unwatched: self.unwatched,
             started_at: self.started_at,
             progress_at: self.progress_at,
             heartbeat_at: self.heartbeat_at,
@@ -106,13 +69,12 @@ impl Reading {
     }
 }
 
-/// What the verdict on a living worker hangs on: a reading without the reasons. Small enough to be
-/// judged by the million.
+/// What the state of a living worker depends on. Small and `Copy`: a summary judges millions of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Signs {
     pub activity: Activity,
     pub stop_requested: bool,
-    pub unwatched: bool,
+    pub unwatched: Option<Duration>,
     pub started_at: Moment,
     pub progress_at: Option<Moment>,
     pub heartbeat_at: Option<Moment>,
@@ -121,8 +83,8 @@ pub(crate) struct Signs {
 }
 
 impl Signs {
-    /// Whether it is at work, and there is no thread any more that could do it. At rest, another
-    /// thread may take up its next task.
+    /// Whether it is at work, and its thread has ended. While it is idle, another thread may take up
+    /// its next task.
     #[inline]
     const fn is_abandoned(&self) -> bool {
         self.thread_ended_at.is_some() && !matches!(self.activity, Activity::Idle)
@@ -155,97 +117,78 @@ impl Signs {
     fn extended(&self, limit: Moment) -> Moment {
         self.quiet_until.map_or(limit, |until| limit.max(until))
     }
-}
 
-/// [`Thresholds`] as they are compared with: in nanoseconds.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    stale_after: u64,
-    /// At each activity; [`ENDLESS`](Self::ENDLESS) if it takes as long as it takes. Looked up, not
-    /// decided: whether a worker is idle is nothing that a processor could guess.
-    stall_after: [u64; Activity::COUNT],
-    startup_grace: u64,
-    beats_only: bool,
-}
-
-impl Limits {
-    /// Centuries, and still within the time line when they are added to a moment.
-    const ENDLESS: u64 = u64::MAX / 2;
-}
-
-impl From<&Thresholds> for Limits {
-    fn from(thresholds: &Thresholds) -> Self {
-        let mut stall_after =
-            [thresholds.stall_after.map_or(Self::ENDLESS, nanos); Activity::COUNT];
-        stall_after[Activity::Idle as usize] = Self::ENDLESS;
-        Self {
-            stale_after: nanos(thresholds.stale_after),
-            stall_after,
-            startup_grace: nanos(thresholds.startup_grace),
-            beats_only: thresholds.beats_only,
-        }
+    /// When it last made progress; when it began, if it never did.
+    pub(crate) fn silent_since(&self) -> Moment {
+        self.progress_at.unwrap_or(self.started_at)
     }
 }
+
+/// What a stalled worker was doing: the evidence, its run and its task.
+pub(crate) type StallContext = (StallCause, Option<String>, Option<String>);
 
 /// Judges a worker: the only place where that is done.
 ///
 /// Pure: the same reading, thresholds and moment give the same verdict. Limits are inclusive: a
-/// worker is convicted when it is *longer* silent than allowed.
+/// worker is convicted when it is silent for *longer* than allowed.
 #[must_use]
 pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health {
     if let Some((ending, ago)) = &reading.ending {
-        return match ending {
-            Ending::Stopped(by) => Health::Stopped {
-                by: by.clone(),
-                ago: *ago,
-            },
-            Ending::Dead(death) => Health::Dead {
-                death: death.clone(),
-                ago: *ago,
-            },
-        };
+        return Health::ended(ending, *ago);
     }
-    let (signs, limits) = (reading.signs(), Limits::from(thresholds));
-    let waited = now.since(reading.started_at);
-    let grace = thresholds.startup_grace;
-    match verdict(&signs, &limits, now) {
+    judge_living(&reading.signs(), &Limits::from(thresholds), now, || {
+        let (run_id, task) = (reading.run_id.clone(), reading.task.clone());
+        (reading.evidence.clone(), run_id, task)
+    })
+}
+
+/// [`judge`] for a worker that lives. `context` is called for a stall only.
+#[inline]
+pub(crate) fn judge_living(
+    signs: &Signs,
+    limits: &Limits,
+    now: Moment,
+    context: impl FnOnce() -> StallContext,
+) -> Health {
+    let waited = now.since(signs.started_at);
+    let grace = Duration::from_nanos(limits.startup_grace);
+    match verdict(signs, limits, now) {
         State::Starting => Health::Starting { waited, grace },
         State::NeverStarted => Health::NeverStarted { waited, grace },
         State::Stalled => {
-            let progress_at = reading.progress_at.unwrap_or(reading.started_at);
-            let (cause, allowance) = if signs.is_abandoned() {
-                (StallCause::ThreadEnded, Duration::ZERO)
-            } else {
-                let allowance = signs.stalls_at(&limits).since(progress_at);
-                (reading.evidence.clone(), allowance)
-            };
+            let (mut cause, run_id, task) = context();
+            let since = signs.silent_since();
+            let mut allowance = signs.stalls_at(limits).since(since);
+            if signs.is_abandoned() {
+                (cause, allowance) = (StallCause::ThreadEnded, Duration::ZERO);
+            }
             Health::Stalled(Stalled {
                 cause,
-                silent: now.since(progress_at),
+                silent: now.since(since),
                 allowance,
-                run_id: reading.run_id.clone(),
-                task: reading.task.clone(),
+                run_id,
+                task,
             })
         }
         State::Stale => Health::Stale {
-            age: now.since(reading.heartbeat_at.unwrap_or(now)),
-            stale_after: thresholds.stale_after,
-        },
-        // The ended were told above.
-        State::Unobserved | State::Stopped | State::Dead => Health::Unobserved {
-            unwatched: reading.unwatched.unwrap_or_default(),
+            age: now.since(signs.heartbeat_at.unwrap_or(now)),
+            stale_after: Duration::from_nanos(limits.stale_after),
         },
         State::Stopping => Health::Stopping,
         State::Active => Health::Active,
         State::Idle => Health::Idle,
         State::Processing => Health::Processing,
+        // `verdict` gives no terminal state.
+        State::Unobserved | State::Stopped | State::Dead => Health::Unobserved {
+            unwatched: signs.unwatched.unwrap_or_default(),
+        },
     }
 }
 
-/// The heart of [`judge`]: the state of a worker that lives, without its reason. A few nanoseconds.
+/// The state of a worker that lives, without its reason: a few nanoseconds.
 #[inline(always)]
 pub(crate) fn verdict(signs: &Signs, limits: &Limits, now: Moment) -> State {
-    if signs.unwatched {
+    if signs.unwatched.is_some() {
         return State::Unobserved;
     }
     if signs.is_abandoned() {
@@ -274,8 +217,8 @@ pub(crate) fn verdict(signs: &Signs, limits: &Limits, now: Moment) -> State {
     }
 }
 
-/// Until when a worker was known to be well, as its pacemaker vouches: until the last tick, or
-/// until its allowance ran out, or its thread was found to have ended.
+/// The heartbeat of a worker that its pacemaker vouches for: the last tick, the end of its allowance or
+/// the end of its thread, whichever is first.
 #[inline(always)]
 pub(crate) fn vouched(signs: &Signs, limits: &Limits, tick: Moment) -> Option<Moment> {
     let progress_at = signs.progress_at?;
@@ -288,54 +231,47 @@ pub(crate) fn vouched(signs: &Signs, limits: &Limits, tick: Moment) -> Option<Mo
     Some(vouched_until.max(progress_at))
 }
 
-/// When a worker's verdict will next change if it gives no sign.
+/// When the verdict on a worker changes if it makes no progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Outlook {
-    /// When to warn that it is late: at three quarters of its allowance.
+    /// When to warn: at three quarters of its allowance.
     pub late_at: Moment,
     /// The first moment at which it is convicted.
     pub convicted_at: Moment,
 }
 
-/// StoreHook of [`judge`]: when to look at a silent worker again.
-pub(crate) fn next_change(reading: &Reading, thresholds: &Thresholds) -> Outlook {
-    const TICK: Duration = Duration::from_nanos(1);
-    let (since, limit) = match reading.progress_at {
-        None => (
-            Moment::NEVER,
-            Some(reading.started_at.after(thresholds.startup_grace)),
-        ),
+/// When to judge a silent worker again.
+pub(crate) fn next_change(signs: &Signs, limits: &Limits) -> Outlook {
+    let (late_at, limit) = match signs.progress_at {
+        // The grace itself is the warning.
+        None => {
+            let limit = signs.started_at.after_nanos(limits.startup_grace);
+            (Moment::NEVER, limit)
+        }
         Some(progress_at) => {
-            let (signs, limits) = (reading.signs(), Limits::from(thresholds));
-            let stale = if thresholds.beats_only {
-                signs.stales_at(&limits)
-            } else {
-                Moment::NEVER
-            };
-            let limit = signs.stalls_at(&limits).min(stale);
-            (
-                progress_at,
-                (limit.as_nanos() < Limits::ENDLESS).then_some(limit),
-            )
+            let mut limit = signs.stalls_at(limits);
+            if limits.beats_only {
+                limit = limit.min(signs.stales_at(limits));
+            }
+            if limit.as_nanos() >= Limits::ENDLESS {
+                limit = Moment::NEVER;
+            }
+            (progress_at.after(limit.since(progress_at) / 4 * 3), limit)
         }
     };
-    limit.map_or(
-        Outlook {
+    if limit == Moment::NEVER {
+        return Outlook {
             late_at: Moment::NEVER,
             convicted_at: Moment::NEVER,
-        },
-        |limit| Outlook {
-            late_at: if since == Moment::NEVER {
-                Moment::NEVER
-            } else {
-                since.after(limit.since(since) / 4 * 3)
-            },
-            convicted_at: limit.after(TICK),
-        },
-    )
+        };
+    }
+    Outlook {
+        late_at,
+        convicted_at: limit.after_nanos(1),
+    }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::health::{Death, DeathCause, State, StopCause};
@@ -393,10 +329,11 @@ mod tests {
 
     #[test]
     fn the_warning_comes_at_three_quarters_of_the_allowance() {
-        let outlook = next_change(&beaten(10, 10), &thresholds());
+        let next_change = |reading: &Reading| next_change(&reading.signs(), &Limits::from(&thresholds()));
+        let outlook = next_change(&beaten(10, 10));
         assert_eq!(outlook.late_at, at(10 + 225));
         assert_eq!(outlook.convicted_at, just_after(at(310)));
-        let unstarted = next_change(&Reading::new(at(10)), &thresholds());
+        let unstarted = next_change(&Reading::new(at(10)));
         assert_eq!(unstarted.late_at, Moment::NEVER, "its grace is its warning");
         assert_eq!(unstarted.convicted_at, just_after(at(70)));
     }
@@ -414,7 +351,7 @@ mod tests {
         assert_eq!(
             state(&reading, long_after),
             State::Stalled,
-            "a worker that hangs while it drains is told"
+            "a worker that hangs while it drains is reported"
         );
         reading.unwatched = Some(SECOND);
         assert_eq!(state(&reading, long_after), State::Unobserved);
@@ -494,7 +431,7 @@ mod tests {
                 at(5)
             ),
             None,
-            "nobody vouches before the first beat"
+            "no vouching before the first beat"
         );
     }
 
@@ -515,7 +452,7 @@ mod tests {
             };
             for reading in &readings {
                 let mut reading = reading.clone();
-                let outlook = next_change(&reading, &thresholds);
+                let outlook = next_change(&reading.signs(), &Limits::from(&thresholds));
                 assert!(outlook.late_at == Moment::NEVER || outlook.late_at < outlook.convicted_at);
                 let verdict = |reading: &mut Reading, now| {
                     reading.heartbeat_at =

@@ -1,19 +1,24 @@
-//! What can be said of a worker, and the one function that says it.
+//! The verdict on a worker: one pure function, its input and its output.
 //!
-//! Pure: no clock, no lock, no I/O (the evidence reads `/proc`). Time is handed in.
+//! No clock, no lock, no I/O: time is an argument. Only [`evidence`] reads `/proc`.
 
+mod ending;
 pub(crate) mod evidence;
 mod judge;
+mod limits;
 mod report;
 mod state;
 mod verdict;
 
-pub(crate) use judge::{Limits, Signs, next_change, verdict, vouched};
-pub use judge::{Reading, Thresholds, judge};
+pub use ending::{Death, DeathCause, Ending, StopCause};
+pub(crate) use judge::{Signs, StallContext, judge_living, next_change, verdict, vouched};
+pub use judge::{Reading, judge};
+pub(crate) use limits::Limits;
+pub use limits::Thresholds;
 pub use report::{
     GroupState, GroupStats, MissingWorkers, StateCounts, StoreStatus, Summary, SweepReport,
     SweepTotals, TypeStats, UnwellWorker,
 };
 pub use state::{Activity, State};
 pub(crate) use verdict::during;
-pub use verdict::{Death, DeathCause, Ending, Health, StallCause, Stalled, StopCause};
+pub use verdict::{Health, StallCause, Stalled};

@@ -490,7 +490,7 @@ impl Registry {
 
     pub(crate) fn last_heartbeat(&self, worker: &WorkerRef) -> Option<SystemTime> {
         let observed = self.observed_now();
-        let heartbeat_at = worker.reading(&observed).heartbeat_at?;
+        let heartbeat_at = worker.facts(&observed).heartbeat_at()?;
         self.inner
             .core
             .clock

@@ -9,7 +9,7 @@ use crate::cell::CellSnapshot;
 use crate::health::{Activity, Death, Ending, Health, Reading, StoreStatus, Thresholds, judge};
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::ObservedNow;
-use crate::registry::core::worker_ref::WorkerRef;
+use crate::registry::core::worker_ref::{Facts, WorkerRef};
 use crate::sync::printable::{Age, Printable};
 
 /// A cheap, read-only observed of one worker, for health handlers: it outlives the worker, and follows
@@ -142,8 +142,8 @@ impl Snapshot {
     }
 
     pub(super) fn take(worker: &WorkerRef, observed: &ObservedNow, wall: SystemTime) -> Self {
-        worker.read_all(observed, |reading, snapshot, detail| {
-            Self::of(worker, observed, wall, reading, snapshot, detail)
+        worker.read_all(observed, |facts, snapshot, detail| {
+            Self::of(worker, observed, wall, &facts, snapshot, detail)
         })
     }
 
@@ -151,27 +151,35 @@ impl Snapshot {
         worker: &WorkerRef,
         observed: &ObservedNow,
         wall: SystemTime,
-        reading: &mut Reading,
+        facts: &Facts,
         snapshot: Option<&CellSnapshot>,
         detail: Option<&Detail>,
     ) -> Self {
         let profile = &worker.record.profile;
-        let health = judge(reading, &profile.thresholds, observed.now);
         let ended = detail.and_then(|detail| worker.ended(detail));
-        if let Some(Ending::Dead(death)) = ended.map(|ended| &ended.ending) {
-            (reading.run_id, reading.task) = (death.run_id.clone(), death.task.clone());
-        }
+        let (activity, progress_at) = match facts {
+            Facts::Living(signs) => (signs.activity, signs.progress_at),
+            Facts::Over { .. } => (Activity::default(), None),
+        };
+        let (run_id, task_text) = match facts {
+            Facts::Living(_) => detail.map_or((None, None), |detail| detail.tasks.names()),
+            Facts::Over {
+                ending: Ending::Dead(death),
+                ..
+            } => (death.run_id.clone(), death.task.clone()),
+            Facts::Over { .. } => (None, None),
+        };
         let task = detail.and_then(|detail| detail.tasks.current());
-        let at_task = reading.run_id.is_some() || reading.task.is_some();
-        let heartbeat_age = reading.heartbeat_at.map(|at| observed.now.since(at));
+        let at_task = run_id.is_some() || task_text.is_some();
+        let heartbeat_age = facts.heartbeat_at().map(|at| observed.now.since(at));
         Self {
             id: worker.record.id().to_owned(),
             worker_type: profile.worker_type.to_string(),
             group: profile.group.to_string(),
             incarnation: worker.incarnation(detail),
             restarts: detail.map_or(0, |detail| detail.restarts),
-            health,
-            activity: reading.activity,
+            health: facts.judge(&profile.limits, observed.now, detail),
+            activity,
             progress: task
                 .map(|task| (task.done, task.total))
                 .filter(|(_, total)| at_task && *total > 0),
@@ -180,9 +188,9 @@ impl Snapshot {
                     .or(snapshot.task_at)
                     .map_or(Duration::ZERO, |at| observed.now.since(at))
             }),
-            run_id: reading.run_id.take(),
-            task: reading.task.take(),
-            progress_age: reading.progress_at.map(|at| observed.now.since(at)),
+            run_id,
+            task: task_text,
+            progress_age: progress_at.map(|at| observed.now.since(at)),
             heartbeat_age,
             last_heartbeat: heartbeat_age.and_then(|age| wall.checked_sub(age)),
             beats: snapshot.map_or_else(

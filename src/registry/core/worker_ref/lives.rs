@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::Receiver;
 
-use super::{WorkerRef, over};
+use super::{WorkerRef, signs};
 use crate::cell::{Cell, CellKey, Episode, Lifecycle, Phase, Schedule};
 use crate::clock::Moment;
-use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, StopCause, judge};
+use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, StopCause};
 use crate::registry::core::record::{Dependents, Detail, Ended, Former, Record};
 use crate::registry::core::tasks::{Manner, TaskNames, Tasks};
 use crate::registry::core::timeline::ObservedNow;
@@ -188,8 +188,10 @@ impl WorkerRef {
         let cell = self.cell();
         let life = cell.state();
         let (beats, heartbeat_at) = cell.snapshot().map_or((0, None), |snapshot| {
-            let reading = self.living(&snapshot, observed, &detail.adjustments(&snapshot));
-            (snapshot.beats, reading.heartbeat_at)
+            let limits = &self.record.profile.limits;
+            let adjustments = detail.adjustments(&snapshot);
+            let signs = signs(&snapshot, limits, observed, &adjustments);
+            (snapshot.beats, signs.heartbeat_at)
         });
         let (ending, phase) = match end {
             Termination::Stopped(cause) => {
@@ -228,11 +230,7 @@ impl WorkerRef {
             late_beats: 0,
             heartbeat_age: heartbeat_at.map(|at| observed.now.since(at)),
         };
-        let health = judge(
-            &over(&ended, observed),
-            &self.record.profile.thresholds,
-            observed.now,
-        );
+        let health = Health::ended(&ended.ending, Duration::ZERO);
         detail.ended = Some(ended);
         cell.set_state(Lifecycle { phase, ..life });
         Some(health)

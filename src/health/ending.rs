@@ -1,0 +1,307 @@
+//! How an incarnation ended, and why.
+
+use std::backtrace::Backtrace;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::sync::printable::Printable;
+
+/// How an incarnation ended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Ending {
+    /// As intended.
+    Stopped(StopCause),
+    /// Otherwise.
+    Dead(Arc<Death>),
+}
+
+/// What stopped a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StopCause {
+    /// Its own `stop()`.
+    Stop,
+    /// Its handle was dropped.
+    Drop,
+    /// Its work completed.
+    Completed,
+    /// Its future was dropped before it was done.
+    Cancelled,
+    /// The process received a signal.
+    Signal(&'static str),
+    /// The application requested a shutdown.
+    Shutdown,
+    /// Its supervisor's `shutdown` or `stop`.
+    Supervisor,
+    /// A store refused it: a newer incarnation has taken its place.
+    Fenced,
+    /// Its process ended by itself: `main` returned, or something called
+    /// [`std::process::exit`].
+    ProcessExit {
+        /// The exit status, where it was known in advance.
+        status: Option<i32>,
+    },
+}
+
+impl StopCause {
+    /// The name in snake case, as in stores and metrics; for a signal, its name: `SIGTERM`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Drop => "drop",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+            Self::Signal(name) => name,
+            Self::Shutdown => "shutdown",
+            Self::Supervisor => "supervisor",
+            Self::Fenced => "fenced",
+            Self::ProcessExit { .. } => "process_exit",
+        }
+    }
+
+    /// What a store keeps besides the name.
+    pub(crate) fn detail(&self) -> Option<String> {
+        match self {
+            Self::ProcessExit { status } => status.map(|status| status.to_string()),
+            _ => None,
+        }
+    }
+
+    /// As stored. An unknown name is a plain stop.
+    pub(crate) fn from_name(name: &str, detail: Option<&str>) -> Self {
+        const SIGNALS: [&str; 6] = [
+            "SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2",
+        ];
+        match name {
+            "drop" => Self::Drop,
+            "completed" => Self::Completed,
+            "cancelled" => Self::Cancelled,
+            "shutdown" => Self::Shutdown,
+            "supervisor" => Self::Supervisor,
+            "fenced" => Self::Fenced,
+            "process_exit" => Self::ProcessExit {
+                status: detail.and_then(|status| status.parse().ok()),
+            },
+            _ => SIGNALS
+                .into_iter()
+                .find(|signal| *signal == name)
+                .map_or(Self::Stop, Self::Signal),
+        }
+    }
+}
+
+impl fmt::Display for StopCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stop => "by stop()",
+            Self::Drop => "its handle was dropped",
+            Self::Completed => "completed",
+            Self::Cancelled => "its future was cancelled",
+            Self::Signal(name) => return write!(f, "by {name}"),
+            Self::Shutdown => "by shutdown",
+            Self::Supervisor => "by its supervisor",
+            Self::Fenced => "another incarnation has taken its place",
+            Self::ProcessExit { status: None } => "its process ended",
+            Self::ProcessExit {
+                status: Some(status),
+            } => return write!(f, "its process ended with status {status}"),
+        })
+    }
+}
+
+/// What is known of a worker's death.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Death {
+    /// Why it died.
+    pub cause: DeathCause,
+    /// The run that it was working on.
+    pub run_id: Option<String>,
+    /// The task that it was working on.
+    pub task: Option<String>,
+    /// When, by the wall clock.
+    pub at: SystemTime,
+    /// The number of restarts after which its supervisor gave it up; `None` if it did not.
+    pub gave_up_after: Option<u32>,
+}
+
+/// Why a worker died.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum DeathCause {
+    /// It panicked; or `main` did, which ended its process.
+    Panicked {
+        /// The panic message.
+        message: String,
+        /// File, line and column; `None` if no panic hook of a supervisor was installed.
+        location: Option<String>,
+        /// Name of the thread, or its id.
+        thread: String,
+        /// The call stack; resolved when it is printed, which takes time.
+        backtrace: Option<Arc<Backtrace>>,
+    },
+    /// It returned an error, or reported a failure.
+    Failed {
+        /// The error, as text.
+        error: String,
+    },
+    /// It returned without being asked to.
+    Exited,
+    /// Its process was killed by a signal, according to the kernel (from a store).
+    Killed,
+    /// Its process is gone without a report: it was killed, or ended in a way that leaves no time for
+    /// one (from a store).
+    Gone,
+    /// A newer incarnation took its place (from a store).
+    Fenced,
+    /// Its heartbeat stopped (from a store).
+    Lost,
+}
+
+impl DeathCause {
+    /// The name in snake case, as in stores and metrics: `panicked`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Panicked { .. } => "panicked",
+            Self::Failed { .. } => "failed",
+            Self::Exited => "exited",
+            Self::Killed => "killed",
+            Self::Gone => "gone",
+            Self::Fenced => "fenced",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// As stored. An unknown name is a failure.
+    pub(crate) fn from_name(name: &str, detail: Option<&str>) -> Self {
+        match name {
+            "panicked" => Self::Panicked {
+                message: detail.unwrap_or_default().to_owned(),
+                location: None,
+                thread: String::new(),
+                backtrace: None,
+            },
+            "exited" => Self::Exited,
+            "killed" => Self::Killed,
+            "gone" => Self::Gone,
+            "fenced" => Self::Fenced,
+            "lost" => Self::Lost,
+            _ => Self::Failed {
+                error: detail.unwrap_or(name).to_owned(),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for DeathCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panicked {
+                message,
+                location,
+                thread,
+                backtrace,
+            } => f
+                .debug_struct("Panicked")
+                .field("message", message)
+                .field("location", location)
+                .field("thread", thread)
+                // A resolved call stack is slow, and pages long: print the field itself for it.
+                .field("backtrace", &backtrace.as_ref().map(|b| b.status()))
+                .finish(),
+            Self::Failed { error } => f.debug_struct("Failed").field("error", error).finish(),
+            Self::Exited => f.write_str("Exited"),
+            Self::Killed => f.write_str("Killed"),
+            Self::Gone => f.write_str("Gone"),
+            Self::Fenced => f.write_str("Fenced"),
+            Self::Lost => f.write_str("Lost"),
+        }
+    }
+}
+
+impl fmt::Display for DeathCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panicked {
+                message, location, ..
+            } => {
+                f.write_str("panicked")?;
+                if let Some(location) = location {
+                    // Without the column, which adds nothing in a log.
+                    let place = match location.rsplit_once(':') {
+                        Some((place, _)) if place.contains(':') => place,
+                        _ => location,
+                    };
+                    write!(f, " at {}", Printable(place))?;
+                }
+                write!(f, ": {}", Printable(message))
+            }
+            Self::Failed { error } => write!(f, "failed: {}", Printable(error)),
+            Self::Exited => f.write_str("returned while not asked to"),
+            Self::Killed => f.write_str("its process was killed"),
+            Self::Gone => f.write_str("its process is gone"),
+            Self::Fenced => f.write_str("fenced: a newer incarnation took its place"),
+            Self::Lost => f.write_str("lost: not heard of any more"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::Health;
+    use std::time::Duration;
+
+    fn death(cause: DeathCause) -> Health {
+        Health::Dead {
+            death: Arc::new(Death {
+                cause,
+                run_id: Some("run-123".into()),
+                task: None,
+                at: SystemTime::UNIX_EPOCH,
+                gave_up_after: None,
+            }),
+            ago: Duration::from_secs(3),
+        }
+    }
+
+    #[test]
+    fn a_death_reads_as_a_sentence() {
+        let health = death(DeathCause::Panicked {
+            message: "no module named server".into(),
+            location: Some("src/jobs.rs:19:5".into()),
+            thread: "jobs".into(),
+            backtrace: None,
+        });
+        assert_eq!(
+            health.to_string(),
+            "dead: panicked at src/jobs.rs:19: no module named server, 3 s ago, during run-123"
+        );
+        let debug = format!("{health:?}");
+        for name in [
+            "Dead",
+            "Panicked",
+            "message",
+            "location",
+            "thread",
+            "backtrace",
+        ] {
+            assert!(debug.contains(name), "{name} in {debug}");
+        }
+    }
+
+    #[test]
+    fn texts_from_outside_stay_on_one_line() {
+        let health = death(DeathCause::Failed {
+            error: "first\nsecond\u{1b}[2J".into(),
+        });
+        assert_eq!(
+            health.to_string(),
+            "dead: failed: first\\nsecond\\u{1b}[2J, 3 s ago, during run-123"
+        );
+    }
+}
