@@ -320,7 +320,7 @@ mod tests {
         });
         cell.beat();
         assert_eq!(observe(&cell, 59), Sign::None);
-        assert_eq!(observe(&cell, 60), Sign::Look);
+        assert_eq!(observe(&cell, 60), Sign::Judge);
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Signs {
 }
 
 /// What a stalled worker was doing: the evidence, its run and its task.
-pub(crate) type StallContext = (StallCause, Option<String>, Option<String>);
+type StallContext = (StallCause, Option<String>, Option<String>);
 
 /// Judges a worker: the only place where that is done.
 ///
@@ -329,7 +329,8 @@ mod tests {
 
     #[test]
     fn the_warning_comes_at_three_quarters_of_the_allowance() {
-        let next_change = |reading: &Reading| next_change(&reading.signs(), &Limits::from(&thresholds()));
+        let next_change =
+            |reading: &Reading| next_change(&reading.signs(), &Limits::from(&thresholds()));
         let outlook = next_change(&beaten(10, 10));
         assert_eq!(outlook.late_at, at(10 + 225));
         assert_eq!(outlook.convicted_at, just_after(at(310)));

@@ -11,7 +11,7 @@ mod state;
 mod verdict;
 
 pub use ending::{Death, DeathCause, Ending, StopCause};
-pub(crate) use judge::{Signs, StallContext, judge_living, next_change, verdict, vouched};
+pub(crate) use judge::{Outlook, Signs, judge_living, next_change, verdict, vouched};
 pub use judge::{Reading, judge};
 pub(crate) use limits::Limits;
 pub use limits::Thresholds;

@@ -45,7 +45,7 @@ impl Registry {
     /// One pass over all cells, with the bounds of [`summary`](Self::summary).
     pub(crate) fn figures(&self) -> Figures {
         let observed = self.observed_now();
-        let ((), profiles) = self.tally::<()>(&observed);
+        let (_, profiles) = self.tally::<FigureTally>(&observed);
         let mut by_type = HashMap::<usize, Totals>::new();
         for ProfileTotals {
             profile, totals, ..
@@ -101,7 +101,11 @@ struct Totals {
     progress_age: Option<Duration>,
 }
 
-impl Tally for () {
+/// Sums up, and names no worker.
+#[derive(Default)]
+struct FigureTally;
+
+impl Tally for FigureTally {
     type Totals = Totals;
 
     #[inline(always)]
@@ -111,14 +115,7 @@ impl Tally for () {
         true
     }
 
-    fn add(
-        &mut self,
-        totals: &mut Totals,
-        _: &Record,
-        facts: &Facts,
-        health: Health,
-        now: Moment,
-    ) {
+    fn add(&mut self, totals: &mut Totals, _: &Record, facts: &Facts, health: Health, now: Moment) {
         totals.states.add(health.state());
         if let Facts::Living(signs) = facts {
             totals.add_ages(signs, now);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Registry;
 use crate::cell::CellSnapshot;
-use crate::health::{Activity, Death, Ending, Health, Reading, StoreStatus, Thresholds, judge};
+use crate::health::{Activity, Death, Ending, Health, StoreStatus, Thresholds};
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{Facts, WorkerRef};

@@ -1,4 +1,4 @@
-//! Workers whose threads have ended: found at the first look at which they have been silent since.
+//! Finds the workers whose threads have ended and that have made no progress since.
 
 use std::sync::Arc;
 
@@ -14,9 +14,9 @@ use crate::sync::threads;
 /// What the pacemaker knows of the threads of its workers.
 #[derive(Debug, Default)]
 pub(super) struct Threads {
-    /// How many had ended at the last look.
+    /// The number of threads that had ended at the last tick.
     ended: u64,
-    /// Workers whose threads have ended, and that may still go on without.
+    /// Workers whose threads have ended, and that may go on on another one.
     suspects: Vec<Suspect>,
 }
 
@@ -31,10 +31,10 @@ struct Suspect {
 
 impl Threads {
     /// Finds the workers at work whose threads have ended. `now`: the time of this tick. Calls
-    /// `convict` for each that has been silent since an earlier look.
+    /// `convict` for each that has made no progress since an earlier tick.
     ///
-    /// A worker that made progress in this tick is looked at again in the next one: its thread may
-    /// have made it, or another one that goes on.
+    /// A worker that made progress in this tick is checked again in the next one: either its thread
+    /// made the progress before it ended, or another thread that goes on.
     pub(super) fn look(
         &mut self,
         core: &Core,
@@ -66,7 +66,7 @@ impl Threads {
                 if work.thread_ended || !is_tied(work) || lives(work.thread) {
                     continue;
                 }
-                let Some((snapshot, worker)) = abandoned(cell, chunk, offset) else {
+                let Some((snapshot, worker)) = living_worker(cell, chunk, offset) else {
                     continue;
                 };
                 if snapshot.moved || snapshot.progress_at >= now {
@@ -86,23 +86,23 @@ impl Threads {
 }
 
 impl Suspect {
-    /// The worker, if it is still the same life on the same thread.
+    /// The worker, if it is still in the same life and bound to the same thread.
     fn worker_ref(&self) -> Option<WorkerRef> {
         let cell = self.chunk.cell(self.offset);
-        let (snapshot, worker) = abandoned(cell, &self.chunk, self.offset)?;
+        let (snapshot, worker) = living_worker(cell, &self.chunk, self.offset)?;
         let same = snapshot.state.tag == self.tag && snapshot.work.thread == self.thread;
         (same && is_tied(snapshot.work)).then_some(worker)
     }
 }
 
-/// Whether a worker that says this needs its thread to go on. At rest, another thread may take up its
+/// Whether a worker can't go on without its thread. While it is idle, another thread may take up its
 /// next task; a supervisor sees the end of its workers itself.
 fn is_tied(work: Work) -> bool {
     work.thread != 0 && work.activity != Activity::Idle && !work.supervised
 }
 
 /// The living worker in this cell.
-fn abandoned(
+fn living_worker(
     cell: &Cell,
     chunk: &Arc<Chunk<Record>>,
     offset: usize,
@@ -111,10 +111,5 @@ fn abandoned(
     if snapshot.state.phase != Phase::Live {
         return None;
     }
-    let worker = WorkerRef {
-        chunk: Arc::clone(chunk),
-        offset,
-        record: chunk.occupant(offset)?,
-    };
-    Some((snapshot, worker))
+    Some((snapshot, WorkerRef::at(chunk, offset)?))
 }

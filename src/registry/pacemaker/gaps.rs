@@ -1,29 +1,29 @@
-//! Time that was not observed, reported once an episode of late looks.
+//! Reports unobserved time, once an episode of late ticks.
 
 use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// So many looks in time end an episode.
+/// So many ticks in time end an episode.
 const RECOVERED: u32 = 3;
 /// The next episode is reported this long after the last report at the earliest.
 const SPACING: Duration = Duration::from_secs(1);
 /// An episode that goes on is reported again after so long.
 const LONG: Duration = Duration::from_secs(60);
 
-/// What is known of late looks.
+/// The present episode of late ticks, if there is one.
 #[derive(Debug, Default)]
 pub(super) struct Gaps {
-    /// The last looks were late.
+    /// An episode is going on.
     late: bool,
-    /// Looks in time since.
+    /// Ticks in time since the last late one.
     in_time: u32,
     reported_at: Option<Moment>,
     unreported: Duration,
 }
 
 impl Gaps {
-    /// Takes in what a tick forgave. Returns what is to be reported now.
+    /// Notes what a tick forgave. Returns what is to be reported now.
     pub(super) fn note(&mut self, forgiven: Duration, now: Moment) -> Option<Duration> {
         let goes_on = self.late;
         if forgiven.is_zero() {
@@ -56,10 +56,10 @@ mod tests {
         Moment::ZERO.after(Duration::from_millis(millis))
     }
 
-    /// Looks in time, each 10 ms from this moment on. Returns what was reported meanwhile.
-    fn recover(gaps: &mut Gaps, from: u64, looks: u64) -> Duration {
-        let looks = (1..=looks).filter_map(|n| gaps.note(Duration::ZERO, at(from + 10 * n)));
-        looks.sum()
+    /// Ticks in time, every 10 ms from this moment on. Returns what was reported meanwhile.
+    fn recover(gaps: &mut Gaps, from: u64, ticks: u64) -> Duration {
+        let reports = (1..=ticks).filter_map(|n| gaps.note(Duration::ZERO, at(from + 10 * n)));
+        reports.sum()
     }
 
     #[test]
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flutter_is_reported_once_a_second_and_nothing_is_left_out() {
+    fn repeated_short_gaps_are_reported_once_a_second_and_none_is_lost() {
         let mut gaps = Gaps::default();
         let mut reports = Vec::new();
         for n in 1..=1_000 {

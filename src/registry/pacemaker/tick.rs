@@ -1,0 +1,236 @@
+//! A tick of the pacemaker: the cells are observed in order, and the workers that need it are judged.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Ticks;
+use super::abandoned::Threads;
+use super::gaps::Gaps;
+use crate::cell::{CellKey, Episode, Schedule, Sign};
+use crate::clock::Moment;
+use crate::health::{
+    Activity, Health, MissingWorkers, Outlook, Signs, StallCause, State, next_change,
+};
+use crate::registry::core::events::{Event, EventKind};
+use crate::registry::core::record::Record;
+use crate::registry::core::slab::Chunk;
+use crate::registry::core::timeline::ObservedNow;
+use crate::registry::core::worker_ref::{Facts, WorkerRef, wake};
+use crate::registry::core::{Core, is_conviction};
+
+/// What is kept from tick to tick.
+#[derive(Debug, Default)]
+pub(super) struct TickState {
+    threads: Threads,
+    gaps: Gaps,
+}
+
+/// Events of a tick that were sent to subscribers, and not yet to the log, which may block.
+type Unlogged = Vec<(Arc<Record>, Event)>;
+
+/// Observes every worker. Returns when to tick again.
+pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
+    let mut unlogged = Unlogged::new();
+    let mut state = ticks.state.lock();
+    let resolution = core.resolution();
+    let (observed, forgiven) = core.timeline.tick(core.clock.now(), resolution);
+    let mut next = observed.now.after(resolution);
+    for chunk in &*core.slab.chunks() {
+        for (offset, cell) in chunk.cells().iter().enumerate() {
+            match cell.observe(observed.now, || core.observed_now().now) {
+                Sign::None => {}
+                Sign::JudgeAt(due) => next = next.min(due),
+                Sign::Judge => {
+                    next = next.min(examine(core, chunk, offset, &observed, &mut unlogged));
+                }
+            }
+        }
+    }
+    state.threads.look(core, observed.now, |chunk, offset| {
+        next = next.min(examine(core, chunk, offset, &observed, &mut unlogged));
+    });
+    let unobserved = state.gaps.note(forgiven, observed.clock);
+    drop(state);
+    *ticks.count.lock() += 1;
+    ticks.counted.notify_all();
+
+    if let Some(forgiven) = unobserved {
+        core.emit(None, EventKind::Unobserved { forgiven });
+    }
+    // Before the log, which may block.
+    let (due, next_timer) = core.due_timers(observed.clock);
+    for waker in due {
+        wake(waker);
+    }
+    for (record, event) in unlogged {
+        // The end of a worker is the last that is logged of it.
+        if !record.is_over() {
+            core.log(&event);
+        }
+    }
+    if core.changed.swap(false, Ordering::AcqRel) {
+        core.coarsen_resolution();
+        report_missing(core);
+    }
+    core.flush_log_limiter(false);
+    // From the registry's time line back to the clock's.
+    observed
+        .clock
+        .after(next.since(observed.now))
+        .min(next_timer)
+}
+
+/// Judges one worker in full, reports what is new, and schedules its next judgement. Returns the moment
+/// of it, unless a regular tick will do.
+fn examine(
+    core: &Core,
+    chunk: &Arc<Chunk<Record>>,
+    offset: usize,
+    observed: &ObservedNow,
+    unlogged: &mut Unlogged,
+) -> Moment {
+    let Some(worker) = WorkerRef::at(chunk, offset) else {
+        return Moment::NEVER;
+    };
+    let Some(snapshot) = worker.living_snapshot() else {
+        chunk.unschedule(offset);
+        return Moment::NEVER;
+    };
+    let (Facts::Living(signs), mut health) = worker.judge(observed) else {
+        chunk.unschedule(offset);
+        return Moment::NEVER;
+    };
+    let profile = &worker.record.profile;
+    let outlook = next_change(&signs, &profile.limits);
+    let before = snapshot.schedule.episode;
+    let short = outlook.convicted_at.since(outlook.late_at) < 2 * core.resolution();
+    // Its allowance may change with its next progress: it can't stall while it is idle.
+    let turns = snapshot.work.quiet
+        || (signs.activity == Activity::Idle && profile.thresholds.stall_after.is_some());
+    let (after, due) = match health.state() {
+        State::Starting => (Episode::Starting, outlook.convicted_at),
+        State::NeverStarted => (Episode::NeverStarted, Moment::NEVER),
+        State::Stale => (Episode::Stale, Moment::NEVER),
+        State::Stalled if signs.thread_ended_at.is_some() => (Episode::Stalled, Moment::NEVER),
+        State::Stalled => {
+            let fresh = !matches!(before, Episode::Late | Episode::Stalled);
+            let again = worker.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
+                observed.now.after(wait * core.resolution())
+            });
+            // All but the evidence stays as it was judged, whatever the worker does by now.
+            if let (Health::Stalled(stalled), Some(detail)) =
+                (&mut health, worker.record.known_detail())
+            {
+                stalled.cause = detail.evidence.clone();
+            }
+            (Episode::Stalled, again)
+        }
+        _ if outlook.convicted_at == Moment::NEVER && turns => (Episode::Quiet, Moment::NEVER),
+        _ if outlook.convicted_at == Moment::NEVER => (Episode::Well, Moment::NEVER),
+        _ if observed.now >= outlook.late_at => {
+            worker.gather_evidence(before != Episode::Late);
+            (Episode::Late, outlook.convicted_at)
+        }
+        // The time between warning and conviction is so short that regular ticks may miss it.
+        _ if short || turns => (Episode::Quiet, outlook.late_at),
+        _ => (Episode::Well, outlook.late_at),
+    };
+    chunk.set_schedule(
+        offset,
+        snapshot.state.tag,
+        Schedule {
+            episode: after,
+            due,
+        },
+    );
+    let place = CellKey::new(chunk.slot(offset), snapshot.state.tag);
+    let mut report = |kind| {
+        let event = core.publish_alive(&worker.record, place, kind);
+        unlogged.extend(event.map(|event| (Arc::clone(&worker.record), event)));
+    };
+    report_episode(
+        &mut report,
+        &worker,
+        (before, after),
+        (&signs, outlook),
+        health,
+        observed,
+    );
+    if after == Episode::Well {
+        Moment::NEVER
+    } else {
+        due
+    }
+}
+
+/// Reports the beginning and the end of an episode, each once.
+fn report_episode(
+    report: &mut impl FnMut(EventKind),
+    worker: &WorkerRef,
+    (before, after): (Episode, Episode),
+    (signs, outlook): (&Signs, Outlook),
+    health: Health,
+    observed: &ObservedNow,
+) {
+    if before == Episode::Starting && signs.progress_at.is_some() {
+        report(EventKind::Started);
+    }
+    if before == after {
+        return;
+    }
+    let was_convicted = convicted_as(before);
+    let silent_since = signs.silent_since();
+    if is_conviction(health.state()) {
+        worker.record.detail().silent_since = silent_since;
+        report(EventKind::Became(health));
+    } else if let Some(from) = was_convicted {
+        let mut detail = worker.record.detail();
+        let after = observed.now.since(detail.silent_since);
+        detail.evidence = StallCause::Unknown;
+        detail.marked_offline = false;
+        drop(detail);
+        worker.go_on_without_thread();
+        report(EventKind::Recovered { from, after });
+    } else if after == Episode::Late {
+        report(EventKind::Late {
+            silent: observed.now.since(silent_since),
+            allowance: outlook.convicted_at.since(silent_since),
+        });
+    }
+}
+
+const fn convicted_as(episode: Episode) -> Option<State> {
+    match episode {
+        Episode::NeverStarted => Some(State::NeverStarted),
+        Episode::Stalled => Some(State::Stalled),
+        Episode::Stale => Some(State::Stale),
+        Episode::Well | Episode::Starting | Episode::Late | Episode::Quiet => None,
+    }
+}
+
+/// Reports the types that have fewer living workers than expected, and those that have enough again.
+fn report_missing(core: &Core) {
+    // Workers that were asked to stop are not missing.
+    if core.expected.lock().is_empty() || core.stopping.load(Ordering::Acquire) {
+        return;
+    }
+    let living = core.living_by_type();
+    let mut events = Vec::new();
+    for (worker_type, expectation) in &mut *core.expected.lock() {
+        let living = living.get(worker_type).copied().unwrap_or(0);
+        let missing = living < expectation.count;
+        if missing != expectation.missing_reported {
+            expectation.missing_reported = missing;
+            let worker_type = worker_type.clone();
+            events.push(if missing {
+                let expected = expectation.count;
+                EventKind::Missing(MissingWorkers::new(worker_type, expected, living))
+            } else {
+                EventKind::Complete { worker_type }
+            });
+        }
+    }
+    for kind in events {
+        core.emit(None, kind);
+    }
+}
