@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::Error;
-use crate::health::{Death, DeathCause, Printable, StopCause};
+use crate::health::{Death, DeathCause, StopCause};
 use crate::registry::core::worker_ref::{Termination, wake};
 use crate::sync::panics::PanicReport;
+use crate::sync::printable::Printable;
 use crate::sync::wakers::Wakers;
 
 /// How supervised work ended, after its last life.
