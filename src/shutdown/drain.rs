@@ -8,12 +8,12 @@ use super::watchdog::TOO_SLOW;
 use super::{Cleanup, CleanupReport, CleanupState, End, Inner, Progress, Running, ShutdownReport};
 use crate::clock::Patience;
 use crate::registry::Registry;
-use crate::registry::core::worker_ref::wake;
 use crate::supervisor::{DeadWorker, HungWorker};
 use crate::sync::background;
 use crate::sync::catch::catch;
 use crate::sync::last_words;
 use crate::sync::panics;
+use crate::sync::wakers::wake;
 
 /// The thread that waits for the workers and runs the cleanups. It is left behind if one of them
 /// hangs.

@@ -28,11 +28,10 @@ use crate::clock::{Clock, Moment, ObservedTime, Patience};
 use crate::health::StopCause;
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
-use crate::registry::core::worker_ref::wake;
 use crate::registry::core::{PendingNotices, say};
 use crate::sync::background;
 use crate::sync::latch::Latch;
-use crate::sync::wakers::Wakers;
+use crate::sync::wakers::{Wakers, wake};
 use hooks::Signals;
 use self_pipe::WakeSender;
 

@@ -9,10 +9,10 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::Error;
 use crate::health::{Death, DeathCause, StopCause};
-use crate::registry::core::worker_ref::{Termination, wake};
+use crate::registry::core::worker_ref::Termination;
 use crate::sync::panics::PanicReport;
 use crate::sync::printable::Printable;
-use crate::sync::wakers::Wakers;
+use crate::sync::wakers::{Wakers, wake};
 
 /// How supervised work ended, after its last life.
 ///

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::registry::core::worker_ref::wake;
 use crate::sync::background;
+use crate::sync::wakers::wake;
 
 /// Name of the thread.
 const THREAD_NAME: &str = "wh-timer";

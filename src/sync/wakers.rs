@@ -3,6 +3,13 @@
 use std::collections::BTreeMap;
 use std::task::Waker;
 
+use super::catch::catch;
+
+/// Wakes an async task. A panic of its executor is contained.
+pub(crate) fn wake(waker: Waker) {
+    drop(catch(|| waker.wake()));
+}
+
 /// See the module. Wakers belong to executors: they are neither cloned, dropped nor woken under the
 /// lock that guards this, so all that leaves it is returned.
 #[derive(Debug, Default)]

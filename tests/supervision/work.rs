@@ -452,10 +452,7 @@ fn an_exit_reads_as_words_and_becomes_a_result() {
         .join();
     let words = panicked.to_string();
     assert!(words.starts_with("panicked at "), "{words}");
-    assert!(
-        words.contains(&format!("work.rs:{line}:")),
-        "{words}"
-    );
+    assert!(words.contains(&format!("work.rs:{line}:")), "{words}");
     assert!(words.ends_with(": no\\nmore"), "on one line: {words}");
     let given_up = give_up
         .spawn(finite(), |_| Err("disk full".into()))

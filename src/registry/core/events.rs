@@ -12,10 +12,9 @@ use crossbeam_channel::{
 };
 use parking_lot::{Mutex, RwLock};
 
-use super::worker_ref::wake;
 use crate::health::{Health, MissingWorkers, State};
 use crate::sync::printable::{Age, Printable};
-use crate::sync::wakers::Wakers;
+use crate::sync::wakers::{Wakers, wake};
 
 /// Something that happened to a worker, or to the registry as a whole.
 ///

@@ -24,6 +24,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use crate::cell::{CellKey, Phase};
 use crate::clock::{Clock, Moment, Patience, nanos};
 use crate::health::{DeathCause, Health, State, StopCause, StoreStatus};
+use crate::sync::wakers::wake;
 use counts::Counts;
 use events::{Event, EventKind, EventWorker, Subscribers};
 use log_limiter::LogLimiter;
@@ -34,7 +35,7 @@ use record::Record;
 use slab::Slab;
 use timeline::{LONGEST_RESOLUTION, ObservedNow, Timeline, resolution_for};
 use unreturned::Unreturned;
-use worker_ref::{Termination, WorkerRef, wake};
+use worker_ref::{Termination, WorkerRef};
 
 /// See the module.
 #[derive(Debug)]

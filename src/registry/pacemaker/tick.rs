@@ -15,8 +15,9 @@ use crate::registry::core::events::{Event, EventKind};
 use crate::registry::core::record::Record;
 use crate::registry::core::slab::Chunk;
 use crate::registry::core::timeline::ObservedNow;
-use crate::registry::core::worker_ref::{Facts, WorkerRef, wake};
+use crate::registry::core::worker_ref::{Facts, WorkerRef};
 use crate::registry::core::{Core, is_conviction};
+use crate::sync::wakers::wake;
 
 /// What is kept from tick to tick.
 #[derive(Debug, Default)]

@@ -13,10 +13,10 @@ use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, Sto
 use crate::registry::core::record::{Dependents, Detail, Ended, Former, Record};
 use crate::registry::core::tasks::{Manner, TaskNames, Tasks};
 use crate::registry::core::timeline::ObservedNow;
-use crate::sync::catch::catch;
 use crate::sync::latch::Latch;
 use crate::sync::panics::PanicReport;
 use crate::sync::printable::cut;
+use crate::sync::wakers::wake;
 
 /// Longer reasons of a death are cut: the dead are remembered for long.
 const LONGEST_REASON: usize = 8 * 1024;
@@ -423,11 +423,6 @@ fn death(mut cause: DeathCause, (run_id, task): TaskNames, at: SystemTime) -> Ar
         at,
         gave_up_after: None,
     })
-}
-
-/// Wakes an executor's task; whatever that does is contained.
-pub(crate) fn wake(waker: Waker) {
-    drop(catch(|| waker.wake()));
 }
 
 /// Puts a worker's new incarnation into its cell. Returns the beats of what was there before.

@@ -15,7 +15,7 @@ use super::record::{Detail, Ended, Former, Record};
 use super::slab::Chunk;
 use crate::cell::{Cell, CellSnapshot, Phase};
 pub(crate) use facts::{Facts, signs};
-pub(crate) use lives::{Termination, settle, wake};
+pub(crate) use lives::{Termination, settle};
 pub(crate) use updates::Updated;
 
 /// See the module. It refers to the life that holds this cell. A life that began later in another cell
