@@ -58,6 +58,7 @@
 #![cfg_attr(feature = "beacon", doc = include_str!("guide/links/beacon.md"))]
 #![cfg_attr(all(feature = "systemd", feature = "beacon"), doc = include_str!("guide/links/systemd_and_beacon.md"))]
 #![doc = include_str!("guide/links/elsewhere.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![warn(
