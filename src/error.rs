@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 
-use crate::supervisor::Exit;
+use crate::health::Exit;
 use crate::sync::describe::{chain, describe_text, written};
 
 /// Everything that this crate can refuse or fail at.

@@ -111,8 +111,8 @@ pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 #[cfg(feature = "postgres")]
 pub use fleet::{PostgresOptions, PostgresStore};
 pub use health::{
-    Activity, Death, DeathCause, Ending, GroupState, GroupStats, Health, MissingWorkers, Reading,
-    StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
+    Activity, Death, DeathCause, Ending, Exit, GroupState, GroupStats, Health, MissingWorkers,
+    Reading, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
     SweepTotals, Thresholds, TypeStats, UnwellWorker, judge,
 };
 pub use registry::core::events::{Event, EventKind, EventWorker, Subscription};
@@ -129,7 +129,7 @@ pub use shutdown::{
     CleanupReport, CleanupState, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
 };
 pub use supervisor::{
-    DeadWorker, Exit, HungWorker, Outcome, Restart, StopReport, Supervised, SupervisedFuture,
+    DeadWorker, HungWorker, Outcome, Restart, StopReport, Supervised, SupervisedFuture,
     SupervisedWorker, Supervisor,
 };
 pub use worker::{Builder, SilenceGuard, TaskGuard, WorkerHeartbeat};

@@ -4,6 +4,7 @@
 
 mod ending;
 pub(crate) mod evidence;
+mod exit;
 mod judge;
 mod limits;
 mod report;
@@ -11,6 +12,7 @@ mod state;
 mod verdict;
 
 pub use ending::{Death, DeathCause, Ending, StopCause};
+pub use exit::Exit;
 pub(crate) use judge::{Outlook, Signs, judge_living, next_change, verdict, vouched};
 pub use judge::{Reading, judge};
 pub(crate) use limits::Limits;

@@ -1,6 +1,5 @@
-//! How supervised work ended, and where that is left for those who wait for it.
+//! What follows from how supervised work ended, and where it is left for waiters.
 
-use std::fmt;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -8,53 +7,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::Error;
-use crate::health::{Death, DeathCause, StopCause};
+use crate::health::{DeathCause, Exit, StopCause};
 use crate::registry::core::worker_ref::Termination;
 use crate::sync::panics::PanicReport;
-use crate::sync::printable::Printable;
 use crate::sync::wakers::{Wakers, wake};
-
-/// How supervised work ended, after its last life.
-///
-/// ```
-/// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
-///
-/// let supervisor = Supervisor::new(&Registry::new());
-/// let import = WorkerHeartbeat::builder("import").finite();
-/// let import = supervisor.spawn(import, |_| Err("disk full".into()))?;
-/// let exit = import.join();
-/// assert_eq!(exit.to_string(), "failed: disk full");
-/// let error = exit.into_result().unwrap_err();
-/// assert_eq!(error.to_string(), "supervised work did not complete: failed: disk full");
-/// # Ok::<(), worker_heartbeat::Error>(())
-/// ```
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Exit {
-    /// It returned without an error.
-    Completed,
-    /// It returned an error, and was not started again.
-    Failed {
-        /// The error, as text.
-        error: String,
-    },
-    /// It panicked, and was not started again.
-    Panicked {
-        /// The panic message.
-        message: String,
-        /// File, line and column.
-        location: Option<String>,
-    },
-    /// It ended too often, and was given up.
-    GaveUp {
-        /// The restarts that count for the policy; see [`Restart`](crate::Restart#what-counts).
-        restarts: u32,
-        /// Its last death.
-        death: Option<Arc<Death>>,
-    },
-    /// Its future was dropped before it was done.
-    Cancelled,
-}
 
 impl Exit {
     /// Whether it returned without an error.
@@ -83,30 +39,6 @@ impl Exit {
                 error: error.clone(),
             }),
             _ => Termination::Stopped(StopCause::Cancelled),
-        }
-    }
-}
-
-impl fmt::Display for Exit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Completed => f.write_str("completed"),
-            Self::Failed { error } => write!(f, "failed: {}", Printable(error)),
-            Self::Panicked { message, location } => {
-                f.write_str("panicked")?;
-                if let Some(location) = location {
-                    write!(f, " at {}", Printable(location))?;
-                }
-                write!(f, ": {}", Printable(message))
-            }
-            Self::GaveUp { restarts, death } => {
-                write!(f, "given up after {restarts} restarts")?;
-                match death {
-                    Some(death) => write!(f, ": {}", death.cause),
-                    None => Ok(()),
-                }
-            }
-            Self::Cancelled => f.write_str("cancelled"),
         }
     }
 }

@@ -14,7 +14,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use exit::Exit;
 pub use future::{Supervised, SupervisedFuture};
 pub use outcome::Outcome;
 pub use restart::Restart;
@@ -22,7 +21,7 @@ pub use stopping::{DeadWorker, HungWorker, StopReport};
 pub use thread::SupervisedWorker;
 
 use crate::error::Error;
-use crate::health::{DeathCause, Ending, State, StopCause};
+use crate::health::{DeathCause, Ending, Exit, State, StopCause};
 use crate::registry::core::events::EventKind;
 use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::registry::{Membership, Registry};

@@ -4,8 +4,8 @@ use std::fmt;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::Exit;
 use crate::error::describe;
+use crate::health::Exit;
 
 /// What supervised work may return: it distinguishes a failure from a success, as
 /// [`std::process::Termination`] does for `main`.
