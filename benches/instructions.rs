@@ -52,22 +52,22 @@ fn main() -> ExitCode {
 fn report(path: Option<&str>) -> ExitCode {
     match print(path) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
-            eprintln!("{trouble}");
+        Err(error) => {
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn print(path: Option<&str>) -> Result<(), String> {
-    let unchanged = |path, trouble| format!("{path} is unchanged: {trouble}");
+    let unchanged = |path, error| format!("{path} is unchanged: {error}");
     if let Some(path) = path {
-        page::check(path, "instructions").map_err(|trouble| unchanged(path, trouble))?;
+        page::check(path, "instructions").map_err(|error| unchanged(path, error))?;
     }
     let text = table().map_err(|error| format!("the instructions cannot be counted: {error}"))?;
     print!("{text}");
     if let Some(path) = path {
-        page::rewrite(path, "instructions", &text).map_err(|trouble| unchanged(path, trouble))?;
+        page::rewrite(path, "instructions", &text).map_err(|error| unchanged(path, error))?;
         println!("written to {path}");
     }
     Ok(())
@@ -103,12 +103,12 @@ fn count(kind: &str) -> io::Result<u64> {
             }
             _ => error,
         })?;
-    let told = String::from_utf8_lossy(&output.stderr);
-    let collected = told
+    let output_text = String::from_utf8_lossy(&output.stderr);
+    let collected = output_text
         .lines()
         .find_map(|line| line.split_once("Collected :"))
         .and_then(|(_, count)| count.trim().parse().ok());
-    collected.ok_or_else(|| io::Error::other(format!("valgrind told no count:\n{told}")))
+    collected.ok_or_else(|| io::Error::other(format!("valgrind printed no count:\n{output_text}")))
 }
 
 /// The loop that is counted.

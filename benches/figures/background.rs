@@ -11,8 +11,8 @@ pub(crate) enum Pace {
     Each(Duration),
 }
 
-/// How often the other thread has read. In a cache line of its own, so that counting disturbs
-/// nobody.
+/// How often the other thread has read. In a cache line of its own, so that counting does
+/// not disturb the measurement.
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Reads(AtomicU64);

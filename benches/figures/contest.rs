@@ -1,4 +1,4 @@
-//! How things are timed: by turns, many times, so that what disturbs one disturbs the other too.
+//! Timing by turns, many times, so that a disturbance affects all contestants.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(crate) fn percentile(sorted: &[f64], percent: f64) -> f64 {
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
-/// How often, and how long.
+/// The number of repetitions and rounds, and their length.
 #[derive(Clone, Copy)]
 pub(crate) struct Plan {
     /// Their medians are what is reported: the middle one, the lowest and the highest.
@@ -95,7 +95,7 @@ pub(crate) struct Contest<'a> {
     contestants: Vec<Run<'a>>,
 }
 
-/// Who it was: the place in which it entered.
+/// The index of a contestant.
 pub(crate) type Contestant = usize;
 
 impl<'a> Contest<'a> {
@@ -123,7 +123,7 @@ impl<'a> Contest<'a> {
                 .map(|round| {
                     let mut nanos = vec![0.0; count];
                     for turn in 0..count {
-                        // Nobody always comes after the same one.
+                        // Rotated, so that no contestant always follows the same one.
                         let who = (turn + round) % count;
                         let took = contestants[who](times[who]);
                         nanos[who] = took.as_nanos() as f64 / times[who] as f64;

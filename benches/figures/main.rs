@@ -34,8 +34,8 @@ static ALLOCATOR: allocations::Counting = allocations::Counting;
 fn main() -> ExitCode {
     match Order::from_args(std::env::args().skip(1)).and_then(Order::carry_out) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
-            eprintln!("{trouble}");
+        Err(error) => {
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
@@ -101,7 +101,7 @@ impl Order {
             }
             None => drop(measure(self.only.as_deref())),
             Some(path) => {
-                let unchanged = |trouble| format!("{path} is unchanged: {trouble}");
+                let unchanged = |error| format!("{path} is unchanged: {error}");
                 // Before the time is spent.
                 page::check(&path, "figures").map_err(unchanged)?;
                 page::rewrite(&path, "figures", &measure(None)).map_err(unchanged)?;

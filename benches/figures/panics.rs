@@ -40,7 +40,7 @@ fn panic_to_event_micros(count: usize) -> Vec<f64> {
             let noted = Arc::clone(&panicked_at);
             let work = move |worker: &WorkerHeartbeat| -> Result<(), BoxError> {
                 worker.beat();
-                *noted.lock().expect("nobody panics with it") = Instant::now();
+                *noted.lock().expect("the lock is never poisoned") = Instant::now();
                 panic!("the disk is full");
             };
             let worker = supervisor
@@ -49,12 +49,12 @@ fn panic_to_event_micros(count: usize) -> Vec<f64> {
             loop {
                 let event = events
                     .recv_timeout(Duration::from_secs(10))
-                    .expect("a panic is told");
+                    .expect("the panic is reported");
                 let received_at = Instant::now();
                 if matches!(&event.kind, EventKind::Became(health) if health.state() == State::Dead)
                 {
                     worker.join();
-                    let panicked_at = *panicked_at.lock().expect("nobody panics with it");
+                    let panicked_at = *panicked_at.lock().expect("the lock is never poisoned");
                     break received_at.duration_since(panicked_at).as_secs_f64() * 1e6;
                 }
             }

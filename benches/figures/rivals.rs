@@ -1,4 +1,4 @@
-//! What `worker-heartbeat` is compared with.
+//! The heartbeats that `worker-heartbeat` is compared with.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use beatwise::{Heartbeat, Monitor, TaskConfig, Timing};
 
-/// The heartbeat that everybody writes: the wall time of the last beat, in milliseconds.
+/// The usual hand-written heartbeat: the wall time of the last beat, in milliseconds.
 #[derive(Clone, Default)]
 pub(crate) struct HandRolled {
     last: Arc<AtomicU64>,

@@ -1,4 +1,4 @@
-//! Time, less the time in which the kernel ran somebody else instead of this thread.
+//! Time without preemption: wall time less the time in which this thread waited for a processor.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,12 +9,12 @@ pub(crate) struct Stopwatch {
     begun: Instant,
 }
 
-/// What a stopwatch shows.
+/// A reading of a stopwatch.
 #[derive(Clone, Copy)]
 pub(crate) struct Lap {
     /// By the clock on the wall.
     pub(crate) whole: Duration,
-    /// Less the time in which this thread could have run, but another one did.
+    /// Less the time in which this thread was ready to run and another one ran.
     pub(crate) own: Duration,
 }
 
@@ -36,7 +36,7 @@ impl Stopwatch {
     }
 }
 
-/// How long this thread has waited for a processor since it began; zero where nobody counts it.
+/// How long this thread has waited for a processor since it began; zero where the kernel does not count it.
 fn queued() -> Duration {
     let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanos = text.split(' ').nth(1).and_then(|field| field.parse().ok());

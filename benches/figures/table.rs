@@ -35,7 +35,7 @@ pub(crate) enum Target {
     AtMost(f64),
     AtLeast(f64),
     Exactly(f64),
-    /// It is there to be compared with.
+    /// Shown for comparison.
     None,
 }
 
@@ -115,7 +115,7 @@ impl fmt::Display for Figure {
     }
 }
 
-/// All rows, told as they come.
+/// All rows, printed as they come.
 #[derive(Default)]
 pub(crate) struct Table {
     rows: Vec<Row>,

@@ -1,4 +1,4 @@
-//! Whoever asks: probes at fixed times, scrapes, and dashboards that stay open.
+//! The clients: probes at fixed times, scrapes, and dashboards that stay open.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -140,7 +140,7 @@ fn connect(address: SocketAddr) -> io::Result<BufReader<TcpStream>> {
     Ok(BufReader::new(stream))
 }
 
-/// The status, and the length of the body if it is told.
+/// The status, and the length of the body if the answer has one.
 fn head(reader: &mut BufReader<TcpStream>) -> io::Result<(u16, u64)> {
     let bad = || io::Error::from(io::ErrorKind::InvalidData);
     let (mut status, mut length) = (None, 0);
@@ -164,7 +164,7 @@ fn head(reader: &mut BufReader<TcpStream>) -> io::Result<(u16, u64)> {
     }
 }
 
-/// Somebody who reads until it is told to end, and counts.
+/// A client that reads and counts until it is stopped.
 pub(crate) struct Reader {
     stop: Arc<AtomicBool>,
     count: Arc<AtomicUsize>,

@@ -40,12 +40,12 @@ fn main() {
     let minutes: f64 = value("--minutes").map_or(10.0, |text| text.parse().expect("minutes"));
     let file = value("--write");
     if let Some(file) = file {
-        page::check(file, "soak").unwrap_or_else(|trouble| panic!("{file}: {trouble}"));
+        page::check(file, "soak").unwrap_or_else(|error| panic!("{file}: {error}"));
     }
     let table = soak(Duration::from_secs_f64(minutes * 60.0));
     println!("{table}");
     if let Some(file) = file {
-        page::rewrite(file, "soak", &table).unwrap_or_else(|trouble| panic!("{file}: {trouble}"));
+        page::rewrite(file, "soak", &table).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
 }
 
@@ -61,7 +61,7 @@ fn soak(time: Duration) -> String {
     load.join(Load::run(service.address, 2_000, time / 2));
     let after = service.resident_kb();
     let mut burst = Load::run(service.address, 10_000, Duration::from_secs(30).min(time));
-    let told: Vec<usize> = dashboards.into_iter().map(client::Reader::end).collect();
+    let messages: Vec<usize> = dashboards.into_iter().map(client::Reader::end).collect();
     let scraped = scrapes.end();
     let truth = service.end();
 
@@ -132,7 +132,7 @@ fn soak(time: Duration) -> String {
     );
     row(
         "scrapes of `/metrics`; messages to three open dashboards",
-        format!("{scraped}; {}", told.iter().sum::<usize>()),
+        format!("{scraped}; {}", messages.iter().sum::<usize>()),
         "-",
         None,
     );
@@ -148,8 +148,8 @@ fn soak(time: Duration) -> String {
         Some(burst.failed == 0),
     );
     assert!(
-        scraped > 0 && told.iter().all(|told| *told > 0),
-        "{scraped} {told:?}"
+        scraped > 0 && messages.iter().all(|count| *count > 0),
+        "{scraped} {messages:?}"
     );
     for wrong in truth.examples {
         eprintln!("wrong: {wrong}");
