@@ -42,6 +42,7 @@ missing() {
     fi
     command -v promtool >/dev/null || echo prometheus
     command -v chromedriver >/dev/null || echo chromium-driver
+    command -v curl >/dev/null || echo curl
 }
 
 # Installs what is missing, where that can be done. If not, the tests that need it say so.

@@ -17,8 +17,9 @@
 //!         Ok(())
 //!     })?;
 //!     worker.join();
-//!     // 0 active, 1 dead; importer-1: dead: failed: invalid float literal, 1 ms ago, during line-3 (reading a price)
 //!     println!("{}", registry.summary());
+//!     // 0 active, 1 dead; importer-1: dead: failed: invalid float literal, 1 ms ago,
+//!     // during line-3 (reading a price)
 //!     Ok(())
 //! }
 //! ```
@@ -32,8 +33,7 @@
 //! | record why work ended, and restart it | [`Supervisor`], [`Restart`], [`Exit`] | [supervision] |
 //! | end a process in good order | [`Shutdown`], [`ShutdownReport`] | [shutdown] |
 //! | test with time that does not pass | [`MockClock`] | [testing] |
-//! | share one record among many processes | [`HeartbeatStore`], [`MemoryStore`], [`SqliteStore`], [`PostgresStore`], [`HttpStore`], [`Sweeper`] | [fleet] |
-//! | let one worker at a time work on a run | [`Lease`] | [fleet] |
+//! | share one record among many processes | [`HeartbeatStore`], [`MemoryStore`], [`SqliteStore`], [`PostgresStore`], [`HttpStore`], [`Sweeper`], [`Lease`] | [fleet] |
 //! | answer probes, and show a dashboard | [`HealthEndpoint`], [`Coordinator`] | [HTTP] |
 //! | export metrics | [`Metrics`] | [metrics] |
 //! | report to systemd, or to a file | [`SystemdNotifier`], [`Beacon`] | [systemd] |

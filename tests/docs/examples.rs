@@ -93,6 +93,7 @@ fn the_list_of_examples_is_complete_and_its_commands_are_right() {
 }
 
 #[test]
+#[allow(clippy::single_element_loop, reason = "most examples need a feature")]
 fn an_example_that_waits_says_how_to_end_it_and_prints_its_address_last() {
     for (name, arguments) in [
         ("02_health_handler", &["127.0.0.1:0"][..]),
