@@ -136,7 +136,7 @@ impl<T> Returns for fn() -> T {
 }
 
 /// For that type alone. The other bounds, which it satisfies, are for other crates: the compiler does
-/// not look into [`Returns`] there, and would refuse every other implementation. A type of theirs does
+/// not look into `Returns` there, and would refuse every other implementation. A type of theirs does
 /// not satisfy all of them.
 impl<Never> Outcome for Never
 where
