@@ -1,4 +1,6 @@
-//! Serving bytes over HTTP, with limits. Knows nothing of what is served.
+//! Serving bytes over HTTP, with limits; independent of the content.
 
+pub(crate) mod request;
+pub(crate) mod response;
 pub(crate) mod server;
 pub(crate) mod single_flight;

@@ -1,4 +1,4 @@
-//! A server on a thread of its own, which answers whatever the application's runtime is doing.
+//! A server on a dedicated thread, so that it responds even if the application's runtime is blocked.
 
 use std::future::Future;
 use std::io;
@@ -16,63 +16,66 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 
 use crate::error::Error;
 use crate::sync::background::Background;
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-server";
-/// The most connections at a time. Others wait until one ends; each ends when it is idle.
-const MOST_CONNECTIONS: usize = 512;
-/// The longest time for a request's head to come in, and for a connection to be idle.
+/// Concurrent connections; further ones wait. An idle connection ends after [`HEAD_TIMEOUT`].
+const MAX_CONNECTIONS: usize = 512;
+/// The longest time to receive the head of a request, which includes the idle time before it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// A client that takes in nothing for so long is given up.
+/// A connection is closed if its client receives nothing for this long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
-/// When the server ends, what it is at may take so long.
-const FAREWELL: Duration = Duration::from_secs(1);
-/// Nothing can be accepted (no file descriptors are left, as a rule): not to be asked all the time.
+/// The time that open requests get when the server stops.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+/// The pause after a failed accept, which usually means that no file descriptors are left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A server at work. Dropping it ends its thread and frees its port.
+/// A running server. Dropping it ends its thread and frees its port.
 #[derive(Debug)]
 pub(crate) struct Server {
     address: SocketAddr,
     runtime: Handle,
-    ending: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
     thread: Option<Background>,
 }
 
-/// The addresses that this stands for.
+/// The socket addresses of `address`; errors show it as `display`.
 pub(crate) fn resolve(
     address: &(impl ToSocketAddrs + ?Sized),
-    shown: &str,
+    display: &str,
 ) -> Result<Vec<SocketAddr>, Error> {
-    let listen = |source| Error::Listen {
-        address: shown.to_owned(),
-        source,
-    };
-    let found: Vec<SocketAddr> = address.to_socket_addrs().map_err(listen)?.collect();
+    let found = address.to_socket_addrs().map_err(listen_error(display))?;
+    let found: Vec<SocketAddr> = found.collect();
     if found.is_empty() {
-        return Err(listen(io::Error::from(io::ErrorKind::AddrNotAvailable)));
+        return Err(listen_error(display)(
+            io::ErrorKind::AddrNotAvailable.into(),
+        ));
     }
     Ok(found)
+}
+
+fn listen_error(display: &str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Listen {
+        address: display.to_owned(),
+        source,
+    }
 }
 
 impl Server {
     pub(crate) fn start(
         addresses: &[SocketAddr],
-        shown: &str,
+        display: &str,
         router: Router,
     ) -> Result<Self, Error> {
-        let failed = |source| Error::Listen {
-            address: shown.to_owned(),
-            source,
-        };
-        let listener = TcpListener::bind(addresses).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let threadless = |source| Error::Thread {
+        let failed = listen_error(display);
+        let listener = TcpListener::bind(addresses).map_err(&failed)?;
+        listener.set_nonblocking(true).map_err(&failed)?;
+        let address = listener.local_addr().map_err(&failed)?;
+        let thread_error = |source| Error::Thread {
             name: THREAD_NAME.to_owned(),
             source,
         };
@@ -80,23 +83,24 @@ impl Server {
             .enable_all()
             .thread_name("wh-store")
             .build()
-            .map_err(threadless)?;
+            .map_err(thread_error)?;
         let listener = {
-            let _inside = runtime.enter();
-            tokio::net::TcpListener::from_std(listener).map_err(failed)?
+            let _context = runtime.enter();
+            tokio::net::TcpListener::from_std(listener).map_err(&failed)?
         };
-        let (ending, end) = watch::channel(false);
+        let (stop, stopped) = watch::channel(false);
         let handle = runtime.handle().clone();
-        let thread = Background::start(THREAD_NAME, move || run(runtime, listener, router, end))?;
+        let serve = move || run(runtime, listener, router, stopped);
+        let thread = Background::start(THREAD_NAME, serve)?;
         Ok(Self {
             address,
             runtime: handle,
-            ending,
+            stop,
             thread: Some(thread),
         })
     }
 
-    /// Where what belongs to the server can run as long as it does.
+    /// Runtime handle for tasks that live as long as the server.
     pub(crate) const fn runtime(&self) -> &Handle {
         &self.runtime
     }
@@ -108,7 +112,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.ending.send_replace(true);
+        self.stop.send_replace(true);
         if let Some(thread) = self.thread.take() {
             thread.join();
         }
@@ -119,45 +123,49 @@ fn run(
     runtime: Runtime,
     listener: tokio::net::TcpListener,
     router: Router,
-    end: watch::Receiver<bool>,
+    stopped: watch::Receiver<bool>,
 ) {
-    runtime.block_on(accept(listener, router, end));
+    runtime.block_on(accept(listener, router, stopped));
     // A store that hangs must not keep the application from ending.
-    runtime.shutdown_timeout(FAREWELL);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
 }
 
-async fn accept(listener: tokio::net::TcpListener, router: Router, mut end: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+async fn accept(
+    listener: tokio::net::TcpListener,
+    router: Router,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = end.wait_for(|end| *end) => break,
+            _ = stopped.wait_for(|stopped| *stopped) => break,
             Some(_) = connections.join_next() => continue,
-            accepted = accept_one(&listener, &places) => accepted,
+            accepted = accept_one(&listener, &permits) => accepted,
         };
-        let Some((stream, place)) = accepted else {
+        let Some((stream, permit)) = accepted else {
             continue;
         };
-        let (router, end) = (router.clone(), end.clone());
+        let (router, stopped) = (router.clone(), stopped.clone());
         connections.spawn(async move {
-            serve(stream, router, end).await;
-            drop(place);
+            serve(stream, router, stopped).await;
+            drop(permit);
         });
     }
     drop(listener);
-    let farewell = async { while connections.join_next().await.is_some() {} };
-    // Those that are not done by then are cut off with the runtime.
-    let _ = timeout(FAREWELL, farewell).await;
+    let drained = async { while connections.join_next().await.is_some() {} };
+    // The end of the runtime closes the remaining connections.
+    let _ = timeout(SHUTDOWN_TIMEOUT, drained).await;
 }
 
 async fn accept_one(
     listener: &tokio::net::TcpListener,
-    places: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
 ) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, place)),
+        Ok((stream, _)) => Some((stream, permit)),
         Err(_) => {
             sleep(ACCEPT_PAUSE).await;
             None
@@ -165,60 +173,52 @@ async fn accept_one(
     }
 }
 
-async fn serve(stream: TcpStream, router: Router, mut end: watch::Receiver<bool>) {
-    // Answers are small, and waited for.
+async fn serve(stream: TcpStream, router: Router, mut stopped: watch::Receiver<bool>) {
+    // Responses are small, and their clients wait for them.
     let _ = stream.set_nodelay(true);
+    let stream = WriteTimeout {
+        stream,
+        deadline: None,
+    };
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(
-            TokioIo::new(Patient::new(stream)),
-            TowerToHyperService::new(router),
-        );
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
-        // What is wrong with a connection is the client's own affair.
+        // An error of a connection concerns only its client.
         _ = connection.as_mut() => return,
-        _ = end.wait_for(|end| *end) => connection.as_mut().graceful_shutdown(),
+        _ = stopped.wait_for(|stopped| *stopped) => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
 }
 
-/// A connection that is given up when nothing can be written for too long. (Hyper limits the time
-/// to read a head, and the handlers that to read a body.)
-struct Patient {
+/// A connection that fails when nothing can be written for too long. (Hyper limits the time to read
+/// a head, and the handlers limit the time to read a body.)
+struct WriteTimeout {
     stream: TcpStream,
-    stuck: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patient {
-    const fn new(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            stuck: None,
-        }
-    }
-
-    fn watched<T>(
+impl WriteTimeout {
+    fn limit<T>(
         &mut self,
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stuck = None;
+            self.deadline = None;
             return written;
         }
-        let stuck = self.stuck.get_or_insert_with(|| {
-            Box::pin(tokio::time::sleep_until(Instant::now() + WRITE_TIMEOUT))
-        });
-        match stuck.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+        let elapsed = deadline.as_mut().poll(context);
+        elapsed.map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl AsyncRead for Patient {
+impl AsyncRead for WriteTimeout {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -228,14 +228,14 @@ impl AsyncRead for Patient {
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for WriteTimeout {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.watched(context, written)
+        self.limit(context, written)
     }
 
     fn poll_write_vectored(
@@ -244,7 +244,7 @@ impl AsyncWrite for Patient {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.watched(context, written)
+        self.limit(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -253,7 +253,7 @@ impl AsyncWrite for Patient {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.watched(context, flushed)
+        self.limit(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

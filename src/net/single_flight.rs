@@ -1,4 +1,4 @@
-//! A reading that is good for everybody who asks within a moment.
+//! A value that concurrent readers share: computed once, and reused for a short time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,32 +6,32 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-/// For so long, a reading is good for everybody.
-const MOMENT: Duration = Duration::from_millis(50);
+/// How long a value is reused.
+const MAX_AGE: Duration = Duration::from_millis(50);
 
-/// The last reading. However many ask, one is made at a time, even if those who asked have gone.
+/// The latest value. At most one computation runs at a time, even if its caller is cancelled.
 #[derive(Debug)]
-pub(crate) struct SingleFlight<T>(Arc<Mutex<Option<Reading<T>>>>);
+pub(crate) struct SingleFlight<T>(Arc<Mutex<Option<Computed<T>>>>);
 
-type Reading<T> = (Instant, Arc<T>);
+type Computed<T> = (Instant, Arc<T>);
 
 impl<T: Send + Sync + 'static> SingleFlight<T> {
-    /// The last reading, or a new one if that is too old. `None` if it panics.
+    /// The latest value, or a new one if the latest is too old. `None` if `compute` panics.
     ///
-    /// Reading may block for a while: it is not done on the runtime's own thread.
-    pub(crate) async fn get(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<Arc<T>> {
+    /// `compute` may block: it runs on a thread for blocking work.
+    pub(crate) async fn get(&self, compute: impl FnOnce() -> T + Send + 'static) -> Option<Arc<T>> {
         let mut latest = Arc::clone(&self.0).lock_owned().await;
-        if let Some((at, reading)) = &*latest {
-            if at.elapsed() < MOMENT {
-                return Some(Arc::clone(reading));
+        if let Some((at, value)) = &*latest {
+            if at.elapsed() < MAX_AGE {
+                return Some(Arc::clone(value));
             }
         }
-        let reading = spawn_blocking(move || {
-            let reading = Arc::new(read());
-            *latest = Some((Instant::now(), Arc::clone(&reading)));
-            reading
+        let computed = spawn_blocking(move || {
+            let value = Arc::new(compute());
+            *latest = Some((Instant::now(), Arc::clone(&value)));
+            value
         });
-        reading.await.ok()
+        computed.await.ok()
     }
 }
 
@@ -47,37 +47,35 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
-    fn many_who_ask_get_one_reading_and_those_who_go_start_no_other() {
+    fn concurrent_callers_share_one_computation_and_a_cancelled_caller_starts_no_other() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
         runtime.block_on(async {
-            let fresh = SingleFlight::default();
-            let readings = Arc::new(AtomicUsize::new(0));
+            let flight = SingleFlight::default();
+            let computations = Arc::new(AtomicUsize::new(0));
             let (open, gate) = std::sync::mpsc::channel::<()>();
-            let (counted, read) = (Arc::clone(&readings), move || {
+            let counter = Arc::clone(&computations);
+            let first = flight.get(move || {
                 let _ = gate.recv();
+                counter.fetch_add(1, Ordering::SeqCst)
             });
-            // Who asks first has gone before the reading is there.
-            let first = fresh.get(move || {
-                read();
-                counted.fetch_add(1, Ordering::SeqCst)
-            });
+            // The first caller is cancelled before the value is there.
             tokio::select! {
                 biased;
-                _ = first => unreachable!("nobody has opened the gate"),
+                _ = first => unreachable!("the gate is closed"),
                 () = std::future::ready(()) => {}
             }
             let count = || {
-                let counted = Arc::clone(&readings);
-                fresh.get(move || counted.fetch_add(1, Ordering::SeqCst))
+                let counter = Arc::clone(&computations);
+                flight.get(move || counter.fetch_add(1, Ordering::SeqCst))
             };
             let others = async {
                 let (one, other) = tokio::join!(count(), count());
                 assert_eq!((one.as_deref(), other.as_deref()), (Some(&0), Some(&0)));
             };
             tokio::join!(others, async { open.send(()).unwrap() });
-            assert_eq!(readings.load(Ordering::SeqCst), 1);
+            assert_eq!(computations.load(Ordering::SeqCst), 1);
         });
     }
 }

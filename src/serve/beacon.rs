@@ -1,4 +1,4 @@
-//! A file that tells how the workers are, for probes without HTTP.
+//! A file with the health of the workers, for probes without HTTP.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::process::Process;
+use super::process_health::ProcessHealth;
 use super::reporter::{Report, Reporter};
 use crate::error::Error;
 use crate::fleet::ProcessIdentity;
@@ -21,23 +21,23 @@ use crate::sync::printable::{Age, Printable};
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 /// How far the clocks of two hosts may differ.
-const LARGEST_SKEW: Duration = Duration::from_secs(60);
-/// No beacon is longer: more is not one.
-const LARGEST: u64 = 4 * 1024 * 1024;
-/// Name of the thread; the kernel keeps 15 bytes of it.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// A larger file is not a beacon.
+const MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// The kernel keeps 15 bytes of a thread's name.
 const THREAD_NAME: &str = "wh-beacon";
 
-/// Writes how the workers of a registry are into a file, for probes that cannot ask over HTTP: a
-/// liveness command of a container, a cron job, `heartbeat-monitor check --file`.
+/// Writes the health of a registry's workers into a file, for probes that don't use HTTP: a liveness
+/// command of a container, a cron job, `heartbeat-monitor check --file`.
 ///
-/// The file holds one line of JSON: what `GET /v1/worker/health` answers, and which process wrote
-/// it when. It is replaced as a whole, so that nobody reads half of it: at each interval, and when
-/// something happens to a worker. Its owner alone may read it.
+/// The file contains one line of JSON: the response of `GET /v1/worker/health`, the writing process
+/// and the time. It is replaced atomically at each interval and when the state of a worker changes.
+/// Only its owner can read it.
 ///
-/// When this is dropped, the file says that the process stopped; when the process ends by itself, it
-/// says so, with the exit status or the panic of the main thread if that is known. A process that is
-/// killed cannot say so; [`check`](Self::check) sees that the process is gone, or that the file is
-/// too old.
+/// When this is dropped, the file reports that the process stopped. When the process ends by itself,
+/// the file reports that, with the exit status or the panic of the main thread if it is known. A
+/// killed process can't report its end; [`check`](Self::check) detects that the process is gone or
+/// that the file is too old.
 ///
 /// ```
 /// use std::time::Duration;
@@ -53,13 +53,13 @@ const THREAD_NAME: &str = "wh-beacon";
 ///     .interval(Duration::from_secs(10))
 ///     .start()?;
 ///
-/// // In another process, as a rule:
-/// let said = Beacon::check(&path, Duration::from_secs(90));
-/// assert_eq!(said.as_deref(), Ok("1 active, 0 dead"));
+/// // Usually in another process:
+/// let summary = Beacon::check(&path, Duration::from_secs(90));
+/// assert_eq!(summary.as_deref(), Ok("1 active, 0 dead"));
 ///
 /// drop(beacon);
-/// let why = Beacon::check(&path, Duration::from_secs(90)).unwrap_err();
-/// assert_eq!(why, "the process stopped");
+/// let reason = Beacon::check(&path, Duration::from_secs(90)).unwrap_err();
+/// assert_eq!(reason, "the process stopped");
 /// # std::fs::remove_dir_all(&folder)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -67,32 +67,32 @@ const THREAD_NAME: &str = "wh-beacon";
 #[must_use = "nothing is written before start()"]
 pub struct Beacon {
     registry: Registry,
-    file: File,
+    file: BeaconFile,
     interval: Duration,
 }
 
 impl Beacon {
-    /// A beacon for the workers of this registry, in a file whose folder exists.
+    /// A beacon for the workers of `registry`. The folder of the file must exist.
     pub fn new(registry: &Registry, path: impl Into<PathBuf>) -> Self {
         Self {
             registry: registry.clone(),
-            file: File(path.into()),
+            file: BeaconFile(path.into()),
             interval: DEFAULT_INTERVAL,
         }
     }
 
-    /// How often it is written, whatever happens; 10 s by default, at least 100 ms.
+    /// The longest time between two writes: 10 s by default, at least 100 ms.
     pub const fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
     }
 
-    /// Writes the file, and goes on writing it on a thread of its own until what is returned is
+    /// Writes the file, and keeps writing it in a background thread until the returned value is
     /// dropped.
     ///
     /// # Errors
-    /// [`Error::File`] if the file cannot be written; [`Error::Invalid`] if the interval is too
-    /// short; [`Error::Thread`] if the thread cannot be started.
+    /// [`Error::File`] if the file can't be written; [`Error::Invalid`] if the interval is too short;
+    /// [`Error::Thread`] if the thread can't be started.
     pub fn start(self) -> Result<RunningBeacon, Error> {
         if self.interval < SHORTEST_INTERVAL {
             return Err(Error::invalid(
@@ -102,17 +102,16 @@ impl Beacon {
             ));
         }
         let file = self.file;
-        let first = record(&Process::read(&self.registry), &self.registry);
+        let first = health_record(&ProcessHealth::read(&self.registry));
         file.replace(&first).map_err(|source| Error::File {
             path: file.0.display().to_string(),
             source,
         })?;
-        let registry = self.registry.clone();
         let mut failing = false;
-        let tell = move |report: Report<'_>| {
+        let write = move |report: Report<'_>| {
             let written = file.replace(&match report {
-                Report::Reading(process) => record(process, &registry),
-                Report::Last(end) => farewell(end),
+                Report::Health(process) => health_record(process),
+                Report::End(end) => end_record(end),
             });
             if let (Err(error), false) = (&written, failing) {
                 say(
@@ -122,15 +121,17 @@ impl Beacon {
             }
             failing = written.is_err();
         };
-        let reporter = Reporter::start(THREAD_NAME, &self.registry, self.interval, tell)?;
-        Ok(RunningBeacon { _lookout: reporter })
+        let reporter = Reporter::start(THREAD_NAME, &self.registry, self.interval, write)?;
+        Ok(RunningBeacon {
+            _reporter: reporter,
+        })
     }
 
-    /// Whether the file says that all is well, and was written at most `max_age` ago by a process
-    /// that still runs, as far as this host can tell. Returns the summary, or why not.
+    /// Reads a beacon. It passes, and the summary is returned, if all workers are healthy, the file is
+    /// at most `max_age` old, and the writing process is not known to have ended.
     ///
     /// # Errors
-    /// What is wrong, in words.
+    /// The reason why it doesn't pass.
     pub fn check(path: impl AsRef<Path>, max_age: Duration) -> Result<String, String> {
         let path = path.as_ref();
         let text =
@@ -147,38 +148,38 @@ impl Beacon {
         if process.is_gone() {
             return Err(format!("the process {} is gone", process.pid));
         }
-        let age = age(&record).ok_or("it does not say when it was written")?;
+        let age = age(&record).ok_or("its time is missing or invalid")?;
         if age > max_age {
             return Err(format!(
-                "written {} ago, {} allowed",
+                "written {} ago, allowed: {}",
                 Age(age),
                 Age(max_age)
             ));
         }
-        let said = Printable(reason).to_string();
+        let summary = Printable(reason).to_string();
         if record["alive"] == true {
-            Ok(said)
+            Ok(summary)
         } else {
-            Err(said)
+            Err(summary)
         }
     }
 }
 
-/// A beacon at work; made by [`Beacon::start`]. When it is dropped, its file says that the process
-/// stopped.
+/// A running beacon, returned by [`Beacon::start`]. When it is dropped, its file reports that the
+/// process stopped.
 #[derive(Debug)]
-#[must_use = "the file says that the process stopped when this is dropped"]
+#[must_use = "the file reports that the process stopped when this is dropped"]
 pub struct RunningBeacon {
-    _lookout: Reporter,
+    _reporter: Reporter,
 }
 
-fn record(process: &Process, registry: &Registry) -> Value {
-    let mut record = process.to_json(process.last_heartbeat(registry));
-    sign(&mut record);
+fn health_record(process: &ProcessHealth) -> Value {
+    let mut record = process.to_json();
+    add_origin(&mut record);
     record
 }
 
-fn farewell(end: Option<&ProcessEnd>) -> Value {
+fn end_record(end: Option<&ProcessEnd>) -> Value {
     let (state, reason) = match end {
         Some(end @ ProcessEnd::Panic(_)) => (State::Dead, end.to_string()),
         Some(end) => (State::Stopped, end.to_string()),
@@ -190,12 +191,12 @@ fn farewell(end: Option<&ProcessEnd>) -> Value {
         "reason": reason,
         "ended": true,
     });
-    sign(&mut record);
+    add_origin(&mut record);
     record
 }
 
-/// Who says so, and when: by the wall clock for people, by the host's uptime to judge by.
-fn sign(record: &mut Value) {
+/// Adds the writing process and the time: the wall clock for people, the host's uptime for decisions.
+fn add_origin(record: &mut Value) {
     let written_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     record["beacon"] = 1.into();
     record["written_at"] = written_at.unwrap_or_default().as_secs_f64().into();
@@ -203,7 +204,7 @@ fn sign(record: &mut Value) {
     record["process"] = serde_json::to_value(ProcessIdentity::current()).unwrap_or_default();
 }
 
-/// The process that wrote this.
+/// The writing process.
 fn identity(record: &Value) -> ProcessIdentity {
     let process = &record["process"];
     let text = |name: &str| process[name].as_str().unwrap_or_default().to_owned();
@@ -217,14 +218,14 @@ fn identity(record: &Value) -> ProcessIdentity {
     }
 }
 
-/// How long ago this was written: by the uptime if it was on this host since it was booted, by the
-/// wall clock otherwise. `None` if it does not say, or says that it was long from now.
+/// The age of the record: by the uptime if it was written on this host since its boot, and by the
+/// wall clock otherwise. `None` if its time is missing or too far in the future.
 fn age(record: &Value) -> Option<Duration> {
     let boot_id = identity(record).boot_id;
     let same_boot = !boot_id.is_empty() && boot_id == ProcessIdentity::current().boot_id;
-    let ticking = || Some((uptime()?, record["uptime_s"].as_f64()?));
-    let (now, then) = match ticking() {
-        Some(ticking) if same_boot => ticking,
+    let uptimes = || Some((uptime()?, record["uptime_s"].as_f64()?));
+    let (now, then) = match uptimes() {
+        Some(uptimes) if same_boot => uptimes,
         _ => (
             SystemTime::now()
                 .duration_since(SystemTime::UNIX_EPOCH)
@@ -233,8 +234,7 @@ fn age(record: &Value) -> Option<Duration> {
         ),
     };
     let age = now.as_secs_f64() - then;
-    // Clocks of two hosts differ a little.
-    (age > -LARGEST_SKEW.as_secs_f64())
+    (age > -MAX_CLOCK_SKEW.as_secs_f64())
         .then(|| Duration::try_from_secs_f64(age.max(0.0)).ok())
         .flatten()
 }
@@ -242,23 +242,23 @@ fn age(record: &Value) -> Option<Duration> {
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     if !fs::metadata(path)?.is_file() {
-        // A pipe would be waited for.
-        return Err(io::Error::other("it is not a plain file"));
+        // Opening a pipe might block.
+        return Err(io::Error::other("not a regular file"));
     }
     let file = fs::File::open(path)?;
-    file.take(LARGEST).read_to_string(&mut text)?;
+    file.take(MAX_BYTES).read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// A file that is replaced as a whole.
+/// A file that is replaced atomically.
 #[derive(Clone, Debug)]
-struct File(PathBuf);
+struct BeaconFile(PathBuf);
 
-impl File {
+impl BeaconFile {
     fn replace(&self, record: &Value) -> io::Result<()> {
-        let fresh = self.fresh();
-        // One that a killed process left behind.
-        match fs::remove_file(&fresh) {
+        let temporary = self.temporary();
+        // A killed process with the same id may have left one behind.
+        match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
@@ -267,18 +267,17 @@ impl File {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let written = options
-            .open(&fresh)
+            .open(&temporary)
             .and_then(|mut file| writeln!(file, "{record}"))
-            .and_then(|()| fs::rename(&fresh, &self.0));
+            .and_then(|()| fs::rename(&temporary, &self.0));
         if written.is_err() {
-            // What is half written helps nobody.
-            let _ = fs::remove_file(&fresh);
+            let _ = fs::remove_file(&temporary);
         }
         written
     }
 
-    /// Beside it: only within one file system is it replaced at once.
-    fn fresh(&self) -> PathBuf {
+    /// In the same folder, because a rename is atomic only within one file system.
+    fn temporary(&self) -> PathBuf {
         let mut name = std::ffi::OsString::from(".");
         name.push(self.0.file_name().unwrap_or_default());
         name.push(format!(".{}", std::process::id()));
@@ -295,15 +294,15 @@ mod tests {
     }
 
     #[test]
-    fn the_age_is_by_uptime_on_this_host_and_by_the_wall_clock_elsewhere() {
-        let mut record = farewell(None);
+    fn the_age_is_by_uptime_on_this_host_and_by_the_wall_clock_for_other_hosts() {
+        let mut record = end_record(None);
         assert!(seconds(&record).unwrap() < 60.0);
         record["written_at"] = 0.0.into();
         assert!(seconds(&record).unwrap() < 60.0, "the wall clock was set");
         record["process"]["boot_id"] = "another".into();
         assert!(seconds(&record).unwrap() > 1e9);
         record["written_at"] = 1e15.into();
-        assert_eq!(seconds(&record), None, "long from now");
+        assert_eq!(seconds(&record), None, "far in the future");
         record["written_at"] = "x".into();
         assert_eq!(seconds(&record), None);
     }

@@ -1,41 +1,40 @@
-//! Who may know more than states and ids.
+//! Which requests may see more than states and ids.
 
 use std::net::IpAddr;
 
 use axum::http::header::HOST;
 use axum::http::{HeaderMap, HeaderName};
+use serde_json::Value;
 
 const PROXY_HEADERS: [&str; 4] = ["forwarded", "via", "x-real-ip", "cf-connecting-ip"];
 
-/// Who is shown reasons, tasks, runs, metadata and call stacks.
+/// When reasons, tasks, runs, metadata and call stacks are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Disclosure {
-    Nobody,
-    /// Who calls this host by a name that means itself. A web page that has its own name lead here,
-    /// or a proxy that lets strangers in, does not.
-    Locals,
-    Everybody,
+    Never,
+    /// If the request names this host in its Host header, which blocks DNS rebinding, and comes
+    /// through no declared proxy, which might forward requests from other hosts.
+    LocalHost,
+    Always,
 }
 
 impl Disclosure {
-    /// Whether who sends this is one of them.
-    pub(super) fn includes(self, headers: &HeaderMap) -> bool {
+    /// Whether the response to a request with these headers may show them.
+    pub(super) fn permits(self, headers: &HeaderMap) -> bool {
         match self {
-            Self::Nobody => false,
-            Self::Locals => is_local(headers) && !came_by_proxy(headers),
-            Self::Everybody => true,
+            Self::Never => false,
+            Self::LocalHost => names_local_host(headers) && !is_proxied(headers),
+            Self::Always => true,
         }
     }
 }
 
-/// Whether a proxy passed it on for somebody else, and says so.
-fn came_by_proxy(headers: &HeaderMap) -> bool {
+fn is_proxied(headers: &HeaderMap) -> bool {
     let mut names = headers.keys().map(HeaderName::as_str);
     names.any(|name| name.starts_with("x-forwarded-") || PROXY_HEADERS.contains(&name))
 }
 
-/// Whether it was called by a name that means this host itself.
-fn is_local(headers: &HeaderMap) -> bool {
+fn names_local_host(headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else {
         return false;
     };
@@ -50,30 +49,61 @@ fn is_local(headers: &HeaderMap) -> bool {
     })
 }
 
+/// Replaces the private fields of a process, a worker or a list of workers by null.
+pub(super) fn redact(value: &mut Value) {
+    const PRIVATE: [&str; 9] = [
+        "reason",
+        "task",
+        "run_id",
+        "metadata",
+        "last_death",
+        "last_error",
+        "missing",
+        // Of workers in a store.
+        "detail",
+        "process",
+    ];
+    // Counts, by names that the application chose and that may equal a private name.
+    const COUNTS: [&str; 2] = ["stats_by_type", "groups"];
+    match value {
+        Value::Object(fields) => {
+            for (name, inner) in fields {
+                if PRIVATE.contains(&name.as_str()) {
+                    *inner = Value::Null;
+                } else if !COUNTS.contains(&name.as_str()) {
+                    redact(inner);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(redact),
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use axum::http::HeaderValue;
 
-    #[test]
-    fn who_comes_by_a_proxy_is_no_local() {
+    fn headers_with_host(host: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(HOST, HeaderValue::from_static("127.0.0.1:8080"));
-        assert!(Disclosure::Locals.includes(&headers));
+        headers.insert(HOST, HeaderValue::from_str(host).unwrap());
+        headers
+    }
+
+    #[test]
+    fn a_request_through_a_declared_proxy_is_not_local() {
+        let headers = headers_with_host("127.0.0.1:8080");
+        assert!(Disclosure::LocalHost.permits(&headers));
         for name in ["x-forwarded-for", "forwarded", "x-real-ip", "via"] {
-            let mut passed_on = headers.clone();
-            passed_on.insert(name, HeaderValue::from_static("203.0.113.7"));
-            assert!(!Disclosure::Locals.includes(&passed_on), "{name}");
+            let mut proxied = headers.clone();
+            proxied.insert(name, HeaderValue::from_static("203.0.113.7"));
+            assert!(!Disclosure::LocalHost.permits(&proxied), "{name}");
         }
     }
 
     #[test]
-    fn a_host_that_means_itself_is_told_from_a_strange_one() {
-        let is = |host: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(HOST, HeaderValue::from_str(host).unwrap());
-            is_local(&headers)
-        };
+    fn only_names_of_this_host_are_local() {
         for host in [
             "localhost",
             "LOCALHOST:80",
@@ -82,7 +112,7 @@ mod tests {
             "[::1]:80",
             "[::1]",
         ] {
-            assert!(is(host), "{host}");
+            assert!(names_local_host(&headers_with_host(host)), "{host}");
         }
         for host in [
             "",
@@ -94,8 +124,8 @@ mod tests {
             "[::2]:80",
             "][",
         ] {
-            assert!(!is(host), "{host}");
+            assert!(!names_local_host(&headers_with_host(host)), "{host}");
         }
-        assert!(!is_local(&HeaderMap::new()));
+        assert!(!names_local_host(&HeaderMap::new()));
     }
 }

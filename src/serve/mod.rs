@@ -1,9 +1,9 @@
-//! How the workers are, told to whoever asks.
+//! Reports the health of workers to programs and people outside the process.
 //!
-//! * [`HealthEndpoint`] tells it over HTTP, for this process, on a dashboard too (feature `http`).
-//! * [`SystemdNotifier`] tells systemd (feature `systemd`).
-//! * [`Beacon`] tells it in a file (feature `beacon`).
-//! * [`Metrics`] tells it to Prometheus (feature `prometheus`).
+//! * [`HealthEndpoint`]: over HTTP, for probes and people, with a dashboard (feature `http`).
+//! * [`SystemdNotifier`]: to systemd (feature `systemd`).
+//! * [`Beacon`]: in a file (feature `beacon`).
+//! * [`Metrics`]: to Prometheus (feature `prometheus`).
 
 #[cfg(feature = "beacon")]
 mod beacon;
@@ -15,16 +15,12 @@ mod disclosure;
 mod health;
 #[cfg(feature = "prometheus")]
 mod metrics;
-#[cfg(feature = "http")]
-mod probes;
 #[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
-mod process;
+mod process_health;
 #[cfg(any(feature = "beacon", all(unix, feature = "systemd")))]
 mod reporter;
 #[cfg(feature = "systemd")]
 mod systemd;
-#[cfg(feature = "http")]
-mod view;
 
 #[cfg(feature = "beacon")]
 pub use beacon::{Beacon, RunningBeacon};

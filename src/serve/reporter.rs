@@ -1,5 +1,5 @@
-//! A thread that tells somebody outside how the workers are: at once when something happens, and at
-//! each interval.
+//! A background thread that reports the health of the workers at each interval, and immediately when
+//! an event occurs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded, select};
 use once_cell::sync::OnceCell;
 
-use super::process::Process;
+use super::process_health::ProcessHealth;
 use crate::clock::Patience;
 use crate::error::Error;
 use crate::registry::Registry;
@@ -15,36 +15,34 @@ use crate::registry::at_exit::{self, ProcessEnd};
 use crate::sync::background::Background;
 use crate::sync::catch::catch;
 
-/// However much happens, it is not told more often than this.
+/// The shortest time between two reports.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long its end may take. Who is told may hang.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long dropping a reporter waits for its thread, whose last report may hang.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What there is to report.
 pub(super) enum Report<'a> {
-    /// How the workers are.
-    Reading(&'a Process),
-    /// The last report, and why the process ends, if that is known.
-    Last(Option<&'a ProcessEnd>),
+    Health(&'a ProcessHealth),
+    /// The last report, with the reason why the process ends, if it is known.
+    End(Option<&'a ProcessEnd>),
 }
 
 /// The thread; it ends when this is dropped, or with the process.
 #[derive(Debug)]
 pub(super) struct Reporter {
     stop: Option<Sender<()>>,
-    /// Why the process ends, if this is dropped for that.
+    /// Why the process ends, if that is why this is dropped.
     end: Arc<OnceCell<ProcessEnd>>,
     thread: Option<Background>,
 }
 
 impl Reporter {
-    /// Calls `tell` with a fresh reading at each interval of real time, and when something happens;
-    /// and once more when it is over.
+    /// Calls `report` with the present health at each interval and after events, and finally with
+    /// the end.
     pub(super) fn start(
         name: &'static str,
         registry: &Registry,
         interval: Duration,
-        mut tell: impl FnMut(Report<'_>) + Send + 'static,
+        mut report: impl FnMut(Report<'_>) + Send + 'static,
     ) -> Result<Self, Error> {
         let (stop, stopped) = bounded::<()>(0);
         let (ending, ended) = bounded::<()>(0);
@@ -52,14 +50,14 @@ impl Reporter {
         let end = Arc::new(OnceCell::new());
         let dropped_for = Arc::clone(&end);
         let registry = registry.clone();
-        // Which event it was does not matter.
+        // One slot suffices: every event has the same effect.
         let events = registry.subscribe_with_capacity(1);
         let thread = Background::start(name, move || {
             let _ending = ending;
-            let mut tell = |report: Report<'_>| drop(catch(|| tell(report)));
+            let mut send = |contents: Report<'_>| drop(catch(|| report(contents)));
             let pause = PAUSE.min(interval / 2);
             loop {
-                tell(Report::Reading(&Process::read(&registry)));
+                send(Report::Health(&ProcessHealth::read(&registry)));
                 select! {
                     recv(stopped) -> _ => break,
                     recv(exits) -> _ => break,
@@ -72,7 +70,7 @@ impl Reporter {
                     default(interval.saturating_sub(pause)) => {}
                 }
             }
-            tell(Report::Last(
+            send(Report::End(
                 registry.process_end().or_else(|| dropped_for.get()),
             ));
         })?;
@@ -90,9 +88,9 @@ impl Drop for Reporter {
             let _ = self.end.set(ProcessEnd::Panic(cause));
         }
         self.stop.take();
-        // One that hangs is left behind.
+        // A thread that hangs is left behind.
         if let Some(thread) = self.thread.take() {
-            thread.join_within(&Patience::new(FAREWELL));
+            thread.join_within(&Patience::new(STOP_TIMEOUT));
         }
     }
 }

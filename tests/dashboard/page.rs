@@ -169,7 +169,7 @@ fn what_happens_is_seen_without_a_reload() {
     let server = farm.serve();
     let browser = Browser::start();
     browser.open(&server.url);
-    browser.wait_for_text("#summary", "The only worker is well");
+    browser.wait_for_text("#summary", "The only worker is healthy");
     browser.run("window.same = true");
 
     let second = farm.worker("mailer").id("mailer-1").start().unwrap();
@@ -260,7 +260,7 @@ fn filter_and_order_survive_a_refresh_and_can_be_handed_on() {
     assert!(browser.url().contains("type=crawler"));
     browser.click("#filter");
     browser.keys("nobody");
-    browser.wait_for_text("#nobody", "No worker passes the filter.");
+    browser.wait_for_text("#empty", "No worker matches the filter.");
     // Nothing in an address can break the page.
     for strange in [
         "#%",
@@ -385,7 +385,7 @@ fn strangers_see_states_and_no_reasons() {
     browser.wait_for_text("#log", "mailer-1");
     browser.wait_for_text("#warnings", "Workers of 1 type are missing.");
     browser.run("document.querySelectorAll('.open').forEach(button => button.click())");
-    browser.wait_for_text(".more", "(reasons are withheld)");
+    browser.wait_for_text(".more", "(reasons are not shown)");
     browser.wait("document.querySelectorAll('.more dt').length > 8");
     browser.wait_for_text("#log", "dead");
     let html = browser.eval("document.documentElement.outerHTML");
@@ -467,7 +467,7 @@ fn a_store_shows_its_groups_and_what_happens_to_them() {
     store.stop(&[stop]).unwrap();
     browser.wait_for_text("#log", "stopped: by stop()");
     store.purge(Duration::ZERO).unwrap();
-    browser.wait_for_text("#log", "gone: the store has forgotten it");
+    browser.wait_for_text("#log", "removed from the store");
 
     // The view is in the address. A store that fails is told, and all else goes on.
     browser.refresh();
@@ -515,7 +515,7 @@ fn a_page_that_is_cut_off_says_so_and_comes_back_by_itself() {
     browser.wait_for_text("#link", "Live");
     drop(server);
     browser.wait_for_text("#link", "Disconnected");
-    browser.wait_for_text("#warnings", "What is shown is how it was at ");
+    browser.wait_for_text("#warnings", "This page shows the state at ");
     browser.wait("/Disconnected for [3-9] s/.test(document.querySelector('#warnings').innerText)");
     let faded = "getComputedStyle(document.querySelector('main')).opacity < 1";
     assert_eq!(browser.eval(faded), true);

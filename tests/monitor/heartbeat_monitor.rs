@@ -142,7 +142,7 @@ fn help_names_every_command_and_every_exit_status() {
 fn what_makes_no_sense_ends_with_2_and_says_why() {
     for (arguments, why) in [
         (&[][..], "Usage: heartbeat-monitor"),
-        (&["status"], "no store is named: give --sqlite FILE"),
+        (&["status"], "missing store: use --sqlite FILE"),
         (&["gaze"], "unrecognized subcommand 'gaze'"),
         (
             &["status", "--sqlite", "a", "--postgres", "b"],
@@ -150,14 +150,14 @@ fn what_makes_no_sense_ends_with_2_and_says_why() {
         ),
         (
             &["purge", "--sqlite", "a", "--older-than", "soon"],
-            "such as 90s, 5m, 2h, 7d",
+            "examples: 90s, 5m, 2h, 7d",
         ),
         (&["check", "--max-age", "1s"], "--file <FILE>"),
         (
             &["watch", "--sqlite", "a", "--interval", "2d"],
-            "a day at most",
+            "must be at most a day",
         ),
-        (&["watch", "--sqlite", ":memory:"], "nobody else's"),
+        (&["watch", "--sqlite", ":memory:"], "can't share a store"),
         (
             &["watch", "--sqlite", "a", "--listen", "here"],
             "invalid socket address",
@@ -255,9 +255,9 @@ fn a_sweep_that_is_only_tried_changes_nothing() {
     assert_eq!(store.summary().unwrap().states.get(State::Dead), 1);
     assert_eq!(ends(&["sweep", "--sqlite", &file], 0), "0 marked offline\n");
 
-    assert_eq!(ends(&["purge", "--sqlite", &file], 0), "0 forgotten\n");
+    assert_eq!(ends(&["purge", "--sqlite", &file], 0), "0 removed\n");
     let purged = ends(&["purge", "--sqlite", &file, "--older-than", "1ns"], 0);
-    assert_eq!(purged, "2 forgotten\n");
+    assert_eq!(purged, "2 removed\n");
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn a_password_is_never_told() {
             &["watch", "--listen", &url],
         ] {
             let said = ends(arguments, 2);
-            assert!(said.contains("may hold a password"), "{said}");
+            assert!(said.contains("may contain a password"), "{said}");
             assert!(!said.contains(PASSWORD), "{said}");
         }
         let by_environment = monitor(&[command])
@@ -597,5 +597,5 @@ fn every_command_works_on_postgresql() {
     assert!(tried.ends_with("1 would be marked offline\n"), "{tried}");
     let (_, swept) = ask(&["sweep"]);
     assert!(swept.ends_with("1 marked offline\n"), "{swept}");
-    assert_eq!(ask(&["purge", "--older-than", "1ns"]).1, "2 forgotten\n");
+    assert_eq!(ask(&["purge", "--older-than", "1ns"]).1, "2 removed\n");
 }

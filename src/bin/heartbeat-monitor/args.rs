@@ -1,4 +1,4 @@
-//! What the program is told on its command line.
+//! The command line.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,24 +6,24 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-/// Watches workers in a store of heartbeats, and tells how they are.
+/// Monitors the workers in a heartbeat store
 #[derive(Parser)]
 #[command(
     name = "heartbeat-monitor",
     version,
     arg_required_else_help = true,
     after_help = "\
-Every command but `check --file` works on one store: --sqlite FILE, --postgres URL, or the
-environment variable POSTGRES_URL. A URL on the command line can be read by every user of the
-machine while the program runs; the environment can not.
+Every command except `check --file` uses one store: --sqlite FILE, --postgres URL, or the URL in
+the environment variable POSTGRES_URL. Other users of the machine can read the command line of a
+running program, but not its environment: pass a URL with a password in POSTGRES_URL.
 
 Exit status:
-  0  done; for `check`: all is well
-  1  `check`: something is wrong, and is told
-  2  the command line cannot be understood
-  3  the store cannot be reached, or failed; or another thing that was needed
+  0  done; for `check`: all workers are healthy
+  1  `check` found a problem and printed it
+  2  the command line is invalid
+  3  the store, or a file or an address, failed or is not available
 
-Log lines go to stderr; RUST_LOG sets what is told (info by default).",
+The log goes to stderr. RUST_LOG sets its level; the default is info.",
     max_term_width = 100
 )]
 pub struct Arguments {
@@ -33,133 +33,132 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Sweep the store for ever: mark dead workers offline, release their leases
-    Watch(Watch),
-    /// Tell how all workers of the store are
-    Status(Status),
+    /// Sweep the store continuously: mark stale workers offline and release their leases
+    Watch(WatchArgs),
+    /// Show all workers in the store
+    Status(StatusArgs),
     /// Sweep the store once
     ///
-    /// The word of the operator counts: workers that are silent for longer than their limit are
-    /// marked offline at once. (`watch` charges nobody for silence that it has not watched itself.)
-    Sweep(Sweep),
-    /// Forget workers that ended long ago
-    Purge(Purge),
-    /// Set up the tables of the store, or bring them up to date
-    Migrate(Migrate),
-    /// Tell by the exit status whether all is well: by a beacon file, or by the store
-    Check(Check),
+    /// Workers without a heartbeat for longer than their limit are marked offline immediately. (The
+    /// `watch` command only counts time during which it has observed the store.)
+    Sweep(SweepArgs),
+    /// Remove workers that ended long ago from the store
+    Purge(PurgeArgs),
+    /// Create the tables of the store, or update them
+    Migrate(MigrateArgs),
+    /// Check whether all workers are healthy, by the store or by a beacon file
+    Check(CheckArgs),
 }
 
 #[derive(Args)]
-pub struct Watch {
+pub struct WatchArgs {
     #[command(flatten)]
-    pub store: Store,
+    pub store: StoreArgs,
 
-    /// Time from one sweep to the next, a day at most
+    /// Time between two sweeps, at most a day
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = interval)]
     pub interval: Duration,
 
     #[command(flatten)]
-    pub threshold: Threshold,
+    pub stale_after: StaleAfter,
 
-    /// Forget workers that ended so long ago; never, if it is not given
+    /// Remove workers that ended this long ago [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub purge_after: Option<Duration>,
 
-    /// Serve the dashboard, metrics, probes and a coordinator at this address, such as 127.0.0.1:7717
+    /// Serve the dashboard, metrics, probes and a coordinator at this address, e.g. 127.0.0.1:7717
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
 
-    /// A file with the bearer token that workers have to show to the coordinator; without one, only
-    /// a loopback address can be listened at
+    /// File with the bearer token that every request to the coordinator must carry; required unless
+    /// ADDRESS is a loopback address
     #[arg(long, value_name = "FILE", requires = "listen")]
     pub token_file: Option<PathBuf>,
 
-    /// Show reasons, tasks and metadata to whoever asks, even where not only this machine can
+    /// Show reasons, tasks and metadata to all clients, not only to those on this machine
     #[arg(long, requires = "listen")]
     pub show_reasons: bool,
 
-    /// Write how the sweeps go to this file, for `check --file`
+    /// Write the health of the sweeps to this file, for `check --file`
     #[arg(long, value_name = "FILE")]
     pub beacon: Option<PathBuf>,
 }
 
 #[derive(Args)]
-pub struct Status {
+pub struct StatusArgs {
     #[command(flatten)]
-    pub store: Store,
+    pub store: StoreArgs,
 
-    /// One JSON document instead of a table
+    /// Print a JSON document instead of a table
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Args)]
-pub struct Sweep {
+pub struct SweepArgs {
     #[command(flatten)]
-    pub store: Store,
+    pub store: StoreArgs,
 
     #[command(flatten)]
-    pub threshold: Threshold,
+    pub stale_after: StaleAfter,
 
-    /// Only tell what would be done
+    /// Print the changes without making them
     #[arg(long)]
     pub dry_run: bool,
 }
 
 #[derive(Args)]
-pub struct Purge {
+pub struct PurgeArgs {
     #[command(flatten)]
-    pub store: Store,
+    pub store: StoreArgs,
 
-    /// Only those that ended so long ago
+    /// Time since the end of the worker
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
     pub older_than: Duration,
 }
 
 #[derive(Args)]
-pub struct Migrate {
+pub struct MigrateArgs {
     #[command(flatten)]
-    pub store: Store,
+    pub store: StoreArgs,
 
-    /// Print the SQL for PostgreSQL instead, for somebody who may run it; needs no connection
+    /// Print the SQL for PostgreSQL instead of executing it; requires no connection
     #[arg(long, conflicts_with = "sqlite")]
     pub print: bool,
 }
 
 #[derive(Args)]
-pub struct Check {
+pub struct CheckArgs {
     #[command(flatten)]
-    pub store: Store,
+    pub store: StoreArgs,
 
-    /// A file that a `Beacon` writes, instead of a store
+    /// Check this beacon file instead of a store
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sqlite", "postgres", "schema"])]
     pub file: Option<PathBuf>,
 
-    /// The longest time since the file was written
+    /// Maximum age of the beacon file
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration, requires = "file")]
     pub max_age: Duration,
 }
 
 #[derive(Args)]
-pub struct Threshold {
-    /// Longest time without a heartbeat, for workers that brought no limit of their own
+pub struct StaleAfter {
+    /// Longest time without a heartbeat, for workers without a limit of their own
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration)]
     pub threshold: Duration,
 }
 
-/// Which store.
 #[derive(Args)]
-pub struct Store {
-    /// A store in a SQLite file
+pub struct StoreArgs {
+    /// SQLite file of the store
     #[arg(long, value_name = "FILE", conflicts_with_all = ["postgres", "schema"])]
     pub sqlite: Option<PathBuf>,
 
-    /// A store in PostgreSQL, such as postgres://user@host/database [environment: POSTGRES_URL]
+    /// PostgreSQL URL of the store, e.g. postgres://user@host/database [env: POSTGRES_URL]
     #[arg(long, value_name = "URL")]
     pub postgres: Option<String>,
 
-    /// The schema in PostgreSQL
+    /// PostgreSQL schema of the store
     #[arg(long, value_name = "NAME", default_value = "worker_heartbeat")]
     pub schema: String,
 }
@@ -168,17 +167,17 @@ fn interval(text: &str) -> Result<Duration, String> {
     const DAY: Duration = Duration::from_secs(86_400);
     let interval = duration(text)?;
     if interval > DAY {
-        return Err("a day at most".to_owned());
+        return Err("must be at most a day".to_owned());
     }
     Ok(interval)
 }
 
-/// `90s`, `5m`, `1h 30m`, `7d`.
+/// Parses `90s`, `5m`, `1h 30m` or `7d`.
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; such as 90s, 5m, 2h, 7d"))?;
+        .map_err(|error| format!("{error}; examples: 90s, 5m, 2h, 7d"))?;
     if parsed.is_zero() {
-        return Err("it has to be longer than that".to_owned());
+        return Err("must be greater than zero".to_owned());
     }
     Ok(parsed)
 }

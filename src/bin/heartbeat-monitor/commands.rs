@@ -1,4 +1,4 @@
-//! The commands that do one thing and end.
+//! The commands that do one thing and exit.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -8,17 +8,17 @@ use serde_json::json;
 use worker_heartbeat::fleet::WorkerFilter;
 use worker_heartbeat::{Beacon, BoxError, Error, HeartbeatStore, StoredWorker, Sweeper};
 
-use crate::args::{Check, Migrate, Purge, Status, Sweep};
-use crate::{UNWELL, table};
+use crate::args::{CheckArgs, MigrateArgs, PurgeArgs, StatusArgs, SweepArgs};
+use crate::{UNHEALTHY, table};
 
-pub type Done = Result<ExitCode, BoxError>;
+pub type CommandResult = Result<ExitCode, BoxError>;
 
-pub fn status(status: &Status) -> Done {
-    let store = status.store.open()?;
-    let workers = all(&*store)?;
+pub fn status(args: &StatusArgs) -> CommandResult {
+    let store = args.store.open()?;
+    let workers = list_all(&*store)?;
     let summary = store.summary()?;
     let mut out = io::stdout().lock();
-    if status.json {
+    if args.json {
         let document = json!({"summary": summary, "workers": workers});
         writeln!(out, "{document:#}")?;
     } else {
@@ -28,8 +28,8 @@ pub fn status(status: &Status) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
-/// All workers, in the order of their ids.
-fn all(store: &dyn HeartbeatStore) -> Result<Vec<StoredWorker>, Error> {
+/// All workers, sorted by id.
+fn list_all(store: &dyn HeartbeatStore) -> Result<Vec<StoredWorker>, Error> {
     let mut workers = Vec::new();
     let mut filter = WorkerFilter::default();
     loop {
@@ -43,66 +43,66 @@ fn all(store: &dyn HeartbeatStore) -> Result<Vec<StoredWorker>, Error> {
     }
 }
 
-pub fn sweep(sweep: &Sweep) -> Done {
-    let report = Sweeper::new(sweep.store.open()?)
-        .threshold(sweep.threshold.threshold)
+pub fn sweep(args: &SweepArgs) -> CommandResult {
+    let report = Sweeper::new(args.store.open()?)
+        .threshold(args.stale_after.threshold)
         .watched_for(Duration::MAX)
-        .dry_run(sweep.dry_run)
+        .dry_run(args.dry_run)
         .sweep()?;
     if !report.success {
-        return Err("another sweep is at work; nothing was done".into());
+        return Err("another sweep is running; nothing was done".into());
     }
-    let would = if sweep.dry_run { "would be " } else { "" };
+    let would_be = if args.dry_run { "would be " } else { "" };
     let mut out = io::stdout().lock();
-    for (kind, what, names) in [
+    for (kind, change, names) in [
         ("worker", "marked offline", &report.marked_offline),
         ("group", "offline as a whole", &report.affected_groups),
         ("lease of", "released", &report.released_leases),
     ] {
         for name in names {
-            writeln!(out, "{kind} {}: {would}{what}", table::clean(name))?;
+            writeln!(out, "{kind} {}: {would_be}{change}", table::clean(name))?;
         }
     }
-    let counted = report.marked_offline.len();
-    writeln!(out, "{counted} {would}marked offline")?;
+    let count = report.marked_offline.len();
+    writeln!(out, "{count} {would_be}marked offline")?;
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn purge(purge: &Purge) -> Done {
-    let count = purge.store.open()?.purge(purge.older_than)?;
-    writeln!(io::stdout(), "{count} forgotten")?;
+pub fn purge(args: &PurgeArgs) -> CommandResult {
+    let count = args.store.open()?.purge(args.older_than)?;
+    writeln!(io::stdout(), "{count} removed")?;
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn migrate(migrate: &Migrate) -> Done {
-    if migrate.print {
-        let sql = migrate.store.postgres().migration_sql()?;
+pub fn migrate(args: &MigrateArgs) -> CommandResult {
+    if args.print {
+        let sql = args.store.postgres().migration_sql()?;
         write!(io::stdout(), "{sql}")?;
     } else {
-        migrate.store.migrate()?;
+        args.store.migrate()?;
         writeln!(io::stdout(), "the tables are up to date")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn check(check: &Check) -> Done {
-    let found = match &check.file {
-        Some(file) => Beacon::check(file, check.max_age),
+pub fn check(args: &CheckArgs) -> CommandResult {
+    let result = match &args.file {
+        Some(file) => Beacon::check(file, args.max_age),
         None => {
-            let summary = check.store.open()?.summary()?;
-            let said = table::clean(&summary.to_string());
+            let summary = args.store.open()?.summary()?;
+            let text = table::clean(&summary.to_string());
             if summary.is_healthy() {
-                Ok(said)
+                Ok(text)
             } else {
-                Err(said)
+                Err(text)
             }
         }
     };
-    let (said, code) = match found {
-        Ok(said) => (said, ExitCode::SUCCESS),
-        Err(why) => (why, ExitCode::from(UNWELL)),
+    let (text, code) = match result {
+        Ok(summary) => (summary, ExitCode::SUCCESS),
+        Err(problem) => (problem, ExitCode::from(UNHEALTHY)),
     };
-    // The status says it all, even if nobody reads the words.
-    let _ = writeln!(io::stdout(), "{said}");
+    // The exit status is the result, even if stdout is closed.
+    let _ = writeln!(io::stdout(), "{text}");
     Ok(code)
 }

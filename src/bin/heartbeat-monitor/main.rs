@@ -1,4 +1,4 @@
-//! `heartbeat-monitor`: watches the workers in a store of heartbeats, and tells how they are.
+//! `heartbeat-monitor`: monitors the workers in a heartbeat store.
 
 mod args;
 mod commands;
@@ -15,65 +15,61 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use worker_heartbeat::BoxError;
+use worker_heartbeat::{BoxError, Error};
 
 use args::{Arguments, Command};
-use store::Usage;
+use store::UsageError;
 
-/// Something is wrong with the workers.
-const UNWELL: u8 = 1;
-/// The command line cannot be understood.
-const MISUSED: u8 = 2;
-/// What was asked for could not be done.
+/// Exit status: a check found a problem.
+const UNHEALTHY: u8 = 1;
+/// Exit status: the command line is invalid.
+const INVALID_USAGE: u8 = 2;
+/// Exit status: the command failed.
 const FAILED: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return misunderstood(&error),
+        Err(error) => return report_usage(&error),
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    let done = match &arguments.command {
-        Command::Watch(watch) => watch::run(watch),
-        Command::Status(status) => commands::status(status),
-        Command::Sweep(sweep) => commands::sweep(sweep),
-        Command::Purge(purge) => commands::purge(purge),
-        Command::Migrate(migrate) => commands::migrate(migrate),
-        Command::Check(check) => commands::check(check),
+    let result = match &arguments.command {
+        Command::Watch(args) => watch::run(args),
+        Command::Status(args) => commands::status(args),
+        Command::Sweep(args) => commands::sweep(args),
+        Command::Purge(args) => commands::purge(args),
+        Command::Migrate(args) => commands::migrate(args),
+        Command::Check(args) => commands::check(args),
     };
-    done.unwrap_or_else(|error| report(&error))
+    result.unwrap_or_else(|error| report_failure(&error))
 }
 
-/// Help, or what cannot be understood. A URL in the wrong place may hold a password.
-fn misunderstood(error: &clap::Error) -> ExitCode {
-    // Arguments may be anything, not only Unicode text.
+/// Prints the help or a usage error, which must not show a misplaced URL and its password.
+fn report_usage(error: &clap::Error) -> ExitCode {
     let is_url = |argument: OsString| store::is_url(&argument.to_string_lossy());
     if !error.use_stderr() || !std::env::args_os().any(is_url) {
         error.exit();
     }
     let _ = writeln!(
         io::stderr(),
-        "error: a URL is where none is expected (it is not shown: it may hold a password); give it \
-         with --postgres or in POSTGRES_URL, and see --help"
+        "error: unexpected URL (not shown, because it may contain a password); pass it with \
+         --postgres or in POSTGRES_URL, and see --help"
     );
-    ExitCode::from(MISUSED)
+    ExitCode::from(INVALID_USAGE)
 }
 
-fn report(error: &BoxError) -> ExitCode {
-    let reader_gone = error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
-    if reader_gone {
-        // As `head` does: it has seen enough.
+fn report_failure(error: &BoxError) -> ExitCode {
+    let io_error = error.downcast_ref::<io::Error>();
+    if io_error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        // The reader of the output, such as `head`, has ended early.
         return ExitCode::SUCCESS;
     }
-    // Without a place to write to, the status says it all.
+    // If stderr is closed, the exit status has to suffice.
     let _ = writeln!(io::stderr(), "heartbeat-monitor: {error}");
-    let misused = error.is::<Usage>() || is_invalid(error);
-    ExitCode::from(if misused { MISUSED } else { FAILED })
-}
-
-fn is_invalid(error: &BoxError) -> bool {
-    let error = error.downcast_ref::<worker_heartbeat::Error>();
-    matches!(error, Some(worker_heartbeat::Error::Invalid { .. }))
+    let is_invalid = matches!(error.downcast_ref(), Some(Error::Invalid { .. }));
+    ExitCode::from(if is_invalid || error.is::<UsageError>() {
+        INVALID_USAGE
+    } else {
+        FAILED
+    })
 }

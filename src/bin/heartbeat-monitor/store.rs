@@ -1,60 +1,54 @@
-//! The store that the command line, or the environment, names.
+//! Opens the store that the command line or the environment names.
 
 use std::env;
 use std::sync::Arc;
 
 use worker_heartbeat::{BoxError, Error, HeartbeatStore, PostgresOptions, SqliteStore};
 
-use crate::args::Store;
+use crate::args::StoreArgs;
 
 const POSTGRES_URL: &str = "POSTGRES_URL";
 
-impl Store {
-    /// Opens it, and makes it if it is not there. A database that is down is an error only when it is
-    /// asked something.
-    ///
-    /// # Errors
-    /// If none is named, or what is named makes no sense.
-    pub fn make(&self) -> Result<Arc<dyn HeartbeatStore>, BoxError> {
-        self.refuse()?;
+impl StoreArgs {
+    /// Opens the store, and creates it on first use if it doesn't exist. An unreachable database is
+    /// an error only on use.
+    pub fn open_or_create(&self) -> Result<Arc<dyn HeartbeatStore>, BoxError> {
+        self.check_file()?;
         Ok(match &self.sqlite {
             Some(file) => Arc::new(SqliteStore::open_later(file)),
             None => Arc::new(self.postgres().open(&self.url()?)?),
         })
     }
 
-    /// Opens one that is there.
-    ///
-    /// # Errors
-    /// As [`make`](Self::make), and if there is no such file.
+    /// Opens an existing store.
     pub fn open(&self) -> Result<Arc<dyn HeartbeatStore>, BoxError> {
-        self.refuse()?;
+        self.check_file()?;
         match &self.sqlite {
             Some(file) if !file.exists() => {
-                Err(format!("there is no file {}; `migrate` makes one", file.display()).into())
+                Err(format!("there is no file {}; `migrate` creates it", file.display()).into())
             }
-            Some(_) => self.make(),
+            Some(_) => self.open_or_create(),
             None => Ok(Arc::new(
                 self.postgres().migrations(false).open(&self.url()?)?,
             )),
         }
     }
 
-    /// Refuses what is no file that others share.
-    fn refuse(&self) -> Result<(), Usage> {
+    /// Refuses SQLite names that are not files.
+    fn check_file(&self) -> Result<(), UsageError> {
         let file = self.sqlite.as_ref().and_then(|file| file.to_str());
         match file {
-            Some(file) if is_url(file) => Err(Usage(
-                "--sqlite takes a file, not a URL (it is not shown: it may hold a password)".into(),
+            Some(file) if is_url(file) => Err(UsageError(
+                "--sqlite takes a file, not a URL (not shown, because it may contain a password)"
+                    .into(),
             )),
-            Some("" | ":memory:") => Err(Usage(
-                "--sqlite takes a file: a store in memory is nobody else's".into(),
+            Some("" | ":memory:") => Err(UsageError(
+                "--sqlite takes a file: other processes can't share a store in memory".into(),
             )),
             _ => Ok(()),
         }
     }
 
-    /// How to connect to PostgreSQL.
     pub fn postgres(&self) -> PostgresOptions {
         PostgresOptions::new().schema(self.schema.as_str())
     }
@@ -64,35 +58,32 @@ impl Store {
             (Some(url), _) => Ok(url.clone()),
             (None, Ok(url)) if !url.is_empty() => Ok(url),
             (None, Err(env::VarError::NotUnicode(_))) => {
-                Err(Usage(format!("{POSTGRES_URL} is not Unicode text")).into())
+                Err(UsageError(format!("{POSTGRES_URL} is not valid Unicode")).into())
             }
-            _ => Err(Usage(format!(
-                "no store is named: give --sqlite FILE, --postgres URL, or set {POSTGRES_URL}"
+            _ => Err(UsageError(format!(
+                "missing store: use --sqlite FILE or --postgres URL, or set {POSTGRES_URL}"
             ))
             .into()),
         }
     }
 
-    /// Sets up the tables.
-    ///
-    /// # Errors
-    /// If that cannot be done.
+    /// Creates or updates the tables.
     pub fn migrate(&self) -> Result<(), BoxError> {
-        self.refuse()?;
-        let ready: Result<(), Error> = match &self.sqlite {
+        self.check_file()?;
+        let migrated: Result<(), Error> = match &self.sqlite {
             Some(file) => SqliteStore::open(file).map(drop),
             None => self.postgres().connect(&self.url()?).map(drop),
         };
-        Ok(ready?)
+        Ok(migrated?)
     }
 }
 
-/// Whether this is a connection string, which may hold a password.
+/// Whether this is a connection string, which may contain a password.
 pub fn is_url(text: &str) -> bool {
     text.contains("://") || text.contains("password=")
 }
 
-/// What cannot be done as the command line says; exit status 2.
+/// Invalid arguments.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Usage(pub String);
+pub struct UsageError(pub String);

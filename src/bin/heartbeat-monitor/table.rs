@@ -1,4 +1,4 @@
-//! Workers as a table for people.
+//! The workers as a table.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -14,22 +14,21 @@ const HEAD: [&str; 7] = [
     "STATE",
     "HEARTBEAT",
     "RUN",
-    "TASK, OR WHY",
+    "TASK OR REASON",
 ];
-/// Longer texts are cut: a table is for looking at.
-const WIDEST: usize = 60;
+/// Longer texts are cut.
+const MAX_WIDTH: usize = 60;
 
-/// Writes a row for each worker, in columns.
 pub fn write(out: &mut impl Write, workers: &[StoredWorker]) -> io::Result<()> {
-    let rows: Vec<[String; 7]> = workers.iter().map(row).collect();
-    let head = HEAD.map(str::to_owned);
-    let mut widths = HEAD.map(str::len);
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    rows.extend(workers.iter().map(row));
+    let mut widths = [0; HEAD.len()];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    for row in std::iter::once(&head).chain(&rows) {
+    for row in &rows {
         let cells = row.iter().zip(widths);
         let line: String = cells
             .map(|(cell, width)| format!("{cell:width$}  "))
@@ -41,32 +40,23 @@ pub fn write(out: &mut impl Write, workers: &[StoredWorker]) -> io::Result<()> {
 
 /// The last line of the table.
 pub fn totals(summary: &Summary) -> String {
+    let plural = if summary.total == 1 { "" } else { "s" };
+    let mut text = format!("{} worker{plural}", summary.total);
     let counts = summary.states.iter().filter(|(_, count)| *count > 0);
-    let states: Vec<_> = counts
-        .map(|(state, count)| format!("{count} {state}"))
-        .collect();
-    let workers = if summary.total == 1 {
-        "worker"
-    } else {
-        "workers"
-    };
-    let mut text = format!("{} {workers}", summary.total);
-    if !states.is_empty() {
-        text.push_str(": ");
-        text.push_str(&states.join(", "));
+    for (n, (state, count)) in counts.enumerate() {
+        let separator = if n == 0 { ": " } else { ", " };
+        text.push_str(&format!("{separator}{count} {state}"));
     }
     text
 }
 
 fn row(worker: &StoredWorker) -> [String; 7] {
     let health = worker.health();
-    let why = match (health.reason(), worker.progress) {
+    let task_or_reason = match (health.reason(), worker.progress) {
         (Some(reason), _) => reason,
         (None, Some((done, all))) => {
-            format!(
-                "{}, {done} of {all}",
-                worker.task.as_deref().unwrap_or("at work")
-            )
+            let task = worker.task.as_deref().unwrap_or("at work");
+            format!("{task}, {done} of {all}")
         }
         (None, None) => worker.task.clone().unwrap_or_default(),
     };
@@ -77,29 +67,29 @@ fn row(worker: &StoredWorker) -> [String; 7] {
         health.state().to_string(),
         worker.heartbeat_age.map_or_else(|| "never".to_owned(), ago),
         cell(worker.run_id.as_deref().unwrap_or_default()),
-        cell(&why),
+        cell(&task_or_reason),
     ]
 }
 
 fn ago(age: Duration) -> String {
-    let age = Duration::from_millis(u64::try_from(age.as_millis()).unwrap_or(u64::MAX) / 100 * 100);
-    let age = if age >= Duration::from_secs(10) {
-        Duration::from_secs(age.as_secs())
+    let tenths = if age.as_secs() < 10 {
+        age.subsec_millis() / 100
     } else {
-        age
+        0
     };
-    format!("{} ago", humantime::format_duration(age))
+    let rounded = Duration::new(age.as_secs(), tenths * 100_000_000);
+    format!("{} ago", humantime::format_duration(rounded))
 }
 
 fn cell(text: &str) -> String {
     let text = clean(text);
-    if text.chars().count() <= WIDEST {
+    if text.chars().count() <= MAX_WIDTH {
         return text;
     }
-    text.chars().take(WIDEST - 1).chain(['…']).collect()
+    text.chars().take(MAX_WIDTH - 1).chain(['…']).collect()
 }
 
-/// An untrusted text, escaped for a terminal.
+/// Escapes a text from outside for the terminal.
 pub fn clean(text: &str) -> String {
     Printable(text).to_string()
 }

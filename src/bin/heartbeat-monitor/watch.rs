@@ -1,4 +1,4 @@
-//! Sweeps a store for ever, and serves what it sees.
+//! The `watch` command: sweeps a store continuously, and serves its health.
 
 use std::fs;
 use std::sync::Arc;
@@ -10,152 +10,152 @@ use worker_heartbeat::{
     Registry, Shutdown, SweepReport, Sweeper, SystemdNotifier, WorkerHeartbeat,
 };
 
-use crate::args::Watch;
-use crate::commands::Done;
+use crate::args::WatchArgs;
+use crate::commands::CommandResult;
 use crate::table::clean;
 
-/// What a sweep may take beyond its interval.
-const SWEEP_TIME: Duration = Duration::from_secs(30);
-/// How often the workers that ended long ago are looked for.
+/// The longest time that a sweep may take.
+const SWEEP_TIMEOUT: Duration = Duration::from_secs(30);
 const PURGE_INTERVAL: Duration = Duration::from_secs(600);
 
-pub fn run(watch: &Watch) -> Done {
-    let store = watch.store.make()?;
+pub fn run(args: &WatchArgs) -> CommandResult {
+    let store = args.store.open_or_create()?;
     let registry = Registry::global();
     let shutdown = Shutdown::builder().install()?;
-    // Who watches the workers is a worker, too: it beats with each sweep, whether that went well or
-    // not, and hangs when its store does.
+    // The sweeper is itself a worker. It beats after every sweep, even a failed one, so it stalls only
+    // if the store hangs.
     let hb = WorkerHeartbeat::builder("sweeper")
         .id("heartbeat-monitor")
-        .stall_after(watch.interval.saturating_add(SWEEP_TIME))
-        .startup_grace(SWEEP_TIME)
+        .stall_after(args.interval.saturating_add(SWEEP_TIMEOUT))
+        .startup_grace(SWEEP_TIMEOUT)
         .start()?;
-    let trouble: Trouble = Arc::new(Mutex::new(Some("it was not swept yet".to_owned())));
-    let sweeping = Sweeping {
+    let failure: StoreFailure = Arc::new(Mutex::new(Some("not swept yet".to_owned())));
+    let observer = SweepObserver {
         hb,
         store: Arc::clone(&store),
-        purge_after: watch.purge_after,
-        trouble: Arc::clone(&trouble),
-        so_far: Mutex::default(),
+        purge_after: args.purge_after,
+        failure: Arc::clone(&failure),
+        progress: Mutex::default(),
     };
     let sweeper = Sweeper::new(Arc::clone(&store))
-        .interval(watch.interval)
-        .threshold(watch.threshold.threshold);
+        .interval(args.interval)
+        .threshold(args.stale_after.threshold);
     let metrics = Metrics::new(registry)
         .fleet(Arc::clone(&store))
         .sweeper(&sweeper);
-    let server = serve(watch, &store, &shutdown, &trouble, metrics)?;
+    let server = serve(args, &store, &shutdown, failure, metrics)?;
     if let Some(server) = &server {
         log::info!("listening at http://{}/#view=fleet", server.local_addr());
     }
-    let beacon = watch
+    let beacon = args
         .beacon
         .as_ref()
         .map(|file| Beacon::new(registry, file).start())
         .transpose()?;
     let systemd = SystemdNotifier::start(registry)?;
     let running = sweeper
-        .on_report(move |swept| sweeping.note(swept))
+        .on_report(move |result| observer.observe(result))
         .start()?;
     log::info!(
-        "sweeping {} each {:?}",
+        "sweeping {} every {:?}",
         clean(&format!("{store:?}")),
-        watch.interval
+        args.interval
     );
 
-    let cause = shutdown.receiver().recv();
-    log::info!(
-        "ended{}",
-        cause
-            .map(|cause| format!(" by {cause}"))
-            .unwrap_or_default()
-    );
-    // Ends the sweeper's thread, and with it the worker.
+    match shutdown.receiver().recv() {
+        Ok(cause) => log::info!("ended by {cause}"),
+        Err(_) => log::info!("ended"),
+    }
+    // This ends the sweeper's thread, and thereby its worker.
     drop(running);
     let report = shutdown.wait();
     drop((server, beacon, systemd));
     Ok(report.exit_code())
 }
 
-/// Serves the dashboard, the probes and the coordinator, if that is asked for.
+/// Serves the dashboard, the probes and the coordinator if `--listen` is given.
 fn serve(
-    watch: &Watch,
+    args: &WatchArgs,
     store: &Arc<dyn HeartbeatStore>,
     shutdown: &Shutdown,
-    trouble: &Trouble,
+    failure: StoreFailure,
     metrics: Metrics,
 ) -> Result<Option<HealthServer>, BoxError> {
-    let Some(address) = watch.listen else {
+    let Some(address) = args.listen else {
         return Ok(None);
     };
     let mut coordinator = Coordinator::new(Arc::clone(store));
-    if let Some(file) = &watch.token_file {
+    if let Some(file) = &args.token_file {
         let token = fs::read_to_string(file)
             .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
         coordinator = coordinator.token(token.trim());
     }
-    let trouble = Arc::clone(trouble);
     let mut endpoint = HealthEndpoint::new(Registry::global())
         .shutdown(shutdown)
         .fleet(Arc::clone(store))
         .metrics(metrics)
-        .check("store", move || trouble.lock().clone().map_or(Ok(()), Err))
+        .check("store", move || failure.lock().clone().map_or(Ok(()), Err))
         .coordinator(coordinator);
-    if watch.show_reasons {
+    if args.show_reasons {
         endpoint = endpoint.show_reasons(true);
     }
     Ok(Some(endpoint.serve(address)?))
 }
 
-/// What is wrong with the store, as the last sweep found it.
-type Trouble = Arc<Mutex<Option<String>>>;
+/// The error of the last sweep, for the readiness check.
+type StoreFailure = Arc<Mutex<Option<String>>>;
 
-/// What goes on beside the sweeps, on their thread.
-struct Sweeping {
+/// Receives the result of every sweep, on the sweeper's thread.
+struct SweepObserver {
     hb: WorkerHeartbeat,
     store: Arc<dyn HeartbeatStore>,
     purge_after: Option<Duration>,
-    trouble: Trouble,
-    /// Sweeps that failed in a row, and the last purge.
-    so_far: Mutex<(u64, Option<Instant>)>,
+    failure: StoreFailure,
+    progress: Mutex<SweepProgress>,
 }
 
-impl Sweeping {
-    fn note(&self, swept: &Result<SweepReport, Error>) {
+#[derive(Default)]
+struct SweepProgress {
+    failures_in_a_row: u64,
+    last_purge: Option<Instant>,
+}
+
+impl SweepObserver {
+    fn observe(&self, result: &Result<SweepReport, Error>) {
         self.hb.bind_thread();
         self.hb.beat();
-        let mut so_far = self.so_far.lock();
-        let (failures, purged) = &mut *so_far;
-        match swept {
+        let mut progress = self.progress.lock();
+        match result {
             Ok(report) => {
-                if std::mem::take(failures) > 0 {
-                    log::info!("the store answers again");
+                if std::mem::take(&mut progress.failures_in_a_row) > 0 {
+                    log::info!("the store is reachable again");
                 }
-                tell(report);
-                *self.trouble.lock() = None;
+                log_report(report);
+                *self.failure.lock() = None;
             }
             Err(error) => {
                 let text = clean(&error.to_string());
-                if *failures == 0 {
+                if progress.failures_in_a_row == 0 {
                     log::warn!("{text}");
                 }
-                *failures += 1;
-                *self.trouble.lock() = Some(text);
+                progress.failures_in_a_row += 1;
+                *self.failure.lock() = Some(text);
             }
         }
-        let is_due = swept.is_ok() && purged.is_none_or(|at| at.elapsed() >= PURGE_INTERVAL);
+        let last_purge = progress.last_purge;
+        let is_due = result.is_ok() && last_purge.is_none_or(|at| at.elapsed() >= PURGE_INTERVAL);
         if let Some(age) = self.purge_after.filter(|_| is_due) {
-            *purged = Some(Instant::now());
+            progress.last_purge = Some(Instant::now());
             match self.store.purge(age) {
                 Ok(0) => {}
-                Ok(count) => log::info!("{count} forgotten that ended long ago"),
+                Ok(count) => log::info!("removed {count} workers that ended long ago"),
                 Err(error) => log::warn!("{}", clean(&error.to_string())),
             }
         }
     }
 }
 
-fn tell(report: &SweepReport) {
+fn log_report(report: &SweepReport) {
     for id in &report.marked_offline {
         log::warn!("worker {} marked offline", clean(id));
     }

@@ -1,35 +1,33 @@
-//! What is remembered for the dashboard, so that it survives a refresh of the page: the states of
-//! each worker over the last minutes, and the last events. Pure: time is handed in.
+//! The history that a reloaded page shows: the states of each worker over the last ten minutes, and
+//! the latest events. Pure: the caller passes the time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::events::DashboardEvent;
 use crate::health::{Death, State};
-use crate::serve::process::WORST_FIRST;
+use crate::serve::process_health::severity_rank;
 
-/// A strip is this many marks of [`BUCKET_SECONDS`] each: ten minutes.
+/// A strip has this many marks of [`BUCKET_SECONDS`] each: ten minutes.
 pub(super) const BUCKETS: usize = 120;
 pub(super) const BUCKET_SECONDS: f64 = 5.0;
-/// The most events that are remembered, and the most bytes of them.
-const MOST_NEWS: usize = 256;
-const MOST_BYTES: usize = 256 * 1024;
-/// Of how many events the call stack is kept; each may take some hundred kB once it is resolved.
-const MOST_DEATHS: usize = 32;
-/// Nobody has looked.
+/// The most events that are kept, and the most bytes of them.
+const MAX_EVENTS: usize = 256;
+const MAX_BYTES: usize = 256 * 1024;
+/// The most call stacks that are kept; a resolved one may take some hundred kB.
+const MAX_DEATHS: usize = 32;
+/// The mark of a time without readings.
 const BLANK: u8 = b'.';
 
-/// The place of a state in [`WORST_FIRST`], as a letter: `a` is the worst.
-pub(super) fn letter(state: State) -> u8 {
-    let place = WORST_FIRST.iter().position(|other| *other == state);
-    place
-        .and_then(|place| u8::try_from(place).ok())
-        .map_or(BLANK, |place| b'a' + place)
+/// The mark of a state: `a` is the worst.
+fn letter(state: State) -> u8 {
+    u8::try_from(severity_rank(state)).map_or(BLANK, |rank| b'a' + rank)
 }
 
 /// The states of one worker over the last ten minutes. Each mark is the worst state of its five
-/// seconds, so that a short trouble is not lost, and the size is always the same.
+/// seconds, so that a short failure stays visible, and the size is constant.
 #[derive(Debug)]
 pub(super) struct Strip {
     marks: [u8; BUCKETS],
@@ -44,39 +42,40 @@ impl Strip {
         }
     }
 
-    /// Moves on to this bucket. Meanwhile it was as before, if somebody has looked (`steady`).
-    pub(super) fn advance(&mut self, bucket: u64, steady: bool) {
+    /// Moves on to this bucket. The buckets in between repeat the latest mark if the readings were
+    /// `continuous`, and are blank otherwise.
+    pub(super) fn advance(&mut self, bucket: u64, continuous: bool) {
         let passed = bucket.saturating_sub(self.bucket);
         let Some(shift @ 1..) = usize::try_from(passed).ok().map(|n| n.min(BUCKETS)) else {
             return;
         };
-        let fill = if steady { self.now() } else { BLANK };
+        let fill = if continuous { self.latest() } else { BLANK };
         self.marks.rotate_left(shift);
         if let Some(new) = self.marks.get_mut(BUCKETS - shift..) {
             new.fill(fill);
         }
-        if let Some(now) = self.marks.last_mut() {
-            *now = BLANK;
+        if let Some(latest) = self.marks.last_mut() {
+            *latest = BLANK;
         }
         self.bucket = bucket;
     }
 
-    /// It is, or was a moment ago, in this state.
+    /// Records that the worker is, or was within the present bucket, in this state.
     pub(super) fn mark(&mut self, state: State) {
         let new = letter(state);
-        if let Some(now) = self.marks.last_mut() {
-            if *now == BLANK || new < *now {
-                *now = new;
+        if let Some(latest) = self.marks.last_mut() {
+            if *latest == BLANK || new < *latest {
+                *latest = new;
             }
         }
     }
 
     /// The mark of the present bucket.
-    pub(super) fn now(&self) -> u8 {
+    pub(super) fn latest(&self) -> u8 {
         self.marks.last().copied().unwrap_or(BLANK)
     }
 
-    /// The marks, the oldest first, each with how often it comes: `100.18h2a`.
+    /// The marks, the oldest first, run-length encoded: `100.18h2a`.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
         for run in self.marks.chunk_by(|a, b| a == b) {
@@ -87,36 +86,26 @@ impl Strip {
     }
 }
 
-/// Something that happened, as the page shows it.
-#[derive(Clone, Debug)]
-pub(super) struct News {
-    /// Everything but its number.
-    pub fields: Value,
-    /// Less worth remembering than others: that a worker came.
-    pub minor: bool,
-    /// The worker, its incarnation and its death, if that is what happened.
-    pub death: Option<(String, u32, Arc<Death>)>,
-}
-
-/// The last events, numbered. `epoch` tells the numbers of one process from those of another.
+/// The latest events with increasing numbers. `epoch` distinguishes the ids of this log from those of
+/// earlier processes.
 #[derive(Debug)]
-pub(super) struct Ring {
+pub(super) struct EventLog {
     epoch: String,
     next: u64,
     bytes: usize,
-    entries: VecDeque<Entry>,
+    entries: VecDeque<LoggedEvent>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct LoggedEvent {
     number: u64,
-    /// As it goes over the wire.
+    /// Encoded as a server-sent event.
     message: String,
     minor: bool,
     death: Option<(String, u32, Arc<Death>)>,
 }
 
-impl Ring {
+impl EventLog {
     pub(super) const fn new(epoch: String) -> Self {
         Self {
             epoch,
@@ -126,27 +115,27 @@ impl Ring {
         }
     }
 
-    /// Remembers it, and returns the message that tells it.
-    pub(super) fn push(&mut self, news: News) -> String {
+    /// Returns the message to send.
+    pub(super) fn push(&mut self, event: DashboardEvent) -> String {
         let number = self.next;
         self.next += 1;
         let id = format!("{}-{number}", self.epoch);
-        let mut fields = news.fields;
+        let mut fields = event.fields;
         fields["id"] = json!(id);
         let message = format!("id: {id}\nevent: news\ndata: {fields}\n\n");
         self.bytes += message.len();
-        self.entries.push_back(Entry {
+        self.entries.push_back(LoggedEvent {
             number,
             message: message.clone(),
-            minor: news.minor,
-            death: news.death,
+            minor: event.minor,
+            death: event.death,
         });
         self.make_room();
         message
     }
 
     fn make_room(&mut self) {
-        while self.entries.len() > MOST_NEWS || self.bytes > MOST_BYTES {
+        while self.entries.len() > MAX_EVENTS || self.bytes > MAX_BYTES {
             let oldest = self.entries.iter().position(|entry| entry.minor);
             match self.entries.remove(oldest.unwrap_or(0)) {
                 Some(entry) => self.bytes -= entry.message.len(),
@@ -157,12 +146,12 @@ impl Ring {
             .entries
             .iter_mut()
             .filter(|entry| entry.death.is_some());
-        for entry in deaths.rev().skip(MOST_DEATHS) {
+        for entry in deaths.rev().skip(MAX_DEATHS) {
             entry.death = None;
         }
     }
 
-    /// What came after the event with this id; everything, if that is not one of these.
+    /// The messages after the event with this id; all messages if the id is not from this log.
     pub(super) fn after(&self, id: Option<&str>) -> String {
         let seen = id
             .and_then(|id| id.rsplit_once('-'))
@@ -173,7 +162,7 @@ impl Ring {
         newer.map(|entry| entry.message.as_str()).collect()
     }
 
-    /// How this incarnation of this worker died, if that is remembered.
+    /// How this incarnation of this worker died, if that is still logged.
     pub(super) fn death(&self, id: &str, incarnation: u32) -> Option<Arc<Death>> {
         let deaths = self.entries.iter().rev().filter_map(|e| e.death.as_ref());
         let mut found = deaths.filter(|(worker, n, _)| worker == id && *n == incarnation);
@@ -188,8 +177,8 @@ mod tests {
     use super::*;
     use crate::health::DeathCause;
 
-    fn news(text: &str, minor: bool) -> News {
-        News {
+    fn event(text: &str, minor: bool) -> DashboardEvent {
+        DashboardEvent {
             fields: json!({ "text": text }),
             minor,
             death: None,
@@ -201,7 +190,7 @@ mod tests {
         let mut strip = Strip::new(10);
         strip.mark(State::Processing);
         strip.mark(State::Idle);
-        assert_eq!(strip.now(), letter(State::Processing));
+        assert_eq!(strip.latest(), letter(State::Processing));
         strip.advance(11, true);
         strip.mark(State::Idle);
         strip.mark(State::Dead);
@@ -210,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_between_is_as_before_only_if_somebody_looked() {
+    fn the_buckets_in_between_repeat_the_latest_mark_only_if_readings_were_continuous() {
         let mut strip = Strip::new(0);
         strip.mark(State::Dead);
         strip.advance(3, true);
@@ -222,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strip_forgets_what_is_too_old_and_never_goes_back() {
+    fn a_strip_drops_old_marks_and_never_goes_back() {
         let mut strip = Strip::new(0);
         strip.mark(State::Dead);
         strip.advance(u64::MAX, true);
@@ -243,12 +232,12 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_goes_on_after_the_last_that_was_seen() {
-        let mut ring = Ring::new("x".into());
+    fn a_log_resumes_after_the_last_event_that_was_seen() {
+        let mut log = EventLog::new("x".into());
         for n in 1..=3 {
-            ring.push(news(&n.to_string(), false));
+            log.push(event(&n.to_string(), false));
         }
-        let texts = |after: Option<&str>| ring.after(after).matches("event: news").count();
+        let texts = |after: Option<&str>| log.after(after).matches("event: news").count();
         assert_eq!(texts(None), 3);
         assert_eq!(texts(Some("x-2")), 1);
         assert_eq!(texts(Some("x-3")), 0);
@@ -258,27 +247,27 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_is_bounded_in_number_and_bytes_and_keeps_what_matters() {
-        let mut ring = Ring::new("x".into());
-        ring.push(news("a death", false));
-        for n in 0..10 * MOST_NEWS {
-            ring.push(news(&n.to_string(), true));
+    fn a_log_is_bounded_in_number_and_bytes_and_drops_minor_events_first() {
+        let mut log = EventLog::new("x".into());
+        log.push(event("a death", false));
+        for n in 0..10 * MAX_EVENTS {
+            log.push(event(&n.to_string(), true));
         }
-        assert_eq!(ring.entries.len(), MOST_NEWS);
-        assert!(ring.after(None).contains("a death"));
-        for _ in 0..MOST_NEWS {
-            ring.push(news(&"x".repeat(10_000), false));
+        assert_eq!(log.entries.len(), MAX_EVENTS);
+        assert!(log.after(None).contains("a death"));
+        for _ in 0..MAX_EVENTS {
+            log.push(event(&"x".repeat(10_000), false));
         }
-        assert!(ring.bytes <= MOST_BYTES && !ring.entries.is_empty());
-        let counted: usize = ring.entries.iter().map(|e| e.message.len()).sum();
-        assert_eq!(counted, ring.bytes);
-        ring.push(news(&"x".repeat(MOST_BYTES), false));
-        assert!(ring.bytes <= MOST_BYTES);
+        assert!(log.bytes <= MAX_BYTES && !log.entries.is_empty());
+        let counted: usize = log.entries.iter().map(|e| e.message.len()).sum();
+        assert_eq!(counted, log.bytes);
+        log.push(event(&"x".repeat(MAX_BYTES), false));
+        assert!(log.bytes <= MAX_BYTES);
     }
 
     #[test]
-    fn a_ring_keeps_the_last_deaths() {
-        let mut ring = Ring::new("x".into());
+    fn a_log_keeps_the_latest_deaths() {
+        let mut log = EventLog::new("x".into());
         let death = Arc::new(Death {
             cause: DeathCause::Exited,
             run_id: None,
@@ -287,13 +276,13 @@ mod tests {
             gave_up_after: None,
         });
         for n in 1..=100 {
-            ring.push(News {
+            log.push(DashboardEvent {
                 death: Some(("w".into(), n, Arc::clone(&death))),
-                ..news("dead", false)
+                ..event("dead", false)
             });
         }
-        assert!(ring.death("w", 100).is_some());
-        assert!(ring.death("w", 1).is_none() && ring.death("v", 100).is_none());
-        assert_eq!(Arc::strong_count(&death), 1 + MOST_DEATHS);
+        assert!(log.death("w", 100).is_some());
+        assert!(log.death("w", 1).is_none() && log.death("v", 100).is_none());
+        assert_eq!(Arc::strong_count(&death), 1 + MAX_DEATHS);
     }
 }

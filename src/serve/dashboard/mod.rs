@@ -1,44 +1,41 @@
-//! The dashboard: one page that shows how the workers are, and why.
+//! The dashboard: one page that shows the state of every worker, and the reasons.
 //!
-//! A task on the runtime that serves looks at the workers about once a second and keeps the boards,
-//! one for this process, one for a store: the rows, the states of the last ten minutes, the last
-//! events. Who watches is told all of it once, and then what changes, over server-sent events.
+//! A task on the serving runtime reads the workers about once a second and keeps a live view of this
+//! process, and one of a store: the rows, their states of the last ten minutes, and the latest
+//! events. A page receives all of a view once, and then changes as server-sent events.
 
-mod board;
-mod death;
+mod deaths;
+mod events;
 mod history;
+mod live_view;
+mod refresh;
 mod routes;
-mod source;
+mod rows;
 mod stream;
-mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use axum::http::StatusCode;
 use parking_lot::Mutex;
-use serde_json::Value;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, watch as signal};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinHandle;
 
-use self::board::Board;
-use self::watch::FleetState;
+use self::live_view::LiveView;
+use self::refresh::FleetReadings;
 use super::disclosure::Disclosure;
-use super::probes::one;
 use crate::fleet::HeartbeatStore;
-use crate::health::{Death, Health};
 use crate::registry::Registry;
 use crate::registry::core::events::Subscription;
 use crate::shutdown::Shutdown;
 
-/// The most streams at a time.
-const MOST_STREAMS: usize = 64;
-/// Events that may wait for the next look, and the most that are told at once.
-const MOST_EVENTS: usize = 4_096;
+/// Concurrent streams of server-sent events.
+const MAX_STREAMS: usize = 64;
+/// Events of the registry that can wait for the next refresh; also the most that one refresh sends.
+const MAX_QUEUED_EVENTS: usize = 4_096;
 
-/// What the dashboard is of, and to whom it is shown.
+/// What the dashboard shows, and to which requests.
 pub(super) struct Subject {
     pub registry: Registry,
     pub shutdown: Option<Shutdown>,
@@ -48,28 +45,26 @@ pub(super) struct Subject {
 
 /// See the module.
 pub(super) struct Dashboard {
-    registry: Registry,
-    shutdown: Option<Shutdown>,
-    disclosure: Disclosure,
-    began: Instant,
+    subject: Subject,
+    started: Instant,
     events: Subscription,
-    process: Arc<Board>,
-    fleet: Option<Arc<Fleet>>,
+    process: Arc<LiveView>,
+    fleet: Option<Arc<FleetView>>,
     streams: Arc<Semaphore>,
-    /// Call stacks are resolved one at a time.
+    /// Limits the resolution of call stacks to one at a time: each may take seconds and much memory.
     resolving: Arc<Semaphore>,
-    /// Somebody came.
-    joined: Arc<Notify>,
-    closing: signal::Sender<bool>,
-    watch: Mutex<Option<JoinHandle<()>>>,
+    /// Wakes the refresh task when a page subscribes.
+    subscribed: Arc<Notify>,
+    closing: watch::Sender<bool>,
+    refresh: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// The workers of a store.
-struct Fleet {
+/// The live view of a store.
+struct FleetView {
     store: Arc<dyn HeartbeatStore>,
-    board: Arc<Board>,
-    state: Mutex<FleetState>,
-    /// One reading at a time.
+    live: Arc<LiveView>,
+    readings: Mutex<FleetReadings>,
+    /// Limits the readings of the store to one at a time.
     reading: Arc<Semaphore>,
 }
 
@@ -77,27 +72,25 @@ impl Dashboard {
     pub(super) fn new(subject: Subject) -> Arc<Self> {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let epoch = format!("{:x}", since.unwrap_or_default().as_micros());
-        let fleet = subject.fleet.map(|store| {
-            Arc::new(Fleet {
-                store,
-                board: Arc::new(Board::new(format!("f{epoch}"))),
-                state: Mutex::new(FleetState::default()),
+        let fleet = subject.fleet.as_ref().map(|store| {
+            Arc::new(FleetView {
+                store: Arc::clone(store),
+                live: Arc::new(LiveView::new(format!("f{epoch}"))),
+                readings: Mutex::default(),
                 reading: Arc::new(Semaphore::new(1)),
             })
         });
         Arc::new(Self {
-            events: subject.registry.subscribe_with_capacity(MOST_EVENTS),
-            registry: subject.registry,
-            shutdown: subject.shutdown,
-            disclosure: subject.disclosure,
-            began: Instant::now(),
-            process: Arc::new(Board::new(format!("p{epoch}"))),
+            events: subject.registry.subscribe_with_capacity(MAX_QUEUED_EVENTS),
+            subject,
+            started: Instant::now(),
+            process: Arc::new(LiveView::new(format!("p{epoch}"))),
             fleet,
-            streams: Arc::new(Semaphore::new(MOST_STREAMS)),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             resolving: Arc::new(Semaphore::new(1)),
-            joined: Arc::new(Notify::new()),
-            closing: signal::Sender::new(false),
-            watch: Mutex::new(None),
+            subscribed: Arc::new(Notify::new()),
+            closing: watch::Sender::new(false),
+            refresh: Mutex::new(None),
         })
     }
 
@@ -105,74 +98,28 @@ impl Dashboard {
         routes::router(self)
     }
 
-    /// Begins to look at the workers, on this runtime, unless that is being done.
+    /// Starts the refresh task on this runtime, unless it is running.
     pub(super) fn start(self: &Arc<Self>, runtime: &Handle) {
-        let mut watch = self.watch.lock();
-        if watch.as_ref().is_none_or(JoinHandle::is_finished) && !*self.closing.borrow() {
-            // It ends with the dashboard, which it does not keep.
-            *watch = Some(runtime.spawn(watch::watch(Arc::downgrade(self))));
+        let mut refresh = self.refresh.lock();
+        if refresh.as_ref().is_none_or(JoinHandle::is_finished) && !*self.closing.borrow() {
+            // The weak reference ends the task with the dashboard.
+            *refresh = Some(runtime.spawn(refresh::run(Arc::downgrade(self))));
         }
     }
 
-    /// Ends all streams: a server that ends waits for its answers.
+    /// Ends all streams.
     pub(super) fn close(&self) {
         self.closing.send_replace(true);
     }
 
-    /// Whether it shows reasons, tasks, runs and metadata: to strangers it shows nothing at all then.
-    fn shown(&self) -> bool {
-        self.disclosure != Disclosure::Nobody
+    /// Whether reasons, tasks, runs and metadata are shown. With [`Disclosure::LocalHost`] the routes
+    /// refuse all other requests.
+    fn shows_reasons(&self) -> bool {
+        self.subject.disclosure != Disclosure::Never
     }
 
-    /// Time since the dashboard began.
+    /// The dashboard's clock: time since it was created.
     fn now(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    fn fleet(&self, asked: &[(String, String)]) -> Result<Option<&Arc<Fleet>>, Refusal> {
-        match (one(asked, "view"), &self.fleet) {
-            (None | Some("process"), _) => Ok(None),
-            (Some("fleet"), Some(fleet)) => Ok(Some(fleet)),
-            (Some("fleet"), None) => Err(Refusal(StatusCode::NOT_FOUND, "no store is attached")),
-            (Some(_), _) => Err(Refusal(
-                StatusCode::BAD_REQUEST,
-                "invalid view; allowed: process, fleet",
-            )),
-        }
-    }
-
-    async fn snapshot(&self, id: &str) -> Option<Value> {
-        let (registry, id) = (self.registry.clone(), id.to_owned());
-        // It may wait for the pacemaker.
-        let read = spawn_blocking(move || {
-            let snapshot = registry.get(&id)?.snapshot();
-            serde_json::to_value(snapshot).ok()
-        });
-        read.await.ok()?
-    }
-
-    /// How this incarnation of the worker died; without one, how it died last.
-    async fn death(&self, id: &str, incarnation: Option<u32>) -> Option<Arc<Death>> {
-        let remembered = incarnation.and_then(|n| self.process.death(id, n));
-        if remembered.is_some() {
-            return remembered;
-        }
-        let (registry, id) = (self.registry.clone(), id.to_owned());
-        let read = spawn_blocking(move || {
-            let snapshot = registry.get(&id)?.snapshot();
-            match snapshot.health {
-                Health::Dead { death, .. }
-                    if incarnation.is_none_or(|n| n == snapshot.incarnation) =>
-                {
-                    Some(death)
-                }
-                _ if incarnation.is_none() => snapshot.last_death,
-                _ => None,
-            }
-        });
-        read.await.ok()?
+        self.started.elapsed()
     }
 }
-
-/// Why something is not answered.
-struct Refusal(StatusCode, &'static str);

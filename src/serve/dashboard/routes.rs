@@ -1,85 +1,74 @@
-//! What the dashboard answers, and to whom.
+//! The routes of the dashboard.
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Query, Request, State as Shared};
-use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS,
-};
+use axum::extract::{Request, State as Shared};
+use axum::http::header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde_json::json;
+use serde_json::Value;
 use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
 
-use super::death::{self, Trouble};
-use super::stream::{self, Wish};
-use super::{Dashboard, MOST_STREAMS, Refusal};
-use crate::serve::disclosure::Disclosure;
-use crate::serve::probes::{one, told, withhold};
+use super::stream::{self, StreamRequest};
+use super::{Dashboard, FleetView, MAX_STREAMS};
+use crate::net::request::QueryParameters;
+use crate::net::response::{RequestError, json_response, respond, text_response};
+use crate::serve::disclosure::{Disclosure, redact};
 use crate::sync::random::random;
 
-const PAGE: &str = include_str!("page.html");
-const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
-
-/// When there are too many streams, or a call stack takes too long: when to come again, in seconds.
-const COME_AGAIN: HeaderValue = HeaderValue::from_static("10");
-
-type Asked = Query<Vec<(String, String)>>;
+const PAGE: &str = include_str!("page/index.html");
+const STYLE: &str = include_str!("page/style.css");
+/// One script, so that its files share a scope.
+const SCRIPT: &str = concat!(
+    "'use strict';(() => {\n",
+    include_str!("page/text.js"),
+    include_str!("page/rows.js"),
+    include_str!("page/table.js"),
+    include_str!("page/details.js"),
+    include_str!("page/head.js"),
+    include_str!("page/connection.js"),
+    "})();",
+);
 
 pub(super) fn router(dashboard: &Arc<Dashboard>) -> Router {
-    let admit = middleware::from_fn_with_state(Arc::clone(dashboard), admit);
+    let guard = middleware::from_fn_with_state(Arc::clone(dashboard), require_local_host);
     Router::new()
         .route("/", get(page))
         .route("/v1/events", get(events))
         .route("/v1/worker/details", get(details))
-        .route("/v1/worker/death", get(death_of))
-        .route_layer(admit)
+        .route("/v1/worker/death", get(death))
+        .route_layer(guard)
         .with_state(Arc::clone(dashboard))
 }
 
-/// Turns away who calls this host by a strange name.
-async fn admit(
+/// Refuses requests that may not see reasons while others may: a page that shows both would mislead.
+async fn require_local_host(
     Shared(dashboard): Shared<Arc<Dashboard>>,
     request: Request,
     next: Next,
 ) -> Response {
-    if dashboard.disclosure == Disclosure::Locals
-        && !dashboard.disclosure.includes(request.headers())
-    {
-        let error = "open it as http://127.0.0.1 or http://localhost, or decide with \
-                     show_reasons() what others may see";
-        return Refusal(StatusCode::MISDIRECTED_REQUEST, error).into_response();
+    let disclosure = dashboard.subject.disclosure;
+    if disclosure == Disclosure::LocalHost && !disclosure.permits(request.headers()) {
+        let error = "use http://127.0.0.1 or http://localhost, or configure show_reasons()";
+        return RequestError::new(StatusCode::MISDIRECTED_REQUEST, error).into_response();
     }
     next.run(request).await
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        told(self.0, &json!({ "error": self.1 }))
-    }
 }
 
 async fn page(Shared(dashboard): Shared<Arc<Dashboard>>) -> Response {
     dashboard.start(&Handle::current());
     let nonce = nonce();
-    // Nothing that anybody reported is in the page itself: it comes over the stream, and is put in
-    // as text.
+    let flag = |value: bool| if value { "yes" } else { "no" };
+    // The page itself contains no reported text. The script receives it over the stream and inserts
+    // it as text.
     let page = PAGE
         .replace("{{nonce}}", &nonce)
-        .replace(
-            "{{fleet}}",
-            if dashboard.fleet.is_some() {
-                "yes"
-            } else {
-                "no"
-            },
-        )
-        .replace("{{shown}}", if dashboard.shown() { "yes" } else { "no" })
+        .replace("{{fleet}}", flag(dashboard.fleet.is_some()))
+        .replace("{{shown}}", flag(dashboard.shows_reasons()))
         .replace("{{style}}", STYLE)
         .replace("{{script}}", SCRIPT);
     let policy = format!(
@@ -91,20 +80,17 @@ async fn page(Shared(dashboard): Shared<Arc<Dashboard>>) -> Response {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
     let headers = [
-        (
-            CONTENT_TYPE,
-            HeaderValue::from_static("text/html; charset=utf-8"),
-        ),
         (CONTENT_SECURITY_POLICY, policy),
-        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
-    (headers, page).into_response()
+    (
+        headers,
+        respond(StatusCode::OK, "text/html; charset=utf-8", page),
+    )
+        .into_response()
 }
 
-/// Identifies the page's own script and style. No other party can put anything into the page that would
-/// have to guess it.
+/// Identifies the page's own script and style. An injected script would have to guess it.
 fn nonce() -> String {
     format!("{:016x}{:016x}", random(), random())
 }
@@ -112,110 +98,105 @@ fn nonce() -> String {
 async fn events(
     Shared(dashboard): Shared<Arc<Dashboard>>,
     headers: HeaderMap,
-    Query(asked): Asked,
-) -> Response {
-    let board = match dashboard.fleet(&asked) {
-        Ok(Some(fleet)) => &fleet.board,
-        Ok(None) => &dashboard.process,
-        Err(refusal) => return refusal.into_response(),
-    };
-    let Ok(place) = Arc::clone(&dashboard.streams).try_acquire_owned() else {
-        let error = format!("{MOST_STREAMS} streams are open; come again");
-        return busy(&error);
+    query: QueryParameters,
+) -> Result<Response, RequestError> {
+    let fleet = dashboard.requested_fleet(&query)?;
+    let live = fleet.map_or(&dashboard.process, |fleet| &fleet.live);
+    let Ok(permit) = Arc::clone(&dashboard.streams).try_acquire_owned() else {
+        let error = format!("all {MAX_STREAMS} streams are in use; retry later");
+        return Err(RequestError::busy(error));
     };
     dashboard.start(&Handle::current());
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
-    let wish = Wish {
-        board: Arc::clone(board),
-        rows: one(&asked, "view").is_some(),
-        after: last.or_else(|| one(&asked, "after")).map(str::to_owned),
+    let request = StreamRequest {
+        live: Arc::clone(live),
+        rows: query.get("view").is_some(),
+        after: last.or_else(|| query.get("after")).map(str::to_owned),
     };
-    let body = stream::body(wish, dashboard.closing.subscribe(), place);
-    dashboard.joined.notify_one();
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        // A proxy is not to collect it first.
-        (
-            HeaderName::from_static("x-accel-buffering"),
-            HeaderValue::from_static("no"),
-        ),
-    ];
-    (headers, body).into_response()
+    let body = stream::body(request, dashboard.closing.subscribe(), permit);
+    dashboard.subscribed.notify_one();
+    // Tells nginx not to buffer the stream.
+    let unbuffered = [(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    )];
+    let response = respond(StatusCode::OK, "text/event-stream", body);
+    Ok((unbuffered, response).into_response())
 }
 
-/// All that is known of one worker, as far as who asks may know it.
-async fn details(Shared(dashboard): Shared<Arc<Dashboard>>, Query(asked): Asked) -> Response {
-    let found = match (dashboard.fleet(&asked), one(&asked, "worker")) {
-        (Err(refusal), _) => return refusal.into_response(),
-        (Ok(_), None) => return missing_worker(),
-        (Ok(Some(fleet)), Some(id)) => {
-            let workers = Arc::clone(&fleet.state.lock().workers);
+async fn details(
+    Shared(dashboard): Shared<Arc<Dashboard>>,
+    query: QueryParameters,
+) -> Result<Response, RequestError> {
+    let fleet = dashboard.requested_fleet(&query)?;
+    let id = worker_id(&query)?;
+    let details = match fleet {
+        Some(fleet) => {
+            let workers = Arc::clone(&fleet.readings.lock().workers);
             let worker = workers.iter().find(|worker| worker.key.id == id);
             worker.and_then(|worker| serde_json::to_value(worker).ok())
         }
-        (Ok(None), Some(id)) => dashboard.snapshot(id).await,
+        None => dashboard.snapshot(id).await,
     };
-    let Some(mut value) = found else {
-        return nothing("there is no worker with this id");
+    let Some(mut details) = details else {
+        return Err(RequestError::not_found("there is no worker with this id"));
     };
-    if !dashboard.shown() {
-        withhold(&mut value);
+    if !dashboard.shows_reasons() {
+        redact(&mut details);
     }
-    told(StatusCode::OK, &value)
+    Ok(json_response(StatusCode::OK, &details))
 }
 
-/// How a worker died, with its call stack.
-async fn death_of(Shared(dashboard): Shared<Arc<Dashboard>>, Query(asked): Asked) -> Response {
-    if !dashboard.shown() {
-        let error = json!({"error": "call stacks are withheld; see show_reasons()"});
-        return told(StatusCode::FORBIDDEN, &error);
+async fn death(
+    Shared(dashboard): Shared<Arc<Dashboard>>,
+    query: QueryParameters,
+) -> Result<Response, RequestError> {
+    if !dashboard.shows_reasons() {
+        let error = "call stacks are not shown; see show_reasons()";
+        return Err(RequestError::new(StatusCode::FORBIDDEN, error));
     }
-    let Some(id) = one(&asked, "worker") else {
-        return missing_worker();
-    };
-    let incarnation = match one(&asked, "incarnation").map(str::parse::<u32>) {
-        None => None,
-        Some(Ok(incarnation)) => Some(incarnation),
-        Some(Err(_)) => {
-            let error = json!({"error": "invalid incarnation; allowed: a number"});
-            return told(StatusCode::BAD_REQUEST, &error);
-        }
-    };
+    let id = worker_id(&query)?;
+    let incarnation = query.get("incarnation").map(str::parse::<u32>);
+    let incarnation = incarnation
+        .transpose()
+        .map_err(|_| RequestError::bad_request("invalid incarnation; allowed: a number"))?;
     let Some(death) = dashboard.death(id, incarnation).await else {
-        return nothing("no such death is remembered");
+        return Err(RequestError::not_found("no such death is known"));
     };
-    match death::tell(death, Arc::clone(&dashboard.resolving)).await {
-        Ok(text) => {
-            let headers = [
-                (
-                    CONTENT_TYPE,
-                    HeaderValue::from_static("text/plain; charset=utf-8"),
-                ),
-                (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-                (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-            ];
-            (headers, text).into_response()
+    let text = dashboard.panic_text(death).await?;
+    Ok(text_response(StatusCode::OK, text))
+}
+
+fn worker_id(query: &QueryParameters) -> Result<&str, RequestError> {
+    let id = query.get("worker");
+    id.ok_or_else(|| RequestError::bad_request("missing parameter: worker"))
+}
+
+impl Dashboard {
+    /// The fleet if its view is requested; `None` for the view of this process.
+    fn requested_fleet(
+        &self,
+        query: &QueryParameters,
+    ) -> Result<Option<&Arc<FleetView>>, RequestError> {
+        match (query.get("view"), &self.fleet) {
+            (None | Some("process"), _) => Ok(None),
+            (Some("fleet"), Some(fleet)) => Ok(Some(fleet)),
+            (Some("fleet"), None) => Err(RequestError::not_found("no store is attached")),
+            (Some(_), _) => Err(RequestError::bad_request(
+                "invalid view; allowed: process, fleet",
+            )),
         }
-        Err(Trouble::None) => nothing("it did not panic, so there is no call stack"),
-        Err(Trouble::Busy) => busy("call stacks are being resolved; come again"),
     }
-}
 
-fn missing_worker() -> Response {
-    let error = json!({"error": "which worker? ?worker=ID"});
-    told(StatusCode::BAD_REQUEST, &error)
-}
-
-fn nothing(error: &str) -> Response {
-    told(StatusCode::NOT_FOUND, &json!({ "error": error }))
-}
-
-fn busy(error: &str) -> Response {
-    let mut response = told(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error }));
-    response.headers_mut().insert(RETRY_AFTER, COME_AGAIN);
-    response
+    async fn snapshot(&self, id: &str) -> Option<Value> {
+        let (registry, id) = (self.subject.registry.clone(), id.to_owned());
+        // A snapshot may wait for the pacemaker.
+        let read = spawn_blocking(move || {
+            let snapshot = registry.get(&id)?.snapshot();
+            serde_json::to_value(snapshot).ok()
+        });
+        read.await.ok()?
+    }
 }
 
 #[cfg(test)]
@@ -223,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_pages_have_the_same_nonce() {
+    fn every_page_has_another_nonce() {
         assert_ne!(nonce(), nonce());
     }
 }

@@ -1,4 +1,4 @@
-//! Server-sent events: one stream to each watcher, never more than a message or two ahead of it.
+//! Server-sent events: one stream for each subscriber, with at most two messages queued.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -13,95 +13,92 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use super::board::{Board, Message};
+use super::live_view::{LiveView, StreamMessage};
 
-/// With nothing to tell, that the stream is alive is said so often.
+/// How often a comment is sent without other messages, so that the client sees a broken connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// A watcher that takes in nothing for so long is given up.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Then a watcher has to come again, which a browser does by itself.
-const LONGEST_STREAM: Duration = Duration::from_secs(3_600);
-/// How soon a browser comes again.
+/// A stream ends if its client receives nothing for this long.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// A browser reconnects by itself when its stream ends.
+const MAX_STREAM: Duration = Duration::from_secs(3_600);
+/// How soon a browser reconnects, in milliseconds.
 const RETRY: &str = "retry: 1000\n\n";
 
-/// What a stream is made of.
-pub(super) struct Wish {
-    pub board: Arc<Board>,
-    /// The rows too, not only what happens.
+pub(super) struct StreamRequest {
+    pub live: Arc<LiveView>,
+    /// Whether to send rows, or events only.
     pub rows: bool,
-    /// The last event that was seen.
+    /// The id of the last event that the client has seen.
     pub after: Option<String>,
 }
 
-/// The body of an answer that goes on until the watcher goes, or the dashboard is closed.
+/// A body that ends when the client disconnects or the dashboard closes.
 pub(super) fn body(
-    wish: Wish,
+    request: StreamRequest,
     closing: watch::Receiver<bool>,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) -> Body {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
-        let ended = sender.clone();
+        let client = sender.clone();
         tokio::select! {
-            () = send(wish, sender) => {}
-            () = ended.closed() => {}
+            _ = send_all(request, sender) => {}
+            () = client.closed() => {}
             () = closed(closing) => {}
-            () = sleep(LONGEST_STREAM) => {}
+            () = sleep(MAX_STREAM) => {}
         }
-        drop(place);
+        drop(permit);
     });
-    Body::new(Stream(receiver))
+    Body::new(StreamBody(receiver))
 }
 
 async fn closed(mut closing: watch::Receiver<bool>) {
     let _ = closing.wait_for(|closed| *closed).await;
 }
 
-/// Tells everything, and then what is new; everything again to a watcher that could not follow.
-async fn send(mut wish: Wish, sender: mpsc::Sender<Bytes>) {
-    let line = Line(sender);
-    if line.send(RETRY.into()).await.is_none() {
-        return;
-    }
+/// Sends the whole view and then its changes; the whole view again if the client was too slow.
+/// Returns `None` once the client is gone.
+async fn send_all(mut request: StreamRequest, sender: mpsc::Sender<Bytes>) -> Option<Infallible> {
+    let client = Client {
+        sender,
+        wants_rows: request.rows,
+    };
+    client.send(RETRY.into()).await?;
     loop {
-        let (board, after) = (Arc::clone(&wish.board), wish.after.take());
-        // With many workers that takes a moment.
-        let joined = spawn_blocking(move || board.join(after.as_deref())).await;
-        let Ok((rows, news, feed)) = joined else {
-            return;
-        };
-        for message in [rows, news] {
-            if line.pass_on(message, wish.rows).await.is_none() {
-                return;
+        let (live, after) = (Arc::clone(&request.live), request.after.take());
+        // Encoding many rows blocks.
+        let subscribing = spawn_blocking(move || live.subscribe(after.as_deref()));
+        let (rows, events, changes) = subscribing.await.ok()?;
+        client.send_message(rows).await?;
+        client.send_message(events).await?;
+        client.follow(changes).await?;
+    }
+}
+
+/// One end of a stream.
+struct Client {
+    sender: mpsc::Sender<Bytes>,
+    wants_rows: bool,
+}
+
+/// The functions return `None` once the client is gone.
+impl Client {
+    /// Returns `Some` if the client was too slow and has missed changes.
+    async fn follow(&self, mut changes: broadcast::Receiver<StreamMessage>) -> Option<()> {
+        loop {
+            match timeout(KEEP_ALIVE, changes.recv()).await {
+                Ok(Ok(message)) => self.send_message(message).await?,
+                Ok(Err(RecvError::Lagged(_))) => return Some(()),
+                Ok(Err(RecvError::Closed)) => return None,
+                Err(_) => self.send(": keep-alive\n\n".into()).await?,
             }
         }
-        if follow(&line, feed, wish.rows).await.is_none() {
-            return;
-        }
     }
-}
 
-/// `Some` if it has to be told everything again, `None` if it is gone.
-async fn follow(line: &Line, mut feed: broadcast::Receiver<Message>, rows: bool) -> Option<()> {
-    loop {
-        match timeout(KEEP_ALIVE, feed.recv()).await {
-            Ok(Ok(message)) => line.pass_on(message, rows).await?,
-            Ok(Err(RecvError::Lagged(_))) => return Some(()),
-            Ok(Err(RecvError::Closed)) => return None,
-            Err(_) => line.send(": still here\n\n".into()).await?,
-        }
-    }
-}
-
-/// The way to one watcher.
-struct Line(mpsc::Sender<Bytes>);
-
-impl Line {
-    async fn pass_on(&self, message: Message, rows: bool) -> Option<()> {
+    async fn send_message(&self, message: StreamMessage) -> Option<()> {
         match message {
-            Message::Rows(bytes) if rows => self.send(bytes).await,
-            Message::Rows(_) => Some(()),
-            Message::News(bytes) => self.send(bytes).await,
+            StreamMessage::Rows(_) if !self.wants_rows => Some(()),
+            StreamMessage::Rows(bytes) | StreamMessage::Events(bytes) => self.send(bytes).await,
         }
     }
 
@@ -109,13 +106,16 @@ impl Line {
         if bytes.is_empty() {
             return Some(());
         }
-        timeout(PATIENCE, self.0.send(bytes)).await.ok()?.ok()
+        timeout(SEND_TIMEOUT, self.sender.send(bytes))
+            .await
+            .ok()?
+            .ok()
     }
 }
 
-struct Stream(mpsc::Receiver<Bytes>);
+struct StreamBody(mpsc::Receiver<Bytes>);
 
-impl hyper::body::Body for Stream {
+impl hyper::body::Body for StreamBody {
     type Data = Bytes;
     type Error = Infallible;
 

@@ -1,4 +1,4 @@
-//! The metrics of a store: it may be slow, and may hang, so it is read aside.
+//! The metrics of a store. It may be slow or hang, so a background thread reads it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::process::in_state;
-use super::sheet::{Sheet, label};
+use super::encoder::{Encoder, label};
+use super::registry::{cause_sample, state_sample};
 use crate::error::Error;
 use crate::fleet::{HeartbeatStore, StoredWorker, WorkerFilter};
 use crate::health::{GroupState, Health, StateCounts};
@@ -16,142 +16,151 @@ use crate::registry::core::counts::{MOST_TYPES, OTHERS};
 use crate::sync::background;
 use crate::sync::catch::catch;
 
-/// The store is read no oftener than this.
-const FRESH: Duration = Duration::from_secs(5);
-/// A store that takes longer than this hangs.
-const HANGING: Duration = Duration::from_secs(10);
-/// A scrape waits so long for a reading.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// An older reading is not told any more.
-const LONGEST_AGE: Duration = Duration::from_secs(60);
-/// Name of the thread that reads; the kernel keeps 15 bytes of it.
+/// The shortest time between the beginnings of two readings.
+const READ_INTERVAL: Duration = Duration::from_secs(5);
+/// A store that takes longer counts as down.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a scrape waits for a reading.
+const SCRAPE_WAIT: Duration = Duration::from_secs(1);
+/// An older reading is not exported.
+const MAX_AGE: Duration = Duration::from_secs(60);
+/// The kernel keeps 15 bytes of a thread's name.
 const THREAD_NAME: &str = "wh-metrics";
 
-/// A store, and what is known of it.
+/// The metrics of one store.
 #[derive(Debug)]
-pub(super) struct Fleet {
+pub(super) struct FleetMetrics {
     store: Arc<dyn HeartbeatStore>,
-    desk: Mutex<Desk>,
-    read: Condvar,
+    progress: Mutex<ReadProgress>,
+    finished: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Desk {
-    /// Somebody is reading. One at a time: a store that hangs holds up one thread.
-    reading: bool,
+struct ReadProgress {
+    /// A thread is reading. There is at most one, so a store that hangs blocks one thread.
+    is_reading: bool,
     /// When the last reading began.
     begun: Option<Instant>,
-    /// The last one that ended was good.
-    good: bool,
+    /// The last finished reading succeeded.
+    succeeded: bool,
     failures: u64,
-    latest: Option<(Instant, Arc<Reading>)>,
+    latest: Option<(Instant, Arc<FleetFigures>)>,
 }
 
-/// What was found in a store.
+/// One reading of a store.
 #[derive(Debug, Default)]
-struct Reading {
-    types: BTreeMap<String, OfType>,
+struct FleetFigures {
+    types: BTreeMap<String, FleetType>,
     groups: BTreeMap<String, StateCounts>,
-    /// Workers that hold a lease.
-    leased: usize,
+    leased_workers: usize,
 }
 
+/// The stored workers of one type.
 #[derive(Debug, Default)]
-struct OfType {
+struct FleetType {
     states: StateCounts,
+    /// The dead by cause.
     dead: BTreeMap<&'static str, usize>,
 }
 
-impl Fleet {
+impl FleetMetrics {
     pub(super) fn new(store: Arc<dyn HeartbeatStore>) -> Self {
         Self {
             store,
-            desk: Mutex::default(),
-            read: Condvar::new(),
+            progress: Mutex::default(),
+            finished: Condvar::new(),
         }
     }
 
-    pub(super) fn encode(self: &Arc<Self>, sheet: &mut Sheet<'_>) -> fmt::Result {
-        let (up, failures, latest) = self.look();
-        sheet.gauge(
+    pub(super) fn encode(self: &Arc<Self>, encoder: &mut Encoder<'_>) -> fmt::Result {
+        let (up, failures, latest) = self.latest();
+        encoder.gauge(
             "fleet_up",
-            "Whether the store could be read when it was last tried, and does not hang",
+            "Whether the last reading of the store succeeded and none hangs",
             u32::from(up),
         )?;
-        sheet.counter(
+        encoder.counter(
             "fleet_read_failures",
-            "Readings of the store that failed",
+            "Failed readings of the store",
             failures,
         )?;
-        let Some((at, reading)) = latest else {
+        let Some((at, figures)) = latest else {
             return Ok(());
         };
         let age = at.elapsed();
-        sheet.gauge(
+        encoder.gauge(
             "fleet_reading_age_seconds",
-            "Time since the store was read; what is older than a minute is not told",
+            "Time since the last reading of the store; its metrics are absent after a minute",
             age.as_secs_f64(),
         )?;
-        if age > LONGEST_AGE {
+        if age > MAX_AGE {
             return Ok(());
         }
-        reading.encode(sheet)
+        figures.encode(encoder)
     }
 
-    /// The latest reading, made now if that is possible in time.
-    fn look(self: &Arc<Self>) -> (bool, u64, Option<(Instant, Arc<Reading>)>) {
-        let mut desk = self.desk.lock();
-        if !desk.reading && desk.begun.is_none_or(|begun| begun.elapsed() >= FRESH) {
-            self.begin(&mut desk);
+    /// Whether the store is up, the number of failures, and the latest reading, which is a new one if
+    /// it finishes in time.
+    fn latest(self: &Arc<Self>) -> (bool, u64, Option<(Instant, Arc<FleetFigures>)>) {
+        let mut progress = self.progress.lock();
+        let begun = progress.begun;
+        if !progress.is_reading && begun.is_none_or(|at| at.elapsed() >= READ_INTERVAL) {
+            self.start_reading(&mut progress);
         }
-        let deadline = desk.begun.and_then(|begun| begun.checked_add(PATIENCE));
-        if let Some(deadline) = deadline {
-            while desk.reading && !self.read.wait_until(&mut desk, deadline).timed_out() {}
+        if let Some(deadline) = progress.begun.and_then(|at| at.checked_add(SCRAPE_WAIT)) {
+            let is_reading = |progress: &mut ReadProgress| progress.is_reading;
+            self.finished
+                .wait_while_until(&mut progress, is_reading, deadline);
         }
-        let hangs = desk.reading && desk.begun.is_some_and(|begun| begun.elapsed() >= HANGING);
-        (desk.good && !hangs, desk.failures, desk.latest.clone())
+        let begun = progress.begun;
+        let hangs = progress.is_reading && begun.is_some_and(|at| at.elapsed() >= READ_TIMEOUT);
+        (
+            progress.succeeded && !hangs,
+            progress.failures,
+            progress.latest.clone(),
+        )
     }
 
-    fn begin(self: &Arc<Self>, desk: &mut Desk) {
-        desk.begun = Some(Instant::now());
-        let fleet = Arc::clone(self);
-        let started = background::detach(THREAD_NAME, move || fleet.read());
-        desk.reading = started.is_ok();
+    fn start_reading(self: &Arc<Self>, progress: &mut ReadProgress) {
+        progress.begun = Some(Instant::now());
+        let reader = Arc::clone(self);
+        let started = background::detach(THREAD_NAME, move || reader.read());
+        progress.is_reading = started.is_ok();
         if started.is_err() {
-            desk.good = false;
-            desk.failures += 1;
+            progress.succeeded = false;
+            progress.failures += 1;
         }
     }
 
     fn read(&self) {
         let begun = Instant::now();
-        let read = catch(|| Reading::of(&*self.store))
+        let read = catch(|| FleetFigures::read(&*self.store))
             .unwrap_or_else(|_| Err(Error::store("be read", "it panicked")));
-        let mut desk = self.desk.lock();
-        desk.reading = false;
-        desk.good = read.is_ok();
+        let mut progress = self.progress.lock();
+        progress.is_reading = false;
+        progress.succeeded = read.is_ok();
         match read {
-            // From its beginning on: it may have taken long.
-            Ok(reading) => desk.latest = Some((begun, Arc::new(reading))),
-            Err(_) => desk.failures += 1,
+            // Its age counts from its beginning: it may have taken long.
+            Ok(figures) => progress.latest = Some((begun, Arc::new(figures))),
+            Err(_) => progress.failures += 1,
         }
-        drop(desk);
-        self.read.notify_all();
+        drop(progress);
+        self.finished.notify_all();
     }
 }
 
-impl Reading {
-    /// Page by page, so that not all workers have to be in memory at once.
-    fn of(store: &dyn HeartbeatStore) -> Result<Self, Error> {
-        let mut reading = Self::default();
+impl FleetFigures {
+    /// Reads page by page, so that not all workers are in memory at once.
+    fn read(store: &dyn HeartbeatStore) -> Result<Self, Error> {
+        let mut figures = Self::default();
         let mut filter = WorkerFilter::default();
         loop {
             let page = store.list(&filter)?;
-            page.iter().for_each(|worker| reading.add(worker));
+            page.iter().for_each(|worker| figures.add(worker));
             let last = page.last().map(|worker| worker.key.id.clone());
-            // A store that does not get on would be read for ever.
+            // A store that ignores `after` would never end.
             if page.len() < filter.limit || last <= filter.after {
-                return Ok(reading);
+                return Ok(figures);
             }
             filter.after = last;
         }
@@ -165,58 +174,56 @@ impl Reading {
             *of_type.dead.entry(death.cause.name()).or_default() += 1;
         }
         entry(&mut self.groups, &worker.group).add(health.state());
-        self.leased += usize::from(worker.lease_remaining.is_some_and(|left| !left.is_zero()));
+        let has_lease = worker.lease_remaining.is_some_and(|left| !left.is_zero());
+        self.leased_workers += usize::from(has_lease);
     }
 
-    fn encode(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
-        sheet.gauges(
+    fn encode(&self, encoder: &mut Encoder<'_>) -> fmt::Result {
+        encoder.gauges(
             "fleet_workers",
-            "Workers that the store knows, by type and state",
+            "Workers in the store, by type and state",
             self.types.iter().flat_map(|(name, of_type)| {
                 let states = of_type.states.iter();
-                states.map(|(state, count)| in_state(name, state, count))
+                states.map(|(state, count)| state_sample(name, state, count))
             }),
         )?;
-        sheet.gauges(
+        encoder.gauges(
             "fleet_dead_workers",
-            "Dead workers that the store remembers, by cause",
+            "Dead workers in the store, by cause",
             self.types.iter().flat_map(|(name, of_type)| {
                 let dead = of_type.dead.iter();
-                dead.map(|(cause, count)| {
-                    let labels = [("worker_type", label(name)), ("cause", *cause)];
-                    (labels, *count as u64)
-                })
+                dead.map(|(cause, count)| cause_sample(name, cause, *count as u64))
             }),
         )?;
-        let groups = [
+        let states = [
             ("online", GroupState::Online),
             ("offline", GroupState::Offline),
             ("stopped", GroupState::Stopped),
         ];
-        sheet.gauges(
+        encoder.gauges(
             "fleet_groups",
-            "Groups by state: one is offline when all its workers are that were not stopped",
-            groups.map(|(name, state)| {
+            "Groups by state; a group is offline if all its workers that were not stopped are",
+            states.map(|(name, state)| {
                 let groups = self.groups.values();
-                let count = groups.filter(|states| GroupState::of(states) == state);
-                ([("state", name)], count.count() as u64)
+                let groups = groups.filter(|counts| GroupState::of(counts) == state);
+                ([("state", name)], groups.count() as u64)
             }),
         )?;
-        sheet.gauge(
+        encoder.gauge(
             "fleet_leased_workers",
             "Workers in the store that hold a lease",
-            self.leased as u64,
+            self.leased_workers as u64,
         )
     }
 }
 
-/// The place of this name, or of all others if there are too many.
-fn entry<'m, T: Default>(places: &'m mut BTreeMap<String, T>, name: &str) -> &'m mut T {
+/// The entry of this name, or a common one if there are too many names.
+fn entry<'m, T: Default>(entries: &'m mut BTreeMap<String, T>, name: &str) -> &'m mut T {
     let name = label(name);
-    let name = if places.len() < MOST_TYPES || places.contains_key(name) {
+    let name = if entries.len() < MOST_TYPES || entries.contains_key(name) {
         name
     } else {
         OTHERS
     };
-    places.entry(name.to_owned()).or_default()
+    entries.entry(name.to_owned()).or_default()
 }

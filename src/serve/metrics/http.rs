@@ -1,69 +1,58 @@
-//! The metrics over HTTP: at most so old, and never more than one reading being made at a time,
-//! however many ask.
+//! The route of the metrics. Concurrent scrapes share one reading.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, VARY};
+use axum::http::header::{ACCEPT, VARY};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::Metrics;
-use super::sheet::plain;
+use super::encoder::prometheus_text;
+use crate::net::response::respond;
 use crate::net::single_flight::SingleFlight;
 
-/// `/metrics`, which answers with these.
 pub(in crate::serve) fn routes(metrics: Metrics) -> Router {
-    let scrapes = Arc::new(Scrapes {
+    let scrape = Arc::new(Scrape {
         metrics,
         latest: SingleFlight::default(),
     });
-    let answer = async move |asked: HeaderMap| scrapes.answer(&asked).await;
-    Router::new().route("/metrics", get(answer))
+    let handler = async move |headers: HeaderMap| scrape.respond(&headers).await;
+    Router::new().route("/metrics", get(handler))
 }
 
-struct Scrapes {
+struct Scrape {
     metrics: Metrics,
     /// As OpenMetrics, and in the older format.
     latest: SingleFlight<(Bytes, Bytes)>,
 }
 
-impl Scrapes {
-    /// In the format that is asked for: OpenMetrics if that is understood.
-    async fn answer(&self, asked: &HeaderMap) -> Response {
-        let openmetrics = asked
-            .get_all(ACCEPT)
-            .iter()
-            .filter_map(|accepted| accepted.to_str().ok())
-            .any(|accepted| accepted.contains("application/openmetrics-text"));
-        let kind = if openmetrics {
-            Metrics::OPENMETRICS
-        } else {
-            Metrics::TEXT
-        };
-        let Some(body) = self.body(openmetrics).await else {
-            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-        };
-        let headers = [
-            (CONTENT_TYPE, HeaderValue::from_static(kind)),
-            (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-            (VARY, HeaderValue::from_static("accept")),
-        ];
-        (headers, body).into_response()
-    }
-
-    async fn body(&self, openmetrics: bool) -> Option<Bytes> {
+impl Scrape {
+    /// Responds with OpenMetrics if the client accepts it, and with the older format otherwise.
+    async fn respond(&self, headers: &HeaderMap) -> Response {
         let metrics = self.metrics.clone();
-        // It waits for an overdue pacemaker, and for a store.
+        // Reading waits for an overdue pacemaker and for a store.
         let read = move || {
             let openmetrics = metrics.openmetrics();
-            let text = plain(&openmetrics);
+            let text = prometheus_text(&openmetrics);
             (openmetrics.into(), text.into())
         };
-        let bodies = self.latest.get(read).await?;
-        let body = if openmetrics { &bodies.0 } else { &bodies.1 };
-        Some(body.clone())
+        let Some(bodies) = self.latest.get(read).await else {
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        };
+        let mut accepted = headers.get_all(ACCEPT).iter();
+        let accepts_openmetrics = accepted.any(|value| {
+            let value = value.to_str();
+            value.is_ok_and(|value| value.contains("application/openmetrics-text"))
+        });
+        let (content_type, body) = if accepts_openmetrics {
+            (Metrics::OPENMETRICS, &bodies.0)
+        } else {
+            (Metrics::TEXT, &bodies.1)
+        };
+        let vary = [(VARY, HeaderValue::from_static("accept"))];
+        (vary, respond(StatusCode::OK, content_type, body.clone())).into_response()
     }
 }

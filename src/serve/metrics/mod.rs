@@ -1,10 +1,10 @@
-//! What Prometheus is told.
+//! Metrics for Prometheus.
 
+mod encoder;
 mod fleet;
 #[cfg(feature = "http")]
 mod http;
-mod process;
-mod sheet;
+mod registry;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,27 +15,27 @@ use prometheus_client::registry::Registry as PrometheusRegistry;
 
 use crate::fleet::{HeartbeatStore, Sweeper};
 use crate::registry::Registry;
-use fleet::Fleet;
+use encoder::Encoder;
+use fleet::FleetMetrics;
 #[cfg(feature = "http")]
 pub(super) use http::routes;
-use sheet::Sheet;
 
 /// The metrics of a registry for Prometheus: a collector that an application registers in its own
 /// `prometheus_client` registry, or that `HealthEndpoint` (feature `http`) serves at
 /// `/metrics`. The page [metrics](crate::guide::metrics) of the guide lists them.
 ///
-/// Everything is computed when it is asked for. What is told is by type of worker; worker by worker
-/// only [on request](Self::per_worker), because each id would make new time series. Tasks, runs and
-/// reasons are never told.
+/// All values are computed at the scrape and aggregated by worker type. Samples of single workers are
+/// [opt-in](Self::per_worker), because each id creates new time series. Tasks, runs and reasons are
+/// never exported.
 ///
-/// Counters never go back while the registry lives, whoever is forgotten meanwhile. The first 1,000
-/// types are counted apart; the others together, as `(other)`.
+/// Counters never decrease while the registry lives, even when ended workers are dropped. The first
+/// 1,000 types have samples of their own; the others share the type `(other)`.
 ///
-/// Any prometheus-client from 0.24 to 0.26 does, but it has to be the one of the application. Where
-/// Cargo has chosen two, make them one: `cargo update -p prometheus-client@0.26.0 --precise 0.24.1`.
+/// prometheus-client 0.24 to 0.26 is supported, but it must be the version of the application. If
+/// Cargo selects two versions, unify them: `cargo update -p prometheus-client@0.26.0 --precise 0.24.1`.
 ///
-/// A scrape takes bounded time: one pass over the workers, at most 100 ms for a pacemaker that is
-/// overdue, and at most 1 s for a [store](Self::fleet).
+/// The duration of a scrape is bounded: one pass over the workers, at most 100 ms for an overdue
+/// pacemaker, and at most 1 s for a [store](Self::fleet).
 ///
 /// ```
 /// use worker_heartbeat::{Metrics, Registry, WorkerHeartbeat};
@@ -52,12 +52,12 @@ use sheet::Sheet;
 /// assert!(text.contains("worker_heartbeat_beats_total{worker_type=\"indexer\"} 1\n"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone)]
-#[must_use = "nothing is told before it is registered, or served"]
+#[derive(Clone, Debug)]
+#[must_use = "metrics are exported only once they are registered or served"]
 pub struct Metrics {
     registry: Registry,
     per_worker: bool,
-    fleet: Option<Arc<Fleet>>,
+    fleet: Option<Arc<FleetMetrics>>,
     sweepers: Vec<Sweeper>,
 }
 
@@ -78,25 +78,25 @@ impl Metrics {
         }
     }
 
-    /// Whether the workers are told one by one too, by their ids: the first 10,000, and how many
-    /// are left out. By default they are not: each id makes new time series.
+    /// Whether single workers have samples of their own, by id: at most 10,000 workers, and the number
+    /// of the others. The default is no: each id creates new time series.
     pub const fn per_worker(mut self, per_worker: bool) -> Self {
         self.per_worker = per_worker;
         self
     }
 
-    /// Tells of the workers of this store too, whatever process they are in. Enough of one process:
-    /// the answers of all would be the same.
+    /// Adds the workers of this store, from all processes. Use it in one process only: others would
+    /// export the same values.
     ///
-    /// It is read at a scrape, at most every 5 s and one reading at a time, on a thread of its own
-    /// that ends with the reading. A scrape waits for it for at most 1 s.
+    /// A scrape reads the store at most every 5 s, in a background thread that ends with the reading,
+    /// and waits for it at most 1 s. If the store hangs, other metrics are still exported.
     pub fn fleet(mut self, store: impl HeartbeatStore + 'static) -> Self {
-        self.fleet = Some(Arc::new(Fleet::new(Arc::new(store))));
+        self.fleet = Some(Arc::new(FleetMetrics::new(Arc::new(store))));
         self
     }
 
-    /// Tells what came of the sweeps of this sweeper, its clones and what they start. It is given
-    /// before it is [started](Sweeper::start).
+    /// Adds the results of this sweeper's sweeps, and of those of its clones and of the running
+    /// sweepers that they [start](Sweeper::start). Call it before `start()`, which consumes the sweeper.
     ///
     /// ```
     /// use worker_heartbeat::{MemoryStore, Metrics, Registry, Sweeper};
@@ -111,46 +111,36 @@ impl Metrics {
         self
     }
 
-    /// The metrics of now, in the text format of OpenMetrics 1.0: what Prometheus asks for. Its
+    /// The present metrics in the text format of OpenMetrics 1.0, which Prometheus prefers. The
     /// content type is [`OPENMETRICS`](Self::OPENMETRICS).
     #[must_use]
     pub fn openmetrics(&self) -> String {
         let mut registry = PrometheusRegistry::default();
         registry.register_collector(Box::new(self.clone()));
-        let mut written = String::new();
+        let mut encoded = String::new();
         // Writing to a string does not fail.
-        let _ = text::encode(&mut written, &registry);
-        written
+        let _ = text::encode(&mut encoded, &registry);
+        encoded
     }
 
-    /// The metrics of now, in the older text format of Prometheus, for tools that do not know
-    /// OpenMetrics, such as `promtool check metrics`. Its content type is [`TEXT`](Self::TEXT).
+    /// The present metrics in the older text format of Prometheus, for tools that don't support
+    /// OpenMetrics, such as `promtool check metrics`. The content type is [`TEXT`](Self::TEXT).
     #[must_use]
     pub fn text(&self) -> String {
-        sheet::plain(&self.openmetrics())
+        encoder::prometheus_text(&self.openmetrics())
     }
 }
 
 impl Collector for Metrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut sheet = Sheet::new(encoder);
-        process::encode(&mut sheet, &self.registry, &self.sweepers)?;
+        let mut encoder = Encoder::new(encoder);
+        registry::encode(&mut encoder, &self.registry, &self.sweepers)?;
         if self.per_worker {
-            process::encode_each(&mut sheet, &self.registry)?;
+            registry::encode_workers(&mut encoder, &self.registry)?;
         }
-        self.fleet
-            .as_ref()
-            .map_or(Ok(()), |fleet| fleet.encode(&mut sheet))
-    }
-}
-
-impl fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics")
-            .field("registry", &self.registry)
-            .field("per_worker", &self.per_worker)
-            .field("fleet", &self.fleet)
-            .field("sweepers", &self.sweepers)
-            .finish()
+        match &self.fleet {
+            Some(fleet) => fleet.encode(&mut encoder),
+            None => Ok(()),
+        }
     }
 }

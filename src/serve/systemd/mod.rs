@@ -1,6 +1,6 @@
-//! Notifies systemd of how the workers are.
+//! Notifies systemd of the health of the workers.
 
-#[cfg_attr(not(unix), path = "elsewhere.rs")]
+#[cfg_attr(not(unix), path = "unsupported.rs")]
 mod notifier;
 
 use std::time::Duration;
@@ -9,21 +9,20 @@ use self::notifier::Notifier;
 use crate::error::Error;
 use crate::registry::Registry;
 
-/// Tells systemd how the workers of a registry are, until it is dropped (sd_notify(3)). For a unit
-/// with `Type=notify` and, best, `WatchdogSec=`:
+/// Notifies systemd of the health of a registry's workers (sd_notify(3)) until it is dropped. For
+/// units with `Type=notify` and, preferably, `WatchdogSec=`:
 ///
-/// * `READY=1` when every worker has started and is well, and those that are
-///   [expected](Registry::expect_workers) are there. Register the workers before, or expect them:
-///   without any, it is ready at once.
-/// * `WATCHDOG=1` twice in each `WATCHDOG_USEC`, but only while every worker is well, as `/livez`
-///   has it: none dead, stale, stalled or never started, and the pacemaker looks. Otherwise systemd
-///   does to the service what its `WatchdogSec=` says. `WATCHDOG_PID` is respected.
-/// * `STATUS=…`, the [summary](Registry::summary) on one line, for `systemctl status`.
+/// * `READY=1` once every worker has started and is healthy, and all
+///   [expected](Registry::expect_workers) workers exist. Register or expect the workers first: a
+///   registry without workers is ready immediately.
+/// * `WATCHDOG=1` twice per `WATCHDOG_USEC`, but only under the condition of `/livez`: no worker is
+///   dead, stale, stalled or never started, and the pacemaker ticks. Otherwise systemd's watchdog
+///   restarts the service as configured. `WATCHDOG_PID` is respected.
+/// * `STATUS=…`, the [summary](Registry::summary) in one line, for `systemctl status`.
 /// * `STOPPING=1` when a shutdown begins, when the process ends by itself, or when this is dropped.
 ///
-/// Without `NOTIFY_SOCKET` in the environment there is no service manager to notify, and no thread is
-/// started. The same holds on platforms other than Unix, which have no systemd: there, this type does
-/// nothing.
+/// Without `NOTIFY_SOCKET` in the environment, and on platforms other than Unix, there is no service
+/// manager to notify. No thread is started then, and this type does nothing.
 ///
 /// ```
 /// use worker_heartbeat::{Registry, SystemdNotifier};
@@ -33,26 +32,25 @@ use crate::registry::Registry;
 /// # Ok::<(), worker_heartbeat::Error>(())
 /// ```
 #[derive(Debug)]
-#[must_use = "systemd is told that the service stops when this is dropped"]
+#[must_use = "dropping this notifies systemd that the service is stopping"]
 pub struct SystemdNotifier(Option<Notifier>);
 
 impl SystemdNotifier {
-    /// Begins to tell, on a thread of its own.
+    /// Starts a background thread that sends the notifications.
     ///
     /// # Errors
-    /// [`Error::Thread`] if the thread cannot be started.
+    /// [`Error::Thread`] if the thread can't be started.
     pub fn start(registry: &Registry) -> Result<Self, Error> {
         Notifier::start(registry).map(Self)
     }
 
-    /// Whether there is a service manager that wants to be told.
+    /// Whether there is a service manager to notify.
     #[must_use]
     pub const fn is_active(&self) -> bool {
         self.0.is_some()
     }
 
-    /// The time without a sign after which systemd gives the service up; `None` if it does not
-    /// watch.
+    /// The timeout of systemd's watchdog; `None` if it is off.
     #[must_use]
     pub const fn watchdog(&self) -> Option<Duration> {
         match &self.0 {

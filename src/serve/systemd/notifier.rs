@@ -1,4 +1,4 @@
-//! The protocol of systemd (sd_notify(3)).
+//! The notification protocol of systemd (sd_notify(3)).
 
 use std::env;
 use std::time::Duration;
@@ -9,45 +9,44 @@ use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
 use crate::registry::core::say;
-use crate::serve::process::Process;
+use crate::serve::process_health::ProcessHealth;
 use crate::serve::reporter::{Report, Reporter};
 use crate::sync::printable::prefix;
 
-/// Without a watchdog, the status is told anew each such time.
+/// The interval of notifications without a watchdog.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
-/// systemd shows it on one line.
-const LONGEST_STATUS: usize = 512;
-/// Name of the thread; the kernel keeps 15 bytes of it.
+/// The longest status in bytes: `systemctl status` shows it in one line.
+const MAX_STATUS: usize = 512;
+/// The kernel keeps 15 bytes of a thread's name.
 const THREAD_NAME: &str = "wh-systemd";
 
-/// Tells systemd, on a thread of its own, until it is dropped.
+/// Notifies systemd from a background thread until it is dropped.
 #[derive(Debug)]
 pub(super) struct Notifier {
-    _lookout: Reporter,
+    _reporter: Reporter,
     watchdog: Option<Duration>,
 }
 
 impl Notifier {
-    /// `None` if no service manager asks.
+    /// `None` if there is no service manager to notify.
     pub(super) fn start(registry: &Registry) -> Result<Option<Self>, Error> {
         if env::var_os("NOTIFY_SOCKET").is_none_or(|socket| socket.is_empty()) {
             return Ok(None);
         }
         let watchdog = sd_notify::watchdog_enabled().filter(|watchdog| !watchdog.is_zero());
         let interval = watchdog.map_or(STATUS_INTERVAL, |watchdog| watchdog / 2);
-        let mut teller = Teller {
-            watched: watchdog.is_some(),
-            ..Teller::default()
+        let mut protocol = Protocol {
+            has_watchdog: watchdog.is_some(),
+            ..Protocol::default()
         };
         let reporter = Reporter::start(THREAD_NAME, registry, interval, move |report| {
-            let words = match report {
-                Report::Reading(process) => teller.words(process),
-                Report::Last(end) => teller.last(end),
-            };
-            teller.send(&words);
+            protocol.send(&match report {
+                Report::Health(process) => protocol.notifications(process),
+                Report::End(end) => protocol.final_notifications(end),
+            });
         })?;
         Ok(Some(Self {
-            _lookout: reporter,
+            _reporter: reporter,
             watchdog,
         }))
     }
@@ -57,81 +56,77 @@ impl Notifier {
     }
 }
 
-/// What has been told.
+/// Which notifications have arrived.
 #[derive(Default)]
-struct Teller {
-    watched: bool,
+struct Protocol {
+    has_watchdog: bool,
     ready: bool,
     stopping: bool,
+    /// The last attempt failed. Only the first failure is logged.
     failing: bool,
 }
 
-/// A message, owned.
+/// An owned [`NotifyState`].
 #[derive(Debug, PartialEq, Eq)]
-enum Word {
+enum Notification {
     Ready,
     Watchdog,
     Status(String),
     Stopping,
 }
 
-impl Teller {
-    fn words(&self, process: &Process) -> Vec<Word> {
-        let findings = process.findings();
-        let mut words = Vec::new();
+impl Protocol {
+    fn notifications(&self, process: &ProcessHealth) -> Vec<Notification> {
+        let is_live = process.is_live();
+        let mut notifications = Vec::new();
         if process.draining {
-            words.extend(self.stop());
-        } else if !self.ready && findings.has_started() && findings.is_live() {
-            words.push(Word::Ready);
+            notifications.extend(self.stopping());
+        } else if !self.ready && is_live && process.has_started() {
+            notifications.push(Notification::Ready);
         }
-        if self.watched && findings.is_live() {
-            words.push(Word::Watchdog);
+        if self.has_watchdog && is_live {
+            notifications.push(Notification::Watchdog);
         }
-        words.push(Word::Status(status(process)));
-        words
+        notifications.push(Notification::Status(status(process)));
+        notifications
     }
 
-    fn stop(&self) -> Vec<Word> {
-        if self.stopping {
-            return Vec::new();
-        }
-        vec![Word::Stopping]
+    fn stopping(&self) -> Option<Notification> {
+        (!self.stopping).then_some(Notification::Stopping)
     }
 
-    /// With why the process ends, if that is known.
-    fn last(&self, end: Option<&ProcessEnd>) -> Vec<Word> {
-        let mut words = self.stop();
-        words.extend(end.map(|end| Word::Status(cut(end.to_string()))));
-        words
+    /// With the reason why the process ends, if it is known.
+    fn final_notifications(&self, end: Option<&ProcessEnd>) -> Vec<Notification> {
+        let status = end.map(|end| Notification::Status(cut(end.to_string())));
+        self.stopping().into_iter().chain(status).collect()
     }
 
-    /// It has arrived: it is not said again.
-    fn note(&mut self, words: &[Word]) {
-        self.ready |= words.contains(&Word::Ready);
-        self.stopping |= words.contains(&Word::Stopping);
+    fn note_sent(&mut self, notifications: &[Notification]) {
+        self.ready |= notifications.contains(&Notification::Ready);
+        self.stopping |= notifications.contains(&Notification::Stopping);
     }
 
-    fn send(&mut self, words: &[Word]) {
-        if words.is_empty() {
+    fn send(&mut self, notifications: &[Notification]) {
+        if notifications.is_empty() {
             return;
         }
-        let states: Vec<_> = words.iter().map(Word::state).collect();
+        let states: Vec<_> = notifications.iter().map(Notification::state).collect();
         let sent = sd_notify::notify(&states);
         let failing = sent.is_err();
         if let (Err(error), false) = (sent, self.failing) {
             say(
                 log::Level::Warn,
-                format_args!("systemd cannot be told how the workers are: {error}"),
+                format_args!("failed to notify systemd: {error}"),
             );
         }
         self.failing = failing;
         if !failing {
-            self.note(words);
+            self.note_sent(notifications);
         }
     }
 }
 
-impl Word {
+impl Notification {
     fn state(&self) -> NotifyState<'_> {
         match self {
             Self::Ready => NotifyState::Ready,
@@ -142,15 +137,15 @@ impl Word {
     }
 }
 
-/// The summary on one line, of a length that systemd shows. Nothing that workers report can break
-/// the line, and so be taken for another message: a summary escapes it.
-fn status(process: &Process) -> String {
+/// The summary in one line. It escapes the texts that workers report, so that they can't add lines,
+/// which systemd would read as other notifications.
+fn status(process: &ProcessHealth) -> String {
     cut(process.reason())
 }
 
 fn cut(mut text: String) -> String {
-    if text.len() > LONGEST_STATUS {
-        text.truncate(prefix(&text, LONGEST_STATUS).len());
+    if text.len() > MAX_STATUS {
+        text.truncate(prefix(&text, MAX_STATUS).len());
         text.push('…');
     }
     text
@@ -161,47 +156,50 @@ mod tests {
     use super::*;
     use crate::{MockClock, WorkerHeartbeat};
 
-    fn after(teller: &mut Teller, registry: &Registry) -> Vec<Word> {
-        let mut words = teller.words(&Process::read(registry));
-        teller.note(&words);
-        words.retain(|word| !matches!(word, Word::Status(_)));
-        words
+    fn sent(protocol: &mut Protocol, registry: &Registry) -> Vec<Notification> {
+        let mut notifications = protocol.notifications(&ProcessHealth::read(registry));
+        protocol.note_sent(&notifications);
+        notifications.retain(|notification| !matches!(notification, Notification::Status(_)));
+        notifications
     }
 
     #[test]
-    fn ready_once_a_watchdog_while_all_are_well_and_stopping_once() {
+    fn ready_once_watchdog_while_all_are_healthy_and_stopping_once() {
         let time = MockClock::new();
         let registry = Registry::with_clock(time.clock());
-        let mut teller = Teller {
-            watched: true,
-            ..Teller::default()
+        let mut protocol = Protocol {
+            has_watchdog: true,
+            ..Protocol::default()
         };
         let hb = WorkerHeartbeat::builder("poller")
             .stall_after(Duration::from_secs(5))
             .registry(&registry)
             .start()
             .unwrap();
-        assert_eq!(after(&mut teller, &registry), [Word::Watchdog]);
+        assert_eq!(sent(&mut protocol, &registry), [Notification::Watchdog]);
         hb.beat();
-        assert_eq!(after(&mut teller, &registry), [Word::Ready, Word::Watchdog]);
-        assert_eq!(after(&mut teller, &registry), [Word::Watchdog]);
+        assert_eq!(
+            sent(&mut protocol, &registry),
+            [Notification::Ready, Notification::Watchdog]
+        );
+        assert_eq!(sent(&mut protocol, &registry), [Notification::Watchdog]);
         time.advance(Duration::from_secs(7));
-        assert_eq!(after(&mut teller, &registry), [], "stalled");
+        assert_eq!(sent(&mut protocol, &registry), [], "stalled");
         hb.beat();
-        assert_eq!(after(&mut teller, &registry), [Word::Watchdog]);
+        assert_eq!(sent(&mut protocol, &registry), [Notification::Watchdog]);
         registry.request_stop(&crate::StopCause::Shutdown).deliver();
         assert_eq!(
-            after(&mut teller, &registry),
-            [Word::Stopping, Word::Watchdog]
+            sent(&mut protocol, &registry),
+            [Notification::Stopping, Notification::Watchdog]
         );
-        assert_eq!(after(&mut teller, &registry), [Word::Watchdog]);
-        assert_eq!(teller.stop(), []);
+        assert_eq!(sent(&mut protocol, &registry), [Notification::Watchdog]);
+        assert_eq!(protocol.stopping(), None);
     }
 
     #[test]
-    fn a_worker_that_died_while_it_was_set_up_is_not_ready_and_what_did_not_arrive_is_said_again() {
+    fn a_worker_that_died_in_its_set_up_is_not_ready_and_a_lost_notification_is_repeated() {
         let registry = Registry::new();
-        let mut teller = Teller::default();
+        let mut protocol = Protocol::default();
         let start = || {
             WorkerHeartbeat::builder("poller")
                 .id("a")
@@ -209,29 +207,28 @@ mod tests {
                 .start()
         };
         start().unwrap().fail("no disk");
-        assert_eq!(after(&mut teller, &registry), []);
+        assert_eq!(sent(&mut protocol, &registry), []);
         let hb = start().unwrap();
         hb.beat();
-        let said = teller.words(&Process::read(&registry));
-        assert!(said.contains(&Word::Ready));
-        // It was not sent.
-        assert_eq!(after(&mut teller, &registry), [Word::Ready]);
-        assert_eq!(after(&mut teller, &registry), []);
+        let lost = protocol.notifications(&ProcessHealth::read(&registry));
+        assert!(lost.contains(&Notification::Ready));
+        assert_eq!(sent(&mut protocol, &registry), [Notification::Ready]);
+        assert_eq!(sent(&mut protocol, &registry), []);
     }
 
     #[test]
-    fn a_status_is_one_line_whatever_a_worker_says() {
+    fn a_status_is_one_line_for_every_text_that_a_worker_reports() {
         let registry = Registry::new();
         let hb = WorkerHeartbeat::builder("poller")
             .registry(&registry)
             .start()
             .unwrap();
         hb.fail(format!("no disk\nWATCHDOG=1 {}", "é".repeat(1_000)));
-        let status = status(&Process::read(&registry));
+        let status = status(&ProcessHealth::read(&registry));
         assert!(
             !status.contains('\n') && status.contains("no disk\\nWATCHDOG=1"),
             "{status}"
         );
-        assert!(status.len() < LONGEST_STATUS + 4 && status.ends_with('…'));
+        assert!(status.len() < MAX_STATUS + 4 && status.ends_with('…'));
     }
 }

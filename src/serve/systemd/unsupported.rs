@@ -1,4 +1,4 @@
-//! Where there is no systemd.
+//! Platforms without systemd.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::registry::Registry;
 
-/// Never starts.
+/// Never exists.
 #[derive(Debug)]
 pub(super) struct Notifier(Infallible);
 

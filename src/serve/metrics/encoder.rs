@@ -1,4 +1,4 @@
-//! How families of metrics are written, whatever they are of.
+//! Encodes families of metrics.
 
 use std::fmt;
 
@@ -12,15 +12,13 @@ use prometheus_client::registry::Unit;
 
 use crate::sync::printable::prefix;
 
-/// All names begin so.
 const PREFIX: &str = "worker_heartbeat_";
-/// Bytes of a label's value; longer ones are cut.
-const LONGEST_LABEL: usize = 200;
+/// Bytes of a label's value; longer values are cut.
+const MAX_LABEL: usize = 200;
 
-/// One line of a family: its labels, and its value.
-pub(super) type Line<'l, const N: usize, V> = ([(&'static str, &'l str); N], V);
+/// One sample of a family: its labels and its value.
+pub(super) type MetricSample<'l, const N: usize, V> = ([(&'static str, &'l str); N], V);
 
-/// The labels of one line: names, and what applications chose.
 struct Labels<'a, const N: usize>([(&'static str, &'a str); N]);
 
 impl<const N: usize> EncodeLabelSet for Labels<'_, N> {
@@ -32,43 +30,42 @@ impl<const N: usize> EncodeLabelSet for Labels<'_, N> {
     }
 }
 
-/// What a name is called in a label: nobody else's memory is filled with it.
+/// The label's value for a name that the application chose, of bounded length.
 pub(super) fn label(name: &str) -> &str {
-    prefix(name, LONGEST_LABEL)
+    prefix(name, MAX_LABEL)
 }
 
-/// Writes families of metrics.
-pub(super) struct Sheet<'a>(DescriptorEncoder<'a>);
+pub(super) struct Encoder<'a>(DescriptorEncoder<'a>);
 
-impl<'a> Sheet<'a> {
+impl<'a> Encoder<'a> {
     pub(super) const fn new(encoder: DescriptorEncoder<'a>) -> Self {
         Self(encoder)
     }
 
-    /// A gauge with one line for each of these. Nothing, if there is none.
+    /// A gauge with these samples; nothing if there are none.
     pub(super) fn gauges<'l, const N: usize, V>(
         &mut self,
         name: &str,
         help: &str,
-        lines: impl IntoIterator<Item = Line<'l, N, V>>,
+        samples: impl IntoIterator<Item = MetricSample<'l, N, V>>,
     ) -> fmt::Result
     where
         ConstGauge<V>: EncodeMetric,
     {
-        self.family(name, help, lines, ConstGauge::new)
+        self.family(name, help, samples, ConstGauge::new)
     }
 
-    /// A counter with one line for each of these; its name without `_total`.
+    /// A counter with these samples; `name` is without `_total`.
     pub(super) fn counters<'l, const N: usize, V>(
         &mut self,
         name: &str,
         help: &str,
-        lines: impl IntoIterator<Item = Line<'l, N, V>>,
+        samples: impl IntoIterator<Item = MetricSample<'l, N, V>>,
     ) -> fmt::Result
     where
         ConstCounter<V>: EncodeMetric,
     {
-        self.family(name, help, lines, ConstCounter::new)
+        self.family(name, help, samples, ConstCounter::new)
     }
 
     pub(super) fn gauge<V>(&mut self, name: &str, help: &str, value: V) -> fmt::Result
@@ -78,7 +75,10 @@ impl<'a> Sheet<'a> {
         self.gauges(name, help, [([], value)])
     }
 
-    pub(super) fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+    pub(super) fn counter<V>(&mut self, name: &str, help: &str, value: V) -> fmt::Result
+    where
+        ConstCounter<V>: EncodeMetric,
+    {
         self.counters(name, help, [([], value)])
     }
 
@@ -86,28 +86,27 @@ impl<'a> Sheet<'a> {
         &mut self,
         name: &str,
         help: &str,
-        lines: impl IntoIterator<Item = Line<'l, N, V>>,
+        samples: impl IntoIterator<Item = MetricSample<'l, N, V>>,
         metric: impl Fn(V) -> M,
     ) -> fmt::Result {
-        let mut lines = lines
-            .into_iter()
+        let samples = samples.into_iter();
+        let mut samples = samples
             .map(|(labels, value)| (Labels(labels), metric(value)))
             .peekable();
-        let Some((_, first)) = lines.peek() else {
+        let Some((_, first)) = samples.peek() else {
             return Ok(());
         };
-        // The encoder adds the unit to the name.
+        // encode_descriptor() appends the unit to the name.
         let (stem, unit) = match name.strip_suffix("_seconds") {
             Some(stem) => (stem, Some(Unit::Seconds)),
             None => (name, None),
         };
         let name = format!("{PREFIX}{stem}");
-        let mut encoder =
-            self.0
-                .encode_descriptor(&name, help, unit.as_ref(), first.metric_type())?;
-        for (labels, metric) in lines {
+        let kind = first.metric_type();
+        let mut encoder = self.0.encode_descriptor(&name, help, unit.as_ref(), kind)?;
+        for (labels, metric) in samples {
             if N == 0 {
-                // One line, and no empty braces.
+                // A single sample, without empty braces.
                 return metric.encode(encoder);
             }
             metric.encode(encoder.encode_family(&labels)?)?;
@@ -116,10 +115,10 @@ impl<'a> Sheet<'a> {
     }
 }
 
-/// The same in the plain text format of Prometheus, as tools that do not know OpenMetrics read it:
-/// there, a counter's family is called as its lines are, with `_total`.
-pub(super) fn plain(openmetrics: &str) -> String {
-    let mut plain = String::with_capacity(openmetrics.len());
+/// Converts OpenMetrics to the older text format of Prometheus, in which the family of a counter has
+/// the name of its samples, with `_total`.
+pub(super) fn prometheus_text(openmetrics: &str) -> String {
+    let mut text = String::with_capacity(openmetrics.len());
     let mut help = None;
     for line in openmetrics.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
@@ -128,19 +127,16 @@ pub(super) fn plain(openmetrics: &str) -> String {
             .strip_prefix("# TYPE ")
             .and_then(|rest| rest.split_once(' '))
         {
-            let suffix = if kind == MetricType::Counter.as_str() {
-                "_total"
-            } else {
-                ""
-            };
+            let is_counter = kind == MetricType::Counter.as_str();
+            let suffix = if is_counter { "_total" } else { "" };
             if let Some((_, help)) = help.take() {
-                plain.push_str(&format!("# HELP {name}{suffix} {help}\n"));
+                text.push_str(&format!("# HELP {name}{suffix} {help}\n"));
             }
-            plain.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+            text.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
         } else if !line.starts_with('#') {
-            plain.push_str(line);
-            plain.push('\n');
+            text.push_str(line);
+            text.push('\n');
         }
     }
-    plain
+    text
 }

@@ -1,0 +1,203 @@
+//! The events of a registry, and those that two readings of a store imply.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::rows::{WorkerRow, cut};
+use crate::health::{Death, Health, State};
+use crate::registry::core::events::{Event, EventKind};
+
+/// An event as the page shows it.
+#[derive(Clone, Debug)]
+pub(super) struct DashboardEvent {
+    /// Everything but its id.
+    pub fields: Value,
+    /// Minor events are dropped from the log first.
+    pub minor: bool,
+    /// If it is a death: the worker, its incarnation and the death.
+    pub death: Option<(String, u32, Arc<Death>)>,
+}
+
+impl DashboardEvent {
+    pub(super) fn from_registry(event: Event, shows_reasons: bool) -> Self {
+        let (state, death) = match &event.kind {
+            EventKind::Became(Health::Dead { death, .. }) => {
+                (Some(State::Dead), Some(Arc::clone(death)))
+            }
+            EventKind::Became(health) => (Some(health.state()), None),
+            _ => (None, None),
+        };
+        let level = event.level();
+        let at = unix_millis(event.at);
+        let worker = event.worker.clone();
+        // The page shows the worker beside the text.
+        let event = Event {
+            worker: None,
+            ..event
+        };
+        let text = match (&event.kind, state) {
+            _ if shows_reasons => cut(event.to_string()),
+            (_, Some(state)) => state.name().to_owned(),
+            (EventKind::Missing(_), _) => "workers are missing".to_owned(),
+            (EventKind::Complete { .. }, _) => "no more workers are missing".to_owned(),
+            (EventKind::StoreFailing { .. }, _) => "store failing".to_owned(),
+            (EventKind::Refused { .. }, _) => "refused by the store".to_owned(),
+            (EventKind::LeaseLost { .. }, _) => "a lease was lost".to_owned(),
+            (EventKind::ChildHung { .. }, _) => "a child did not end in time".to_owned(),
+            _ => event.to_string(),
+        };
+        Self {
+            fields: json!({
+                "at": at,
+                "level": level.as_str().to_ascii_lowercase(),
+                "worker": worker.as_ref().map(|worker| &worker.id),
+                "incarnation": worker.as_ref().map(|worker| worker.incarnation),
+                "state": state.map(State::name),
+                "text": text,
+                "died": death.is_some(),
+            }),
+            minor: level >= log::Level::Debug,
+            death: worker
+                .zip(death)
+                .map(|(worker, death)| (worker.id, worker.incarnation, death)),
+        }
+    }
+
+    fn from_store(id: &str, state: Option<State>, level: &str, text: &str) -> Self {
+        Self {
+            fields: json!({
+                "at": unix_millis(SystemTime::now()),
+                "level": level,
+                "worker": id,
+                "state": state.map(State::name),
+                "text": text,
+                "died": false,
+            }),
+            minor: level == "debug",
+            death: None,
+        }
+    }
+}
+
+fn unix_millis(at: SystemTime) -> u64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The workers of the previous reading of a store, to find out what has changed.
+#[derive(Debug, Default)]
+pub(super) struct PreviousReading(BTreeMap<String, (State, u32)>);
+
+impl PreviousReading {
+    pub(super) fn new(rows: &[WorkerRow]) -> Self {
+        let entry = |row: &WorkerRow| (row.id.clone(), (row.state, row.incarnation));
+        Self(rows.iter().map(entry).collect())
+    }
+
+    /// What happened between the previous reading and this one. `is_complete`: no worker was left
+    /// out, so a missing worker was removed from the store.
+    pub(super) fn changes(&self, rows: &[WorkerRow], is_complete: bool) -> Vec<DashboardEvent> {
+        let mut events = Vec::new();
+        for row in rows {
+            if let Some((level, text)) = self.change(row) {
+                let state = Some(row.state);
+                events.push(DashboardEvent::from_store(&row.id, state, level, &text));
+            }
+        }
+        if is_complete {
+            let present: HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+            let removed = self.0.keys().filter(|id| !present.contains(id.as_str()));
+            let event = |id: &String| {
+                DashboardEvent::from_store(id, None, "info", "removed from the store")
+            };
+            events.extend(removed.map(event));
+        }
+        events
+    }
+
+    fn change(&self, row: &WorkerRow) -> Option<(&'static str, String)> {
+        let state = row.state;
+        let reason = row.reason.as_deref().map(|reason| format!(": {reason}"));
+        let reason = reason.unwrap_or_default();
+        let Some((was, incarnation)) = self.0.get(&row.id) else {
+            return Some(if state.is_offline() {
+                ("error", format!("new, and {state}{reason}"))
+            } else {
+                ("debug", format!("new: {state}"))
+            });
+        };
+        Some(match (was.is_offline(), state.is_offline()) {
+            (false, true) => ("error", format!("went offline: {state}{reason}")),
+            (true, false) => ("info", format!("came back: {state}, was {was}")),
+            _ if *was != state && state == State::Stopped => ("info", format!("stopped{reason}")),
+            _ if *was != state && state == State::Stalled => ("error", format!("stalled{reason}")),
+            _ if *was == State::Stalled && state != State::Stalled => {
+                ("info", format!("recovered: {state}"))
+            }
+            _ if *incarnation != row.incarnation => ("info", format!("new incarnation: {state}")),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: &str, state: State, incarnation: u32) -> WorkerRow {
+        WorkerRow {
+            id: id.into(),
+            worker_type: "x".into(),
+            group: "local".into(),
+            state,
+            reason: None,
+            run_id: None,
+            task: None,
+            progress: None,
+            heartbeat_age: None,
+            progress_age: None,
+            ended_age: None,
+            restarts: 0,
+            incarnation,
+            died: false,
+        }
+    }
+
+    fn texts(before: &[WorkerRow], after: &[WorkerRow], is_complete: bool) -> Vec<String> {
+        let events = PreviousReading::new(before).changes(after, is_complete);
+        let text =
+            |event: DashboardEvent| format!("{}: {}", event.fields["worker"], event.fields["text"]);
+        let texts = events.into_iter().map(text);
+        texts.map(|text| text.replace('"', "")).collect()
+    }
+
+    #[test]
+    fn two_readings_of_a_store_imply_what_happened_in_between() {
+        use State::{Dead, Idle, Processing, Stale, Stalled, Stopped};
+        for (before, after, expected) in [
+            (Idle, Processing, None),
+            (Idle, Stale, Some("went offline: stale")),
+            (Stale, Dead, None),
+            (Dead, Idle, Some("came back: idle, was dead")),
+            (Idle, Stopped, Some("stopped")),
+            (Processing, Stalled, Some("stalled")),
+            (Stalled, Processing, Some("recovered: processing")),
+            (Stalled, Dead, Some("went offline: dead")),
+        ] {
+            let found = texts(&[row("a", before, 1)], &[row("a", after, 1)], true);
+            let expected: Vec<String> = expected.iter().map(|text| format!("a: {text}")).collect();
+            assert_eq!(found, expected, "{before} to {after}");
+        }
+        assert_eq!(texts(&[], &[row("a", Idle, 1)], true), ["a: new: idle"]);
+        assert_eq!(
+            texts(&[row("a", Idle, 1)], &[row("a", Idle, 2)], true),
+            ["a: new incarnation: idle"]
+        );
+        let removed = texts(&[row("a", Idle, 1)], &[], true);
+        assert_eq!(removed, ["a: removed from the store"]);
+        assert!(texts(&[row("a", Idle, 1)], &[], false).is_empty());
+    }
+}

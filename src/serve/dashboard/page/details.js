@@ -1,0 +1,94 @@
+// The details of a worker, with its call stack.
+function toggle(row) {
+  if (open.delete(row.id)) {
+    row.parts.open.setAttribute('aria-expanded', 'false');
+    if (row.panel) row.panel.remove();
+    row.panel = null;
+  } else {
+    open.add(row.id);
+    expand(row);
+  }
+}
+function expand(row) {
+  row.parts.open.setAttribute('aria-expanded', 'true');
+  row.panel = make('div', 'more');
+  row.panel.setAttribute('role', 'row');
+  const cell = make('div');
+  cell.setAttribute('role', 'cell');
+  row.panel.append(cell);
+  row.list = make('dl');
+  row.list.append(make('dt', '', 'Details'), make('dd', '', 'loading …'));
+  cell.append(row.list);
+  row.stack = null;
+  row.el.append(row.panel);
+  loadDetails(row);
+}
+async function request(path, params) {
+  const answer = await fetch(path + '?' + new URLSearchParams(params), { cache: 'no-store' });
+  const text = await answer.text();
+  if (answer.ok) return text;
+  let error = 'status ' + answer.status;
+  try { error = JSON.parse(text).error || error; } catch { /* not JSON: the status has to suffice */ }
+  throw new Error(error);
+}
+async function loadDetails(row) {
+  row.detailsAt = performance.now();
+  try {
+    const details = JSON.parse(await request('/v1/worker/details', { view: settings.view, worker: row.id }));
+    if (row.panel) showDetails(row, details);
+  } catch (error) {
+    if (row.panel) fillList(row, [['Details', 'not available: ' + error.message]]);
+  }
+}
+function showDetails(row, details) {
+  const entries = [];
+  const death = details.last_death;
+  const health = details.health || {};
+  entries.push(['State', stateName(row.state) + (row.reason ? ': ' + row.reason : '') + (showsReasons ? '' : ' (reasons are not shown)')]);
+  if (details.ending) entries.push(['Ended', (details.ending.stopped ? 'stopped: ' : 'died: ') + details.ending.cause + (details.ending.detail ? ': ' + details.ending.detail : '')]);
+  if (death) entries.push(['Previous death', death.reason + ', ' + new Date(death.at * 1000).toLocaleString() + (death.run_id ? ', during ' + death.run_id : '') + (death.task ? ' (' + death.task + ')' : '')]);
+  if (details.task != null) entries.push(['Task', details.task]);
+  entries.push(['Group', details.group], ['Incarnation', details.incarnation + (details.restarts ? ', after ' + details.restarts + (details.restarts === 1 ? ' restart' : ' restarts') : '')]);
+  const limits = details.thresholds;
+  if (limits) entries.push(['Limits', 'stale after ' + age(limits.stale_after_s) + (limits.stall_after_s == null ? '; no limit for stalls' : '; stalled after ' + age(limits.stall_after_s)) + '; startup grace ' + age(limits.startup_grace_s) + (limits.beats_only ? '; beats only' : '')]);
+  entries.push(['Beats', details.beats + (details.late_beats ? ', ' + details.late_beats + ' after its end' : '')]);
+  if (details.process) entries.push(['Process', details.process.pid + ' on ' + details.process.hostname]);
+  if (details.store) entries.push(['Store', details.store.failures_in_a_row ? 'failing: ' + (details.store.last_error || '') : 'reachable']);
+  for (const [name, value] of Object.entries(details.metadata || {})) entries.push([name, value]);
+  fillList(row, entries);
+  const panicked = text => (text || '').startsWith('panicked');
+  const own = row.state === 'dead' && panicked(health.reason), before = death && panicked(death.reason);
+  // Each death has its own call stack: a new death replaces it.
+  const which = own ? details.incarnation + ' ' + details.restarts : before ? 'before ' + death.at : '';
+  if (row.stack && row.stack.dataset.which !== which) { row.stack.remove(); row.stack = null; }
+  if (showsReasons && settings.view === 'process' && which && !row.stack) {
+    row.stack = callStack({ worker: row.id });
+    row.stack.dataset.which = which;
+    row.list.after(row.stack);
+  }
+}
+function fillList(row, entries) {
+  row.list.replaceChildren(...entries.flatMap(([name, value]) => {
+    const dt = make('dt'), dd = make('dd');
+    dt.append(make('bdi', '', name));
+    dd.append(make('bdi', '', value));
+    return [dt, dd];
+  }));
+}
+// A folded call stack. It is requested when it is unfolded, because resolving it takes a while.
+function callStack(params) {
+  const fold = make('details', 'stack'), summary = make('summary', '', 'Call stack'), text = make('pre', '', 'being resolved …');
+  text.tabIndex = 0;
+  fold.append(summary, text);
+  fold.addEventListener('toggle', async () => {
+    if (!fold.open || fold.dataset.asked) return;
+    fold.dataset.asked = 'yes';
+    try {
+      text.textContent = plain(await request('/v1/worker/death', params));
+    } catch (error) {
+      delete fold.dataset.asked;
+      text.textContent = plain('not available: ' + error.message);
+    }
+  });
+  return fold;
+}

@@ -1,0 +1,229 @@
+//! The task that reads the workers about once a second and updates the live views. It runs on the
+//! serving runtime; blocking work runs on the threads for that.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+use super::events::{DashboardEvent, PreviousReading};
+use super::rows::{self, Listing};
+use super::{Dashboard, FleetView, Subject};
+use crate::fleet::StoredWorker;
+use crate::shutdown::Shutdown;
+
+/// How often the registry is read. If a reading takes long, the period grows, so that readings take
+/// at most one part in [`PERIOD_PER_WORK`] of the time.
+const PERIOD: Duration = Duration::from_secs(1);
+const MAX_PERIOD: Duration = Duration::from_secs(30);
+const PERIOD_PER_WORK: u32 = 50;
+/// The longest time that a reading waits for an overdue pacemaker: once for the summary, and once
+/// for the rows.
+const PACEMAKER_WAIT: Duration = Duration::from_millis(200);
+/// How soon an event is sent while a page is open.
+const EVENT_DELAY: Duration = Duration::from_millis(200);
+/// How often a store is read, and only while a page is open or was a minute ago: every process may
+/// have a dashboard, and all of them read the same store.
+const FLEET_PERIOD: Duration = Duration::from_secs(2);
+const FLEET_LINGER: Duration = Duration::from_secs(60);
+const FLEET_TIMEOUT: Duration = Duration::from_secs(5);
+/// The period that the page expects, with time for a slow reading.
+const FLEET_EXPECTED_PERIOD: Duration = Duration::from_secs(4);
+/// After a longer gap between two readings of a store, the differences are not shown as events.
+const MAX_GAP: Duration = Duration::from_secs(120);
+
+/// Runs until the dashboard is dropped or closed.
+pub(super) async fn run(dashboard: Weak<Dashboard>) {
+    let Some(mut closing) = dashboard.upgrade().map(|d| d.closing.subscribe()) else {
+        return;
+    };
+    let mut schedule = RegistrySchedule::default();
+    loop {
+        let Some(dashboard) = dashboard.upgrade() else {
+            return;
+        };
+        let pause = schedule.refresh_if_due(&dashboard).await;
+        if let Some(fleet) = &dashboard.fleet {
+            refresh_fleet_if_due(&dashboard, fleet);
+        }
+        let subscribed = Arc::clone(&dashboard.subscribed);
+        drop(dashboard);
+        tokio::select! {
+            _ = closing.wait_for(|closed| *closed) => return,
+            () = subscribed.notified() => {}
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+/// When the registry was read, and when it will be read again.
+#[derive(Default)]
+struct RegistrySchedule {
+    last: Option<Instant>,
+    period: Duration,
+}
+
+impl RegistrySchedule {
+    /// Returns the time until the next call.
+    async fn refresh_if_due(&mut self, dashboard: &Arc<Dashboard>) -> Duration {
+        let due = self.last.is_none_or(|at| at.elapsed() >= self.period);
+        if due || !dashboard.events.receiver().is_empty() {
+            let continuous = self.last.is_some_and(|at| at.elapsed() < self.period * 3);
+            let refreshed = Arc::clone(dashboard);
+            let refresh = spawn_blocking(move || refreshed.refresh(due, continuous));
+            let period = refresh.await.unwrap_or_else(|_| {
+                log::error!("dashboard: failed to read the workers");
+                PERIOD
+            });
+            if due {
+                self.last = Some(Instant::now());
+                self.period = period;
+            }
+        }
+        let left = self
+            .last
+            .map_or(PERIOD, |at| self.period.saturating_sub(at.elapsed()));
+        left.min(if dashboard.process.subscriber_count() > 0 {
+            EVENT_DELAY
+        } else {
+            PERIOD
+        })
+    }
+}
+
+impl Dashboard {
+    /// Sends the new events, and the rows if they are due. Blocks. Returns the period until the rows
+    /// are due again.
+    fn refresh(&self, due: bool, continuous: bool) -> Duration {
+        // Events first: the next reading then contains the workers that they are about.
+        let events = self
+            .events
+            .try_iter()
+            .take(super::MAX_QUEUED_EVENTS)
+            .map(|event| DashboardEvent::from_registry(event, self.shows_reasons()))
+            .collect();
+        self.process.add_events(events);
+        if !due {
+            return PERIOD;
+        }
+        let begun = Instant::now();
+        let Subject {
+            registry, shutdown, ..
+        } = &self.subject;
+        let draining = shutdown.as_ref().is_some_and(Shutdown::requested);
+        let mut listing = rows::read_registry(registry, self.shows_reasons(), draining);
+        // Waiting for an overdue pacemaker is not work.
+        let work = begun.elapsed().saturating_sub(PACEMAKER_WAIT);
+        let period = (work * PERIOD_PER_WORK).clamp(PERIOD, MAX_PERIOD);
+        listing.head["period"] = period.as_secs_f64().into();
+        self.process.update(listing, self.now(), continuous);
+        period
+    }
+}
+
+/// The latest readings of a store.
+#[derive(Default)]
+pub(super) struct FleetReadings {
+    /// When a page was last open.
+    requested: Option<Instant>,
+    begun: Option<Instant>,
+    succeeded: Option<Instant>,
+    previous: PreviousReading,
+    pub workers: Arc<Vec<StoredWorker>>,
+}
+
+fn refresh_fleet_if_due(dashboard: &Arc<Dashboard>, fleet: &Arc<FleetView>) {
+    {
+        let mut readings = fleet.readings.lock();
+        if fleet.live.subscriber_count() > 0 {
+            readings.requested = Some(Instant::now());
+        }
+        let requested = readings.requested;
+        let is_requested = requested.is_some_and(|at| at.elapsed() < FLEET_LINGER);
+        let is_due = readings.begun.is_none_or(|at| at.elapsed() >= FLEET_PERIOD);
+        if !is_requested || !is_due {
+            return;
+        }
+        readings.begun = Some(Instant::now());
+    }
+    match Arc::clone(&fleet.reading).try_acquire_owned() {
+        Ok(permit) => {
+            let refresh = refresh_fleet(Arc::downgrade(dashboard), Arc::clone(fleet), permit);
+            drop(tokio::spawn(refresh));
+        }
+        // The previous reading still runs.
+        Err(_) => fleet.reading_failed(dashboard, "the store has not answered yet"),
+    }
+}
+
+async fn refresh_fleet(
+    dashboard: Weak<Dashboard>,
+    fleet: Arc<FleetView>,
+    permit: OwnedSemaphorePermit,
+) {
+    let (reader, read_fleet) = (dashboard.clone(), Arc::clone(&fleet));
+    let reading = spawn_blocking(move || {
+        let shows_reasons = reader.upgrade().is_some_and(|d| d.shows_reasons());
+        let read = rows::read_store(&*read_fleet.store, shows_reasons);
+        // No other reading begins before this one has ended, however long it takes.
+        drop(permit);
+        let (listing, workers) = read.map_err(|error| error.to_string())?;
+        if let Some(dashboard) = reader.upgrade() {
+            read_fleet.reading_succeeded(&dashboard, listing, workers);
+        }
+        Ok::<_, String>(())
+    });
+    let error = match timeout(FLEET_TIMEOUT, reading).await {
+        Ok(Ok(Ok(()))) => return,
+        Ok(Ok(Err(error))) => error,
+        Ok(Err(_)) => "the store panicked".to_owned(),
+        Err(_) => "the store does not answer".to_owned(),
+    };
+    if let Some(dashboard) = dashboard.upgrade() {
+        fleet.reading_failed(&dashboard, &error);
+    }
+}
+
+impl FleetView {
+    fn reading_succeeded(
+        &self,
+        dashboard: &Dashboard,
+        mut listing: Listing,
+        workers: Vec<StoredWorker>,
+    ) {
+        let mut readings = self.readings.lock();
+        let gap = readings.succeeded.map(|at| at.elapsed());
+        let events = if gap.is_some_and(|gap| gap < MAX_GAP) {
+            let is_complete = listing.head["not_shown"] == json!(0);
+            readings.previous.changes(&listing.rows, is_complete)
+        } else {
+            Vec::new()
+        };
+        readings.previous = PreviousReading::new(&listing.rows);
+        readings.succeeded = Some(Instant::now());
+        readings.workers = Arc::new(workers);
+        drop(readings);
+        let now = dashboard.now();
+        listing.head["store"] = json!({"read": now.as_secs_f64()});
+        listing.head["period"] = FLEET_EXPECTED_PERIOD.as_secs_f64().into();
+        let continuous = gap.is_some_and(|gap| gap < FLEET_PERIOD * 5);
+        self.live.add_events(events);
+        self.live.update(listing, now, continuous);
+    }
+
+    fn reading_failed(&self, dashboard: &Dashboard, error: &str) {
+        let now = dashboard.now();
+        let succeeded = self.readings.lock().succeeded;
+        let read = succeeded.map(|at| now.as_secs_f64() - at.elapsed().as_secs_f64());
+        let error = Value::from(if dashboard.shows_reasons() {
+            error
+        } else {
+            "the store fails"
+        });
+        let store = json!({"read": read, "error": error});
+        self.live.update_head("store", store, now);
+    }
+}

@@ -1,0 +1,265 @@
+//! The workers of a registry or a store as rows.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::error::Error;
+use crate::fleet::{HeartbeatStore, StoredWorker, WorkerFilter, summarize};
+use crate::health::{Health, State, StateCounts, Summary};
+use crate::registry::{Registry, Snapshot};
+use crate::serve::process_health::{WORST_FIRST, severity_rank};
+
+/// The most rows; of more workers, those in the worst states are shown.
+const MAX_ROWS: usize = 5_000;
+/// The most workers of a store that are read to find those.
+const MAX_READ: usize = 20_000;
+const READ_PAGE: usize = 5_000;
+/// The most tiles of types, and of groups.
+const MAX_TILES: usize = 200;
+/// The longest text in a row, in characters. The details contain the whole text.
+const MAX_TEXT: usize = 500;
+
+/// All workers at one moment.
+pub(super) struct Listing {
+    /// What the page shows of all workers together.
+    pub head: Value,
+    pub rows: Vec<WorkerRow>,
+}
+
+/// One worker, with the names of the page.
+#[derive(Debug, Serialize)]
+pub(super) struct WorkerRow {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub worker_type: String,
+    pub group: String,
+    pub state: State,
+    pub reason: Option<String>,
+    #[serde(rename = "run")]
+    pub run_id: Option<String>,
+    pub task: Option<String>,
+    #[serde(rename = "done")]
+    pub progress: Option<(u64, u64)>,
+    #[serde(skip)]
+    pub heartbeat_age: Option<Duration>,
+    #[serde(skip)]
+    pub progress_age: Option<Duration>,
+    #[serde(skip)]
+    pub ended_age: Option<Duration>,
+    pub restarts: u32,
+    pub incarnation: u32,
+    /// Whether a death of it is known.
+    pub died: bool,
+}
+
+/// The workers of a registry; with reasons, tasks and runs only if `shows_reasons`.
+pub(super) fn read_registry(registry: &Registry, shows_reasons: bool, draining: bool) -> Listing {
+    let summary = registry.summary();
+    let now = registry.observed_now();
+    let mut workers = registry.worker_refs();
+    if workers.len() > MAX_ROWS {
+        workers.sort_by_cached_key(|worker| severity_rank(worker.health(&now).state()));
+        workers.truncate(MAX_ROWS);
+    }
+    let snapshots = workers
+        .iter()
+        .map(|worker| registry.snapshot_at(worker, &now));
+    let rows: Vec<WorkerRow> = snapshots
+        .map(|snapshot| WorkerRow::from_snapshot(snapshot, shows_reasons))
+        .collect();
+    let mut head = head(&summary, rows.len());
+    head["tick_age"] = summary.tick_age.as_secs_f64().into();
+    head["draining"] = draining.into();
+    if shows_reasons {
+        let missing = summary.missing.iter().map(ToString::to_string);
+        head["missing"] = missing.collect();
+    } else {
+        head["missing_count"] = summary.missing.len().into();
+    }
+    Listing { head, rows }
+}
+
+/// The workers of a store, as rows and as they are stored.
+pub(super) fn read_store(
+    store: &dyn HeartbeatStore,
+    shows_reasons: bool,
+) -> Result<(Listing, Vec<StoredWorker>), Error> {
+    let mut workers = Vec::new();
+    let mut filter = WorkerFilter {
+        limit: READ_PAGE,
+        ..WorkerFilter::default()
+    };
+    let mut all = false;
+    while !all && workers.len() < MAX_READ {
+        let page = store.list(&filter)?;
+        all = page.len() < filter.limit;
+        filter.after = page.last().map(|worker| worker.key.id.clone());
+        workers.extend(page);
+    }
+    let summary = if all {
+        summarize(&workers)
+    } else {
+        store.summary()?
+    };
+    if workers.len() > MAX_ROWS {
+        workers.sort_by_cached_key(|worker| severity_rank(worker.health().state()));
+        workers.truncate(MAX_ROWS);
+    }
+    let rows: Vec<WorkerRow> = workers
+        .iter()
+        .map(|worker| WorkerRow::from_stored(worker, shows_reasons))
+        .collect();
+    let head = head(&summary, rows.len());
+    Ok((Listing { head, rows }, workers))
+}
+
+fn head(summary: &Summary, rows: usize) -> Value {
+    let types = summary.stats_by_type.iter();
+    let groups = summary.groups.iter();
+    json!({
+        "total": summary.total,
+        "healthy": summary.is_healthy(),
+        "states": counts(&summary.states),
+        "types": tiles(types.map(|(name, stats)| (name, None, &stats.states))),
+        "types_total": summary.stats_by_type.len(),
+        "groups": tiles(groups.map(|(name, stats)| (name, Some(json!(stats.state)), &stats.states))),
+        "groups_total": summary.groups.len(),
+        "not_shown": summary.total.saturating_sub(rows),
+    })
+}
+
+/// One tile for each type or group; of too many, those with the worst states.
+fn tiles<'a>(
+    all: impl Iterator<Item = (&'a String, Option<Value>, &'a StateCounts)>,
+) -> Vec<Value> {
+    let mut all: Vec<_> = all.collect();
+    if all.len() > MAX_TILES {
+        all.sort_by_key(|(_, _, states)| {
+            WORST_FIRST
+                .iter()
+                .position(|state| states.get(*state) > 0)
+                .unwrap_or(usize::MAX)
+        });
+        all.truncate(MAX_TILES);
+    }
+    let tile = |(name, state, states): (&String, Option<Value>, &StateCounts)| {
+        json!({
+            "name": cut(name.clone()),
+            "state": state,
+            "total": states.total(),
+            "states": counts(states),
+        })
+    };
+    all.into_iter().map(tile).collect()
+}
+
+/// The counts of the states that occur.
+fn counts(states: &StateCounts) -> Value {
+    let present = states.iter().filter(|(_, count)| *count > 0);
+    present
+        .map(|(state, count)| (state.name(), count))
+        .collect()
+}
+
+/// Shortens a text for a row.
+pub(super) fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(MAX_TEXT) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+impl WorkerRow {
+    fn from_snapshot(snapshot: Snapshot, shows_reasons: bool) -> Self {
+        let health = &snapshot.health;
+        let private = |text: Option<String>| text.filter(|_| shows_reasons).map(cut);
+        Self {
+            state: health.state(),
+            reason: private(reason(health)),
+            ended_age: match health {
+                Health::Dead { ago, .. } | Health::Stopped { ago, .. } => Some(*ago),
+                _ => None,
+            },
+            died: snapshot.last_death.is_some() || health.state() == State::Dead,
+            id: snapshot.id,
+            worker_type: cut(snapshot.worker_type),
+            group: cut(snapshot.group),
+            run_id: private(snapshot.run_id),
+            task: private(snapshot.task),
+            progress: snapshot.progress,
+            heartbeat_age: snapshot.heartbeat_age,
+            progress_age: snapshot.progress_age,
+            restarts: snapshot.restarts,
+            incarnation: snapshot.incarnation,
+        }
+    }
+
+    fn from_stored(worker: &StoredWorker, shows_reasons: bool) -> Self {
+        let health = worker.health();
+        let private = |text: Option<String>| text.filter(|_| shows_reasons).map(cut);
+        // The worker's own reason explains more, but only of the state that it reported.
+        let is_reported = worker.ending.is_none() && health.state() == worker.reported;
+        let reported = worker.reason.clone().filter(|_| is_reported);
+        Self {
+            id: worker.key.id.clone(),
+            worker_type: cut(worker.worker_type.clone()),
+            group: cut(worker.group.clone()),
+            state: health.state(),
+            reason: private(reported.or_else(|| reason(&health))),
+            run_id: private(worker.run_id.clone()),
+            task: private(worker.task.clone()),
+            progress: worker.progress,
+            heartbeat_age: worker.heartbeat_age,
+            progress_age: worker.progress_age,
+            ended_age: worker.ending.as_ref().map(|(_, ago)| *ago),
+            restarts: worker.restarts,
+            incarnation: u32::try_from(worker.key.incarnation).unwrap_or(u32::MAX),
+            died: health.state() == State::Dead,
+        }
+    }
+
+    /// The row at this time by the dashboard's clock. Ages become times, which don't change while
+    /// nothing happens.
+    pub(super) fn fields(&self, now: f64) -> Map<String, Value> {
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(self) else {
+            return Map::new();
+        };
+        for (name, age) in [
+            ("heartbeat", self.heartbeat_age),
+            ("progress", self.progress_age),
+            ("ended", self.ended_age),
+        ] {
+            let time = age.map(|age| ((now - age.as_secs_f64()) * 10.0).round() / 10.0);
+            fields.insert(name.to_owned(), time.into());
+        }
+        fields
+    }
+}
+
+/// The reason without ages and without the task, which the row shows beside it.
+fn reason(health: &Health) -> Option<String> {
+    match health {
+        Health::Dead { death, .. } => Some(match death.gave_up_after {
+            Some(restarts) => format!("{}; gave up after {restarts} restarts", death.cause),
+            None => death.cause.to_string(),
+        }),
+        Health::Stopped { by, .. } => Some(by.to_string()),
+        other => other.reason(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("ä".repeat(MAX_TEXT)), "ä".repeat(MAX_TEXT));
+        let long = cut("ä".repeat(MAX_TEXT + 1));
+        assert_eq!(long.chars().count(), MAX_TEXT + 1);
+        assert!(long.ends_with('…'));
+    }
+}

@@ -1,0 +1,249 @@
+//! The health of this process over HTTP: for probes, load balancers and people.
+
+mod readings;
+mod routes;
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware;
+
+use self::readings::{Check, Readings};
+use super::dashboard::{Dashboard, Subject};
+use super::disclosure::Disclosure;
+#[cfg(feature = "prometheus")]
+use super::metrics::{self, Metrics};
+use crate::error::Error;
+use crate::fleet::{Coordinator, HeartbeatStore};
+use crate::net::response::{RequestError, with_timeout};
+use crate::net::server::{self, Server};
+use crate::registry::Registry;
+use crate::shutdown::Shutdown;
+
+/// Serves the health of a registry's workers over HTTP.
+///
+/// | `GET` | response |
+/// | --- | --- |
+/// | `/v1/worker/health` | `{"alive", "last_heartbeat", "state", "reason", …}` of the process; 503 unless all workers are healthy |
+/// | `/v1/worker/health?worker=ID` | the same of one worker, with its details; 404 if it doesn't exist |
+/// | `/v1/workers?after=ID&limit=N` | `total_active_workers`, `total_dead_workers`, `dead_workers`, `stats_by_type`, and the workers sorted by id, in pages of 100 or `limit` (at most 1000) |
+/// | `/livez` | 200; 503 if a worker is offline or stalled, or the pacemaker doesn't tick |
+/// | `/readyz` | 200; 503 also while workers are starting or missing, while the process shuts down, or when a [`check`](Self::check) fails |
+/// | `/startupz` | 200 once every worker has started and is healthy, and all expected workers exist |
+/// | `/metrics` | the metrics for Prometheus (feature `prometheus`) |
+/// | `/` | the dashboard: the state of every worker, and the reasons |
+/// | `/v1/events?view=V&after=ID` | events as server-sent events; with `view` (`process`, `fleet`) also the workers' rows; 503 if 64 streams are open |
+/// | `/v1/worker/details?worker=ID&view=V` | the details that the dashboard shows of one worker |
+/// | `/v1/worker/death?worker=ID&incarnation=N` | the cause of its death with the call stack; 403 if reasons are not shown |
+///
+/// The probes answer `ok`. With `?verbose`, and when they fail, they list their checks.
+/// `?exclude=NAME` skips a check. They serve as Kubernetes' liveness, readiness and startup probes.
+///
+/// Probes and lists share readings that are at most 50 ms old, so the response time stays bounded
+/// under any load. The dashboard is updated about once a second and shows at most 5,000 workers,
+/// those in the worst states first.
+///
+/// While reasons are shown because the address is a loopback address, the dashboard's routes (the
+/// last four) require a Host header that names this host, such as `localhost`; other requests get
+/// 421. This blocks DNS rebinding.
+///
+/// ```
+/// use worker_heartbeat::{HealthEndpoint, Registry};
+///
+/// let server = HealthEndpoint::new(Registry::global()).serve("127.0.0.1:0")?;
+/// println!("http://{}/livez", server.local_addr());
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[derive(Clone)]
+#[must_use = "requests are served only after serve(), or once router() is mounted"]
+pub struct HealthEndpoint {
+    registry: Registry,
+    shutdown: Option<Shutdown>,
+    checks: Vec<(String, Check)>,
+    fleet: Option<Arc<dyn HeartbeatStore>>,
+    coordinator: Option<Coordinator>,
+    show_reasons: Option<bool>,
+    #[cfg(feature = "prometheus")]
+    metrics: Option<Metrics>,
+}
+
+impl HealthEndpoint {
+    /// An endpoint for the workers of `registry`.
+    pub fn new(registry: &Registry) -> Self {
+        Self {
+            registry: registry.clone(),
+            shutdown: None,
+            checks: Vec::new(),
+            fleet: None,
+            coordinator: None,
+            show_reasons: None,
+            #[cfg(feature = "prometheus")]
+            metrics: None,
+        }
+    }
+
+    /// Reports the process as not ready, but still live, once this shutdown has begun.
+    pub fn shutdown(mut self, shutdown: &Shutdown) -> Self {
+        self.shutdown = Some(shutdown.clone());
+        self
+    }
+
+    /// Adds a condition for readiness, such as a database connection. `/readyz` calls `check` at
+    /// most every 50 ms and waits at most 5 s for all checks together. A panic counts as a failure.
+    pub fn check(
+        mut self,
+        name: impl Into<String>,
+        check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.checks.push((name.into(), Arc::new(check)));
+        self
+    }
+
+    /// Adds the workers of this store, from all processes, to the dashboard. They don't affect the
+    /// probes, which cover this process. The store is read at most every 2 s, and only while a
+    /// dashboard is open.
+    pub fn fleet(mut self, store: impl HeartbeatStore + 'static) -> Self {
+        self.fleet = Some(Arc::new(store));
+        self
+    }
+
+    /// Serves this coordinator at the same address.
+    pub fn coordinator(mut self, coordinator: Coordinator) -> Self {
+        self.coordinator = Some(coordinator);
+        self
+    }
+
+    /// Whether responses contain reasons, tasks, runs, metadata and call stacks. States and ids are
+    /// always shown.
+    ///
+    /// By default they are shown if the endpoint is [served](Self::serve) on a loopback address.
+    /// Callers that use another Host name, or come through a declared proxy, don't see them. Behind
+    /// a proxy that adds no headers, use `show_reasons(false)`.
+    pub const fn show_reasons(mut self, show_reasons: bool) -> Self {
+        self.show_reasons = Some(show_reasons);
+        self
+    }
+
+    /// What `/metrics` serves (feature `prometheus`). The default is the metrics of the registry,
+    /// and of the [store](Self::fleet) if there is one, by worker type.
+    #[cfg(feature = "prometheus")]
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// The routes, to mount in an axum application. Its tokio runtime needs time enabled.
+    pub fn router(&self) -> Router {
+        let disclosure = self.disclosure(Disclosure::Never);
+        self.routes(&self.dashboard(disclosure), disclosure)
+    }
+
+    fn disclosure(&self, default: Disclosure) -> Disclosure {
+        match self.show_reasons {
+            Some(true) => Disclosure::Always,
+            Some(false) => Disclosure::Never,
+            None => default,
+        }
+    }
+
+    fn dashboard(&self, disclosure: Disclosure) -> Arc<Dashboard> {
+        Dashboard::new(Subject {
+            registry: self.registry.clone(),
+            shutdown: self.shutdown.clone(),
+            fleet: self.fleet.clone(),
+            disclosure,
+        })
+    }
+
+    fn routes(&self, dashboard: &Arc<Dashboard>, disclosure: Disclosure) -> Router {
+        let coordinator = self.coordinator.as_ref().map(Coordinator::router);
+        let router = routes::router(Readings::new(self), disclosure).merge(dashboard.router());
+        #[cfg(feature = "prometheus")]
+        let router = router.merge(metrics::routes(self.served_metrics()));
+        router
+            .layer(middleware::from_fn(with_timeout))
+            // The coordinator has time limits of its own.
+            .merge(coordinator.unwrap_or_default())
+    }
+
+    #[cfg(feature = "prometheus")]
+    fn served_metrics(&self) -> Metrics {
+        let default = || Metrics::new(&self.registry);
+        match (&self.metrics, &self.fleet) {
+            (Some(metrics), _) => metrics.clone(),
+            (None, Some(store)) => default().fleet(Arc::clone(store)),
+            (None, None) => default(),
+        }
+    }
+
+    /// Serves at this address on a dedicated thread until the returned server is dropped, so that
+    /// it responds even if the application's runtime is blocked.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the [`coordinator`](Self::coordinator) must not be served at this
+    /// address; [`Error::Listen`] if the address is not available; [`Error::Thread`] if the thread
+    /// can't be started.
+    pub fn serve(self, address: impl ToSocketAddrs + fmt::Debug) -> Result<HealthServer, Error> {
+        let display = format!("{address:?}");
+        let addresses = server::resolve(&address, &display)?;
+        if let Some(coordinator) = &self.coordinator {
+            coordinator.check_addresses(&addresses, &display)?;
+        }
+        let is_loopback = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
+        let disclosure = self.disclosure(if addresses.iter().all(is_loopback) {
+            Disclosure::LocalHost
+        } else {
+            Disclosure::Never
+        });
+        let dashboard = self.dashboard(disclosure);
+        let not_found = || async { RequestError::not_found("no such route") };
+        let router = self.routes(&dashboard, disclosure).fallback(not_found);
+        let server = Server::start(&addresses, &display, router)?;
+        dashboard.start(server.runtime());
+        Ok(HealthServer { dashboard, server })
+    }
+}
+
+impl fmt::Debug for HealthEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.checks.iter().map(|(name, _)| name).collect();
+        f.debug_struct("HealthEndpoint")
+            .field("checks", &names)
+            .field("fleet", &self.fleet)
+            .field("show_reasons", &self.show_reasons)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A running health endpoint, returned by [`HealthEndpoint::serve`]. Dropping it ends its thread and
+/// frees its port.
+#[must_use = "the server stops when this is dropped"]
+pub struct HealthServer {
+    dashboard: Arc<Dashboard>,
+    server: Server,
+}
+
+impl HealthServer {
+    /// The address with the actual port, if port 0 was requested.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+}
+
+impl Drop for HealthServer {
+    fn drop(&mut self) {
+        // The server waits for its responses, and the dashboard's streams never end by themselves.
+        self.dashboard.close();
+    }
+}
+
+impl fmt::Debug for HealthServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HealthServer")
+            .field("server", &self.server)
+            .finish_non_exhaustive()
+    }
+}

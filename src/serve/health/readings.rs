@@ -1,0 +1,130 @@
+//! Readings of a registry that concurrent requests share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::HealthEndpoint;
+use crate::net::single_flight::SingleFlight;
+use crate::registry::core::worker_ref::WorkerRef;
+use crate::registry::{Registry, Snapshot};
+use crate::serve::process_health::{CheckResult, ProcessHealth};
+use crate::shutdown::Shutdown;
+use crate::sync::catch::catch;
+
+/// The time limit of all of the application's checks together.
+const CHECKS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Concurrent lookups of workers: each occupies a thread.
+const MAX_LOOKUPS: usize = 4;
+
+/// A check of the application.
+pub(super) type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// See the module.
+pub(super) struct Readings {
+    registry: Registry,
+    shutdown: Option<Shutdown>,
+    checks: Arc<[(String, Check)]>,
+    process: SingleFlight<ProcessHealth>,
+    application: SingleFlight<Vec<CheckResult>>,
+    /// Sorted by id.
+    workers: SingleFlight<Vec<WorkerRef>>,
+    lookups: Arc<Semaphore>,
+}
+
+impl Readings {
+    pub(super) fn new(endpoint: &HealthEndpoint) -> Self {
+        Self {
+            registry: endpoint.registry.clone(),
+            shutdown: endpoint.shutdown.clone(),
+            checks: endpoint.checks.clone().into(),
+            process: SingleFlight::default(),
+            application: SingleFlight::default(),
+            workers: SingleFlight::default(),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+        }
+    }
+
+    pub(super) async fn process(&self) -> Arc<ProcessHealth> {
+        let (registry, shutdown) = (self.registry.clone(), self.shutdown.clone());
+        let read = move || {
+            let mut process = ProcessHealth::read(&registry);
+            process.draining |= shutdown.is_some_and(|shutdown| shutdown.requested());
+            process
+        };
+        let process = self.process.get(read).await;
+        process.unwrap_or_else(|| Arc::new(ProcessHealth::unknown()))
+    }
+
+    pub(super) async fn application_checks(&self) -> Vec<CheckResult> {
+        let checks = Arc::clone(&self.checks);
+        let run = move || checks.iter().map(run_check).collect();
+        let failure = match timeout(CHECKS_TIMEOUT, self.application.get(run)).await {
+            Ok(Some(results)) => return results.to_vec(),
+            Ok(None) => "they panicked".to_owned(),
+            Err(_) => format!("no answer in {CHECKS_TIMEOUT:?}"),
+        };
+        vec![CheckResult::new("checks", Some(failure))]
+    }
+
+    pub(super) async fn worker(&self, id: &str) -> Option<Value> {
+        let (registry, id) = (self.registry.clone(), id.to_owned());
+        let find = move || Some(worker_json(&registry.get(&id)?.snapshot()));
+        self.look_up(find).await?
+    }
+
+    /// At most `limit` workers whose ids sort after this one, sorted by id.
+    pub(super) async fn page(&self, after: &str, limit: usize) -> Vec<Value> {
+        let registry = self.registry.clone();
+        let sorted = move || {
+            let mut workers = registry.worker_refs();
+            workers.sort_by_cached_key(|worker| worker.record.id().to_owned());
+            workers
+        };
+        let Some(workers) = self.workers.get(sorted).await else {
+            return Vec::new();
+        };
+        let first = workers.partition_point(|worker| worker.record.id() <= after);
+        let page: Vec<WorkerRef> = workers.iter().skip(first).take(limit).cloned().collect();
+        let registry = self.registry.clone();
+        let read = move || {
+            let now = registry.observed_now();
+            let snapshots = page.iter().map(|worker| registry.snapshot_at(worker, &now));
+            snapshots.map(|snapshot| worker_json(&snapshot)).collect()
+        };
+        self.look_up(read).await.unwrap_or_default()
+    }
+
+    async fn look_up<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.lookups).acquire_owned().await.ok()?;
+        let lookup = spawn_blocking(move || {
+            let found = read();
+            drop(permit);
+            found
+        });
+        lookup.await.ok()
+    }
+}
+
+fn run_check((name, check): &(String, Check)) -> CheckResult {
+    let result = catch(|| check()).unwrap_or_else(|_| Err("it panicked".to_owned()));
+    CheckResult::new(name.as_str(), result.err())
+}
+
+fn worker_json(snapshot: &Snapshot) -> Value {
+    let mut value = serde_json::to_value(snapshot).unwrap_or_else(|_| json!({}));
+    let health = &snapshot.health;
+    value["alive"] = health.is_recent().into();
+    value["last_heartbeat"] = snapshot.last_heartbeat_unix().into();
+    value["state"] = health.state().name().into();
+    value["reason"] = health.reason().into();
+    value
+}
