@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 
 use super::key::{LeaseKey, WorkerKey};
 use crate::clock::{Clock, Moment};
-use crate::registry::core::record::Record;
 use crate::registry::core::worker_ref::WorkerRef;
 
 /// Two clocks may run at different speeds, and a store's may be coarse: this share of a limit is
@@ -140,8 +139,8 @@ impl LeaseState {
     }
 
     /// The worker that claimed it.
-    pub(super) fn owner(&self) -> &Record {
-        &self.session.worker.record
+    pub(super) fn owner(&self) -> &WorkerRef {
+        &self.session.worker
     }
 
     pub(super) fn renewed(&self, sent: &Now) {

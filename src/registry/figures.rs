@@ -10,7 +10,7 @@ use crate::clock::Moment;
 use crate::health::{
     Activity, Health, MissingWorkers, Signs, State, StateCounts, StoreStatus, SweepTotals,
 };
-use crate::registry::core::counts::{Counts, TypeCounts};
+use crate::registry::core::counts::TypeCounts;
 use crate::registry::core::record::Record;
 use crate::registry::core::worker_ref::Facts;
 
@@ -61,7 +61,7 @@ impl Registry {
             let totals = by_type.remove(&Arc::as_ptr(&counts).addr());
             (name, TypeFigures::of(counts, &totals.unwrap_or_default()))
         });
-        let store_hook = core.store_hook();
+        let store_hook = core.store_hook.get();
         Figures {
             types: types.collect(),
             expected: self.expected(),
@@ -69,10 +69,6 @@ impl Registry {
             forgotten: self.inner.tombstones.forgotten(),
             store: store_hook.map(|store| (store.status(), store.leases_held())),
         }
-    }
-
-    pub(crate) fn counts(&self) -> &Counts {
-        &self.inner.core.counts
     }
 
     /// The totals of the sweeps of this registry.

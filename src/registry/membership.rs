@@ -1,4 +1,4 @@
-//! A worker's life in a registry: it lasts as long as somebody holds this.
+//! Membership in a registry: a life lasts as long as it has a holder.
 
 use std::thread;
 
@@ -8,8 +8,8 @@ use crate::registry::core::unreturned::AtWork;
 use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::sync::panics::{self, PanicReport};
 
-/// Held by a handle and by the supervised futures that run on its behalf. It is of one life: when
-/// the last one is dropped, the worker ends, unless it has ended or begun another life before.
+/// Held by a handle and by its supervised futures. It belongs to one life: when the last one is dropped,
+/// the worker ends, unless it has ended or begun another life before.
 #[derive(Debug)]
 pub(crate) struct Membership {
     registry: Registry,
@@ -17,7 +17,7 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    /// The first one of a life; the cell counts it already.
+    /// The first holder of a life; the cell counts it already.
     pub(super) const fn new(registry: Registry, worker: WorkerRef) -> Self {
         Self { registry, worker }
     }
@@ -40,33 +40,33 @@ impl Membership {
         self.worker.chunk.has_one_holder(self.worker.offset)
     }
 
-    /// Begins the worker's next life. What others hold of this one stays with it, and changes nothing
-    /// any more. `None` if the worker was asked to stop.
+    /// Begins the worker's next life, and reports it. Other holders of this life stay with it, and have
+    /// no effect any more. `None` if the worker was asked to stop.
     pub(crate) fn next_life(&self) -> Option<Self> {
         self.registry.next_life(self)
     }
 
-    /// Supervised work begins, which a shutdown waits for until what is returned is dropped.
+    /// Marks the begin of supervised work. A shutdown waits until the result is dropped.
     pub(crate) fn begin_work(&self) -> AtWork {
-        AtWork::begin(self.registry.core(), &self.worker.record)
+        AtWork::begin(&self.registry.inner.core, &self.worker.record)
     }
 
     /// Ends the worker. `false` if it had ended before.
     pub(crate) fn end(&self, end: Termination) -> bool {
-        self.registry.core().end(&self.worker, end)
+        self.registry.end(&self.worker, end)
     }
 
-    /// It went idle and was asked to stop: nothing is left to do.
+    /// Ends a worker that went idle after it was asked to stop.
     pub(crate) fn end_if(&self, asked_and_idle: bool) {
         if asked_and_idle {
             self.end(Termination::Stopped(StopCause::Completed));
         }
     }
 
-    /// The life is over: asks those that depend on it to stop, without waiting for them.
+    /// The life is over: asks its dependents to stop, without waiting for them.
     pub(crate) fn dismiss_dependents(&self) {
         for dependents in self.worker.unlink() {
-            dependents.dismiss(self.registry.core());
+            dependents.dismiss(&self.registry.inner.core);
         }
     }
 }
@@ -97,7 +97,7 @@ impl Drop for Membership {
         if !self.worker.chunk.release(self.worker.offset) {
             return;
         }
-        // A panic from before the worker's birth is not its own.
+        // A panic that began before the worker was registered is not its own.
         self.end(
             if thread::panicking() && !self.worker.record.born_unwinding {
                 match at_exit::unwinding() {

@@ -1,4 +1,4 @@
-//! Ended workers that hold no cell any more. They stay visible, and bounded in number.
+//! Ended workers that hold no cell any more. They stay visible; their number is bounded.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,60 +10,60 @@ use crate::clock::Moment;
 use crate::health::Ending;
 use crate::registry::core::record::Record;
 
-/// How many dead workers are remembered.
+/// Dead workers that are kept.
 const MOST_DEAD: usize = 1_024;
-/// How many workers that ended in good order are remembered.
+/// Stopped workers that are kept.
 const MOST_STOPPED: usize = 256;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Tombstones {
-    graves: Mutex<Graves>,
+    ended: Mutex<EndedWorkers>,
 }
 
-/// Dead and stopped ones apart: however many end in good order, no death is forgotten for them.
+/// Dead and stopped ones apart, so that stopped ones can't displace the dead.
 #[derive(Debug, Default)]
-struct Graves {
+struct EndedWorkers {
     dead: VecDeque<Arc<Record>>,
     stopped: VecDeque<Arc<Record>>,
     forgotten: u64,
 }
 
 impl Tombstones {
-    /// Takes in an ended worker. Returns the one that has to be forgotten for it.
-    pub(super) fn bury(&self, record: Arc<Record>) -> Option<Arc<Record>> {
+    /// Adds an ended worker. Returns the one that is forgotten to make room.
+    pub(super) fn insert(&self, record: Arc<Record>) -> Option<Arc<Record>> {
         let dead = matches!(record.ended()?.ending, Ending::Dead(_));
-        let mut graves = self.graves.lock();
-        let (row, most) = if dead {
-            (&mut graves.dead, MOST_DEAD)
+        let mut ended_workers = self.ended.lock();
+        let (list, most) = if dead {
+            (&mut ended_workers.dead, MOST_DEAD)
         } else {
-            (&mut graves.stopped, MOST_STOPPED)
+            (&mut ended_workers.stopped, MOST_STOPPED)
         };
-        row.push_back(record);
-        if row.len() <= most {
+        list.push_back(record);
+        if list.len() <= most {
             return None;
         }
-        let oldest = row.pop_front();
-        graves.forgotten += 1;
+        let oldest = list.pop_front();
+        ended_workers.forgotten += 1;
         oldest
     }
 
-    /// Another worker has taken over its id.
-    pub(super) fn exhume(&self, record: &Arc<Record>) {
-        let mut graves = self.graves.lock();
-        let graves = &mut *graves;
-        for row in [&mut graves.dead, &mut graves.stopped] {
-            row.retain(|other| !Arc::ptr_eq(other, record));
+    /// Removes a worker whose id another one takes over.
+    pub(super) fn remove(&self, record: &Arc<Record>) {
+        let mut ended_workers = self.ended.lock();
+        let ended_workers = &mut *ended_workers;
+        for list in [&mut ended_workers.dead, &mut ended_workers.stopped] {
+            list.retain(|other| !Arc::ptr_eq(other, record));
         }
     }
 
-    /// Takes out all that ended at least `age` ago.
+    /// Removes all that ended at least `age` ago.
     pub(super) fn purge(&self, now: Moment, age: Duration) -> Vec<Arc<Record>> {
-        let mut graves = self.graves.lock();
-        let graves = &mut *graves;
+        let mut ended_workers = self.ended.lock();
+        let ended_workers = &mut *ended_workers;
         let mut gone = Vec::new();
-        for row in [&mut graves.dead, &mut graves.stopped] {
-            row.retain(|record| {
+        for list in [&mut ended_workers.dead, &mut ended_workers.stopped] {
+            list.retain(|record| {
                 let ended = record.ended();
                 let kept = ended.is_some_and(|ended| now.since(ended.at) < age);
                 if !kept {
@@ -76,11 +76,16 @@ impl Tombstones {
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Record>> {
-        let graves = self.graves.lock();
-        graves.dead.iter().chain(&graves.stopped).cloned().collect()
+        let ended_workers = self.ended.lock();
+        ended_workers
+            .dead
+            .iter()
+            .chain(&ended_workers.stopped)
+            .cloned()
+            .collect()
     }
 
     pub(super) fn forgotten(&self) -> u64 {
-        self.graves.lock().forgotten
+        self.ended.lock().forgotten
     }
 }

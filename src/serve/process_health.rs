@@ -235,7 +235,7 @@ fn last_heartbeat(registry: &Registry, summary: &Summary) -> f64 {
         return since.unwrap_or_default().as_secs_f64();
     }
     // summary() has already waited for the pacemaker, so this must not wait again.
-    let now = registry.core().observed_now();
+    let now = registry.peek_observed_now();
     let workers = registry.worker_refs().into_iter();
     workers
         .map(|worker| registry.snapshot_at(&worker, &now).last_heartbeat_unix())

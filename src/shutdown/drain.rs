@@ -207,7 +207,7 @@ impl Inner {
     pub(super) fn hung(&self) -> Vec<HungWorker> {
         let mut hung = Vec::new();
         for registry in &self.registries {
-            let view = registry.core().observed_now();
+            let view = registry.peek_observed_now();
             let unended = registry.unended();
             hung.extend(unended.iter().map(|worker| HungWorker::of(worker, &view)));
         }

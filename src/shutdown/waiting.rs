@@ -16,7 +16,7 @@ const LOOK_IN_CHILD: Duration = Duration::from_millis(100);
 impl Inner {
     /// Marks the calling thread's supervised work as waiting for the shutdown.
     fn waits(&self, blocking: bool) -> Waits {
-        Waits::begin(self.registries.iter().map(Registry::core), blocking)
+        Registry::begin_waits(&self.registries, blocking)
     }
 
     /// The report, if there is one for the calling thread.

@@ -8,10 +8,10 @@ use parking_lot::Mutex;
 
 use super::exit::Finish;
 use crate::health::StopCause;
-use crate::registry::Membership;
 use crate::registry::core::Core;
 use crate::registry::core::record::Dependents;
 use crate::registry::core::worker_ref::WorkerRef;
+use crate::registry::{Membership, Registry};
 use crate::sync::panics::Interest;
 
 /// How long the children of a life may take to end, by default.
@@ -102,7 +102,7 @@ impl Dependents for Children {
 
     fn dismiss(&self, core: &Arc<Core>) {
         for child in self.close().iter().rev() {
-            ask(core, &child.worker);
+            core.request_stop_in_background(&child.worker, &StopCause::Supervisor);
         }
     }
 
@@ -112,9 +112,8 @@ impl Dependents for Children {
 }
 
 /// Asks one worker to stop. The log may block, so it is not waited for.
-pub(super) fn ask(core: &Arc<Core>, worker: &WorkerRef) {
-    core.request_stop(std::slice::from_ref(worker), &StopCause::Supervisor)
-        .deliver_in_background(core);
+pub(super) fn ask(registry: &Registry, worker: &WorkerRef) {
+    registry.request_stop_of(worker, &StopCause::Supervisor);
 }
 
 /// Links children to the present life of a worker. If it is over, they take no more.
@@ -145,7 +144,6 @@ pub(super) fn linked(worker: &WorkerRef) -> Vec<Arc<Children>> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::registry::Registry;
     use crate::supervisor::Supervisor;
     use crate::worker::WorkerHeartbeat;
 

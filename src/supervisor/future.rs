@@ -99,7 +99,7 @@ impl<F> Supervised<F> {
     /// [`wait_for_stop`](WorkerHeartbeat::wait_for_stop).
     pub fn stop(&self) {
         let membership = &self.life.membership;
-        ask(membership.registry().core(), membership.worker_ref());
+        ask(membership.registry(), membership.worker_ref());
     }
 }
 
@@ -334,7 +334,7 @@ impl<F> SupervisedFuture<F> {
     /// Asks the worker to stop. It is not started again; its present future goes on until it sees
     /// that, for instance by [`wait_for_stop`](WorkerHeartbeat::wait_for_stop).
     pub fn stop(&self) {
-        ask(self.registry.core(), &self.worker_ref);
+        ask(&self.registry, &self.worker_ref);
     }
 }
 
@@ -388,8 +388,7 @@ where
             };
             let (membership, made) = (worker.membership().clone(), Arc::clone(worker));
             let registry = membership.registry();
-            self.restarts
-                .life_begins(registry.core().observed_now().now);
+            self.restarts.life_begins(registry.peek_observed_now().now);
             let mut life = Life::new(membership.clone(), async { make(made).await.failure() });
             let outcome = std::future::poll_fn(|context| life.poll(context)).await;
             let outcome = outcome.map(|failure| match failure {
@@ -501,9 +500,8 @@ impl Future for Backoff<'_> {
             return Poll::Ready(());
         }
         let waker = context.waker();
-        self.timer = Some(registry.core().set_timer(self.timer, self.due, waker));
+        self.timer = Some(registry.set_timer(self.timer, self.due, waker));
         self.on_stop = Some(worker_ref.on_stop(self.on_stop, waker));
-        registry.ring();
         Poll::Pending
     }
 }
@@ -511,7 +509,7 @@ impl Future for Backoff<'_> {
 impl Drop for Backoff<'_> {
     fn drop(&mut self) {
         if let Some(timer) = self.timer {
-            self.membership.registry().core().forget_timer(timer);
+            self.membership.registry().forget_timer(timer);
         }
         if let Some(number) = self.on_stop {
             self.membership.worker_ref().forget_stop(number);

@@ -250,7 +250,7 @@ impl InCharge {
 impl Charge for InCharge {
     fn last_words(&self, report: &PanicReport) {
         let end = Termination::Panicked(Box::new(report.clone()));
-        self.registry.core().end(&self.worker, end);
+        self.registry.end(&self.worker, end);
     }
 
     fn at_hand(&self) -> Option<AtHand> {
@@ -301,7 +301,7 @@ fn end_life(
 ) -> Over {
     let worker = membership.worker_ref();
     let asked = worker.stop_requested();
-    let view = membership.registry().core().observed_now();
+    let view = membership.registry().peek_observed_now();
     let state = worker.health(&view).state();
     let convicted = matches!(state, State::NeverStarted | State::Stalled | State::Stale);
     restarts.life_ends(view.now, !convicted);
@@ -367,14 +367,12 @@ fn decide(membership: &Membership, restarts: &mut Restarts, over: Over) -> (Exit
         Decision::LeaveIt => (exit, decision),
         Decision::Restart { attempt, delay } => {
             let kind = EventKind::Restarting { attempt, delay };
-            registry.core().emit(Some(&worker.record), kind);
+            registry.emit(Some(worker), kind);
             (exit, decision)
         }
         Decision::GiveUp { restarts } => {
             worker.give_up(restarts);
-            registry
-                .core()
-                .emit(Some(&worker.record), EventKind::GaveUp { restarts });
+            registry.emit(Some(worker), EventKind::GaveUp { restarts });
             let death = match worker.ending() {
                 Some(Ending::Dead(death)) => Some(death),
                 _ => None,
@@ -386,14 +384,8 @@ fn decide(membership: &Membership, restarts: &mut Restarts, over: Over) -> (Exit
 
 /// Begins the next life. `None` if the worker was asked to stop meanwhile.
 fn begin_again(last: &Membership) -> Option<Membership> {
-    let registry = last.registry();
-    let core = registry.core();
-    if registry.is_stopping() {
+    if last.registry().is_stopping() {
         return None;
     }
-    let next = last.next_life()?;
-    core.changed
-        .store(true, std::sync::atomic::Ordering::Release);
-    core.emit(Some(&next.worker_ref().record), EventKind::Registered);
-    Some(next)
+    last.next_life()
 }

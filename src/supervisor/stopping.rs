@@ -177,8 +177,8 @@ impl Stopping {
     pub(super) fn new(registry: &Registry, groups: Vec<Arc<Children>>, timeout: Duration) -> Self {
         let (begun, patience) = (Instant::now(), Patience::new(timeout));
         let children: Vec<_> = groups.iter().flat_map(|group| group.close()).collect();
-        let unreturned = &registry.core().unreturned;
-        let own = |child: &&Child| unreturned.is_here(&child.worker.record);
+
+        let own = |child: &&Child| registry.runs_here(&child.worker);
         let own = children.iter().filter(own);
         let own = own.map(|child| Arc::clone(&child.ending)).collect();
         Self {
@@ -212,7 +212,7 @@ impl Stopping {
     fn step(&mut self) -> Option<(Arc<Finish>, Duration)> {
         while let Some(child) = self.children[..self.left].last() {
             let share = self.asked.get_or_insert_with(|| {
-                ask(self.registry.core(), &child.worker);
+                ask(&self.registry, &child.worker);
                 let waiting = u32::try_from(self.left).unwrap_or(u32::MAX);
                 let kept = if self.late {
                     self.timeout / 2
@@ -308,9 +308,7 @@ impl Stop {
         }
         let registry = &self.stopping.registry;
         let at = registry.clock().now().after(after);
-        let core = registry.core();
-        self.substitute = Some(core.set_timer(self.substitute, at, context.waker()));
-        registry.ring();
+        self.substitute = Some(registry.set_timer(self.substitute, at, context.waker()));
     }
 }
 
@@ -339,7 +337,7 @@ impl Future for Stop {
 impl Drop for Stop {
     fn drop(&mut self) {
         if let Some(number) = self.substitute {
-            self.stopping.registry.core().forget_timer(number);
+            self.stopping.registry.forget_timer(number);
         }
     }
 }
@@ -405,6 +403,6 @@ fn tell_hung(registry: &Registry, parent: &WorkerRef, report: &StopReport) {
             health: hung.health.clone(),
             waited: report.took,
         };
-        registry.core().emit(Some(&parent.record), kind);
+        registry.emit(Some(parent), kind);
     }
 }

@@ -126,7 +126,7 @@ where
         let membership = worker.membership();
         let charge = InCharge::of(membership);
         membership.worker_ref().run_on(Some(threads::current()));
-        restarts.life_begins(membership.registry().core().observed_now().now);
+        restarts.life_begins(membership.registry().peek_observed_now().now);
         sleeper.step_away();
         let mut outcome = panics::supervise(&charge, || match lives(&worker) {
             Ok(()) => Exit::Completed,
@@ -203,7 +203,7 @@ impl SupervisedWorker {
 
     /// Asks the worker to stop. It is not waited for.
     pub fn stop(&self) {
-        ask(self.registry.core(), &self.worker_ref);
+        ask(&self.registry, &self.worker_ref);
     }
 
     /// Waits for the worker's end after its last life, and tells how it ended. To be called by

@@ -82,8 +82,8 @@ impl WorkerHeartbeat {
     #[inline]
     fn take(&self, updated: &Updated) {
         if updated.new_task {
-            if let Some(store_hook) = self.registry().core().store_hook() {
-                store_hook.new_task();
+            if let Some(store_hook) = self.registry().store_hook().get() {
+                store_hook.task_changed();
             }
         }
         self.membership.end_if(updated.over);
@@ -129,7 +129,7 @@ impl WorkerHeartbeat {
     #[must_use = "the silence ends when the guard is dropped"]
     pub fn expect_silence(&self, at_most: Duration) -> SilenceGuard<'_> {
         // The time as it stands: a worker does not wait for a pacemaker that is overdue.
-        let until = self.registry().core().observed_now().now.after(at_most);
+        let until = self.registry().peek_observed_now().now.after(at_most);
         SilenceGuard::new(self, self.membership.worker_ref().begin_silence(until))
     }
 

@@ -13,8 +13,8 @@ use crate::fleet::key::LeaseKey;
 use crate::fleet::session::{LeaseState, Now, StoreSession};
 use crate::fleet::store::{Claim, ClaimAnswer};
 use crate::registry::Registry;
-use crate::registry::core::StoreHook;
 use crate::registry::core::events::EventKind;
+use crate::registry::core::store_hook::StoreHook;
 use crate::registry::core::worker_ref::WorkerRef;
 
 /// How long a claim waits for its worker to be registered.
@@ -55,7 +55,7 @@ impl Uploader {
                 let held = Arc::new(LeaseState::new(key, ttl, Arc::clone(&session), &sent));
                 self.hold(&held, &session);
                 // The thread learns when to renew it.
-                self.news();
+                self.worker_changed();
                 Ok(Some(held))
             }
             ClaimAnswer::Taken => Ok(None),
@@ -85,7 +85,7 @@ impl Uploader {
         }
         drop(sync_state);
         if let Some(registry) = self.registry.upgrade() {
-            registry.core().counts.leases_claimed.add(1);
+            registry.counts().leases_claimed.add(1);
             for lease in before {
                 self.lose(&registry, &lease);
             }
@@ -151,7 +151,7 @@ impl Uploader {
         {
             known.told = None;
         }
-        self.news();
+        self.worker_changed();
     }
 
     pub(in crate::fleet) fn release_now(&self, held: &Arc<LeaseState>) -> Result<bool, Error> {
@@ -177,7 +177,7 @@ impl Uploader {
             sync_state.to_release.push(held.key.clone());
         }
         drop(sync_state);
-        self.news();
+        self.worker_changed();
     }
 
     pub(super) fn release(&self) -> Result<(), Error> {
@@ -234,7 +234,7 @@ impl Uploader {
         let is_other = |other: &Arc<LeaseState>| !Arc::ptr_eq(other, lease);
         self.sync_state.lock().leases.retain(is_other);
         if lease.end() {
-            registry.core().emit(
+            registry.emit(
                 Some(lease.owner()),
                 EventKind::LeaseLost {
                     run_id: lease.key.run_id.clone(),

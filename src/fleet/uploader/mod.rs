@@ -24,7 +24,7 @@ use crate::clock::{Alarm, Clock, Moment, Patience, Sleeper};
 use crate::error::Error;
 use crate::health::StoreStatus;
 use crate::registry::at_exit::Witness;
-use crate::registry::core::StoreHook;
+use crate::registry::core::store_hook::StoreHook;
 use crate::registry::{Registry, WeakRegistry};
 use crate::sync::background::Background;
 use sync_state::{Known, SyncState};
@@ -105,7 +105,7 @@ impl Registry {
             thread: Mutex::new(None),
             thread_id: Mutex::new(None),
         });
-        if !self.core().set_store_hook(uploader.clone()) {
+        if !self.store_hook().set(uploader.clone()) {
             return Err(Error::AlreadyAttached);
         }
         let carried = Arc::clone(&uploader);
@@ -115,7 +115,7 @@ impl Registry {
                 *uploader.thread.lock() = Some(thread);
             }
             Err(error) => {
-                self.core().remove_store_hook(Arc::as_ptr(&uploader).cast());
+                self.store_hook().remove(Arc::as_ptr(&uploader).cast());
                 return Err(error);
             }
         }
@@ -155,21 +155,19 @@ impl Attachment {
         // Its thread first: nobody else is to tell the same store of the same workers meanwhile.
         uploader.close();
         if let Some(registry) = uploader.registry.upgrade() {
-            registry
-                .core()
-                .remove_store_hook(Arc::as_ptr(uploader).cast());
+            registry.store_hook().remove(Arc::as_ptr(uploader).cast());
         }
     }
 }
 
 impl StoreHook for Uploader {
-    fn news(&self) {
+    fn worker_changed(&self) {
         if !self.urgent.swap(true, Ordering::AcqRel) {
             self.alarm.ring();
         }
     }
 
-    fn new_task(&self) {
+    fn task_changed(&self) {
         if !self.task.swap(true, Ordering::AcqRel) {
             self.alarm.ring();
         }
@@ -225,7 +223,7 @@ impl StoreHook for Uploader {
 
 impl Uploader {
     pub(in crate::fleet) fn of(registry: &Registry) -> Option<Arc<Self>> {
-        registry.core().store_hook()?.as_any().downcast().ok()
+        registry.store_hook().get()?.as_any().downcast().ok()
     }
 
     pub(in crate::fleet) const fn clock(&self) -> &Clock {

@@ -190,7 +190,7 @@ impl Uploader {
         for worker in news {
             let error = error.clone();
             let refused = EventKind::Refused { error };
-            registry.core().emit(Some(&worker.record), refused);
+            registry.emit(Some(&worker), refused);
         }
     }
 
@@ -338,7 +338,7 @@ impl Uploader {
             }
         }
         for (worker, incarnation) in fenced {
-            registry.core().fence(&worker, incarnation);
+            registry.fence(&worker, incarnation);
             if let Some(known) = self
                 .sync_state
                 .lock()

@@ -108,7 +108,7 @@ impl Uploader {
             }
             Err(error) => {
                 let error = written(format_args!("{error}"));
-                registry.core().counts.store_failures.add(1);
+                registry.counts().store_failures.add(1);
                 status.failures += 1;
                 status.failures_in_a_row += 1;
                 status.last_error = Some(error.clone());
@@ -126,7 +126,7 @@ impl Uploader {
         drop(progress);
         self.progressed.notify_all();
         if let Some(news) = news {
-            registry.core().emit(None, news);
+            registry.emit(None, news);
         }
         pause
     }

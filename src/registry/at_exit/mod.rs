@@ -172,7 +172,7 @@ impl Registry {
         let at_exit = &self.inner.at_exit;
         // Before the others are counted: a worker that comes now is either among them or sees this.
         let _ = at_exit.end.set(end.clone());
-        let core = self.core();
+        let core = &self.inner.core;
         let ended = core.cut_off(&self.living(), &end.request(), || end.end());
         // Those that have ended must not be started again.
         let asked = self.request_stop(&end.request());
@@ -183,7 +183,7 @@ impl Registry {
     /// Ends a worker that came while the process was ending.
     pub(super) fn end_if_ending(&self, workers: &[WorkerRef]) {
         if let Some(end) = self.process_end() {
-            let core = self.core();
+            let core = &self.inner.core;
             core.cut_off(workers, &end.request(), || end.end())
                 .deliver();
         }
@@ -191,7 +191,7 @@ impl Registry {
 
     /// How long the end of the process may wait for this registry.
     fn exit_patience(&self) -> Duration {
-        let store_hook = self.core().store_hook();
+        let store_hook = self.inner.core.store_hook.get();
         store_hook.map_or(PATIENCE, |store_hook| store_hook.patience())
     }
 

@@ -1,57 +1,56 @@
-//! Lines for the log that the caller does not wait for: a log implementation may block.
+//! Writes log lines on a thread of its own, for callers that must not wait for a log that blocks.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::Core;
+use super::ends::LogInFlight;
 use super::events::Event;
 use super::record::Record;
-use super::{Core, LogInFlight};
 use crate::sync::background;
 
 /// Name of the thread.
 const THREAD_NAME: &str = "wh-log";
 
-/// Events for the log, in their order. A thread that begins with the first writes them and ends with
-/// the last.
+/// Events in order. The thread starts with the first one and ends with the last.
 #[derive(Debug, Default)]
 pub(super) struct LogQueue(Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
     events: VecDeque<(Arc<Record>, Event)>,
-    /// The thread is there.
-    attended: bool,
+    /// The thread runs.
+    running: bool,
 }
 
 impl Core {
-    /// Has these logged by another thread. If there is no thread to be had, they are not logged.
+    /// Logs these events on the thread. If it can't be started, they are lost.
     pub(super) fn log_in_background(self: &Arc<Self>, events: Vec<(Arc<Record>, Event)>) {
         if events.is_empty() {
             return;
         }
         let mut queue = self.log_queue.0.lock();
         queue.events.extend(events);
-        if queue.attended {
+        if queue.running {
             return;
         }
-        let telling = LogInFlight::begin(Arc::clone(self));
-        // Under the lock: a caller that comes now may rely on the thread.
-        match background::detach(THREAD_NAME, move || attend(&telling)) {
-            Ok(()) => queue.attended = true,
+        let in_flight = LogInFlight::begin(Arc::clone(self));
+        // Under the lock: a concurrent caller relies on the thread.
+        match background::detach(THREAD_NAME, move || write(&in_flight)) {
+            Ok(()) => queue.running = true,
             Err(_) => queue.events.clear(),
         }
     }
 }
 
-/// The thread.
-fn attend(telling: &LogInFlight<Arc<Core>>) {
-    let core = &telling.0;
+fn write(in_flight: &LogInFlight<Arc<Core>>) {
+    let core = &in_flight.0;
     loop {
         let mut queue = core.log_queue.0.lock();
         let Some((record, event)) = queue.events.pop_front() else {
-            queue.attended = false;
+            queue.running = false;
             return;
         };
         drop(queue);

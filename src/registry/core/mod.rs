@@ -1,31 +1,32 @@
-//! All workers of a registry, and what happens to them. Everything above works on this.
+//! The workers of a registry, and what happens to them. Knows no thread but the one that writes the log.
 
 pub(crate) mod counts;
+mod ends;
 pub(crate) mod events;
 mod log_limiter;
 mod log_thread;
 pub(crate) mod profile;
 pub(crate) mod record;
 pub(crate) mod slab;
+pub(crate) mod store_hook;
 pub(crate) mod tasks;
 pub(crate) mod timeline;
+mod timers;
 pub(crate) mod unreturned;
 pub(crate) mod worker_ref;
 
 use std::collections::BTreeMap;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::Waker;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cell::{CellKey, Phase};
-use crate::clock::{Clock, Moment, Patience, nanos};
-use crate::health::{DeathCause, Health, State, StopCause, StoreStatus};
-use crate::sync::wakers::wake;
+use crate::clock::{Clock, nanos};
+use crate::health::{Health, State};
 use counts::Counts;
+pub(crate) use ends::PendingNotices;
 use events::{Event, EventKind, EventWorker, Subscribers};
 use log_limiter::LogLimiter;
 pub(crate) use log_limiter::say;
@@ -33,9 +34,11 @@ use log_thread::LogQueue;
 use profile::Profiles;
 use record::Record;
 use slab::Slab;
+use store_hook::StoreHookSlot;
 use timeline::{LONGEST_RESOLUTION, ObservedNow, Timeline, resolution_for};
+use timers::WakerTimers;
 use unreturned::Unreturned;
-use worker_ref::{Termination, WorkerRef};
+use worker_ref::WorkerRef;
 
 /// See the module.
 #[derive(Debug)]
@@ -49,64 +52,35 @@ pub(crate) struct Core {
     /// See [`Core::lock_events`].
     event_locks: [Mutex<()>; EVENT_LOCKS],
     log_limiter: LogLimiter,
-    /// How often the pacemaker looks, in nanoseconds.
+    /// The time between two ticks of the pacemaker, in nanoseconds.
     resolution: AtomicU64,
-    /// Held while that changes: a worker that comes while the others are counted is not to be
-    /// watched as seldom as they need, not for a moment.
+    /// Held while the resolution changes, so that a worker that comes while the others are counted is
+    /// never observed at the coarser resolution that suffices for them.
     resolving: Mutex<()>,
-    /// Workers came, went, ended or are expected since the pacemaker last counted them.
+    /// Workers came, went, ended or became expected since the pacemaker last counted them.
     pub changed: AtomicBool,
     pub expected: Mutex<BTreeMap<String, Expectation>>,
     /// All workers were asked to stop.
     pub stopping: AtomicBool,
-    timers: Mutex<WakerTimers>,
-    store_hook: RwLock<Option<Arc<dyn StoreHook>>>,
-    /// There is a store_hook.
-    hooked: AtomicBool,
-    /// How many are about to tell the log of an end.
-    telling: AtomicUsize,
+    timers: WakerTimers,
+    pub store_hook: StoreHookSlot,
+    /// The number of ends that are about to be logged.
+    logs_in_flight: AtomicUsize,
     log_queue: LogQueue,
     pub unreturned: Unreturned,
-    /// Counts ends and returns, for those who wait for one.
+    /// Counts ends and returns, for the threads that wait for one.
     ends: Mutex<u64>,
     ended: Condvar,
 }
 
-/// Who wants to hear at once what happens to workers: what carries their heartbeats to a store.
-pub(crate) trait StoreHook: Send + Sync + std::fmt::Debug {
-    /// A worker began, ended or changed its state.
-    fn news(&self);
-    /// A worker began another task.
-    fn new_task(&self);
-    /// The last worker is gone, or the process is about to end: waits until all has been told, but
-    /// no longer than this.
-    fn farewell(&self, patience: &Patience);
-    /// How long a farewell may take.
-    fn patience(&self) -> Duration;
-    /// The registry is gone.
-    fn close(&self);
-    fn status(&self) -> StoreStatus;
-    /// How many leases are held now.
-    #[cfg(feature = "prometheus")]
-    fn leases_held(&self) -> usize;
-    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
-}
-
-/// How many workers' changes of life can be told at the same time, at most.
+/// Workers share these locks.
 const EVENT_LOCKS: usize = 64;
 
-/// Tasks to be woken by the pacemaker.
-#[derive(Debug, Default)]
-struct WakerTimers {
-    by_number: BTreeMap<u64, (Moment, Waker)>,
-    next: u64,
-}
-
-/// How many workers of a type are expected.
+/// How many workers of a type have to live.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expectation {
     pub count: usize,
-    /// Subscribers were told that some are missing.
+    /// Subscribers know that some are missing.
     pub missing_reported: bool,
 }
 
@@ -127,10 +101,9 @@ impl Core {
             changed: AtomicBool::new(false),
             expected: Mutex::default(),
             stopping: AtomicBool::new(false),
-            timers: Mutex::default(),
-            store_hook: RwLock::new(None),
-            hooked: AtomicBool::new(false),
-            telling: AtomicUsize::new(0),
+            timers: WakerTimers::default(),
+            store_hook: StoreHookSlot::default(),
+            logs_in_flight: AtomicUsize::new(0),
             log_queue: LogQueue::default(),
             unreturned: Unreturned::default(),
             ends: Mutex::new(0),
@@ -142,14 +115,14 @@ impl Core {
         Duration::from_nanos(self.resolution.load(Ordering::Relaxed))
     }
 
-    /// Makes the pacemaker look as often as this limit needs. Returns whether that is oftener.
+    /// Makes the pacemaker tick as often as this limit needs. Returns whether that is more often than before.
     pub(crate) fn refine_resolution(&self, threshold: Duration) -> bool {
         let needed = nanos(resolution_for(threshold));
         let _resolving = self.resolving.lock();
         self.resolution.fetch_min(needed, Ordering::Relaxed) > needed
     }
 
-    /// Lets the pacemaker look only as often as the workers that are left need.
+    /// Makes the pacemaker tick only as often as the present workers need.
     pub(crate) fn coarsen_resolution(&self) {
         let _resolving = self.resolving.lock();
         let shortest = self.profiles.shortest_threshold();
@@ -157,7 +130,7 @@ impl Core {
         self.resolution.store(needed, Ordering::Relaxed);
     }
 
-    /// The registry's time now, as it stands: nobody is woken.
+    /// The registry's time now. Wakes no pacemaker that is overdue.
     #[inline]
     pub(crate) fn observed_now(&self) -> ObservedNow {
         self.timeline.observed_now(self.clock.now())
@@ -172,7 +145,7 @@ impl Core {
         }
     }
 
-    /// Tells subscribers and the log. Never under a lock.
+    /// Sends an event to subscribers and logs it. Never under a lock.
     pub(crate) fn emit(&self, worker: Option<&Record>, kind: EventKind) {
         if let Some(event) = self.publish(worker, kind) {
             self.subscribers.wake();
@@ -180,25 +153,24 @@ impl Core {
         }
     }
 
-    /// Held while a worker's life changes and subscribers are told of it, so that they are told in
-    /// the order in which it happened: what they hear last is what is true. Before the detail's
-    /// lock; nothing of anybody else's is called under it.
+    /// Held while a worker's life changes and the event is sent, so that events are in order: the last
+    /// one is true. Taken before the detail's lock. No code of the application is called under it.
     pub(crate) fn lock_events(&self, record: &Record) -> MutexGuard<'_, ()> {
-        // By its address, of which the last bits are the same for all.
+        // By its address, without the last bits, which are the same for all.
         let place = std::ptr::from_ref(record).addr() / size_of::<Record>();
         self.event_locks[place % EVENT_LOCKS].lock()
     }
 
-    /// As [`publish`](Self::publish), of a worker that was found alive at this place. Nothing if that
-    /// life is over: of its end has been told, and nothing is to be told after it.
+    /// As [`publish`](Self::publish), for a worker that was found alive with this key. Nothing if that
+    /// life is over: its end is the last event of a life.
     pub(crate) fn publish_alive(
         &self,
         record: &Record,
-        place: CellKey,
+        key: CellKey,
         kind: EventKind,
     ) -> Option<Event> {
         let events = self.lock_events(record);
-        if record.is_over() || record.cell_key() != place {
+        if record.is_over() || record.cell_key() != key {
             return None;
         }
         let event = self.publish(Some(record), kind);
@@ -207,8 +179,8 @@ impl Core {
         event
     }
 
-    /// Counts, and sends it to subscribers, which takes no time. Returns what is left for the log,
-    /// which may take its time, as [`Subscribers::wake`] may: the caller wakes and logs once no lock is held.
+    /// Counts an event and sends it to subscribers, which never blocks. The caller logs what this
+    /// returns and calls [`Subscribers::wake`] once it holds no lock: both may block.
     fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
         self.counts
             .note(worker.map(|record| &*record.profile.counts), &kind);
@@ -217,8 +189,8 @@ impl Core {
             worker: None,
             kind,
         };
-        if let Some(store_hook) = worker.and_then(|_| self.store_hook()) {
-            store_hook.news();
+        if let Some(store_hook) = worker.and_then(|_| self.store_hook.get()) {
+            store_hook.worker_changed();
         }
         if self.subscribers.is_empty() && event.level() > log::max_level() {
             return None;
@@ -238,7 +210,7 @@ impl Core {
             .write(self.clock.now(), event.level(), event);
     }
 
-    /// As [`log`](Self::log), but that the end of a worker is the last that the log hears of it.
+    /// As [`log`](Self::log), but never after the end of the worker.
     fn log_unless_over(&self, record: &Record, event: &Event) {
         let stopping = matches!(event.kind, EventKind::Became(Health::Stopping));
         if !(stopping && record.is_over()) {
@@ -246,208 +218,26 @@ impl Core {
         }
     }
 
-    /// Tells the log what was left out, if it is time; if this is the `last` time for now, before.
+    /// Logs how many lines were suppressed, if it is time. `last`: no later call is to be expected soon.
     pub(crate) fn flush_log_limiter(&self, last: bool) {
         self.log_limiter.tick(self.clock.now(), last);
     }
 
-    // --- the store_hook --------------------------------------------------------------------------
-
-    #[inline]
-    pub(crate) fn store_hook(&self) -> Option<Arc<dyn StoreHook>> {
-        if self.hooked.load(Ordering::Acquire) {
-            self.store_hook.read().clone()
-        } else {
-            None
-        }
-    }
-
-    /// Takes a store_hook, if there is none yet.
-    pub(crate) fn set_store_hook(&self, store_hook: Arc<dyn StoreHook>) -> bool {
-        let mut place = self.store_hook.write();
-        if place.is_some() {
-            return false;
-        }
-        *place = Some(store_hook);
-        self.hooked.store(true, Ordering::Release);
-        true
-    }
-
-    /// Lets this store_hook go; another one stays.
-    pub(crate) fn remove_store_hook(&self, store_hook: *const ()) {
-        let mut place = self.store_hook.write();
-        if place
-            .as_ref()
-            .is_some_and(|there| std::ptr::addr_eq(Arc::as_ptr(there), store_hook))
-        {
-            self.hooked.store(false, Ordering::Release);
-            *place = None;
-        }
-    }
-
-    // --- ends -----------------------------------------------------------------------------------
-
-    /// Ends a worker's incarnation and tells. `false` if it had ended before.
-    pub(crate) fn end(&self, worker: &WorkerRef, end: Termination) -> bool {
-        let telling = LogInFlight::begin(self);
-        let (ended, event) = self.end_quietly(worker, end);
-        if let Some(event) = event {
-            self.subscribers.wake();
-            let in_log = self.unreturned.begin_logging(&worker.record);
-            self.log(&event);
-            drop(in_log);
-        }
-        drop(telling);
-        ended
-    }
-
-    /// Ends a worker's incarnation; what is to be logged is left to the caller, who is telling.
-    fn end_quietly(&self, worker: &WorkerRef, end: Termination) -> (bool, Option<Event>) {
-        let _events = self.lock_events(&worker.record);
-        match worker.end(end, &self.observed_now(), self.clock.wall()) {
-            Some(health) => (true, self.publish_end(worker, health)),
-            None => (false, None),
-        }
-    }
-
-    /// Ends this life of a worker whose place another one has taken elsewhere, and tells.
-    pub(crate) fn fence(&self, worker: &WorkerRef, incarnation: u32) {
-        let _telling = LogInFlight::begin(self);
-        let turn = self.lock_events(&worker.record);
-        // No other life begins in this turn.
-        if worker.record.incarnation() != incarnation {
-            return;
-        }
-        let worker = &*worker.current();
-        let end = Termination::Dead(DeathCause::Fenced);
-        let (ended, wakers) = worker.cut_off(
-            StopCause::Fenced,
-            end,
-            &self.observed_now(),
-            self.clock.wall(),
-        );
-        let event = ended.and_then(|health| self.publish_end(worker, health));
-        drop(turn);
-        wakers.into_iter().for_each(wake);
-        if let Some(event) = event {
-            self.subscribers.wake();
-            self.log(&event);
-        }
-    }
-
-    fn publish_end(&self, worker: &WorkerRef, health: Health) -> Option<Event> {
-        self.changed.store(true, Ordering::Release);
-        self.publish(Some(&worker.record), EventKind::Became(health))
-    }
-
-    /// Ends workers whatever they are at; executors and the log, which may take their time, are told
-    /// by [`PendingNotices::deliver`].
-    pub(crate) fn cut_off(
-        &self,
-        workers: &[WorkerRef],
-        request: &StopCause,
-        end: impl Fn() -> Termination,
-    ) -> PendingNotices<'_> {
-        let mut notices = PendingNotices::new(self);
-        for worker in workers {
-            let _events = self.lock_events(&worker.record);
-            let worker = &*worker.current();
-            let (ended, wakers) = worker.cut_off(
-                request.clone(),
-                end(),
-                &self.observed_now(),
-                self.clock.wall(),
-            );
-            notices.wakers.extend(wakers);
-            if let Some(health) = ended {
-                notices.note(&worker.record, self.publish_end(worker, health));
-            }
-        }
-        notices
-    }
-
-    /// Whether the log has been told of every end.
-    pub(crate) fn all_logged(&self) -> bool {
-        self.telling.load(Ordering::Acquire) == 0
-    }
-
-    /// Asks workers to stop; idle ones are stopped at once. When this returns, all of them know;
-    /// executors and the log, which may take their time, are told by [`PendingNotices::deliver`].
-    pub(crate) fn request_stop(
-        &self,
-        workers: &[WorkerRef],
-        cause: &StopCause,
-    ) -> PendingNotices<'_> {
-        let mut notices = PendingNotices::new(self);
-        // Subscribers first, so that nobody hears of a worker's end before the request.
-        for worker in workers {
-            let _events = self.lock_events(&worker.record);
-            let worker = worker.current();
-            if worker.claim_stop(cause.clone()) == Some(true) {
-                let kind = EventKind::Became(Health::Stopping);
-                notices.note(&worker.record, self.publish(Some(&worker.record), kind));
-            }
-        }
-        for worker in workers {
-            let _events = self.lock_events(&worker.record);
-            let worker = &*worker.current();
-            let (ended, wakers) = worker.show_stop(&self.observed_now(), self.clock.wall());
-            notices.wakers.extend(wakers);
-            if let Some(health) = ended {
-                notices.note(&worker.record, self.publish_end(worker, health));
-            }
-        }
-        notices
-    }
-
-    /// Something ended that others may wait for.
-    fn note_end(&self) {
-        *self.ends.lock() += 1;
-        self.ended.notify_all();
-    }
-
-    /// Waits until `over` says so, for no longer than the patience lasts. It is asked at every end,
-    /// and once in a slice: a log that blocks keeps an end from being counted. Returns what it said
-    /// last.
-    pub(crate) fn wait_for_ends(
-        &self,
-        patience: &Patience,
-        mut over: impl FnMut() -> bool,
-    ) -> bool {
-        loop {
-            let before = *self.ends.lock();
-            if over() {
-                return true;
-            }
-            let Some(slice) = patience.slice() else {
-                return false;
-            };
-            let mut ends = self.ends.lock();
-            if *ends == before {
-                self.ended.wait_for(&mut ends, slice);
-            }
-        }
-    }
-
-    /// All workers that hold a cell, in the order of their cells.
+    /// The workers that hold a cell, in the order of the cells.
     pub(crate) fn worker_refs(&self) -> Vec<WorkerRef> {
         let mut workers = Vec::new();
         for chunk in &*self.slab.chunks() {
-            workers.extend(
-                chunk
-                    .occupants()
-                    .into_iter()
-                    .map(|(offset, record)| WorkerRef {
-                        chunk: Arc::clone(chunk),
-                        offset,
-                        record,
-                    }),
-            );
+            let occupants = chunk.occupants().into_iter();
+            workers.extend(occupants.map(|(offset, record)| WorkerRef {
+                chunk: Arc::clone(chunk),
+                offset,
+                record,
+            }));
         }
         workers
     }
 
-    /// How many workers of each type live. One pass over the cells.
+    /// The number of living workers of each type. One pass over the cells.
     pub(crate) fn living_by_type(&self) -> BTreeMap<String, usize> {
         let mut by_profile = BTreeMap::<u32, usize>::new();
         for chunk in &*self.slab.chunks() {
@@ -466,114 +256,6 @@ impl Core {
         }
         by_type
     }
-
-    // --- timers for futures ---------------------------------------------------------------------
-
-    /// Wakes a future's task once the clock shows `at`. Returns the number to forget it by, and to
-    /// replace it by. The caller rings the pacemaker.
-    pub(crate) fn set_timer(&self, known: Option<u64>, at: Moment, waker: &Waker) -> u64 {
-        // Neither made nor dropped under the lock: wakers belong to executors.
-        let timer = (at, waker.clone());
-        let mut timers = self.timers.lock();
-        let number = known.unwrap_or_else(|| {
-            timers.next += 1;
-            timers.next
-        });
-        let replaced = timers.by_number.insert(number, timer);
-        drop(timers);
-        drop(replaced);
-        number
-    }
-
-    pub(crate) fn forget_timer(&self, number: u64) {
-        let forgotten = self.timers.lock().by_number.remove(&number);
-        drop(forgotten);
-    }
-
-    /// Takes out the timers that are due, and tells when the next one is.
-    pub(crate) fn due_timers(&self, now: Moment) -> (Vec<Waker>, Moment) {
-        let mut timers = self.timers.lock();
-        if timers.by_number.is_empty() {
-            return (Vec::new(), Moment::NEVER);
-        }
-        let is_due = |(_, (at, _)): &(&u64, &(Moment, Waker))| *at <= now;
-        let due = timers.by_number.iter().filter(is_due);
-        let due: Vec<u64> = due.map(|(number, _)| *number).collect();
-        let due = due
-            .iter()
-            .filter_map(|number| timers.by_number.remove(number))
-            .map(|(_, waker)| waker)
-            .collect();
-        let next = timers.by_number.values().map(|(at, _)| *at).min();
-        (due, next.unwrap_or(Moment::NEVER))
-    }
-}
-
-/// Somebody is about to tell the log of an end: a process that waits for the ends of its workers
-/// waits for that too.
-#[derive(Debug)]
-struct LogInFlight<R: Deref<Target = Core>>(R);
-
-impl<R: Deref<Target = Core>> LogInFlight<R> {
-    fn begin(core: R) -> Self {
-        core.telling.fetch_add(1, Ordering::AcqRel);
-        Self(core)
-    }
-}
-
-impl<R: Deref<Target = Core>> Drop for LogInFlight<R> {
-    fn drop(&mut self) {
-        self.0.telling.fetch_sub(1, Ordering::AcqRel);
-        self.0.note_end();
-    }
-}
-
-/// What is left to do once workers were asked to stop.
-#[must_use = "executors wait to be told"]
-pub(crate) struct PendingNotices<'a> {
-    core: &'a Core,
-    _telling: LogInFlight<&'a Core>,
-    wakers: Vec<Waker>,
-    events: Vec<(Arc<Record>, Event)>,
-}
-
-impl<'a> PendingNotices<'a> {
-    fn new(core: &'a Core) -> Self {
-        Self {
-            core,
-            _telling: LogInFlight::begin(core),
-            wakers: Vec::new(),
-            events: Vec::new(),
-        }
-    }
-
-    fn note(&mut self, record: &Arc<Record>, event: Option<Event>) {
-        self.events
-            .extend(event.map(|event| (Arc::clone(record), event)));
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.wakers.is_empty() && self.events.is_empty()
-    }
-
-    /// Wakes those who wait to be asked. [`deliver`](Self::deliver) does too, before it logs.
-    pub(crate) fn wake(&mut self) {
-        self.wakers.drain(..).for_each(wake);
-        self.core.subscribers.wake();
-    }
-
-    pub(crate) fn deliver(mut self) {
-        self.wake();
-        for (record, event) in std::mem::take(&mut self.events) {
-            self.core.log_unless_over(&record, &event);
-        }
-    }
-
-    /// As [`deliver`](Self::deliver), with the log told by another thread. The core is the same.
-    pub(crate) fn deliver_in_background(mut self, core: &Arc<Core>) {
-        self.wake();
-        core.log_in_background(std::mem::take(&mut self.events));
-    }
 }
 
 /// Whether the pacemaker has convicted a worker in this state.
@@ -588,7 +270,7 @@ mod tests {
     use profile::ProfileKey;
 
     #[test]
-    fn a_worker_that_comes_while_the_pacemaker_relaxes_is_watched_as_closely_as_it_needs() {
+    fn a_worker_that_comes_while_the_resolution_gets_coarser_keeps_its_own() {
         let core = Core::new(Clock::system());
         let profile = core.profiles.intern(ProfileKey {
             worker_type: "w".into(),
@@ -596,7 +278,7 @@ mod tests {
             thresholds: Thresholds::new(Duration::from_millis(100)),
             interval: Duration::from_millis(10),
         });
-        // Both begin each round at once, as near as can be, and a little apart, now one, now the other.
+        // Both threads begin each round at about the same time, either of them first.
         let arrived = AtomicU64::new(0);
         let meet = |n: u64| {
             arrived.fetch_add(1, Ordering::AcqRel);
