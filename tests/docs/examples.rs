@@ -26,7 +26,7 @@ fn examples() -> BTreeMap<String, PathBuf> {
             (name, path)
         }
     });
-    // Settings for other programs have tests of their own.
+    // Configuration of other programs has tests of its own.
     let examples: BTreeMap<_, _> = files
         .filter(|(_, file)| file.extension().is_some_and(|end| end == "rs") && file.exists())
         .collect();
@@ -126,7 +126,7 @@ fn an_example_that_waits_says_how_to_end_it_and_prints_its_address_last() {
 
 #[cfg(feature = "sqlite")]
 #[test]
-fn the_fleet_tells_how_the_record_of_a_killed_process_becomes_true() {
+fn the_fleet_records_the_death_of_a_killed_process_and_frees_its_run() {
     let ended = run("fleet", &[]);
     ended.assert_success();
     ended.assert_tells(&[
@@ -165,7 +165,7 @@ fn the_fleet_says_how_it_is_used() {
 
 // --- the tour ----------------------------------------------------------------------------------------
 
-/// A folder with a few files, gone when it is dropped.
+/// A folder with a few files, removed when it is dropped.
 struct Files(PathBuf);
 
 impl Files {
@@ -184,7 +184,7 @@ impl Files {
             )
             .unwrap();
         }
-        // Names may hold anything, also what clears a terminal or breaks a line.
+        // Names that would clear a terminal, break a line or change the direction of writing.
         fs::write(folder.join("evil\u{1b}[2J\n.txt"), "").unwrap();
         fs::write(folder.join("evil\u{202e}txt.exe"), "").unwrap();
         Self(folder)
@@ -207,7 +207,7 @@ fn row<'a>(page: &'a str, id: &str) -> (&'a str, &'a str) {
     (row, why.unwrap_or(""))
 }
 
-/// A worker's row, of which the state is known.
+/// The same, after checking the state.
 #[track_caller]
 fn row_of_state<'a>(page: &'a str, id: &str, state: &str) -> (&'a str, &'a str) {
     let (row, why) = row(page, id);
@@ -233,7 +233,10 @@ fn the_tour_shows_every_kind_of_worker_and_why_it_is_as_it_is() {
         !stdout.contains('\u{1b}'),
         "there is no terminal to speak to:\n{stdout}"
     );
-    assert!(!stdout.contains('\u{202e}'), "turned around:\n{stdout}");
+    assert!(
+        !stdout.contains('\u{202e}'),
+        "direction of writing changed:\n{stdout}"
+    );
     assert!(!stdout.contains("skipped"), "{stdout}");
 
     let (pages, end) = stdout.split_once("The end of the tour").unwrap();
@@ -241,7 +244,7 @@ fn the_tour_shows_every_kind_of_worker_and_why_it_is_as_it_is() {
     assert!(pages.len() >= 4, "{stdout}");
     let last = pages[pages.len() - 1];
 
-    // Healthy, with its task and progress. Between two passes it has none, for a moment.
+    // Healthy, with its task and progress. Between two passes it has neither, for a moment.
     for id in ["checksum-1", "checksum-2"] {
         let at_work = |page: &&&str| row(page, id).0.contains(" processing ");
         let (row, _) = row(pages.iter().find(at_work).unwrap(), id);
@@ -276,11 +279,11 @@ fn the_tour_shows_every_kind_of_worker_and_why_it_is_as_it_is() {
     row_of_state(end, "payments", "stopped");
     assert_has(end, "Shut down by the application");
     assert_has(end, "every worker ended in time");
-    // Without a table to tear up, panics are printed as everywhere.
+    // Without a table on a terminal, the default panic hook prints.
     assert_has(&ended.stderr, "IMPORT_PORT must be a number");
 }
 
-/// Asserts that the panic is told with the line that it happened in.
+/// Asserts that the reason names the line of the panic.
 #[track_caller]
 fn assert_is_the_place(why: &str) {
     let place = why.strip_prefix("panicked at examples/tour/farm.rs:");
@@ -305,8 +308,8 @@ fn ctrl_c_ends_the_tour_in_good_order() {
 }
 
 #[test]
-fn nobody_dies_of_a_shutdown() {
-    // Both return because the tour, once told of the shutdown, ends the calls that they wait in.
+fn no_worker_of_the_tour_dies_of_a_shutdown() {
+    // Both return because the tour ends their blocking calls when a shutdown begins.
     for _ in 0..10 {
         let end = end_of_the_tour_by(Signal::SIGINT);
         for id in ["mailer", "payments"] {
@@ -329,7 +332,7 @@ fn end_of_the_tour_by(signal: Signal) -> String {
 }
 
 #[test]
-fn the_tour_ends_when_nobody_reads_it_any_more() {
+fn the_tour_ends_when_its_output_is_closed() {
     let mut tour = Command::new(binary("tour"))
         .current_dir(sources())
         .env("RUST_BACKTRACE", "0")
@@ -464,7 +467,7 @@ fn mock_clock_takes_hours_in_an_instant() {
 }
 
 #[test]
-fn expect_silence_tells_a_long_call_from_a_stall() {
+fn an_announced_silence_is_not_a_stall() {
     let ended = run("07_expect_silence", &[]);
     ended.assert_success();
     ended.assert_tells(&[
@@ -541,7 +544,7 @@ fn tokio_tasks_begin_again_after_an_error() {
 }
 
 #[test]
-fn a_wedged_runtime_is_told_within_its_threshold() {
+fn a_wedged_runtime_is_reported_within_its_threshold() {
     let ended = run("12_runtime_watch", &[]);
     ended.assert_success();
     ended.assert_tells(&[
@@ -555,7 +558,7 @@ fn a_wedged_runtime_is_told_within_its_threshold() {
 }
 
 #[test]
-fn events_tell_the_beginning_and_the_end_of_a_trouble() {
+fn an_episode_has_one_event_at_its_beginning_and_one_at_its_end() {
     let ended = run("08_events", &[]);
     ended.assert_success();
     ended.assert_tells(&[
@@ -579,7 +582,7 @@ fn events_tell_the_beginning_and_the_end_of_a_trouble() {
 
 const PATH: &str = "/v1/worker/health";
 
-/// Starts it on a port of the system's choice. Returns also its address.
+/// Starts it on a free port. Returns its address, too.
 fn health_handler(arguments: &[&str]) -> (Example, String) {
     let handler = Example::start("02_health_handler", &[&["127.0.0.1:0"], arguments].concat());
     let address = handler.wait_for("the address", |out| {
@@ -590,7 +593,7 @@ fn health_handler(arguments: &[&str]) -> (Example, String) {
 }
 
 #[test]
-fn health_handler_tells_life_from_death_and_why() {
+fn health_handler_answers_whether_the_worker_lives_and_why_not() {
     let (_handler, address) = health_handler(&["--die-after", "2"]);
     let well = poll("a healthy worker", || {
         Some(get(&address, PATH)).filter(|answer| answer.status == 200)
@@ -650,12 +653,12 @@ fn health_handler_refuses_what_it_does_not_understand() {
     }
     let endless = format!("GET {PATH} HTTP/1.1\r\nX: {}", "x".repeat(9_000));
     assert_eq!(exchange(&address, endless.as_bytes()).status, 431);
-    // One that says nothing and goes.
+    // A client that closes without a request.
     drop(connect(&address));
-    let lively = poll("an answer", || {
+    let well = poll("an answer", || {
         Some(get(&address, PATH)).filter(|answer| answer.status == 200)
     });
-    assert_eq!(lively.json()["alive"], "true");
+    assert_eq!(well.json()["alive"], "true");
 }
 
 #[test]
@@ -668,9 +671,9 @@ fn health_handler_is_not_held_up_by_slow_clients() {
         trickling
             .write_all(format!("GET {PATH} HTTP/1.1\r\nX: ").as_bytes())
             .unwrap();
-        // Until the handler has enough of it.
+        // Until the handler closes the connection.
         while begun.elapsed() < Duration::from_secs(20) && trickling.write_all(b"x").is_ok() {
-            // It is the pause between two bytes that makes a client slow.
+            // The pause between two bytes makes the client slow.
             thread::sleep(Duration::from_millis(100));
         }
         begun.elapsed()
