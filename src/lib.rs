@@ -132,4 +132,4 @@ pub use supervisor::{
     DeadWorker, HungWorker, Outcome, Restart, StopReport, Supervised, SupervisedFuture,
     SupervisedWorker, Supervisor,
 };
-pub use worker::{Builder, SilenceGuard, TaskGuard, WorkerHeartbeat};
+pub use worker::{Builder, SilenceGuard, TaskGuard, Text, WorkerHeartbeat};

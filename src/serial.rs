@@ -79,6 +79,7 @@ named! {
         Self::StoreRestored { .. } => "store_restored",
         Self::Refused { .. } => "refused",
         Self::LeaseLost { .. } => "lease_lost",
+        Self::TaskFailed { .. } => "task_failed",
         Self::Complete { .. } => "complete",
     },
     StopCause(this) => this.name(),
@@ -110,6 +111,7 @@ report! {
         "missing": this.missing,
         "tick_age_s": this.tick_age.as_secs_f64(),
         "forgotten": this.forgotten,
+        "failed_tasks": this.failed_tasks,
     }
     UnwellWorker(this) {
         "id": this.id,
@@ -217,6 +219,7 @@ report! {
         "run_id": this.run_id,
         "task": this.task,
         "progress": this.progress,
+        "step": this.step,
         "task_age_s": seconds(this.task_age),
         "progress_age_s": seconds(this.progress_age),
         "heartbeat_age_s": seconds(this.heartbeat_age),
@@ -224,6 +227,7 @@ report! {
         "beats": this.beats,
         "late_beats": this.late_beats,
         "late_updates": this.late_updates,
+        "failed_tasks": this.failed_tasks,
         "last_death": this.last_death.as_deref(),
         "metadata": Pairs(&this.metadata),
         "thresholds": this.thresholds,

@@ -139,7 +139,7 @@ fn checksum_pass(
     for (done, path) in files.iter().enumerate() {
         let name = path.strip_prefix(".").unwrap_or(path).to_string_lossy();
         hb.update_task(run_id, &name, Activity::Processing);
-        task.progress(done as u64, files.len() as u64);
+        task.progress(done, files.len());
         let go_on = || {
             hb.beat();
             !hb.stop_requested()

@@ -95,6 +95,9 @@ pub struct Summary {
     pub tick_age: Duration,
     /// Ended workers that had to be forgotten, to keep the memory of them bounded.
     pub forgotten: u64,
+    /// Tasks that [failed](crate::TaskGuard::fail), of all workers that there ever were in the
+    /// registry; 0 in the summary of a store.
+    pub failed_tasks: u64,
 }
 
 impl Summary {

@@ -102,6 +102,8 @@ pub struct Snapshot {
     pub task: Option<String>,
     /// Steps done and steps to do of its task.
     pub progress: Option<(u64, u64)>,
+    /// The step of its task, if it has a name.
+    pub step: Option<String>,
     /// Time at its task, at most one resolution too short.
     pub task_age: Option<Duration>,
     /// Time since its last progress, at most one resolution too short. `None` if it never made any,
@@ -118,6 +120,8 @@ pub struct Snapshot {
     pub late_beats: u64,
     /// Other updates that came after its end, and changed nothing.
     pub late_updates: u64,
+    /// Tasks of this incarnation that [failed](crate::TaskGuard::fail).
+    pub failed_tasks: u64,
     /// How its previous incarnation died.
     pub last_death: Option<Arc<Death>>,
     /// What the application told of it.
@@ -183,6 +187,9 @@ impl Snapshot {
             progress: task
                 .map(|task| (task.done, task.total))
                 .filter(|(_, total)| at_task && *total > 0),
+            step: task
+                .map(|task| task.step.clone())
+                .filter(|step| at_task && !step.is_empty()),
             task_age: snapshot.filter(|_| at_task).map(|snapshot| {
                 task.and_then(|task| task.seen_at)
                     .or(snapshot.task_at)
@@ -199,6 +206,7 @@ impl Snapshot {
             ),
             late_beats: detail.map_or(0, |detail| worker.late_beats(detail)),
             late_updates: detail.map_or(0, |detail| detail.late_updates),
+            failed_tasks: detail.map_or(0, |detail| detail.failed_tasks),
             last_death: detail.and_then(|detail| detail.last_death.clone()),
             metadata: detail.map_or_else(Vec::new, |detail| detail.metadata.clone()),
             thresholds: profile.thresholds.clone(),
@@ -219,6 +227,9 @@ impl fmt::Display for Snapshot {
                 }
                 (Some(name), None) | (None, Some(name)) => write!(f, " {}", Printable(name))?,
                 (None, None) => {}
+            }
+            if let Some(step) = &self.step {
+                write!(f, ", {}", Printable(step))?;
             }
             if let Some((done, total)) = self.progress {
                 write!(f, ", {done} of {total}")?;

@@ -27,6 +27,8 @@ impl Registry {
         summary.missing = self.missing();
         summary.tick_age = self.tick_age(&observed).unwrap_or_default();
         summary.forgotten = self.inner.tombstones.forgotten();
+        let counts = self.inner.core.profiles.counts().into_iter();
+        summary.failed_tasks = counts.map(|(_, counts)| counts.failed_tasks.get()).sum();
         summary
     }
 

@@ -12,12 +12,17 @@ const MOST_CAUSES: usize = 32;
 /// `to_string` panics, or panic itself: the text until then is kept and marked.
 pub(crate) fn written(value: fmt::Arguments<'_>) -> String {
     let mut text = String::new();
+    write_to(&mut text, value);
+    text
+}
+
+/// As [`written`], into a buffer.
+pub(crate) fn write_to(text: &mut String, value: fmt::Arguments<'_>) {
     match catch(|| text.write_fmt(value)) {
         Ok(Ok(())) => {}
         Ok(Err(_)) => text.push_str("[incomplete: its Display returned an error]"),
         Err(_) => text.push_str("[incomplete: its Display panicked]"),
     }
-    text
 }
 
 /// The source of an error. A `source` method that panics counts as none.

@@ -1,6 +1,11 @@
 //! What ends when it is dropped: a task, an announced silence.
 
-use super::WorkerHeartbeat;
+use std::fmt;
+
+use super::{Text, WorkerHeartbeat};
+#[cfg(doc)]
+use crate::registry::Snapshot;
+use crate::sync::describe::{chain, describe_text};
 
 /// A task in progress; made by [`WorkerHeartbeat::begin_task`]. Dropped, it ends the task: the
 /// worker is at the outer task again, as it was, or idle if there is none.
@@ -17,7 +22,7 @@ use super::WorkerHeartbeat;
 /// let batch = hb.begin_task("batch-7", "sending");
 /// for (done, mail) in ["mail-1", "mail-2"].into_iter().enumerate() {
 ///     let _mail = hb.begin_task(mail, "rendering");
-///     batch.progress(done as u64, 2);
+///     batch.progress(done, 2);
 /// }
 /// assert_eq!(hb.snapshot().run_id.as_deref(), Some("batch-7"));
 /// drop(batch);
@@ -37,9 +42,63 @@ impl<'a> TaskGuard<'a> {
     }
 
     /// Reports how far this task is: `done` steps of `total`. Counts as a beat.
-    pub fn progress(&self, done: u64, total: u64) {
+    pub fn progress(&self, done: usize, total: usize) {
         let worker = self.worker.membership().worker_ref();
-        worker.set_progress(self.number, done, total);
+        worker.set_progress(self.number, done as u64, total as u64);
+    }
+
+    /// Names the step that this task is at, such as `uploading`: [`Snapshot::step`]. Counts as a
+    /// beat. A text of more than 200 bytes is cut at a character boundary and ends in `…`.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let hb = WorkerHeartbeat::builder("backup").id("backup-1").registry(&registry).start()?;
+    /// let task = hb.begin_task("run-7", "nightly");
+    /// task.step("uploading");
+    /// task.progress(3, 10);
+    /// assert_eq!(
+    ///     hb.snapshot().to_string(),
+    ///     "backup-1: processing run-7 (nightly), uploading, 3 of 10, for 0 s"
+    /// );
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn step(&self, step: impl Text) {
+        let worker = self.worker.membership().worker_ref();
+        step.with_str(|step| worker.set_step(self.number, step));
+    }
+
+    /// Reports that this task failed. The worker goes on: to end it as failed, there is
+    /// [`WorkerHeartbeat::fail`]. The failure is an [event](crate::EventKind::TaskFailed), with the
+    /// error's text in its alternate form (`{:#}`), and counts in [`Snapshot::failed_tasks`],
+    /// [`Summary::failed_tasks`](crate::Summary::failed_tasks) and the metrics.
+    ///
+    /// The task ends when the guard is dropped, as ever. A second failure of one task, like one that
+    /// comes after the task's end, changes nothing. Counts as a beat.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// for address in ["a@example.com", "nobody"] {
+    ///     let task = hb.begin_task(address, "sending");
+    ///     if !address.contains('@') {
+    ///         task.fail(format_args!("{address} is no address"));
+    ///     }
+    /// }
+    /// assert_eq!(hb.snapshot().failed_tasks, 1);
+    /// assert!(hb.is_recent());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn fail(&self, error: impl fmt::Display) {
+        self.worker.fail_task(self.number, describe_text(error));
+    }
+
+    /// As [`fail`](Self::fail), with an error and all that caused it.
+    pub fn fail_with(&self, error: &(dyn std::error::Error + 'static)) {
+        self.worker.fail_task(self.number, chain(error));
     }
 }
 

@@ -3,6 +3,7 @@
 mod builder;
 mod env;
 mod guards;
+mod text;
 
 use std::fmt;
 use std::pin::Pin;
@@ -17,6 +18,7 @@ pub(crate) use builder::{DEFAULT_GROUP, DEFAULT_INTERVAL, MOST_METADATA};
 #[cfg(feature = "http")]
 pub(crate) use builder::{LONGEST_VALUE, check_limits, check_metadata, check_name, shortened};
 pub use guards::{SilenceGuard, TaskGuard};
+pub use text::Text;
 
 use crate::cell::Phase;
 use crate::clock::Sleeper;
@@ -64,12 +66,30 @@ impl WorkerHeartbeat {
     /// [`bind_thread`](Self::bind_thread)).
     ///
     /// The task's age counts from the first update with this `run_id`; with an empty `run_id`, each
-    /// update is a task of its own. The texts are copied into buffers that are used again: once they
-    /// are large enough, nothing is allocated. A `run_id` of more than 200 bytes or a `task` of more
+    /// update is a task of its own. The [texts](Text) are copied into buffers that are used again: once
+    /// they are large enough, nothing is allocated. A `run_id` of more than 200 bytes or a `task` of more
     /// than 1024 is cut at a character boundary and ends in `…`.
     ///
     /// After the worker's end it changes nothing but [`Snapshot::late_updates`].
-    pub fn update_task(&self, run_id: &str, task: &str, activity: Activity) {
+    ///
+    /// ```
+    /// use worker_heartbeat::{Activity, Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let hb = WorkerHeartbeat::builder("research").registry(&registry).start()?;
+    /// for (n, company) in ["Example", "Example & Sons"].iter().enumerate() {
+    ///     hb.update_task(n, format_args!("Researching {company}"), Activity::Processing);
+    ///     // work
+    /// }
+    /// hb.mark_idle();
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    #[inline]
+    pub fn update_task(&self, run_id: impl Text, task: impl Text, activity: Activity) {
+        run_id.with_str(|run_id| task.with_str(|task| self.set_task(run_id, task, activity)));
+    }
+
+    fn set_task(&self, run_id: &str, task: &str, activity: Activity) {
         self.take(
             &self
                 .membership
@@ -110,10 +130,23 @@ impl WorkerHeartbeat {
     /// task without a guard gives way to one with a guard, and does not come back. Of more than 256
     /// open tasks, the outermost ones are forgotten.
     #[must_use = "the task ends when the guard is dropped"]
-    pub fn begin_task(&self, run_id: &str, task: &str) -> TaskGuard<'_> {
+    #[inline]
+    pub fn begin_task(&self, run_id: impl Text, task: impl Text) -> TaskGuard<'_> {
+        run_id.with_str(|run_id| task.with_str(|task| self.open_task(run_id, task)))
+    }
+
+    fn open_task(&self, run_id: &str, task: &str) -> TaskGuard<'_> {
         let (number, updated) = self.membership.worker_ref().begin_task(run_id, task);
         self.take(&updated);
         TaskGuard::new(self, number)
+    }
+
+    fn fail_task(&self, number: Option<u64>, error: String) {
+        let worker = self.membership.worker_ref();
+        if let Some((life, failed)) = worker.fail_task(number, error) {
+            let core = self.registry().core();
+            core.emit_alive(&worker.record, life, failed);
+        }
     }
 
     fn end_task(&self, number: Option<u64>) {

@@ -158,7 +158,10 @@ impl Farm {
             let run = format!("run-{}", 120 + turn + n * 3);
             let done = step % (4 + n) + 1;
             let task = hb.begin_task(&run, &format!("Researching {site}"));
-            task.progress(done, 5 + n);
+            task.progress(
+                usize::try_from(done).unwrap(),
+                usize::try_from(5 + n).unwrap(),
+            );
             // The guard would mark it idle.
             std::mem::forget(task);
         }

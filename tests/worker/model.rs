@@ -482,7 +482,7 @@ proptest! {
                             Nested::Progress(of, done) => if !guards.is_empty() {
                                 let place = of.index(guards.len());
                                 if let Some(guard) = &guards[place] {
-                                    guard.progress(done, 9);
+                                    guard.progress(usize::try_from(done).unwrap(), 9);
                                     model.sign();
                                     let mut open = model.tasks.iter_mut();
                                     if let (Some(task), None) = (open.find(|task| task.guard == Some(place)), model.ended) {

@@ -4,9 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use crate::support::{PATIENCE, SECOND, World, eventually, state};
+use crate::support::{PATIENCE, SECOND, World, eventually, names, state};
 use worker_heartbeat::{
-    Activity, BoxError, Health, State, StopCause, SupervisedWorker, Supervisor, WorkerHeartbeat,
+    Activity, BoxError, EventKind, Health, State, StopCause, SupervisedWorker, Supervisor, Text,
+    WorkerHeartbeat,
 };
 
 fn stalling(world: &World) -> WorkerHeartbeat {
@@ -384,4 +385,152 @@ fn a_failure_on_the_way_out_of_a_worker_that_was_asked_to_stop_is_not_lost() {
     hb.stop();
     hb.fail("too late");
     assert_eq!(state(&hb), State::Stopped, "it stopped by itself");
+}
+
+#[test]
+fn a_step_is_shown_with_the_progress_of_its_task_and_ends_with_it() {
+    let world = World::new();
+    let hb = world.worker("backup").id("backup-1").start().unwrap();
+    let step = || hb.snapshot().step;
+    let outer = hb.begin_task("run-7", "nightly");
+    assert_eq!(step(), None);
+    outer.step("uploading");
+    outer.progress(3, 10);
+    assert_eq!(
+        hb.snapshot().to_string(),
+        "backup-1: processing run-7 (nightly), uploading, 3 of 10, for 0 s"
+    );
+    let inner = hb.begin_task("part-1", "");
+    assert_eq!(step(), None, "it is the outer task's");
+    inner.step(format_args!("chunk {}", 12));
+    assert_eq!(step().as_deref(), Some("chunk 12"));
+    drop(inner);
+    assert_eq!(step().as_deref(), Some("uploading"));
+    hb.update_task("run-7", "still nightly", Activity::Processing);
+    assert_eq!(step().as_deref(), Some("uploading"), "the same run goes on");
+    hb.update_task("run-8", "nightly", Activity::Processing);
+    assert_eq!(step(), None, "another run");
+    drop(outer);
+    let task = hb.begin_task("run-9", "");
+    assert_eq!(step(), None, "buffers are used again, and empty");
+    task.step("ä".repeat(200));
+    let cut = step().unwrap();
+    assert!(cut.len() <= 200 && cut.ends_with('…'), "{cut}");
+    task.step("");
+    assert_eq!(step(), None);
+    let beats = hb.snapshot().beats;
+    task.step("uploading");
+    assert_eq!(hb.snapshot().beats, beats + 1);
+    hb.stop();
+    task.step("too late");
+    assert_eq!(hb.snapshot().late_updates, 1);
+}
+
+#[test]
+fn a_task_that_fails_is_an_event_and_a_count_and_its_worker_goes_on() {
+    let world = World::new();
+    let events = world.registry.subscribe();
+    let hb = world.worker("mailer").id("mailer-1").start().unwrap();
+    let batch = hb.begin_task("batch-7", "sending");
+    let mail = hb.begin_task("mail-1", "");
+    assert_eq!(names(&events), ["registered"]);
+    mail.fail("no such\nmailbox");
+    let event = events.try_recv().unwrap();
+    assert_eq!(
+        event.to_string(),
+        "worker mailer-1: task failed: no such\\nmailbox, during mail-1"
+    );
+    assert!(matches!(
+        &event.kind,
+        EventKind::TaskFailed { run_id: Some(run_id), task: None, error, .. }
+            if run_id == "mail-1" && error == "no such\nmailbox"
+    ));
+    mail.fail("again");
+    assert!(events.try_recv().is_err(), "a task fails once");
+    assert_eq!(state(&hb), State::Processing);
+    drop(mail);
+    assert_eq!(run(&hb).as_deref(), Some("batch-7"));
+    let mail = hb.begin_task("mail-1", "the same run again is another task");
+    mail.fail_with(&std::fmt::Error);
+    drop(mail);
+    batch.fail("one of two");
+    drop(batch);
+    let failed = |hb: &WorkerHeartbeat| hb.snapshot().failed_tasks;
+    assert_eq!(failed(&hb), 3);
+    let other = world.worker("other").start().unwrap();
+    other.begin_task("run-1", "").fail("too");
+    assert_eq!((failed(&hb), failed(&other)), (3, 1));
+    assert_eq!(world.registry.summary().failed_tasks, 4);
+    assert!(world.registry.summary().is_healthy());
+    let ended = other.begin_task("run-2", "");
+    other.stop();
+    ended.fail("after the end of its worker");
+    assert_eq!((failed(&other), other.snapshot().late_updates), (1, 1));
+    drop(ended);
+    drop(other);
+    assert_eq!(world.registry.summary().failed_tasks, 4, "it stays counted");
+}
+
+/// Says what it is while it says so to the registry as well.
+struct Chatty<'a>(&'a WorkerHeartbeat);
+
+impl std::fmt::Display for Chatty<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let task = self.0.begin_task(format_args!("{} {}", "within", 1), "");
+        let named = run(self.0);
+        drop(task);
+        write!(f, "said {}", named.unwrap_or_default())
+    }
+}
+
+struct Broken;
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("half")?;
+        Err(std::fmt::Error)
+    }
+}
+
+struct Id(u32);
+
+impl Text for Id {
+    fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R {
+        format_args!("run-{:03}", self.0).with_str(read)
+    }
+}
+
+#[test]
+fn runs_and_tasks_are_named_by_what_can_be_shown() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    let named = || {
+        let snapshot = hb.snapshot();
+        (snapshot.run_id.unwrap(), snapshot.task.unwrap())
+    };
+    let same = |named: (String, String), run: &str, task: &str| {
+        assert_eq!((&*named.0, &*named.1), (run, task));
+    };
+    hb.update_task(String::from("run-1"), 'x', Activity::Processing);
+    same(named(), "run-1", "x");
+    hb.update_task(&&String::from("run-2"), &mut -7, Activity::Processing);
+    same(named(), "run-2", "-7");
+    let shared: std::sync::Arc<str> = "shared".into();
+    hb.update_task(Id(7), &shared, Activity::Processing);
+    same(named(), "run-007", "shared");
+    let (a, b) = ("two", "texts");
+    let _task = hb.begin_task(format_args!("{a}"), format_args!("{a} {b}"));
+    same(named(), "two", "two texts");
+    hb.update_task(
+        format_args!("{}", Chatty(&hb)),
+        format_args!("{Broken}"),
+        Activity::Active,
+    );
+    same(
+        named(),
+        "said within 1",
+        "half[incomplete: its Display returned an error]",
+    );
+    hb.update_task(9_u64, format_args!("a constant"), Activity::Active);
+    same(named(), "9", "a constant");
 }

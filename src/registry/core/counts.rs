@@ -86,6 +86,7 @@ pub(crate) struct TypeCounts {
     pub stalls: Count,
     pub stale: Count,
     pub never_started: Count,
+    pub failed_tasks: Count,
     deaths: [Count; CAUSES.len()],
     /// Of lives that are over: those of the others are in their cells.
     pub beats: Count,
@@ -116,6 +117,7 @@ impl TypeCounts {
         match kind {
             EventKind::Registered => self.registrations.add(1),
             EventKind::GaveUp { .. } => self.given_up.add(1),
+            EventKind::TaskFailed { .. } => self.failed_tasks.add(1),
             EventKind::Became(Health::Dead { death, .. }) => {
                 if let Some(deaths) = self.deaths.get(place(&death.cause)) {
                     deaths.add(1);
@@ -165,7 +167,6 @@ impl CountsByType {
     }
 
     /// With the types, or [`OTHERS`].
-    #[cfg(feature = "prometheus")]
     pub(super) fn all(&self) -> Vec<(Box<str>, Arc<TypeCounts>)> {
         let all = self.by_name.iter();
         all.map(|(name, counts)| (name.clone(), Arc::clone(counts)))

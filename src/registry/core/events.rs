@@ -12,7 +12,7 @@ use crossbeam_channel::{
 };
 use parking_lot::{Mutex, RwLock};
 
-use crate::health::{Health, MissingWorkers, State};
+use crate::health::{Health, MissingWorkers, State, during};
 use crate::sync::printable::{Age, Printable};
 use crate::sync::wakers::{Wakers, wake};
 
@@ -120,6 +120,15 @@ pub enum EventKind {
         /// The number of the claim.
         fence: u64,
     },
+    /// A task of the worker [failed](crate::TaskGuard::fail). The worker goes on.
+    TaskFailed {
+        /// The run, if it has a name.
+        run_id: Option<String>,
+        /// The task, if it has a name.
+        task: Option<String>,
+        /// What went wrong.
+        error: String,
+    },
     /// As many workers of a type live as are expected, again.
     Complete {
         /// The type.
@@ -150,7 +159,8 @@ impl Event {
             | EventKind::Missing(_)
             | EventKind::StoreFailing { .. }
             | EventKind::Refused { .. }
-            | EventKind::LeaseLost { .. } => log::Level::Warn,
+            | EventKind::LeaseLost { .. }
+            | EventKind::TaskFailed { .. } => log::Level::Warn,
             EventKind::GaveUp { .. } | EventKind::ChildHung { .. } => log::Level::Error,
         }
     }
@@ -206,6 +216,14 @@ impl fmt::Display for EventKind {
             }
             Self::LeaseLost { run_id, fence } => {
                 write!(f, "lease of {} lost (fence {fence})", Printable(run_id))
+            }
+            Self::TaskFailed {
+                run_id,
+                task,
+                error,
+            } => {
+                write!(f, "task failed: {}", Printable(error))?;
+                during(f, run_id.as_deref(), task.as_deref())
             }
             Self::Complete { worker_type } => {
                 write!(
@@ -438,7 +456,7 @@ impl Subscribers {
 
     /// Wakes the tasks that wait for events. Apart from [`send`](Self::send), since it calls
     /// executors, which must not happen under a lock.
-    pub(super) fn wake(&self) {
+    pub(in crate::registry) fn wake(&self) {
         let mailboxes: Vec<_> = {
             let subscribers = self.subscribers.read();
             let mailboxes = subscribers.iter().map(|one| one.mailbox.upgrade());

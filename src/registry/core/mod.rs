@@ -169,14 +169,20 @@ impl Core {
         key: CellKey,
         kind: EventKind,
     ) -> Option<Event> {
-        let events = self.lock_events(record);
+        let _events = self.lock_events(record);
         if record.is_over() || record.cell_key() != key {
-            return None;
+            None
+        } else {
+            self.publish(Some(record), kind)
         }
-        let event = self.publish(Some(record), kind);
-        drop(events);
-        self.subscribers.wake();
-        event
+    }
+
+    /// As [`emit`](Self::emit), of a worker while this life lasts.
+    pub(crate) fn emit_alive(&self, record: &Record, key: CellKey, kind: EventKind) {
+        if let Some(event) = self.publish_alive(record, key, kind) {
+            self.subscribers.wake();
+            self.log(&event);
+        }
     }
 
     /// Counts an event and sends it to subscribers, which never blocks. The caller logs what this

@@ -129,7 +129,6 @@ impl Profiles {
     }
 
     /// The counts of all types that there ever were, with what they are called.
-    #[cfg(feature = "prometheus")]
     pub(crate) fn counts(&self) -> Vec<(Box<str>, Arc<TypeCounts>)> {
         self.table.lock().counts.all()
     }

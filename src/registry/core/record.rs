@@ -76,6 +76,8 @@ pub(crate) struct Detail {
     pub metadata: Vec<(String, String)>,
     /// Updates that came after the end.
     pub late_updates: u64,
+    /// Tasks of the present life that failed.
+    pub failed_tasks: u64,
     /// It may be started again; not any more once its last handle is gone.
     pub returns: bool,
     /// A sweep has told that it is offline.
@@ -355,6 +357,7 @@ impl Detail {
             restarts: 0,
             metadata: Vec::new(),
             late_updates: 0,
+            failed_tasks: 0,
             returns: false,
             marked_offline: false,
             told: None,

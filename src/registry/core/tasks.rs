@@ -42,6 +42,10 @@ pub(crate) struct Task {
     pub text: String,
     pub done: u64,
     pub total: u64,
+    /// The step that it is at; empty if none was named.
+    pub step: String,
+    /// It was reported as failed.
+    failed: bool,
     /// When the pacemaker first saw it, if that is not in the cell: an inner task took its place
     /// there.
     pub seen_at: Option<Moment>,
@@ -216,6 +220,24 @@ impl Tasks {
         }
     }
 
+    /// Which step the task of the guard with this number is at.
+    pub(crate) fn set_step(&mut self, number: u64, step: &str) {
+        if let Some(task) = self
+            .place_of(number)
+            .and_then(|place| self.frames.get_mut(place))
+        {
+            write_cut(&mut task.step, step, Task::LONGEST_STEP);
+        }
+    }
+
+    /// The task of the guard with this number failed. Returns its names; `None` if it has ended, or
+    /// had failed before.
+    pub(crate) fn fail(&mut self, number: u64) -> Option<TaskNames> {
+        let place = self.place_of(number)?;
+        let task = self.frames.get_mut(place)?;
+        (!std::mem::replace(&mut task.failed, true)).then(|| task.names())
+    }
+
     /// Run and task that the worker was at when it died. A task whose guard was dropped on the way
     /// out is the one, if nothing happened since.
     pub(crate) fn at_death(&self, manner: Manner, now: Moment, beats: u64) -> TaskNames {
@@ -284,6 +306,8 @@ impl Task {
     /// Longer texts are cut.
     pub(crate) const LONGEST_RUN_ID: usize = 200;
     /// Longer texts are cut.
+    const LONGEST_STEP: usize = 200;
+    /// Longer texts are cut.
     pub(crate) const LONGEST_TEXT: usize = 1_024;
 
     /// Run and task, as far as they have a name.
@@ -305,6 +329,8 @@ impl Task {
             self.whole = whole;
             write_cut(&mut self.run_id, run_id, Self::LONGEST_RUN_ID);
             (self.done, self.total, self.seen_at) = (0, 0, None);
+            self.step.clear();
+            self.failed = false;
         }
         if text.len() > Self::LONGEST_TEXT || self.text != text {
             write_cut(&mut self.text, text, Self::LONGEST_TEXT);

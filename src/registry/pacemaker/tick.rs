@@ -63,6 +63,7 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
     for waker in due {
         wake(waker);
     }
+    core.subscribers.wake();
     for (record, event) in unlogged {
         // The end of a worker is the last that is logged of it.
         if !record.is_over() {

@@ -68,7 +68,7 @@ fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
         types().map(|(name, of_type)| (type_label(name), of_type.monotonic_beats())),
     )?;
     type Total = fn(&TypeCounts) -> &Count;
-    let totals: [(&str, &str, Total); 6] = [
+    let totals: [(&str, &str, Total); 7] = [
         (
             "registrations",
             "Incarnations that began, including restarts",
@@ -98,6 +98,11 @@ fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
             "never_started",
             "Workers that made no progress within their startup grace",
             |counts| &counts.never_started,
+        ),
+        (
+            "failed_tasks",
+            "Tasks that failed while their worker went on",
+            |counts| &counts.failed_tasks,
         ),
     ];
     for (name, help, total) in totals {

@@ -19,7 +19,7 @@ use crate::sync::printable::cut;
 use crate::sync::wakers::wake;
 
 /// Longer reasons of a death are cut: the dead are remembered for long.
-const LONGEST_REASON: usize = 8 * 1024;
+pub(super) const LONGEST_REASON: usize = 8 * 1024;
 
 /// How an incarnation is to end.
 #[derive(Debug)]
@@ -363,6 +363,7 @@ impl WorkerRef {
         }
         detail.restarts += 1;
         detail.tasks = Tasks::default();
+        detail.failed_tasks = 0;
         detail.silences.clear();
         detail.first_sample = None;
         detail.evidence = StallCause::Unknown;

@@ -1,11 +1,14 @@
 //! What a worker says of itself.
 
 use super::WorkerRef;
-use crate::cell::Work;
+use super::lives::LONGEST_REASON;
+use crate::cell::{CellKey, Work};
 use crate::clock::Moment;
 use crate::health::Activity;
+use crate::registry::core::events::EventKind;
 use crate::registry::core::record::Detail;
 use crate::registry::core::tasks::{AfterTask, Closing, TaskNames, TaskReport};
+use crate::sync::printable::cut;
 use crate::sync::threads;
 
 /// So many silences that were not taken back are kept: guards that are leaked must not hold memory
@@ -164,6 +167,41 @@ impl WorkerRef {
             detail.tasks.set_progress(number, done, total);
         }
         self.cell().beat();
+    }
+
+    /// Which step the task with this number is at. Counts as a beat.
+    pub(crate) fn set_step(&self, number: Option<u64>, step: &str) {
+        let mut detail = self.record.detail();
+        if self.is_late(&mut detail) {
+            return;
+        }
+        if let Some(number) = number {
+            detail.tasks.set_step(number, step);
+        }
+        self.cell().beat();
+    }
+
+    /// The task with this number failed, for this reason. Counts as a beat. Returns what is to be
+    /// reported, and of which life; `None` if it has ended, or has failed before.
+    pub(crate) fn fail_task(
+        &self,
+        number: Option<u64>,
+        mut error: String,
+    ) -> Option<(CellKey, EventKind)> {
+        let mut detail = self.record.detail();
+        if self.is_late(&mut detail) {
+            return None;
+        }
+        self.cell().beat();
+        let (run_id, task) = detail.tasks.fail(number?)?;
+        detail.failed_tasks += 1;
+        cut(&mut error, LONGEST_REASON);
+        let failed = EventKind::TaskFailed {
+            run_id,
+            task,
+            error,
+        };
+        Some((self.record.cell_key(), failed))
     }
 
     /// Announces a silence. Returns its number.

@@ -1,0 +1,124 @@
+//! What may name a run, a task or a step.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::sync::describe::write_to;
+
+/// What may name a run, a task or a step: a text, a number, or what [`format_args!`] makes.
+///
+/// A text is used as it stands. All else is formatted into a buffer of the calling thread that is
+/// used again, so nothing is allocated once that is large enough.
+///
+/// ```
+/// use worker_heartbeat::{Activity, Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+/// hb.update_task("run-123", "sending", Activity::Processing);
+/// for (n, address) in ["a@example.com", "b@example.com"].iter().enumerate() {
+///     let _mail = hb.begin_task(n, format_args!("to {address}"));
+/// }
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+///
+/// A type of your own:
+///
+/// ```
+/// use worker_heartbeat::Text;
+///
+/// struct RunId(u64);
+///
+/// impl Text for RunId {
+///     fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R {
+///         format_args!("run-{}", self.0).with_str(read)
+///     }
+/// }
+///
+/// assert_eq!(RunId(7).with_str(str::to_owned), "run-7");
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not name a run, a task or a step",
+    note = "for what implements `Display`, write `format_args!(\"{{}}\", value)`",
+    note = "for a type of your own, implement `worker_heartbeat::Text`"
+)]
+pub trait Text {
+    /// Passes the text to `read`.
+    fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R;
+}
+
+/// A thread keeps a buffer of this size at most.
+const LARGEST_KEPT: usize = 4 * 1_024;
+
+thread_local! {
+    static BUFFER: Cell<String> = const { Cell::new(String::new()) };
+}
+
+/// The buffer is taken while it is in use: what is formatted may name a task itself.
+impl Text for fmt::Arguments<'_> {
+    fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R {
+        if let Some(text) = self.as_str() {
+            return read(text);
+        }
+        // A thread that is about to end has no thread-locals any more.
+        let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
+        write_to(&mut buffer, *self);
+        let result = read(&buffer);
+        if buffer.capacity() <= LARGEST_KEPT {
+            buffer.clear();
+            let _ = BUFFER.try_with(|place| place.set(buffer));
+        }
+        result
+    }
+}
+
+impl Text for str {
+    #[inline]
+    fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R {
+        read(self)
+    }
+}
+
+impl<T: Text + ?Sized> Text for &T {
+    #[inline]
+    fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R {
+        (**self).with_str(read)
+    }
+}
+
+impl<T: Text + ?Sized> Text for &mut T {
+    #[inline]
+    fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R {
+        (**self).with_str(read)
+    }
+}
+
+macro_rules! texts {
+    ($($type:ty),*) => {$(
+        impl Text for $type {
+            #[inline]
+            fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R {
+                read(self)
+            }
+        }
+    )*};
+}
+
+texts!(String, Cow<'_, str>, Box<str>, Rc<str>, Arc<str>);
+
+macro_rules! formatted {
+    ($($type:ty),*) => {$(
+        impl Text for $type {
+            fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R {
+                format_args!("{self}").with_str(read)
+            }
+        }
+    )*};
+}
+
+formatted!(
+    char, u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize
+);
