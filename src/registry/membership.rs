@@ -56,6 +56,14 @@ impl Membership {
         self.registry.end(&self.worker, end)
     }
 
+    /// Reports that the task with this number failed.
+    pub(crate) fn fail_task(&self, number: Option<u64>, error: String) {
+        if let Some((life, failed)) = self.worker.fail_task(number, error) {
+            let core = &self.registry.inner.core;
+            core.emit_alive(&self.worker.record, life, failed);
+        }
+    }
+
     /// Ends a worker that went idle after it was asked to stop.
     pub(crate) fn end_if(&self, asked_and_idle: bool) {
         if asked_and_idle {

@@ -93,12 +93,16 @@ impl<'a> TaskGuard<'a> {
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
     pub fn fail(&self, error: impl fmt::Display) {
-        self.worker.fail_task(self.number, describe_text(error));
+        self.worker
+            .membership()
+            .fail_task(self.number, describe_text(error));
     }
 
     /// As [`fail`](Self::fail), with an error and all that caused it.
     pub fn fail_with(&self, error: &(dyn std::error::Error + 'static)) {
-        self.worker.fail_task(self.number, chain(error));
+        self.worker
+            .membership()
+            .fail_task(self.number, chain(error));
     }
 }
 

@@ -141,14 +141,6 @@ impl WorkerHeartbeat {
         TaskGuard::new(self, number)
     }
 
-    fn fail_task(&self, number: Option<u64>, error: String) {
-        let worker = self.membership.worker_ref();
-        if let Some((life, failed)) = worker.fail_task(number, error) {
-            let core = self.registry().core();
-            core.emit_alive(&worker.record, life, failed);
-        }
-    }
-
     fn end_task(&self, number: Option<u64>) {
         let now = self.registry().clock().now();
         self.take(&self.membership.worker_ref().end_task(number, now));
