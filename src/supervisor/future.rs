@@ -9,7 +9,7 @@ use std::thread;
 
 use super::children::ask;
 use super::exit::Finish;
-use super::restart::{Decision, Restarts};
+use super::restarts::{Decision, Restarts};
 use super::stopping::Part;
 use super::{
     Exit, InCharge, Outcome, Supervisor, begin_again, decide, end_life, end_of_drop, end_of_work,

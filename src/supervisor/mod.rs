@@ -5,6 +5,7 @@ mod exit;
 mod future;
 mod outcome;
 mod restart;
+mod restarts;
 mod run;
 mod stopping;
 mod thread;
@@ -29,7 +30,7 @@ use crate::sync::panics::{self, AtHand, Charge, Interest, PanicReport};
 use crate::worker::WorkerHeartbeat;
 use children::{Child, Children};
 use exit::Finish;
-use restart::{Decision, Fate, Restarts};
+use restarts::{Decision, Fate, Restarts};
 use stopping::{Stop, Stopping};
 
 /// Runs workers on threads of their own or in futures, reports how each of them ended, and starts

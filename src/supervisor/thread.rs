@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 
 use super::children::ask;
 use super::exit::{Finish, Wait};
-use super::restart::{Decision, Restart, Restarts};
+use super::restart::Restart;
+use super::restarts::{Decision, Restarts};
 use super::stopping::part;
 use super::{Exit, InCharge, Supervisor, begin_again, decide, end_life, end_of_drop};
 use crate::clock::Sleeper;

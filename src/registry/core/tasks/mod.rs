@@ -1,123 +1,52 @@
-//! What a worker says it is at: a stack of tasks, in buffers that are reused.
+//! What a worker reports that it is doing: a stack of tasks.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::Duration;
+mod closed;
+mod task;
 
 use crate::clock::Moment;
 use crate::health::Activity;
-use crate::sync::printable::{cut, prefix};
+use closed::Closed;
+pub(crate) use closed::{Closing, Manner};
+pub(crate) use task::Task;
 
-/// Tasks nest this deep. Beyond, the outermost one is forgotten: guards that are leaked must not
-/// hold memory without bound.
+/// Tasks nest this deep. Beyond, the outermost one is forgotten, so that leaked guards can't hold memory
+/// without bound.
 const MOST_OPEN: usize = 256;
-
-/// An error reaches the supervisor within this time after the guards on its way were dropped. After
-/// a longer rest, the error does not belong to the task.
-const ERROR_LATENCY: Duration = Duration::from_millis(10);
-/// The same for a panic, whose way may lead through destructors that take their time.
-const PANIC_LATENCY: Duration = Duration::from_secs(1);
 
 /// The tasks of one worker, the innermost last.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
-    /// The open ones first. Those behind lend their buffers to the next.
+    /// The open ones first. The others keep their buffers for the next.
     frames: Vec<Task>,
     open: usize,
     next_number: u64,
-    /// The last task that a guard closed, for the case that the worker dies on the way out of it.
+    /// The last task that a guard closed.
     closed: Option<Box<Closed>>,
 }
 
-/// One task.
-#[derive(Debug, Default)]
-pub(crate) struct Task {
-    /// Its guard's number; `None` without a guard.
-    number: Option<u64>,
-    pub activity: Activity,
-    /// The number of the thread that works on it.
-    thread: u32,
-    pub run_id: String,
-    /// Of a run id that was cut: the hash of the whole, by which it is known again.
-    whole: Option<u64>,
-    pub text: String,
-    pub done: u64,
-    pub total: u64,
-    /// The step that it is at; empty if none was named.
-    pub step: String,
-    /// It was reported as failed.
-    failed: bool,
-    /// When the pacemaker first saw it, if that is not in the cell: an inner task took its place
-    /// there.
-    pub seen_at: Option<Moment>,
-}
-
-/// What a worker says it is doing, and on which thread.
+/// What a worker reports that it is doing, and on which thread.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TaskReport {
     pub activity: Activity,
     pub thread: u32,
 }
 
-/// A task that its guard closed.
-#[derive(Debug, Default)]
-struct Closed {
-    task: Task,
-    /// `None`: it is not worth a word any more.
-    when: Option<Closing>,
-}
-
-/// How a guard closed a task.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Closing {
-    /// By the clock.
-    pub at: Moment,
-    /// The worker's beats, that of the closing included.
-    pub beats: u64,
-    /// The number of the thread that did it.
-    pub thread: u32,
-    /// Its thread was unwinding from a panic.
-    pub unwinding: bool,
-}
-
-impl Closing {
-    /// Whether this is on the same way out, so much later.
-    fn reaches(&self, now: Moment) -> bool {
-        let latency = if self.unwinding {
-            PANIC_LATENCY
-        } else {
-            ERROR_LATENCY
-        };
-        now.since(self.at) <= latency
-    }
-}
-
-/// What the end of a task leaves the worker at.
+/// What the worker is doing after the end of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AfterTask {
     /// The task had ended before: nothing changes.
     Unchanged,
-    /// At another task: its activity, and the thread that works on it.
+    /// Another task: its activity, and the thread that works on it.
     At(Activity, u32),
-    /// At none.
+    /// None.
     Idle,
 }
 
-/// How a worker died, as far as the task it died in is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Manner {
-    /// It panicked, and its guards were dropped by the unwinding.
-    Panic,
-    /// It returned an error, and its guards were dropped on the way.
-    Error,
-    /// Otherwise: only a task that is still open is the one.
-    Other,
-}
-
-/// Run and task, as far as they have a name.
+/// Run and task, as far as they have names.
 pub(crate) type TaskNames = (Option<String>, Option<String>);
 
 impl Tasks {
-    /// The task that the worker is at.
+    /// The innermost task.
     pub(crate) fn current(&self) -> Option<&Task> {
         self.frames.get(self.open.wrapping_sub(1))
     }
@@ -127,13 +56,12 @@ impl Tasks {
         self.frames.get_mut(self.open.wrapping_sub(1))
     }
 
-    /// Run and task that the worker is at.
+    /// The innermost run and task.
     pub(crate) fn names(&self) -> TaskNames {
         self.current().map_or((None, None), Task::names)
     }
 
-    /// Takes over what the worker is at: the innermost task is replaced. Returns whether that is
-    /// another run than before.
+    /// Replaces the innermost task. Returns whether that begins another run.
     #[inline]
     pub(crate) fn update(&mut self, run_id: &str, text: &str, report: TaskReport) -> bool {
         let opened = self.open == 0;
@@ -145,8 +73,8 @@ impl Tasks {
             .is_some_and(|task| task.set(run_id, text, report, opened))
     }
 
-    /// Opens a task within the present one. Returns its guard's number, and whether it is another
-    /// run than before. `seen_at`: when the pacemaker first saw the present one, if it did.
+    /// Opens a task within the present one. Returns its guard's number, and whether it begins another
+    /// run. `seen_at`: when the pacemaker first saw the present one, if it did.
     pub(crate) fn begin(
         &mut self,
         run_id: &str,
@@ -162,7 +90,7 @@ impl Tasks {
         self.next_number += 1;
         let mut opened = true;
         match self.current_mut() {
-            // A task without a guard gives way, and goes on if it is the same run.
+            // It replaces a task without a guard, which goes on if it is the same run.
             Some(task) if task.number.is_none() => opened = false,
             Some(task) => task.seen_at = task.seen_at.or(seen_at),
             None => {}
@@ -180,8 +108,7 @@ impl Tasks {
     /// Closes the task of the guard with this number. `seen_at`: when the pacemaker first saw the
     /// innermost task, if it did.
     ///
-    /// An outer task is restored to its own thread if the one that did the inner one from its
-    /// beginning to its end is another.
+    /// An outer task returns to its own thread if another thread did the whole inner task.
     pub(crate) fn end(&mut self, number: u64, seen_at: Option<Moment>, when: Closing) -> AfterTask {
         let Some(place) = self.place_of(number) else {
             return AfterTask::Unchanged;
@@ -192,7 +119,7 @@ impl Tasks {
         let helper = ended.is_some_and(|task| task.thread == when.thread);
         self.close_frame(place);
         if let Some(task) = self.current_mut().filter(|_| innermost) {
-            // It began before the one that it is restored from.
+            // It began before the inner one.
             task.seen_at = task.seen_at.or(began);
         }
         self.note_closed(when);
@@ -202,7 +129,7 @@ impl Tasks {
         })
     }
 
-    /// Closes all tasks: the worker says itself that it is done with them.
+    /// Closes all tasks: the worker is idle.
     pub(crate) fn clear(&mut self) {
         self.open = 0;
         if let Some(closed) = &mut self.closed {
@@ -210,7 +137,7 @@ impl Tasks {
         }
     }
 
-    /// How far the task of the guard with this number is.
+    /// Sets the progress of the task of the guard with this number.
     pub(crate) fn set_progress(&mut self, number: u64, done: u64, total: u64) {
         if let Some(task) = self
             .place_of(number)
@@ -220,13 +147,13 @@ impl Tasks {
         }
     }
 
-    /// Which step the task of the guard with this number is at.
+    /// Sets the step of the task of the guard with this number.
     pub(crate) fn set_step(&mut self, number: u64, step: &str) {
         if let Some(task) = self
             .place_of(number)
             .and_then(|place| self.frames.get_mut(place))
         {
-            write_cut(&mut task.step, step, Task::LONGEST_STEP);
+            task.set_step(step);
         }
     }
 
@@ -234,12 +161,11 @@ impl Tasks {
     /// had failed before.
     pub(crate) fn fail(&mut self, number: u64) -> Option<TaskNames> {
         let place = self.place_of(number)?;
-        let task = self.frames.get_mut(place)?;
-        (!std::mem::replace(&mut task.failed, true)).then(|| task.names())
+        self.frames.get_mut(place)?.fail()
     }
 
-    /// Run and task that the worker was at when it died. A task whose guard was dropped on the way
-    /// out is the one, if nothing happened since.
+    /// The run and the task in which the worker died: those whose guard the error or panic dropped, if
+    /// nothing happened since; otherwise the innermost.
     pub(crate) fn at_death(&self, manner: Manner, now: Moment, beats: u64) -> TaskNames {
         let left = self.closed.as_ref().filter(|closed| {
             closed.when.is_some_and(|when| {
@@ -275,7 +201,7 @@ impl Tasks {
         task
     }
 
-    /// Takes a frame out of the open ones; it is the first of the others then.
+    /// Moves a frame from the open ones to the others.
     fn close_frame(&mut self, place: usize) {
         if let Some(frames) = self.frames.get_mut(place..self.open) {
             frames.rotate_left(1);
@@ -283,8 +209,8 @@ impl Tasks {
         }
     }
 
-    /// Remembers the task that was just closed, unless it is the outer one of another that was
-    /// closed on the same way out.
+    /// Keeps the task that was just closed, unless the same error or panic has closed an inner one
+    /// before.
     fn note_closed(&mut self, when: Closing) {
         let Some(task) = self.frames.get_mut(self.open) else {
             return;
@@ -302,69 +228,11 @@ impl Tasks {
     }
 }
 
-impl Task {
-    /// Longer texts are cut.
-    pub(crate) const LONGEST_RUN_ID: usize = 200;
-    /// Longer texts are cut.
-    const LONGEST_STEP: usize = 200;
-    /// Longer texts are cut.
-    pub(crate) const LONGEST_TEXT: usize = 1_024;
-
-    /// Run and task, as far as they have a name.
-    fn names(&self) -> TaskNames {
-        (name(&self.run_id), name(&self.text))
-    }
-
-    /// Returns whether it is another run than before.
-    #[inline(always)]
-    fn set(&mut self, run_id: &str, text: &str, report: TaskReport, opened: bool) -> bool {
-        (self.activity, self.thread) = (report.activity, report.thread);
-        let whole = (run_id.len() > Self::LONGEST_RUN_ID).then(|| hash(run_id));
-        let same_run = match whole {
-            None => self.whole.is_none() && self.run_id == run_id,
-            whole => self.whole == whole,
-        };
-        let new = opened || run_id.is_empty() || !same_run;
-        if new {
-            self.whole = whole;
-            write_cut(&mut self.run_id, run_id, Self::LONGEST_RUN_ID);
-            (self.done, self.total, self.seen_at) = (0, 0, None);
-            self.step.clear();
-            self.failed = false;
-        }
-        if text.len() > Self::LONGEST_TEXT || self.text != text {
-            write_cut(&mut self.text, text, Self::LONGEST_TEXT);
-        }
-        new
-    }
-}
-
-fn name(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
-}
-
-#[cold]
-#[inline(never)]
-fn hash(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Writes a text into a buffer that is reused, cut if it is too long.
-fn write_cut(buffer: &mut String, given: &str, longest: usize) {
-    buffer.clear();
-    if given.len() <= longest {
-        buffer.push_str(given);
-        return;
-    }
-    // One character more than allowed is enough to see that it is too long.
-    buffer.push_str(prefix(given, longest + 4));
-    cut(buffer, longest);
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::task::name;
     use super::*;
     use crate::sync::printable::CUT;
 
@@ -419,7 +287,7 @@ mod tests {
         assert!(update("run-2", "b"));
         let long = "x".repeat(300);
         assert!(update(&long, ""));
-        assert!(!update(&long, "a run whose id is cut is known again"));
+        assert!(!update(&long, "a run whose id is cut is recognised"));
         assert!(update(
             &(long.clone() + "y"),
             "another one of the same beginning"
@@ -510,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_without_a_guard_gives_way_to_one_with_a_guard() {
+    fn a_task_with_a_guard_replaces_one_without() {
         let mut tasks = Tasks::default();
         tasks.update("run-1", "queued", ACTIVE);
         let (guard, new) = tasks.begin("run-1", "at work", 1, None);
@@ -541,8 +409,8 @@ mod tests {
         tasks.end(outer, None, closing(100, 8, false));
         let died = |millis, beats, manner| tasks.at_death(manner, at(millis), beats);
         assert_eq!(died(101, 8, Manner::Error), names("item", ""));
-        assert_eq!(died(101, 9, Manner::Error), NONE, "it went on after it");
-        assert_eq!(died(10_000, 8, Manner::Error), NONE, "it rested after it");
+        assert_eq!(died(101, 9, Manner::Error), NONE, "it went on since");
+        assert_eq!(died(10_000, 8, Manner::Error), NONE, "it paused since");
         assert_eq!(died(101, 8, Manner::Panic), NONE, "no unwinding ended it");
         assert_eq!(died(101, 8, Manner::Other), NONE);
         tasks.clear();
@@ -557,7 +425,7 @@ mod tests {
         assert_eq!(
             tasks.at_death(Manner::Panic, at(500), 7),
             names("job", ""),
-            "destructors take their time"
+            "destructors may be slow"
         );
         assert_eq!(tasks.at_death(Manner::Panic, at(9_000), 7), NONE);
         assert_eq!(tasks.at_death(Manner::Error, at(101), 7), NONE);
