@@ -1,4 +1,4 @@
-//! A clock that moves only when it is told to, and drives the real background threads with it.
+//! A clock that a test moves, and that drives the real background threads.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use super::{Clock, Moment, Source};
 
 /// A clock for tests: time stands still until [`advance`](Self::advance) moves it.
 ///
-/// Background threads of every registry on this clock are the real ones; `advance` runs them
-/// tick by tick, in order, and returns when all that fell due has happened. A test needs no sleep.
+/// The background threads of every registry on this clock are the real ones; `advance` runs them
+/// tick by tick, in order, and returns when all that was due has run. A test needs no sleep.
 ///
 /// ```
 /// use std::time::Duration;
@@ -66,21 +66,21 @@ impl MockClock {
         self.state.now()
     }
 
-    /// Moves time forward and returns when every tick that fell due has run.
+    /// Moves time forward and returns when every due tick has run.
     ///
-    /// First every background thread takes a look at the present, so that a beat made before this
-    /// call is stamped with the time at which it was made. Then time moves from one due tick to
-    /// the next, in order, each thread finishing its work before time moves on. Concurrent calls
-    /// run one after the other.
+    /// First every background thread observes the present, so that a beat made before this call is
+    /// stamped with the time at which it was made. Then time moves from one due tick to the next,
+    /// in order, and each thread finishes its work before time moves on. Concurrent calls run one
+    /// after the other.
     ///
     /// It waits as long as a background thread takes: a log implementation that never returns
-    /// keeps it waiting.
+    /// blocks it.
     pub fn advance(&self, by: Duration) {
         let state = &*self.state;
         let _turn = state.turn.lock();
         let target = state.now().after(by);
         let mut table = state.table.lock();
-        // A thread that is alone goes on from there to the end by itself.
+        // A single thread moves the clock to the target by itself.
         let alone = table.sleepers.len() == 1;
         for sleeper in table.sleepers.values_mut() {
             sleeper.limit = if alone { target } else { Moment::ZERO };
@@ -95,7 +95,7 @@ impl MockClock {
                 break;
             }
             state.move_to(due);
-            // While it is the only one with work before this moment, it may go on by itself.
+            // As long as no other thread has work before this moment, it moves the clock by itself.
             let limit = table.earliest_but(id).min(target);
             if let Some(sleeper) = table.sleepers.get_mut(&id) {
                 sleeper.limit = limit;
@@ -105,8 +105,8 @@ impl MockClock {
         state.move_to(target);
     }
 
-    /// Moves time forward without running any tick: a jump that nobody observed, such as a
-    /// suspended machine, a stopped process or a paused virtual machine.
+    /// Moves time forward without running any tick: an unobserved jump, such as a suspended
+    /// machine, a stopped process or a paused virtual machine.
     ///
     /// The background threads notice at the next `advance`, or when a reader wakes them.
     pub fn suspend(&self, by: Duration) {
@@ -132,7 +132,7 @@ pub(super) struct MockTime {
     /// One `advance` or `suspend` at a time.
     turn: Mutex<()>,
     table: Mutex<Sleepers>,
-    /// Told whenever a sleeper goes to sleep or goes away.
+    /// Notified whenever a sleeper goes to sleep or leaves.
     settled: Condvar,
 }
 
@@ -146,9 +146,9 @@ struct Sleepers {
 #[derive(Debug)]
 struct MockSleeper {
     phase: SleepPhase,
-    /// When it wants to be woken, while it is asleep.
+    /// When it is to be woken, while it is asleep.
     due: Moment,
-    /// Up to here it may move the clock by itself, because nobody else has work before.
+    /// Up to here it may move the clock by itself, because no other thread has work before.
     limit: Moment,
     /// Woken while it was not asleep: its next sleep ends at once.
     roused: bool,
@@ -161,7 +161,7 @@ enum SleepPhase {
     Busy,
     /// Waiting for its time.
     Asleep,
-    /// Not concerned with this clock at present: nobody waits for it.
+    /// Away: the clock does not wait for it.
     Away,
 }
 
@@ -178,7 +178,7 @@ impl MockSleeper {
 }
 
 impl Sleepers {
-    /// Somebody is at work who was not: nobody may move the clock by itself any more.
+    /// Another thread is at work: no thread may move the clock by itself any more.
     fn hold(&mut self) {
         for sleeper in self.sleepers.values_mut() {
             sleeper.limit = Moment::ZERO;
@@ -316,7 +316,7 @@ mod tests {
     use crate::clock::Sleeper;
     use std::thread;
 
-    /// A thread that writes down when it ticks, every `step`, until `end`.
+    /// A thread that records when it ticks, every `step`, until `end`.
     fn ticker(
         clock: &Clock,
         step: Duration,
@@ -382,8 +382,8 @@ mod tests {
         assert_eq!(log.lock().len(), 5, "late ticks are caught up with");
     }
 
-    /// A thread that ticks at each second calls `wake` at the first one. Returns what the clock shows
-    /// when that thread sleeps again, or has gone on. Whoever was woken is at work until `let_go`.
+    /// A thread that ticks each second calls `wake` at the first tick. Returns what the clock shows
+    /// when that thread sleeps again, or has gone on. The woken thread is at work until `let_go`.
     fn shown_after(time: &MockClock, wake: impl FnOnce() + Send, let_go: impl FnOnce()) -> Moment {
         let second = Duration::from_secs(1);
         let ticks = Sleeper::new(&time.clock());

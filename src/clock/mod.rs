@@ -1,7 +1,7 @@
-//! Time, as a value that is handed in: the system's clock or a mock.
+//! Time, as a value that is passed in: the system's clock or a mock.
 //!
-//! Decisions use monotonic [`Moment`]s. Wall time is for people, and always computed as
-//! "now minus age".
+//! Decisions use monotonic [`Moment`]s. Wall time is for people, and always computed as "now minus
+//! age".
 
 mod mock;
 mod observed;
@@ -63,7 +63,7 @@ impl Moment {
     }
 }
 
-/// A duration in nanoseconds; centuries beyond the range are cut to its end.
+/// A duration in nanoseconds; saturates after centuries.
 pub(crate) fn nanos(duration: Duration) -> u64 {
     duration
         .as_secs()

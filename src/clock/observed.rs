@@ -1,4 +1,4 @@
-//! Time as far as it was observed: what deadlines of real threads are measured by.
+//! Observed time, by which the deadlines of real threads are measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,19 +8,19 @@ use super::nanos;
 
 const SHORTEST_SLICE: Duration = Duration::from_millis(10);
 const LONGEST_SLICE: Duration = Duration::from_millis(250);
-/// Slices in the time that is allowed, unless that makes them too short or too long.
+/// Slices in the allowed time, unless they get too short or too long.
 const SLICES: u32 = 20;
 
-/// A stopwatch that charges a gap between two looks with at most two slices.
+/// A stopwatch that charges at most two slices for a gap between two readings.
 ///
-/// Those who wait by it look once in a slice. A longer gap is time in which the process did not
-/// run: it was stopped, suspended or starved. Each look charges something, so a watcher that is
-/// slow comes to the end too, only later.
+/// A waiting thread reads it once in a slice. A longer gap is time in which the process did not
+/// run: it was stopped, suspended or starved. Each reading charges something, so a slow waiter
+/// comes to the end too, only later.
 #[derive(Debug)]
 pub(crate) struct ObservedTime {
     began: Instant,
     slice: Duration,
-    /// The last look, in nanoseconds since the beginning.
+    /// The last reading, in nanoseconds since the beginning.
     looked: AtomicU64,
     /// What has been charged, in nanoseconds.
     charged: AtomicU64,
@@ -37,7 +37,7 @@ impl ObservedTime {
         }
     }
 
-    /// How often those who wait have to look.
+    /// How often a waiting thread has to read it.
     pub(crate) const fn slice(&self) -> Duration {
         self.slice
     }
@@ -47,13 +47,13 @@ impl ObservedTime {
         self.began.elapsed()
     }
 
-    /// Looks, and returns the observed time since the beginning.
+    /// Reads it: the observed time since the beginning.
     pub(crate) fn look(&self) -> Duration {
         self.look_at(nanos(self.began.elapsed()))
     }
 
     fn look_at(&self, now: u64) -> Duration {
-        // Several threads may look at once: each gap is charged to one of them.
+        // Several threads may read at once: each gap is charged once.
         let before = self.looked.fetch_max(now, Ordering::AcqRel);
         let gap = now.saturating_sub(before);
         let charge = gap.min(nanos(2 * self.slice));
@@ -70,12 +70,12 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// This long, from now on.
+    /// This long from now.
     pub(crate) fn new(allowed: Duration) -> Self {
         Self::until(&Arc::new(ObservedTime::begin(allowed)), allowed)
     }
 
-    /// Until a stopwatch shows this.
+    /// Until a stopwatch shows this time.
     pub(crate) fn until(time: &Arc<ObservedTime>, until: Duration) -> Self {
         Self {
             time: Arc::clone(time),
@@ -83,13 +83,13 @@ impl Patience {
         }
     }
 
-    /// The same, but no longer than this from now on.
+    /// The same, but at most this long from now.
     pub(crate) fn at_most(&self, allowed: Duration) -> Self {
         let until = self.time.look().saturating_add(allowed);
         Self::until(&self.time, until.min(self.until))
     }
 
-    /// What is left.
+    /// The remaining time.
     pub(crate) fn left(&self) -> Duration {
         self.until.saturating_sub(self.time.look())
     }

@@ -1,4 +1,4 @@
-//! A thread's way to sleep by a clock, and others' way to wake it.
+//! How a thread sleeps by a clock, and how other threads wake it.
 
 use std::sync::Arc;
 use std::task::Wake;
@@ -8,8 +8,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{Clock, Moment, Source, mock};
 
-/// Owned by the thread that sleeps. While it exists and is not asleep, a mock clock's `advance`
-/// waits for it.
+/// Owned by the sleeping thread. While it exists and is not asleep, a mock clock's `advance` waits
+/// for it.
 #[derive(Debug)]
 pub(crate) struct Sleeper {
     clock: Clock,
@@ -45,7 +45,7 @@ impl Sleeper {
         self.alarm.clone()
     }
 
-    /// Returns at `due`, or earlier when the alarm rang.
+    /// Returns at `due`, or earlier if the alarm rings.
     pub(crate) fn sleep_until(&self, due: Moment) {
         match &self.alarm.0 {
             Bell::System(bell) => {
@@ -56,7 +56,8 @@ impl Sleeper {
                     if left.is_zero() {
                         return;
                     }
-                    // An hour at a time: the end of the time line is beyond what a wait can take.
+                    // At most an hour at a time: the end of the time line is beyond what a wait
+                    // accepts.
                     condvar.wait_for(&mut rung, left.min(Duration::from_secs(3600)));
                 }
             }
@@ -64,15 +65,15 @@ impl Sleeper {
         }
     }
 
-    /// Tells a mock clock that this thread has done what fell due, and turns to other things.
+    /// Tells a mock clock that this thread has finished what was due, and does not depend on time
+    /// now.
     pub(crate) fn step_away(&self) {
         if let Bell::Mock { state, id } = &self.alarm.0 {
             state.step_away(*id);
         }
     }
 
-    /// Tells a mock clock that this thread has something to do with time again: it is not to move
-    /// before this thread sleeps.
+    /// Makes a mock clock wait for this thread again, until it sleeps.
     pub(crate) fn come_back(&self) {
         if let Bell::Mock { state, id } = &self.alarm.0 {
             state.come_back(*id);

@@ -1,4 +1,4 @@
-//! What a stalled worker's thread was found doing, from what the kernel says of it.
+//! What the kernel reports of a stalled worker's thread.
 //!
 //! Linux: `/proc/self/task/<tid>/{stat,schedstat,wchan}` (proc(5)), read twice. Elsewhere, or where
 //! the files cannot be read, there is no evidence.
@@ -10,9 +10,9 @@ use super::StallCause;
 use crate::sync::procfs::Presence;
 use crate::sync::threads::{self, KernelThread};
 
-/// Less than this between two samples says nothing.
+/// A shorter time between two samples says nothing.
 pub(crate) const SHORTEST_WINDOW: Duration = Duration::from_millis(10);
-/// More than this says nothing new.
+/// A longer time between two samples says nothing new.
 pub(crate) const LONG_WINDOW: Duration = Duration::from_millis(100);
 
 /// From this share of a processor on, a thread is busy.
@@ -20,7 +20,7 @@ const BUSY_PERCENT: u8 = 10;
 /// From this share of its time in a run queue on, a thread that is not busy is starved.
 const STARVED_PERCENT: u8 = 50;
 
-/// One look at a thread.
+/// One sample of a thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     at: Instant,
@@ -33,7 +33,8 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// Looks at the thread with this number. `None` if it is not known, or the kernel does not say.
+    /// Samples the thread with this number. `None` if it is unknown, or the kernel does not report
+    /// it.
     pub(crate) fn take(thread: u32) -> Option<Self> {
         let KernelThread { id, .. } = threads::kernel_thread(thread)?;
         let read = |file| fs::read_to_string(format!("/proc/self/task/{id}/{file}"));
@@ -41,7 +42,7 @@ impl Sample {
         let place = read("wchan")
             .ok()
             .filter(|place| !place.is_empty() && place != "0");
-        // Last: what was read is of this thread, if it is still there.
+        // Last: if the thread is still there, the other files were its own.
         let Presence::There(stat) = threads::kernel_thread(thread)?.look() else {
             return None;
         };
@@ -63,8 +64,8 @@ impl Sample {
         self.at.elapsed()
     }
 
-    /// What the thread did from `first` to this sample. `None`: too short a time to tell, or not
-    /// the same thread.
+    /// What the thread did from `first` to this sample. `None`: the time is too short, or the
+    /// thread another.
     pub(crate) fn since(&self, first: &Self) -> Option<StallCause> {
         let window = self.at.saturating_duration_since(first.at);
         if window < SHORTEST_WINDOW || self.thread != first.thread {
@@ -76,8 +77,9 @@ impl Sample {
         };
         let cpu = percent(self.cpu, first.cpu);
         let queued = percent(self.queued, first.queued);
-        // One that got a fair piece of a processor is busy, even on a crowded host. One that got
-        // next to none, and waited for it, is starved. A blocked one neither uses nor wants any.
+        // With a fair share of a processor, a thread is busy, even on a crowded host. With next to
+        // none, and waiting for it, it is starved. A blocked thread neither uses nor waits for a
+        // processor.
         Some(if cpu >= BUSY_PERCENT {
             StallCause::Busy { percent: cpu }
         } else if queued >= STARVED_PERCENT {

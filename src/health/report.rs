@@ -1,4 +1,4 @@
-//! What can be said of all workers together.
+//! Figures of all workers together.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -35,7 +35,7 @@ impl StateCounts {
         self.count(State::is_recent)
     }
 
-    /// How many are given up: [`State::is_offline`].
+    /// How many are dead, stale or never started: [`State::is_offline`].
     #[must_use]
     pub fn dead(&self) -> usize {
         self.count(State::is_offline)
@@ -72,17 +72,17 @@ impl fmt::Debug for StateCounts {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Summary {
-    /// Workers that are well: idle, active, processing, or stopping in good order.
+    /// Workers that are well: idle, active, processing, or stopping.
     pub total_active: usize,
-    /// Workers that are given up: dead, stale or never started.
+    /// Workers that are dead, stale or never started.
     pub total_dead: usize,
-    /// All workers, the ended ones that are still remembered included.
+    /// All workers, including the ended ones that are kept.
     pub total: usize,
     /// How many are in each state.
     pub states: StateCounts,
-    /// The workers that are given up, and why.
+    /// The workers that are dead, stale or never started, and why.
     pub dead_workers: Vec<UnwellWorker>,
-    /// The workers that are stalled, and what is known of it.
+    /// The workers that are stalled, with the evidence.
     pub stalled_workers: Vec<UnwellWorker>,
     /// The same figures by type.
     pub stats_by_type: BTreeMap<String, TypeStats>,
@@ -90,10 +90,9 @@ pub struct Summary {
     pub groups: BTreeMap<String, GroupStats>,
     /// Types of which fewer workers live than are expected.
     pub missing: Vec<MissingWorkers>,
-    /// How long ago the pacemaker last looked; zero while there are no workers, and so nobody who has
-    /// to look.
+    /// The age of the pacemaker's last tick; zero without workers, and so without a pacemaker.
     pub tick_age: Duration,
-    /// Ended workers that had to be forgotten, to keep the memory of them bounded.
+    /// Ended workers that were forgotten, so that their number stays bounded.
     pub forgotten: u64,
     /// Tasks that [failed](crate::TaskGuard::fail), of all workers that there ever were in the
     /// registry; 0 in the summary of a store.
@@ -101,8 +100,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Whether nothing is wrong: nobody is given up, stalled or unobserved, and nobody is missing.
-    /// Workers that are starting or stopped do no harm.
+    /// Whether all is well: no worker is dead, stale, never started, stalled or unobserved, and
+    /// none is missing. Starting and stopped workers are no problem.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.total_dead == 0
@@ -119,7 +118,7 @@ impl fmt::Display for Summary {
 }
 
 impl Summary {
-    /// As its `Display`, but of the workers that are not well only so many are named.
+    /// As its `Display`, but names at most so many of the workers that are not well.
     pub(crate) const fn brief(&self, most: usize) -> Brief<'_> {
         Brief {
             summary: self,
@@ -127,7 +126,7 @@ impl Summary {
         }
     }
 
-    /// The workers that are not well, so many of them, and what is wrong: to go on with in a sentence.
+    /// At most so many of the workers that are not well, and why, as a part of a sentence.
     #[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
     pub(crate) fn unwell(&self, most: usize) -> String {
         struct Unwell<'a>(Brief<'a>);
@@ -174,13 +173,17 @@ impl fmt::Display for Brief<'_> {
             write!(f, "; {missing}")?;
         }
         if summary.states.get(State::Unobserved) > 0 {
-            write!(f, "; nobody has looked for {}", Age(summary.tick_age))?;
+            write!(
+                f,
+                "; no tick of the pacemaker for {}",
+                Age(summary.tick_age)
+            )?;
         }
         Ok(())
     }
 }
 
-/// A worker that is given up, or stalled.
+/// A worker that is dead, stale, never started or stalled.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct UnwellWorker {
@@ -190,7 +193,7 @@ pub struct UnwellWorker {
     pub worker_type: String,
     /// Its group.
     pub group: String,
-    /// What is wrong with it.
+    /// Its state and the reason.
     pub health: Health,
 }
 
@@ -202,7 +205,7 @@ pub struct TypeStats {
     pub total: usize,
     /// Those that are well.
     pub active: usize,
-    /// Those that are given up.
+    /// Those that are dead, stale or never started.
     pub dead: usize,
     /// How many are in each state.
     pub states: StateCounts,
@@ -242,11 +245,11 @@ impl From<StateCounts> for GroupStats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GroupState {
-    /// Nothing is known of it: it has no workers.
+    /// It has no workers.
     Unknown,
-    /// At least one of its workers is not given up.
+    /// At least one of its workers is not dead, stale or never started.
     Online,
-    /// All of its workers that were not stopped are given up.
+    /// All of its workers that were not stopped are dead, stale or never started.
     Offline,
     /// All of its workers were stopped.
     Stopped,
@@ -304,21 +307,21 @@ impl fmt::Display for MissingWorkers {
     }
 }
 
-/// How a registry gets on with the store that it is attached to.
+/// The state of the connection between a registry and its store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreStatus {
-    /// Workers that the store knows.
+    /// Workers that are registered in the store.
     pub registered: usize,
-    /// Workers that the store does not let in; they are asked for again each 10 s.
+    /// Workers that the store refuses; they are retried every 10 s.
     pub refused: usize,
-    /// Calls to the store that failed, ever.
+    /// Failed calls to the store, in total.
     pub failures: u64,
-    /// Calls that failed since one last succeeded; 0 while the store answers.
+    /// Failed calls since the last success; 0 while the store answers.
     pub failures_in_a_row: u64,
-    /// What went wrong last; stays when the store answers again.
+    /// The last error; stays when the store answers again.
     pub last_error: Option<String>,
-    /// Time since the store was last told everything; `None` if it never was.
+    /// Time since the store was last up to date; `None` if it never was.
     pub last_success_age: Option<Duration>,
 }
 
@@ -337,7 +340,7 @@ pub struct StoreStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SweepReport {
-    /// Whether the workers could be judged: `false` if nobody had been watching.
+    /// Whether the workers were judged: `false` if they were not observed.
     pub success: bool,
     /// Ids of the workers that this sweep marked offline.
     pub marked_offline: Vec<String>,
@@ -371,7 +374,7 @@ impl fmt::Display for SweepReport {
     }
 }
 
-/// The first few of these names, and how many there are beyond.
+/// The first few of these names, and the number of the others.
 fn few(f: &mut fmt::Formatter<'_>, names: &[String]) -> fmt::Result {
     const MOST: usize = 16;
     let mut separator = "";
@@ -385,13 +388,13 @@ fn few(f: &mut fmt::Formatter<'_>, names: &[String]) -> fmt::Result {
     }
 }
 
-/// What came of all sweeps so far.
+/// The totals of all sweeps so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SweepTotals {
     /// Sweeps that judged the workers.
     pub successes: u64,
-    /// Sweeps that did nothing: another one was at work, or nobody had been watching.
+    /// Sweeps that did nothing: another one was running, or the workers were not observed.
     pub skipped: u64,
     /// Sweeps that failed.
     pub failures: u64,

@@ -1,12 +1,12 @@
-//! What a worker says it is doing, and the names of what can be said of it.
+//! What a worker reports that it is doing, and the names of its states.
 
 use std::fmt;
 
-/// What a worker says it is doing.
+/// What a worker reports that it is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Activity {
-    /// At work, with no task named. Progress is expected.
+    /// At work, without a named task. Progress is expected.
     #[default]
     Active,
     /// Waiting for work. No progress is expected.
@@ -19,7 +19,7 @@ impl Activity {
     pub(crate) const COUNT: usize = Self::Processing as usize + 1;
 }
 
-/// The state of a worker, without its reason: what is counted, filtered and labelled by.
+/// The state of a worker, without its reason: workers are counted, filtered and labelled by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum State {
@@ -87,7 +87,7 @@ impl State {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
 
-    /// Whether a worker in this state is well: idle, active, processing, or stopping in good order.
+    /// Whether a worker in this state is well: idle, active, processing or stopping.
     #[must_use]
     pub const fn is_recent(self) -> bool {
         matches!(
@@ -96,8 +96,8 @@ impl State {
         )
     }
 
-    /// Whether a worker in this state is given up: never started, stale or dead. A sweep marks it
-    /// offline.
+    /// Whether a worker in this state is offline: never started, stale or dead. A sweep marks it
+    /// so.
     #[must_use]
     pub const fn is_offline(self) -> bool {
         matches!(self, Self::NeverStarted | Self::Stale | Self::Dead)

@@ -9,7 +9,7 @@ use crate::sync::printable::{Age, Printable};
 
 /// The verdict on a worker at one moment, with its reason.
 ///
-/// `Display` is a sentence for an operator, `Debug` shows the names of the states and reasons.
+/// `Display` is a sentence for an operator; `Debug` shows the names of the states and reasons.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Health {
@@ -17,19 +17,19 @@ pub enum Health {
     Starting {
         /// Time since it was registered.
         waited: Duration,
-        /// What it is allowed.
+        /// Its allowance.
         grace: Duration,
     },
     /// No progress within its `startup_grace`. A first beat still recovers it.
     NeverStarted {
         /// Time since it was registered.
         waited: Duration,
-        /// What it was allowed.
+        /// Its allowance.
         grace: Duration,
     },
     /// Well, waiting for work.
     Idle,
-    /// Well, at work, with no task named.
+    /// Well, at work, without a named task.
     Active,
     /// Well, at a task.
     Processing,
@@ -39,7 +39,7 @@ pub enum Health {
     Stale {
         /// Age of the heartbeat.
         age: Duration,
-        /// What is allowed.
+        /// Its allowance.
         stale_after: Duration,
     },
     /// The pacemaker did not observe: it got no processor time, even when it was woken.
@@ -49,14 +49,14 @@ pub enum Health {
     },
     /// Asked to stop, finishing its task.
     Stopping,
-    /// Ended in good order.
+    /// Stopped as intended.
     Stopped {
-        /// What ended it.
+        /// What stopped it.
         by: StopCause,
         /// How long ago.
         ago: Duration,
     },
-    /// Ended otherwise.
+    /// Ended in any other way.
     Dead {
         /// What is known of its death.
         death: Arc<Death>,
@@ -141,7 +141,7 @@ impl fmt::Display for Health {
             ),
             Self::Unobserved { unwatched } => write!(
                 f,
-                "unobserved: nobody has been watching for {}",
+                "unobserved: no tick of the pacemaker for {}",
                 Age(*unwatched)
             ),
             Self::Stopping => f.write_str("stopping: finishing its task"),
@@ -170,7 +170,7 @@ pub struct Stalled {
     pub cause: StallCause,
     /// Time without progress.
     pub silent: Duration,
-    /// What it is allowed; zero if its thread has ended.
+    /// Its allowance; zero if its thread has ended.
     pub allowance: Duration,
     /// Its run.
     pub run_id: Option<String>,
@@ -195,7 +195,7 @@ impl fmt::Display for Stalled {
 pub enum StallCause {
     /// It uses the processor: it spins, or its work takes longer than allowed.
     Busy {
-        /// Share of one processor that it used while it was watched, 0 to 100.
+        /// Share of one processor that it used while it was sampled, 0 to 100.
         percent: u8,
     },
     /// It waits.
@@ -205,7 +205,7 @@ pub enum StallCause {
     },
     /// It is runnable, but the host gives it no processor.
     Starved {
-        /// Share of the time that it spent waiting for a processor, 0 to 100.
+        /// Share of the time that it waited for a processor, 0 to 100.
         percent: u8,
     },
     /// It has ended, and the worker's handle still exists: in an `Arc` or a static, or leaked.

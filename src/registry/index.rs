@@ -1,4 +1,5 @@
-//! Finds workers by their ids. In shards, so that no growing table makes anybody wait for long.
+//! Finds workers by their ids. In shards, so that a growing table blocks only a part of the
+//! workers.
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -22,7 +23,7 @@ pub(super) struct Index {
 /// The workers whose ids fall into one shard.
 pub(super) type Shard = HashSet<ById, RandomState>;
 
-/// A worker that is told from others by its id.
+/// A worker that is identified by its id.
 #[derive(Debug)]
 pub(super) struct ById(pub Arc<Record>);
 
@@ -42,7 +43,7 @@ impl Eq for ById {}
 
 impl Hash for ById {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // As `str` does: they are looked up by it.
+        // As `str` does: lookups are by `str`.
         self.0.id.hash(state);
     }
 }
@@ -60,9 +61,9 @@ impl Default for Index {
 }
 
 impl Index {
-    /// The shard in which this id is, locked: nobody can register the same id meanwhile.
+    /// The locked shard of this id: no other thread can register the id meanwhile.
     pub(super) fn lock(&self, id: &str) -> MutexGuard<'_, Shard> {
-        // Bits that the tables themselves do not use.
+        // Bits that the hash tables do not use.
         let shard = (self.hasher.hash_one(id) >> 32) as usize % SHARDS;
         self.shards[shard].lock()
     }
@@ -71,7 +72,7 @@ impl Index {
         self.lock(id).get(id).map(|found| Arc::clone(&found.0))
     }
 
-    /// Forgets this worker; another one with the same id stays.
+    /// Removes this worker; another one with the same id stays.
     pub(super) fn remove(&self, record: &Arc<Record>) {
         let mut shard = self.lock(&record.id);
         if shard

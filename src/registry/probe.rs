@@ -12,8 +12,8 @@ use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{Facts, WorkerRef};
 use crate::sync::printable::{Age, Printable};
 
-/// A cheap, read-only observed of one worker, for health handlers: it outlives the worker, and follows
-/// it through restarts.
+/// A cheap, read-only reference to one worker, for health handlers: it outlives the worker, and
+/// follows it through restarts.
 #[derive(Clone)]
 pub struct Probe {
     registry: Registry,
@@ -40,7 +40,7 @@ impl Probe {
     /// Whether the worker is well: idle, active, processing or stopping, with a heartbeat younger
     /// than its `stale_after`.
     ///
-    /// If the pacemaker is overdue, it is woken, and waited for, for at most 100 ms.
+    /// If the pacemaker is overdue, this wakes it and waits for it, for at most 100 ms.
     #[must_use]
     pub fn is_recent(&self) -> bool {
         self.registry.is_recent(&self.worker.current())
@@ -48,9 +48,9 @@ impl Probe {
 
     /// The verdict on the worker, with its reason.
     ///
-    /// If the pacemaker is overdue, it is woken, and waited for, for at most 100 ms. If the worker
-    /// has just stalled and its thread has been looked at only once, this call looks again 10 ms
-    /// later, to tell busy from blocked.
+    /// If the pacemaker is overdue, this wakes it and waits for it, for at most 100 ms. If the
+    /// worker has just stalled and its thread was sampled only once, this samples it again 10 ms
+    /// later, to distinguish busy from blocked.
     #[must_use]
     pub fn health(&self) -> Health {
         self.registry.health(&self.worker.current())
@@ -63,7 +63,7 @@ impl Probe {
         self.registry.last_heartbeat(&self.worker.current())
     }
 
-    /// Everything that is known of the worker, of one moment.
+    /// All that is known of the worker at this moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.registry.snapshot(&self.worker.current())
@@ -78,7 +78,7 @@ impl fmt::Debug for Probe {
     }
 }
 
-/// Everything that is known of a worker, of one moment.
+/// All that is known of a worker at one moment.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Snapshot {
@@ -88,23 +88,23 @@ pub struct Snapshot {
     pub worker_type: String,
     /// Its group.
     pub group: String,
-    /// Which life of that id, counted from 1.
+    /// The number of this life of the id, counted from 1.
     pub incarnation: u32,
-    /// How often it was started again.
+    /// The number of restarts.
     pub restarts: u32,
     /// The verdict.
     pub health: Health,
-    /// What it says it is doing.
+    /// What it reports that it is doing.
     pub activity: Activity,
-    /// The run that it is at; that it was at, if it died.
+    /// Its run; of a dead worker, the last one.
     pub run_id: Option<String>,
-    /// The task that it is at; that it was at, if it died.
+    /// Its task; of a dead worker, the last one.
     pub task: Option<String>,
-    /// Steps done and steps to do of its task.
+    /// Steps done and total steps of its task.
     pub progress: Option<(u64, u64)>,
     /// The step of its task, if it has a name.
     pub step: Option<String>,
-    /// Time at its task, at most one resolution too short.
+    /// Time since the beginning of its task, at most one resolution too short.
     pub task_age: Option<Duration>,
     /// Time since its last progress, at most one resolution too short. `None` if it never made any,
     /// or is over.
@@ -113,26 +113,26 @@ pub struct Snapshot {
     pub heartbeat_age: Option<Duration>,
     /// Until when it was known to be well, by the wall clock.
     pub last_heartbeat: Option<SystemTime>,
-    /// Steps of progress of this incarnation. Threads that beat for one worker at the same instant
-    /// may count as one, and a step that one of them takes late may set the count back a little.
+    /// Steps of progress of this incarnation. Concurrent beats of several threads for one worker
+    /// may count as one, or set the count back a little.
     pub beats: u64,
-    /// Beats that came after its end, and changed nothing.
+    /// Beats after its end, which had no effect.
     pub late_beats: u64,
-    /// Other updates that came after its end, and changed nothing.
+    /// Other updates after its end, which had no effect.
     pub late_updates: u64,
     /// Tasks of this incarnation that [failed](crate::TaskGuard::fail).
     pub failed_tasks: u64,
     /// How its previous incarnation died.
     pub last_death: Option<Arc<Death>>,
-    /// What the application told of it.
+    /// Metadata that the application set.
     pub metadata: Vec<(String, String)>,
     /// The limits that it is judged by.
     pub thresholds: Thresholds,
-    /// How often a store is told of it.
+    /// How often it is reported to a store.
     pub interval: Duration,
-    /// How long ago the pacemaker last looked.
+    /// The age of the pacemaker's last tick.
     pub tick_age: Duration,
-    /// How its registry gets on with the store that it is attached to, if it is.
+    /// The state of the connection to the store that its registry is attached to, if it is.
     pub store: Option<StoreStatus>,
 }
 

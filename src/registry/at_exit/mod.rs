@@ -1,15 +1,14 @@
-//! The end of the process: the workers that still live are ended, and what reports them elsewhere
-//! hears of it, before the process is gone.
+//! The end of the process: ends the workers that still live, and waits until that is reported.
 //!
-//! Something runs at that time
+//! Code runs at that time
 //! * when `main` returns or panics and when the main thread calls `exit`: the destructor of a
 //!   thread-local of the main thread (with glibc and on macOS; elsewhere such destructors do not run);
 //! * with the feature `exit-hook`, whichever thread calls `exit`: a function of the C library's list;
 //! * in [`Registry::exit`], at the end of a shutdown by force, and after the panic hook where panics
 //!   abort.
 //!
-//! All other threads go on then: they may hold locks, or hang. And thread-locals of the thread that
-//! ends may be gone. So the work is done on a thread of its own, and waited for with a limit.
+//! All other threads go on then: they may hold locks, or hang. Thread-locals of the ending thread
+//! may be gone. So the work is done on a thread of its own, with a limited wait.
 
 mod reason;
 
@@ -33,16 +32,16 @@ use crate::sync::catch::catch;
 use crate::sync::latch::Latch;
 pub(crate) use reason::{Witness, main_returns, unwinding};
 
-/// TaskNames of the threads; the kernel keeps 15 bytes of them.
+/// Names of the threads; the kernel keeps 15 bytes of them.
 const THREAD_NAME: &str = "wh-exit";
 const LOG_THREAD_NAME: &str = "wh-exit-log";
-/// How long the end of the process waits where no store is attached.
+/// How long the end of the process waits if no store is attached.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long it waits for a lock that is held for moments only.
+/// How long it waits for a lock that is held only briefly.
 const LOCK_PATIENCE: Duration = Duration::from_millis(100);
-/// What the standard library calls the main thread.
+/// The standard library's name of the main thread.
 const MAIN: &str = "main";
-/// What a process ends with whose main thread panics.
+/// The exit status of a process whose main thread panics.
 const PANICKED: i32 = 101;
 
 /// Why the process ends.
@@ -53,7 +52,7 @@ pub(crate) enum ProcessEnd {
 }
 
 impl ProcessEnd {
-    /// What workers are asked to stop by.
+    /// The cause of the request to stop.
     fn request(&self) -> StopCause {
         StopCause::ProcessExit {
             status: match self {
@@ -87,12 +86,12 @@ impl fmt::Display for ProcessEnd {
     }
 }
 
-/// What a registry has to do with the end of the process.
+/// A registry's part in the end of the process.
 #[derive(Debug)]
 pub(super) struct AtExit {
     end: OnceCell<ProcessEnd>,
     latch: Mutex<Latch<()>>,
-    /// What else reports the registry's workers. Each is closed when its last report is made.
+    /// Other reporters of the registry's workers. Each channel is closed after the last report.
     reporters: Mutex<Vec<Receiver<()>>>,
 }
 
@@ -106,7 +105,7 @@ impl Default for AtExit {
     }
 }
 
-/// The registries whose workers the end of the process ends, and the process that they are of: a
+/// The registries whose workers are ended with the process, and the process that they belong to: a
 /// forked child has copies of its parent's.
 static WATCHED: Mutex<Vec<(u32, WeakRegistry)>> = Mutex::new(Vec::new());
 
@@ -115,7 +114,7 @@ impl Registry {
     /// workers of this registry that still live, as
     /// [`StopCause::ProcessExit`](crate::StopCause::ProcessExit); those of every other registry that
     /// is [attached](Self::attach) or part of a [`Shutdown`](crate::Shutdown) too. Their leases are
-    /// released, and the stores hear of it within the
+    /// released, and the stores get it within the
     /// [farewell](crate::FleetConfig::farewell).
     ///
     /// Where `main` returns or panics, or the main thread calls [`std::process::exit`], the same
@@ -136,7 +135,7 @@ impl Registry {
         process::exit(status)
     }
 
-    /// From now on, the end of the process ends this registry's workers.
+    /// Makes the end of the process end this registry's workers.
     pub(crate) fn watch_exit(&self) {
         arm();
         reason::listen();
@@ -148,8 +147,8 @@ impl Registry {
         }
     }
 
-    /// Takes note of something that reports this registry's workers. What is returned is closed, or
-    /// gets a message, when the process ends; `ended` has to be closed once that is reported.
+    /// Adds a reporter of this registry's workers. The result is closed, or receives a message,
+    /// when the process ends; `ended` must be closed once that is reported.
     #[cfg(any(feature = "beacon", all(unix, feature = "systemd")))]
     pub(crate) fn report_exit(&self, ended: Receiver<()>) -> Receiver<()> {
         use crossbeam_channel::TryRecvError;
@@ -174,7 +173,7 @@ impl Registry {
         let _ = at_exit.end.set(end.clone());
         let core = &self.inner.core;
         let ended = core.cut_off(&self.living(), &end.request(), || end.end());
-        // Those that have ended must not be started again.
+        // Ended workers must not be restarted.
         let asked = self.request_stop(&end.request());
         at_exit.latch.lock().set(());
         [ended, asked]
@@ -204,7 +203,7 @@ impl Registry {
 
 // --- the end ------------------------------------------------------------------------------------
 
-/// What is done at the end of this process, once it has begun: closed when it is done.
+/// The work at the end of this process, once it has begun. The channel is closed when it is done.
 static CONCLUSION: Mutex<Option<Conclusion>> = Mutex::new(None);
 
 #[derive(Clone)]
@@ -214,15 +213,15 @@ struct Conclusion {
     done: Receiver<()>,
 }
 
-/// Ends the workers of all watched registries, and waits until that is reported, for a limited time.
-/// A second call waits for the first one.
+/// Ends the workers of all watched registries, and waits until that is reported, for a limited
+/// time. A second call waits for the first one.
 pub(crate) fn conclude(end: &ProcessEnd) {
     if let Some(conclusion) = begin(end) {
         wait_for(&conclusion.done, &conclusion.patience);
     }
 }
 
-/// Waits until this is closed.
+/// Waits until the channel is closed.
 fn wait_for(done: &Receiver<()>, patience: &Patience) {
     while let Some(slice) = patience.slice() {
         if done.recv_timeout(slice) != Err(RecvTimeoutError::Timeout) {
@@ -231,7 +230,7 @@ fn wait_for(done: &Receiver<()>, patience: &Patience) {
     }
 }
 
-/// How long the end of the process may take at most.
+/// The longest time that the end of the process may take.
 pub(crate) fn longest() -> Duration {
     let watched = WATCHED.try_lock_for(LOCK_PATIENCE);
     let registries = watched.iter().flat_map(|watched| watched.iter());
@@ -256,7 +255,7 @@ fn begin(end: &ProcessEnd) -> Option<Conclusion> {
     let end = end.clone();
     let work = move || {
         drop(catch(|| carry_out(&registries, &end, &allowed, doing)));
-        // To close what hangs on the last of them takes time that is not left.
+        // There is no time left to drop the last reference of a registry.
         std::mem::forget(registries);
     };
     background::detach(THREAD_NAME, work).ok()?;
@@ -272,7 +271,7 @@ fn carry_out(registries: &[Registry], end: &ProcessEnd, patience: &Patience, doi
     let ended = registries.iter().flat_map(|registry| registry.end_all(end));
     let notices: Vec<_> = ended.filter(|notices| !notices.is_empty()).collect();
     let notices = Mutex::new((!notices.is_empty()).then(|| (notices, doing.clone())));
-    let tell = || {
+    let deliver = || {
         let Some((notices, doing)) = notices.lock().take() else {
             return;
         };
@@ -281,23 +280,23 @@ fn carry_out(registries: &[Registry], end: &ProcessEnd, patience: &Patience, doi
         drop(doing);
     };
     thread::scope(|scope| {
-        // Executors and log implementations may hang. The stores are not to wait for them.
-        let telling = thread::Builder::new()
+        // Executors and log implementations may hang. The stores do not wait for them.
+        let writing = thread::Builder::new()
             .name(LOG_THREAD_NAME.to_owned())
-            .spawn_scoped(scope, tell);
+            .spawn_scoped(scope, deliver);
         for registry in registries {
             registry.await_reports(patience);
         }
         drop(doing);
-        if telling.is_err() {
-            tell();
+        if writing.is_err() {
+            deliver();
         }
     });
 }
 
 // --- who runs at the end --------------------------------------------------------------------------
 
-/// What a thread is.
+/// Whether a thread is the main one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ThreadKind {
     Unknown,
@@ -320,9 +319,9 @@ impl Drop for Guard {
     }
 }
 
-/// If this is the main thread, the end of the process is noticed from now on.
+/// Makes the end of the process noticed, if this is the main thread.
 pub(super) fn arm() {
-    // The thread-local can be gone: workers may be made while a thread ends.
+    // The thread-local may be gone: workers can be registered while a thread ends.
     let _ = GUARD.try_with(|guard| {
         if guard.0.get() == ThreadKind::Unknown {
             guard.0.set(if is_main() {
@@ -342,12 +341,12 @@ fn on_main() -> bool {
         .unwrap_or(false)
 }
 
-/// The process ends, for a reason that is yet to be found.
+/// The process ends; the reason is still to be found.
 fn at_end() {
     drop(catch(|| conclude(&reason::find())));
 }
 
-// By the C library, which calls it whichever thread ends the process.
+// Called by the C library, whichever thread ends the process.
 #[cfg(all(feature = "exit-hook", unix))]
 dtor::declarative::dtor! {
     #[dtor(unsafe)]
@@ -356,7 +355,7 @@ dtor::declarative::dtor! {
     }
 }
 
-/// Whether the calling thread is the one that the process ends with.
+/// Whether the process ends with the calling thread.
 fn is_main() -> bool {
     if !cfg!(unix) {
         // There, thread-locals of the main thread are dropped when all other threads are gone.

@@ -1,8 +1,9 @@
 //! Why the process ends.
 //!
-//! At the end nothing says whether `main` returned or panicked, and whether an earlier panic was
-//! caught. Three things show it: the panic hook sees each panic; what the main thread holds of ours is
-//! dropped while it unwinds; and a main thread that goes on drops such things otherwise.
+//! At the end, nothing reports whether `main` returned or panicked, nor whether an earlier panic
+//! was caught. Three things show it: the panic hook sees each panic; values of this crate that the
+//! main thread holds are dropped while it unwinds; and a main thread that has caught a panic drops
+//! such values without unwinding.
 
 use std::panic::PanicHookInfo;
 use std::path::PathBuf;
@@ -17,19 +18,19 @@ use super::{LOCK_PATIENCE, MAIN, ProcessEnd, arm, conclude, on_main};
 use crate::health::DeathCause;
 use crate::sync::panics;
 
-/// If the main thread holds nothing of ours, a panic of it is the reason of an end that follows within
+/// If the main thread holds no such value, its panic is the reason of an end that follows within
 /// this time.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// What is known of panics.
 struct Panics {
-    /// Of the main thread, not seen to be caught. Two at most: of more than one it is not known which
-    /// one ends the process.
+    /// Panics of the main thread that were not seen to be caught. At most two: with more than one,
+    /// it is unknown which one ends the process.
     main: Vec<DeathCause>,
     main_at: Option<Instant>,
-    /// One of them has dropped something of ours.
+    /// One of them has dropped a value of this crate.
     unwound: bool,
-    /// The latest of the process, and the thread that it is of.
+    /// The latest panic of the process, and its thread.
     latest: Option<(PathBuf, DeathCause)>,
 }
 
@@ -39,11 +40,11 @@ static PANICS: Mutex<Panics> = Mutex::new(Panics {
     unwound: false,
     latest: None,
 });
-/// Whether anything is noted there of the main thread.
+/// Whether a panic of the main thread is noted.
 static NOTED: AtomicBool = AtomicBool::new(false);
-/// How many of our things the main thread made for itself that have not been dropped.
+/// The number of values that the main thread made for itself and has not dropped.
 static HELD: AtomicUsize = AtomicUsize::new(0);
-/// The status that `main` returns, where it is known.
+/// The status that `main` returns, if known.
 static STATUS: OnceCell<i32> = OnceCell::new();
 
 /// `main` returns this status.
@@ -51,12 +52,12 @@ pub(crate) fn main_returns(status: i32) {
     let _ = STATUS.set(status);
 }
 
-/// Has panics noted from now on.
+/// Makes panics noted from now on.
 pub(super) fn listen() {
     panics::listen(panics::Listener { before, after });
 }
 
-/// Why the process ends, now that it does, on this thread.
+/// The reason why the process ends, on the ending thread.
 pub(super) fn find() -> ProcessEnd {
     if thread::panicking() {
         // A panic hook exits, or a destructor.
@@ -69,7 +70,7 @@ pub(super) fn find() -> ProcessEnd {
     }
 }
 
-/// The panic that the main thread has unwound from, all the way.
+/// The panic from which the main thread has unwound completely.
 fn panic_of_main() -> Option<DeathCause> {
     let panics = PANICS.try_lock_for(LOCK_PATIENCE)?;
     let alone = HELD.load(Ordering::Relaxed) == 0;
@@ -77,7 +78,7 @@ fn panic_of_main() -> Option<DeathCause> {
     (panics.unwound || alone && at_once).then(|| panics.of_main())
 }
 
-/// The panic that the calling thread is at, at the end of the process.
+/// The panic that the calling thread is in, at the end of the process.
 fn panic_in_flight() -> DeathCause {
     let panics = PANICS.try_lock_for(LOCK_PATIENCE);
     let latest = panics.and_then(|panics| panics.latest.clone());
@@ -87,7 +88,8 @@ fn panic_in_flight() -> DeathCause {
     }
 }
 
-/// The panic that the calling thread is unwinding from, if it is the main one and that is known.
+/// The panic from which the calling thread is unwinding, if it is the main one and the panic is
+/// known.
 pub(crate) fn unwinding() -> Option<DeathCause> {
     if !NOTED.load(Ordering::Relaxed) || panics::is_supervised() || !on_main() {
         return None;
@@ -123,12 +125,13 @@ fn panicked(message: impl Into<String>, location: Option<String>, thread: &str) 
     }
 }
 
-/// The thread as the kernel knows it, which it does to the end; `None` where it does not say.
+/// The thread as the kernel knows it, until its very end; `None` where the kernel does not report
+/// it.
 fn this_thread() -> Option<PathBuf> {
     std::fs::read_link("/proc/thread-self").ok()
 }
 
-/// Adjustments a panic, before the hook that was found runs: that may exit. It must not panic.
+/// Notes a panic, before the previous hook runs, which may exit. It must not panic.
 fn before(info: &PanicHookInfo<'_>, supervised: bool) {
     let main = super::is_main();
     let cause = panicked(
@@ -154,7 +157,7 @@ fn before(info: &PanicHookInfo<'_>, supervised: bool) {
     panics.latest = this_thread().map(|thread| (thread, cause));
     drop(panics);
     if main {
-        // Perhaps nothing of ours has run on this thread yet.
+        // This may be the first code of this crate on this thread.
         arm();
     }
 }
@@ -166,15 +169,15 @@ fn after(aborts: bool) {
     }
 }
 
-/// A part of what an application holds. Where it is dropped on the main thread, it shows whether that
-/// thread unwinds from a panic, or has caught it and goes on.
+/// A part of the values that an application holds. If it is dropped on the main thread, it shows
+/// whether that thread unwinds from a panic, or has caught it.
 #[derive(Debug, Default)]
 pub(crate) struct Witness {
     held: bool,
 }
 
 impl Witness {
-    /// In something that the calling thread makes for itself.
+    /// For a value that the calling thread makes for itself.
     pub(crate) fn held() -> Self {
         let held = on_main();
         HELD.fetch_add(usize::from(held), Ordering::Relaxed);
@@ -203,7 +206,7 @@ impl Drop for Witness {
 
 #[cold]
 fn testify() {
-    // What supervised work drops says nothing of the thread.
+    // Values that supervised work drops say nothing of the thread.
     if !on_main() || panics::is_supervised() {
         return;
     }

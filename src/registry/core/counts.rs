@@ -1,5 +1,5 @@
-//! What has happened, counted for as long as a registry lives. Whoever is forgotten meanwhile, these
-//! only grow: where something is told it is counted, and nobody has to be listening.
+//! Counts of what has happened, for as long as a registry lives. They only grow, whichever workers
+//! are forgotten, and they count without a subscriber.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use super::events::EventKind;
 use crate::clock::{Moment, nanos};
 use crate::health::{DeathCause, Health, State, SweepReport, SweepTotals};
 
-/// So many types are counted apart. The others are counted together, so that an application that
-/// makes up types neither grows for it, nor its metrics.
+/// Types that are counted separately. All others are counted together, so that an application that
+/// makes up types can't exhaust memory or flood its metrics.
 pub(crate) const MOST_TYPES: usize = 1_000;
-/// What the others are called.
+/// The name under which the others are counted.
 pub(crate) const OTHERS: &str = "(other)";
 
-/// A number that only grows.
+/// A counter that only grows.
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
 
@@ -31,7 +31,7 @@ impl Count {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Makes it at least so much. Returns what it is then.
+    /// Raises it to at least this value. Returns the result.
     #[cfg(feature = "prometheus")]
     fn raise(&self, least: u64) -> u64 {
         self.0.fetch_max(least, Ordering::Relaxed).max(least)
@@ -41,24 +41,24 @@ impl Count {
 /// What has happened in a registry as a whole.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    /// Looks of the pacemaker.
+    /// Ticks of the pacemaker.
     pub ticks: Count,
-    /// Those of them that came more than a resolution late.
+    /// Ticks that were more than a resolution late.
     pub late_ticks: Count,
-    /// How late they came, all together.
+    /// Total tick lateness.
     pub lateness_nanos: Count,
-    /// Time that nobody observed, and that no worker was charged for.
+    /// Time that was not observed, and not charged to any worker.
     pub forgiven_nanos: Count,
-    /// Calls to a store that failed.
+    /// Failed calls to a store.
     pub store_failures: Count,
     pub leases_claimed: Count,
     pub leases_lost: Count,
-    /// Of the registry itself, not of a store.
+    /// Sweeps of the registry itself, not of a store.
     pub sweeps: SweepCounts,
 }
 
 impl Counts {
-    /// Counts what is being told, of a worker of this type.
+    /// Counts an event of a worker of this type.
     pub(super) fn note(&self, worker: Option<&TypeCounts>, kind: &EventKind) {
         match (kind, worker) {
             (EventKind::LeaseLost { .. }, _) => self.leases_lost.add(1),
@@ -68,7 +68,7 @@ impl Counts {
         }
     }
 
-    /// The pacemaker looked so late.
+    /// Counts a tick of the pacemaker.
     pub(crate) fn note_tick(&self, lateness: Duration, resolution: Duration) {
         self.ticks.add(1);
         self.lateness_nanos.add(nanos(lateness));
@@ -80,7 +80,7 @@ impl Counts {
 #[derive(Debug, Default)]
 pub(crate) struct TypeCounts {
     pub registrations: Count,
-    /// Lives that began where another one of the same id had ended.
+    /// Lives that began where another one with the same id had ended.
     pub restarts: Count,
     pub given_up: Count,
     pub stalls: Count,
@@ -88,9 +88,9 @@ pub(crate) struct TypeCounts {
     pub never_started: Count,
     pub failed_tasks: Count,
     deaths: [Count; CAUSES.len()],
-    /// Of lives that are over: those of the others are in their cells.
+    /// Beats of lives that are over; those of the present lives are in the cells.
     pub beats: Count,
-    /// The most beats that anybody was told of.
+    /// The highest number of beats that was exported.
     #[cfg(feature = "prometheus")]
     reported_beats: Count,
 }
@@ -133,21 +133,21 @@ impl TypeCounts {
         }
     }
 
-    /// How many died, by the names of the causes.
+    /// The number of deaths, by the names of the causes.
     #[cfg(feature = "prometheus")]
     pub(crate) fn deaths(&self) -> impl Iterator<Item = (&'static str, u64)> {
         CAUSES.into_iter().zip(self.deaths.iter().map(Count::get))
     }
 
-    /// The beats of all lives as they are to be told: never fewer than before. Threads that beat at
-    /// once on one worker's behalf may set its counter back.
+    /// The beats of all lives, never fewer than were exported before. Concurrent beats of several
+    /// threads for one worker may set its counter back.
     #[cfg(feature = "prometheus")]
     pub(crate) fn monotonic_beats(&self, counted: u64) -> u64 {
         self.reported_beats.raise(counted)
     }
 }
 
-/// The counts of all types that there ever were, bounded.
+/// The counts of all types that have ever had a worker. Their number is bounded.
 #[derive(Debug, Default)]
 pub(super) struct CountsByType {
     by_name: HashMap<Box<str>, Arc<TypeCounts>>,
@@ -166,7 +166,7 @@ impl CountsByType {
         Arc::clone(self.by_name.entry(name.into()).or_default())
     }
 
-    /// With the types, or [`OTHERS`].
+    /// With the names of the types, or [`OTHERS`].
     pub(super) fn all(&self) -> Vec<(Box<str>, Arc<TypeCounts>)> {
         let all = self.by_name.iter();
         all.map(|(name, counts)| (name.clone(), Arc::clone(counts)))
@@ -174,7 +174,7 @@ impl CountsByType {
     }
 }
 
-/// What came of sweeps.
+/// The totals of sweeps.
 #[derive(Debug, Default)]
 pub(crate) struct SweepCounts {
     successes: Count,
@@ -186,7 +186,7 @@ pub(crate) struct SweepCounts {
 }
 
 impl SweepCounts {
-    /// What a sweep reported. One that only told what it would do changed nothing.
+    /// Counts a sweep. A dry run changed nothing.
     pub(crate) fn note(&self, report: &SweepReport, dry_run: bool, now: Moment) {
         if !dry_run {
             self.marked_offline.add(report.marked_offline.len() as u64);

@@ -1,4 +1,4 @@
-//! Log lines: few enough to be read, and never the death of whoever writes them.
+//! Rate-limits log lines, and contains the panics of log implementations.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use crate::sync::catch::catch;
 /// At most this many lines of a kind are written in one window.
 const LINES: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(10);
-/// Lines are counted by kind: however much else there is to tell, no death is left out for it. Each
-/// with the level at which it is told how many were left out.
+/// Lines are counted by kind, so that no flood of other lines suppresses a death. Each kind has the
+/// level of the line that counts what was suppressed.
 const KINDS: [(log::Level, &str); 3] = [
     (log::Level::Error, "errors"),
     (log::Level::Warn, "warnings"),
     (log::Level::Warn, "messages"),
 ];
 
-/// Counts what a registry logs.
+/// The log limits of a registry.
 #[derive(Debug, Default)]
 pub(crate) struct LogLimiter {
     windows: Mutex<[Window; KINDS.len()]>,
@@ -55,8 +55,8 @@ impl LogLimiter {
         say(level, format_args!("{text}"));
     }
 
-    /// Tells what was left out, once its window is over. Nobody may be there to tell it then if this
-    /// is the `last` call for now: it is told at once, but only one time in a window.
+    /// Logs the number of suppressed lines once its window is over. With `last`, logs it at once,
+    /// since no later call may come, but only once in a window.
     pub(super) fn tick(&self, now: Moment, last: bool) {
         let left_out = {
             let mut windows = self.windows.lock();
@@ -95,7 +95,7 @@ fn tell_left_out(kind: usize, lines: u64) {
     }
 }
 
-/// Logs one line. A log implementation that panics harms nobody but itself.
+/// Logs one line. A panic of the log implementation is contained.
 pub(crate) fn say(level: log::Level, text: std::fmt::Arguments<'_>) {
     drop(catch(|| {
         log::log!(target: "worker_heartbeat", level, "{text}");

@@ -1,4 +1,4 @@
-//! What many workers have in common: type, group and limits, kept once.
+//! Type, group and limits, which many workers share.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
@@ -17,18 +17,18 @@ pub(crate) struct Profile {
     pub worker_type: Box<str>,
     pub group: Box<str>,
     pub thresholds: Thresholds,
-    /// The same.
+    /// The same limits, as workers are judged by them.
     pub limits: Limits,
     pub interval: Duration,
-    /// Never given to another profile.
+    /// Unique in this registry.
     pub number: u32,
-    /// What has happened to the workers of its type.
+    /// Counts of the workers of its type.
     pub counts: Arc<TypeCounts>,
-    /// Workers that have it and hold a cell.
+    /// Workers with this profile that hold a cell.
     occupants: AtomicUsize,
 }
 
-/// What tells one profile from another.
+/// What distinguishes one profile from another.
 #[derive(Debug)]
 pub(crate) struct ProfileKey {
     pub worker_type: String,
@@ -78,12 +78,12 @@ pub(crate) struct Profiles {
 
 #[derive(Debug, Default)]
 struct ProfileTable {
-    /// Told apart by all but the count of occupants, which is what changes.
+    /// Profiles are equal if all but the count of occupants is equal.
     by_content: HashSet<Arc<Profile>>,
     by_number: HashMap<u32, Arc<Profile>>,
     next_number: u32,
     counts: CountsByType,
-    /// When to look for profiles that nobody has any more.
+    /// The number of profiles at which unused ones are removed.
     clean_at: usize,
 }
 
@@ -108,7 +108,7 @@ impl Profiles {
             return Arc::clone(known);
         }
         if table.by_content.len() >= table.clean_at {
-            // Two references are the tables' own.
+            // Two references belong to the tables.
             table
                 .by_content
                 .retain(|profile| Arc::strong_count(profile) > 2);
@@ -128,7 +128,7 @@ impl Profiles {
         self.table.lock().by_number.get(&number).cloned()
     }
 
-    /// The counts of all types that there ever were, with what they are called.
+    /// The counts of all types that have ever had a worker, with their names.
     pub(crate) fn counts(&self) -> Vec<(Box<str>, Arc<TypeCounts>)> {
         self.table.lock().counts.all()
     }

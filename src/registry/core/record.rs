@@ -1,4 +1,4 @@
-//! What is known of one worker beyond its cell: names, task, announced silences, deaths.
+//! What is known of a worker beyond its cell: names, tasks, announced silences, deaths.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -21,18 +21,19 @@ use crate::health::{Death, Ending, StallCause, StopCause};
 use crate::sync::latch::Latch;
 use crate::sync::threads;
 
-/// One worker. Most of it comes into being only when it is needed: a worker that just beats costs
-/// its cell, its id and this.
+/// One worker. Most of it is allocated when needed: a worker that only beats costs its cell, its id
+/// and this.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// As it was registered with in this process, and is found by. See [`id`](Self::id).
+    /// The id with which it was registered in this process, and by which it is found. See
+    /// [`id`](Self::id).
     pub id: Box<str>,
-    /// Nobody chose the id.
+    /// The id was generated.
     generated: bool,
     /// It was registered by a thread that was unwinding from a panic.
     pub born_unwinding: bool,
     pub profile: Arc<Profile>,
-    /// Where its present life is. Changes under the lock of the detail.
+    /// Identifies the present life. Changes under the lock of the detail.
     place: AtomicU64,
     incarnation: AtomicU32,
     more: OnceBox<More>,
@@ -40,7 +41,7 @@ pub(crate) struct Record {
 
 #[derive(Debug)]
 struct More {
-    /// The id that a store assigned, if it is another one.
+    /// The id that a store assigned, if it differs.
     adopted: OnceCell<Box<str>>,
     detail: Mutex<Detail>,
 }
@@ -49,52 +50,52 @@ struct More {
 #[derive(Debug)]
 pub(crate) struct Detail {
     pub tasks: Tasks,
-    /// The chunk of its present life, if it is not the one that it was registered in.
+    /// The chunk of the present life, if it differs from the one of the registration.
     pub chunk: Option<Arc<Chunk<Record>>>,
-    /// Lives that are over, of which handles or futures are left.
+    /// Lives that are over and still have holders.
     pub former: Vec<Former>,
-    /// Beats that came after the end of lives of which nothing is left.
+    /// Beats after the end of lives that have no holders.
     pub late_beats: u64,
     /// The next number for a silence or a waker.
     next_number: u64,
-    /// Announced silences that have not been taken back, by number, the latest last.
+    /// Announced silences that have not been withdrawn, by number, the latest last.
     pub silences: Vec<(u64, Moment)>,
     pub ended: Option<Ended>,
-    /// Who asked it to stop.
+    /// The cause of the request to stop.
     pub stop_cause: Option<StopCause>,
-    /// Threads that reported for this life, besides the last one.
+    /// Threads that reported for this life, except the last one.
     pub threads: Reporters,
     pub thread_ended: Option<ThreadEnded>,
-    /// When the present episode's silence began.
+    /// When the silence of the present episode began.
     pub silent_since: Moment,
     pub first_sample: Option<Sample>,
     pub evidence: StallCause,
-    /// How often its thread was looked at; beyond a few, it is not counted.
+    /// How often its thread was sampled, up to a limit.
     pub looks: u32,
     pub last_death: Option<Arc<Death>>,
     pub restarts: u32,
     pub metadata: Vec<(String, String)>,
-    /// Updates that came after the end.
+    /// Updates after the end.
     pub late_updates: u64,
     /// Tasks of the present life that failed.
     pub failed_tasks: u64,
-    /// It may be started again; not any more once its last handle is gone.
+    /// A supervisor may restart it, as long as it has a handle.
     pub returns: bool,
-    /// A sweep has told that it is offline.
+    /// A sweep has reported it as offline.
     pub marked_offline: bool,
-    /// A store was told of the end of this life.
-    pub told: Option<u32>,
+    /// The incarnation whose end is in the store.
+    pub stored_end: Option<u32>,
     /// Another worker has taken over its id.
     pub superseded: bool,
-    /// Whom to wake when it is asked to stop, by number.
+    /// Wakers of the tasks that wait for a request to stop, by number.
     pub on_stop: Vec<(u64, Waker)>,
-    /// Told when it is asked to stop.
+    /// Set by a request to stop.
     pub stop_latch: Latch<()>,
-    /// Those whose lives depend on the present life.
+    /// Workers that depend on the present life.
     pub linked: Vec<Arc<dyn Dependents>>,
 }
 
-/// Workers that are to end with the life of another one.
+/// Workers that end with the life of another one.
 pub(crate) trait Dependents: std::fmt::Debug + Send + Sync {
     /// All of them have ended.
     fn are_gone(&self) -> bool;
@@ -107,18 +108,19 @@ pub(crate) trait Dependents: std::fmt::Debug + Send + Sync {
 #[derive(Debug, Default)]
 pub(crate) struct Reporters {
     numbers: Vec<u32>,
-    /// There were more than are kept.
+    /// More threads reported than are kept.
     many: bool,
-    /// The last one that reported while the worker was bound to another, and the beats by then.
+    /// The last thread that reported while the worker was bound to another one, and the beats by
+    /// then.
     helper: Option<(u32, u64)>,
 }
 
 impl Reporters {
-    /// Threads come and go; so many are kept.
+    /// The number of threads that are kept.
     const MOST: usize = 64;
 
-    /// A thread reports that is not the `last` one, to which the worker was bound. `beats`: with the
-    /// report.
+    /// Notes a report of a thread other than the `last` one, to which the worker was bound.
+    /// `beats`: including the report.
     pub(crate) fn note(&mut self, last: u32, thread: u32, beats: u64) {
         self.helper = Some((thread, beats));
         if last != 0 {
@@ -126,8 +128,7 @@ impl Reporters {
         }
     }
 
-    /// The thread that gave the worker's last sign, with so many beats, if it was not the one that
-    /// the worker was bound to.
+    /// The thread that reported last, at this number of beats, if the worker was not bound to it.
     pub(crate) fn helper(&self, beats: u64) -> Option<u32> {
         let helper = self.helper.filter(|(_, reported)| *reported == beats);
         helper.map(|(thread, _)| thread)
@@ -150,42 +151,42 @@ impl Reporters {
         *self = Self::default();
     }
 
-    /// Whether one of them may still live.
+    /// Whether any of them may still be alive.
     pub(crate) fn any(&self, lives: impl Fn(u32) -> bool) -> bool {
         self.many || self.numbers.iter().any(|number| lives(*number))
     }
 }
 
-/// That the thread of a worker has ended, as the pacemaker found.
+/// The end of a worker's thread, as found by the pacemaker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ThreadEnded {
     pub at: Moment,
-    /// The worker's beats at that time: one that has made more goes on without the thread.
+    /// The worker's beats at that time: with more beats, it goes on without the thread.
     pub beats: u64,
 }
 
 /// What the verdict on a living worker needs beyond its cell.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Adjustments {
-    /// Until when it announced to be silent.
+    /// The end of its announced silence.
     pub quiet_until: Option<Moment>,
-    /// When its thread was found to have ended, if it has not beaten since.
+    /// When its thread was found to have ended, unless it has beaten since.
     pub thread_ended_at: Option<Moment>,
 }
 
-/// A life that is over, while others still hold its cell.
+/// A life that is over and whose cell still has holders.
 #[derive(Clone, Debug)]
 pub(crate) struct Former {
     pub chunk: Arc<Chunk<Record>>,
     pub offset: usize,
     pub incarnation: u32,
     pub ended: Ended,
-    /// Its beats that are counted already.
+    /// Beats that are in the totals already.
     pub counted: u64,
 }
 
 impl Former {
-    /// Beats that came after its end.
+    /// Beats after its end.
     pub(crate) fn late_beats(&self) -> u64 {
         let beats = self.chunk.cell(self.offset).beats();
         beats.saturating_sub(self.ended.beats)
@@ -196,12 +197,12 @@ impl Former {
 #[derive(Clone, Debug)]
 pub(crate) struct Ended {
     pub ending: Ending,
-    /// It had been asked to stop before.
+    /// It had been asked to stop.
     pub asked: bool,
     /// By the clock.
     pub at: Moment,
     pub beats: u64,
-    /// Beats that came after the end.
+    /// Beats after the end.
     pub late_beats: u64,
     /// Age of the heartbeat at the end.
     pub heartbeat_age: Option<Duration>,
@@ -246,7 +247,7 @@ impl Record {
         })
     }
 
-    /// The worker's id: what a store assigned, if one did.
+    /// The worker's id: the one that a store assigned, if it did.
     #[inline]
     pub(crate) fn id(&self) -> &str {
         self.adopted().unwrap_or(&self.id)
@@ -264,20 +265,20 @@ impl Record {
         self.generated
     }
 
-    /// Takes over the id that a store assigned. It stays.
+    /// Takes over the id that a store assigned. Only the first one counts.
     pub(crate) fn adopt(&self, id: &str) {
         if self.id() != id {
-            // Once: a worker whose id changed again could not be found by either.
+            // A worker whose id changed twice could not be found by either id.
             let _ = self.more().adopted.set(id.into());
         }
     }
 
-    /// The detail, made if there is none yet.
+    /// The detail; allocated if there is none yet.
     pub(crate) fn detail(&self) -> MutexGuard<'_, Detail> {
         self.more().detail.lock()
     }
 
-    /// The detail, if there is any and nobody is at it.
+    /// The detail, if there is any and it is not locked.
     pub(crate) fn try_detail(&self) -> Option<MutexGuard<'_, Detail>> {
         self.more.get()?.detail.try_lock()
     }
@@ -296,7 +297,7 @@ impl Record {
         self.known_detail()?.ended.clone()
     }
 
-    /// The worker's death, if it came after the request to stop, and not before this moment.
+    /// The worker's death, if it came after the request to stop and not before this moment.
     pub(crate) fn death_while_stopping(&self, since: Moment) -> Option<Arc<Death>> {
         match self.ended()? {
             Ended {
@@ -314,18 +315,18 @@ impl Record {
             .is_some_and(|detail| detail.ended.is_some())
     }
 
-    /// Whether a store was told of the end of this life.
+    /// Whether the end of this life is in the store.
     pub(crate) fn is_end_stored(&self) -> bool {
-        let told = self.known_detail().and_then(|detail| detail.told);
-        told == Some(self.incarnation())
+        let stored = self.known_detail().and_then(|detail| detail.stored_end);
+        stored == Some(self.incarnation())
     }
 
-    /// A store was told of the end of this life; another one may have begun meanwhile.
+    /// The end of this life is in the store; the next life may have begun.
     pub(crate) fn set_end_stored(&self, life: u32) {
-        self.detail().told = Some(life);
+        self.detail().stored_end = Some(life);
     }
 
-    /// Whether another worker may take over its id: it is over, and will not be started again.
+    /// Whether another worker may take over its id: it is over, and will not be restarted.
     pub(crate) fn is_free(&self) -> bool {
         self.known_detail()
             .is_some_and(|detail| detail.ended.is_some() && !detail.returns)
@@ -360,7 +361,7 @@ impl Detail {
             failed_tasks: 0,
             returns: false,
             marked_offline: false,
-            told: None,
+            stored_end: None,
             superseded: false,
             on_stop: Vec::new(),
             stop_latch: Latch::new(),
@@ -368,7 +369,7 @@ impl Detail {
         }
     }
 
-    /// A number that no life of the worker has used.
+    /// A number that no life of this worker has used.
     pub(crate) fn new_number(&mut self) -> u64 {
         let number = self.next_number;
         self.next_number += 1;

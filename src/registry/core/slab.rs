@@ -1,4 +1,4 @@
-//! All cells of a registry, in chunks that never move, scanned in order.
+//! The cells of a registry, in chunks that never move.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -8,19 +8,19 @@ use parking_lot::{Mutex, RwLock};
 use crate::cell::{Cell, CellKey, Lifecycle, Phase, Schedule, Slot};
 
 const SMALLEST_CHUNK: usize = 64;
-/// A chunk of one mebibyte: adding one takes well below a millisecond.
+/// One mebibyte: a chunk of this size is added in well under a millisecond.
 const LARGEST_CHUNK: usize = CellKey::MOST_OFFSETS;
 
-/// A run of cells and the workers that are in them, of which each has a record `R`.
+/// A run of cells and their workers, each with a record `R`.
 #[derive(Debug)]
 pub(crate) struct Chunk<R> {
     number: u32,
     cells: Box<[Cell]>,
-    /// How many hold each cell: handles and supervised futures that a life depends on.
+    /// The number of holders of each cell: handles and supervised futures.
     holders: Box<[AtomicU32]>,
-    /// Guards which worker is where, and with it the `schedule` words.
+    /// Guards the assignment of workers to cells, and the `schedule` words.
     occupants: RwLock<Box<[Option<Arc<R>>]>>,
-    /// Cells from here on have never been used.
+    /// Cells from here on were never used.
     used: AtomicUsize,
 }
 
@@ -45,8 +45,7 @@ impl<R> Chunk<R> {
 
     #[inline]
     pub(crate) fn cell(&self, offset: usize) -> &Cell {
-        // Proof: an offset comes from this slab's own free list, so it is within the chunk that it
-        // was made for.
+        // Proof: an offset comes from this slab's own free list, so it is within the chunk.
         &self.cells[offset]
     }
 
@@ -69,7 +68,7 @@ impl<R> Chunk<R> {
             .collect()
     }
 
-    /// Puts a worker into a cell, with one holder, if `settle` lets it in.
+    /// Puts a worker into a cell, with one holder, if `settle` agrees.
     pub(crate) fn enter(
         &self,
         offset: usize,
@@ -86,29 +85,29 @@ impl<R> Chunk<R> {
         true
     }
 
-    /// One more holder of a cell.
+    /// Adds a holder of a cell.
     pub(crate) fn hold(&self, offset: usize) {
         self.holders[offset].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One holder less. Returns whether it was the last one.
+    /// Removes a holder. Returns whether it was the last one.
     pub(crate) fn release(&self, offset: usize) -> bool {
         self.holders[offset].fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// Whether there is only one holder: then no other thread can add one.
+    /// Whether there is only one holder, so that no other thread can add one.
     pub(crate) fn has_one_holder(&self, offset: usize) -> bool {
         self.holders[offset].load(Ordering::Acquire) == 1
     }
 
-    /// Changes a cell that its occupant keeps.
+    /// Changes a cell whose occupant stays.
     pub(crate) fn resettle(&self, offset: usize, settle: impl FnOnce(&Cell) -> bool) -> bool {
         let _occupants = self.occupants.write();
         settle(&self.cells[offset])
     }
 
-    /// Its occupant has moved to another cell. What is left of its former life keeps this one, and
-    /// finds there that it is over.
+    /// The occupant has moved to another cell. Holders of its former life keep this one, and find
+    /// there that it is over.
     pub(crate) fn leave_behind(&self, offset: usize) {
         let mut occupants = self.occupants.write();
         let cell = &self.cells[offset];
@@ -132,7 +131,7 @@ impl<R> Chunk<R> {
         occupants[offset] = None;
     }
 
-    /// Nobody has to look at this cell any more, unless somebody lives in it again.
+    /// The cell needs no judgement any more, unless it has a new life.
     pub(crate) fn unschedule(&self, offset: usize) {
         let _occupants = self.occupants.read();
         let cell = &self.cells[offset];
@@ -141,7 +140,7 @@ impl<R> Chunk<R> {
         }
     }
 
-    /// Writes the `schedule` word, unless the cell's occupant or incarnation changed meanwhile.
+    /// Writes the `schedule` word, unless the occupant or its incarnation has changed.
     pub(crate) fn set_schedule(&self, offset: usize, tag: u32, schedule: Schedule) {
         let _occupants = self.occupants.read();
         let cell = &self.cells[offset];
@@ -170,7 +169,7 @@ impl<R> Default for Slab<R> {
 }
 
 impl<R> Slab<R> {
-    /// All chunks, in order. A chunk added meanwhile is not among them.
+    /// All chunks, in order, without those that are added later.
     pub(crate) fn chunks(&self) -> Arc<Chunks<R>> {
         Arc::clone(&self.chunks.read())
     }
@@ -179,7 +178,7 @@ impl<R> Slab<R> {
         Arc::clone(&self.chunks.read()[slot.chunk as usize])
     }
 
-    /// A free cell. The lowest first, so that the used ones lie together.
+    /// A free cell: the lowest, so that the used ones are close together.
     pub(crate) fn take(&self) -> Slot {
         let mut free = self.free.lock();
         if free.is_empty() {

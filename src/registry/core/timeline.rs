@@ -1,24 +1,24 @@
-//! The time of a registry as its pacemaker lived it.
+//! The time of a registry, as far as its pacemaker observed it.
 //!
-//! Time that nobody observed is not charged to workers: the registry's own time line moves forward
-//! by at most two resolutions from one tick to the next, however much the clock moved.
+//! Unobserved time is not charged to workers: from one tick to the next, the registry's time line
+//! moves forward by at most two resolutions, however far the clock moves.
 
 use std::time::Duration;
 
 use crate::atomic::{AtomicU64, Ordering, fence};
 use crate::clock::{Moment, nanos};
 
-/// The shortest resolution: no threshold is watched more closely.
+/// The shortest resolution.
 pub(crate) const SHORTEST_RESOLUTION: Duration = Duration::from_millis(10);
-/// The longest resolution: no threshold is watched less closely.
+/// The longest resolution.
 pub(crate) const LONGEST_RESOLUTION: Duration = Duration::from_secs(1);
 
-/// How often the pacemaker has to look, to be at most a tenth of this threshold late.
+/// How often the pacemaker has to tick to convict at most a tenth of this threshold late.
 pub(crate) fn resolution_for(threshold: Duration) -> Duration {
     (threshold / 10).clamp(SHORTEST_RESOLUTION, LONGEST_RESOLUTION)
 }
 
-/// Waits for a pacemaker that is in the middle of its few stores, and may have lost its processor.
+/// Waits for a pacemaker that is between its stores, and may have been preempted.
 fn wait_a_moment(attempt: u32) {
     #[cfg(all(loom, test))]
     {
@@ -33,16 +33,16 @@ fn wait_a_moment(attempt: u32) {
     }
 }
 
-/// Written by the pacemaker, one tick at a time; read by everybody, without a lock.
+/// Written by the pacemaker, one tick at a time; read by any thread, without a lock.
 #[derive(Debug)]
 pub(crate) struct Timeline {
-    /// Odd while a tick is being written.
+    /// Odd while a tick is written.
     version: AtomicU64,
     /// The last tick, on the clock.
     tick_at: AtomicU64,
-    /// How much of the clock's time has not been charged to anybody.
+    /// The clock's time that was not charged.
     forgiven: AtomicU64,
-    /// How far the time line may move from the last tick to the next.
+    /// How far the time line may move until the next tick.
     budget: AtomicU64,
 }
 
@@ -55,16 +55,16 @@ pub(crate) struct ObservedNow {
     pub now: Moment,
     /// The last tick on the registry's time line.
     pub tick: Moment,
-    /// How long ago that was, by the clock, in nanoseconds.
+    /// The age of the last tick by the clock, in nanoseconds.
     tick_age: u64,
     /// The next tick is overdue: part of the time since the last one is not charged.
     pub overdue: bool,
-    /// The time since the last tick, if nobody could be made to observe.
+    /// The time since the last tick, if the pacemaker did not tick when it was woken.
     pub unwatched: Option<Duration>,
 }
 
 impl ObservedNow {
-    /// How long ago the last tick was, by the clock.
+    /// The age of the last tick by the clock.
     pub(crate) const fn tick_age(&self) -> Duration {
         Duration::from_nanos(self.tick_age)
     }
@@ -91,7 +91,7 @@ impl Timeline {
             let budget = self.budget.load(Ordering::Relaxed);
             fence(Ordering::Acquire);
             if before & 1 == 0 && self.version.load(Ordering::Relaxed) == before {
-                // Another thread's tick may be later than the clock that the caller has read.
+                // Another thread's tick may be later than the clock that the caller read.
                 let since = clock.as_nanos().saturating_sub(tick_at);
                 let tick = tick_at.saturating_sub(forgiven);
                 return ObservedNow {
@@ -108,7 +108,7 @@ impl Timeline {
         }
     }
 
-    /// Marks a tick. Returns the observed of it and how much time was forgiven. One caller at a time.
+    /// Marks a tick. Returns the time at it, and how much time was forgiven. One caller at a time.
     pub(crate) fn tick(&self, clock: Moment, resolution: Duration) -> (ObservedNow, Duration) {
         let before = self.observed_now(clock);
         let forgiven = self.forgiven.load(Ordering::Relaxed);

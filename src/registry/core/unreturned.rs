@@ -1,5 +1,5 @@
-//! Supervised work that has begun and not returned. A shutdown waits for it: work whose worker was
-//! idle, and is shown as stopped already, may still be on its way out.
+//! Supervised work that has begun and not returned. A shutdown waits for it: the work of an idle
+//! worker that was stopped may still be returning.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::Core;
 use super::record::Record;
 use crate::sync::threads;
 
-/// All such work of a registry.
+/// The unreturned work of a registry.
 #[derive(Debug, Default)]
 pub(crate) struct Unreturned(Mutex<WorkInProgress>);
 
@@ -22,7 +22,7 @@ struct WorkInProgress {
     next: u64,
 }
 
-/// The address of the record, which the work keeps alive, and a number that is never used again.
+/// The address of the record, which the work keeps alive, and a unique number.
 type WorkKey = (usize, u64);
 
 #[derive(Debug)]
@@ -30,24 +30,24 @@ struct RunningWork {
     record: Arc<Record>,
     /// The number of the thread that runs it now; 0 between two polls of a future.
     thread: AtomicU32,
-    /// How many of its waits for the end of a shutdown have not returned, in tasks and on threads.
+    /// The number of its waits for the end of a shutdown, in tasks and on threads.
     waits: AtomicUsize,
-    /// Those of them that block its thread.
+    /// The number of these waits that block its thread.
     blocking_waits: AtomicUsize,
-    /// Since when its thread has been in the log, with the news of its end.
+    /// Since when its thread has been writing its end to the log.
     logging_since: Mutex<Option<Instant>>,
 }
 
 impl RunningWork {
-    /// Whether a shutdown has to wait for it: it is not to wait for work that waits for it, nor for
-    /// longer than this for a log that blocks.
+    /// Whether a shutdown has to wait for it. It does not wait for work that waits for the
+    /// shutdown, nor longer than this for a log that blocks.
     fn is_awaited(&self, log_patience: Duration) -> bool {
         let logging_since = *self.logging_since.lock();
         let blocks = logging_since.is_some_and(|since| since.elapsed() >= log_patience);
         self.waits.load(Ordering::Acquire) == 0 && !blocks
     }
 
-    /// It can do nothing until a shutdown is over.
+    /// Whether it is blocked until a shutdown is over.
     fn is_blocked(&self) -> bool {
         self.blocking_waits.load(Ordering::Acquire) > 0
     }
@@ -82,7 +82,7 @@ impl AtWork {
         }
     }
 
-    /// Adjustments that the calling thread runs it, until what is returned is dropped.
+    /// Notes that the calling thread runs it, until the result is dropped.
     pub(crate) fn on_this_thread(&self) -> OnThread<'_> {
         let before = self.work.thread.swap(threads::current(), Ordering::AcqRel);
         OnThread {
@@ -114,7 +114,8 @@ impl Drop for OnThread<'_> {
     }
 }
 
-/// RunningWork that waits for the end of a shutdown, which does not wait for it as long as this is held.
+/// Work that waits for the end of a shutdown. The shutdown does not wait for it as long as this is
+/// held.
 #[derive(Debug, Default)]
 pub(crate) struct Waits {
     work: Vec<(Arc<Core>, Arc<RunningWork>)>,
@@ -122,7 +123,7 @@ pub(crate) struct Waits {
 }
 
 impl Waits {
-    /// The work that the calling thread runs, which `blocking` keeps from everything else.
+    /// The work that the calling thread runs. `blocking`: the wait blocks the thread.
     pub(crate) fn begin<'a>(cores: impl Iterator<Item = &'a Arc<Core>>, blocking: bool) -> Self {
         let thread = threads::current();
         let mut waits = Self {
@@ -130,7 +131,7 @@ impl Waits {
             blocking,
         };
         if thread == 0 {
-            // It is at its end, and runs no work any more.
+            // The thread is ending, and runs no work any more.
             return waits;
         }
         for core in cores {
@@ -159,7 +160,7 @@ impl Drop for Waits {
     }
 }
 
-/// RunningWork whose thread is in the log with the news of its end, until this is dropped.
+/// Work whose thread is writing its end to the log, until this is dropped.
 pub(crate) struct Logging(Vec<Arc<RunningWork>>);
 
 impl Drop for Logging {
@@ -184,13 +185,13 @@ impl Unreturned {
         let work = running.by_key.range((address, 0)..=(address, u64::MAX));
         let work = work.map(|(_, work)| work);
         let here = work.filter(|work| {
-            // A thread at its end has no number, and runs no work any more.
+            // A thread that is ending has no number, and runs no work any more.
             thread != 0 && work.thread.load(Ordering::Acquire) == thread
         });
         here.cloned().collect()
     }
 
-    /// The calling thread is about to tell the log of the end of a worker that it may work for.
+    /// The calling thread, which may run work of this worker, is about to log the worker's end.
     pub(crate) fn begin_logging(&self, record: &Record) -> Logging {
         let here = self.here(record);
         for work in &here {

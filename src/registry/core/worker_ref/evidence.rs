@@ -1,4 +1,4 @@
-//! What is known of a worker's thread.
+//! Evidence on a worker's thread.
 
 use super::WorkerRef;
 use crate::cell::Work;
@@ -9,12 +9,13 @@ use crate::registry::core::record::ThreadEnded;
 use crate::sync::procfs::Presence;
 use crate::sync::threads;
 
-/// The longest time between two looks at a stalled worker's thread: two to this many resolutions.
+/// The longest time between two samples of a stalled worker's thread: 2 to this power of
+/// resolutions.
 const LONGEST_WAIT: u32 = 6;
 
 impl WorkerRef {
-    /// Looks at the thread of a silent worker; for the first time in its episode, if `fresh`.
-    /// Returns how many resolutions to wait before another look that would tell more.
+    /// Samples the thread of a silent worker; `fresh`: for the first time in its episode. Returns
+    /// the number of resolutions after which another sample will say more.
     pub(crate) fn gather_evidence(&self, fresh: bool) -> Option<u32> {
         let snapshot = self.living_snapshot()?;
         let mut detail = self.record.detail();
@@ -23,14 +24,14 @@ impl WorkerRef {
             detail.evidence = StallCause::Unknown;
         }
         let thread = match snapshot.work.thread {
-            // Between two polls: one that reported since the last poll is at work on it.
+            // Between two polls: the last thread that reported since is the one that works on it.
             0 => detail.threads.helper(snapshot.beats).unwrap_or(0),
             bound => bound,
         };
         let look = threads::kernel_thread(thread).map(|known| known.look());
         if snapshot.work.parked && (thread == 0 || look == Some(Presence::Gone)) {
             detail.evidence = StallCause::Blocked {
-                // Polls of a worker that has to beat by itself are not counted.
+                // The pacemaker does not vouch for this worker: polls do not count as progress.
                 place: Some(if self.record.profile.thresholds.beats_only {
                     "its future, which makes no progress of its own".to_owned()
                 } else {
@@ -40,7 +41,7 @@ impl WorkerRef {
             return None;
         }
         if look == Some(Presence::Gone) {
-            // It ended so abruptly that not even its destructors ran.
+            // It ended so abruptly that its destructors did not run.
             detail.evidence = StallCause::ThreadEnded;
             return None;
         }
@@ -63,20 +64,20 @@ impl WorkerRef {
         detail.first_sample = Some(match finding {
             Some((cause, second)) => {
                 detail.evidence = cause;
-                // The next finding is about the time from here on.
+                // The next finding covers the time from here on.
                 if long { second } else { first }
             }
             None => first,
         });
-        // Twice as long each time, so that neither a host with many stalled workers nor a mock
-        // clock, whose time passes in no time, spends its days with looking.
+        // Twice as long each time: otherwise a host with many stalled workers, or a mock clock,
+        // whose time passes at once, would do nothing but sample.
         detail.looks = (detail.looks + 1).min(LONGEST_WAIT);
         Some(1 << detail.looks)
     }
 
-    /// Adjustments that the worker's thread has ended: it is stalled from `now` on, unless another thread
-    /// that has reported for it lives. If it has made more `beats` than these, it goes on without
-    /// that thread instead. Returns whether it is stalled.
+    /// Notes that the worker's thread has ended: the worker is stalled from `now` on, unless
+    /// another thread that has reported for it is alive. If it has made more `beats` than these, it
+    /// goes on without that thread instead. Returns whether it is stalled.
     pub(crate) fn abandon(
         &self,
         thread: u32,
@@ -107,7 +108,7 @@ impl WorkerRef {
         true
     }
 
-    /// A worker whose thread has ended made progress all the same: it has another one, which is not
+    /// A worker whose thread has ended has made progress: it has another thread, which is not
     /// known.
     pub(crate) fn go_on_without_thread(&self) {
         let mut detail = self.record.detail();
@@ -123,7 +124,7 @@ impl WorkerRef {
     }
 }
 
-/// The same, not bound to this thread.
+/// The same work, not bound to this thread.
 fn without_thread(work: Work, thread: u32) -> Work {
     if work.thread == thread {
         Work {

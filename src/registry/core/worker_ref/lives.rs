@@ -18,26 +18,26 @@ use crate::sync::panics::PanicReport;
 use crate::sync::printable::cut;
 use crate::sync::wakers::wake;
 
-/// Longer reasons of a death are cut: the dead are remembered for long.
+/// Longer reasons of a death are cut: the dead are kept for long.
 pub(super) const LONGEST_REASON: usize = 8 * 1024;
 
 /// How an incarnation is to end.
 #[derive(Debug)]
 pub(crate) enum Termination {
-    /// In good order. If it was asked to stop, by whom it was asked.
+    /// Stopped. If it was asked to stop, the cause is that of the request.
     Stopped(StopCause),
     Dead(DeathCause),
-    /// As `Dead`, even if the worker had been stopped because it was asked to.
+    /// As `Dead`, even if the worker was stopped by a request before.
     Failed(DeathCause),
-    /// As `Dead`, even if the worker had ended in good order: its thread came to grief after.
+    /// As `Dead`, even if the worker was stopped before: its thread failed afterwards.
     Overruled(DeathCause),
     /// As `Overruled`, by a panic.
     Panicked(Box<PanicReport>),
 }
 
 impl WorkerRef {
-    /// Adjustments who asks the worker to stop; it does not see it yet. Returns whether it is at work.
-    /// `None`: it was asked before, or has ended.
+    /// Notes the cause of a request to stop, which the worker does not see yet. Returns whether it
+    /// is at work. `None`: it was asked before, or has ended.
     pub(crate) fn claim_stop(&self, cause: StopCause) -> Option<bool> {
         let mut detail = self.record.detail();
         if detail.stop_cause.is_some() {
@@ -50,8 +50,8 @@ impl WorkerRef {
         Some(self.cell().work().activity != Activity::Idle)
     }
 
-    /// Lets the worker see that it was asked, and ends it if it is idle: at once, so that it cannot
-    /// begin a task in between. Returns its health if it was ended, and whom to wake.
+    /// Makes the request visible to the worker, and ends it if it is idle, before it can begin a
+    /// task. Returns its health if it was ended, and the wakers.
     pub(crate) fn show_stop(
         &self,
         observed: &ObservedNow,
@@ -60,7 +60,7 @@ impl WorkerRef {
         let mut detail = self.record.detail();
         let mut ended = None;
         if detail.ended.is_none() {
-            // Not ended, so the cell is still this worker's.
+            // It has not ended, so the cell is still its own.
             let cell = self.cell();
             cell.set_state(Lifecycle {
                 stop_requested: true,
@@ -76,10 +76,10 @@ impl WorkerRef {
         (ended, wakers.collect())
     }
 
-    /// Wakes this waker once the worker is asked to stop; at once if it has been. Returns the number
-    /// to forget it by, and to replace it by.
+    /// Wakes this waker once the worker is asked to stop; at once if it was. Returns the number by
+    /// which the waker is replaced or forgotten.
     pub(crate) fn on_stop(&self, known: Option<u64>, waker: &Waker) -> u64 {
-        // Neither made nor dropped under the lock: wakers belong to executors.
+        // Neither cloned nor dropped under the lock: wakers belong to executors.
         let mut waker = waker.clone();
         let mut detail = self.record.detail();
         let number = match known {
@@ -116,11 +116,11 @@ impl WorkerRef {
                 .position(|(other, _)| *other == number)?;
             Some(detail.on_stop.remove(at))
         });
-        // Not under the lock: it belongs to an executor.
+        // Not under the lock: the waker belongs to an executor.
         drop(forgotten);
     }
 
-    /// A channel that gets a message when the worker is asked to stop.
+    /// A channel that receives a message when the worker is asked to stop.
     pub(crate) fn stop_receiver(&self) -> Receiver<()> {
         let mut detail = self.record.detail();
         if self.is_current() {
@@ -145,8 +145,8 @@ impl WorkerRef {
         Some(self.ended(&detail)?.ending.clone())
     }
 
-    /// Ends the incarnation. `None` if it has ended before: the first end counts, but that a
-    /// failure overrules an end in good order that came before it.
+    /// Ends the incarnation. `None` if it has ended before: the first end counts, except that a
+    /// failure overrules a stop.
     pub(crate) fn end(
         &self,
         end: Termination,
@@ -213,7 +213,7 @@ impl WorkerRef {
                 (Ending::Dead(death(cause, names, wall)), Phase::Dead)
             }
             Termination::Panicked(mut report) => {
-                // What the hook saw is certain.
+                // What the panic hook saw is certain.
                 let names = report.at_hand.take().unwrap_or_else(|| {
                     let tasks = &detail.tasks;
                     tasks.at_death(Manner::Panic, observed.clock, beats)
@@ -236,8 +236,8 @@ impl WorkerRef {
         Some(health)
     }
 
-    /// Ends a worker whatever it is at, and lets it see that it has to stop, at this request. Returns
-    /// its health if it was ended, and whom to wake.
+    /// Ends a worker whatever it is doing, and makes this request to stop visible to it. Returns
+    /// its health if it was ended, and the wakers.
     pub(crate) fn cut_off(
         &self,
         request: StopCause,
@@ -261,13 +261,13 @@ impl WorkerRef {
         (ended, wakers.collect())
     }
 
-    /// Makes the lives of others depend on this one. `false` if it is over.
+    /// Makes other workers depend on this life. `false` if it is over.
     pub(crate) fn link(&self, dependents: Arc<dyn Dependents>) -> bool {
         let mut detail = self.record.detail();
         if detail.ended.is_some() || !self.is_current() {
             return false;
         }
-        // A supervisor that was made for one job leaves nothing behind when that is done.
+        // A supervisor of one job leaves nothing behind once the job is done.
         let (gone, left): (Vec<_>, Vec<_>) = std::mem::take(&mut detail.linked)
             .into_iter()
             .partition(|other| Arc::strong_count(other) == 1 && other.are_gone());
@@ -278,7 +278,7 @@ impl WorkerRef {
         true
     }
 
-    /// Takes out those whose lives depend on this one.
+    /// Removes and returns the dependents of this life.
     pub(crate) fn unlink(&self) -> Vec<Arc<dyn Dependents>> {
         let mut detail = self.record.known_detail();
         match &mut detail {
@@ -287,7 +287,7 @@ impl WorkerRef {
         }
     }
 
-    /// Adjustments that the worker was given up, in its death.
+    /// Notes in the worker's death that it was given up.
     pub(crate) fn give_up(&self, restarts: u32) {
         let mut detail = self.record.detail();
         if let Some(Ended {
@@ -299,9 +299,9 @@ impl WorkerRef {
         }
     }
 
-    /// Begins the next life: in this cell, or in another one if something is left of this life.
-    /// `None` if the worker was asked to stop meanwhile. Returns the wakers of this life, whose
-    /// waits are over.
+    /// Begins the next life: in this cell, or elsewhere if this life has other holders. `None` if
+    /// the worker was asked to stop meanwhile. Returns the wakers of this life, whose waits are
+    /// over.
     pub(crate) fn begin_next_life(
         &self,
         elsewhere: Option<&Self>,
@@ -342,8 +342,8 @@ impl WorkerRef {
         begun.then_some(wakers)
     }
 
-    /// What the record keeps of a life that is over, before the next one begins. `left`: others
-    /// still hold its cell. Returns its wakers.
+    /// Closes a life that is over, before the next one begins. `left`: its cell has other holders.
+    /// Returns its wakers.
     fn close_life(&self, detail: &mut Detail, left: bool, beats: u64) -> Vec<(u64, Waker)> {
         if let Some(ended) = detail.ended.take() {
             if let Ending::Dead(death) = &ended.ending {
@@ -370,13 +370,13 @@ impl WorkerRef {
         detail.threads.clear();
         detail.thread_ended = None;
         detail.marked_offline = false;
-        // Those who wait for the end of this life need not wait for that of the next.
+        // A wait for the end of this life does not extend to the next.
         detail.stop_latch.set(());
         detail.stop_latch = Latch::new();
         std::mem::take(&mut detail.on_stop)
     }
 
-    /// Nothing is left of a former life: its cell becomes free.
+    /// A former life has no holders any more: its cell becomes free.
     pub(crate) fn forget_former(&self) {
         let mut detail = self.record.detail();
         let former = &mut detail.former;
@@ -393,8 +393,8 @@ impl WorkerRef {
         self.chunk.vacate(self.offset);
     }
 
-    /// Leaves the cell to the next worker. It has ended before. Returns the wakers that nobody wakes
-    /// any more, to be dropped where no lock is held: they belong to an executor.
+    /// Leaves the cell to the next worker. The worker has ended. Returns wakers that are not needed
+    /// any more, to be dropped without a lock: they belong to an executor.
     #[must_use]
     pub(crate) fn vacate(&self) -> Vec<(u64, Waker)> {
         let beats = self.cell().snapshot().map_or(0, |snapshot| snapshot.beats);
@@ -426,7 +426,7 @@ fn death(mut cause: DeathCause, (run_id, task): TaskNames, at: SystemTime) -> Ar
     })
 }
 
-/// Puts a worker's new incarnation into its cell. Returns the beats of what was there before.
+/// Puts a worker's new incarnation into its cell. Returns the beats of the previous occupant.
 pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) -> u64 {
     let profile = &record.profile;
     let life = Lifecycle {

@@ -1,4 +1,4 @@
-//! What a worker says of itself.
+//! What a worker reports of itself.
 
 use super::WorkerRef;
 use super::lives::LONGEST_REASON;
@@ -11,26 +11,26 @@ use crate::registry::core::tasks::{AfterTask, Closing, TaskNames, TaskReport};
 use crate::sync::printable::cut;
 use crate::sync::threads;
 
-/// So many silences that were not taken back are kept: guards that are leaked must not hold memory
+/// Silences that are kept although they were not withdrawn, so that leaked guards can't hold memory
 /// without bound.
 const MOST_SILENCES: usize = 256;
 
 /// What an update changed.
 #[derive(Debug, Default)]
 pub(crate) struct Updated {
-    /// It is another task than before.
+    /// The worker began another task.
     pub new_task: bool,
     /// The worker went idle, and was asked to stop.
     pub over: bool,
 }
 
 impl WorkerRef {
-    /// Whether the life in this cell is over, so that it cannot change anything any more.
+    /// Whether the life in this cell is over, so that updates have no effect.
     fn is_over(&self, detail: &Detail) -> bool {
         detail.ended.is_some() || !self.is_current()
     }
 
-    /// As [`is_over`](Self::is_over), for an update, which is counted then.
+    /// As [`is_over`](Self::is_over), for an update, which is counted as late.
     #[inline]
     fn is_late(&self, detail: &mut Detail) -> bool {
         let late = self.is_over(detail);
@@ -38,7 +38,7 @@ impl WorkerRef {
         late
     }
 
-    /// Takes over what the worker is at now.
+    /// Takes over the worker's present task.
     pub(crate) fn update_task(&self, run_id: &str, text: &str, activity: Activity) -> Updated {
         let mut detail = self.record.detail();
         if self.is_late(&mut detail) {
@@ -100,7 +100,7 @@ impl WorkerRef {
         }
     }
 
-    /// Puts into the cell what the worker is at. Counts as a beat.
+    /// Writes the report into the cell. Counts as a beat.
     #[inline]
     fn be_at(&self, detail: &mut Detail, report: TaskReport, new_task: bool) {
         let TaskReport { activity, thread } = report;
@@ -116,18 +116,18 @@ impl WorkerRef {
         detail.threads.note(before, thread, self.cell().beats());
     }
 
-    /// When the pacemaker first saw the task that is in the cell, if it did.
+    /// When the pacemaker first saw the task in the cell, if it did.
     fn task_seen_at(&self) -> Option<Moment> {
         self.cell().snapshot()?.task_at
     }
 
-    /// Run and task that the worker is at.
+    /// The worker's present run and task.
     pub(crate) fn task(&self) -> TaskNames {
         let detail = self.record.known_detail();
         detail.map_or((None, None), |detail| detail.tasks.names())
     }
 
-    /// Run and task that the worker is at; `None` if somebody is just changing it. Never waits.
+    /// The worker's present run and task; `None` if the record is locked. Never waits.
     pub(crate) fn task_at_hand(&self) -> Option<TaskNames> {
         Some(self.record.try_detail()?.tasks.names())
     }
@@ -157,7 +157,7 @@ impl WorkerRef {
         cell.state_after_work().stop_requested
     }
 
-    /// How far the task with this number is. Counts as a beat.
+    /// Sets the progress of the task with this number. Counts as a beat.
     pub(crate) fn set_progress(&self, number: Option<u64>, done: u64, total: u64) {
         let mut detail = self.record.detail();
         if self.is_late(&mut detail) {
@@ -239,7 +239,7 @@ impl WorkerRef {
         }
     }
 
-    /// The worker says which thread does its work.
+    /// Binds the work to a thread, as the worker demands.
     pub(crate) fn bind_thread(&self, thread: u32) {
         if let Some(mut detail) = self.record.known_detail() {
             if self.is_over(&detail) {
@@ -254,7 +254,8 @@ impl WorkerRef {
         });
     }
 
-    /// A supervisor runs the work on this thread; on `None` between two polls of a future.
+    /// Binds the work to the thread on which a supervisor runs it; `None`: between two polls of a
+    /// future.
     pub(crate) fn run_on(&self, thread: Option<u32>) {
         self.cell().change_work(|work| Work {
             thread: thread.unwrap_or(0),
