@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Clock, Moment, Source};
+use super::{Clock, ClockSource, Moment};
 
 /// A clock for tests: time stands still until [`advance`](Self::advance) moves it.
 ///
@@ -56,7 +56,7 @@ impl MockClock {
     #[must_use]
     pub fn clock(&self) -> Clock {
         Clock {
-            source: Source::Mock(Arc::clone(&self.state)),
+            source: ClockSource::Mock(Arc::clone(&self.state)),
         }
     }
 

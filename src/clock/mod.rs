@@ -76,11 +76,11 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
 /// A cheap clone. Two clones show the same time.
 #[derive(Clone, Debug)]
 pub struct Clock {
-    source: Source,
+    source: ClockSource,
 }
 
 #[derive(Clone, Debug)]
-enum Source {
+enum ClockSource {
     System { anchor: Instant },
     Mock(Arc<mock::MockTime>),
 }
@@ -90,7 +90,7 @@ impl Clock {
     #[must_use]
     pub fn system() -> Self {
         Self {
-            source: Source::System {
+            source: ClockSource::System {
                 anchor: Instant::now(),
             },
         }
@@ -101,10 +101,10 @@ impl Clock {
     #[inline]
     pub fn now(&self) -> Moment {
         match &self.source {
-            Source::System { anchor } => {
+            ClockSource::System { anchor } => {
                 Moment(nanos(Instant::now().saturating_duration_since(*anchor)))
             }
-            Source::Mock(state) => state.now(),
+            ClockSource::Mock(state) => state.now(),
         }
     }
 
@@ -112,8 +112,8 @@ impl Clock {
     #[must_use]
     pub fn wall(&self) -> SystemTime {
         match &self.source {
-            Source::System { .. } => SystemTime::now(),
-            Source::Mock(state) => state.wall(),
+            ClockSource::System { .. } => SystemTime::now(),
+            ClockSource::Mock(state) => state.wall(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Clock, Moment, Source, mock};
+use super::{Clock, ClockSource, Moment, mock};
 
 /// Owned by the sleeping thread. While it exists and is not asleep, a mock clock's `advance` waits
 /// for it.
@@ -29,8 +29,8 @@ enum Bell {
 impl Sleeper {
     pub(crate) fn new(clock: &Clock) -> Self {
         let bell = match &clock.source {
-            Source::System { .. } => Bell::System(Arc::default()),
-            Source::Mock(state) => Bell::Mock {
+            ClockSource::System { .. } => Bell::System(Arc::default()),
+            ClockSource::Mock(state) => Bell::Mock {
                 state: Arc::clone(state),
                 id: state.join(),
             },

@@ -15,7 +15,7 @@ use crate::fleet::host::uptime;
 use crate::health::State;
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
-use crate::registry::core::say;
+use crate::sync::log::log_line;
 use crate::sync::printable::{Age, Printable};
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
@@ -114,7 +114,7 @@ impl Beacon {
                 Report::End(end) => end_record(end),
             });
             if let (Err(error), false) = (&written, failing) {
-                say(
+                log_line(
                     log::Level::Error,
                     format_args!("beacon: cannot write {}: {error}", file.0.display()),
                 );

@@ -28,9 +28,10 @@ use crate::clock::{Clock, Moment, ObservedTime, Patience};
 use crate::health::StopCause;
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
-use crate::registry::core::{PendingNotices, say};
+use crate::registry::core::PendingNotices;
 use crate::sync::background;
 use crate::sync::latch::Latch;
+use crate::sync::log::log_line;
 use crate::sync::wakers::{Wakers, wake};
 use hooks::Signals;
 use self_pipe::WakeSender;
@@ -343,7 +344,7 @@ impl Inner {
         if !may_log {
             return;
         }
-        say(
+        log_line(
             log::Level::Info,
             format_args!("shutdown begun by {cause}, {:?} allowed", self.timeout),
         );

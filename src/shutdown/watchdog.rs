@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::hooks::SignalListener;
 use super::{End, Inner, Progress, ShutdownCause, Signal, exit_race};
 use crate::registry::at_exit::{self, ProcessEnd};
-use crate::registry::core::say;
 use crate::sync::background;
 use crate::sync::last_words;
+use crate::sync::log::log_line;
 
 /// A signal that arrives again within this time is a duplicate: terminals and service managers send a
 /// signal twice, to the process and to its group.
@@ -102,7 +102,7 @@ impl Inner {
             // On another thread: the log may block.
             let begun_by = begun.cause;
             let _ = background::detach("wh-announce", move || {
-                say(
+                log_line(
                     log::Level::Info,
                     format_args!("{signal} came during the shutdown begun by {begun_by}"),
                 );

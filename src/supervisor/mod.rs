@@ -30,7 +30,7 @@ use crate::sync::panics::{self, AtHand, Charge, Interest, PanicReport};
 use crate::worker::WorkerHeartbeat;
 use children::{Child, Children};
 use exit::Finish;
-use restarts::{Decision, Fate, Restarts};
+use restarts::{Decision, LifeEnd, Restarts};
 use stopping::{Stop, Stopping};
 
 /// Runs workers on threads of their own or in futures, reports how each of them ended, and starts
@@ -353,10 +353,10 @@ fn decide(membership: &Membership, restarts: &mut Restarts, over: Over) -> (Exit
     let worker = membership.worker_ref();
     let Over { exit, asked } = over;
     let fate = match worker.ending() {
-        _ if asked || worker.stop_requested() => Fate::Stopped,
-        Some(Ending::Dead(death)) => Fate::from(&death.cause),
-        Some(Ending::Stopped(StopCause::Completed)) => Fate::Returned,
-        _ => Fate::Stopped,
+        _ if asked || worker.stop_requested() => LifeEnd::Stopped,
+        Some(Ending::Dead(death)) => LifeEnd::from(&death.cause),
+        Some(Ending::Stopped(StopCause::Completed)) => LifeEnd::Returned,
+        _ => LifeEnd::Stopped,
     };
     let registry = membership.registry();
     let decision = if registry.is_stopping() {

@@ -9,7 +9,7 @@ use crate::health::DeathCause;
 
 /// How a life ended, as far as restarting is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum LifeEnd {
     /// It was asked to stop, or stopped itself.
     Stopped,
     /// It returned without an error.
@@ -18,7 +18,7 @@ pub(super) enum Fate {
     Failed,
 }
 
-impl From<&DeathCause> for Fate {
+impl From<&DeathCause> for LifeEnd {
     fn from(cause: &DeathCause) -> Self {
         match cause {
             DeathCause::Exited => Self::Returned,
@@ -73,10 +73,13 @@ impl Restarts {
     }
 
     /// Decides by the clock's time.
-    pub(super) fn decide(&mut self, fate: Fate, now: Moment) -> Decision {
+    pub(super) fn decide(&mut self, fate: LifeEnd, now: Moment) -> Decision {
         let wanted = match (self.policy.when, fate) {
-            (When::Never, _) | (_, Fate::Stopped) | (When::OnFailure, Fate::Returned) => false,
-            (When::OnFailure | When::Always, Fate::Failed) | (When::Always, Fate::Returned) => true,
+            (When::Never, _) | (_, LifeEnd::Stopped) | (When::OnFailure, LifeEnd::Returned) => {
+                false
+            }
+            (When::OnFailure | When::Always, LifeEnd::Failed)
+            | (When::Always, LifeEnd::Returned) => true,
         };
         if !wanted {
             return Decision::LeaveIt;
@@ -166,9 +169,9 @@ mod tests {
             (Restart::on_failure(), false, false, true),
             (Restart::always(), false, true, true),
         ] {
-            assert_eq!(restarts(policy.clone(), Fate::Stopped), stopped);
-            assert_eq!(restarts(policy.clone(), Fate::Returned), returned);
-            assert_eq!(restarts(policy, Fate::Failed), failed);
+            assert_eq!(restarts(policy.clone(), LifeEnd::Stopped), stopped);
+            assert_eq!(restarts(policy.clone(), LifeEnd::Returned), returned);
+            assert_eq!(restarts(policy, LifeEnd::Failed), failed);
         }
     }
 
@@ -180,7 +183,7 @@ mod tests {
             .backoff(Duration::from_secs(1), Duration::from_secs(5));
         let mut restarts = Restarts::new(policy);
         let delays: Vec<_> = (0..40)
-            .map(|_| match restarts.decide(Fate::Failed, at(0)) {
+            .map(|_| match restarts.decide(LifeEnd::Failed, at(0)) {
                 Decision::Restart { delay, .. } => delay.as_secs(),
                 other => panic!("{other:?}"),
             })
@@ -193,7 +196,7 @@ mod tests {
     fn a_worker_with_too_many_restarts_in_the_period_is_given_up() {
         let mut restarts =
             Restarts::new(Restart::on_failure().max(2).within(Duration::from_secs(60)));
-        let mut decide = |seconds| restarts.decide(Fate::Failed, at(seconds));
+        let mut decide = |seconds| restarts.decide(LifeEnd::Failed, at(seconds));
         assert!(matches!(decide(0), Decision::Restart { attempt: 1, .. }));
         assert!(matches!(decide(30), Decision::Restart { attempt: 2, .. }));
         assert_eq!(decide(60), Decision::GiveUp { restarts: 2 });
@@ -212,7 +215,7 @@ mod tests {
             restarts.life_begins(now);
             now = now.after(Duration::from_secs(life));
             restarts.life_ends(now, true);
-            match restarts.decide(Fate::Failed, now) {
+            match restarts.decide(LifeEnd::Failed, now) {
                 Decision::Restart { delay, .. } => {
                     now = now.after(delay);
                     waits.push(Some(delay.as_secs()));
@@ -267,7 +270,7 @@ mod tests {
         let mut restarts = Restarts::new(policy.jitter(0.0));
         for attempt in 1..=3 {
             restarts.life_ends(at(attempt * 1_000), false);
-            let decision = restarts.decide(Fate::Failed, at(attempt * 1_000));
+            let decision = restarts.decide(LifeEnd::Failed, at(attempt * 1_000));
             let Decision::Restart {
                 attempt: decided, ..
             } = decision
@@ -293,7 +296,7 @@ mod tests {
             let mut restarts = Restarts::new(policy);
             for second in 0..100_000 {
                 assert!(matches!(
-                    restarts.decide(Fate::Failed, at(second)),
+                    restarts.decide(LifeEnd::Failed, at(second)),
                     Decision::Restart { .. }
                 ));
             }
@@ -313,16 +316,16 @@ mod tests {
         let mut restarts = Restarts::new(policy);
         for second in 0..256 {
             assert!(matches!(
-                restarts.decide(Fate::Failed, at(second)),
+                restarts.decide(LifeEnd::Failed, at(second)),
                 Decision::Restart { .. }
             ));
         }
         assert_eq!(
-            restarts.decide(Fate::Failed, at(256)),
+            restarts.decide(LifeEnd::Failed, at(256)),
             Decision::GiveUp { restarts: 256 }
         );
         assert!(matches!(
-            restarts.decide(Fate::Failed, at(257)),
+            restarts.decide(LifeEnd::Failed, at(257)),
             Decision::Restart { attempt: 256, .. }
         ));
     }
@@ -337,7 +340,7 @@ mod tests {
         assert_eq!(policy.jitter(0.0).delay(1), Duration::MAX);
         let mut none = Restarts::new(Restart::always().max(0).within(Duration::ZERO));
         assert_eq!(
-            none.decide(Fate::Failed, at(0)),
+            none.decide(LifeEnd::Failed, at(0)),
             Decision::GiveUp { restarts: 0 }
         );
     }

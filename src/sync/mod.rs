@@ -5,6 +5,7 @@ pub(crate) mod catch;
 pub(crate) mod describe;
 pub(crate) mod last_words;
 pub(crate) mod latch;
+pub(crate) mod log;
 pub(crate) mod panics;
 pub(crate) mod printable;
 pub(crate) mod procfs;

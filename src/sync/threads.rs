@@ -94,13 +94,13 @@ impl KernelThread {
 thread_local! {
     /// The thread's number; 0 until it has one.
     static NUMBER: Cell<u32> = const { Cell::new(0) };
-    static END: End = const { End(Cell::new(0)) };
+    static END: ThreadExit = const { ThreadExit(Cell::new(0)) };
 }
 
 /// Notices the end of its thread.
-struct End(Cell<u32>);
+struct ThreadExit(Cell<u32>);
 
-impl Drop for End {
+impl Drop for ThreadExit {
     fn drop(&mut self) {
         let number = self.0.get();
         if number != 0 {

@@ -21,8 +21,8 @@ use super::error::{PgError, with_timeout};
 use super::migrate;
 use super::settings::Settings;
 use crate::error::Error;
-use crate::registry::core::say;
 use crate::sync::catch::catch;
+use crate::sync::log::log_line;
 
 /// Placeholder for the id of the connection's session, or NULL.
 const SESSION: &str = "@session@";
@@ -181,7 +181,7 @@ impl Connection {
 
     fn report_pooling(&self) {
         if !self.pooled.swap(true, Ordering::Relaxed) {
-            say(
+            log_line(
                 log::Level::Warn,
                 format_args!(
                     "postgres: a proxy pools sessions, so the end of a session proves nothing; \

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use super::error::{PgError, with_timeout};
 use super::settings::{Settings, expand};
-use crate::registry::core::say;
+use crate::sync::log::log_line;
 
 /// In their order. A released migration is never changed; a change is a new migration.
 ///
@@ -116,7 +116,7 @@ async fn apply(client: &Client, settings: &Settings) -> Result<(), PgError> {
             .batch_execute(&migrations(&settings.schema, version))
             .await?;
         client.batch_execute("COMMIT").await?;
-        say(
+        log_line(
             log::Level::Info,
             format_args!(
                 "postgres: migrated the schema {} from version {version} to {LATEST}",

@@ -16,59 +16,34 @@ use crate::sync::wakers::wake;
 impl Core {
     /// Ends a worker's incarnation, and reports it. `false` if it had ended before.
     pub(crate) fn end(&self, worker: &WorkerRef, end: Termination) -> bool {
-        let in_flight = LogInFlight::begin(self);
-        let (ended, event) = self.end_quietly(worker, end);
-        if let Some(event) = event {
-            self.subscribers.wake();
-            let in_log = self.unreturned.begin_logging(&worker.record);
-            self.log(&event);
-            drop(in_log);
+        let mut notices = PendingNotices::new(self);
+        let events = self.lock_events(&worker.record);
+        let health = worker.end(end, &self.observed_now(), self.clock.wall());
+        let ended = health.is_some();
+        notices.add(worker, (health, Vec::new()));
+        drop(events);
+        if !notices.is_empty() {
+            let _logging = self.unreturned.begin_logging(&worker.record);
+            notices.deliver();
         }
-        drop(in_flight);
         ended
-    }
-
-    /// Ends a worker's incarnation. The caller logs the event.
-    fn end_quietly(&self, worker: &WorkerRef, end: Termination) -> (bool, Option<Event>) {
-        let _events = self.lock_events(&worker.record);
-        match worker.end(end, &self.observed_now(), self.clock.wall()) {
-            Some(health) => (true, self.publish_end(worker, health)),
-            None => (false, None),
-        }
     }
 
     /// Ends this life of a worker that a newer incarnation elsewhere has replaced, and reports it.
     pub(crate) fn fence(&self, worker: &WorkerRef, incarnation: u32) {
-        let _in_flight = LogInFlight::begin(self);
-        let turn = self.lock_events(&worker.record);
+        let mut notices = PendingNotices::new(self);
+        let events = self.lock_events(&worker.record);
         // No other life begins under the lock of events.
-        if worker.record.incarnation() != incarnation {
-            return;
+        if worker.record.incarnation() == incarnation {
+            let end = Termination::Dead(DeathCause::Fenced);
+            notices.cut_off(worker, StopCause::Fenced, end);
         }
-        let worker = &*worker.current();
-        let end = Termination::Dead(DeathCause::Fenced);
-        let (ended, wakers) = worker.cut_off(
-            StopCause::Fenced,
-            end,
-            &self.observed_now(),
-            self.clock.wall(),
-        );
-        let event = ended.and_then(|health| self.publish_end(worker, health));
-        drop(turn);
-        wakers.into_iter().for_each(wake);
-        if let Some(event) = event {
-            self.subscribers.wake();
-            self.log(&event);
-        }
+        drop(events);
+        notices.deliver();
     }
 
-    fn publish_end(&self, worker: &WorkerRef, health: Health) -> Option<Event> {
-        self.changed.store(true, Ordering::Release);
-        self.publish(Some(&worker.record), EventKind::Became(health))
-    }
-
-    /// Ends workers whatever they are doing. The caller notifies executors and the log, which may block,
-    /// by [`PendingNotices::deliver`].
+    /// Ends workers whatever they are doing. The caller notifies executors and the log, which may
+    /// block, by [`PendingNotices::deliver`].
     pub(crate) fn cut_off(
         &self,
         workers: &[WorkerRef],
@@ -78,17 +53,7 @@ impl Core {
         let mut notices = PendingNotices::new(self);
         for worker in workers {
             let _events = self.lock_events(&worker.record);
-            let worker = &*worker.current();
-            let (ended, wakers) = worker.cut_off(
-                request.clone(),
-                end(),
-                &self.observed_now(),
-                self.clock.wall(),
-            );
-            notices.wakers.extend(wakers);
-            if let Some(health) = ended {
-                notices.note(&worker.record, self.publish_end(worker, health));
-            }
+            notices.cut_off(worker, request.clone(), end());
         }
         notices
     }
@@ -112,18 +77,14 @@ impl Core {
             let _events = self.lock_events(&worker.record);
             let worker = worker.current();
             if worker.claim_stop(cause.clone()) == Some(true) {
-                let kind = EventKind::Became(Health::Stopping);
-                notices.note(&worker.record, self.publish(Some(&worker.record), kind));
+                notices.publish(&worker, Health::Stopping);
             }
         }
         for worker in workers {
             let _events = self.lock_events(&worker.record);
             let worker = &*worker.current();
-            let (ended, wakers) = worker.show_stop(&self.observed_now(), self.clock.wall());
-            notices.wakers.extend(wakers);
-            if let Some(health) = ended {
-                notices.note(&worker.record, self.publish_end(worker, health));
-            }
+            let shown = worker.show_stop(&self.observed_now(), self.clock.wall());
+            notices.add(worker, shown);
         }
         notices
     }
@@ -206,7 +167,25 @@ impl<'a> PendingNotices<'a> {
         }
     }
 
-    fn note(&mut self, record: &Arc<Record>, event: Option<Event>) {
+    /// Ends a worker whatever it is doing. Under its lock of events.
+    fn cut_off(&mut self, worker: &WorkerRef, request: StopCause, end: Termination) {
+        let (worker, core) = (&*worker.current(), self.core);
+        let ended = worker.cut_off(request, end, &core.observed_now(), core.clock.wall());
+        self.add(worker, ended);
+    }
+
+    /// Adds the end of a worker, if it ended, and wakers. Under its lock of events.
+    fn add(&mut self, worker: &WorkerRef, (ended, wakers): (Option<Health>, Vec<Waker>)) {
+        self.wakers.extend(wakers);
+        if let Some(health) = ended {
+            self.core.changed.store(true, Ordering::Release);
+            self.publish(worker, health);
+        }
+    }
+
+    fn publish(&mut self, worker: &WorkerRef, health: Health) {
+        let record = &worker.record;
+        let event = self.core.publish(Some(record), EventKind::Became(health));
         self.events
             .extend(event.map(|event| (Arc::clone(record), event)));
     }

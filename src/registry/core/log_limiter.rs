@@ -5,7 +5,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::clock::Moment;
-use crate::sync::catch::catch;
+use crate::sync::log::log_line;
 
 /// At most this many lines of a kind are written in one window.
 const LINES: u32 = 100;
@@ -52,7 +52,7 @@ impl LogLimiter {
             std::mem::take(&mut window.left_out)
         };
         tell_left_out(kind, left_out);
-        say(level, format_args!("{text}"));
+        log_line(level, format_args!("{text}"));
     }
 
     /// Logs the number of suppressed lines once its window is over. With `last`, logs it at once,
@@ -88,16 +88,9 @@ impl Window {
 fn tell_left_out(kind: usize, lines: u64) {
     if lines > 0 {
         let (level, kind) = KINDS[kind];
-        say(
+        log_line(
             level,
             format_args!("{lines} {kind} about workers were left out"),
         );
     }
-}
-
-/// Logs one line. A panic of the log implementation is contained.
-pub(crate) fn say(level: log::Level, text: std::fmt::Arguments<'_>) {
-    drop(catch(|| {
-        log::log!(target: "worker_heartbeat", level, "{text}");
-    }));
 }

@@ -29,7 +29,6 @@ use counts::Counts;
 pub(crate) use ends::PendingNotices;
 use events::{Event, EventKind, EventWorker, Subscribers};
 use log_limiter::LogLimiter;
-pub(crate) use log_limiter::say;
 use log_thread::LogQueue;
 use profile::Profiles;
 use record::Record;

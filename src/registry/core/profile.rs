@@ -1,7 +1,6 @@
 //! Type, group and limits, which many workers share.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -29,7 +28,7 @@ pub(crate) struct Profile {
 }
 
 /// What distinguishes one profile from another.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ProfileKey {
     pub worker_type: String,
     pub group: String,
@@ -45,29 +44,6 @@ impl Profile {
     pub(crate) fn leave(&self) {
         self.occupants.fetch_sub(1, Ordering::Relaxed);
     }
-
-    fn key(&self) -> (&str, &str, &Thresholds, Duration) {
-        (
-            &self.worker_type,
-            &self.group,
-            &self.thresholds,
-            self.interval,
-        )
-    }
-}
-
-impl PartialEq for Profile {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for Profile {}
-
-impl Hash for Profile {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.key().hash(state);
-    }
 }
 
 /// All profiles of a registry.
@@ -78,8 +54,7 @@ pub(crate) struct Profiles {
 
 #[derive(Debug, Default)]
 struct ProfileTable {
-    /// Profiles are equal if all but the count of occupants is equal.
-    by_content: HashSet<Arc<Profile>>,
+    by_key: HashMap<ProfileKey, Arc<Profile>>,
     by_number: HashMap<u32, Arc<Profile>>,
     next_number: u32,
     counts: CountsByType,
@@ -87,40 +62,35 @@ struct ProfileTable {
     clean_at: usize,
 }
 
-#[allow(
-    clippy::mutable_key_type,
-    reason = "neither `Eq` nor `Hash` looks at the count of occupants"
-)]
 impl Profiles {
     pub(crate) fn intern(&self, key: ProfileKey) -> Arc<Profile> {
         let mut table = self.table.lock();
-        let profile = Profile {
+        if let Some(known) = table.by_key.get(&key) {
+            return Arc::clone(known);
+        }
+        if table.by_key.len() >= table.clean_at {
+            // Two references belong to the tables.
+            table
+                .by_key
+                .retain(|_, profile| Arc::strong_count(profile) > 2);
+            let kept = table.by_key.values();
+            let numbers: HashSet<u32> = kept.map(|profile| profile.number).collect();
+            table.by_number.retain(|number, _| numbers.contains(number));
+            table.clean_at = (numbers.len() * 2).max(64);
+        }
+        let profile = Arc::new(Profile {
             counts: table.counts.of(&key.worker_type),
-            worker_type: key.worker_type.into(),
-            group: key.group.into(),
+            worker_type: key.worker_type.as_str().into(),
+            group: key.group.as_str().into(),
             limits: Limits::from(&key.thresholds),
-            thresholds: key.thresholds,
+            thresholds: key.thresholds.clone(),
             interval: key.interval,
             number: table.next_number,
             occupants: AtomicUsize::new(0),
-        };
-        if let Some(known) = table.by_content.get(&profile) {
-            return Arc::clone(known);
-        }
-        if table.by_content.len() >= table.clean_at {
-            // Two references belong to the tables.
-            table
-                .by_content
-                .retain(|profile| Arc::strong_count(profile) > 2);
-            let kept = &table.by_content;
-            let numbers: HashSet<u32> = kept.iter().map(|profile| profile.number).collect();
-            table.clean_at = (kept.len() * 2).max(64);
-            table.by_number.retain(|number, _| numbers.contains(number));
-        }
-        let profile = Arc::new(profile);
+        });
         table.next_number = table.next_number.wrapping_add(1);
         table.by_number.insert(profile.number, Arc::clone(&profile));
-        table.by_content.insert(Arc::clone(&profile));
+        table.by_key.insert(key, Arc::clone(&profile));
         profile
     }
 
@@ -137,8 +107,8 @@ impl Profiles {
     pub(crate) fn shortest_threshold(&self) -> Option<Duration> {
         self.table
             .lock()
-            .by_content
-            .iter()
+            .by_key
+            .values()
             .filter(|profile| profile.occupants.load(Ordering::Relaxed) > 0)
             .map(|profile| profile.thresholds.shortest())
             .min()
@@ -176,9 +146,9 @@ mod tests {
             profiles.intern(key(&n.to_string(), 90));
         }
         let table = profiles.table.lock();
-        assert!(table.by_content.len() <= 128);
-        assert_eq!(table.by_content.len(), table.by_number.len());
-        assert!(table.by_content.contains(&kept));
+        assert!(table.by_key.len() <= 128);
+        assert_eq!(table.by_key.len(), table.by_number.len());
+        assert!(table.by_number.contains_key(&kept.number));
     }
 
     #[test]

@@ -376,6 +376,12 @@ impl Detail {
         number
     }
 
+    /// Makes a request to stop visible. Returns the wakers of the tasks that wait for it.
+    pub(crate) fn announce_stop(&mut self) -> Vec<Waker> {
+        self.stop_latch.set(());
+        self.on_stop.drain(..).map(|(_, waker)| waker).collect()
+    }
+
     /// What the verdict on a living worker needs beyond its cell.
     pub(crate) fn adjustments(&self, snapshot: &CellSnapshot) -> Adjustments {
         let thread_ended = self.thread_ended.filter(|_| snapshot.work.thread_ended);

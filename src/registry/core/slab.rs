@@ -109,25 +109,25 @@ impl<R> Chunk<R> {
     /// The occupant has moved to another cell. Holders of its former life keep this one, and find
     /// there that it is over.
     pub(crate) fn leave_behind(&self, offset: usize) {
-        let mut occupants = self.occupants.write();
-        let cell = &self.cells[offset];
-        cell.set_schedule(Schedule::OFF);
-        cell.set_state(Lifecycle {
+        self.clear(offset, |state| Lifecycle {
             phase: Phase::Dead,
             stop_requested: true,
-            ..cell.state()
+            ..state
         });
-        occupants[offset] = None;
     }
 
     pub(crate) fn vacate(&self, offset: usize) {
+        self.clear(offset, |state| Lifecycle {
+            tag: state.next_tag(),
+            ..Lifecycle::EMPTY
+        });
+    }
+
+    fn clear(&self, offset: usize, left: impl FnOnce(Lifecycle) -> Lifecycle) {
         let mut occupants = self.occupants.write();
         let cell = &self.cells[offset];
         cell.set_schedule(Schedule::OFF);
-        cell.set_state(Lifecycle {
-            tag: cell.state().next_tag(),
-            ..Lifecycle::EMPTY
-        });
+        cell.set_state(left(cell.state()));
         occupants[offset] = None;
     }
 

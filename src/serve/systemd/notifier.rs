@@ -8,9 +8,9 @@ use sd_notify::NotifyState;
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
-use crate::registry::core::say;
 use crate::serve::process_health::ProcessHealth;
 use crate::serve::reporter::{Report, Reporter};
+use crate::sync::log::log_line;
 use crate::sync::printable::prefix;
 
 /// The interval of notifications without a watchdog.
@@ -114,7 +114,7 @@ impl Protocol {
         let sent = sd_notify::notify(&states);
         let failing = sent.is_err();
         if let (Err(error), false) = (sent, self.failing) {
-            say(
+            log_line(
                 log::Level::Warn,
                 format_args!("failed to notify systemd: {error}"),
             );

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use super::incarnation_cache::{IncarnationCache, just_before};
 use crate::error::Error;
 use crate::fleet::{Answer, HeartbeatStore, StoredWorker, WorkerFilter, WorkerKey};
-use crate::registry::core::say;
 use crate::sync::describe::written;
+use crate::sync::log::log_line;
 use crate::sync::printable::Printable;
 
 /// Bytes of an id. A generated one holds a type and a host's name.
@@ -129,7 +129,7 @@ impl Service {
         match answer {
             Ok(answer) => {
                 if self.failing.swap(false, Ordering::Relaxed) {
-                    say(
+                    log_line(
                         Level::Info,
                         format_args!("coordinator: the store answers again"),
                     );
@@ -140,7 +140,7 @@ impl Service {
             Err(error) => {
                 if !self.failing.swap(true, Ordering::Relaxed) {
                     let error = written(format_args!("{error}"));
-                    say(
+                    log_line(
                         Level::Error,
                         format_args!("coordinator: {}", Printable(&error)),
                     );
@@ -270,7 +270,7 @@ impl Service {
         }
         let purged = self.asked(self.store.purge(MAKE_ROOM_AGE))?;
         if purged > 0 {
-            say(
+            log_line(
                 Level::Warn,
                 format_args!(
                     "coordinator: {count} workers; {purged} that had ended were forgotten"

@@ -71,9 +71,7 @@ impl WorkerRef {
                 ended = self.end_locked(&mut detail, end, observed, wall);
             }
         }
-        detail.stop_latch.set(());
-        let wakers = detail.on_stop.drain(..).map(|(_, waker)| waker);
-        (ended, wakers.collect())
+        (ended, detail.announce_stop())
     }
 
     /// Wakes this waker once the worker is asked to stop; at once if it was. Returns the number by
@@ -167,23 +165,27 @@ impl WorkerRef {
         observed: &ObservedNow,
         wall: SystemTime,
     ) -> Option<Health> {
-        match (&detail.ended, &end) {
-            (None, _) => {}
+        let overruled = match (&detail.ended, &end) {
+            (None, _) => true,
             (
                 Some(Ended {
-                    ending: Ending::Stopped(_),
+                    ending: Ending::Dead(_),
                     ..
                 }),
-                Termination::Overruled(_) | Termination::Panicked(_),
-            ) => {}
+                _,
+            ) => false,
+            (Some(_), Termination::Overruled(_) | Termination::Panicked(_)) => true,
             (
                 Some(Ended {
                     ending: Ending::Stopped(by),
                     ..
                 }),
                 Termination::Failed(_),
-            ) if detail.stop_cause.as_ref() == Some(by) => {}
-            _ => return None,
+            ) => detail.stop_cause.as_ref() == Some(by),
+            (Some(_), Termination::Stopped(_) | Termination::Dead(_)) => false,
+        };
+        if !overruled {
+            return None;
         }
         let cell = self.cell();
         let life = cell.state();
@@ -256,9 +258,7 @@ impl WorkerRef {
             ..cell.state()
         });
         let ended = self.end_locked(&mut detail, end, observed, wall);
-        detail.stop_latch.set(());
-        let wakers = detail.on_stop.drain(..).map(|(_, waker)| waker);
-        (ended, wakers.collect())
+        (ended, detail.announce_stop())
     }
 
     /// Makes other workers depend on this life. `false` if it is over.
