@@ -7,6 +7,8 @@ use std::time::SystemTime;
 #[cfg(any(feature = "http", feature = "beacon"))]
 use serde_json::{Value, json};
 
+#[cfg(any(feature = "http", feature = "beacon"))]
+use crate::health::StateCounts;
 #[cfg(feature = "http")]
 use crate::health::UnwellWorker;
 use crate::health::{State, Summary};
@@ -36,6 +38,13 @@ pub(super) const WORST_FIRST: [State; State::ALL.len()] = [
     State::Idle,
     State::Stopped,
 ];
+
+/// The worst state that occurs.
+#[cfg(any(feature = "http", feature = "beacon"))]
+pub(super) fn worst_state(counts: &StateCounts) -> Option<State> {
+    let mut states = WORST_FIRST.into_iter();
+    states.find(|state| counts.get(*state) > 0)
+}
 
 /// The position of a state in [`WORST_FIRST`].
 #[cfg(feature = "http")]
@@ -209,13 +218,10 @@ impl ProcessHealth {
         // A process without a living worker is not alive.
         let living = summary.total_active + summary.states.get(State::Starting);
         let alive = living > 0 && self.is_live() && self.expected_failure().is_none();
-        let mut present = WORST_FIRST
-            .into_iter()
-            .filter(|state| summary.states.get(*state) > 0);
         json!({
             "alive": alive,
             "last_heartbeat": self.last_heartbeat,
-            "state": present.next(),
+            "state": worst_state(&summary.states),
             "reason": self.reason(),
             "draining": self.draining,
             "tick_age_s": summary.tick_age.as_secs_f64(),

@@ -255,9 +255,9 @@ fn a_sweep_that_is_only_tried_changes_nothing() {
     assert_eq!(store.summary().unwrap().states.get(State::Dead), 1);
     assert_eq!(ends(&["sweep", "--sqlite", &file], 0), "0 marked offline\n");
 
-    assert_eq!(ends(&["purge", "--sqlite", &file], 0), "0 removed\n");
+    assert_eq!(ends(&["purge", "--sqlite", &file], 0), "0 deleted\n");
     let purged = ends(&["purge", "--sqlite", &file, "--older-than", "1ns"], 0);
-    assert_eq!(purged, "2 removed\n");
+    assert_eq!(purged, "2 deleted\n");
 }
 
 #[test]
@@ -597,5 +597,5 @@ fn every_command_works_on_postgresql() {
     assert!(tried.ends_with("1 would be marked offline\n"), "{tried}");
     let (_, swept) = ask(&["sweep"]);
     assert!(swept.ends_with("1 marked offline\n"), "{swept}");
-    assert_eq!(ask(&["purge", "--older-than", "1ns"]).1, "2 removed\n");
+    assert_eq!(ask(&["purge", "--older-than", "1ns"]).1, "2 deleted\n");
 }

@@ -14,14 +14,15 @@ use clap::{Args, Parser, Subcommand};
     arg_required_else_help = true,
     after_help = "\
 Every command except `check --file` uses one store: --sqlite FILE, --postgres URL, or the URL in
-the environment variable POSTGRES_URL. Other users of the machine can read the command line of a
-running program, but not its environment: pass a URL with a password in POSTGRES_URL.
+the environment variable POSTGRES_URL, such as postgres://user@host/database. Other users of the
+machine can read the command line of a running program, but not its environment: pass a URL with a
+password in POSTGRES_URL.
 
 Exit status:
   0  done; for `check`: all workers are healthy
   1  `check` found a problem and printed it
   2  the command line is invalid
-  3  the store, or a file or an address, failed or is not available
+  3  the store failed, or the store, a file or an address is not available
 
 The log goes to stderr. RUST_LOG sets its level; the default is info.",
     max_term_width = 100
@@ -42,11 +43,11 @@ pub enum Command {
     /// Workers without a heartbeat for longer than their limit are marked offline immediately. (The
     /// `watch` command only counts time during which it has observed the store.)
     Sweep(SweepArgs),
-    /// Remove workers that ended long ago from the store
+    /// Delete the records of workers that ended long ago
     Purge(PurgeArgs),
     /// Create the tables of the store, or update them
     Migrate(MigrateArgs),
-    /// Check whether all workers are healthy, by the store or by a beacon file
+    /// Check the health of all workers in the store or in a beacon file
     Check(CheckArgs),
 }
 
@@ -62,7 +63,7 @@ pub struct WatchArgs {
     #[command(flatten)]
     pub stale_after: StaleAfter,
 
-    /// Remove workers that ended this long ago [default: never]
+    /// Delete the records of workers that ended this long ago [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub purge_after: Option<Duration>,
 
@@ -154,7 +155,7 @@ pub struct StoreArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["postgres", "schema"])]
     pub sqlite: Option<PathBuf>,
 
-    /// PostgreSQL URL of the store, e.g. postgres://user@host/database [env: POSTGRES_URL]
+    /// PostgreSQL URL of the store [env: POSTGRES_URL]
     #[arg(long, value_name = "URL")]
     pub postgres: Option<String>,
 

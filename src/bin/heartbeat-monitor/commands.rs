@@ -70,7 +70,7 @@ pub fn sweep(args: &SweepArgs) -> CommandResult {
 
 pub fn purge(args: &PurgeArgs) -> CommandResult {
     let count = args.store.open()?.purge(args.older_than)?;
-    writeln!(io::stdout(), "{count} removed")?;
+    writeln!(io::stdout(), "{count} deleted")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -148,7 +148,7 @@ impl SweepObserver {
             progress.last_purge = Some(Instant::now());
             match self.store.purge(age) {
                 Ok(0) => {}
-                Ok(count) => log::info!("removed {count} workers that ended long ago"),
+                Ok(count) => log::info!("deleted {count} workers that ended long ago"),
                 Err(error) => log::warn!("{}", clean(&error.to_string())),
             }
         }

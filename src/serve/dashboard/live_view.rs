@@ -81,19 +81,11 @@ impl LiveView {
     pub(super) fn subscribe(
         &self,
         after: Option<&str>,
-    ) -> (
-        StreamMessage,
-        StreamMessage,
-        broadcast::Receiver<StreamMessage>,
-    ) {
+    ) -> ([StreamMessage; 2], broadcast::Receiver<StreamMessage>) {
         let mut contents = self.contents.lock();
-        let receiver = self.subscribers.subscribe();
-        let events = contents.events.after(after).into();
-        (
-            StreamMessage::Rows(contents.whole()),
-            StreamMessage::Events(events),
-            receiver,
-        )
+        let changes = self.subscribers.subscribe();
+        let events = StreamMessage::Events(contents.events.after(after).into());
+        ([StreamMessage::Rows(contents.whole()), events], changes)
     }
 
     /// Replaces the rows. `now` is by the dashboard's clock; `continuous`: no reading is missing

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::fleet::{HeartbeatStore, StoredWorker, WorkerFilter, summarize};
 use crate::health::{Health, State, StateCounts, Summary};
 use crate::registry::{Registry, Snapshot};
-use crate::serve::process_health::{WORST_FIRST, severity_rank};
+use crate::serve::process_health::{severity_rank, worst_state};
 
 /// The most rows; of more workers, those in the worst states are shown.
 const MAX_ROWS: usize = 5_000;
@@ -136,12 +136,7 @@ fn tiles<'a>(
 ) -> Vec<Value> {
     let mut all: Vec<_> = all.collect();
     if all.len() > MAX_TILES {
-        all.sort_by_key(|(_, _, states)| {
-            WORST_FIRST
-                .iter()
-                .position(|state| states.get(*state) > 0)
-                .unwrap_or(usize::MAX)
-        });
+        all.sort_by_key(|(_, _, states)| worst_state(states).map_or(usize::MAX, severity_rank));
         all.truncate(MAX_TILES);
     }
     let tile = |(name, state, states): (&String, Option<Value>, &StateCounts)| {

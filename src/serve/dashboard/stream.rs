@@ -68,9 +68,10 @@ async fn send_all(mut request: StreamRequest, sender: mpsc::Sender<Bytes>) -> Op
         let (live, after) = (Arc::clone(&request.live), request.after.take());
         // Encoding many rows blocks.
         let subscribing = spawn_blocking(move || live.subscribe(after.as_deref()));
-        let (rows, events, changes) = subscribing.await.ok()?;
-        client.send_message(rows).await?;
-        client.send_message(events).await?;
+        let (whole, changes) = subscribing.await.ok()?;
+        for message in whole {
+            client.send_message(message).await?;
+        }
         client.follow(changes).await?;
     }
 }
@@ -106,10 +107,8 @@ impl Client {
         if bytes.is_empty() {
             return Some(());
         }
-        timeout(SEND_TIMEOUT, self.sender.send(bytes))
-            .await
-            .ok()?
-            .ok()
+        let sent = timeout(SEND_TIMEOUT, self.sender.send(bytes)).await;
+        sent.ok()?.ok()
     }
 }
 
