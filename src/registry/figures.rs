@@ -10,6 +10,7 @@ use crate::clock::Moment;
 use crate::health::{
     Activity, Health, MissingWorkers, Signs, State, StateCounts, StoreStatus, SweepTotals,
 };
+use crate::registry::core::Core;
 use crate::registry::core::counts::TypeCounts;
 use crate::registry::core::record::Record;
 use crate::registry::core::worker_ref::Facts;
@@ -45,7 +46,7 @@ impl Registry {
     /// One pass over all cells, with the bounds of [`summary`](Self::summary).
     pub(crate) fn figures(&self) -> Figures {
         let observed = self.observed_now();
-        let (_, profiles) = self.tally::<FigureTally>(&observed);
+        let (tally, profiles) = self.tally::<FigureTally>(&observed);
         let mut by_type = HashMap::<usize, Totals>::new();
         for ProfileTotals {
             profile, totals, ..
@@ -54,14 +55,13 @@ impl Registry {
             let counts = Arc::as_ptr(&profile.counts).addr();
             by_type.entry(counts).or_default().add_all(&totals);
         }
-        let core = &self.inner.core;
-        // With the types that have no workers any more.
-        let types = core.profiles.counts().into_iter();
-        let types = types.map(|(name, counts)| {
+        let types = tally.types.into_iter();
+        let types = types.map(|(name, counts, ended_beats)| {
             let totals = by_type.remove(&Arc::as_ptr(&counts).addr());
-            (name, TypeFigures::of(counts, &totals.unwrap_or_default()))
+            let totals = totals.unwrap_or_default();
+            (name, TypeFigures::of(counts, ended_beats, &totals))
         });
-        let store_hook = core.store_hook.get();
+        let store_hook = self.inner.core.store_hook.get();
         Figures {
             types: types.collect(),
             expected: self.expected(),
@@ -99,7 +99,11 @@ struct Totals {
 
 /// Sums up, and names no worker.
 #[derive(Default)]
-struct FigureTally;
+struct FigureTally {
+    /// All types, also those without workers, with the beats of their ended workers. Beats move there
+    /// from the cells, so they belong to the same pass.
+    types: Vec<(Box<str>, Arc<TypeCounts>, u64)>,
+}
 
 impl Tally for FigureTally {
     type Totals = Totals;
@@ -122,6 +126,15 @@ impl Tally for FigureTally {
     fn add_beats(totals: &mut Totals, beats: u64) {
         totals.beats = totals.beats.saturating_add(beats);
     }
+
+    fn finish(&mut self, core: &Core) {
+        let types = core.profiles.counts().into_iter();
+        let with_beats = types.map(|(name, counts)| {
+            let ended_beats = counts.beats.get();
+            (name, counts, ended_beats)
+        });
+        self.types = with_beats.collect();
+    }
 }
 
 impl Totals {
@@ -143,10 +156,10 @@ impl Totals {
 }
 
 impl TypeFigures {
-    fn of(counts: Arc<TypeCounts>, totals: &Totals) -> Self {
+    fn of(counts: Arc<TypeCounts>, ended_beats: u64, totals: &Totals) -> Self {
         Self {
             states: totals.states,
-            beats: counts.beats.get().saturating_add(totals.beats),
+            beats: ended_beats.saturating_add(totals.beats),
             heartbeat_age: totals.heartbeat_age,
             progress_age: totals.progress_age,
             counts,

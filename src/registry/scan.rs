@@ -87,6 +87,9 @@ pub(super) trait Tally: Default {
     /// Adds the beats in a worker's cell.
     #[inline(always)]
     fn add_beats(_: &mut Self::Totals, _: u64) {}
+
+    /// Reads what else changes when a worker moves, at the end of the pass.
+    fn finish(&mut self, _: &Core) {}
 }
 
 impl Registry {
@@ -107,6 +110,7 @@ impl Registry {
                 // The beats were counted when it left its cell.
                 pass.add(&core.worker_ref(record), 0);
             }
+            pass.tally.finish(core);
             (pass.tally, pass.profiles.totals)
         })
     }
