@@ -11,7 +11,7 @@ fn main() -> Result<(), worker_heartbeat::Error> {
     let builder = WorkerHeartbeat::builder("importer").id("importer-1");
     let worker = Supervisor::new(registry).spawn(builder, |hb| {
         for (line, price) in ["12.50", "8.99", "n/a"].iter().enumerate() {
-            let _task = hb.begin_task(&format!("line-{}", line + 1), "reading a price");
+            let _task = hb.begin_task(format_args!("line-{}", line + 1), "reading a price");
             let price: f64 = price.parse().expect("a price is a number");
             println!("{price:.2}");
         }
