@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use worker_heartbeat::State;
+
 use crate::support::examples::run;
 
 /// The programs of the README, in its order. Each is an example without its first comment.
@@ -159,6 +161,49 @@ fn every_page_of_the_guide_is_in_the_documentation_and_in_the_index() {
         found += 1;
     }
     assert!(found >= 12, "{found}");
+}
+
+#[test]
+fn every_state_has_its_place_in_the_tables_and_in_the_troubleshooting() {
+    let readme = read("README.md");
+    let states = read("docs/guide/in-the-process.md");
+    let troubleshooting = read("docs/guide/troubleshooting.md");
+    let mut headings = troubleshooting
+        .lines()
+        .filter(|line| line.starts_with("### "))
+        .flat_map(|line| line.split('`').skip(1).step_by(2));
+    for state in State::ALL {
+        let name = state.name();
+        assert!(readme.contains(&format!("`{name}`")), "{name}");
+        let recent = if state.is_recent() { "yes" } else { "no" };
+        let row = states
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{name}` |")));
+        assert!(
+            row.is_some_and(|row| row.ends_with(&format!("| {recent} |"))),
+            "{name}"
+        );
+        // In the order of the tables, too.
+        assert_eq!(headings.next(), Some(name));
+    }
+    assert_eq!(headings.next(), None);
+}
+
+#[test]
+fn the_readme_has_every_feature() {
+    let (_, features) = include_str!("../../Cargo.toml")
+        .split_once("\n[features]\n")
+        .unwrap();
+    let features = features.split("\n[").next().unwrap();
+    let readme = read("README.md");
+    let mut found = 0;
+    for line in features.lines().filter(|line| !line.starts_with('#')) {
+        if let Some((name, _)) = line.split_once(" = ") {
+            assert!(readme.contains(&format!("`{name}`")), "{name}");
+            found += 1;
+        }
+    }
+    assert!(found >= 10, "{found}");
 }
 
 /// A link from page to page leads to a file in the repository, and to a module in the built
@@ -352,6 +397,28 @@ mod commands {
             .filter(|page| page != "README.md");
         let asked: usize = pages.map(|page| follow(&page, None)).sum();
         assert!(asked >= 6, "{asked}");
+    }
+
+    #[test]
+    fn the_page_of_the_monitor_has_every_command() {
+        let help = Command::new(env!("CARGO_BIN_EXE_heartbeat-monitor"))
+            .arg("--help")
+            .output()
+            .unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        let (_, commands) = help.split_once("Commands:\n").unwrap();
+        let commands = commands.split("\n\n").next().unwrap();
+        let page = read("docs/guide/monitor.md");
+        let mut found = 0;
+        for command in commands.lines() {
+            let name = command.split_whitespace().next().unwrap();
+            assert!(
+                name == "help" || page.contains(&format!("| `{name}` |")),
+                "{name}"
+            );
+            found += 1;
+        }
+        assert!(found >= 7, "{help}");
     }
 
     #[test]
