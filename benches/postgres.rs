@@ -79,9 +79,10 @@ impl Place {
 
     fn workers(&self, count: usize) -> Vec<WorkerKey> {
         let wishes: Vec<_> = (0..count)
-            .map(|n| Registration {
-                group: format!("machine-{}", n % 100),
-                ..Registration::new("poller", format!("poller-{n:06}"))
+            .map(|n| {
+                let mut registration = Registration::new("poller", format!("poller-{n:06}"));
+                registration.info.group = format!("machine-{}", n % 100);
+                registration
             })
             .collect();
         let batches = wishes.chunks(5_000);
@@ -93,12 +94,13 @@ impl Place {
     fn beat(&self, keys: &[WorkerKey], n: u64) {
         let beats: Vec<_> = keys
             .iter()
-            .map(|key| Beat {
-                run_id: Some(format!("run-{n}")),
-                task: Some("Researching example.com".into()),
-                progress: Some((n, 100)),
-                beats: n,
-                ..Beat::new(key.clone(), State::Processing)
+            .map(|key| {
+                let mut beat = Beat::new(key.clone(), State::Processing);
+                beat.status.run_id = Some(format!("run-{n}"));
+                beat.status.task = Some("Researching example.com".into());
+                beat.status.progress = Some((n, 100));
+                beat.status.beats = n;
+                beat
             })
             .collect();
         for batch in beats.chunks(5_000) {
@@ -145,11 +147,11 @@ fn claims(table: &mut Table) {
     place.beat(&keys, 1);
     let mut times: Vec<f64> = (0..200)
         .map(|n| {
-            let claim = worker_heartbeat::fleet::Claim {
-                worker: keys[0].clone(),
-                run_id: format!("run-{n}"),
-                ttl: Duration::from_secs(60),
-            };
+            let claim = worker_heartbeat::fleet::Claim::new(
+                keys[0].clone(),
+                format!("run-{n}"),
+                Duration::from_secs(60),
+            );
             let begun = Instant::now();
             place.store.claim(&claim).expect("an answer");
             begun.elapsed().as_secs_f64() * 1e3

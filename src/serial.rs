@@ -10,15 +10,16 @@
 //!
 //! No call stack is in any of it: to resolve one takes long, and it is not for everybody.
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 
-use crate::fleet::{ProcessIdentity, StoredEnding, StoredWorker, WorkerKey};
+use crate::fleet::{Beat, StoredEnding, StoredWorker};
 use crate::health::{
     Activity, Death, DeathCause, GroupState, GroupStats, Health, MissingWorkers, State,
-    StateCounts, StopCause, StoreStatus, Summary, SweepReport, SweepTotals, Thresholds, TypeStats,
-    UnwellWorker,
+    StateCounts, StopCause, StoreStatus, Summary, SweepTotals, TypeStats, UnwellWorker,
 };
 use crate::registry::Snapshot;
 use crate::registry::core::events::{Event, EventKind, EventWorker};
@@ -140,13 +141,7 @@ report! {
         "failures": this.failures,
         "failures_in_a_row": this.failures_in_a_row,
         "last_error": this.last_error,
-        "last_success_age_s": seconds(this.last_success_age),
-    }
-    SweepReport(this) {
-        "success": this.success,
-        "marked_offline": this.marked_offline,
-        "affected_groups": this.affected_groups,
-        "released_leases": this.released_leases,
+        "last_success_age_s": this.last_success_age.map(Seconds),
     }
     SweepTotals(this) {
         "successes": this.successes,
@@ -154,7 +149,7 @@ report! {
         "failures": this.failures,
         "marked_offline": this.marked_offline,
         "released_leases": this.released_leases,
-        "last_success_age_s": seconds(this.last_success_age),
+        "last_success_age_s": this.last_success_age.map(Seconds),
     }
     Event(this) {
         "at": unix(Some(this.at)),
@@ -202,12 +197,6 @@ report! {
         "state": this.state.to_string(),
         "panic": this.panic,
     }
-    Thresholds(this) {
-        "stale_after_s": this.stale_after.as_secs_f64(),
-        "stall_after_s": seconds(this.stall_after),
-        "startup_grace_s": this.startup_grace.as_secs_f64(),
-        "beats_only": this.beats_only,
-    }
     Snapshot(this) {
         "id": this.id,
         "worker_type": this.worker_type,
@@ -220,9 +209,9 @@ report! {
         "task": this.task,
         "progress": this.progress,
         "step": this.step,
-        "task_age_s": seconds(this.task_age),
-        "progress_age_s": seconds(this.progress_age),
-        "heartbeat_age_s": seconds(this.heartbeat_age),
+        "task_age_s": this.task_age.map(Seconds),
+        "progress_age_s": this.progress_age.map(Seconds),
+        "heartbeat_age_s": this.heartbeat_age.map(Seconds),
         "last_heartbeat": this.last_heartbeat_unix(),
         "beats": this.beats,
         "late_beats": this.late_beats,
@@ -235,45 +224,42 @@ report! {
         "tick_age_s": this.tick_age.as_secs_f64(),
         "store": this.store,
     }
-    WorkerKey(this) {
-        "id": this.id,
-        "incarnation": this.incarnation,
-    }
-    ProcessIdentity(this) {
-        "hostname": this.hostname,
-        "pid": this.pid,
-        "started": this.started,
-        "boot_id": this.boot_id,
-        "pid_namespace": this.pid_namespace,
-    }
-    StoredEnding(this) {
-        "stopped": this.stopped,
-        "cause": this.cause,
-        "detail": this.detail,
+    Beat(this) {
+        "id": this.key.id,
+        "incarnation": this.key.incarnation,
+        "state": this.status.state,
+        "reason": this.status.reason,
+        "heartbeat_age_s": this.heartbeat_age.map(Seconds),
+        "progress_age_s": this.progress_age.map(Seconds),
+        "run_id": this.status.run_id,
+        "task": this.status.task,
+        "progress": this.status.progress,
+        "beats": this.status.beats,
+        "metadata": Pairs(&this.metadata),
     }
     StoredWorker(this) {
         "id": this.key.id,
         "incarnation": this.key.incarnation,
-        "worker_type": this.worker_type,
-        "group": this.group,
+        "worker_type": this.info.worker_type,
+        "group": this.info.group,
         "health": this.health(),
-        "reported": this.reported,
-        "reason": this.reason,
-        "run_id": this.run_id,
-        "task": this.task,
-        "progress": this.progress,
+        "reported": this.status.state,
+        "reason": this.status.reason,
+        "run_id": this.status.run_id,
+        "task": this.status.task,
+        "progress": this.status.progress,
         "registered_age_s": this.registered_age.as_secs_f64(),
-        "heartbeat_age_s": seconds(this.heartbeat_age),
-        "progress_age_s": seconds(this.progress_age),
-        "beats": this.beats,
-        "restarts": this.restarts,
-        "lease_remaining_s": seconds(this.lease_remaining),
+        "heartbeat_age_s": this.heartbeat_age.map(Seconds),
+        "progress_age_s": this.progress_age.map(Seconds),
+        "beats": this.status.beats,
+        "restarts": this.info.restarts,
+        "lease_remaining_s": this.lease_remaining.map(Seconds),
         "ending": this.ending.as_ref().map(|(ending, _)| ending),
-        "ended_age_s": seconds(this.ending.as_ref().map(|(_, ago)| *ago)),
-        "interval_s": this.interval.as_secs_f64(),
-        "thresholds": this.thresholds,
-        "metadata": Pairs(&this.metadata),
-        "process": this.process,
+        "ended_age_s": this.ending.as_ref().map(|(_, ago)| Seconds(*ago)),
+        "interval_s": this.info.interval.as_secs_f64(),
+        "thresholds": this.info.thresholds,
+        "metadata": Pairs(&this.info.metadata),
+        "process": this.info.process,
     }
 }
 
@@ -296,8 +282,138 @@ impl Serialize for Pairs<'_> {
     }
 }
 
-fn seconds(duration: Option<Duration>) -> Option<f64> {
-    duration.map(|duration| duration.as_secs_f64())
+impl<'de> Deserialize<'de> for State {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::from_name(&name).ok_or_else(|| de::Error::custom("not the name of a state"))
+    }
+}
+
+/// Metadata from an object; of entries with one name, the last counts.
+pub(crate) mod pairs {
+    use super::*;
+
+    /// More metadata of one worker is not even read. (The smaller limit of the library is checked
+    /// later.)
+    const MOST: usize = 4_096;
+
+    pub(crate) fn set(pairs: &mut Vec<(String, String)>, name: String, value: String) {
+        match pairs.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, old)) => *old = value,
+            None => pairs.push((name, value)),
+        }
+    }
+
+    pub(crate) fn serialize<S: Serializer>(
+        pairs: &[(String, String)],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        Pairs(pairs).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(String, String)>, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Vec<(String, String)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of texts")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut pairs = Vec::new();
+                while let Some((name, value)) = map.next_entry()? {
+                    // The search for an equal name is linear.
+                    if pairs.len() > MOST {
+                        return Err(de::Error::custom("too many metadata entries"));
+                    }
+                    set(&mut pairs, name, value);
+                }
+                Ok(pairs)
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+/// A duration as a number of seconds. A number that is too large becomes the longest duration.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Seconds(pub(crate) Duration);
+
+impl Seconds {
+    pub(crate) fn new(seconds: f64) -> Option<Self> {
+        let is_duration = seconds >= 0.0;
+        is_duration.then(|| Self(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)))
+    }
+}
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.0.as_secs_f64())
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        Self::new(seconds).ok_or_else(|| de::Error::custom("a duration is 0 s or more"))
+    }
+}
+
+/// For fields: a [`Duration`] as [`Seconds`].
+pub(crate) mod seconds {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        Seconds(*duration).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        Seconds::deserialize(deserializer).map(|seconds| seconds.0)
+    }
+}
+
+/// For fields: an optional [`Duration`] as [`Seconds`].
+pub(crate) mod optional_seconds {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        duration.map(Seconds).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let seconds = Option::<Seconds>::deserialize(deserializer)?;
+        Ok(seconds.map(|seconds| seconds.0))
+    }
+}
+
+/// How a worker ended, and how long ago: two fields of its object.
+pub(crate) fn ended<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<(StoredEnding, Duration)>, D::Error> {
+    #[derive(serde::Deserialize)]
+    struct Ended {
+        ending: Option<StoredEnding>,
+        ended_age_s: Option<Seconds>,
+    }
+    let Ended {
+        ending,
+        ended_age_s,
+    } = Ended::deserialize(deserializer)?;
+    let ago = ended_age_s.map_or(Duration::ZERO, |seconds| seconds.0);
+    Ok(ending.map(|ending| (ending, ago)))
 }
 
 fn unix(at: Option<SystemTime>) -> f64 {

@@ -88,7 +88,9 @@ fn demonstrate(place: &str) -> Result<(), BoxError> {
 
     let workers = wait(&*store, "another worker to take over", |workers| {
         workers.iter().any(|worker| {
-            worker.key.id != victim && holds(worker) && worker.run_id.as_deref() == Some(&*run)
+            worker.key.id != victim
+                && holds(worker)
+                && worker.status.run_id.as_deref() == Some(&*run)
         })
     })?;
     for worker in &workers {
@@ -148,12 +150,12 @@ fn holds(worker: &StoredWorker) -> bool {
 fn run_of(workers: &[StoredWorker], id: &str) -> String {
     let worker = workers.iter().find(|worker| worker.key.id == id);
     worker
-        .and_then(|worker| worker.run_id.clone())
+        .and_then(|worker| worker.status.run_id.clone())
         .unwrap_or_default()
 }
 
 fn line(worker: &StoredWorker) -> String {
-    let run = match (&worker.run_id, worker.lease_remaining) {
+    let run = match (&worker.status.run_id, worker.lease_remaining) {
         (Some(run), Some(_)) => format!(", holds {run}"),
         _ => String::new(),
     };

@@ -1,4 +1,4 @@
-//! Which process this is, so that others on the same host can see that it is gone.
+//! The identity of a process, by which others on the same host see that it is gone.
 
 use std::fs;
 
@@ -6,18 +6,28 @@ use parking_lot::Mutex;
 
 use crate::sync::procfs::Stat;
 
-/// A process, told apart from every other on every host: a pid alone is used again.
+/// A process, distinct from every other process on every host. (A pid alone is reused.)
+///
+/// ```
+/// use worker_heartbeat::fleet::ProcessIdentity;
+///
+/// let here = ProcessIdentity::current();
+/// assert_eq!(here.pid, std::process::id());
+/// assert!(!here.is_gone());
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct ProcessIdentity {
     /// Name of the host, for people.
     pub hostname: String,
     /// The process id.
     pub pid: u32,
-    /// When the process started, in clock ticks since the host's boot; 0 if that is not known.
+    /// Start time of the process in clock ticks since the host's boot; 0 if unknown.
     pub started: u64,
-    /// Tells one boot of one host from every other; empty if that is not known.
+    /// Identifies one boot of one host; empty if unknown.
     pub boot_id: String,
-    /// The namespace that the pid is of; 0 if that is not known.
+    /// The namespace of the pid; 0 if unknown.
     pub pid_namespace: u64,
 }
 
@@ -58,7 +68,7 @@ impl ProcessIdentity {
         }
     }
 
-    /// Whether the process runs where this one runs, so that this one can see it.
+    /// Whether the process is on this host, in the pid namespace of this process.
     #[must_use]
     pub fn is_local(&self) -> bool {
         let here = Self::current();
@@ -69,22 +79,21 @@ impl ProcessIdentity {
             && self.started != 0
     }
 
-    /// Whether the kernel says that the process is gone: there is none with its pid, or a younger
-    /// one, or only what its parent has not collected yet. `false` if it runs elsewhere, or if
-    /// nothing can be known.
+    /// Whether the kernel reports that the process is gone: no process has its pid, or a younger one
+    /// has, or it is a zombie. `false` if it runs elsewhere, or if that cannot be known.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.fate().is_some()
     }
 
-    /// How the process ended, if the kernel says that it is gone.
+    /// How the process ended, if the kernel reports that it is gone.
     pub(crate) fn fate(&self) -> Option<Fate> {
         if !self.is_local() {
             return None;
         }
         match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
             Ok(text) => fate(&Stat::parse(&text)?, self.started),
-            // Anything but "there is none" says nothing.
+            // Only "not found" proves anything.
             Err(error) => {
                 (error.kind() == std::io::ErrorKind::NotFound && sees_all()).then_some(Fate::Gone)
             }
@@ -92,17 +101,17 @@ impl ProcessIdentity {
     }
 }
 
-/// What the kernel says of a process that is gone.
+/// How a process ended, as far as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// A signal killed it.
     Killed,
-    /// It ended, and the kernel does not say how, or says that it exited.
+    /// It exited, or the kernel does not report how it ended.
     Gone,
 }
 
-/// Time since the host was booted, by a clock that nobody sets and that counts sleep; `None` where
-/// there is no such clock.
+/// Time since the host's boot, by a clock that cannot be set and that counts suspension; `None`
+/// where there is no such clock.
 #[cfg(any(feature = "beacon", feature = "sqlite"))]
 pub(crate) fn uptime() -> Option<std::time::Duration> {
     #[cfg(target_os = "linux")]
@@ -114,8 +123,8 @@ pub(crate) fn uptime() -> Option<std::time::Duration> {
     None
 }
 
-/// Whether `/proc` shows the processes of other users too: it can be told to hide them (`hidepid`,
-/// which systemd calls `ProtectProc`).
+/// Whether `/proc` shows the processes of other users too: the mount option `hidepid` hides them
+/// (`ProtectProc` in systemd).
 fn sees_all() -> bool {
     let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else {
         return false;
@@ -124,7 +133,7 @@ fn sees_all() -> bool {
         .lines()
         .map(|line| line.split(' ').collect::<Vec<_>>())
         .filter(|fields| fields.get(1) == Some(&"/proc"));
-    // The last one lies on top.
+    // The last mount hides earlier ones.
     proc.next_back().is_some_and(|fields| {
         let options = fields.get(3).copied().unwrap_or_default().split(',');
         options
@@ -138,15 +147,15 @@ fn namespace_number(link: &str) -> Option<u64> {
     link.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// The bits of a wait status that hold the signal which ended a process; 0 if it exited.
+/// The bits of a wait status with the signal that ended a process; 0 if it exited.
 const SIGNAL: i64 = 0x7f;
 
-/// What became of the process that started then, if this is what the kernel says of its pid.
+/// How the process with this start time ended, if this is the status of its pid.
 fn fate(stat: &Stat, started: u64) -> Option<Fate> {
     if stat.started != started {
         return Some(Fate::Gone);
     }
-    // While its last thread has not ended, it is not over.
+    // It has not ended before its last thread has.
     let over = matches!(stat.state, 'Z' | 'X') && stat.threads <= 1;
     over.then_some(if stat.status & SIGNAL == 0 {
         Fate::Gone
@@ -203,7 +212,7 @@ mod tests {
         }
         child.wait().unwrap();
         assert!(identity.is_gone());
-        assert!(!elsewhere.is_gone(), "nothing is known of other hosts");
+        assert!(!elsewhere.is_gone(), "other hosts cannot be seen");
     }
 
     #[cfg(target_os = "linux")]
@@ -240,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_status_says_whether_a_signal_ended_a_process() {
+    fn a_wait_status_shows_whether_a_signal_ended_a_process() {
         let stat = |state, threads, status| Stat {
             id: 1,
             state,

@@ -1,23 +1,37 @@
-//! The right to work on a run, as its worker has it.
+//! The lease of a run, as its worker holds it.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::session::{LeaseState, Now};
 use super::uploader::Uploader;
+use super::uploader::session::{ClockReading, LeaseState};
 use crate::error::Error;
-use crate::sync::printable::prefix;
-use crate::worker::WorkerHeartbeat;
+use crate::worker::{WorkerHeartbeat, check_id};
 
 /// The right to work on a run, until it is dropped, released, or lost; made by
 /// [`WorkerHeartbeat::claim`].
 ///
-/// While it is held, nobody else holds the run. It is renewed in the background. Hand its
-/// [`fence`](Self::fence) on with every write to what the run works on, and refuse there what has a
-/// lower one: even a process that was stopped between [`is_held`](Self::is_held) and the write does
-/// no harm then.
-#[must_use = "the run is given back when the lease is dropped"]
+/// While it is held, no other worker holds the run. It is renewed in the background. Pass its
+/// [`fence`](Self::fence) with every write to what the run works on, and refuse writes with a lower
+/// one there: then even a process that was stopped between [`is_held`](Self::is_held) and the write
+/// does no harm.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// registry.attach(MemoryStore::new(), FleetConfig::new())?;
+/// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+///
+/// if let Some(lease) = hb.claim("run-123", Duration::from_secs(60))? {
+///     assert!(lease.is_held() && lease.fence() > 0);
+///     lease.release()?;
+/// }
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[must_use = "the run is released when the lease is dropped"]
 pub struct Lease {
     held: Arc<LeaseState>,
     uploader: Arc<Uploader>,
@@ -36,10 +50,12 @@ impl Lease {
         self.held.key.fence
     }
 
-    /// Whether the run is certainly this worker's now. Decided here, without asking the store: from
-    /// the moment before the last renewal was sent, and with a margin, so that a worker that is cut
-    /// off stops believing before anybody else can claim. It also ends with the worker, and once
-    /// the store has not taken in a heartbeat of it for about `stale_after`.
+    /// Whether this worker certainly holds the run now.
+    ///
+    /// Decided here, without a call to the store: the time counts from before the last renewal was
+    /// sent, and with a margin, so that a worker that is cut off stops believing before another one
+    /// can claim. The lease also ends with the worker, and once the store has not accepted a
+    /// heartbeat of it for about `stale_after`.
     #[must_use]
     pub fn is_held(&self) -> bool {
         !self.remaining().is_zero()
@@ -48,15 +64,16 @@ impl Lease {
     /// How long it will be held if it is not renewed; zero if it is not held.
     #[must_use]
     pub fn remaining(&self) -> Duration {
-        self.held.remaining(&Now::of(self.uploader.clock()))
+        self.held
+            .remaining(&ClockReading::of(self.uploader.clock()))
     }
 
-    /// Gives the run back now. Returns whether it was held until then. Dropping a lease does the
-    /// same a little later, in the background.
+    /// Releases the run now. Returns whether it was held until then. Dropping a lease releases it in
+    /// the background.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store can't be told; it is tried again in the background, and the
-    /// lease expires in any case.
+    /// [`Error::Store`] if the store cannot be reached; the release is repeated in the background,
+    /// and the lease expires in any case.
     pub fn release(self) -> Result<bool, Error> {
         if !self.held.end() {
             return Ok(false);
@@ -83,24 +100,25 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// The shortest and the longest time for which a run can be claimed.
+/// The shortest and the longest `ttl` of a lease.
 const SHORTEST_TTL: Duration = Duration::from_millis(100);
 const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of a run id.
 const LONGEST_RUN_ID: usize = 200;
 
 impl WorkerHeartbeat {
-    /// Claims a run for this worker: `None` if another one has it, or this one already.
+    /// Claims a run for this worker: `None` if another worker has it, or this one already.
     ///
-    /// Asks the store, and waits for its answer. The lease lasts for `ttl`, 100 ms to 24 h, and is
-    /// renewed at each third of it until it is dropped or lost: to lose one is told as an event.
-    /// The shorter it is, the sooner another worker can take over when this one is cut off, and the
-    /// shorter an outage of the store that it survives.
+    /// Blocks until the store answers. The lease lasts for `ttl`, 100 ms to 24 h, and is renewed at
+    /// each third of it until it is dropped or lost; a loss is an event
+    /// ([`EventKind::LeaseLost`](crate::EventKind::LeaseLost)). With a shorter `ttl`, another worker
+    /// can take over sooner after this one is cut off, and the lease survives only a shorter outage
+    /// of the store.
     ///
     /// # Errors
-    /// [`Error::Invalid`] names what is not allowed; [`Error::NotAttached`] if the registry has no
-    /// store; [`Error::Store`] if the store cannot be reached; [`Error::Refused`] if the worker is
-    /// over, or another incarnation has taken its place.
+    /// [`Error::Invalid`] names an invalid argument; [`Error::NotAttached`] if the registry has no
+    /// store; [`Error::Store`] if the store cannot be reached; [`Error::Refused`] if the worker has
+    /// ended, or another incarnation has taken its place.
     pub fn claim(&self, run_id: &str, ttl: Duration) -> Result<Option<Lease>, Error> {
         check_run_id(run_id)?;
         check_ttl(ttl)?;
@@ -118,14 +136,7 @@ impl WorkerHeartbeat {
 }
 
 pub(crate) fn check_run_id(run_id: &str) -> Result<(), Error> {
-    if run_id.is_empty() || run_id.len() > LONGEST_RUN_ID || run_id.chars().any(char::is_control) {
-        return Err(Error::invalid(
-            "run_id",
-            format!("{:?}", prefix(run_id, 64)),
-            format!("1 to {LONGEST_RUN_ID} bytes without control characters"),
-        ));
-    }
-    Ok(())
+    check_id("run_id", run_id, LONGEST_RUN_ID)
 }
 
 pub(crate) fn check_ttl(ttl: Duration) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! A store in memory: for tests, and for a coordinator that need not outlive its process.
+//! A store in memory: for tests, and for a coordinator whose workers need not survive its process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,29 +7,39 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
-use super::rules::{self, Hold, Row, Tables};
-use super::store::{
-    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
+use super::rules::{self, LeaseEntry, Tables, WorkerEntry};
+use super::shapes::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredWorker, Sweep,
     WorkerFilter, WorkerKey,
 };
-use super::stored::StoredWorker;
+use super::store::HeartbeatStore;
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::health::SweepReport;
 
-/// A [`HeartbeatStore`] in memory. A cheap clone; all clones are one store.
+/// A [`HeartbeatStore`] in memory. A clone is cheap, and shares the store.
+///
+/// ```
+/// use worker_heartbeat::fleet::{HeartbeatStore, Registration};
+/// use worker_heartbeat::MemoryStore;
+///
+/// let store = MemoryStore::new();
+/// store.register(&[Registration::new("indexer", "indexer-1")])?;
+/// assert_eq!(store.summary()?.total, 1);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct MemoryStore {
     clock: Clock,
     tables: Arc<Mutex<MemoryTables>>,
 }
 
-/// What it keeps.
+/// Its data.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct MemoryTables {
-    pub workers: BTreeMap<String, Row>,
-    pub leases: BTreeMap<String, Hold>,
-    /// Worker and run of each lease.
+    pub workers: BTreeMap<String, WorkerEntry>,
+    pub leases: BTreeMap<String, LeaseEntry>,
+    /// The leases by worker: worker and run of each.
     held: BTreeSet<(String, String)>,
     pub last_number: u64,
 }
@@ -43,8 +53,8 @@ impl MemoryStore {
 
     /// An empty store on this clock.
     ///
-    /// Its numbers begin at the milliseconds of the wall clock, so that a store that takes the place
-    /// of one that is lost gives higher ones.
+    /// Its numbers begin at the milliseconds of the wall clock, so that they are higher than those of
+    /// a store that was lost.
     #[must_use]
     pub fn with_clock(clock: Clock) -> Self {
         let since_epoch = clock
@@ -61,7 +71,7 @@ impl MemoryStore {
         }
     }
 
-    /// Far from the beginning of the time line, so that nothing is older than that.
+    /// Far from the beginning of the time line, so that no age reaches beyond it.
     fn now(&self) -> Moment {
         Moment::from_nanos(1 << 62).after(self.clock.now().since(Moment::ZERO))
     }
@@ -111,7 +121,7 @@ impl HeartbeatStore for MemoryStore {
         let mut tables = self.tables.lock();
         let now = self.now();
         let after = filter.after.as_deref().unwrap_or("");
-        let rows: Vec<Row> = tables
+        let rows: Vec<WorkerEntry> = tables
             .workers
             .range::<str, _>((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded))
             .map(|(_, row)| row)
@@ -153,15 +163,15 @@ impl HeartbeatStore for MemoryStore {
 }
 
 impl WorkerFilter {
-    /// Whether it lists this worker, its place in the order aside.
-    pub(crate) fn admits(&self, row: &Row) -> bool {
+    /// Whether this worker passes, apart from `after` and `limit`.
+    fn admits(&self, row: &WorkerEntry) -> bool {
         let same =
             |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
-        same(&self.worker_type, &row.worker_type)
-            && same(&self.group, &row.group)
+        same(&self.worker_type, &row.info.worker_type)
+            && same(&self.group, &row.info.group)
             && self.host.as_ref().is_none_or(|host| {
                 row.ending.is_none()
-                    && row.process.as_ref().is_some_and(|process| {
+                    && row.info.process.as_ref().is_some_and(|process| {
                         process.boot_id == host.boot_id
                             && process.pid_namespace == host.pid_namespace
                     })
@@ -170,25 +180,25 @@ impl WorkerFilter {
 }
 
 impl Tables for MemoryTables {
-    fn worker(&mut self, id: &str) -> Result<Option<Row>, Error> {
+    fn worker(&mut self, id: &str) -> Result<Option<WorkerEntry>, Error> {
         Ok(self.workers.get(id).cloned())
     }
 
-    fn put_worker(&mut self, row: &Row) -> Result<(), Error> {
+    fn put_worker(&mut self, row: &WorkerEntry) -> Result<(), Error> {
         self.workers.insert(row.key.id.clone(), row.clone());
         Ok(())
     }
 
-    fn living(&mut self) -> Result<Vec<Row>, Error> {
+    fn living(&mut self) -> Result<Vec<WorkerEntry>, Error> {
         let living = self.workers.values().filter(|row| row.ending.is_none());
         Ok(living.cloned().collect())
     }
 
-    fn in_groups(&mut self, groups: &BTreeSet<String>) -> Result<Vec<Row>, Error> {
+    fn in_groups(&mut self, groups: &BTreeSet<String>) -> Result<Vec<WorkerEntry>, Error> {
         let inside = self
             .workers
             .values()
-            .filter(|row| groups.contains(&row.group));
+            .filter(|row| groups.contains(&row.info.group));
         Ok(inside.cloned().collect())
     }
 
@@ -199,11 +209,11 @@ impl Tables for MemoryTables {
         Ok(before - self.workers.len())
     }
 
-    fn lease(&mut self, run_id: &str) -> Result<Option<Hold>, Error> {
+    fn lease(&mut self, run_id: &str) -> Result<Option<LeaseEntry>, Error> {
         Ok(self.leases.get(run_id).cloned())
     }
 
-    fn leases_of(&mut self, worker_id: &str) -> Result<Vec<Hold>, Error> {
+    fn leases_of(&mut self, worker_id: &str) -> Result<Vec<LeaseEntry>, Error> {
         let from = (worker_id.to_owned(), String::new());
         let held = self
             .held
@@ -213,22 +223,22 @@ impl Tables for MemoryTables {
         Ok(held.cloned().collect())
     }
 
-    fn expired_leases(&mut self, now: Moment) -> Result<Vec<Hold>, Error> {
-        let expired = self.leases.values().filter(|hold| hold.expires_at <= now);
+    fn expired_leases(&mut self, now: Moment) -> Result<Vec<LeaseEntry>, Error> {
+        let expired = self.leases.values().filter(|lease| lease.expires_at <= now);
         Ok(expired.cloned().collect())
     }
 
-    fn put_lease(&mut self, hold: &Hold) -> Result<(), Error> {
-        self.remove_lease(&hold.key.run_id)?;
-        let LeaseKey { worker, run_id, .. } = &hold.key;
+    fn put_lease(&mut self, lease: &LeaseEntry) -> Result<(), Error> {
+        self.remove_lease(&lease.key.run_id)?;
+        let LeaseKey { worker, run_id, .. } = &lease.key;
         self.held.insert((worker.id.clone(), run_id.clone()));
-        self.leases.insert(run_id.clone(), hold.clone());
+        self.leases.insert(run_id.clone(), lease.clone());
         Ok(())
     }
 
     fn remove_lease(&mut self, run_id: &str) -> Result<(), Error> {
-        if let Some(hold) = self.leases.remove(run_id) {
-            self.held.remove(&(hold.key.worker.id, hold.key.run_id));
+        if let Some(lease) = self.leases.remove(run_id) {
+            self.held.remove(&(lease.key.worker.id, lease.key.run_id));
         }
         Ok(())
     }

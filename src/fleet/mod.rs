@@ -1,9 +1,10 @@
-//! The same truth across processes and machines: stores of heartbeats, leases, sweeps.
+//! Heartbeats beyond the process: stores, leases, sweeps. Reads the registry; everything else here
+//! works on plain data.
 //!
-//! [`Registry::attach`](crate::Registry::attach) carries the heartbeats of a process to a
-//! [`HeartbeatStore`]; a [`Sweeper`], in any process, makes true there what killed processes and
-//! machines that are cut off can't; [`WorkerHeartbeat::claim`](crate::WorkerHeartbeat::claim) gives
-//! a worker the right to work on a run, for as long as it lives.
+//! [`Registry::attach`](crate::Registry::attach) sends the heartbeats of a process to a
+//! [`HeartbeatStore`]. A [`Sweeper`], in any process, marks workers offline there whose process was
+//! killed or is cut off. [`WorkerHeartbeat::claim`](crate::WorkerHeartbeat::claim) gives a worker the
+//! right to work on a run, for as long as it lives.
 //!
 //! ```
 //! use std::time::Duration;
@@ -15,7 +16,7 @@
 //!
 //! let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
 //! hb.beat();
-//! let lease = hb.claim("run-17", Duration::from_secs(60))?.expect("nobody else wants it");
+//! let lease = hb.claim("run-17", Duration::from_secs(60))?.expect("the run is free");
 //! assert!(lease.is_held());
 //!
 //! attachment.flush(Duration::from_secs(1));
@@ -23,30 +24,25 @@
 //! # Ok::<(), worker_heartbeat::Error>(())
 //! ```
 
-mod config;
 #[cfg(feature = "test-util")]
 pub mod conformance;
 pub(crate) mod host;
 #[cfg(feature = "http")]
 mod http;
-mod jitter;
-mod key;
 mod lease;
-mod memory;
 #[cfg(all(test, not(loom)))]
-mod model;
+mod lease_model;
+mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod rules;
-mod session;
+mod shapes;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;
-mod stored;
 mod sweeper;
 mod uploader;
 
-pub use config::{FleetConfig, OnOffline};
 pub use host::ProcessIdentity;
 #[cfg(feature = "http")]
 pub use http::{Coordinator, HttpStore, HttpStoreBuilder, RunningCoordinator};
@@ -56,14 +52,14 @@ pub(crate) use lease::{check_run_id, check_ttl};
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresOptions, PostgresStore};
+#[cfg(feature = "http")]
+pub(crate) use shapes::summarize;
+pub use shapes::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredEnding, StoredWorker,
+    Sweep, WorkerFilter, WorkerInfo, WorkerKey, WorkerStatus,
+};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
-pub use store::{
-    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
-    WorkerFilter, WorkerKey,
-};
-#[cfg(feature = "http")]
-pub(crate) use stored::summarize;
-pub use stored::{StoredEnding, StoredWorker};
+pub use store::{HeartbeatStore, Pages};
 pub use sweeper::{RunningSweeper, Sweeper};
-pub use uploader::Attachment;
+pub use uploader::{Attachment, FleetConfig, OnOffline};

@@ -1,44 +1,87 @@
-//! The one trait of all stores, and what is said between them and their users.
-//!
-//! No clock is compared with another: what goes over this border are ages, never times. Each store
-//! decides by its own clock.
+//! The trait of all stores, and what every caller of one needs: pages, and a check of its answers.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::host::ProcessIdentity;
-pub use super::key::{LeaseKey, WorkerKey};
-use super::stored::StoredWorker;
+use super::shapes::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredWorker, Sweep,
+    WorkerFilter, WorkerKey, summarize,
+};
 use crate::error::Error;
-use crate::health::{Ending, State, Summary, SweepReport, Thresholds};
+use crate::health::{Summary, SweepReport};
 
 /// Where heartbeats go beyond the process.
 ///
-/// Blocking; every call has a time limit of its own. Object-safe, and shared between threads: the
-/// uploader's, the sweeper's, and those of workers that claim runs.
+/// Every call blocks, and must have a time limit of its own. The trait is object-safe; a store is
+/// shared between threads: the uploader's, the sweeper's, and those of workers that claim runs.
 ///
-/// What each call has to do is tested by [`conformance`](super::conformance) (feature `test-util`).
+/// The suite [`conformance`](super::conformance) (feature `test-util`) tests what each call must do.
+/// A store of another kind is built from these types and their constructors:
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::fleet::*;
+/// use worker_heartbeat::{Error, SweepReport};
+///
+/// /// Counts heartbeats on their way to another store.
+/// #[derive(Debug)]
+/// struct Counted<S> {
+///     store: S,
+///     beats: std::sync::atomic::AtomicUsize,
+/// }
+///
+/// impl<S: HeartbeatStore> HeartbeatStore for Counted<S> {
+///     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
+///         self.beats.fetch_add(beats.len(), std::sync::atomic::Ordering::Relaxed);
+///         self.store.beat(beats)
+///     }
+///     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+///         self.store.register(workers)
+///     }
+///     fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
+///         self.store.stop(stops)
+///     }
+///     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+///         self.store.list(filter)
+///     }
+///     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
+///         self.store.sweep(sweep)
+///     }
+///     fn purge(&self, age: Duration) -> Result<usize, Error> {
+///         self.store.purge(age)
+///     }
+///     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
+///         self.store.claim(claim)
+///     }
+///     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
+///         self.store.renew(leases, ttl)
+///     }
+///     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
+///         self.store.release(leases)
+///     }
+/// }
+/// ```
 pub trait HeartbeatStore: Send + Sync + fmt::Debug {
-    /// Begins a new incarnation for each of these workers, with a number that is higher than any
-    /// that was given before. Answers in the same order.
+    /// Begins a new incarnation for each of these workers, with a number higher than any before.
+    /// Answers in the same order.
     ///
-    /// An [explicit](Registration::explicit) id is kept: whoever had it before is superseded.
-    /// Another id is only a wish. Leases of the incarnation before are not renewed any more, and
-    /// end when it can't believe in them any longer: see [`Lease`](super::Lease).
+    /// An [explicit](Registration::explicit) id is kept: its earlier incarnation is superseded. In
+    /// place of another id, the store may assign one. Leases of the earlier incarnation can't be
+    /// renewed, and end once it can't believe in them any longer: see [`Lease`](super::Lease).
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails; [`Error::Invalid`] if it refuses.
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error>;
 
-    /// Takes in heartbeats, each in full or not at all. Answers in the same order.
+    /// Stores heartbeats, each in full or not at all. Answers in the same order.
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error>;
 
-    /// Ends incarnations, and releases their leases. Answers in the same order; an incarnation that
-    /// was ended before stays as it was.
+    /// Ends incarnations, and releases their leases. Answers in the same order. An incarnation that
+    /// has ended already is not changed.
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
@@ -50,26 +93,18 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error>;
 
-    /// All workers together.
+    /// The summary of all workers.
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn summary(&self) -> Result<Summary, Error> {
-        let mut workers = Vec::new();
-        let mut filter = WorkerFilter::default();
-        loop {
-            let page = self.list(&filter)?;
-            let more = page.len() >= filter.limit;
-            filter.after = page.last().map(|worker| worker.key.id.clone());
-            workers.extend(page);
-            if !more {
-                return Ok(super::stored::summarize(&workers));
-            }
-        }
+        let pages = Pages::new(self, WorkerFilter::new());
+        let workers: Vec<Vec<_>> = pages.collect::<Result<_, _>>()?;
+        Ok(summarize(workers.iter().flatten()))
     }
 
-    /// Marks stale workers offline and releases their leases. At most one sweep is at work at a
-    /// time; another one that comes meanwhile does nothing, and says that it had no success.
+    /// Marks stale workers offline and releases their leases. One sweep runs at a time; another one
+    /// that begins meanwhile does nothing, and reports no `success`.
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
@@ -81,33 +116,33 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn purge(&self, age: Duration) -> Result<usize, Error>;
 
-    /// Gives the right to work on a run to this worker for a while, if nobody else has it.
+    /// Grants this worker the right to work on a run for a while, if no other worker has it.
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error>;
 
-    /// Makes leases last for their `ttl` from now on. Tells for each, in the same order, whether it
-    /// is still held; one that has expired is not, even if nobody else has claimed its run.
+    /// Extends leases to their `ttl` from now on. Answers in the same order whether each is still
+    /// held; an expired one is not, even if no other worker has claimed its run.
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error>;
 
-    /// Gives leases back. Tells for each, in the same order, whether it was held until now.
+    /// Releases leases. Answers in the same order whether each was held until now.
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error>;
 
-    /// How often [`keep_alive`](Self::keep_alive) is to be called between heartbeats; by default
-    /// never.
+    /// The interval between calls of [`keep_alive`](Self::keep_alive), apart from heartbeats; by
+    /// default it is never called.
     fn keep_alive_interval(&self) -> Option<Duration> {
         None
     }
 
-    /// Keeps up what the store knows of this process beyond its heartbeats. Returns whether that
-    /// had to be set up anew, so that heartbeats have to be sent again.
+    /// Maintains what the store knows about this process beyond its heartbeats, such as a session.
+    /// Returns whether that was set up again, so that heartbeats must be sent again.
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
@@ -155,193 +190,78 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     }
 }
 
-/// A worker that begins.
-#[derive(Clone, Debug)]
-pub struct Registration {
-    /// The id that it wishes to have.
-    pub id: String,
-    /// Somebody chose the id: it is to be kept. Otherwise, the store may assign another one, and
-    /// does if a worker of another process has it.
-    pub explicit: bool,
-    /// Its type.
-    pub worker_type: String,
-    /// Its group.
-    pub group: String,
-    /// How often its heartbeats are to be expected.
-    pub interval: Duration,
-    /// The limits that it is judged by. `None`: those of whoever judges.
-    pub thresholds: Option<Thresholds>,
-    /// What else is known of it.
-    pub metadata: Vec<(String, String)>,
-    /// How often it was started again by its supervisor.
-    pub restarts: u32,
-    /// The process that it runs in, if that is known.
-    pub process: Option<ProcessIdentity>,
+/// The workers of a store, page by page: [`limit`](WorkerFilter::limit) is the size of a page.
+///
+/// Each worker comes once, and the iterator ends, even if the store ignores
+/// [`after`](WorkerFilter::after) and returns its first page again and again.
+///
+/// ```
+/// use worker_heartbeat::MemoryStore;
+/// use worker_heartbeat::fleet::{HeartbeatStore, Pages, Registration, WorkerFilter};
+///
+/// let store = MemoryStore::new();
+/// store.register(&["a", "b", "c"].map(|id| Registration::new("indexer", id)))?;
+///
+/// let mut pages = Pages::new(&store, WorkerFilter::new().limit(2));
+/// let sizes: Vec<usize> = pages.map(|page| page.map(|page| page.len())).collect::<Result<_, _>>()?;
+/// assert_eq!(sizes, [2, 1]);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "the store is read as this is iterated over"]
+pub struct Pages<'a, S: ?Sized> {
+    store: &'a S,
+    /// `None` after the last page.
+    filter: Option<WorkerFilter>,
 }
 
-impl Registration {
-    /// A worker of this type that wishes to have this id; nothing else is known of it.
-    #[must_use]
-    pub fn new(worker_type: impl Into<String>, id: impl Into<String>) -> Self {
-        Self {
-            id: id.into(),
-            explicit: true,
-            worker_type: worker_type.into(),
-            group: crate::worker::DEFAULT_GROUP.to_owned(),
-            interval: crate::worker::DEFAULT_INTERVAL,
-            thresholds: None,
-            metadata: Vec::new(),
-            restarts: 0,
-            process: None,
-        }
+impl<'a, S: HeartbeatStore + ?Sized> Pages<'a, S> {
+    /// The workers of this store that pass the filter.
+    pub const fn new(store: &'a S, filter: WorkerFilter) -> Self {
+        let filter = Some(filter);
+        Self { store, filter }
     }
 }
 
-/// What a worker's process tells of it.
-#[derive(Clone, Debug)]
-pub struct Beat {
-    /// Whose it is.
-    pub key: WorkerKey,
-    /// The verdict in its own process.
-    pub state: State,
-    /// Why, if that needs a reason.
-    pub reason: Option<String>,
-    /// Age of its heartbeat; `None` if it never had one.
-    pub heartbeat_age: Option<Duration>,
-    /// Time since its last progress; `None` if it never made any.
-    pub progress_age: Option<Duration>,
-    /// The run that it is at.
-    pub run_id: Option<String>,
-    /// The task that it is at.
-    pub task: Option<String>,
-    /// Steps done and steps to do of its task.
-    pub progress: Option<(u64, u64)>,
-    /// Steps of progress of this incarnation.
-    pub beats: u64,
-    /// Metadata to be added, or to take the place of what has the same name.
-    pub metadata: Vec<(String, String)>,
-}
+impl<S: HeartbeatStore + ?Sized> Iterator for Pages<'_, S> {
+    type Item = Result<Vec<StoredWorker>, Error>;
 
-impl Beat {
-    /// A worker in this state, well until now.
-    #[must_use]
-    pub const fn new(key: WorkerKey, state: State) -> Self {
-        Self {
-            key,
-            state,
-            reason: None,
-            heartbeat_age: Some(Duration::ZERO),
-            progress_age: Some(Duration::ZERO),
-            run_id: None,
-            task: None,
-            progress: None,
-            beats: 0,
-            metadata: Vec::new(),
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut filter = self.filter.take()?;
+        let mut page = match self.store.list(&filter) {
+            Ok(page) => page,
+            Err(error) => return Some(Err(error)),
+        };
+        let is_full = page.len() >= filter.limit;
+        if advance(&mut filter, &mut page) && is_full {
+            self.filter = Some(filter);
         }
+        (!page.is_empty()).then_some(Ok(page))
     }
 }
 
-/// What a store says to a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Answer {
-    /// Taken in.
-    Accepted,
-    /// The store does not know this worker: it has to be registered again.
-    Unknown,
-    /// Refused: another incarnation has taken its place.
-    Superseded,
-    /// Refused: this incarnation was ended, or marked offline by a sweep.
-    Ended,
+/// Removes workers that came on earlier pages, and moves the filter behind this page. Returns
+/// whether the page brought anything: a store that ignores the filter brings nothing new.
+pub(crate) fn advance(filter: &mut WorkerFilter, page: &mut Vec<StoredWorker>) -> bool {
+    page.retain(|worker| Some(&worker.key.id) > filter.after.as_ref());
+    let last = page.iter().map(|worker| &worker.key.id).max();
+    let advanced = last.is_some();
+    filter.after = last.cloned().or(filter.after.take());
+    advanced
 }
 
-/// The end of an incarnation.
-#[derive(Clone, Debug)]
-pub struct Stop {
-    /// Whose it is.
-    pub key: WorkerKey,
-    /// How it ended.
-    pub ending: Ending,
-    /// How long ago.
-    pub ago: Duration,
-}
-
-/// Which workers to list.
-#[derive(Clone, Debug)]
-pub struct WorkerFilter {
-    /// Only those of this type.
-    pub worker_type: Option<String>,
-    /// Only those of this group.
-    pub group: Option<String>,
-    /// Only those of processes on the host with this boot id and pid namespace, that have not ended.
-    pub host: Option<ProcessIdentity>,
-    /// Only those with an id that comes after this one.
-    pub after: Option<String>,
-    /// At most so many; 10,000 by default.
-    pub limit: usize,
-}
-
-impl Default for WorkerFilter {
-    fn default() -> Self {
-        Self {
-            worker_type: None,
-            group: None,
-            host: None,
-            after: None,
-            limit: 10_000,
-        }
+/// The answers of a store, if there are as many as questions. Otherwise none of them can be trusted.
+pub(crate) fn check_count<T>(
+    operation: &'static str,
+    asked: usize,
+    answers: Result<Vec<T>, Error>,
+) -> Result<Vec<T>, Error> {
+    let answers = answers?;
+    if answers.len() == asked {
+        return Ok(answers);
     }
-}
-
-/// One pass over a store.
-#[derive(Clone, Debug)]
-pub struct Sweep {
-    /// Longest time without a heartbeat, for workers that have no limit of their own.
-    pub threshold: Duration,
-    /// How long somebody has been watching without a gap: silence before that is not charged to
-    /// any worker.
-    pub watched_for: Duration,
-    /// Workers whose process was killed by a signal, as the kernel of their host says. They are
-    /// dead at once.
-    pub killed: Vec<WorkerKey>,
-    /// Workers whose process is gone, as the kernel of their host says, and left no word. They are
-    /// dead at once too.
-    pub gone: Vec<WorkerKey>,
-    /// Only tell what would be done.
-    pub dry_run: bool,
-}
-
-impl Default for Sweep {
-    /// 90 s, watched for ever.
-    fn default() -> Self {
-        Self {
-            threshold: super::stored::DEFAULT_THRESHOLD,
-            watched_for: Duration::MAX,
-            killed: Vec::new(),
-            gone: Vec::new(),
-            dry_run: false,
-        }
-    }
-}
-
-/// A wish to work on a run.
-#[derive(Clone, Debug)]
-pub struct Claim {
-    /// Who wishes.
-    pub worker: WorkerKey,
-    /// The run.
-    pub run_id: String,
-    /// For how long, unless it is renewed.
-    pub ttl: Duration,
-}
-
-/// What a store says to a claim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ClaimAnswer {
-    /// The run is the worker's, with this fence: a number that is higher than that of every claim
-    /// before.
-    Granted(u64),
-    /// Another worker has it.
-    Taken,
-    /// The worker itself is refused; never [`Answer::Accepted`].
-    Refused(Answer),
+    Err(Error::store(
+        operation,
+        format_args!("{} answers to {asked} questions", answers.len()),
+    ))
 }

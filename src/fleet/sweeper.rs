@@ -1,4 +1,4 @@
-//! Makes a store true again where the workers themselves can't.
+//! Marks workers offline whose processes can't do it themselves.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::host::{Fate, ProcessIdentity};
-use super::jitter::Jitter;
-use super::store::{HeartbeatStore, Sweep, WorkerFilter, WorkerKey};
-use super::stored::DEFAULT_THRESHOLD;
+use super::shapes::{DEFAULT_THRESHOLD, Sweep, WorkerFilter, WorkerKey};
+use super::store::{HeartbeatStore, Pages};
 use crate::clock::{Alarm, Clock, Moment, Sleeper};
 use crate::error::Error;
 use crate::health::{SweepReport, SweepTotals};
 use crate::registry::core::counts::SweepCounts;
 use crate::sync::background::Background;
 use crate::sync::catch::catch;
+use crate::sync::random::Jitter;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(120);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -25,16 +25,16 @@ const THREAD_NAME: &str = "wh-sweeper";
 
 type OnReport = Arc<dyn Fn(&Result<SweepReport, Error>) + Send + Sync>;
 
-/// Sweeps a store: marks stale workers offline and releases their leases. One of a store's sweepers
-/// works at a time, however many there are; so every process may have one.
+/// Sweeps a store: marks stale workers offline and releases their leases. Any number of processes may
+/// have a sweeper for one store: one of them works at a time.
 ///
-/// * A worker is stale by its own limits; one that brought none, by the
+/// * A worker is stale by its own limits; without limits of its own, by the
 ///   [`threshold`](Self::threshold).
-/// * A worker whose process is gone, on the same host, is dead at once: the kernel knows. (Its pid,
+/// * A worker whose process is gone, on the same host, is dead at once, since the kernel knows. (Pid,
 ///   start time, boot and pid namespace are compared.) It was [killed](crate::DeathCause::Killed) if
 ///   the kernel proves that, which it can until the parent of the process has collected its exit
 ///   status; otherwise it is [gone](crate::DeathCause::Gone).
-/// * Silence that nobody watched is not charged: after its start, after a pause of its own, and
+/// * Silence that was not watched is not charged: after its start, after a pause of its own, and
 ///   after the store could not be reached, a sweeper watches for as long as a worker may be silent
 ///   before it convicts.
 ///
@@ -55,15 +55,15 @@ pub struct Sweeper {
     threshold: Duration,
     dry_run: bool,
     on_report: Option<OnReport>,
-    watch: Arc<Mutex<Option<Watch>>>,
+    watch: Arc<Mutex<Option<WatchedTime>>>,
     counts: Arc<SweepCounts>,
 }
 
-/// How long has been watched without a gap.
+/// How long the store has been watched without a gap.
 #[derive(Clone, Copy, Debug)]
-struct Watch {
+struct WatchedTime {
     since: Moment,
-    /// Watched before that.
+    /// Watched time before that.
     before: Duration,
     last: Moment,
     last_wall: std::time::SystemTime,
@@ -90,27 +90,26 @@ impl Sweeper {
         self
     }
 
-    /// Longest time without a heartbeat, for workers that have no limit of their own; 90 s by
-    /// default.
+    /// Longest time without a heartbeat, for workers without a limit of their own; 90 s by default.
     pub const fn threshold(mut self, threshold: Duration) -> Self {
         self.threshold = threshold;
         self
     }
 
-    /// Only tell what would be done.
+    /// Report what would be done, and change nothing.
     pub const fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
     }
 
-    /// The clock to live by; the system's by default.
+    /// The clock of the sweeper; the system's by default.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
     }
 
-    /// Called after each sweep of [`start`](Self::start), on its thread, with what was found, and
-    /// which leases were released.
+    /// Called after each sweep of [`start`](Self::start), on its thread, with its report: workers
+    /// marked offline, offline groups and released leases.
     pub fn on_report(
         mut self,
         on_report: impl Fn(&Result<SweepReport, Error>) + Send + Sync + 'static,
@@ -119,11 +118,11 @@ impl Sweeper {
         self
     }
 
-    /// Whoever runs this has watched the store for so long already: a command that sweeps once, for
-    /// instance, on the word of an operator.
+    /// How long the caller has already watched the store; for a command, for example, that sweeps
+    /// once at an operator's request.
     pub fn watched_for(self, watched_for: Duration) -> Self {
         let now = self.clock.now();
-        *self.watch.lock() = Some(Watch {
+        *self.watch.lock() = Some(WatchedTime {
             since: now,
             before: watched_for,
             last: now,
@@ -132,7 +131,7 @@ impl Sweeper {
         self
     }
 
-    /// Sweeps once. Called again in time, it goes on watching; see [`Sweeper`].
+    /// Sweeps once. Another call within the interval continues the watch; see [`Sweeper`].
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
@@ -152,30 +151,30 @@ impl Sweeper {
             Ok(report) => self.counts.note(report, self.dry_run, self.clock.now()),
             Err(_) => {
                 self.counts.failures.add(1);
-                // While the store could not be reached, nobody could tell it anything.
+                // Meanwhile, no worker could send heartbeats to the store either.
                 *watch = None;
             }
         }
         swept
     }
 
-    /// What came of all sweeps of this sweeper, its clones and what they [started](Self::start).
+    /// The totals of all sweeps of this sweeper and its clones, those on threads included.
     #[must_use]
     pub fn totals(&self) -> SweepTotals {
         self.counts.totals(self.clock.now())
     }
 
-    /// Goes on with the watch, or begins anew after a gap. Returns for how long it has lasted.
-    fn look(&self, watch: &mut Option<Watch>) -> Duration {
+    /// Continues the watch, or begins a new one after a gap. Returns how long it has lasted.
+    fn look(&self, watch: &mut Option<WatchedTime>) -> Duration {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let slack = Duration::from_secs(1).saturating_add(self.interval / 4);
         let unbroken = watch.filter(|watch| {
             let paused = now.since(watch.last);
-            // The monotonic clock stands still while a machine sleeps, the wall clock does not.
+            // The monotonic clock stops while a machine is suspended, the wall clock does not.
             let by_wall = wall.duration_since(watch.last_wall).unwrap_or_default();
             paused <= self.interval.saturating_add(slack) && by_wall <= paused.saturating_add(slack)
         });
-        let watch = watch.insert(Watch {
+        let watch = watch.insert(WatchedTime {
             since: unbroken.map_or(now, |watch| watch.since),
             before: unbroken.map_or(Duration::ZERO, |watch| watch.before),
             last: now,
@@ -184,35 +183,28 @@ impl Sweeper {
         now.since(watch.since).saturating_add(watch.before)
     }
 
-    /// The workers of this host whose processes were killed, and those whose processes are gone.
+    /// The workers of this host whose processes were killed, and those whose processes are gone for
+    /// an unknown reason.
     fn ended(&self) -> Result<(Vec<WorkerKey>, Vec<WorkerKey>), Error> {
         let here = ProcessIdentity::current();
         let (mut killed, mut gone) = (Vec::new(), Vec::new());
         if !here.is_local() {
             return Ok((killed, gone));
         }
-        let mut filter = WorkerFilter {
-            host: Some(here),
-            ..WorkerFilter::default()
-        };
-        loop {
-            let page = self.store.list(&filter)?;
-            filter.after = page.last().map(|worker| worker.key.id.clone());
-            let more = page.len() >= filter.limit;
-            for worker in page {
-                match worker.process.as_ref().and_then(ProcessIdentity::fate) {
+        for page in Pages::new(&*self.store, WorkerFilter::new().host(here)) {
+            for worker in page? {
+                let process = worker.info.process.as_ref();
+                match process.and_then(ProcessIdentity::fate) {
                     Some(Fate::Killed) => killed.push(worker.key),
                     Some(Fate::Gone) => gone.push(worker.key),
                     None => {}
                 }
             }
-            if !more {
-                return Ok((killed, gone));
-            }
         }
+        Ok((killed, gone))
     }
 
-    /// Sweeps on a thread of its own, at each interval, until what is returned is dropped.
+    /// Sweeps on a background thread, at each interval, until the returned value is dropped.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the interval is too short; [`Error::Thread`] if the thread cannot be
@@ -267,8 +259,8 @@ impl fmt::Debug for Sweeper {
     }
 }
 
-/// A sweeper at work; made by [`Sweeper::start`]. Dropping it ends its thread, after the sweep that
-/// it is at.
+/// A sweeper on a background thread; made by [`Sweeper::start`]. Dropping it ends the thread, after
+/// the current sweep.
 #[derive(Debug)]
 #[must_use = "sweeping ends when this is dropped"]
 pub struct RunningSweeper {

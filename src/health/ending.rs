@@ -176,12 +176,23 @@ impl DeathCause {
         }
     }
 
+    /// What a store keeps besides the name: the message, and the location of a panic.
+    pub(crate) fn detail(&self) -> (Option<&str>, Option<&str>) {
+        match self {
+            Self::Panicked {
+                message, location, ..
+            } => (Some(message), location.as_deref()),
+            Self::Failed { error } => (Some(error), None),
+            _ => (None, None),
+        }
+    }
+
     /// As stored. An unknown name is a failure.
-    pub(crate) fn from_name(name: &str, detail: Option<&str>) -> Self {
+    pub(crate) fn from_name(name: &str, detail: Option<&str>, location: Option<&str>) -> Self {
         match name {
             "panicked" => Self::Panicked {
                 message: detail.unwrap_or_default().to_owned(),
-                location: None,
+                location: location.map(str::to_owned),
                 thread: String::new(),
                 backtrace: None,
             },

@@ -7,15 +7,33 @@ use crate::clock::nanos;
 
 /// The limits that a worker is judged by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Thresholds {
     /// Longest time without a heartbeat.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "stale_after_s", with = "crate::serial::seconds")
+    )]
     pub stale_after: Duration,
     /// Longest time at work without progress; `None`: no limit.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "stall_after_s",
+            default,
+            with = "crate::serial::optional_seconds"
+        )
+    )]
     pub stall_after: Option<Duration>,
     /// Longest time from registration to the first progress.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "startup_grace_s", with = "crate::serial::seconds")
+    )]
     pub startup_grace: Duration,
     /// The pacemaker does not vouch: only the worker's own progress moves its heartbeat.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub beats_only: bool,
 }
 

@@ -338,6 +338,7 @@ pub struct StoreStatus {
 /// # Ok::<(), worker_heartbeat::Error>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct SweepReport {
     /// Whether the workers were judged: `false` if they were not observed.

@@ -245,9 +245,14 @@ pub(crate) fn check_limits(
 }
 
 pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
+    check_id(field, name, LONGEST_NAME)
+}
+
+/// Checks a name or an id.
+pub(crate) fn check_id(field: &'static str, name: &str, longest: usize) -> Result<(), Error> {
     let trouble = if name.is_empty() {
         "it is empty"
-    } else if name.len() > LONGEST_NAME {
+    } else if name.len() > longest {
         "it is too long"
     } else if name.chars().any(char::is_control) {
         "it has control characters"
@@ -257,7 +262,7 @@ pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
     Err(Error::invalid(
         field,
         format!("{:?} ({trouble})", shortened(name)),
-        format!("1 to {LONGEST_NAME} bytes without control characters"),
+        format!("1 to {longest} bytes without control characters"),
     ))
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use crossbeam_channel::Receiver;
 
 pub use builder::Builder;
-pub(crate) use builder::{DEFAULT_GROUP, DEFAULT_INTERVAL, MOST_METADATA};
+pub(crate) use builder::{DEFAULT_GROUP, DEFAULT_INTERVAL, MOST_METADATA, check_id};
 #[cfg(feature = "http")]
 pub(crate) use builder::{LONGEST_VALUE, check_limits, check_metadata, check_name, shortened};
 pub use guards::{SilenceGuard, TaskGuard};

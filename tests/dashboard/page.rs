@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::support::browser::{Browser, ENTER, TAB};
 use crate::support::farm::{Farm, Moody};
 use serde_json::{Value, json};
-use worker_heartbeat::fleet::{Beat, Registration, Stop};
+use worker_heartbeat::fleet::{Beat, Registration, Stop, StoredEnding};
 use worker_heartbeat::{
     Activity, Death, Ending, HealthEndpoint, HeartbeatStore, MemoryStore, Registry, State,
     StopCause, WorkerHeartbeat,
@@ -400,10 +400,10 @@ fn strangers_see_states_and_no_reasons() {
 
 fn stored(store: &impl HeartbeatStore, group: &str, id: &str, state: State) {
     let mut registration = Registration::new("gpu", id);
-    registration.group = group.to_owned();
+    registration.info.group = group.to_owned();
     let key = store.register(&[registration]).unwrap().remove(0);
     let mut beat = Beat::new(key, state);
-    beat.task = Some(format!("task of {id}"));
+    beat.status.task = Some(format!("task of {id}"));
     beat.metadata = vec![("zone".into(), "eu-1".into())];
     store.beat(&[beat]).unwrap();
 }
@@ -444,11 +444,7 @@ fn a_store_shows_its_groups_and_what_happens_to_them() {
         rows.into_iter().find(|row| row.key.id == id).unwrap()
     };
     let ending = Ending::Dead(Arc::new(death("the GPU fell off the bus")));
-    let stop = Stop {
-        key: row_of("gpu-3").key,
-        ending,
-        ago: Duration::ZERO,
-    };
+    let stop = Stop::new(row_of("gpu-3").key, StoredEnding::from(&ending));
     store.stop(&[stop]).unwrap();
     stored(&store, "rack-3", "gpu-4", State::Idle);
     browser.wait_for_text(
@@ -459,11 +455,8 @@ fn a_store_shows_its_groups_and_what_happens_to_them() {
     browser.wait_for_text("#log", "new: idle");
     stored(&store, "rack-2", "gpu-3", State::Processing);
     browser.wait_for_text("#log", "came back: processing, was dead");
-    let stop = Stop {
-        key: row_of("gpu-4").key,
-        ending: Ending::Stopped(StopCause::Stop),
-        ago: Duration::from_secs(60),
-    };
+    let stop = Stop::new(row_of("gpu-4").key, StoredEnding::stopped(&StopCause::Stop))
+        .ago(Duration::from_secs(60));
     store.stop(&[stop]).unwrap();
     browser.wait_for_text("#log", "stopped: by stop()");
     store.purge(Duration::ZERO).unwrap();

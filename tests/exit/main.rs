@@ -188,11 +188,7 @@ fn assert_told(store: impl HeartbeatStore + Clone + 'static, idle: &str, working
 #[track_caller]
 fn assert_free(store: &dyn HeartbeatStore) {
     let worker = store.register(&[Registration::new("poller", "other")]);
-    let claim = Claim {
-        worker: worker.unwrap().remove(0),
-        run_id: "run-1".into(),
-        ttl: Duration::from_secs(1),
-    };
+    let claim = Claim::new(worker.unwrap().remove(0), "run-1", Duration::from_secs(1));
     let answer = store.claim(&claim).unwrap();
     assert!(matches!(answer, ClaimAnswer::Granted(_)), "{answer:?}");
 }

@@ -115,10 +115,10 @@ impl fmt::Debug for Flaky {
 impl HeartbeatStore for Flaky {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
         let store = self.call()?;
-        match workers.iter().find(|worker| worker.group == "refused") {
+        match workers.iter().find(|worker| worker.info.group == "refused") {
             Some(worker) => Err(Error::Invalid {
                 field: "group",
-                value: worker.group.clone(),
+                value: worker.info.group.clone(),
                 allowed: "any other".to_owned(),
             }),
             None => store.register(workers),
@@ -165,11 +165,11 @@ fn a_start_a_task_a_stop_and_a_death_are_told_at_once() {
     fleet.world.millis(200);
     let row = fleet.row("a");
     assert_eq!(row.health().state(), State::Processing);
-    assert_eq!(row.run_id.as_deref(), Some("run-1"));
-    assert_eq!(row.task.as_deref(), Some("Researching"));
+    assert_eq!(row.status.run_id.as_deref(), Some("run-1"));
+    assert_eq!(row.status.task.as_deref(), Some("Researching"));
     hb.update_task("run-2", "Writing", Activity::Processing);
     fleet.world.millis(200);
-    assert_eq!(fleet.row("a").run_id.as_deref(), Some("run-2"));
+    assert_eq!(fleet.row("a").status.run_id.as_deref(), Some("run-2"));
     hb.fail("no space left on device");
     fleet.flush();
     let health = fleet.row("a").health().to_string();
@@ -368,7 +368,10 @@ fn a_restart_while_the_store_is_told_of_the_end_is_told_too() {
     drop(blocked);
     assert!(attachment.flush(PATIENCE));
     let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
-    assert_eq!((row.health().state(), row.restarts), (State::Active, 1));
+    assert_eq!(
+        (row.health().state(), row.info.restarts),
+        (State::Active, 1)
+    );
     drop(send);
     supervisor.shutdown(PATIENCE);
 }
@@ -572,26 +575,21 @@ fn a_worker_that_was_marked_offline_is_registered_anew_or_fenced() {
         fleet.flush();
         let before = fleet.row("a").key;
         let lease = hb.claim("run-1", 600 * SECOND).unwrap().unwrap();
-        let sweep = Sweep {
-            killed: vec![before.clone()],
-            ..Sweep::default()
-        };
+        let mut sweep = Sweep::default();
+        sweep.killed = vec![before.clone()];
         let report = fleet.store.sweep(&sweep).unwrap();
         assert_eq!(report.marked_offline, ["a"]);
         assert_eq!(report.released_leases, ["run-1"]);
         fleet.world.seconds(30);
         assert!(!lease.is_held());
         let row = fleet.row("a");
-        match on_offline {
-            OnOffline::RegisterAnew => {
-                assert!(hb.is_recent());
-                assert!(row.key.incarnation > before.incarnation);
-                assert_eq!(row.health().state(), State::Active);
-            }
-            OnOffline::Fence => {
-                assert_eq!(hb.health().state(), State::Dead);
-                assert_eq!(row.key, before);
-            }
+        if on_offline == OnOffline::Fence {
+            assert_eq!(hb.health().state(), State::Dead);
+            assert_eq!(row.key, before);
+        } else {
+            assert!(hb.is_recent());
+            assert!(row.key.incarnation > before.incarnation);
+            assert_eq!(row.health().state(), State::Active);
         }
     }
 }
@@ -629,7 +627,10 @@ fn a_supervised_worker_that_is_restarted_is_another_incarnation() {
     fleet.flush();
     let row = fleet.row("a");
     assert!(row.key.incarnation > first.incarnation);
-    assert_eq!((row.health().state(), row.restarts), (State::Active, 1));
+    assert_eq!(
+        (row.health().state(), row.info.restarts),
+        (State::Active, 1)
+    );
     drop(send);
     supervisor.shutdown(PATIENCE);
 }
@@ -655,11 +656,7 @@ fn a_lease_is_renewed_while_the_store_answers_and_not_believed_in_when_it_does_n
         .store
         .register(&[Registration::new("poller", "b")])
         .unwrap();
-    let claim = Claim {
-        worker: rival[0].clone(),
-        run_id: "run-1".into(),
-        ttl: 30 * SECOND,
-    };
+    let claim = Claim::new(rival[0].clone(), "run-1", 30 * SECOND);
     let mut believed = 0;
     while fleet.store.claim(&claim).unwrap() == ClaimAnswer::Taken {
         believed = if lease.is_held() { 0 } else { believed + 1 };
@@ -707,7 +704,7 @@ fn a_lease_is_given_back_by_release_by_drop_and_by_the_end_of_its_worker() {
     drop(second);
     fleet.flush();
     let third = hb.claim("run", 60 * SECOND).unwrap().unwrap();
-    assert_eq!(fleet.row("a").run_id.as_deref(), Some("run"));
+    assert_eq!(fleet.row("a").status.run_id.as_deref(), Some("run"));
     assert!(fleet.row("a").lease_remaining.is_some());
 
     hb.stop();
@@ -863,11 +860,7 @@ fn a_running_sweeper_tells_what_it_did() {
     store
         .beat(&[Beat::new(key[0].clone(), State::Active)])
         .unwrap();
-    let claim = Claim {
-        worker: key[0].clone(),
-        run_id: "run".into(),
-        ttl: 600 * SECOND,
-    };
+    let claim = Claim::new(key[0].clone(), "run", 600 * SECOND);
     store.claim(&claim).unwrap();
     let reports = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&reports);

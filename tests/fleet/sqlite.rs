@@ -160,11 +160,7 @@ fn a_killed_process_is_dead_within_two_seconds_and_its_run_free() {
         health.starts_with("dead: its process was killed"),
         "{health}"
     );
-    let claim = Claim {
-        worker: row(&store, "bystander").unwrap().key,
-        run_id: "run-1".into(),
-        ttl: SECOND,
-    };
+    let claim = Claim::new(row(&store, "bystander").unwrap().key, "run-1", SECOND);
     assert!(matches!(
         store.claim(&claim).unwrap(),
         ClaimAnswer::Granted(_)
@@ -190,11 +186,7 @@ fn a_process_that_was_stopped_past_its_lease_is_fenced() {
     let report = store.sweep(&Sweep::default()).unwrap();
     assert_eq!(report.marked_offline, ["sleeper"]);
     assert_eq!(report.released_leases, ["run-1"]);
-    let claim = Claim {
-        worker: rival,
-        run_id: "run-1".into(),
-        ttl: 60 * SECOND,
-    };
+    let claim = Claim::new(rival, "run-1", 60 * SECOND);
     let ClaimAnswer::Granted(newer) = store.claim(&claim).unwrap() else {
         panic!("the run is free");
     };
@@ -273,11 +265,7 @@ fn setting_the_wall_clock_or_another_boot_convicts_no_worker() {
     store
         .beat(&[Beat::new(key.clone(), State::Active)])
         .unwrap();
-    let claim = Claim {
-        worker: key.clone(),
-        run_id: "run".into(),
-        ttl: 60 * SECOND,
-    };
+    let claim = Claim::new(key.clone(), "run", 60 * SECOND);
     assert!(matches!(
         store.claim(&claim).unwrap(),
         ClaimAnswer::Granted(_)
@@ -317,7 +305,7 @@ fn the_tables_can_be_read_with_sql() {
     let place = Place::new();
     let store = place.store();
     let mut registration = Registration::new("poller", "a");
-    registration.metadata = vec![("version".into(), "1.4.2".into())];
+    registration.info.metadata = vec![("version".into(), "1.4.2".into())];
     let keys = store.register(&[registration]).unwrap();
     store
         .beat(&[Beat::new(keys[0].clone(), State::Processing)])

@@ -40,7 +40,7 @@ fn a_worker_in_any_language_is_seen() {
     assert_eq!(metadata(&seen, "capabilities").unwrap(), r#"{"gpu":[1,2]}"#);
     assert_eq!(metadata(&seen, "n").unwrap(), "7");
     assert_eq!(metadata(&seen, "no"), None);
-    assert_eq!(seen.thresholds, None, "it has none of its own");
+    assert_eq!(seen.info.thresholds, None, "it has none of its own");
     assert_eq!(seen.health().state(), State::Starting);
 
     let beat = format!(r#"{{"worker_id": "{id}", "status": "healthy", "current_load": 0.0}}"#);
@@ -50,7 +50,7 @@ fn a_worker_in_any_language_is_seen() {
     assert_eq!(seen.health().state(), State::Active);
     assert_eq!(metadata(&seen, "current_load").unwrap(), "0.0");
     assert_eq!(metadata(&seen, "status"), None);
-    assert_eq!(seen.beats, 1);
+    assert_eq!(seen.status.beats, 1);
 
     let other = done(at, "register", "{}");
     assert_ne!(other["worker_id"], given["worker_id"]);
@@ -71,8 +71,11 @@ fn what_is_understood_of_a_registration_counts() {
     assert_eq!(given["heartbeat_interval_s"], 2.0);
     assert_eq!(given["stale_after_s"], 6.0);
     let seen = row(&store, "a");
-    assert_eq!((&*seen.worker_type, &*seen.group), ("gpu", "rack"));
-    let own = seen.thresholds.clone().unwrap();
+    assert_eq!(
+        (&*seen.info.worker_type, &*seen.info.group),
+        ("gpu", "rack")
+    );
+    let own = seen.info.thresholds.clone().unwrap();
     assert_eq!(own.stall_after, Some(Duration::from_secs(60)));
     assert_eq!(metadata(&seen, "version").unwrap(), "1");
 }
@@ -100,7 +103,7 @@ fn words_for_states_are_understood_leniently() {
         let seen = row(&store, "a");
         assert_eq!(seen.health().state(), state, "{word}");
         assert_eq!(metadata(&seen, "status").as_deref(), kept, "{word}");
-        assert_eq!(seen.task.as_deref(), Some("t"));
+        assert_eq!(seen.status.task.as_deref(), Some("t"));
     }
     done(at, "stop", r#"{"worker_id": "a", "error": "no disk"}"#);
     let health = row(&store, "a").health().to_string();
@@ -136,10 +139,8 @@ fn who_is_refused_is_told_why() {
     assert_eq!(row(&store, "a").health().state(), State::Active);
 
     let key = row(&store, "a").key;
-    let sweep = Sweep {
-        killed: vec![key],
-        ..Sweep::default()
-    };
+    let mut sweep = Sweep::default();
+    sweep.killed = vec![key];
     assert_eq!(store.sweep(&sweep).unwrap().marked_offline, ["a"]);
     let why = refused("heartbeat", r#"{"worker_id": "a"}"#, 409, "ended");
     assert!(why.contains("register it again"), "{why}");
@@ -170,7 +171,7 @@ fn a_run_is_one_workers_at_a_time() {
     assert_eq!(granted["granted"], true);
     assert_eq!(claim("b")["granted"], false);
     done(at, "heartbeat", r#"{"worker_id": "a"}"#);
-    assert_eq!(row(&store, "a").run_id.as_deref(), Some("run"));
+    assert_eq!(row(&store, "a").status.run_id.as_deref(), Some("run"));
     let lease = |what, id: &str, fence: &serde_json::Value| {
         let body =
             format!(r#"{{"worker_id": "{id}", "run_id": "run", "fence": {fence}, "ttl_s": 60}}"#);
@@ -183,7 +184,7 @@ fn a_run_is_one_workers_at_a_time() {
     assert_eq!(lease("release", "a", fence)["released"], true);
     assert_eq!(lease("renew", "a", fence)["held"], false);
     done(at, "heartbeat", r#"{"worker_id": "a"}"#);
-    assert_eq!(row(&store, "a").run_id, None);
+    assert_eq!(row(&store, "a").status.run_id, None);
     let next = claim("b");
     assert!(next["fence"].as_u64() > fence.as_u64());
 }
@@ -261,7 +262,7 @@ fn absurd_requests_are_refused_with_a_reason() {
         .collect();
     assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 64);
     assert_eq!(statuses[69], 400);
-    assert_eq!(row(&store, "a").metadata.len(), 64);
+    assert_eq!(row(&store, "a").info.metadata.len(), 64);
 }
 
 #[test]
@@ -393,11 +394,11 @@ fn too_many_workers_are_refused_and_those_that_ended_long_ago_make_room() {
         assert_eq!(register("a").status, 200);
     }
     assert_eq!(rows(&store).len(), 3);
-    let stop = worker_heartbeat::fleet::Stop {
-        key: row(&store, "b").key,
-        ending: worker_heartbeat::Ending::Stopped(worker_heartbeat::StopCause::Stop),
-        ago: Duration::from_secs(7_200),
-    };
+    let stop = worker_heartbeat::fleet::Stop::new(
+        row(&store, "b").key,
+        worker_heartbeat::fleet::StoredEnding::stopped(&worker_heartbeat::StopCause::Stop),
+    )
+    .ago(Duration::from_secs(7_200));
     store.stop(&[stop]).unwrap();
     poll("room", || (register("d").status == 200).then_some(()));
     let ids: Vec<_> = rows(&store).into_iter().map(|row| row.key.id).collect();
@@ -410,10 +411,10 @@ fn many_workers_take_many_requests() {
     let coordinator = start(&store);
     let client = client(&coordinator);
     let wishes: Vec<Registration> = (0..3_000)
-        .map(|n| Registration {
-            // Together more than one request may be long.
-            metadata: vec![("note".into(), "\u{1}".repeat(1_000))],
-            ..Registration::new("t", format!("w-{n:05}"))
+        .map(|n| {
+            let mut registration = Registration::new("t", format!("w-{n:05}"));
+            registration.info.metadata = vec![("note".into(), "\u{1}".repeat(1_000))];
+            registration
         })
         .collect();
     let keys = client.register(&wishes).unwrap();
@@ -431,10 +432,8 @@ fn many_workers_take_many_requests() {
     assert_eq!(listed.len(), 3_000);
     assert!(listed.is_sorted_by(|a, b| a.key.id < b.key.id));
     assert_eq!(client.summary().unwrap().total_active, 3_000);
-    let some = worker_heartbeat::fleet::WorkerFilter {
-        limit: 1_234,
-        ..Default::default()
-    };
+    let mut some = worker_heartbeat::fleet::WorkerFilter::default();
+    some.limit = 1_234;
     assert_eq!(client.list(&some).unwrap().len(), 1_234);
 }
 

@@ -104,12 +104,13 @@ fn a_client_that_does_not_read_is_given_up() {
     let store = MemoryStore::new();
     let coordinator = start(&store);
     let many: Vec<Registration> = (0..1_000)
-        .map(|n| Registration {
-            metadata: vec![
+        .map(|n| {
+            let mut registration = Registration::new("t", n.to_string());
+            registration.info.metadata = vec![
                 ("note".into(), "x".repeat(1_000)),
                 ("odd".into(), "\u{1}".repeat(1_000)),
-            ],
-            ..Registration::new("t", n.to_string())
+            ];
+            registration
         })
         .collect();
     store.register(&many).unwrap();

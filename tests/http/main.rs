@@ -4,5 +4,6 @@
 mod coordinator;
 mod coordinator_faults;
 mod health_endpoint;
+mod protocol;
 #[path = "../support/mod.rs"]
 mod support;

@@ -2,17 +2,15 @@
 
 use std::time::Instant;
 
-use worker_heartbeat::fleet::{Beat, Claim, Registration, Stop, WorkerKey};
-use worker_heartbeat::{Ending, HeartbeatStore, MemoryStore, Metrics, Registry, State, StopCause};
+use worker_heartbeat::fleet::{Beat, Claim, Registration, Stop, StoredEnding, WorkerKey};
+use worker_heartbeat::{HeartbeatStore, MemoryStore, Metrics, Registry, State, StopCause};
 
 use crate::scrape::{Mood, Moody, Scrape};
 use crate::support::SECOND;
 
 fn registered(store: &dyn HeartbeatStore, id: &str, group: &str, state: State) -> WorkerKey {
-    let registration = Registration {
-        group: group.to_owned(),
-        ..Registration::new("w", id)
-    };
+    let mut registration = Registration::new("w", id);
+    registration.info.group = group.to_owned();
     let key = store.register(&[registration]).unwrap().remove(0);
     store.beat(&[Beat::new(key.clone(), state)]).unwrap();
     key
@@ -26,24 +24,14 @@ fn scrape(store: &Moody) -> Scrape {
 fn workers_groups_and_leases_of_a_store_are_told() {
     let store = Moody::new(MemoryStore::new());
     let idle = registered(&store, "a", "one", State::Idle);
-    let claim = Claim {
-        worker: idle,
-        run_id: "run-1".to_owned(),
-        ttl: 60 * SECOND,
-    };
+    let claim = Claim::new(idle, "run-1", 60 * SECOND);
     store.claim(&claim).unwrap();
     registered(&store, "b", "two", State::Stalled);
     let stopped = registered(&store, "c", "three", State::Idle);
-    let stop = Stop {
-        key: stopped,
-        ending: Ending::Stopped(StopCause::Stop),
-        ago: SECOND,
-    };
+    let stop = Stop::new(stopped, StoredEnding::stopped(&StopCause::Stop)).ago(SECOND);
     store.stop(&[stop]).unwrap();
-    let registration = Registration {
-        group: "four".to_owned(),
-        ..Registration::new("w", "d")
-    };
+    let mut registration = Registration::new("w", "d");
+    registration.info.group = "four".to_owned();
     let old = store.register(&[registration]).unwrap().remove(0);
     let mut silent = Beat::new(old, State::Idle);
     silent.heartbeat_age = Some(1_000 * SECOND);

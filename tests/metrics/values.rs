@@ -268,11 +268,7 @@ fn how_it_gets_on_with_its_store_is_told() {
     assert_eq!(scrape().get("leases_held"), 1.0);
     // Somebody takes it away.
     let row = &store.inner.list(&WorkerFilter::default()).unwrap()[0];
-    let key = worker_heartbeat::fleet::LeaseKey {
-        worker: row.key.clone(),
-        run_id: "run-2".to_owned(),
-        fence: other.fence(),
-    };
+    let key = worker_heartbeat::fleet::LeaseKey::new(row.key.clone(), "run-2", other.fence());
     store.inner.release(&[key]).unwrap();
     eventually("a renewal finds that it is lost", || {
         world.seconds(5);

@@ -14,9 +14,9 @@ use crate::support::text_http::{exchange, get};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use worker_heartbeat::fleet::{Beat, Registration, Stop, WorkerKey};
+use worker_heartbeat::fleet::{Beat, Registration, Stop, StoredEnding, WorkerKey};
 use worker_heartbeat::{
-    Beacon, Ending, HeartbeatStore, PostgresOptions, Registry, SqliteStore, State, StopCause,
+    Beacon, HeartbeatStore, PostgresOptions, Registry, SqliteStore, State, StopCause,
     WorkerHeartbeat,
 };
 
@@ -76,27 +76,24 @@ fn ends(arguments: &[&str], status: i32) -> String {
 
 /// A store with a worker that is well, one that is silent for ten minutes, and one that ended.
 fn fill(store: &dyn HeartbeatStore) -> Vec<WorkerKey> {
-    let mut workers = ["a-well", "b-silent", "c-stopped"].map(|id| Registration {
-        interval: Duration::from_secs(600),
-        group: format!("group-{}", &id[..1]),
-        ..Registration::new("poller", id)
+    let mut workers = ["a-well", "b-silent", "c-stopped"].map(|id| {
+        let mut registration = Registration::new("poller", id);
+        registration.info.interval = Duration::from_secs(600);
+        registration.info.group = format!("group-{}", &id[..1]);
+        registration
     });
-    workers[0].worker_type = "evil\u{1b}[2J\u{202e}type".to_owned();
+    workers[0].info.worker_type = "evil\u{1b}[2J\u{202e}type".to_owned();
     let keys = store.register(&workers).unwrap();
     let mut beats: Vec<Beat> = keys
         .iter()
         .map(|key| Beat::new(key.clone(), State::Processing))
         .collect();
-    beats[0].run_id = Some("run-7".to_owned());
-    beats[0].task = Some("indexing".to_owned());
-    beats[0].progress = Some((3, 10));
+    beats[0].status.run_id = Some("run-7".to_owned());
+    beats[0].status.task = Some("indexing".to_owned());
+    beats[0].status.progress = Some((3, 10));
     beats[1].heartbeat_age = Some(Duration::from_secs(600));
     store.beat(&beats).unwrap();
-    let stop = Stop {
-        key: keys[2].clone(),
-        ending: Ending::Stopped(StopCause::Stop),
-        ago: Duration::ZERO,
-    };
+    let stop = Stop::new(keys[2].clone(), StoredEnding::stopped(&StopCause::Stop));
     store.stop(&[stop]).unwrap();
     keys
 }

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use support::postgres::{PASSWORD, own, schema, sql, url};
 use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
-    conformance,
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredEnding, Sweep,
+    WorkerFilter, WorkerKey, conformance,
 };
 use worker_heartbeat::{
-    Ending, Error, FleetConfig, HeartbeatStore, PostgresOptions, PostgresStore, Registry, State,
-    StopCause, Sweeper, Thresholds, WorkerHeartbeat,
+    Error, FleetConfig, HeartbeatStore, PostgresOptions, PostgresStore, Registry, State, StopCause,
+    Sweeper, Thresholds, WorkerHeartbeat,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -57,20 +57,14 @@ fn worker(store: &PostgresStore, id: &str) -> WorkerKey {
 
 fn silent(store: &PostgresStore, id: &str, age: Duration) -> WorkerKey {
     let key = register(store, id);
-    let beat = Beat {
-        heartbeat_age: Some(age),
-        ..Beat::new(key.clone(), State::Active)
-    };
+    let mut beat = Beat::new(key.clone(), State::Active);
+    beat.heartbeat_age = Some(age);
     assert_eq!(store.beat(&[beat]).unwrap(), [Answer::Accepted]);
     key
 }
 
 fn claim(store: &PostgresStore, key: &WorkerKey, run: &str, ttl: Duration) -> ClaimAnswer {
-    let claim = Claim {
-        worker: key.clone(),
-        run_id: run.into(),
-        ttl,
-    };
+    let claim = Claim::new(key.clone(), run, ttl);
     store.claim(&claim).unwrap()
 }
 
@@ -114,31 +108,21 @@ fn the_four_queries_work_as_written() {
         assert!(sql(url(), query).is_empty(), "{query}");
     }
     let well = worker(&store, "well");
-    let at = Beat {
-        run_id: Some("run-1".into()),
-        task: Some("Researching".into()),
-        ..Beat::new(well, State::Processing)
-    };
+    let mut at = Beat::new(well, State::Processing);
+    at.status.run_id = Some("run-1".into());
+    at.status.task = Some("Researching".into());
     store.beat(&[at]).unwrap();
     // Two workers with the default limit, and one with its own.
     silent(&store, "quiet", 60 * SECOND);
     silent(&store, "silent", 7_200 * SECOND);
-    let strict = Registration {
-        thresholds: Some(Thresholds::new(60 * SECOND)),
-        ..Registration::new("poller", "strict")
-    };
+    let mut strict = Registration::new("poller", "strict");
+    strict.info.thresholds = Some(Thresholds::new(60 * SECOND));
     let strict = store.register(&[strict]).unwrap().remove(0);
-    let aged = Beat {
-        heartbeat_age: Some(100 * SECOND),
-        ..Beat::new(strict, State::Idle)
-    };
+    let mut aged = Beat::new(strict, State::Idle);
+    aged.heartbeat_age = Some(100 * SECOND);
     store.beat(&[aged]).unwrap();
     register(&store, "starting");
-    let stop = |key| Stop {
-        key,
-        ending: Ending::Stopped(StopCause::Stop),
-        ago: Duration::ZERO,
-    };
+    let stop = |key| Stop::new(key, StoredEnding::stopped(&StopCause::Stop));
     store.stop(&[stop(worker(&store, "stopped"))]).unwrap();
 
     let rows = sql(url(), active);
@@ -176,13 +160,13 @@ fn functions_act_on_the_same_rows() {
         "SELECT $s.upsert_worker_heartbeat('py-1', 'python', 'processing', 'run-7', 'Parsing', '{\"load\": 0.5}')",
     );
     let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
-    assert_eq!((&*row.key.id, &*row.worker_type), ("py-1", "python"));
+    assert_eq!((&*row.key.id, &*row.info.worker_type), ("py-1", "python"));
     assert_eq!(row.health().state(), State::Processing);
     assert_eq!(
-        (row.run_id.as_deref(), row.task.as_deref()),
+        (row.status.run_id.as_deref(), row.status.task.as_deref()),
         (Some("run-7"), Some("Parsing"))
     );
-    assert_eq!(row.metadata, [("load".to_owned(), "0.5".to_owned())]);
+    assert_eq!(row.info.metadata, [("load".to_owned(), "0.5".to_owned())]);
     let again = ask("SELECT $s.upsert_worker_heartbeat('py-1', 'python', 'idle')");
     assert_eq!(again[0][0], row.key.incarnation.to_string());
     assert_eq!(states(&store), [("py-1".into(), State::Idle)]);
@@ -283,21 +267,18 @@ fn views_judge_as_the_library_does() {
     let mut written = 0;
     let mut register = |limits: &Option<Thresholds>, what: &str| {
         written += 1;
-        let registration = Registration {
-            thresholds: limits.clone(),
-            ..Registration::new(format!("type-{}", written % 3), format!("{written}-{what}"))
-        };
+        let mut registration =
+            Registration::new(format!("type-{}", written % 3), format!("{written}-{what}"));
+        registration.info.thresholds = limits.clone();
         store.register(&[registration]).unwrap().remove(0)
     };
     for limits in &limits {
         for age in [0, 50, 150, 600, 2_000, 20_000] {
             for state in State::ALL {
                 let key = register(limits, &format!("{state}-{age}"));
-                let beat = Beat {
-                    heartbeat_age: Some(seconds(age)),
-                    progress_age: Some(seconds(age)),
-                    ..Beat::new(key, state)
-                };
+                let mut beat = Beat::new(key, state);
+                beat.heartbeat_age = Some(seconds(age));
+                beat.progress_age = Some(seconds(age));
                 assert_eq!(store.beat(&[beat]).unwrap(), [Answer::Accepted]);
             }
             let silent = register(limits, &format!("silent-{age}"));
@@ -308,14 +289,11 @@ fn views_judge_as_the_library_does() {
                  WHERE worker_id = '{}'",
                 silent.id
             ));
-            let stop = Stop {
-                key: stopped,
-                ending: Ending::Stopped(StopCause::Completed),
-                ago: seconds(age),
-            };
+            let stop =
+                Stop::new(stopped, StoredEnding::stopped(&StopCause::Completed)).ago(seconds(age));
             assert_eq!(store.stop(&[stop]).unwrap(), [Answer::Accepted]);
             statements.push(format!(
-                "SELECT $s.stop_workers('{{{}}}', '{{{}}}', '{{false}}', '{{exited}}', '{{NULL}}', '{{0}}')",
+                "SELECT $s.stop_workers('{{{}}}', '{{{}}}', '{{false}}', '{{exited}}', '{{NULL}}', '{{NULL}}', '{{0}}')",
                 dead.id, dead.incarnation
             ));
         }
@@ -405,10 +383,8 @@ fn views_judge_as_the_library_does() {
     assert_eq!(stats, expected.collect::<Vec<_>>());
 
     // A sweep marks the same workers.
-    let dry_run = Sweep {
-        dry_run: true,
-        ..Sweep::default()
-    };
+    let mut dry_run = Sweep::default();
+    dry_run.dry_run = true;
     let swept = store.sweep(&dry_run).unwrap().marked_offline;
     assert_eq!(swept, stale.concat());
     let refused = support::postgres::try_sql(
@@ -445,47 +421,40 @@ fn odd_texts_do_no_harm() {
     let store = store(&schema("texts"));
     let key = worker(&store, "zero\0byte");
     assert_eq!(key.id, "zero\u{fffd}byte");
-    let odd = Beat {
-        task: Some("a\0b".into()),
-        metadata: vec![("k\0".into(), "v\0".into())],
-        beats: u64::MAX,
-        ..Beat::new(key.clone(), State::Stopped)
-    };
+    let mut odd = Beat::new(key.clone(), State::Stopped);
+    odd.status.task = Some("a\0b".into());
+    odd.metadata = vec![("k\0".into(), "v\0".into())];
+    odd.status.beats = u64::MAX;
     assert_eq!(store.beat(&[odd]).unwrap(), [Answer::Accepted]);
     let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
     assert_eq!(
-        (row.task.as_deref(), row.beats),
+        (row.status.task.as_deref(), row.status.beats),
         (Some("a\u{fffd}b"), u64::MAX)
     );
     // Metadata of heartbeats is bounded; existing entries are still replaced.
-    let many = |value: &str| Beat {
-        metadata: (0..200)
+    let many = |value: &str| {
+        let mut beat = Beat::new(key.clone(), State::Active);
+        beat.metadata = (0..200)
             .map(|n| (format!("name-{n:03}"), value.to_owned()))
-            .collect(),
-        ..Beat::new(key.clone(), State::Active)
+            .collect();
+        beat
     };
     for value in ["old", "new"] {
         assert_eq!(store.beat(&[many(value)]).unwrap(), [Answer::Accepted]);
     }
     let row = store.list(&WorkerFilter::default()).unwrap().remove(0);
-    assert_eq!(row.metadata.len(), MOST_METADATA);
-    let new = row.metadata.iter().filter(|(_, value)| value == "new");
+    assert_eq!(row.info.metadata.len(), MOST_METADATA);
+    let new = row.info.metadata.iter().filter(|(_, value)| value == "new");
     assert_eq!(new.count(), MOST_METADATA - 1);
-    let endless = Registration {
-        thresholds: Some(Thresholds::new(Duration::MAX)),
-        interval: Duration::MAX,
-        ..Registration::new("poller", "endless")
-    };
+    let mut endless = Registration::new("poller", "endless");
+    endless.info.thresholds = Some(Thresholds::new(Duration::MAX));
+    endless.info.interval = Duration::MAX;
     let endless = store.register(&[endless]).unwrap().remove(0);
     assert!(matches!(
         claim(&store, &endless, "run", Duration::MAX),
         ClaimAnswer::Granted(_)
     ));
-    let late = Stop {
-        key: endless,
-        ending: Ending::Stopped(StopCause::Stop),
-        ago: Duration::MAX,
-    };
+    let late = Stop::new(endless, StoredEnding::stopped(&StopCause::Stop)).ago(Duration::MAX);
     assert_eq!(store.stop(&[late]).unwrap(), [Answer::Accepted]);
     assert_eq!(store.purge(Duration::ZERO).unwrap(), 1);
 }
@@ -697,11 +666,7 @@ fn calls_time_out_if_the_server_does_not_answer() {
         .unwrap();
     let registration = [Registration::new("poller", "a")];
     let key = retried(|| store.register(&registration)).remove(0);
-    let lease = Claim {
-        worker: key.clone(),
-        run_id: "run".into(),
-        ttl: SECOND,
-    };
+    let lease = Claim::new(key.clone(), "run", SECOND);
     retried(|| store.claim(&lease));
     signal(&cluster.processes(), "STOP");
     let beat = [Beat::new(key, State::Idle)];
@@ -943,10 +908,8 @@ fn sessions_that_end_with_the_server_or_unwatched_prove_nothing() {
         watcher.sweep(&Sweep::default()).unwrap().marked_offline
     };
     let here = |id: &str| {
-        let registration = Registration {
-            process: Some(worker_heartbeat::fleet::ProcessIdentity::current()),
-            ..Registration::new("poller", id)
-        };
+        let mut registration = Registration::new("poller", id);
+        registration.info.process = Some(worker_heartbeat::fleet::ProcessIdentity::current());
         let key = store.register(&[registration]).unwrap().remove(0);
         assert_eq!(beat(&store, &key), Answer::Accepted);
         let session =
@@ -1009,10 +972,8 @@ fn only_workers_of_the_own_process_depend_on_its_session() {
     let here = worker_heartbeat::fleet::ProcessIdentity::current;
     let carrier = store(&name);
     let register = |id: &str, process| {
-        let registration = Registration {
-            process: Some(process),
-            ..Registration::new("poller", id)
-        };
+        let mut registration = Registration::new("poller", id);
+        registration.info.process = Some(process);
         let key = carrier.register(&[registration]).unwrap().remove(0);
         assert_eq!(beat(&carrier, &key), Answer::Accepted);
     };
@@ -1107,10 +1068,8 @@ fn no_run_is_ever_held_twice() {
                 // Some share an id.
                 let id = format!("w-{}", n % 7);
                 while goes_on() {
-                    let registration = Registration {
-                        thresholds: Some(Thresholds::new(stale_after)),
-                        ..Registration::new("poller", &id)
-                    };
+                    let mut registration = Registration::new("poller", &id);
+                    registration.info.thresholds = Some(Thresholds::new(stale_after));
                     let key = store.register(&[registration]).unwrap().remove(0);
                     for _ in 0..dice.roll(12) {
                         let sent = Instant::now();
@@ -1127,11 +1086,7 @@ fn no_run_is_ever_held_twice() {
                             continue;
                         };
                         let from = Instant::now();
-                        let lease = [LeaseKey {
-                            worker: key.clone(),
-                            run_id: run.to_string(),
-                            fence,
-                        }];
+                        let lease = [LeaseKey::new(key.clone(), run.to_string(), fence)];
                         // A pause may be longer than the lease and the limit.
                         let longest = if dice.roll(4) == 0 { 500 } else { 30 };
                         thread::sleep(Duration::from_millis(dice.roll(longest)));
@@ -1213,9 +1168,10 @@ fn claims_and_sweeps_do_not_wait_behind_a_batch() {
         panic!("not granted");
     };
     store
-        .sweep(&Sweep {
-            dry_run: true,
-            ..Sweep::default()
+        .sweep(&{
+            let mut sweep = Sweep::default();
+            sweep.dry_run = true;
+            sweep
         })
         .unwrap();
     let batch = format!(
@@ -1228,11 +1184,7 @@ fn claims_and_sweeps_do_not_wait_behind_a_batch() {
         let ClaimAnswer::Granted(fence) = claim(&store, &key, "run", 60 * SECOND) else {
             panic!("not granted");
         };
-        let lease = [LeaseKey {
-            worker: key.clone(),
-            run_id: "run".into(),
-            fence,
-        }];
+        let lease = [LeaseKey::new(key.clone(), "run", fence)];
         assert_eq!(store.renew(&lease, 60 * SECOND).unwrap(), [true]);
         // A locked row is skipped: its heartbeat may be arriving.
         assert_eq!(
@@ -1271,11 +1223,7 @@ fn conflicting_transactions_are_retried_once() {
         claim(&store, &key, "run", SECOND),
         ClaimAnswer::Granted(_)
     ));
-    let another = Claim {
-        worker: key.clone(),
-        run_id: "another".into(),
-        ttl: SECOND,
-    };
+    let another = Claim::new(key.clone(), "another", SECOND);
     let error = store.claim(&another).unwrap_err().to_string();
     assert!(
         error.contains("cannot claim") && error.contains("40P01"),
@@ -1315,12 +1263,13 @@ fn heartbeats_are_heap_only_updates_and_the_table_does_not_grow() {
         .collect();
     let keys = store.register(&registrations).unwrap();
     let round = |n: u64| {
-        let beat = |key: &WorkerKey| Beat {
-            run_id: Some(format!("run-{n}")),
-            task: Some(format!("Researching example.com, page {n}")),
-            progress: Some((n, 120)),
-            beats: n,
-            ..Beat::new(key.clone(), State::Processing)
+        let beat = |key: &WorkerKey| {
+            let mut beat = Beat::new(key.clone(), State::Processing);
+            beat.status.run_id = Some(format!("run-{n}"));
+            beat.status.task = Some(format!("Researching example.com, page {n}"));
+            beat.status.progress = Some((n, 120));
+            beat.status.beats = n;
+            beat
         };
         let beats: Vec<_> = keys.iter().map(beat).collect();
         let answers = store.beat(&beats).unwrap();

@@ -106,7 +106,7 @@ pub fn row(store: &impl worker_heartbeat::HeartbeatStore, id: &str) -> StoredWor
 }
 
 pub fn metadata(row: &StoredWorker, name: &str) -> Option<String> {
-    let entry = row.metadata.iter().find(|(other, _)| other == name);
+    let entry = row.info.metadata.iter().find(|(other, _)| other == name);
     entry.map(|(_, value)| value.clone())
 }
 

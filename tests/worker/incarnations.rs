@@ -313,7 +313,7 @@ fn a_store_hears_of_the_present_life_only() {
     use worker_heartbeat::HeartbeatStore;
     let stored = store.list(&Default::default()).unwrap();
     assert_eq!(stored.len(), 1);
-    assert_eq!(stored[0].run_id, None);
+    assert_eq!(stored[0].status.run_id, None);
     assert!(stored[0].ending.is_none());
     let second = Arc::clone(&handles.lock().unwrap()[1]);
     assert!(second.claim("run-2", 600 * SECOND).unwrap().is_some());

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::json;
-use worker_heartbeat::fleet::WorkerFilter;
-use worker_heartbeat::{Beacon, BoxError, Error, HeartbeatStore, StoredWorker, Sweeper};
+use worker_heartbeat::fleet::{Pages, WorkerFilter};
+use worker_heartbeat::{Beacon, BoxError, HeartbeatStore, StoredWorker, Sweeper};
 
 use crate::args::{CheckArgs, MigrateArgs, PurgeArgs, StatusArgs, SweepArgs};
 use crate::{UNHEALTHY, table};
@@ -15,7 +15,8 @@ pub type CommandResult = Result<ExitCode, BoxError>;
 
 pub fn status(args: &StatusArgs) -> CommandResult {
     let store = args.store.open()?;
-    let workers = list_all(&*store)?;
+    let pages = Pages::new(&*store, WorkerFilter::new());
+    let workers: Vec<StoredWorker> = pages.collect::<Result<Vec<_>, _>>()?.concat();
     let summary = store.summary()?;
     let mut out = io::stdout().lock();
     if args.json {
@@ -26,21 +27,6 @@ pub fn status(args: &StatusArgs) -> CommandResult {
         writeln!(out, "{}", table::totals(&summary))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// All workers, sorted by id.
-fn list_all(store: &dyn HeartbeatStore) -> Result<Vec<StoredWorker>, Error> {
-    let mut workers = Vec::new();
-    let mut filter = WorkerFilter::default();
-    loop {
-        let page = store.list(&filter)?;
-        let more = page.len() >= filter.limit;
-        filter.after = page.last().map(|worker| worker.key.id.clone());
-        workers.extend(page);
-        if !more {
-            return Ok(workers);
-        }
-    }
 }
 
 pub fn sweep(args: &SweepArgs) -> CommandResult {

@@ -52,21 +52,21 @@ pub fn totals(summary: &Summary) -> String {
 
 fn row(worker: &StoredWorker) -> [String; 7] {
     let health = worker.health();
-    let task_or_reason = match (health.reason(), worker.progress) {
+    let task_or_reason = match (health.reason(), worker.status.progress) {
         (Some(reason), _) => reason,
         (None, Some((done, all))) => {
-            let task = worker.task.as_deref().unwrap_or("at work");
+            let task = worker.status.task.as_deref().unwrap_or("at work");
             format!("{task}, {done} of {all}")
         }
-        (None, None) => worker.task.clone().unwrap_or_default(),
+        (None, None) => worker.status.task.clone().unwrap_or_default(),
     };
     [
         cell(&worker.key.id),
-        cell(&worker.worker_type),
-        cell(&worker.group),
+        cell(&worker.info.worker_type),
+        cell(&worker.info.group),
         health.state().to_string(),
         worker.heartbeat_age.map_or_else(|| "never".to_owned(), ago),
-        cell(worker.run_id.as_deref().unwrap_or_default()),
+        cell(worker.status.run_id.as_deref().unwrap_or_default()),
         cell(&task_or_reason),
     ]
 }

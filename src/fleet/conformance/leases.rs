@@ -2,13 +2,13 @@
 
 use super::*;
 
-pub(super) fn one_holder(bench: &Bench<'_>) -> Tried {
+pub(super) fn one_holder(bench: &Bench<'_>) -> Checked {
     let (a, b) = (bench.worker("a")?, bench.worker("b")?);
     let first = bench.lease(&a, "run", 60 * SECOND)?;
     ensure_eq!(bench.claim(&b, "run", SECOND)?, ClaimAnswer::Taken);
     let other = bench.lease(&b, "other", 60 * SECOND)?;
     ensure!(other.fence > first.fence, "{other:?} after {first:?}");
-    // An answer may have been lost on its way: who holds it may ask again.
+    // The holder may claim again: the answer may have been lost.
     let again = bench.lease(&a, "run", 60 * SECOND)?;
     ensure!(again.fence > other.fence, "{again:?} after {other:?}");
     ensure!(!bench.renew(&first, SECOND)?, "an older fence was renewed");
@@ -20,7 +20,7 @@ pub(super) fn one_holder(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn expiry(bench: &Bench<'_>) -> Tried {
+pub(super) fn expiry(bench: &Bench<'_>) -> Checked {
     let (a, b) = (bench.worker("a")?, bench.worker("b")?);
     let begun = Instant::now();
     let lease = bench.lease(&a, "run", SHORT)?;
@@ -43,7 +43,7 @@ pub(super) fn expiry(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn releases(bench: &Bench<'_>) -> Tried {
+pub(super) fn releases(bench: &Bench<'_>) -> Checked {
     let (a, b) = (bench.worker("a")?, bench.worker("b")?);
     let lease = bench.lease(&a, "run", 60 * SECOND)?;
     let stolen = LeaseKey {
@@ -55,16 +55,22 @@ pub(super) fn releases(bench: &Bench<'_>) -> Tried {
     ensure!(bench.release(&lease)?, "not released");
     ensure!(!bench.release(&lease)?, "released twice");
     let next = bench.lease(&b, "run", 60 * SECOND)?;
-    ensure!(!bench.release(&lease)?, "a late release took another's");
+    ensure!(
+        !bench.release(&lease)?,
+        "a late release took the lease of another worker"
+    );
     ensure!(bench.release(&next)?, "not released");
     Ok(())
 }
 
-pub(super) fn leases_of_the_living(bench: &Bench<'_>) -> Tried {
+pub(super) fn leases_of_the_living(bench: &Bench<'_>) -> Checked {
     let a = bench.worker("a")?;
     let lease = bench.lease(&a, "run", 60 * SECOND)?;
     let next = bench.worker("a")?;
-    ensure!(!bench.renew(&lease, SECOND)?, "renewed by an older life");
+    ensure!(
+        !bench.renew(&lease, SECOND)?,
+        "renewed by an older incarnation"
+    );
     bench.stop(&next, stopped())?;
     ensure_eq!(
         bench.claim(&next, "run-2", SECOND)?,
@@ -73,7 +79,7 @@ pub(super) fn leases_of_the_living(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn stop_releases(bench: &Bench<'_>) -> Tried {
+pub(super) fn stop_releases(bench: &Bench<'_>) -> Checked {
     let (a, b) = (bench.worker("a")?, bench.worker("b")?);
     bench.lease(&a, "run-1", 600 * SECOND)?;
     bench.lease(&a, "run-2", 600 * SECOND)?;
@@ -83,7 +89,7 @@ pub(super) fn stop_releases(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn sweep_releases(bench: &Bench<'_>) -> Tried {
+pub(super) fn sweep_releases(bench: &Bench<'_>) -> Checked {
     let a = bench.brief("a")?;
     bench.lease(&a, "run-1", 600 * SECOND)?;
     bench.lease(&a, "run-2", 600 * SECOND)?;
@@ -102,11 +108,11 @@ pub(super) fn sweep_releases(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn claims_show(bench: &Bench<'_>) -> Tried {
+pub(super) fn claims_show(bench: &Bench<'_>) -> Checked {
     let a = bench.worker("a")?;
     let lease = bench.lease(&a, "run", 60 * SECOND)?;
     let row = bench.row(&a)?;
-    ensure_eq!(row.run_id, Some(bench.id("run")));
+    ensure_eq!(row.status.run_id, Some(bench.id("run")));
     let remaining = row.lease_remaining.unwrap_or_default();
     ensure!(
         remaining <= 60 * SECOND && remaining > 40 * SECOND,
@@ -117,25 +123,26 @@ pub(super) fn claims_show(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-/// A process that lost its id to another one may still be at work, and believes in its lease until
-/// its last heartbeat is as old as its limit.
-pub(super) fn belief(bench: &Bench<'_>) -> Tried {
-    let patient = |stale_after| Registration {
-        thresholds: Some(Thresholds::new(stale_after)),
-        ..bench.registration("a")
+/// A process whose id another one took may still be at work, and believes in its lease until its last
+/// heartbeat is as old as its limit.
+pub(super) fn belief(bench: &Bench<'_>) -> Checked {
+    let start = |stale_after| {
+        bench.register_with("a", |worker| {
+            worker.info.thresholds = Some(Thresholds::new(stale_after));
+        })
     };
-    let first = bench.register(patient(3 * SHORT))?;
+    let first = start(3 * SHORT)?;
     bench.well(&first)?;
     let begun = Instant::now();
     bench.lease(&first, "run", 600 * SECOND)?;
-    let second = bench.register(patient(SHORT))?;
+    let second = start(SHORT)?;
     bench.well(&second)?;
     let answer = bench.claim(&second, "run", SECOND)?;
     ensure!(
         answer == ClaimAnswer::Taken || begun.elapsed() >= 3 * SHORT,
         "{answer:?} while its holder may believe in it"
     );
-    // Its successor's silence says nothing of it.
+    // The silence of its successor proves nothing about it.
     thread::sleep(SHORT + SHORT / 4);
     let (_, swept) = bench.sweep(&Sweep::default())?;
     ensure!(
@@ -148,7 +155,7 @@ pub(super) fn belief(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn claims_at_once(bench: &Bench<'_>) -> Tried {
+pub(super) fn claims_at_once(bench: &Bench<'_>) -> Checked {
     let workers: Vec<_> = (0..4)
         .map(|n| bench.worker(&n.to_string()))
         .collect::<Result<_, _>>()?;
@@ -164,12 +171,12 @@ pub(super) fn claims_at_once(bench: &Bench<'_>) -> Tried {
         let mut granted = 0;
         for answer in answers {
             let Ok(answer) = answer else {
-                return Err(Trouble("the store panicked".to_owned()));
+                return Err(Violation("the store panicked".to_owned()));
             };
             match answer? {
                 ClaimAnswer::Granted(_) => granted += 1,
                 ClaimAnswer::Taken => {}
-                refused => return Err(Trouble(format!("{refused:?}"))),
+                refused => return Err(Violation(format!("{refused:?}"))),
             }
         }
         ensure_eq!(granted, 1);
@@ -177,13 +184,12 @@ pub(super) fn claims_at_once(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-/// From its registration on, a worker believes for as long as it may be silent, however old the
-/// heartbeat is that it tells of then: the answer may be lost.
-pub(super) fn belief_from_the_start(bench: &Bench<'_>) -> Tried {
+/// From its registration on, a worker believes for as long as it may be silent, however old its first
+/// heartbeat is: the answer to that may be lost.
+pub(super) fn belief_from_the_start(bench: &Bench<'_>) -> Checked {
     let begun = Instant::now();
-    let key = bench.register(Registration {
-        thresholds: Some(Thresholds::new(2 * SHORT)),
-        ..bench.registration("a")
+    let key = bench.register_with("a", |worker| {
+        worker.info.thresholds = Some(Thresholds::new(2 * SHORT));
     })?;
     bench.lease(&key, "run", 600 * SECOND)?;
     bench.beat(aged(&key, 100 * SECOND))?;

@@ -1,5 +1,5 @@
-//! What every [`HeartbeatStore`] has to do: a suite that this crate's stores pass, and that
-//! somebody with a store of their own can run.
+//! What every [`HeartbeatStore`] must do: a test suite that this crate's stores pass, for third-party
+//! stores as well.
 //!
 //! ```
 //! use worker_heartbeat::MemoryStore;
@@ -8,13 +8,13 @@
 //! conformance::assert_conforms(&MemoryStore::new());
 //! ```
 //!
-//! It needs no control of the store's clock: what has to be old says so, and only leases are waited
-//! for. It leaves its own workers behind, and sweeps the whole store.
+//! It needs no control of the store's clock: heartbeats bring their age, and only the expiry of leases
+//! takes real time. It leaves its workers in the store, and sweeps the whole store.
 
 macro_rules! ensure {
     ($condition:expr, $($reason:tt)+) => {
         if !$condition {
-            return Err(Trouble(format!($($reason)+)));
+            return Err(Violation(format!($($reason)+)));
         }
     };
 }
@@ -35,119 +35,130 @@ mod sweeps;
 mod workers;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
-use crate::fleet::store::{
-    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
-    WorkerFilter, WorkerKey,
+use crate::fleet::shapes::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredEnding, StoredWorker,
+    Sweep, WorkerFilter, WorkerKey, WorkerStatus,
 };
-use crate::fleet::stored::StoredWorker;
-use crate::health::{Death, DeathCause, Ending, Health, State, StopCause, Thresholds};
+use crate::fleet::store::HeartbeatStore;
+use crate::health::{DeathCause, Health, State, StopCause, Thresholds};
 
-/// One thing that a store has to do.
+/// One requirement for a store.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Case {
-    /// What it is, as a sentence.
+    /// The requirement, as a sentence.
     pub name: &'static str,
-    run: fn(&Bench<'_>) -> Result<(), Trouble>,
+    run: fn(&Bench<'_>) -> Result<(), Violation>,
 }
 
 impl Case {
-    /// Runs it.
+    /// Tests this requirement.
+    ///
+    /// ```
+    /// use worker_heartbeat::MemoryStore;
+    /// use worker_heartbeat::fleet::conformance::CASES;
+    ///
+    /// let case = CASES.iter().find(|case| case.name.contains("purge")).expect("it is a case");
+    /// assert_eq!(case.run(&MemoryStore::new()), Ok(()));
+    /// ```
     ///
     /// # Errors
-    /// What the store does otherwise.
+    /// How the store violates it.
     pub fn run(&self, store: &dyn HeartbeatStore) -> Result<(), String> {
         let bench = Bench::new(store);
-        (self.run)(&bench).map_err(|Trouble(trouble)| trouble)
+        (self.run)(&bench).map_err(|Violation(violation)| violation)
     }
 }
 
 /// Runs all [`CASES`].
 ///
 /// # Panics
-/// If the store does otherwise; tells everything in which it does.
+/// If the store violates any of them; the message lists all violations.
 #[allow(clippy::panic, reason = "it is an assertion")]
 pub fn assert_conforms(store: &dyn HeartbeatStore) {
-    let mut troubles = String::new();
+    let mut violations = String::new();
     for case in CASES {
-        if let Err(trouble) = case.run(store) {
-            troubles.push_str(&format!("\n{}: {trouble}", case.name));
+        if let Err(violation) = case.run(store) {
+            violations.push_str(&format!("\n{}: {violation}", case.name));
         }
     }
-    assert!(troubles.is_empty(), "the store does not conform:{troubles}");
+    assert!(
+        violations.is_empty(),
+        "the store does not conform:{violations}"
+    );
 }
 
 macro_rules! cases {
     ($($name:literal: $run:path,)*) => {
-        /// Everything that a store has to do.
+        /// All requirements.
         pub const CASES: &[Case] = &[$(Case { name: $name, run: $run }),*];
     };
 }
 
 cases! {
-    "what is registered and told is listed": workers::told_is_listed,
-    "a registered worker is starting until it is heard of": workers::starting,
+    "registrations and heartbeats are listed": workers::listed,
+    "a registered worker is starting until its first heartbeat": workers::starting,
     "each registration is a higher incarnation, and older ones are refused": workers::fencing,
-    "an id that nobody chose is kept in its process and unique beyond": workers::generated_ids,
-    "who is unknown is told so, and nothing comes into being": workers::unknown,
+    "a generated id is kept in its process and unique across processes": workers::generated_ids,
+    "writes for unknown workers are refused, and create nothing": workers::unknown,
     "a batch is answered in its order, each on its own": workers::batches,
     "a heartbeat never goes back": workers::never_back,
-    "what is told last counts": workers::newest_wins,
+    "the last heartbeat counts": workers::newest_wins,
     "a stopped worker stays stopped, with its reason": workers::stops,
     "a death keeps its reason": workers::deaths,
+    "a panic keeps its message and its location": workers::panics,
     "texts come back as they were": workers::texts,
-    "a sweep marks the silent, and nobody else": sweeps::sweeps,
-    "a worker that was marked offline is refused until it registers anew": sweeps::offline,
+    "a sweep marks silent workers, and no others": sweeps::sweeps,
+    "a worker that was marked offline is refused until it registers again": sweeps::offline,
     "a worker that restarts during a sweep is not marked": sweeps::restarts,
     "a sweep charges only silence that was watched": sweeps::watched,
-    "a dry run tells, and changes nothing": sweeps::dry_run,
+    "a dry run reports, and changes nothing": sweeps::dry_run,
     "a killed worker is dead at once": sweeps::killed,
-    "a worker whose process is gone is dead at once, and not called killed": sweeps::gone,
+    "a worker whose process is gone is dead at once, and not killed": sweeps::gone,
     "a group is offline when all its workers are": sweeps::groups,
     "the sweep judges as the judge does": sweeps::one_judge,
     "lists are in order, filtered and paged": workers::lists,
-    "a list of a host has its living workers": workers::hosts,
+    "a list of a host contains its living workers": workers::hosts,
     "the summary counts every state": sweeps::summaries,
-    "a purge forgets the ended, by age": sweeps::purges,
+    "a purge removes ended workers, by age": sweeps::purges,
     "one worker holds a run at a time, and fences grow": leases::one_holder,
     "a lease expires, and can be renewed before": leases::expiry,
     "a lease is released once, by its own fence": leases::releases,
     "a lease needs a living worker": leases::leases_of_the_living,
     "a stop releases the worker's leases": leases::stop_releases,
-    "a sweep releases the leases of the dead": leases::sweep_releases,
+    "a sweep releases the leases of dead workers": leases::sweep_releases,
     "a claim shows in the worker's row": leases::claims_show,
-    "who may still believe in a lease is waited for": leases::belief,
-    "a worker believes in its lease from its registration on": leases::belief_from_the_start,
-    "of many that claim at once one gets it": leases::claims_at_once,
-    "nothing at all is allowed": workers::nothing,
+    "a run stays taken while its holder may believe in the lease": leases::belief,
+    "a worker may believe in its lease from its registration on": leases::belief_from_the_start,
+    "of simultaneous claims, one is granted": leases::claims_at_once,
+    "empty batches are allowed": workers::empty_batches,
 }
 
-/// A store and names that no other case uses.
+/// A store, and names that no other case uses.
 struct Bench<'a> {
     store: &'a dyn HeartbeatStore,
     name: String,
 }
 
-/// What went wrong.
-struct Trouble(String);
+/// How a store violates a requirement.
+struct Violation(String);
 
-impl From<Error> for Trouble {
+impl From<Error> for Violation {
     fn from(error: Error) -> Self {
         Self(error.to_string())
     }
 }
 
-type Tried = Result<(), Trouble>;
+type Checked = Result<(), Violation>;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Long enough for a call, short enough to be waited for.
+/// Long enough for a call, short enough for a wait.
 const SHORT: Duration = Duration::from_millis(600);
 
 impl<'a> Bench<'a> {
@@ -169,31 +180,41 @@ impl<'a> Bench<'a> {
 
     fn registration(&self, name: &str) -> Registration {
         let mut registration = Registration::new(self.name.clone(), self.id(name));
-        registration.group = self.name.clone();
-        registration.thresholds = Some(Thresholds::new(90 * SECOND));
+        registration.info.group = self.name.clone();
+        registration.info.thresholds = Some(Thresholds::new(90 * SECOND));
         registration
     }
 
-    fn register(&self, registration: Registration) -> Result<WorkerKey, Trouble> {
+    fn register_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Registration),
+    ) -> Result<WorkerKey, Violation> {
+        let mut registration = self.registration(name);
+        change(&mut registration);
+        self.register(registration)
+    }
+
+    fn register(&self, registration: Registration) -> Result<WorkerKey, Violation> {
         let keys = self.store.register(&[registration])?;
         match <[WorkerKey; 1]>::try_from(keys) {
             Ok([key]) => Ok(key),
-            Err(keys) => Err(Trouble(format!("{} keys for one worker", keys.len()))),
+            Err(keys) => Err(Violation(format!("{} keys for one worker", keys.len()))),
         }
     }
 
-    fn start(&self, name: &str) -> Result<WorkerKey, Trouble> {
+    fn start(&self, name: &str) -> Result<WorkerKey, Violation> {
         self.register(self.registration(name))
     }
 
     /// A worker that is well.
-    fn worker(&self, name: &str) -> Result<WorkerKey, Trouble> {
+    fn worker(&self, name: &str) -> Result<WorkerKey, Violation> {
         let key = self.start(name)?;
         self.well(&key)?;
         Ok(key)
     }
 
-    fn well(&self, key: &WorkerKey) -> Tried {
+    fn well(&self, key: &WorkerKey) -> Checked {
         ensure_eq!(
             self.beat(Beat::new(key.clone(), State::Active))?,
             Answer::Accepted
@@ -201,59 +222,50 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn beat(&self, beat: Beat) -> Result<Answer, Trouble> {
+    fn beat(&self, beat: Beat) -> Result<Answer, Violation> {
         match self.store.beat(&[beat])?[..] {
             [answer] => Ok(answer),
-            ref answers => Err(Trouble(format!("{} answers to one beat", answers.len()))),
+            ref answers => Err(Violation(format!("{} answers to one beat", answers.len()))),
         }
     }
 
     /// A worker whose heartbeat has this age.
-    fn silent(&self, name: &str, age: Duration) -> Result<WorkerKey, Trouble> {
+    fn silent(&self, name: &str, age: Duration) -> Result<WorkerKey, Violation> {
         let key = self.start(name)?;
         ensure_eq!(self.beat(aged(&key, age))?, Answer::Accepted);
         Ok(key)
     }
 
     /// A worker that is well, and may be silent for a short time only.
-    fn brief(&self, name: &str) -> Result<WorkerKey, Trouble> {
-        let key = self.register(Registration {
-            thresholds: Some(Thresholds::new(SHORT)),
-            ..self.registration(name)
+    fn brief(&self, name: &str) -> Result<WorkerKey, Violation> {
+        let key = self.register_with(name, |worker| {
+            worker.info.thresholds = Some(Thresholds::new(SHORT));
         })?;
         self.well(&key)?;
         Ok(key)
     }
 
-    fn stop(&self, key: &WorkerKey, ending: Ending) -> Result<Answer, Trouble> {
-        let stop = Stop {
-            key: key.clone(),
-            ending,
-            ago: Duration::ZERO,
-        };
-        Ok(self.store.stop(&[stop])?[0])
+    fn stop(&self, key: &WorkerKey, ending: StoredEnding) -> Result<Answer, Violation> {
+        Ok(self.store.stop(&[Stop::new(key.clone(), ending)])?[0])
     }
 
-    fn rows(&self) -> Result<Vec<StoredWorker>, Trouble> {
-        Ok(self.store.list(&WorkerFilter {
-            worker_type: Some(self.name.clone()),
-            ..WorkerFilter::default()
-        })?)
+    fn rows(&self) -> Result<Vec<StoredWorker>, Violation> {
+        Ok((self.store).list(&WorkerFilter::new().worker_type(&self.name))?)
     }
 
-    fn row(&self, key: &WorkerKey) -> Result<StoredWorker, Trouble> {
+    fn row(&self, key: &WorkerKey) -> Result<StoredWorker, Violation> {
         let rows = self.rows()?;
         let row = rows.into_iter().find(|row| row.key.id == key.id);
-        row.ok_or_else(|| Trouble(format!("{key} is not listed")))
+        row.ok_or_else(|| Violation(format!("{key} is not listed")))
     }
 
-    fn state(&self, key: &WorkerKey) -> Result<State, Trouble> {
+    fn state(&self, key: &WorkerKey) -> Result<State, Violation> {
         Ok(self.row(key)?.health().state())
     }
 
-    /// Sweeps, and tells which of this case's workers were marked.
-    fn sweep(&self, sweep: &Sweep) -> Result<(BTreeSet<String>, Swept), Trouble> {
-        // Somebody else may be sweeping the same store.
+    /// Sweeps, and returns which of this case's workers were marked.
+    fn sweep(&self, sweep: &Sweep) -> Result<(BTreeSet<String>, Swept), Violation> {
+        // Another process may be sweeping the same store.
         for _ in 0..100 {
             let report = self.store.sweep(sweep)?;
             if report.success {
@@ -270,38 +282,36 @@ impl<'a> Bench<'a> {
             }
             thread::sleep(Duration::from_millis(50));
         }
-        Err(Trouble("no sweep had success in 5 s".to_owned()))
+        Err(Violation("no sweep had success in 5 s".to_owned()))
     }
 
-    fn claim(&self, worker: &WorkerKey, run: &str, ttl: Duration) -> Result<ClaimAnswer, Trouble> {
-        Ok(self.store.claim(&Claim {
-            worker: worker.clone(),
-            run_id: self.id(run),
-            ttl,
-        })?)
+    fn claim(
+        &self,
+        worker: &WorkerKey,
+        run: &str,
+        ttl: Duration,
+    ) -> Result<ClaimAnswer, Violation> {
+        let claim = Claim::new(worker.clone(), self.id(run), ttl);
+        Ok(self.store.claim(&claim)?)
     }
 
-    fn lease(&self, worker: &WorkerKey, run: &str, ttl: Duration) -> Result<LeaseKey, Trouble> {
+    fn lease(&self, worker: &WorkerKey, run: &str, ttl: Duration) -> Result<LeaseKey, Violation> {
         match self.claim(worker, run, ttl)? {
-            ClaimAnswer::Granted(fence) => Ok(LeaseKey {
-                worker: worker.clone(),
-                run_id: self.id(run),
-                fence,
-            }),
-            other => Err(Trouble(format!("{worker} claims {run}: {other:?}"))),
+            ClaimAnswer::Granted(fence) => Ok(LeaseKey::new(worker.clone(), self.id(run), fence)),
+            other => Err(Violation(format!("{worker} claims {run}: {other:?}"))),
         }
     }
 
-    fn renew(&self, lease: &LeaseKey, ttl: Duration) -> Result<bool, Trouble> {
+    fn renew(&self, lease: &LeaseKey, ttl: Duration) -> Result<bool, Violation> {
         Ok(self.store.renew(std::slice::from_ref(lease), ttl)?[0])
     }
 
-    fn release(&self, lease: &LeaseKey) -> Result<bool, Trouble> {
+    fn release(&self, lease: &LeaseKey) -> Result<bool, Violation> {
         Ok(self.store.release(std::slice::from_ref(lease))?[0])
     }
 }
 
-/// What a sweep did beside marking workers.
+/// What a sweep did besides marking workers.
 struct Swept {
     leases: BTreeSet<String>,
     group: bool,
@@ -319,21 +329,12 @@ fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.into_iter().map(str::to_owned).collect()
 }
 
-/// As old as said, or a little older: the call took its time.
-fn about(age: Option<Duration>, said: Duration) -> bool {
-    age.is_some_and(|age| age + Duration::from_millis(100) >= said && age < said + 10 * SECOND)
+/// Whether an age is as expected, or a little greater: the call takes time.
+fn about(age: Option<Duration>, expected: Duration) -> bool {
+    let range = expected.saturating_sub(Duration::from_millis(100))..expected + 10 * SECOND;
+    age.is_some_and(|age| range.contains(&age))
 }
 
-fn dead(cause: DeathCause) -> Ending {
-    Ending::Dead(Arc::new(Death {
-        cause,
-        run_id: None,
-        task: None,
-        at: SystemTime::now(),
-        gave_up_after: None,
-    }))
-}
-
-fn stopped() -> Ending {
-    Ending::Stopped(StopCause::Stop)
+fn stopped() -> StoredEnding {
+    StoredEnding::stopped(&StopCause::Stop)
 }

@@ -2,24 +2,18 @@
 
 use super::*;
 
-pub(super) fn sweeps(bench: &Bench<'_>) -> Tried {
+pub(super) fn sweeps(bench: &Bench<'_>) -> Checked {
     bench.worker("well")?;
     bench.silent("silent", 91 * SECOND)?;
     bench.silent("nearly", 80 * SECOND)?;
     let stop = bench.silent("stopped", 1_000 * SECOND)?;
     bench.stop(&stop, stopped())?;
     bench.start("starting")?;
-    let patient = Registration {
-        thresholds: Some(Thresholds::new(600 * SECOND)),
-        ..bench.registration("patient")
-    };
-    let patient = bench.register(patient)?;
+    let patient = bench.register_with("patient", |worker| {
+        worker.info.thresholds = Some(Thresholds::new(600 * SECOND));
+    })?;
     bench.beat(aged(&patient, 500 * SECOND))?;
-    let plain = Registration {
-        thresholds: None,
-        ..bench.registration("plain")
-    };
-    let plain = bench.register(plain)?;
+    let plain = bench.register_with("plain", |worker| worker.info.thresholds = None)?;
     bench.beat(aged(&plain, 60 * SECOND))?;
     let (marked, _) = bench.sweep(&Sweep::default())?;
     ensure_eq!(marked, set(["silent"]));
@@ -40,7 +34,7 @@ pub(super) fn sweeps(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn offline(bench: &Bench<'_>) -> Tried {
+pub(super) fn offline(bench: &Bench<'_>) -> Checked {
     let key = bench.silent("a", 100 * SECOND)?;
     let (marked, _) = bench.sweep(&Sweep::default())?;
     ensure_eq!(marked, set(["a"]));
@@ -58,7 +52,7 @@ pub(super) fn offline(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn restarts(bench: &Bench<'_>) -> Tried {
+pub(super) fn restarts(bench: &Bench<'_>) -> Checked {
     let before = bench.silent("a", 100 * SECOND)?;
     let key = bench.start("a")?;
     let sweep = Sweep {
@@ -71,7 +65,7 @@ pub(super) fn restarts(bench: &Bench<'_>) -> Tried {
     bench.well(&key)
 }
 
-pub(super) fn watched(bench: &Bench<'_>) -> Tried {
+pub(super) fn watched(bench: &Bench<'_>) -> Checked {
     bench.silent("a", 1_000 * SECOND)?;
     let sweep = |watched_for| Sweep {
         watched_for,
@@ -86,7 +80,7 @@ pub(super) fn watched(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn dry_run(bench: &Bench<'_>) -> Tried {
+pub(super) fn dry_run(bench: &Bench<'_>) -> Checked {
     let key = bench.brief("a")?;
     bench.lease(&key, "run", 600 * SECOND)?;
     thread::sleep(SHORT * 5 / 4);
@@ -97,14 +91,14 @@ pub(super) fn dry_run(bench: &Bench<'_>) -> Tried {
     for _ in 0..2 {
         let (marked, swept) = bench.sweep(&dry)?;
         ensure_eq!(marked, set(["a"]));
-        ensure!(swept.group, "the group is not told");
+        ensure!(swept.group, "the group is not reported");
         ensure_eq!(swept.leases, set(["run"]));
     }
     ensure_eq!(bench.row(&key)?.ending, None);
     bench.well(&key)
 }
 
-pub(super) fn killed(bench: &Bench<'_>) -> Tried {
+pub(super) fn killed(bench: &Bench<'_>) -> Checked {
     let key = bench.worker("a")?;
     let other = bench.worker("b")?;
     let sweep = Sweep {
@@ -122,12 +116,12 @@ pub(super) fn killed(bench: &Bench<'_>) -> Tried {
         "{health}"
     );
     ensure_eq!(bench.state(&other)?, State::Active);
-    // A process that is gone believes in nothing.
+    // A process that is gone believes in no lease.
     bench.lease(&other, "run", SECOND)?;
     Ok(())
 }
 
-pub(super) fn gone(bench: &Bench<'_>) -> Tried {
+pub(super) fn gone(bench: &Bench<'_>) -> Checked {
     let [key, other, killed] = ["a", "b", "c"].map(|name| bench.worker(name));
     let (key, other, killed) = (key?, other?, killed?);
     let before = bench.worker("d")?;
@@ -160,12 +154,12 @@ pub(super) fn gone(bench: &Bench<'_>) -> Tried {
     for key in [&other, &after] {
         ensure_eq!(bench.state(key)?, State::Active);
     }
-    // A process that is gone believes in nothing.
+    // A process that is gone believes in no lease.
     bench.lease(&other, "run", SECOND)?;
     Ok(())
 }
 
-pub(super) fn groups(bench: &Bench<'_>) -> Tried {
+pub(super) fn groups(bench: &Bench<'_>) -> Checked {
     let a = bench.silent("a", 100 * SECOND)?;
     let b = bench.worker("b")?;
     let c = bench.worker("c")?;
@@ -184,7 +178,7 @@ pub(super) fn groups(bench: &Bench<'_>) -> Tried {
 }
 
 /// Ages around every limit, with and without limits of its own.
-pub(super) fn one_judge(bench: &Bench<'_>) -> Tried {
+pub(super) fn one_judge(bench: &Bench<'_>) -> Checked {
     let mut expected = BTreeSet::new();
     let slow = |stale, grace| Thresholds {
         startup_grace: grace,
@@ -208,10 +202,9 @@ pub(super) fn one_judge(bench: &Bench<'_>) -> Tried {
         ] {
             for watched_for in [5, 86, 96, 10_000] {
                 let name = format!("{l}-{age:?}-{watched_for}");
-                let key = bench.register(Registration {
-                    thresholds: thresholds.clone(),
-                    worker_type: format!("{}-{watched_for}", bench.name),
-                    ..bench.registration(&name)
+                let key = bench.register_with(&name, |worker| {
+                    worker.info.thresholds.clone_from(&thresholds);
+                    worker.info.worker_type = format!("{}-{watched_for}", bench.name);
                 })?;
                 let beat = Beat {
                     heartbeat_age: age.map(Duration::from_secs),
@@ -227,10 +220,7 @@ pub(super) fn one_judge(bench: &Bench<'_>) -> Tried {
     let mut marked = BTreeSet::new();
     for watched_for in [5, 86, 96, 10_000] {
         let watched = Duration::from_secs(watched_for);
-        for worker in bench.store.list(&WorkerFilter {
-            group: Some(bench.name.clone()),
-            ..WorkerFilter::default()
-        })? {
+        for worker in bench.store.list(&WorkerFilter::new().group(&bench.name))? {
             let judged = worker.judged(90 * SECOND, watched);
             if worker.ending.is_none() && judged.state().is_offline() {
                 expected.insert(worker.key.id.clone());
@@ -252,7 +242,7 @@ pub(super) fn one_judge(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn summaries(bench: &Bench<'_>) -> Tried {
+pub(super) fn summaries(bench: &Bench<'_>) -> Checked {
     bench.worker("well")?;
     bench.start("starting")?;
     bench.silent("silent", 100 * SECOND)?;
@@ -260,7 +250,7 @@ pub(super) fn summaries(bench: &Bench<'_>) -> Tried {
     bench.stop(&stop, stopped())?;
     let summary = bench.store.summary()?;
     let stats = summary.stats_by_type.get(&bench.name);
-    let stats = stats.ok_or_else(|| Trouble("its type is missing".to_owned()))?;
+    let stats = stats.ok_or_else(|| Violation("its type is missing".to_owned()))?;
     ensure_eq!((stats.total, stats.active, stats.dead), (4, 1, 1));
     ensure_eq!(stats.states.get(State::Starting), 1);
     ensure_eq!(stats.states.get(State::Stopped), 1);
@@ -277,7 +267,7 @@ pub(super) fn summaries(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn purges(bench: &Bench<'_>) -> Tried {
+pub(super) fn purges(bench: &Bench<'_>) -> Checked {
     for (name, ago) in [("old", 7_200), ("young", 1_800)] {
         let key = bench.worker(name)?;
         let stop = Stop {
@@ -289,7 +279,7 @@ pub(super) fn purges(bench: &Bench<'_>) -> Tried {
     }
     bench.silent("silent", 7_200 * SECOND)?;
     let purged = bench.store.purge(3_600 * SECOND)?;
-    ensure!(purged >= 1, "nobody was purged");
+    ensure!(purged >= 1, "no worker was purged");
     let left: BTreeSet<_> = bench.rows()?.into_iter().map(|row| row.key.id).collect();
     ensure_eq!(left, ["young", "silent"].map(|name| bench.id(name)).into());
     ensure_eq!(bench.store.purge(Duration::MAX)?, 0);

@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(super) fn told_is_listed(bench: &Bench<'_>) -> Tried {
+pub(super) fn listed(bench: &Bench<'_>) -> Checked {
     let process = ProcessIdentity {
         hostname: "host-1".into(),
         pid: 4_000_000_000,
@@ -16,46 +16,38 @@ pub(super) fn told_is_listed(bench: &Bench<'_>) -> Tried {
         startup_grace: 7 * SECOND,
         beats_only: false,
     };
-    let key = bench.register(Registration {
-        interval: 15 * SECOND,
-        thresholds: Some(thresholds.clone()),
-        metadata: vec![("version".into(), "1.4.2".into()), ("a".into(), "b".into())],
-        restarts: 3,
-        process: Some(process.clone()),
-        ..bench.registration("a")
-    })?;
+    let mut registration = bench.registration("a");
+    registration.info.interval = 15 * SECOND;
+    registration.info.thresholds = Some(thresholds);
+    registration.info.metadata = vec![("version".into(), "1.4.2".into()), ("a".into(), "b".into())];
+    registration.info.restarts = 3;
+    registration.info.process = Some(process);
+    let mut info = registration.info.clone();
+    let key = bench.register(registration)?;
     ensure_eq!(key.id, bench.id("a"));
-    let beat = Beat {
+    let mut beat = aged(&key, 2 * SECOND);
+    beat.progress_age = Some(20 * SECOND);
+    beat.status = WorkerStatus {
         state: State::Processing,
         reason: Some("because".into()),
-        heartbeat_age: Some(2 * SECOND),
-        progress_age: Some(20 * SECOND),
         run_id: Some("run-1".into()),
         task: Some("Researching".into()),
         progress: Some((3, 10)),
         beats: 1 << 40,
-        metadata: vec![("a".into(), "c".into()), ("load".into(), "0.5".into())],
-        ..Beat::new(key.clone(), State::Processing)
     };
+    beat.metadata = vec![("a".into(), "c".into()), ("load".into(), "0.5".into())];
+    let status = beat.status.clone();
     ensure_eq!(bench.beat(beat)?, Answer::Accepted);
-    let row = bench.row(&key)?;
+    let mut row = bench.row(&key)?;
     ensure_eq!(row.key, key);
-    ensure_eq!(row.worker_type, bench.name);
-    ensure_eq!(row.group, bench.name);
-    ensure_eq!(row.interval, 15 * SECOND);
-    ensure_eq!(row.thresholds, Some(thresholds));
-    let metadata: BTreeSet<_> = row.metadata.iter().cloned().collect();
-    let expected = [("version", "1.4.2"), ("a", "c"), ("load", "0.5")];
-    ensure_eq!(
-        metadata,
-        expected
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .into()
-    );
-    ensure_eq!(row.restarts, 3);
-    ensure_eq!(row.process, Some(process));
-    ensure_eq!(row.reported, State::Processing);
-    ensure_eq!(row.reason.as_deref(), Some("because"));
+    // In any order.
+    row.info.metadata.sort_unstable();
+    let metadata = [("a", "c"), ("load", "0.5"), ("version", "1.4.2")];
+    info.metadata = metadata
+        .map(|(name, value)| (name.into(), value.into()))
+        .into();
+    ensure_eq!(row.info, info);
+    ensure_eq!(row.status, status);
     ensure!(
         about(row.heartbeat_age, 2 * SECOND),
         "{:?}",
@@ -71,17 +63,13 @@ pub(super) fn told_is_listed(bench: &Bench<'_>) -> Tried {
         "{:?}",
         row.registered_age
     );
-    ensure_eq!(row.run_id.as_deref(), Some("run-1"));
-    ensure_eq!(row.task.as_deref(), Some("Researching"));
-    ensure_eq!(row.progress, Some((3, 10)));
-    ensure_eq!(row.beats, 1 << 40);
     ensure_eq!(row.lease_remaining, None);
     ensure_eq!(row.ending, None);
     ensure_eq!(row.health().state(), State::Processing);
     Ok(())
 }
 
-pub(super) fn starting(bench: &Bench<'_>) -> Tried {
+pub(super) fn starting(bench: &Bench<'_>) -> Checked {
     let key = bench.start("a")?;
     let row = bench.row(&key)?;
     ensure_eq!(row.heartbeat_age, None);
@@ -98,7 +86,7 @@ pub(super) fn starting(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn fencing(bench: &Bench<'_>) -> Tried {
+pub(super) fn fencing(bench: &Bench<'_>) -> Checked {
     let first = bench.worker("a")?;
     let second = bench.worker("a")?;
     let other = bench.worker("b")?;
@@ -121,55 +109,47 @@ pub(super) fn fencing(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn generated_ids(bench: &Bench<'_>) -> Tried {
+pub(super) fn generated_ids(bench: &Bench<'_>) -> Checked {
     let process = |pid| {
         Some(ProcessIdentity {
             pid,
             ..ProcessIdentity::current()
         })
     };
-    let wish = |pid| Registration {
-        explicit: false,
-        process: process(pid),
-        ..bench.registration("a")
+    let generated = |name, process| {
+        bench.register_with(name, |worker| {
+            worker.explicit = false;
+            worker.info.process = process;
+        })
     };
-    let first = bench.register(wish(1))?;
+    let first = generated("a", process(1))?;
     ensure_eq!(first.id, bench.id("a"));
-    let elsewhere = bench.register(wish(2))?;
+    let elsewhere = generated("a", process(2))?;
     ensure!(elsewhere.id != first.id, "two processes share {first}");
-    let again = bench.register(wish(1))?;
+    let again = generated("a", process(1))?;
     ensure_eq!(again.id, first.id);
-    let unknown = || Registration {
-        explicit: false,
-        process: None,
-        ..bench.registration("b")
-    };
-    let ids = [bench.register(unknown())?.id, bench.register(unknown())?.id];
-    ensure!(ids[0] != ids[1], "nobody knows whether they are the same");
+    let ids = [generated("b", None)?.id, generated("b", None)?.id];
+    ensure!(ids[0] != ids[1], "two unknown processes may share an id");
     Ok(())
 }
 
-pub(super) fn unknown(bench: &Bench<'_>) -> Tried {
-    let nobody = WorkerKey {
-        id: bench.id("nobody"),
-        incarnation: 1,
-    };
+pub(super) fn unknown(bench: &Bench<'_>) -> Checked {
+    let absent = WorkerKey::new(bench.id("unknown"), 1);
     ensure_eq!(
-        bench.beat(Beat::new(nobody.clone(), State::Idle))?,
+        bench.beat(Beat::new(absent.clone(), State::Idle))?,
         Answer::Unknown
     );
-    ensure_eq!(bench.stop(&nobody, stopped())?, Answer::Unknown);
+    ensure_eq!(bench.stop(&absent, stopped())?, Answer::Unknown);
     ensure_eq!(
-        bench.claim(&nobody, "run", SECOND)?,
+        bench.claim(&absent, "run", SECOND)?,
         ClaimAnswer::Refused(Answer::Unknown)
     );
-    let lease = LeaseKey {
-        worker: nobody,
-        run_id: bench.id("run"),
-        fence: 1,
-    };
-    ensure!(!bench.renew(&lease, SECOND)?, "renewed for nobody");
-    ensure!(!bench.release(&lease)?, "released for nobody");
+    let lease = LeaseKey::new(absent, bench.id("run"), 1);
+    ensure!(
+        !bench.renew(&lease, SECOND)?,
+        "renewed for an unknown worker"
+    );
+    ensure!(!bench.release(&lease)?, "released for an unknown worker");
     ensure_eq!(bench.rows()?.len(), 0);
     let mut known = bench.worker("a")?;
     known.incarnation += 1_000_000_000;
@@ -177,10 +157,10 @@ pub(super) fn unknown(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn batches(bench: &Bench<'_>) -> Tried {
+pub(super) fn batches(bench: &Bench<'_>) -> Checked {
     let names: Vec<_> = (0..300).map(|n| format!("{n:03}")).collect();
-    let wishes: Vec<_> = names.iter().map(|name| bench.registration(name)).collect();
-    let keys = bench.store.register(&wishes)?;
+    let registrations: Vec<_> = names.iter().map(|name| bench.registration(name)).collect();
+    let keys = bench.store.register(&registrations)?;
     ensure_eq!(keys.len(), 300);
     for (name, key) in names.iter().zip(&keys) {
         ensure_eq!(key.id, bench.id(name));
@@ -192,7 +172,7 @@ pub(super) fn batches(bench: &Bench<'_>) -> Tried {
         .iter()
         .map(|key| Beat::new(key.clone(), State::Idle))
         .collect();
-    beats[7].key.id = bench.id("nobody");
+    beats[7].key.id = bench.id("unknown");
     let answers = bench.store.beat(&beats)?;
     ensure_eq!(answers.len(), 300);
     for (n, answer) in answers.iter().enumerate() {
@@ -205,7 +185,7 @@ pub(super) fn batches(bench: &Bench<'_>) -> Tried {
     }
     ensure_eq!(bench.state(&newer)?, State::Starting);
     ensure_eq!(bench.state(&keys[8])?, State::Idle);
-    // The same worker twice in a batch: both are taken in, the last one counts.
+    // The same worker twice in a batch: both are accepted, the last one counts.
     let twice = [
         Beat::new(keys[8].clone(), State::Active),
         Beat::new(keys[8].clone(), State::Processing),
@@ -220,7 +200,7 @@ pub(super) fn batches(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn never_back(bench: &Bench<'_>) -> Tried {
+pub(super) fn never_back(bench: &Bench<'_>) -> Checked {
     let key = bench.worker("a")?;
     ensure_eq!(bench.beat(aged(&key, 60 * SECOND))?, Answer::Accepted);
     let row = bench.row(&key)?;
@@ -249,29 +229,26 @@ pub(super) fn never_back(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn newest_wins(bench: &Bench<'_>) -> Tried {
+pub(super) fn newest_wins(bench: &Bench<'_>) -> Checked {
     let key = bench.start("a")?;
-    let first = Beat {
-        run_id: Some("run-1".into()),
-        task: Some("task".into()),
-        progress: Some((1, 2)),
-        reason: Some("reason".into()),
-        ..Beat::new(key.clone(), State::Processing)
-    };
+    let mut first = Beat::new(key.clone(), State::Processing);
+    first.status.run_id = Some("run-1".into());
+    first.status.task = Some("task".into());
+    first.status.progress = Some((1, 2));
+    first.status.reason = Some("reason".into());
     bench.beat(first)?;
     bench.beat(Beat::new(key.clone(), State::Idle))?;
     let row = bench.row(&key)?;
     ensure_eq!(row.health().state(), State::Idle);
-    ensure_eq!((&row.run_id, &row.task, &row.reason), (&None, &None, &None));
-    ensure_eq!(row.progress, None);
+    ensure_eq!(row.status, WorkerStatus::new(State::Idle));
     Ok(())
 }
 
-pub(super) fn stops(bench: &Bench<'_>) -> Tried {
+pub(super) fn stops(bench: &Bench<'_>) -> Checked {
     let key = bench.worker("a")?;
     let stop = Stop {
         key: key.clone(),
-        ending: Ending::Stopped(StopCause::Signal("SIGTERM")),
+        ending: StoredEnding::stopped(&StopCause::Signal("SIGTERM")),
         ago: 30 * SECOND,
     };
     ensure_eq!(bench.store.stop(&[stop])?, [Answer::Accepted]);
@@ -281,7 +258,7 @@ pub(super) fn stops(bench: &Bench<'_>) -> Tried {
         Answer::Ended
     );
     let Health::Stopped { by, ago } = bench.row(&key)?.health() else {
-        return Err(Trouble(bench.row(&key)?.health().to_string()));
+        return Err(Violation(bench.row(&key)?.health().to_string()));
     };
     ensure_eq!(by, StopCause::Signal("SIGTERM"));
     ensure!(about(Some(ago), 30 * SECOND), "{ago:?} ago");
@@ -291,17 +268,18 @@ pub(super) fn stops(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn deaths(bench: &Bench<'_>) -> Tried {
+pub(super) fn deaths(bench: &Bench<'_>) -> Checked {
     let key = bench.start("a")?;
-    let beat = Beat {
-        run_id: Some("run-9".into()),
-        ..Beat::new(key.clone(), State::Processing)
-    };
+    let mut beat = Beat::new(key.clone(), State::Processing);
+    beat.status.run_id = Some("run-9".into());
     bench.beat(beat)?;
     let cause = DeathCause::Failed {
         error: "no space left on device".into(),
     };
-    ensure_eq!(bench.stop(&key, dead(cause))?, Answer::Accepted);
+    ensure_eq!(
+        bench.stop(&key, StoredEnding::dead(&cause))?,
+        Answer::Accepted
+    );
     let health = bench.row(&key)?.health();
     ensure_eq!(health.state(), State::Dead);
     let text = health.to_string();
@@ -312,41 +290,64 @@ pub(super) fn deaths(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn texts(bench: &Bench<'_>) -> Tried {
+pub(super) fn panics(bench: &Bench<'_>) -> Checked {
+    for (name, place) in [("a", Some("src/jobs.rs:19:5")), ("b", None)] {
+        let key = bench.worker(name)?;
+        let cause = DeathCause::Panicked {
+            message: "no module named server".into(),
+            location: place.map(str::to_owned),
+            thread: "jobs".into(),
+            backtrace: None,
+        };
+        let ending = StoredEnding::dead(&cause);
+        ensure_eq!(bench.stop(&key, ending.clone())?, Answer::Accepted);
+        let row = bench.row(&key)?;
+        ensure_eq!(row.ending.as_ref().map(|(ending, _)| ending), Some(&ending));
+        let Health::Dead { death, .. } = row.health() else {
+            return Err(Violation(row.health().to_string()));
+        };
+        let DeathCause::Panicked {
+            message, location, ..
+        } = &death.cause
+        else {
+            return Err(Violation(death.cause.to_string()));
+        };
+        ensure_eq!(message, "no module named server");
+        ensure_eq!(location.as_deref(), place);
+    }
+    // A later incarnation does not inherit it.
+    let next = bench.worker("a")?;
+    ensure_eq!(bench.row(&next)?.ending, None);
+    Ok(())
+}
+
+pub(super) fn texts(bench: &Bench<'_>) -> Checked {
     let odd = "'; DROP TABLE x; -- \" \\ {a,b} NULL ä 漢 🦀 \t\n%_";
-    let key = bench.register(Registration {
-        metadata: vec![(odd.into(), odd.into()), ("empty".into(), String::new())],
-        ..bench.registration(&odd.replace(['\t', '\n'], ""))
+    let key = bench.register_with(&odd.replace(['\t', '\n'], ""), |worker| {
+        worker.info.metadata = vec![(odd.into(), odd.into()), ("empty".into(), String::new())];
     })?;
-    let beat = Beat {
-        reason: Some(odd.into()),
-        run_id: Some(odd.into()),
-        task: Some(odd.repeat(20)),
-        ..Beat::new(key.clone(), State::Processing)
-    };
+    let mut beat = Beat::new(key.clone(), State::Processing);
+    beat.status.reason = Some(odd.into());
+    beat.status.run_id = Some(odd.into());
+    beat.status.task = Some(odd.repeat(20));
+    let status = beat.status.clone();
     ensure_eq!(bench.beat(beat)?, Answer::Accepted);
     let row = bench.row(&key)?;
-    ensure_eq!(row.run_id.as_deref(), Some(odd));
-    ensure_eq!(row.task, Some(odd.repeat(20)));
-    ensure_eq!(row.reason.as_deref(), Some(odd));
+    ensure_eq!(row.status, status);
+    let metadata = &row.info.metadata;
     ensure!(
-        row.metadata.contains(&(odd.into(), odd.into()))
-            && row.metadata.contains(&("empty".into(), String::new())),
-        "{:?}",
-        row.metadata
+        metadata.contains(&(odd.into(), odd.into()))
+            && metadata.contains(&("empty".into(), String::new())),
+        "{metadata:?}"
     );
     Ok(())
 }
 
-pub(super) fn lists(bench: &Bench<'_>) -> Tried {
+pub(super) fn lists(bench: &Bench<'_>) -> Checked {
     for name in ["c", "a", "b", "Z", "ä"] {
         bench.start(name)?;
     }
-    let other = Registration {
-        worker_type: format!("{}-other", bench.name),
-        ..bench.registration("other")
-    };
-    bench.register(other)?;
+    bench.register_with("other", |worker| worker.info.worker_type.push_str("-other"))?;
     let names = |rows: &[StoredWorker]| -> Vec<String> {
         let start = bench.name.len() + 1;
         rows.iter()
@@ -355,11 +356,7 @@ pub(super) fn lists(bench: &Bench<'_>) -> Tried {
     };
     // In the order of their bytes.
     ensure_eq!(names(&bench.rows()?), ["Z", "a", "b", "c", "ä"]);
-    let mut filter = WorkerFilter {
-        group: Some(bench.name.clone()),
-        limit: 4,
-        ..WorkerFilter::default()
-    };
+    let mut filter = WorkerFilter::new().group(&bench.name).limit(4);
     let page = bench.store.list(&filter)?;
     ensure_eq!(names(&page), ["Z", "a", "b", "c"]);
     filter.after = page.last().map(|row| row.key.id.clone());
@@ -367,34 +364,30 @@ pub(super) fn lists(bench: &Bench<'_>) -> Tried {
     Ok(())
 }
 
-pub(super) fn hosts(bench: &Bench<'_>) -> Tried {
+pub(super) fn hosts(bench: &Bench<'_>) -> Checked {
     let here = ProcessIdentity {
         boot_id: bench.id("boot"),
         ..ProcessIdentity::current()
     };
-    let on = |process: &ProcessIdentity, name: &str| Registration {
-        process: Some(process.clone()),
-        ..bench.registration(name)
+    let start = |process: &ProcessIdentity, name: &str| {
+        bench.register_with(name, |worker| worker.info.process = Some(process.clone()))
     };
-    let key = bench.register(on(&here, "here"))?;
-    let over = bench.register(on(&here, "over"))?;
+    let key = start(&here, "here")?;
+    let over = start(&here, "over")?;
     bench.stop(&over, stopped())?;
     let contained = ProcessIdentity {
         pid_namespace: here.pid_namespace + 1,
         ..here.clone()
     };
-    bench.register(on(&contained, "contained"))?;
+    start(&contained, "contained")?;
     bench.start("nowhere")?;
-    let found = bench.store.list(&WorkerFilter {
-        host: Some(here),
-        ..WorkerFilter::default()
-    })?;
+    let found = bench.store.list(&WorkerFilter::new().host(here))?;
     let found: Vec<_> = found.into_iter().map(|row| row.key).collect();
     ensure_eq!(found, [key]);
     Ok(())
 }
 
-pub(super) fn nothing(bench: &Bench<'_>) -> Tried {
+pub(super) fn empty_batches(bench: &Bench<'_>) -> Checked {
     ensure_eq!(bench.store.register(&[])?.len(), 0);
     ensure_eq!(bench.store.beat(&[])?.len(), 0);
     ensure_eq!(bench.store.stop(&[])?.len(), 0);

@@ -1,6 +1,5 @@
 //! A store that is reached over HTTP: what the coordinator's clients use.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -8,16 +7,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::Uri;
 
-use super::wire::{
-    self, AnswerWire, Answers, BeatWire, ClaimAnswerWire, ClaimWire, FilterWire, KeyWire,
-    LeaseWire, One, Page, RegistrationWire, ReportWire, Seconds, StopWire, SweepWire,
-};
+use super::wire::{self, Answers, One, Page, SweepRequest};
 use crate::error::Error;
+use crate::fleet::store::{advance, check_count};
 use crate::fleet::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, StoredWorker,
     Sweep, WorkerFilter, WorkerKey,
 };
 use crate::health::SweepReport;
+use crate::serial::Seconds;
 use crate::sync::printable::Printable;
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -244,16 +242,12 @@ impl HttpStore {
     }
 
     /// Asks about each of these, in as many requests as it takes.
-    fn each<'a, T, Q, A>(
+    fn each<T: Serialize, A: DeserializeOwned>(
         &self,
         operation: &'static str,
-        items: &'a [T],
+        items: &[T],
         ttl: Option<Duration>,
-    ) -> Result<Vec<A>, Error>
-    where
-        Q: Serialize + From<&'a T>,
-        A: DeserializeOwned,
-    {
+    ) -> Result<Vec<A>, Error> {
         let mut answers = Vec::with_capacity(items.len());
         let mut items = items.iter().peekable();
         while items.peek().is_some() {
@@ -269,32 +263,15 @@ impl HttpStore {
                 if count > 0 {
                     body.push(b',');
                 }
-                body.extend(json(operation, &Q::from(item))?);
+                body.extend(json(operation, item)?);
                 count += 1;
             }
             body.extend_from_slice(b"]}");
-            let reply: Answers<A> = self.call(operation, &body)?;
-            if reply.answers.len() != count {
-                return Err(Error::store(
-                    operation,
-                    format_args!("{} answers to {count} questions", reply.answers.len()),
-                ));
-            }
-            answers.extend(reply.answers);
+            let reply = self.call(operation, &body);
+            let reply = reply.map(|Answers { answers }| answers);
+            answers.extend(check_count(operation, count, reply)?);
         }
         Ok(answers)
-    }
-
-    fn answers<'a, T, Q>(
-        &self,
-        operation: &'static str,
-        items: &'a [T],
-    ) -> Result<Vec<Answer>, Error>
-    where
-        Q: Serialize + From<&'a T>,
-    {
-        let answers = self.each::<T, Q, AnswerWire>(operation, items, None)?;
-        Ok(answers.into_iter().map(Answer::from).collect())
     }
 }
 
@@ -317,56 +294,28 @@ fn words(answer: &[u8]) -> String {
     }
 }
 
-/// As much of it as fits into one request.
-fn sweep_wire(sweep: &Sweep) -> SweepWire {
-    let mut size = 0;
-    let mut fits = |key: &KeyWire, times: usize| {
-        // An escaped character takes six bytes at most.
-        size += (64 + key.id.len() * 6) * times;
-        size < LARGEST_BATCH
-    };
-    let killed = sweep.killed.iter().map(KeyWire::from);
-    let mut killed: Vec<_> = killed.take_while(|key| fits(key, 1)).collect();
-    let proved: HashSet<&WorkerKey> = sweep.killed.iter().collect();
-    let gone = sweep.gone.iter().filter(|key| !proved.contains(key));
-    let gone = gone.map(KeyWire::from);
-    // Each is sent twice.
-    let gone: Vec<_> = gone.take_while(|key| fits(key, 2)).collect();
-    killed.extend(gone.iter().cloned());
-    SweepWire {
-        threshold_s: Seconds(sweep.threshold),
-        watched_for_s: Seconds(sweep.watched_for),
-        killed,
-        gone,
-        dry_run: sweep.dry_run,
-    }
-}
-
 impl HeartbeatStore for HttpStore {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        let keys = self.each::<_, RegistrationWire, KeyWire>("register", workers, None)?;
-        Ok(keys.into_iter().map(WorkerKey::from).collect())
+        self.each("register", workers, None)
     }
 
     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        self.answers::<_, BeatWire>("beat", beats)
+        self.each("beat", beats, None)
     }
 
     fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.answers::<_, StopWire>("stop", stops)
+        self.each("stop", stops, None)
     }
 
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
         let mut filter = filter.clone();
-        let mut workers: Vec<StoredWorker> = Vec::new();
+        let mut workers = Vec::new();
         loop {
-            let page: Page = self.one("list", FilterWire::from(&filter))?;
-            let came = page.workers.len();
-            workers.extend(page.workers.into_iter().map(StoredWorker::from));
-            filter.limit = filter.limit.saturating_sub(came);
-            filter.after = workers.last().map(|worker| worker.key.id.clone());
-            // A page that says that there is more and brings nothing would never end.
-            if !page.more || came == 0 || filter.limit == 0 {
+            let mut page: Page = self.one("list", &filter)?;
+            let advanced = advance(&mut filter, &mut page.workers);
+            filter.limit = filter.limit.saturating_sub(page.workers.len());
+            workers.extend(page.workers);
+            if !page.more || !advanced || filter.limit == 0 {
                 return Ok(workers);
             }
         }
@@ -375,8 +324,7 @@ impl HeartbeatStore for HttpStore {
     /// Of very many [killed](Sweep::killed) and [gone](Sweep::gone) workers, only as many are sent
     /// as fit into one request; the next sweep finds the others again.
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        let report: ReportWire = self.one("sweep", sweep_wire(sweep))?;
-        Ok(report.into())
+        self.one("sweep", SweepRequest::new(sweep, LARGEST_BATCH))
     }
 
     fn purge(&self, age: Duration) -> Result<usize, Error> {
@@ -384,16 +332,15 @@ impl HeartbeatStore for HttpStore {
     }
 
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        let answer: ClaimAnswerWire = self.one("claim", ClaimWire::from(claim))?;
-        Ok(answer.into())
+        self.one("claim", claim)
     }
 
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.each::<_, LeaseWire, bool>("renew", leases, Some(ttl))
+        self.each("renew", leases, Some(ttl))
     }
 
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
-        self.each::<_, LeaseWire, bool>("release", leases, None)
+        self.each("release", leases, None)
     }
 }
 
@@ -441,36 +388,6 @@ mod tests {
         let store = HttpStore::builder("http://host").token("hunter2").build();
         let debug = format!("{:?}", store.unwrap());
         assert!(!debug.contains("hunter2"), "{debug}");
-    }
-
-    #[test]
-    fn an_older_coordinator_marks_those_that_are_gone_as_killed() {
-        let key = |n: usize| WorkerKey {
-            id: format!("w-{n}"),
-            incarnation: 1,
-        };
-        let sweep = Sweep {
-            killed: vec![key(1)],
-            gone: vec![key(1), key(2)],
-            ..Sweep::default()
-        };
-        let wire = serde_json::to_value(sweep_wire(&sweep)).unwrap();
-        let ids = |name: &str| {
-            let keys = wire[name].as_array().unwrap().iter();
-            keys.map(|key| key["id"].as_str().unwrap())
-                .collect::<Vec<_>>()
-        };
-        // It knows this field only.
-        assert_eq!(ids("killed"), ["w-1", "w-2"]);
-        assert_eq!(ids("gone"), ["w-2"]);
-        let many = Sweep {
-            gone: (0..1_000_000).map(key).collect(),
-            ..Sweep::default()
-        };
-        let wire = serde_json::to_vec(&sweep_wire(&many)).unwrap();
-        assert!(wire.len() < 2 * LARGEST_BATCH, "{} bytes", wire.len());
-        let none = serde_json::to_value(sweep_wire(&Sweep::default())).unwrap();
-        assert!(none.get("gone").is_none());
     }
 
     #[test]

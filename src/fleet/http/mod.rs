@@ -1,7 +1,6 @@
-//! The fleet's protocol over HTTP: the store that speaks it, and the coordinator that serves it.
+//! The store protocol over HTTP: its client and its server.
 
 mod client;
-mod items;
 mod server;
 mod wire;
 

@@ -1,21 +1,16 @@
-//! What [`HttpStore`](super::HttpStore) and the coordinator say to each other.
+//! The protocol between [`HttpStore`](super::HttpStore) and the coordinator.
 //!
-//! A request is a JSON object with the `version` of this protocol. Names and units are those of
-//! everything else that is reported: see `serial.rs`.
+//! A request is a JSON object with the `version` of this protocol. Names and units are those of all
+//! reports: see `serial.rs`.
 
-use std::fmt;
-use std::time::Duration;
+use std::collections::HashSet;
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
-use serde::ser::{Serialize, Serializer};
-use serde::{Deserialize as Read, Serialize as Write};
+use serde::{Deserialize, Serialize};
 
-use crate::health::State;
-use crate::serial;
+use crate::fleet::{StoredWorker, Sweep, WorkerKey};
+use crate::serial::Seconds;
 
-pub(crate) use super::items::*;
-
-/// What both sides have to speak.
+/// The version that both sides must speak.
 pub(crate) const VERSION: u32 = 1;
 /// The largest body of a request of this protocol.
 pub(crate) const LARGEST_REQUEST: usize = 4 * 1024 * 1024;
@@ -26,127 +21,137 @@ pub(crate) const MOST_ON_PAGE: usize = 1_000;
 /// The most items in one request.
 pub(crate) const MOST_ITEMS: usize = 5_000;
 
-/// More metadata of one worker is not even read. (How much is allowed is decided elsewhere.)
-const MOST_PAIRS: usize = 4_096;
-
-/// A request about many.
-#[derive(Debug, Read, Write)]
+/// A request about many items.
+#[derive(Debug, Deserialize)]
 pub(crate) struct Items<T> {
     pub version: u32,
     pub items: Vec<T>,
-    /// For how long leases are to be renewed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// How long renewed leases last.
     pub ttl_s: Option<Seconds>,
 }
 
-/// The answer to it, in the same order.
-#[derive(Debug, Read, Write)]
+/// The answers to it, in the same order.
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Answers<A> {
     pub answers: Vec<A>,
 }
 
-#[derive(Debug, Read, Write)]
+/// A request about one thing.
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct One<T> {
     pub version: u32,
     pub what: T,
 }
 
-#[derive(Debug, Read)]
+/// Any request.
+#[derive(Debug, Deserialize)]
 pub(crate) struct Versioned {
     pub version: u32,
 }
 
-#[derive(Debug, Read)]
+/// A part of a list.
+#[derive(Debug, Deserialize)]
 pub(crate) struct Page {
-    pub workers: Vec<StoredWire>,
+    pub workers: Vec<StoredWorker>,
     pub more: bool,
 }
 
-/// A duration as a number of seconds. One that is too long to be kept is the longest there is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Seconds(pub Duration);
-
-impl Serialize for Seconds {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_f64(self.0.as_secs_f64())
-    }
+/// A [`Sweep`].
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct SweepRequest {
+    pub threshold_s: Seconds,
+    pub watched_for_s: Seconds,
+    /// All workers whose process is gone. A coordinator that does not know [`gone`](Self::gone)
+    /// marks them as killed, and releases their leases at once.
+    pub killed: Vec<WorkerKey>,
+    /// Those of them that are not known to be killed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<WorkerKey>,
+    pub dry_run: bool,
 }
 
-impl<'de> Deserialize<'de> for Seconds {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let seconds = f64::deserialize(deserializer)?;
-        Self::new(seconds).ok_or_else(|| de::Error::custom("a duration is 0 s or more"))
-    }
-}
-
-impl Seconds {
-    pub(crate) fn new(seconds: f64) -> Option<Self> {
-        let is_duration = seconds >= 0.0;
-        is_duration.then(|| Self(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)))
-    }
-}
-
-/// Metadata as an object, in its order; the last value for a name counts.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Pairs(pub Vec<(String, String)>);
-
-impl Serialize for Pairs {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serial::Pairs(&self.0).serialize(serializer)
-    }
-}
-
-impl Pairs {
-    pub(crate) fn set(&mut self, name: String, value: String) {
-        match self.0.iter_mut().find(|(other, _)| *other == name) {
-            Some((_, old)) => *old = value,
-            None => self.0.push((name, value)),
+impl SweepRequest {
+    /// As much of the sweep as fits into this number of bytes.
+    pub(crate) fn new(sweep: &Sweep, largest: usize) -> Self {
+        let mut size = 0;
+        let mut fits = |key: &WorkerKey, times: usize| {
+            // An escaped character takes six bytes at most.
+            size += (64 + key.id.len() * 6) * times;
+            size < largest
+        };
+        let killed = sweep.killed.iter();
+        let mut killed: Vec<_> = killed.take_while(|key| fits(key, 1)).cloned().collect();
+        let proved: HashSet<&WorkerKey> = sweep.killed.iter().collect();
+        let gone = sweep.gone.iter().filter(|key| !proved.contains(key));
+        // Each is sent twice.
+        let gone: Vec<_> = gone.take_while(|key| fits(key, 2)).cloned().collect();
+        killed.extend(gone.iter().cloned());
+        Self {
+            threshold_s: Seconds(sweep.threshold),
+            watched_for_s: Seconds(sweep.watched_for),
+            killed,
+            gone,
+            dry_run: sweep.dry_run,
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Pairs;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of texts")
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Pairs, M::Error> {
-                let mut pairs = Pairs::default();
-                while let Some((name, value)) = map.next_entry()? {
-                    // Many names would make the search for the same one slow.
-                    if pairs.0.len() > MOST_PAIRS {
-                        return Err(de::Error::custom("too many metadata entries"));
-                    }
-                    pairs.set(name, value);
-                }
-                Ok(pairs)
-            }
+impl From<SweepRequest> for Sweep {
+    fn from(request: SweepRequest) -> Self {
+        let gone: HashSet<&WorkerKey> = request.gone.iter().collect();
+        let mut killed = request.killed;
+        killed.retain(|key| !gone.contains(key));
+        Self {
+            threshold: request.threshold_s.0,
+            watched_for: request.watched_for_s.0,
+            killed,
+            gone: request.gone,
+            dry_run: request.dry_run,
         }
-        deserializer.deserialize_map(Collect)
     }
 }
 
-/// A state by its name.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StateName(pub State);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Serialize for StateName {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
+    fn key(n: usize) -> WorkerKey {
+        WorkerKey::new(format!("w-{n}"), 1)
     }
-}
 
-impl<'de> Deserialize<'de> for StateName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        let state = State::ALL.into_iter().find(|state| state.name() == name);
-        state
-            .map(Self)
-            .ok_or_else(|| de::Error::custom("not the name of a state"))
+    #[test]
+    fn a_sweep_is_read_with_and_without_the_processes_that_are_gone() {
+        let read = |text: &str| Sweep::from(serde_json::from_str::<SweepRequest>(text).unwrap());
+        let rest = r#""threshold_s":90.0,"watched_for_s":1.0,"dry_run":false"#;
+        let (a, b) = (
+            r#"{"id":"w-1","incarnation":1}"#,
+            r#"{"id":"w-2","incarnation":1}"#,
+        );
+        let before = read(&format!(r#"{{"killed":[{a}],{rest}}}"#));
+        assert_eq!((before.killed, before.gone), (vec![key(1)], vec![]));
+        let now = read(&format!(r#"{{"killed":[{a},{b}],"gone":[{b}],{rest}}}"#));
+        assert_eq!((now.killed, now.gone), (vec![key(1)], vec![key(2)]));
+    }
+
+    #[test]
+    fn an_older_coordinator_marks_workers_that_are_gone_as_killed() {
+        const LARGEST: usize = 100_000;
+        let sweep = Sweep {
+            killed: vec![key(1)],
+            gone: vec![key(1), key(2)],
+            ..Sweep::default()
+        };
+        let request = SweepRequest::new(&sweep, LARGEST);
+        // It knows this field only.
+        assert_eq!(request.killed, [key(1), key(2)]);
+        assert_eq!(request.gone, [key(2)]);
+        let many = Sweep {
+            gone: (0..100_000).map(key).collect(),
+            ..Sweep::default()
+        };
+        let text = serde_json::to_vec(&SweepRequest::new(&many, LARGEST)).unwrap();
+        assert!(text.len() < 2 * LARGEST, "{} bytes", text.len());
+        let none = serde_json::to_value(SweepRequest::new(&Sweep::default(), LARGEST)).unwrap();
+        assert!(none.get("gone").is_none());
     }
 }

@@ -19,11 +19,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::host::ProcessIdentity;
-use super::store::{
-    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
+use super::shapes::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredWorker, Sweep,
     WorkerFilter, WorkerKey,
 };
-use super::stored::{StoredEnding, StoredWorker};
+use super::store::HeartbeatStore;
 use crate::error::Error;
 use crate::health::SweepReport;
 use connection::Connection;
@@ -140,15 +140,15 @@ impl HeartbeatStore for PostgresStore {
                 &[
                     (&column(beats, |beat| rows::text(&beat.key.id)), Type::TEXT_ARRAY),
                     (&column(beats, |beat| rows::ordered(beat.key.incarnation)), Type::INT8_ARRAY),
-                    (&column(beats, |beat| rows::status(beat.state)), Type::TEXT_ARRAY),
-                    (&column(beats, |beat| beat.reason.as_deref().map(rows::text)), Type::TEXT_ARRAY),
+                    (&column(beats, |beat| rows::status(beat.status.state)), Type::TEXT_ARRAY),
+                    (&column(beats, |beat| beat.status.reason.as_deref().map(rows::text)), Type::TEXT_ARRAY),
                     (&column(beats, |beat| beat.heartbeat_age.map(rows::age)), Type::INT8_ARRAY),
                     (&column(beats, |beat| beat.progress_age.map(rows::age)), Type::INT8_ARRAY),
-                    (&column(beats, |beat| beat.run_id.as_deref().map(rows::text)), Type::TEXT_ARRAY),
-                    (&column(beats, |beat| beat.task.as_deref().map(rows::text)), Type::TEXT_ARRAY),
-                    (&column(beats, |beat| beat.progress.map(|(n, _)| rows::number(n))), Type::INT8_ARRAY),
-                    (&column(beats, |beat| beat.progress.map(|(_, n)| rows::number(n))), Type::INT8_ARRAY),
-                    (&column(beats, |beat| rows::number(beat.beats)), Type::INT8_ARRAY),
+                    (&column(beats, |beat| beat.status.run_id.as_deref().map(rows::text)), Type::TEXT_ARRAY),
+                    (&column(beats, |beat| beat.status.task.as_deref().map(rows::text)), Type::TEXT_ARRAY),
+                    (&column(beats, |beat| beat.status.progress.map(|(n, _)| rows::number(n))), Type::INT8_ARRAY),
+                    (&column(beats, |beat| beat.status.progress.map(|(_, n)| rows::number(n))), Type::INT8_ARRAY),
+                    (&column(beats, |beat| rows::number(beat.status.beats)), Type::INT8_ARRAY),
                     (&column(beats, |beat| {
                         (!beat.metadata.is_empty()).then(|| rows::json(&beat.metadata))
                     }), Type::TEXT_ARRAY),
@@ -166,11 +166,11 @@ impl HeartbeatStore for PostgresStore {
             stops,
             |stop| &stop.key,
             |stops| {
-                let endings = column(stops, |stop| StoredEnding::from(&stop.ending));
+                let endings = column(stops, |stop| &stop.ending);
                 self.connections.heartbeats.query(
                     "stop",
                     true,
-                    "SELECT ord, answer FROM @schema@.stop_workers($1, $2, $3, $4, $5, $6)",
+                    "SELECT ord, answer FROM @schema@.stop_workers($1, $2, $3, $4, $5, $6, $7)",
                     &[
                         (
                             &column(stops, |stop| rows::text(&stop.key.id)),
@@ -187,6 +187,12 @@ impl HeartbeatStore for PostgresStore {
                         ),
                         (
                             &column(&endings, |ending| ending.detail.as_deref().map(rows::text)),
+                            Type::TEXT_ARRAY,
+                        ),
+                        (
+                            &column(&endings, |ending| {
+                                ending.location.as_deref().map(rows::text)
+                            }),
                             Type::TEXT_ARRAY,
                         ),
                         (&column(stops, |stop| rows::age(stop.ago)), Type::INT8_ARRAY),

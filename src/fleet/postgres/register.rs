@@ -6,7 +6,7 @@ use super::connection::Connection;
 use super::{column, rows};
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
-use crate::fleet::store::{Registration, WorkerKey};
+use crate::fleet::shapes::{Registration, WorkerKey};
 
 pub(super) fn register(
     connection: &Connection,
@@ -16,38 +16,50 @@ pub(super) fn register(
         return Ok(Vec::new());
     }
     let here = ProcessIdentity::current();
-    let own = |worker: &&Registration| worker.process.as_ref() == Some(&here);
+    let own = |worker: &&Registration| worker.info.process.as_ref() == Some(&here);
     let texts = |of: fn(&Registration) -> &str| column(workers, |worker| rows::text(of(worker)));
     let ids = texts(|worker| &worker.id);
     let explicit = column(workers, |worker| worker.explicit);
-    let types = texts(|worker| &worker.worker_type);
-    let groups = texts(|worker| &worker.group);
-    let intervals = column(workers, |worker| rows::limit(worker.interval));
+    let types = texts(|worker| &worker.info.worker_type);
+    let groups = texts(|worker| &worker.info.group);
+    let intervals = column(workers, |worker| rows::limit(worker.info.interval));
     let stale_after = column(workers, |worker| {
         worker
+            .info
             .thresholds
             .as_ref()
             .map(|own| rows::limit(own.stale_after))
     });
     let stall_after = column(workers, |worker| {
-        worker.thresholds.as_ref()?.stall_after.map(rows::limit)
+        worker
+            .info
+            .thresholds
+            .as_ref()?
+            .stall_after
+            .map(rows::limit)
     });
     let startup_grace = column(workers, |worker| {
         worker
+            .info
             .thresholds
             .as_ref()
             .map(|own| rows::limit(own.startup_grace))
     });
     let beats_only = column(workers, |worker| {
-        worker.thresholds.as_ref().is_some_and(|own| own.beats_only)
+        worker
+            .info
+            .thresholds
+            .as_ref()
+            .is_some_and(|own| own.beats_only)
     });
-    let metadata = column(workers, |worker| rows::json(&worker.metadata));
-    let restarts = column(workers, |worker| i64::from(worker.restarts));
-    let process =
-        |of: fn(&ProcessIdentity) -> i64| column(workers, |worker| worker.process.as_ref().map(of));
+    let metadata = column(workers, |worker| rows::json(&worker.info.metadata));
+    let restarts = column(workers, |worker| i64::from(worker.info.restarts));
+    let process = |of: fn(&ProcessIdentity) -> i64| {
+        column(workers, |worker| worker.info.process.as_ref().map(of))
+    };
     let named = |of: fn(&ProcessIdentity) -> &str| {
         column(workers, |worker| {
-            worker.process.as_ref().map(|own| rows::text(of(own)))
+            worker.info.process.as_ref().map(|own| rows::text(of(own)))
         })
     };
     let hostnames = named(|process| &process.hostname);

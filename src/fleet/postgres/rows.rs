@@ -8,8 +8,9 @@ use tokio_postgres::Row;
 
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
-use crate::fleet::store::{Answer, WorkerKey};
-use crate::fleet::stored::{StoredEnding, StoredWorker};
+use crate::fleet::shapes::{
+    Answer, StoredEnding, StoredWorker, WorkerInfo, WorkerKey, WorkerStatus,
+};
 use crate::health::{State, Thresholds};
 
 /// A hundred years: a sum of such times stays within the range of the database.
@@ -31,7 +32,7 @@ w.current_run_id, w.current_task, w.progress_done, w.progress_total, w.beats, \
 (SELECT (extract(epoch FROM max(l.expires_at) - now()) * 1000000)::bigint FROM @schema@.leases l \
 WHERE l.worker_id = w.worker_id AND l.incarnation = w.incarnation AND l.expires_at > now()) \
 AS lease_remaining, \
-w.status = 'stopped' AS stopped, w.ended_cause, w.ended_detail, \
+w.status = 'stopped' AS stopped, w.ended_cause, w.ended_detail, w.ended_location, \
 (extract(epoch FROM now() - w.ended_at) * 1000000)::bigint AS ended_age";
 
 /// An age in whole microseconds, rounded down: ages are never over-estimated.
@@ -148,6 +149,7 @@ pub(super) fn worker(row: &Row) -> Result<StoredWorker, tokio_postgres::Error> {
                     .try_get::<_, Option<_>>("ended_cause")?
                     .unwrap_or_default(),
                 detail: row.try_get("ended_detail")?,
+                location: row.try_get("ended_location")?,
             },
             ago,
         )),
@@ -157,24 +159,28 @@ pub(super) fn worker(row: &Row) -> Result<StoredWorker, tokio_postgres::Error> {
             id: row.try_get("worker_id")?,
             incarnation: unsigned(row.try_get("incarnation")?),
         },
-        worker_type: row.try_get("worker_type")?,
-        group: row.try_get("worker_group")?,
-        interval: time("heartbeat_interval")?.unwrap_or_default(),
-        thresholds,
-        metadata: metadata(row.try_get("metadata")?),
-        restarts: u32::try_from(row.try_get::<_, i64>("restarts")?).unwrap_or(u32::MAX),
-        process,
-        reported: State::from_name(row.try_get("reported")?).unwrap_or(State::Active),
-        reason: row.try_get("reason")?,
+        info: WorkerInfo {
+            worker_type: row.try_get("worker_type")?,
+            group: row.try_get("worker_group")?,
+            interval: time("heartbeat_interval")?.unwrap_or_default(),
+            thresholds,
+            metadata: metadata(row.try_get("metadata")?),
+            restarts: u32::try_from(row.try_get::<_, i64>("restarts")?).unwrap_or(u32::MAX),
+            process,
+        },
+        status: WorkerStatus {
+            state: State::from_name(row.try_get("reported")?).unwrap_or(State::Active),
+            reason: row.try_get("reason")?,
+            run_id: row.try_get("current_run_id")?,
+            task: row.try_get("current_task")?,
+            progress: done
+                .zip(total)
+                .map(|(done, total)| (bits(done), bits(total))),
+            beats: unsigned(row.try_get("beats")?),
+        },
         registered_age: time("registered_age")?.unwrap_or_default(),
         heartbeat_age: time("heartbeat_age")?,
         progress_age: time("progress_age")?,
-        run_id: row.try_get("current_run_id")?,
-        task: row.try_get("current_task")?,
-        progress: done
-            .zip(total)
-            .map(|(done, total)| (bits(done), bits(total))),
-        beats: unsigned(row.try_get("beats")?),
         lease_remaining: time("lease_remaining")?,
         ending,
     })

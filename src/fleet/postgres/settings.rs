@@ -9,7 +9,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::PgError;
 use crate::error::Error;
-use crate::fleet::stored::DEFAULT_THRESHOLD;
+use crate::fleet::shapes::DEFAULT_THRESHOLD;
 
 /// Placeholder for the name of the schema, with its quotes.
 const SCHEMA: &str = "@schema@";

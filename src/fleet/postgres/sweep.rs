@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 use super::connection::Connection;
 use super::rows;
 use crate::error::Error;
-use crate::fleet::store::Sweep;
+use crate::fleet::shapes::Sweep;
 use crate::health::{DeathCause, SweepReport};
 
 /// How many workers one transaction marks.

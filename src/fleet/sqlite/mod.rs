@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::rules::{self, Tables};
-use super::store::{
-    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, Sweep,
+use super::shapes::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredWorker, Sweep,
     WorkerFilter, WorkerKey,
 };
-use super::stored::StoredWorker;
+use super::store::HeartbeatStore;
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::health::SweepReport;
@@ -26,7 +26,9 @@ const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const SCHEMA: &str = include_str!("schema.sql");
 /// Distinguishes these files from those of other programs.
 const APPLICATION_ID: i32 = 0x7768_6274;
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
+/// Brings a file of version 1 up to date.
+const MIGRATION: &str = "ALTER TABLE workers ADD COLUMN ending_location TEXT";
 
 /// A [`HeartbeatStore`] in a SQLite file, for all processes of one host.
 ///
@@ -130,6 +132,10 @@ impl SqliteStore {
         let version = pragma("user_version").map_err(failed)?;
         match (application, version) {
             (APPLICATION_ID, SCHEMA_VERSION) => {}
+            (APPLICATION_ID, 1) => transaction
+                .execute_batch(MIGRATION)
+                .and_then(|()| transaction.pragma_update(None, "user_version", SCHEMA_VERSION))
+                .map_err(failed)?,
             (0, 0) => {
                 let tables: i64 = transaction
                     .query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))

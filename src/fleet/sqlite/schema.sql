@@ -34,7 +34,8 @@ CREATE TABLE workers (
     ended_at         INTEGER,
     stopped          INTEGER,
     ending_cause     TEXT,
-    ending_detail    TEXT
+    ending_detail    TEXT,
+    ending_location  TEXT
 ) WITHOUT ROWID;
 CREATE INDEX workers_living ON workers (worker_id) WHERE ended_at IS NULL;
 CREATE INDEX workers_by_group ON workers (worker_group);

@@ -9,9 +9,10 @@ use rusqlite::{Connection, OptionalExtension, Row as SqlRow, named_params, param
 use crate::clock::{Moment, nanos};
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
-use crate::fleet::rules::{Hold, Row, Tables};
-use crate::fleet::store::{LeaseKey, WorkerFilter, WorkerKey};
-use crate::fleet::stored::{StoredEnding, StoredWorker};
+use crate::fleet::rules::{LeaseEntry, Tables, WorkerEntry};
+use crate::fleet::shapes::{
+    LeaseKey, StoredEnding, StoredWorker, WorkerFilter, WorkerInfo, WorkerKey, WorkerStatus,
+};
 use crate::health::{State, Thresholds};
 
 /// The tables within one transaction.
@@ -41,7 +42,7 @@ impl<'a> InTransaction<'a> {
         result.map_err(|error| failed(self.operation, &error))
     }
 
-    fn workers(&self, condition: &str, given: Vec<Value>) -> Result<Vec<Row>, Error> {
+    fn workers(&self, condition: &str, given: Vec<Value>) -> Result<Vec<WorkerEntry>, Error> {
         let read = || {
             self.connection
                 .prepare_cached(&format!("SELECT * FROM workers WHERE {condition}"))?
@@ -51,7 +52,7 @@ impl<'a> InTransaction<'a> {
         self.wrap_error(read())
     }
 
-    fn leases(&self, condition: &str, given: Vec<Value>) -> Result<Vec<Hold>, Error> {
+    fn leases(&self, condition: &str, given: Vec<Value>) -> Result<Vec<LeaseEntry>, Error> {
         let read = || {
             self.connection
                 .prepare_cached(&format!("SELECT * FROM leases WHERE {condition}"))?
@@ -89,12 +90,12 @@ impl<'a> InTransaction<'a> {
         given.push(signed(filter.limit as u64).into());
         let condition = format!("{} ORDER BY worker_id LIMIT ?", conditions.join(" AND "));
         let rows = self.workers(&condition, given)?;
-        let mut leases = BTreeMap::<String, Vec<Hold>>::new();
-        for hold in self.leases("expires_at > ?", vec![time(now).into()])? {
+        let mut leases = BTreeMap::<String, Vec<LeaseEntry>>::new();
+        for lease in self.leases("expires_at > ?", vec![time(now).into()])? {
             leases
-                .entry(hold.key.worker.id.clone())
+                .entry(lease.key.worker.id.clone())
                 .or_default()
-                .push(hold);
+                .push(lease);
         }
         Ok(rows
             .into_iter()
@@ -104,20 +105,21 @@ impl<'a> InTransaction<'a> {
 }
 
 impl Tables for InTransaction<'_> {
-    fn worker(&mut self, id: &str) -> Result<Option<Row>, Error> {
+    fn worker(&mut self, id: &str) -> Result<Option<WorkerEntry>, Error> {
         let found = self.workers("worker_id = ?", vec![id.to_owned().into()])?;
         Ok(found.into_iter().next())
     }
 
-    fn put_worker(&mut self, row: &Row) -> Result<(), Error> {
+    fn put_worker(&mut self, row: &WorkerEntry) -> Result<(), Error> {
         let metadata: serde_json::Map<_, _> = row
+            .info
             .metadata
             .iter()
             .map(|(name, value)| (name.clone(), value.clone().into()))
             .collect();
         let metadata = serde_json::Value::Object(metadata).to_string();
-        let process = row.process.as_ref();
-        let limits = row.thresholds.as_ref();
+        let process = row.info.process.as_ref();
+        let limits = row.info.thresholds.as_ref();
         let ending = row.ending.as_ref();
         self.execute(
             "INSERT OR REPLACE INTO workers VALUES (
@@ -125,48 +127,50 @@ impl Tables for InTransaction<'_> {
                 :stale_after_ns, :stall_after_ns, :startup_grace_ns, :beats_only, :metadata,
                 :restarts, :pid, :process_started, :hostname, :boot_id, :pid_namespace, :status,
                 :reason, :registered_at, :heartbeat_at, :progress_at, :run_id, :task, :steps_done,
-                :steps_total, :beats, :ended_at, :stopped, :ending_cause, :ending_detail)",
+                :steps_total, :beats, :ended_at, :stopped, :ending_cause, :ending_detail,
+                :ending_location)",
             named_params! {
                 ":worker_id": row.key.id,
                 ":incarnation": signed(row.key.incarnation),
-                ":worker_type": row.worker_type,
-                ":worker_group": row.group,
-                ":interval_ns": length(row.interval),
+                ":worker_type": row.info.worker_type,
+                ":worker_group": row.info.group,
+                ":interval_ns": length(row.info.interval),
                 ":stale_after_ns": limits.map(|own| length(own.stale_after)),
                 ":stall_after_ns": limits.and_then(|own| own.stall_after).map(length),
                 ":startup_grace_ns": limits.map(|own| length(own.startup_grace)),
                 ":beats_only": limits.is_some_and(|own| own.beats_only),
                 ":metadata": metadata,
-                ":restarts": row.restarts,
+                ":restarts": row.info.restarts,
                 ":pid": process.map(|process| process.pid),
                 ":process_started": process.map(|process| signed(process.started)),
                 ":hostname": process.map(|process| &process.hostname),
                 ":boot_id": process.map(|process| &process.boot_id),
                 ":pid_namespace": process.map(|process| signed(process.pid_namespace)),
-                ":status": row.reported.name(),
-                ":reason": row.reason,
+                ":status": row.status.state.name(),
+                ":reason": row.status.reason,
                 ":registered_at": time(row.registered_at),
                 ":heartbeat_at": row.heartbeat_at.map(time),
                 ":progress_at": row.progress_at.map(time),
-                ":run_id": row.run_id,
-                ":task": row.task,
-                ":steps_done": row.progress.map(|(done, _)| signed(done)),
-                ":steps_total": row.progress.map(|(_, total)| signed(total)),
-                ":beats": signed(row.beats),
+                ":run_id": row.status.run_id,
+                ":task": row.status.task,
+                ":steps_done": row.status.progress.map(|(done, _)| signed(done)),
+                ":steps_total": row.status.progress.map(|(_, total)| signed(total)),
+                ":beats": signed(row.status.beats),
                 ":ended_at": ending.map(|(_, at)| time(*at)),
                 ":stopped": ending.map(|(ending, _)| ending.stopped),
                 ":ending_cause": ending.map(|(ending, _)| &ending.cause),
                 ":ending_detail": ending.and_then(|(ending, _)| ending.detail.as_ref()),
+                ":ending_location": ending.and_then(|(ending, _)| ending.location.as_ref()),
             },
         )?;
         Ok(())
     }
 
-    fn living(&mut self) -> Result<Vec<Row>, Error> {
+    fn living(&mut self) -> Result<Vec<WorkerEntry>, Error> {
         self.workers("ended_at IS NULL ORDER BY worker_id", Vec::new())
     }
 
-    fn in_groups(&mut self, groups: &BTreeSet<String>) -> Result<Vec<Row>, Error> {
+    fn in_groups(&mut self, groups: &BTreeSet<String>) -> Result<Vec<WorkerEntry>, Error> {
         let mut inside = Vec::new();
         for group in groups {
             inside.extend(self.workers("worker_group = ?", vec![group.clone().into()])?);
@@ -178,28 +182,28 @@ impl Tables for InTransaction<'_> {
         self.execute("DELETE FROM workers WHERE ended_at <= ?", [time(until)])
     }
 
-    fn lease(&mut self, run_id: &str) -> Result<Option<Hold>, Error> {
+    fn lease(&mut self, run_id: &str) -> Result<Option<LeaseEntry>, Error> {
         let found = self.leases("run_id = ?", vec![run_id.to_owned().into()])?;
         Ok(found.into_iter().next())
     }
 
-    fn leases_of(&mut self, worker_id: &str) -> Result<Vec<Hold>, Error> {
+    fn leases_of(&mut self, worker_id: &str) -> Result<Vec<LeaseEntry>, Error> {
         self.leases("worker_id = ?", vec![worker_id.to_owned().into()])
     }
 
-    fn expired_leases(&mut self, now: Moment) -> Result<Vec<Hold>, Error> {
+    fn expired_leases(&mut self, now: Moment) -> Result<Vec<LeaseEntry>, Error> {
         self.leases("expires_at <= ?", vec![time(now).into()])
     }
 
-    fn put_lease(&mut self, hold: &Hold) -> Result<(), Error> {
+    fn put_lease(&mut self, lease: &LeaseEntry) -> Result<(), Error> {
         self.execute(
             "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?)",
             params![
-                hold.key.run_id,
-                hold.key.worker.id,
-                signed(hold.key.worker.incarnation),
-                signed(hold.key.fence),
-                time(hold.expires_at),
+                lease.key.run_id,
+                lease.key.worker.id,
+                signed(lease.key.worker.incarnation),
+                signed(lease.key.fence),
+                time(lease.expires_at),
             ],
         )?;
         Ok(())
@@ -223,7 +227,7 @@ impl Tables for InTransaction<'_> {
     }
 }
 
-fn worker(row: &SqlRow<'_>) -> rusqlite::Result<Row> {
+fn worker(row: &SqlRow<'_>) -> rusqlite::Result<WorkerEntry> {
     let length = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(span));
     let at = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(moment));
     let number = |column| row.get::<_, i64>(column).map(unsigned);
@@ -255,40 +259,42 @@ fn worker(row: &SqlRow<'_>) -> rusqlite::Result<Row> {
                 stopped: row.get("stopped")?,
                 cause: row.get("ending_cause")?,
                 detail: row.get("ending_detail")?,
+                location: row.get("ending_location")?,
             };
             Ok::<_, rusqlite::Error>((ending, at))
         })
         .transpose()?;
     let done: Option<i64> = row.get("steps_done")?;
     let total: Option<i64> = row.get("steps_total")?;
-    Ok(Row {
-        key: WorkerKey {
-            id: row.get("worker_id")?,
-            incarnation: number("incarnation")?,
+    Ok(WorkerEntry {
+        key: WorkerKey::new(row.get::<_, String>("worker_id")?, number("incarnation")?),
+        info: WorkerInfo {
+            worker_type: row.get("worker_type")?,
+            group: row.get("worker_group")?,
+            interval: span(row.get("interval_ns")?),
+            thresholds,
+            metadata: metadata(&row.get::<_, String>("metadata")?),
+            restarts: row.get("restarts")?,
+            process,
         },
-        worker_type: row.get("worker_type")?,
-        group: row.get("worker_group")?,
-        interval: span(row.get("interval_ns")?),
-        thresholds,
-        metadata: metadata(&row.get::<_, String>("metadata")?),
-        restarts: row.get("restarts")?,
-        process,
-        // Another program may have written another name.
-        reported: State::from_name(&row.get::<_, String>("status")?).unwrap_or(State::Active),
-        reason: row.get("reason")?,
+        status: WorkerStatus {
+            // Other programs may write to the file.
+            state: State::from_name(&row.get::<_, String>("status")?).unwrap_or(State::Active),
+            reason: row.get("reason")?,
+            run_id: row.get("run_id")?,
+            task: row.get("task")?,
+            progress: done.zip(total).map(|(d, t)| (unsigned(d), unsigned(t))),
+            beats: number("beats")?,
+        },
         registered_at: moment(row.get("registered_at")?),
         heartbeat_at: at("heartbeat_at")?,
         progress_at: at("progress_at")?,
-        run_id: row.get("run_id")?,
-        task: row.get("task")?,
-        progress: done.zip(total).map(|(d, t)| (unsigned(d), unsigned(t))),
-        beats: number("beats")?,
         ending,
     })
 }
 
-fn lease(row: &SqlRow<'_>) -> rusqlite::Result<Hold> {
-    Ok(Hold {
+fn lease(row: &SqlRow<'_>) -> rusqlite::Result<LeaseEntry> {
+    Ok(LeaseEntry {
         key: LeaseKey {
             worker: WorkerKey {
                 id: row.get("worker_id")?,

@@ -1,17 +1,16 @@
-//! Leases: claimed when a worker asks, renewed and given back in the background.
+//! Leases: claimed by the calling thread, renewed and released in the background.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Uploader;
-use super::report::answered;
+use super::session::{ClockReading, LeaseState, StoreSession};
 use super::sync_state::address;
 use crate::clock::Patience;
 use crate::error::Error;
-use crate::fleet::key::LeaseKey;
-use crate::fleet::session::{LeaseState, Now, StoreSession};
-use crate::fleet::store::{Claim, ClaimAnswer};
+use crate::fleet::shapes::{Claim, ClaimAnswer, LeaseKey};
+use crate::fleet::store::check_count;
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
 use crate::registry::core::store_hook::StoreHook;
@@ -28,40 +27,32 @@ impl Uploader {
         ttl: Duration,
     ) -> Result<Option<Arc<LeaseState>>, Error> {
         if !worker.is_current() {
-            // A former life cannot claim in the name of the present one.
+            // An earlier incarnation can't claim for the current one.
             return Err(Error::Refused {
                 id: worker.record.id().to_owned(),
             });
         }
-        let session = self.bond_of(worker)?;
-        // One claim at a time: of two that the store grants one after the other, only the second
-        // counts there, and the first would be believed in until it expires.
+        let session = self.session_of(worker)?;
+        // One claim at a time: of two that the store grants one after the other, only the second is
+        // valid there, and the process would believe in the first until it expires.
         let Some(_claiming) = self.begin_claim(worker, &session, run_id) else {
             return Ok(None);
         };
-        let claim = Claim {
-            worker: session.key.clone(),
-            run_id: run_id.to_owned(),
-            ttl,
-        };
-        let sent = Now::of(&self.clock);
+        let claim = Claim::new(session.key.clone(), run_id, ttl);
+        let sent = ClockReading::of(&self.clock);
         match self.store.claim(&claim)? {
             ClaimAnswer::Granted(fence) => {
-                let key = LeaseKey {
-                    worker: claim.worker,
-                    run_id: claim.run_id,
-                    fence,
-                };
+                let key = LeaseKey::new(claim.worker, claim.run_id, fence);
                 let held = Arc::new(LeaseState::new(key, ttl, Arc::clone(&session), &sent));
                 self.hold(&held, &session);
-                // The thread learns when to renew it.
+                // The thread must know when to renew it.
                 self.worker_changed();
                 Ok(Some(held))
             }
             ClaimAnswer::Taken => Ok(None),
             ClaimAnswer::Refused(_) => {
-                // The next heartbeat learns the same, and does what has to be done.
-                self.retell(worker);
+                // The next heartbeat is refused too, and handles that.
+                self.resend(worker);
                 Err(Error::Refused {
                     id: worker.record.id().to_owned(),
                 })
@@ -69,18 +60,20 @@ impl Uploader {
         }
     }
 
-    /// Takes note of a claim that was granted.
+    /// Keeps a granted claim.
     fn hold(&self, held: &Arc<LeaseState>, session: &Arc<StoreSession>) {
         let mut sync_state = self.sync_state.lock();
-        // One that was thought to have expired: an answer to its renewal that comes late must not
-        // bring it back.
-        let same = |lease: &&Arc<LeaseState>| {
-            lease.hangs_on(session) && lease.key.run_id == held.key.run_id
-        };
-        let before: Vec<_> = sync_state.leases.iter().filter(same).cloned().collect();
+        // An earlier lease that seemed to have expired: a late answer to its renewal must not bring
+        // it back.
+        let same = |lease: &&Arc<LeaseState>| lease.key.run_id == held.key.run_id;
+        let before: Vec<_> = sync_state
+            .leases_of(session)
+            .filter(same)
+            .cloned()
+            .collect();
         sync_state.leases.push(Arc::clone(held));
         if held.is_broken() {
-            // Its life ended meanwhile, and nobody else gives back what it has got.
+            // The incarnation ended meanwhile, so that its holder can't release the lease.
             sync_state.to_release.push(held.key.clone());
         }
         drop(sync_state);
@@ -92,20 +85,18 @@ impl Uploader {
         }
     }
 
-    /// `None` if the worker holds the run, or is just claiming it.
+    /// `None` if the worker holds the run, or is claiming it.
     fn begin_claim(
         &self,
         worker: &WorkerRef,
         session: &Arc<StoreSession>,
         run_id: &str,
     ) -> Option<Claiming<'_>> {
-        let now = Now::of(&self.clock);
+        let now = ClockReading::of(&self.clock);
         let mut sync_state = self.sync_state.lock();
-        let held = sync_state.leases.iter().any(|lease| {
-            lease.hangs_on(session)
-                && lease.key.run_id == run_id
-                && !lease.remaining(&now).is_zero()
-        });
+        let held = sync_state
+            .leases_of(session)
+            .any(|lease| lease.key.run_id == run_id && !lease.remaining(&now).is_zero());
         let place = (address(&worker.record), run_id.to_owned());
         if held || !sync_state.claiming.insert(place.clone()) {
             return None;
@@ -116,21 +107,20 @@ impl Uploader {
         })
     }
 
-    /// The worker's incarnation as the store knows it. One that is just starting is waited for.
-    pub(super) fn bond_of(&self, worker: &WorkerRef) -> Result<Arc<StoreSession>, Error> {
-        let known = || {
-            let sync_state = self.sync_state.lock();
-            let known = sync_state.known.get(&address(&worker.record))?;
-            known
-                .session
-                .clone()
-                .filter(|_| known.incarnation == worker.record.incarnation())
+    /// The worker's session with the store. Waits for the registration of a worker that has just
+    /// started.
+    pub(super) fn session_of(&self, worker: &WorkerRef) -> Result<Arc<StoreSession>, Error> {
+        let session = || {
+            let mut sync_state = self.sync_state.lock();
+            let synced = sync_state.get_mut(worker)?;
+            let session = synced.session.clone();
+            session.filter(|_| synced.is_present())
         };
-        if let Some(session) = known() {
+        if let Some(session) = session() {
             return Ok(session);
         }
         self.flush(&Patience::new(REGISTRATION_PATIENCE));
-        known().ok_or_else(|| {
+        session().ok_or_else(|| {
             let status = self.status();
             Error::store(
                 "claim",
@@ -142,21 +132,16 @@ impl Uploader {
         })
     }
 
-    pub(super) fn retell(&self, worker: &WorkerRef) {
-        if let Some(known) = self
-            .sync_state
-            .lock()
-            .known
-            .get_mut(&address(&worker.record))
-        {
-            known.told = None;
+    fn resend(&self, worker: &WorkerRef) {
+        if let Some(synced) = self.sync_state.lock().get_mut(worker) {
+            synced.sent = None;
         }
         self.worker_changed();
     }
 
     pub(in crate::fleet) fn release_now(&self, held: &Arc<LeaseState>) -> Result<bool, Error> {
         let key = held.key.clone();
-        // Not renewed any more, whatever comes of it.
+        // It is not renewed any more, whatever the answer.
         self.sync_state
             .lock()
             .leases
@@ -185,7 +170,7 @@ impl Uploader {
         if keys.is_empty() {
             return Ok(());
         }
-        self.still("release", self.store.release(&keys))?;
+        self.unless_closing("release", self.store.release(&keys))?;
         self.sync_state
             .lock()
             .to_release
@@ -203,9 +188,9 @@ impl Uploader {
         }
         for (ttl, leases) in by_ttl {
             let keys: Vec<_> = leases.iter().map(|lease| lease.key.clone()).collect();
-            let sent = Now::of(&self.clock);
-            let answers = self.still("renew", self.store.renew(&keys, ttl))?;
-            let answers = answered("renew", keys.len(), answers)?;
+            let sent = ClockReading::of(&self.clock);
+            let answers = self.unless_closing("renew", self.store.renew(&keys, ttl));
+            let answers = check_count("renew", keys.len(), answers)?;
             for (lease, held) in leases.iter().zip(answers) {
                 if held {
                     lease.renewed(&sent);
@@ -218,7 +203,7 @@ impl Uploader {
         Ok(())
     }
 
-    /// Tells of those whose worker is not what it was for the store, or is over.
+    /// Ends the leases of broken sessions.
     pub(super) fn lose_leases(&self, registry: &Registry) {
         let broken: Vec<_> = {
             let sync_state = self.sync_state.lock();
@@ -245,7 +230,7 @@ impl Uploader {
     }
 }
 
-/// A claim that waits for its answer.
+/// A claim in progress.
 struct Claiming<'a> {
     uploader: &'a Uploader,
     place: (usize, String),

@@ -1,10 +1,12 @@
-//! What carries a registry's heartbeats to a store: one thread, one batch a tick, the newest state.
+//! Sends a registry's heartbeats to a store: one thread, one batch a round, the newest state.
 //!
-//! Nothing is queued. What the store has to be told is found by comparing what is with what it was
-//! told last; if it can't be told, that is done again later, with the state of then.
+//! Nothing is queued. What to send is the difference between the workers' state and what the store
+//! has accepted; after a failure, the next round sends the state of then.
 
+mod config;
 mod leases;
 mod report;
+pub(super) mod session;
 mod sync_state;
 mod thread;
 
@@ -16,9 +18,6 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::config::FleetConfig;
-#[cfg(feature = "prometheus")]
-use super::session::Now;
 use super::store::HeartbeatStore;
 use crate::clock::{Alarm, Clock, Moment, Patience, Sleeper};
 use crate::error::Error;
@@ -27,11 +26,14 @@ use crate::registry::at_exit::Witness;
 use crate::registry::core::store_hook::StoreHook;
 use crate::registry::{Registry, WeakRegistry};
 use crate::sync::background::Background;
-use sync_state::{Known, SyncState};
+pub use config::{FleetConfig, OnOffline};
+#[cfg(feature = "prometheus")]
+use session::ClockReading;
+use sync_state::{SyncState, SyncedWorker};
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-uploader";
-/// How long the end of an attachment waits for its thread at least.
+/// The shortest wait for the thread at the end of an attachment.
 const LEAST_FAREWELL: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -42,9 +44,9 @@ pub(crate) struct Uploader {
     registry: WeakRegistry,
     clock: Clock,
     alarm: Alarm,
-    /// Something is to be told at once.
+    /// A change is to be sent at once.
     urgent: AtomicBool,
-    /// A new task is to be told soon.
+    /// A new task is to be sent soon.
     task: AtomicBool,
     closing: AtomicBool,
     sync_state: Mutex<SyncState>,
@@ -59,28 +61,43 @@ struct Progress {
     begun: u64,
     done: u64,
     status: StoreStatus,
-    /// When the store was last told everything.
+    /// When the store last had everything.
     succeeded_at: Option<Moment>,
-    /// The round in which a farewell ran out of time.
+    /// The round in which a farewell timed out.
     given_up: Option<u64>,
 }
 
 impl Registry {
-    /// Attaches this registry to a store: from now on, all its workers are registered there, those
-    /// to come included, and their heartbeats are carried there by a thread of its own, in one
-    /// batch for all of them at each `interval`, up to a tenth earlier. A start, a stop, a death, a
-    /// change of state and a new task are told at once.
+    /// Attaches this registry to a store. From now on, all its workers are registered there, later
+    /// ones included. A background thread sends their heartbeats, in one batch for all of them at
+    /// each `interval`, up to a tenth earlier. It sends a start, a stop, a death, a change of state
+    /// and a new task at once.
     ///
-    /// A store that fails stops and slows nobody. That is counted, told once an episode, and tried
-    /// again, with longer and longer breaks of at most 10 s; what was to be told then is not kept,
-    /// the newest state is told.
+    /// A store that fails does not stop or slow any worker. The failure is counted, and an event
+    /// reports it once an episode. The thread retries with growing pauses of at most 10 s, and sends
+    /// the newest state then; it keeps no older one.
     ///
-    /// It ends with [`Attachment::detach`], or with the registry. The end of the last worker waits
-    /// for the store to be told of it: see [`FleetConfig::farewell`].
+    /// The attachment ends with [`Attachment::detach`], or with the registry. The end of the last
+    /// worker waits until the store has it: see [`FleetConfig::farewell`].
     ///
-    /// If the [process ends](crate::guide::shutdown#the-end-of-the-process) by itself, the workers that still live are
-    /// ended, and the store hears of it too. For that, the end of the main thread is noticed, and a
-    /// hook is put before the process's panic hook, which it always calls.
+    /// If the [process ends](crate::guide::shutdown#the-end-of-the-process) by itself, its living
+    /// workers end, and the store receives that too. For this, the library detects the end of the main thread, and
+    /// installs a panic hook that always calls the previous one.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{FleetConfig, HeartbeatStore, MemoryStore, Registry, WorkerHeartbeat};
+    ///
+    /// let store = MemoryStore::new();
+    /// let registry = Registry::new();
+    /// let attachment = registry.attach(store.clone(), FleetConfig::new())?;
+    /// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    ///
+    /// assert!(attachment.flush(Duration::from_secs(10)));
+    /// assert_eq!(store.summary()?.total, 1);
+    /// # drop(hb);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::AlreadyAttached`]; [`Error::Thread`] if the thread cannot be started.
@@ -108,8 +125,8 @@ impl Registry {
         if !self.store_hook().set(uploader.clone()) {
             return Err(Error::AlreadyAttached);
         }
-        let carried = Arc::clone(&uploader);
-        match Background::start(THREAD_NAME, move || carried.run(&sleeper)) {
+        let running = Arc::clone(&uploader);
+        match Background::start(THREAD_NAME, move || running.run(&sleeper)) {
             Ok(thread) => {
                 *uploader.thread_id.lock() = Some(thread.id());
                 *uploader.thread.lock() = Some(thread);
@@ -127,7 +144,8 @@ impl Registry {
     }
 }
 
-/// A registry's attachment to a store. A cheap clone; dropping it changes nothing.
+/// A registry's attachment to a store; made by [`Registry::attach`]. A clone is cheap, and dropping
+/// it changes nothing.
 #[derive(Clone, Debug)]
 pub struct Attachment {
     uploader: Arc<Uploader>,
@@ -135,24 +153,24 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// How the registry gets on with the store.
+    /// The state of the attachment: registered workers, failures, the last success.
     #[must_use]
     pub fn status(&self) -> StoreStatus {
         self.uploader.status()
     }
 
-    /// Waits until the store has been told everything that is so now, but no longer than `timeout`
-    /// of real time, and not for a store that fails. Returns whether it has.
+    /// Blocks until the store has everything up to now, for at most `timeout` of real time; it does
+    /// not wait for a store that fails. Returns whether the store has everything.
     pub fn flush(&self, timeout: Duration) -> bool {
         self.uploader.flush(&Patience::new(timeout))
     }
 
-    /// Tells the store once more, and ends the attachment. The workers stay as they are, there and
-    /// here: those that live are found stale by a sweep.
+    /// Sends the newest state, and ends the attachment. The workers stay as they are, in the process
+    /// and in the store: a sweep will find the living ones stale.
     pub fn detach(self) {
         let uploader = &self.uploader;
         uploader.flush(&Patience::new(uploader.config.farewell));
-        // Its thread first: nobody else is to tell the same store of the same workers meanwhile.
+        // Its thread ends first, so that another attachment can't send the same workers meanwhile.
         uploader.close();
         if let Some(registry) = uploader.registry.upgrade() {
             registry.store_hook().remove(Arc::as_ptr(uploader).cast());
@@ -183,7 +201,7 @@ impl StoreHook for Uploader {
 
     fn patience(&self) -> Duration {
         let progress = self.progress.lock();
-        // The store has not answered since: it hangs, and is not waited for that long again.
+        // The store still hangs: there is no point in another long wait.
         let hangs = progress.begun > progress.done && progress.given_up == Some(progress.begun);
         let longest = if hangs { LEAST_FAREWELL } else { Duration::MAX };
         self.config.farewell.min(longest)
@@ -209,7 +227,7 @@ impl StoreHook for Uploader {
 
     #[cfg(feature = "prometheus")]
     fn leases_held(&self) -> usize {
-        let now = Now::of(&self.clock);
+        let now = ClockReading::of(&self.clock);
         let sync_state = self.sync_state.lock();
         let held = sync_state.leases.iter();
         held.filter(|lease| !lease.remaining(&now).is_zero())
@@ -234,19 +252,24 @@ impl Uploader {
         if *self.thread_id.lock() == Some(std::thread::current().id()) {
             return false;
         }
-        // A round that has begun may have looked before the news.
+        // A round in progress may have read the workers before a change.
         let wanted = self.progress.lock().begun + 1;
         self.urgent.store(true, Ordering::Release);
         self.alarm.ring();
-        let told = self.wait(patience, |progress| {
+        let sent = self.wait(patience, |progress| {
             let gives_up =
                 progress.status.failures_in_a_row > 0 || self.closing.load(Ordering::Acquire);
             (progress.done >= wanted || gives_up).then_some(progress.done >= wanted)
         });
-        told.unwrap_or(false) && !self.sync_state.lock().known.values().any(Known::is_refused)
+        sent.unwrap_or(false)
+            && !self
+                .sync_state
+                .lock()
+                .unfinished()
+                .any(SyncedWorker::is_refused)
     }
 
-    /// Waits until there is an answer, for so long at most.
+    /// Waits for an answer for as long as the patience lasts.
     fn wait<T>(&self, patience: &Patience, answer: impl Fn(&Progress) -> Option<T>) -> Option<T> {
         let mut progress = self.progress.lock();
         loop {

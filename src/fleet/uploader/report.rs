@@ -1,4 +1,4 @@
-//! Who is there, who is new, who is over, and how they are: told to the store in batches.
+//! Registrations, ends and heartbeats, sent to the store in batches.
 
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
@@ -7,82 +7,76 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Uploader;
-use super::sync_state::{Known, Told, address};
+use super::config::OnOffline;
+use super::session::{ClockReading, StoreSession};
+use super::sync_state::{SentState, SyncedWorker, address};
 use super::thread::LONGEST_RETRY;
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::fleet::config::OnOffline;
 use crate::fleet::host::ProcessIdentity;
-use crate::fleet::session::{LeaseState, Now, StoreSession};
-use crate::fleet::store::{Answer, Beat, Registration, Stop};
+use crate::fleet::shapes::{
+    Answer, Beat, Registration, Stop, StoredEnding, WorkerInfo, WorkerStatus,
+};
+use crate::fleet::store::check_count;
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
+use crate::registry::core::tasks::Tasks;
 use crate::registry::core::timeline::ObservedNow;
-use crate::registry::core::worker_ref::WorkerRef;
+use crate::registry::core::worker_ref::{Facts, WorkerRef};
 use crate::sync::describe::written;
 
-/// So many workers go into one call.
+/// The most workers in one call.
 const BATCH: usize = 5_000;
-/// So many refusals are looked into in one round; then the store is full, as a rule.
+/// The most refusals that are isolated in one round. With more of them, the store is usually full.
 const MOST_REFUSALS: usize = 32;
 
-/// A worker that is to be registered, and which life of it.
+/// A worker to register, and its incarnation as the process counts it.
 type Newcomer = (WorkerRef, u32);
 
+/// A worker with a heartbeat that is due.
+struct Due {
+    worker: WorkerRef,
+    session: Arc<StoreSession>,
+    state: SentState,
+}
+
 impl Uploader {
-    /// Takes note of who is there.
-    pub(super) fn notice(&self, registry: &Registry) {
+    /// Updates the list of workers from the registry.
+    pub(super) fn track(&self, registry: &Registry) {
         let workers = registry.worker_refs();
         let mut sync_state = self.sync_state.lock();
         let sync_state = &mut *sync_state;
-        // Not those that the store was told of to the end, nor those that nobody remembers any more
-        // and that it never knew.
+        // Without workers whose end the store has, and workers that the registry has forgotten and
+        // the store never knew.
         let here: HashSet<usize> = workers
             .iter()
             .map(|worker| address(&worker.record))
             .collect();
-        sync_state.known.retain(|number, known| {
-            !known.ended && (known.session.is_some() || here.contains(number))
+        sync_state.workers.retain(|address, synced| {
+            !synced.finished && (synced.session.is_some() || here.contains(address))
         });
         for worker in workers {
-            let record = &worker.record;
-            let number = address(record);
-            match sync_state.known.get_mut(&number) {
-                Some(known) => {
-                    if known.incarnation != record.incarnation() {
-                        // Another life, which is registered as such. The one before is over, so
-                        // nobody believes in its leases any more.
-                        if let Some(session) = &known.session {
-                            let own = sync_state
-                                .leases
-                                .iter()
-                                .filter(|held| held.hangs_on(session));
-                            sync_state
-                                .to_release
-                                .extend(own.map(|held| held.key.clone()));
-                        }
-                        known.forget();
-                        known.incarnation = record.incarnation();
-                        known.worker = worker;
-                        known.refused_until = None;
+            let incarnation = worker.record.incarnation();
+            let address = address(&worker.record);
+            match sync_state.workers.get_mut(&address) {
+                Some(synced) if synced.incarnation == incarnation => {}
+                Some(synced) => {
+                    // A new incarnation. The one before has ended, so its process does not believe
+                    // in its leases.
+                    if let Some(session) = &synced.session {
+                        let leases = sync_state.leases.iter();
+                        let own = leases.filter(|lease| lease.belongs_to(session));
+                        sync_state.to_release.extend(own.map(|own| own.key.clone()));
                     }
+                    synced.forget();
+                    synced.incarnation = incarnation;
+                    synced.worker = worker;
+                    synced.refused_until = None;
                 }
-                None if record.is_end_stored() => {}
+                None if worker.record.is_end_stored() => {}
                 None => {
-                    let incarnation = record.incarnation();
-                    sync_state.known.insert(
-                        number,
-                        Known {
-                            worker,
-                            incarnation,
-                            session: None,
-                            told: None,
-                            ended: false,
-                            swept: false,
-                            unsure_until: Moment::ZERO,
-                            refused_until: None,
-                        },
-                    );
+                    let synced = SyncedWorker::new(worker, incarnation);
+                    sync_state.workers.insert(address, synced);
                 }
             }
         }
@@ -93,47 +87,45 @@ impl Uploader {
         loop {
             let observed = registry.observed_now();
             let now = self.clock.now();
-            // Who was marked offline, and is not well, would be marked again and again.
-            let wanted = |known: &Known| {
-                let state = known.worker.health(&observed).state();
-                known.refused_until.is_none_or(|until| until <= now)
-                    && (!known.swept || state.is_recent() || state.is_terminal())
+            // A worker that was marked offline and is not well would be marked again and again.
+            let is_due = |synced: &SyncedWorker| {
+                let state = synced.worker.health(&observed).state();
+                synced.refused_until.is_none_or(|until| until <= now)
+                    && (!synced.swept || state.is_recent() || state.is_terminal())
             };
             let mut newcomers: Vec<Newcomer> = self
                 .sync_state
                 .lock()
-                .known
-                .values()
-                .filter(|known| known.session.is_none() && !known.ended && wanted(known))
-                .map(|known| (known.worker.clone(), known.incarnation))
+                .unfinished()
+                .filter(|synced| synced.session.is_none() && is_due(synced))
+                .map(|synced| (synced.worker.clone(), synced.incarnation))
                 .collect();
-            // In another order each time: whoever stands behind many that are refused gets his turn.
+            // Shuffle, so that refused workers can't starve the rest.
             let order = RandomState::new();
             newcomers.sort_by_cached_key(|(worker, _)| order.hash_one(address(&worker.record)));
             newcomers.truncate(BATCH);
             if newcomers.is_empty() {
                 return Ok(());
             }
-            self.introduce(registry, &observed, &newcomers, &mut refusals)?;
+            self.register_batch(registry, &newcomers, &mut refusals)?;
         }
     }
 
-    /// Registers these. Where the store refuses one of them, the others are registered without it.
-    fn introduce(
+    /// Registers these workers. Where the store refuses one of them, the others are registered
+    /// without it.
+    fn register_batch(
         &self,
         registry: &Registry,
-        observed: &ObservedNow,
         newcomers: &[Newcomer],
         refusals: &mut usize,
     ) -> Result<(), Error> {
         let process = ProcessIdentity::current();
-        let wishes: Vec<_> = newcomers
+        let registrations: Vec<_> = newcomers
             .iter()
-            .map(|(worker, _)| wish(registry, observed, worker, &process))
+            .map(|(worker, _)| registration(worker, &process))
             .collect();
-        let sent = Now::of(&self.clock);
-        let keys = match self.still("register", self.store.register(&wishes)) {
-            Ok(keys) => answered("register", wishes.len(), keys)?,
+        let sent = ClockReading::of(&self.clock);
+        let keys = match self.unless_closing("register", self.store.register(&registrations)) {
             Err(refusal @ Error::Invalid { .. }) => {
                 if newcomers.len() == 1 || *refusals >= MOST_REFUSALS {
                     *refusals += 1;
@@ -141,62 +133,63 @@ impl Uploader {
                     return Ok(());
                 }
                 let (some, others) = newcomers.split_at(newcomers.len() / 2);
-                self.introduce(registry, observed, some, refusals)?;
-                return self.introduce(registry, observed, others, refusals);
+                self.register_batch(registry, some, refusals)?;
+                return self.register_batch(registry, others, refusals);
             }
             Err(error) => {
                 let mut sync_state = self.sync_state.lock();
                 for (worker, _) in newcomers {
-                    if let Some(known) = sync_state.known.get_mut(&address(&worker.record)) {
-                        // It may come in late, and take the place of the next one.
+                    if let Some(synced) = sync_state.get_mut(worker) {
+                        // It may reach the store late, and supersede the next one.
                         let stale_after = worker.record.profile.thresholds.stale_after;
-                        known.unsure_until = self.clock.now().after(stale_after);
+                        synced.unsure_until = self.clock.now().after(stale_after);
                     }
                 }
                 return Err(error);
             }
+            keys => check_count("register", registrations.len(), keys)?,
         };
         let mut sync_state = self.sync_state.lock();
         for ((worker, incarnation), key) in newcomers.iter().zip(keys) {
             worker.record.adopt(&key.id);
             let stale_after = worker.record.profile.thresholds.stale_after;
-            let known = sync_state.known.get_mut(&address(&worker.record));
-            if let Some(known) = known.filter(|known| known.incarnation == *incarnation) {
+            let synced = sync_state.get_mut(worker);
+            if let Some(synced) = synced.filter(|synced| synced.incarnation == *incarnation) {
                 let session =
                     StoreSession::new(key, stale_after, worker.clone(), *incarnation, &sent);
-                known.session = Some(Arc::new(session));
-                known.told = None;
-                known.swept = false;
-                known.refused_until = None;
+                synced.session = Some(Arc::new(session));
+                synced.sent = None;
+                synced.swept = false;
+                synced.refused_until = None;
             }
         }
         Ok(())
     }
 
-    /// Takes note that the store does not let these in, and tells it of each once.
+    /// Notes that the store refused these workers, with one event for each.
     fn refuse(&self, registry: &Registry, newcomers: &[Newcomer], refusal: &Error) {
         let error = written(format_args!("{refusal}"));
         let until = self.clock.now().after(LONGEST_RETRY);
-        let mut news = Vec::new();
+        let mut refused = Vec::new();
         let mut sync_state = self.sync_state.lock();
         for (worker, _) in newcomers {
-            let known = sync_state.known.get_mut(&address(&worker.record));
-            if known.is_some_and(|known| known.refused_until.replace(until).is_none()) {
-                news.push(worker);
+            let synced = sync_state.get_mut(worker);
+            if synced.is_some_and(|synced| synced.refused_until.replace(until).is_none()) {
+                refused.push(worker);
             }
         }
         drop(sync_state);
         self.progress.lock().status.last_error = Some(error.clone());
-        for worker in news {
+        for worker in refused {
             let error = error.clone();
             let refused = EventKind::Refused { error };
             registry.emit(Some(&worker), refused);
         }
     }
 
-    /// An answer that comes when the attachment has ended is nobody's: another one may tell the same
-    /// store of the same workers by now.
-    pub(super) fn still<T>(
+    /// Discards an answer that comes after the end of the attachment: another attachment may have
+    /// sent the same workers to the same store by now.
+    pub(super) fn unless_closing<T>(
         &self,
         operation: &'static str,
         answer: Result<T, Error>,
@@ -207,223 +200,192 @@ impl Uploader {
         answer
     }
 
-    /// Tells who is over.
+    /// Sends the ends of workers.
     pub(super) fn stop(&self, registry: &Registry) -> Result<(), Error> {
         let now = registry.observed_now().clock;
-        let over: Vec<(usize, Stop)> = self
+        let ended: Vec<(WorkerRef, Arc<StoreSession>, Stop)> = self
             .sync_state
             .lock()
-            .known
-            .iter()
-            .filter(|(_, known)| !known.ended && known.is_present())
-            .filter_map(|(number, known)| {
-                let ended = known.worker.record.ended()?;
-                let key = known.session.as_ref()?.key.clone();
+            .unfinished()
+            .filter(|synced| synced.is_present())
+            .filter_map(|synced| {
+                let ended = synced.worker.record.ended()?;
+                let session = synced.session.clone()?;
                 let stop = Stop {
-                    key,
-                    ending: ended.ending,
+                    key: session.key.clone(),
+                    ending: StoredEnding::from(&ended.ending),
                     ago: now.since(ended.at),
                 };
-                Some((*number, stop))
+                Some((synced.worker.clone(), session, stop))
             })
             .collect();
-        for batch in over.chunks(BATCH) {
-            let stops: Vec<Stop> = batch.iter().map(|(_, stop)| stop.clone()).collect();
-            let answers = self.still("stop", self.store.stop(&stops))?;
-            let answers = answered("stop", stops.len(), answers)?;
+        for batch in ended.chunks(BATCH) {
+            let stops: Vec<Stop> = batch.iter().map(|(_, _, stop)| stop.clone()).collect();
+            let answers = self.unless_closing("stop", self.store.stop(&stops));
+            let answers = check_count("stop", stops.len(), answers)?;
             let mut sync_state = self.sync_state.lock();
-            for ((number, stop), answer) in batch.iter().zip(answers) {
-                let Some(known) = sync_state.known.get_mut(number) else {
+            for ((worker, session, _), answer) in batch.iter().zip(answers) {
+                let synced = sync_state.get_mut(worker);
+                let Some(synced) = synced.filter(|synced| synced.is_session(session)) else {
                     continue;
                 };
-                if known
-                    .session
-                    .as_ref()
-                    .is_none_or(|session| session.key != stop.key)
-                {
+                if answer == Answer::Unknown {
+                    // It is registered again, and its end is sent then.
+                    synced.forget();
                     continue;
                 }
-                if answer == Answer::Unknown {
-                    // Registered again, and then told.
-                    known.forget();
-                } else {
-                    let session = known.session.clone();
-                    known.finish();
-                    // Released with the worker's end.
-                    let own = |held: &LeaseState| {
-                        session
-                            .as_ref()
-                            .is_some_and(|session| held.hangs_on(session))
-                    };
-                    sync_state.leases.retain(|held| !(own(held) && held.end()));
-                }
+                synced.finish();
+                // The store released its leases.
+                sync_state
+                    .leases
+                    .retain(|lease| !(lease.belongs_to(session) && lease.end()));
             }
         }
         Ok(())
     }
 
-    /// Sends heartbeats of those for whom it is time. Returns whether the store knew all of them.
+    /// Sends the heartbeats that are due. Returns whether the store knew all of the workers.
     pub(super) fn beat(&self, registry: &Registry) -> Result<bool, Error> {
-        let now = self.clock.now();
-        let observed = registry.observed_now();
-        let due: Vec<(usize, WorkerRef, Arc<StoreSession>, Told)> = {
-            let sync_state = self.sync_state.lock();
-            let living = sync_state.known.iter().filter(|(_, known)| !known.ended);
-            living
-                .filter_map(|(number, known)| {
-                    let session = known.session.clone()?;
-                    let state = known.worker.health(&observed).state();
-                    let task = known.worker.living_snapshot()?.work.task;
-                    let told = Told {
-                        state,
-                        task,
-                        at: now,
-                    };
-                    known
-                        .is_due(&told)
-                        .then(|| (*number, known.worker.clone(), session, told))
-                })
-                .collect()
-        };
         let mut all_known = true;
         let mut fenced = Vec::new();
-        for batch in due.chunks(BATCH) {
-            let sent = Now::of(&self.clock);
-            // One for all: a pacemaker that is held up is waited for once.
+        for batch in self.due(registry).chunks(BATCH) {
+            let sent = ClockReading::of(&self.clock);
+            // One for all: a pacemaker that is late is waited for once.
             let observed = registry.observed_now();
-            let beats: Vec<Beat> = batch
+            // The end of a worker is sent as such, never as a heartbeat.
+            let (batch, beats): (Vec<&Due>, Vec<Beat>) = batch
                 .iter()
-                .map(|(_, worker, session, _)| self.report(registry, &observed, worker, session))
-                .collect();
-            let answers = self.still("beat", self.store.beat(&beats))?;
-            let answers = answered("beat", beats.len(), answers)?;
-            for (((number, worker, session, told), beat), answer) in
-                batch.iter().zip(&beats).zip(answers)
-            {
+                .filter_map(|due| Some((due, self.beat_of(due, &observed)?)))
+                .unzip();
+            if beats.is_empty() {
+                continue;
+            }
+            let answers = self.unless_closing("beat", self.store.beat(&beats));
+            let answers = check_count("beat", beats.len(), answers)?;
+            for ((due, beat), answer) in batch.iter().zip(&beats).zip(answers) {
                 let mut sync_state = self.sync_state.lock();
-                let Some(known) = sync_state.known.get_mut(number) else {
+                let synced = sync_state.get_mut(&due.worker);
+                let Some(synced) = synced.filter(|synced| synced.is_session(&due.session)) else {
                     continue;
                 };
-                let is_own = |own: &Arc<StoreSession>| Arc::ptr_eq(own, session);
-                if !known.session.as_ref().is_some_and(is_own) {
-                    continue;
-                }
                 let refused = match answer {
                     Answer::Accepted => {
-                        session.told(&sent, beat.heartbeat_age);
-                        known.told = Some(*told);
+                        due.session.accepted(&sent, beat.heartbeat_age);
+                        synced.sent = Some(due.state);
                         continue;
                     }
                     Answer::Unknown => false,
-                    // By its own registration, which came in late.
-                    Answer::Superseded if self.clock.now() < known.unsure_until => false,
+                    // By its own registration, which arrived late.
+                    Answer::Superseded if self.clock.now() < synced.unsure_until => false,
                     Answer::Superseded => true,
                     Answer::Ended => {
-                        known.swept = true;
+                        synced.swept = true;
                         self.config.on_offline == OnOffline::Fence
                     }
                 };
-                if refused && worker.record.is_over() {
-                    // Its life ended by itself; the store has its own truth.
-                    known.finish();
+                if refused && due.worker.record.is_over() {
+                    // It ended by itself; the store keeps what it knows.
+                    synced.finish();
                     continue;
                 }
-                known.forget();
+                synced.forget();
                 if !refused {
                     all_known = false;
-                } else if known.is_present() {
-                    // Once the sync_state is not locked any more.
-                    fenced.push((worker.clone(), known.incarnation));
+                } else if synced.is_present() {
+                    // To be fenced without the lock.
+                    fenced.push((due.worker.clone(), synced.incarnation));
                 }
             }
         }
         for (worker, incarnation) in fenced {
             registry.fence(&worker, incarnation);
-            if let Some(known) = self
-                .sync_state
-                .lock()
-                .known
-                .get_mut(&address(&worker.record))
-            {
-                known.finish();
+            if let Some(synced) = self.sync_state.lock().get_mut(&worker) {
+                synced.finish();
             }
         }
         self.lose_leases(registry);
         Ok(all_known)
     }
 
-    fn report(
-        &self,
-        registry: &Registry,
-        observed: &ObservedNow,
-        worker: &WorkerRef,
-        session: &Arc<StoreSession>,
-    ) -> Beat {
-        let snapshot = registry.snapshot_at(worker, observed);
-        let leased = || {
+    fn due(&self, registry: &Registry) -> Vec<Due> {
+        let at = self.clock.now();
+        let observed = registry.observed_now();
+        let sync_state = self.sync_state.lock();
+        let due = sync_state.unfinished().filter_map(|synced| {
+            let session = synced.session.clone()?;
+            let state = synced.worker.health(&observed).state();
+            let task = synced.worker.living_snapshot()?.work.task;
+            let state = SentState { state, task, at };
+            synced.is_due(&state).then(|| Due {
+                worker: synced.worker.clone(),
+                session,
+                state,
+            })
+        });
+        due.collect()
+    }
+
+    /// The heartbeat of a worker; `None` if it has ended.
+    fn beat_of(&self, due: &Due, observed: &ObservedNow) -> Option<Beat> {
+        let profile = &due.worker.record.profile;
+        let age = |at: Option<Moment>| at.map(|at| observed.now.since(at));
+        let mut beat = due.worker.read_all(observed, |facts, snapshot, detail| {
+            let Facts::Living(signs) = &facts else {
+                return None;
+            };
+            let health = facts.judge(&profile.limits, observed.now, detail);
+            let tasks = detail.map(|detail| &detail.tasks);
+            let (run_id, task) = tasks.map_or((None, None), Tasks::names);
+            let at_task = run_id.is_some() || task.is_some();
+            let progress = tasks.and_then(Tasks::current);
+            let progress = progress.map(|task| (task.done, task.total));
+            Some(Beat {
+                key: due.session.key.clone(),
+                status: WorkerStatus {
+                    state: health.state(),
+                    reason: health.reason(),
+                    run_id,
+                    task,
+                    progress: progress.filter(|(_, total)| at_task && *total > 0),
+                    beats: snapshot?.beats,
+                },
+                heartbeat_age: age(facts.heartbeat_at()),
+                progress_age: age(signs.progress_at),
+                metadata: Vec::new(),
+            })
+        })?;
+        if beat.status.run_id.is_none() {
             let sync_state = self.sync_state.lock();
-            let own = sync_state
-                .leases
-                .iter()
-                .find(|lease| lease.hangs_on(session));
-            own.map(|lease| lease.key.run_id.clone())
-        };
-        Beat {
-            key: session.key.clone(),
-            state: snapshot.health.state(),
-            reason: snapshot.health.reason(),
-            heartbeat_age: snapshot.heartbeat_age,
-            progress_age: snapshot.progress_age,
-            run_id: snapshot.run_id.or_else(leased),
-            task: snapshot.task,
-            progress: snapshot.progress,
-            beats: snapshot.beats,
-            metadata: Vec::new(),
+            let mut leases = sync_state.leases_of(&due.session);
+            beat.status.run_id = leases.next().map(|lease| lease.key.run_id.clone());
         }
+        Some(beat)
     }
 }
 
-fn wish(
-    registry: &Registry,
-    observed: &ObservedNow,
-    worker: &WorkerRef,
-    process: &ProcessIdentity,
-) -> Registration {
-    let snapshot = registry.snapshot_at(worker, observed);
+fn registration(worker: &WorkerRef, process: &ProcessIdentity) -> Registration {
     let record = &worker.record;
+    let profile = &record.profile;
     let explicit = !record.is_generated();
-    Registration {
-        id: if explicit || record.is_adopted() {
-            record.id().to_owned()
-        } else {
-            // `{type}-{pid}-{n}` is unique in this process only.
-            let mut parts = record.id.rsplitn(3, '-');
-            let n = parts.next().unwrap_or("1");
-            let worker_type = parts.nth(1).unwrap_or_default();
-            format!("{worker_type}-{}-{}-{n}", process.hostname, process.pid)
-        },
-        explicit,
-        worker_type: snapshot.worker_type,
-        group: snapshot.group,
-        interval: snapshot.interval,
-        thresholds: Some(snapshot.thresholds),
-        metadata: snapshot.metadata,
-        restarts: snapshot.restarts,
+    let id = if explicit || record.is_adopted() {
+        record.id().to_owned()
+    } else {
+        // `{type}-{pid}-{n}` is unique in this process only.
+        let mut parts = record.id.rsplitn(3, '-');
+        let n = parts.next().unwrap_or("1");
+        let worker_type = parts.nth(1).unwrap_or_default();
+        format!("{worker_type}-{}-{}-{n}", process.hostname, process.pid)
+    };
+    let mut info = WorkerInfo {
+        group: profile.group.to_string(),
+        interval: profile.interval,
+        thresholds: Some(profile.thresholds.clone()),
         process: Some(process.clone()),
+        ..WorkerInfo::new(&*profile.worker_type)
+    };
+    if let Some(detail) = record.known_detail() {
+        info.metadata.clone_from(&detail.metadata);
+        info.restarts = detail.restarts;
     }
-}
-
-/// A store that answers too little, or too much, is not to be trusted with any of it.
-pub(super) fn answered<T>(
-    operation: &'static str,
-    asked: usize,
-    answers: Vec<T>,
-) -> Result<Vec<T>, Error> {
-    if answers.len() == asked {
-        return Ok(answers);
-    }
-    Err(Error::store(
-        operation,
-        format_args!("{} answers to {asked} questions", answers.len()),
-    ))
+    Registration { id, explicit, info }
 }

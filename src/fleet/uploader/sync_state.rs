@@ -1,95 +1,134 @@
-//! What the store was told, worker by worker.
+//! What the store has been sent, worker by worker.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::session::{LeaseState, StoreSession};
 use crate::clock::Moment;
-use crate::fleet::key::LeaseKey;
-use crate::fleet::session::{LeaseState, StoreSession};
+use crate::fleet::shapes::LeaseKey;
 use crate::health::State;
 use crate::registry::core::record::Record;
 use crate::registry::core::worker_ref::WorkerRef;
 
-/// What the store was told.
+/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct SyncState {
     /// By the address of their records, which they keep alive.
-    pub known: HashMap<usize, Known>,
+    pub workers: HashMap<usize, SyncedWorker>,
     pub leases: Vec<Arc<LeaseState>>,
-    /// Worker and run of each claim that waits for its answer.
+    /// Worker and run of each claim in progress.
     pub claiming: HashSet<(usize, String)>,
     pub to_release: Vec<LeaseKey>,
 }
 
+impl SyncState {
+    pub(super) fn get_mut(&mut self, worker: &WorkerRef) -> Option<&mut SyncedWorker> {
+        self.workers.get_mut(&address(&worker.record))
+    }
+
+    /// The leases that depend on this session.
+    pub(super) fn leases_of(
+        &self,
+        session: &Arc<StoreSession>,
+    ) -> impl Iterator<Item = &Arc<LeaseState>> {
+        let own = move |lease: &&Arc<LeaseState>| lease.belongs_to(session);
+        self.leases.iter().filter(own)
+    }
+
+    pub(super) fn unfinished(&self) -> impl Iterator<Item = &SyncedWorker> {
+        self.workers.values().filter(|worker| !worker.finished)
+    }
+}
+
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct SyncedWorker {
     pub worker: WorkerRef,
-    /// The life, as the process counts it, that was registered.
+    /// The incarnation that is synchronized, as the process counts it.
     pub incarnation: u32,
     pub session: Option<Arc<StoreSession>>,
-    pub told: Option<Told>,
-    pub ended: bool,
+    /// Its last accepted heartbeat.
+    pub sent: Option<SentState>,
+    /// The store has its end, or refused it: nothing is left to send.
+    pub finished: bool,
     /// A sweep marked it offline.
     pub swept: bool,
-    /// Until then, a registration that was thought to have failed may still come in.
+    /// Until then, a registration without an answer may still reach the store.
     pub unsure_until: Moment,
-    /// The store does not let it in; it is asked again then.
+    /// The store refused to register it; the next attempt is then.
     pub refused_until: Option<Moment>,
 }
 
-/// What a worker's last accepted heartbeat told.
+/// What a heartbeat contained, as far as a change of it is urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct SentState {
     pub state: State,
     pub task: u32,
     pub at: Moment,
 }
 
-impl Known {
-    /// Another heartbeat is due: its time has come, or something changed.
-    pub(super) fn is_due(&self, now: &Told) -> bool {
+impl SyncedWorker {
+    pub(super) const fn new(worker: WorkerRef, incarnation: u32) -> Self {
+        Self {
+            worker,
+            incarnation,
+            session: None,
+            sent: None,
+            finished: false,
+            swept: false,
+            unsure_until: Moment::ZERO,
+            refused_until: None,
+        }
+    }
+
+    /// Whether a heartbeat is due: its time has come, or something changed.
+    pub(super) fn is_due(&self, now: &SentState) -> bool {
         let interval = self.worker.record.profile.interval;
-        self.told.is_none_or(|told| {
-            (told.state, told.task) != (now.state, now.task)
-                // A tick that comes a little early is this worker's tick too.
-                || now.at.since(told.at) >= interval / 4 * 3
+        self.sent.is_none_or(|sent| {
+            (sent.state, sent.task) != (now.state, now.task)
+                // A round that comes a little early counts for this worker too.
+                || now.at.since(sent.at) >= interval / 4 * 3
         })
     }
 
-    /// Whether the worker is still in the life that was registered.
+    /// Whether the worker is still in this incarnation.
     pub(super) fn is_present(&self) -> bool {
         self.worker.record.incarnation() == self.incarnation
     }
 
     fn due_at(&self) -> Option<Moment> {
-        Some(self.told?.at.after(self.worker.record.profile.interval))
+        Some(self.sent?.at.after(self.worker.record.profile.interval))
     }
 
     pub(super) const fn is_refused(&self) -> bool {
-        self.refused_until.is_some() && !self.ended
+        self.refused_until.is_some() && !self.finished
     }
 
-    /// When the store has to be told of it again, whatever happens.
+    /// When the next call for it is due at the latest.
     pub(super) fn next_at(&self) -> Option<Moment> {
-        if self.ended {
+        if self.finished {
             None
         } else {
             self.due_at().or(self.refused_until)
         }
     }
 
-    /// The store does not know this incarnation, or not any more.
+    /// The store does not know this incarnation, or no longer.
     pub(super) fn forget(&mut self) {
         if let Some(session) = self.session.take() {
             session.break_off();
         }
-        self.told = None;
+        self.sent = None;
     }
 
-    /// Nothing is left to be told.
+    pub(super) fn is_session(&self, session: &Arc<StoreSession>) -> bool {
+        let own = self.session.as_ref();
+        own.is_some_and(|own| Arc::ptr_eq(own, session))
+    }
+
+    /// Ends the synchronization of this incarnation.
     pub(super) fn finish(&mut self) {
         self.forget();
-        self.ended = true;
+        self.finished = true;
         self.worker.record.set_end_stored(self.incarnation);
     }
 }

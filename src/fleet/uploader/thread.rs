@@ -1,23 +1,23 @@
-//! The thread: when to tell the store, and how long to wait.
+//! The thread: when to call the store, and how long to wait.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Uploader;
-use super::sync_state::Known;
+use super::sync_state::SyncedWorker;
 use crate::clock::{Moment, Sleeper};
 use crate::error::Error;
-use crate::fleet::jitter::Jitter;
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
 use crate::sync::catch::catch;
 use crate::sync::describe::written;
+use crate::sync::random::Jitter;
 
-/// New tasks are told at once, but no oftener than this.
+/// The shortest time between two rounds for new tasks.
 const TASK_SPACING: Duration = Duration::from_millis(100);
-/// However short an interval is, and however slow the store.
+/// The shortest pause between two rounds, even with a shorter interval or a slow store.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
-/// Calls to a store that fails: first after this, then after twice as long each time.
+/// The pause after the first failure of a store; it doubles with each failure in a row.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
@@ -36,7 +36,7 @@ impl Uploader {
             let failing = self.progress.lock().status.failures_in_a_row > 0;
             if now >= keep_alive_at {
                 keep_alive_at = self.keep_alive_after(now);
-                // A store that fails is called again anyhow, and tells that it is there.
+                // A failing store is called again anyway.
                 if !failing && self.keep_alive() {
                     next = now;
                 }
@@ -57,10 +57,10 @@ impl Uploader {
             self.urgent.store(false, Ordering::Release);
             self.task.store(false, Ordering::Release);
             self.progress.lock().begun += 1;
-            let carried = catch(|| self.carry(&registry))
+            let done = catch(|| self.synchronize(&registry))
                 .unwrap_or_else(|_| Err(Error::store("be called", "it panicked")));
             last = now;
-            let pause = self.conclude(&registry, carried, &mut jitter);
+            let pause = self.conclude(&registry, done, &mut jitter);
             next = self.clock.now().after(pause.max(SHORTEST_PAUSE));
         }
         self.progressed.notify_all();
@@ -74,37 +74,37 @@ impl Uploader {
             })
     }
 
-    /// Returns whether heartbeats have to be sent again.
+    /// Returns whether heartbeats must be sent again.
     fn keep_alive(&self) -> bool {
         let renewed = match catch(|| self.store.keep_alive()) {
             Ok(Ok(renewed)) => renewed,
-            // The heartbeats that follow find out what is wrong.
+            // The next heartbeats report the failure.
             Ok(Err(_)) | Err(_) => true,
         };
         if renewed {
-            for known in self.sync_state.lock().known.values_mut() {
-                known.told = None;
+            for synced in self.sync_state.lock().workers.values_mut() {
+                synced.sent = None;
             }
         }
         renewed
     }
 
-    /// Takes note of how it went, tells, and returns how long to wait.
+    /// Notes the result of a round, with an event where it changes, and returns how long to wait.
     fn conclude(
         &self,
         registry: &Registry,
-        carried: Result<Duration, Error>,
+        done: Result<Duration, Error>,
         jitter: &mut Jitter,
     ) -> Duration {
         let mut progress = self.progress.lock();
         let status = &mut progress.status;
-        let (pause, news) = match carried {
+        let (pause, event) = match done {
             Ok(interval) => {
                 let failures = std::mem::take(&mut status.failures_in_a_row);
                 progress.done = progress.begun;
                 progress.succeeded_at = Some(self.clock.now());
-                let news = (failures > 0).then_some(EventKind::StoreRestored { failures });
-                (jitter.shorten(interval), news)
+                let event = (failures > 0).then_some(EventKind::StoreRestored { failures });
+                (jitter.shorten(interval), event)
             }
             Err(error) => {
                 let error = written(format_args!("{error}"));
@@ -114,46 +114,45 @@ impl Uploader {
                 status.last_error = Some(error.clone());
                 let doublings = (status.failures_in_a_row - 1).min(16) as u32;
                 let pause = (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY);
-                // Who is looked for between heartbeats has to come back before it is given up.
+                // A session that is kept alive must come back before its grace is over.
                 let limit = self.shortest_interval() / 4;
                 let limit = limit.min(self.store.keep_alive_interval().unwrap_or(limit));
                 let pause = pause.min(limit.max(FIRST_RETRY));
-                let news =
+                let event =
                     (status.failures_in_a_row == 1).then_some(EventKind::StoreFailing { error });
-                (jitter.shorten(pause), news)
+                (jitter.shorten(pause), event)
             }
         };
         drop(progress);
         self.progressed.notify_all();
-        if let Some(news) = news {
-            registry.emit(None, news);
+        if let Some(event) = event {
+            registry.emit(None, event);
         }
         pause
     }
 
     fn shortest_interval(&self) -> Duration {
         let sync_state = self.sync_state.lock();
-        let living = sync_state.known.values().filter(|known| !known.ended);
-        living
-            .map(|known| known.worker.record.profile.interval)
-            .min()
-            .unwrap_or(crate::worker::DEFAULT_INTERVAL)
+        let intervals = sync_state
+            .unfinished()
+            .map(|synced| synced.worker.record.profile.interval);
+        intervals.min().unwrap_or(crate::worker::DEFAULT_INTERVAL)
     }
 
-    /// Tells the store all that it does not know yet. Returns how long to wait.
-    fn carry(&self, registry: &Registry) -> Result<Duration, Error> {
-        self.notice(registry);
-        let mut known = false;
-        // What the store has forgotten, or marked offline, is registered in the second round.
+    /// Sends the store everything that it lacks. Returns how long to wait.
+    fn synchronize(&self, registry: &Registry) -> Result<Duration, Error> {
+        self.track(registry);
+        let mut all_known = false;
+        // Workers that the store has lost, or marked offline, are registered by the second pass.
         for _ in 0..3 {
             self.register(registry)?;
             self.stop(registry)?;
-            known = self.beat(registry)?;
-            if known {
+            all_known = self.beat(registry)?;
+            if all_known {
                 break;
             }
         }
-        if !known {
+        if !all_known {
             return Err(Error::store(
                 "beat",
                 "it does not know workers that it has just registered",
@@ -162,11 +161,13 @@ impl Uploader {
         self.release()?;
         self.renew(registry)?;
         let sync_state = self.sync_state.lock();
-        let living = || sync_state.known.values().filter(|known| !known.ended);
-        let registered = living().filter(|known| known.session.is_some()).count();
-        let refused = living().filter(|known| known.is_refused()).count();
+        let unfinished = || sync_state.unfinished();
+        let registered = unfinished().filter(|synced| synced.session.is_some());
+        let registered = registered.count();
+        let refused = unfinished().filter(|synced| synced.is_refused()).count();
         let renewals = sync_state.leases.iter().map(|lease| lease.renewal_due());
-        let next = living().filter_map(Known::next_at).chain(renewals).min();
+        let next = unfinished().filter_map(SyncedWorker::next_at);
+        let next = next.chain(renewals).min();
         drop(sync_state);
         let mut progress = self.progress.lock();
         progress.status.registered = registered;

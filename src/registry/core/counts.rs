@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn every_cause_of_death_has_its_name() {
         for name in CAUSES {
-            assert_eq!(DeathCause::from_name(name, None).name(), name);
+            assert_eq!(DeathCause::from_name(name, None, None).name(), name);
         }
     }
 

@@ -18,7 +18,7 @@ use super::{Dashboard, FleetView, MAX_STREAMS};
 use crate::net::request::QueryParameters;
 use crate::net::response::{RequestError, json_response, respond, text_response};
 use crate::serve::disclosure::{Disclosure, redact};
-use crate::sync::random::random;
+use crate::sync::random::unpredictable;
 
 const PAGE: &str = include_str!("page/index.html");
 const STYLE: &str = include_str!("page/style.css");
@@ -61,7 +61,9 @@ async fn require_local_host(
 
 async fn page(Shared(dashboard): Shared<Arc<Dashboard>>) -> Response {
     dashboard.start(&Handle::current());
-    let nonce = nonce();
+    let Ok(nonce) = nonce() else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
     let flag = |value: bool| if value { "yes" } else { "no" };
     // The page itself contains no reported text. The script receives it over the stream and inserts
     // it as text.
@@ -91,8 +93,9 @@ async fn page(Shared(dashboard): Shared<Arc<Dashboard>>) -> Response {
 }
 
 /// Identifies the page's own script and style. An injected script would have to guess it.
-fn nonce() -> String {
-    format!("{:016x}{:016x}", random(), random())
+fn nonce() -> Result<String, getrandom::Error> {
+    let (high, low) = (unpredictable()?, unpredictable()?);
+    Ok(format!("{high:016x}{low:016x}"))
 }
 
 async fn events(
@@ -205,6 +208,6 @@ mod tests {
 
     #[test]
     fn every_page_has_another_nonce() {
-        assert_ne!(nonce(), nonce());
+        assert_ne!(nonce().unwrap(), nonce().unwrap());
     }
 }

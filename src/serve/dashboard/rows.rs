@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::fleet::{HeartbeatStore, StoredWorker, WorkerFilter, summarize};
+use crate::fleet::{HeartbeatStore, Pages, StoredWorker, WorkerFilter, summarize};
 use crate::health::{Health, State, StateCounts, Summary};
 use crate::registry::{Registry, Snapshot};
 use crate::serve::process_health::{severity_rank, worst_state};
@@ -87,16 +87,13 @@ pub(super) fn read_store(
     shows_reasons: bool,
 ) -> Result<(Listing, Vec<StoredWorker>), Error> {
     let mut workers = Vec::new();
-    let mut filter = WorkerFilter {
-        limit: READ_PAGE,
-        ..WorkerFilter::default()
-    };
+    let mut pages = Pages::new(store, WorkerFilter::new().limit(READ_PAGE));
     let mut all = false;
     while !all && workers.len() < MAX_READ {
-        let page = store.list(&filter)?;
-        all = page.len() < filter.limit;
-        filter.after = page.last().map(|worker| worker.key.id.clone());
-        workers.extend(page);
+        match pages.next() {
+            Some(page) => workers.extend(page?),
+            None => all = true,
+        }
     }
     let summary = if all {
         summarize(&workers)
@@ -196,21 +193,21 @@ impl WorkerRow {
         let health = worker.health();
         let private = |text: Option<String>| text.filter(|_| shows_reasons).map(cut);
         // The worker's own reason explains more, but only of the state that it reported.
-        let is_reported = worker.ending.is_none() && health.state() == worker.reported;
-        let reported = worker.reason.clone().filter(|_| is_reported);
+        let is_reported = worker.ending.is_none() && health.state() == worker.status.state;
+        let reported = worker.status.reason.clone().filter(|_| is_reported);
         Self {
             id: worker.key.id.clone(),
-            worker_type: cut(worker.worker_type.clone()),
-            group: cut(worker.group.clone()),
+            worker_type: cut(worker.info.worker_type.clone()),
+            group: cut(worker.info.group.clone()),
             state: health.state(),
             reason: private(reported.or_else(|| reason(&health))),
-            run_id: private(worker.run_id.clone()),
-            task: private(worker.task.clone()),
-            progress: worker.progress,
+            run_id: private(worker.status.run_id.clone()),
+            task: private(worker.status.task.clone()),
+            progress: worker.status.progress,
             heartbeat_age: worker.heartbeat_age,
             progress_age: worker.progress_age,
             ended_age: worker.ending.as_ref().map(|(_, ago)| *ago),
-            restarts: worker.restarts,
+            restarts: worker.info.restarts,
             incarnation: u32::try_from(worker.key.incarnation).unwrap_or(u32::MAX),
             died: health.state() == State::Dead,
         }

@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::encoder::{Encoder, label};
 use super::registry::{cause_sample, state_sample};
 use crate::error::Error;
-use crate::fleet::{HeartbeatStore, StoredWorker, WorkerFilter};
+use crate::fleet::{HeartbeatStore, Pages, StoredWorker, WorkerFilter};
 use crate::health::{GroupState, Health, StateCounts};
 use crate::registry::core::counts::{MOST_TYPES, OTHERS};
 use crate::sync::background;
@@ -153,27 +153,20 @@ impl FleetFigures {
     /// Reads page by page, so that not all workers are in memory at once.
     fn read(store: &dyn HeartbeatStore) -> Result<Self, Error> {
         let mut figures = Self::default();
-        let mut filter = WorkerFilter::default();
-        loop {
-            let page = store.list(&filter)?;
-            page.iter().for_each(|worker| figures.add(worker));
-            let last = page.last().map(|worker| worker.key.id.clone());
-            // A store that ignores `after` would never end.
-            if page.len() < filter.limit || last <= filter.after {
-                return Ok(figures);
-            }
-            filter.after = last;
+        for page in Pages::new(store, WorkerFilter::new()) {
+            page?.iter().for_each(|worker| figures.add(worker));
         }
+        Ok(figures)
     }
 
     fn add(&mut self, worker: &StoredWorker) {
         let health = worker.health();
-        let of_type = entry(&mut self.types, &worker.worker_type);
+        let of_type = entry(&mut self.types, &worker.info.worker_type);
         of_type.states.add(health.state());
         if let Health::Dead { death, .. } = &health {
             *of_type.dead.entry(death.cause.name()).or_default() += 1;
         }
-        entry(&mut self.groups, &worker.group).add(health.state());
+        entry(&mut self.groups, &worker.info.group).add(health.state());
         let has_lease = worker.lease_remaining.is_some_and(|left| !left.is_zero());
         self.leased_workers += usize::from(has_lease);
     }

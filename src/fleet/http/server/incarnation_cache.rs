@@ -1,6 +1,6 @@
-//! What the coordinator remembers of workers that name themselves by their id alone.
+//! The current incarnations of workers that identify themselves by their id alone.
 //!
-//! Only a memory: the store decides. What is found to be out of date is read from the store again.
+//! Only a cache: the store decides. An entry that is out of date is read from the store again.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -23,7 +23,7 @@ struct Entry {
     beats: u64,
     /// Hashes of the names of its metadata.
     names: Vec<u64>,
-    /// The run that it claimed last, and until when it is its own unless it is renewed.
+    /// The run that it claimed last, and the end of that lease unless it is renewed.
     leased: Option<(String, Instant)>,
 }
 
@@ -42,7 +42,7 @@ impl IncarnationCache {
 
     pub(super) fn learn(&mut self, key: &WorkerKey, beats: u64, metadata: &[(String, String)]) {
         if self.by_id.len() >= self.most && !self.by_id.contains_key(&key.id) {
-            // Those that are heard of again are read from the store again.
+            // Workers that send another request are read from the store again.
             self.by_id.clear();
         }
         let names = metadata.iter().map(|(name, _)| self.hasher.hash_one(name));
@@ -60,7 +60,7 @@ impl IncarnationCache {
             let same = entry.incarnation == worker.key.incarnation;
             entry.leased.take().filter(|_| same)
         });
-        self.learn(&worker.key, worker.beats, &worker.metadata);
+        self.learn(&worker.key, worker.status.beats, &worker.info.metadata);
         if let Some(entry) = self.by_id.get_mut(&worker.key.id) {
             entry.leased = leased;
         }
@@ -75,7 +75,7 @@ impl IncarnationCache {
         (entry.incarnation == key.incarnation).then_some(entry)
     }
 
-    /// Another step of progress; returns how many there were.
+    /// Counts a step of progress, and returns the count.
     pub(super) fn count(&mut self, key: &WorkerKey) -> u64 {
         self.entry(key).map_or(1, |entry| {
             entry.beats = entry.beats.saturating_add(1);
@@ -87,22 +87,22 @@ impl IncarnationCache {
         self.entry(key).map_or(0, |entry| entry.beats)
     }
 
-    /// Whether there is something of this name in its metadata.
+    /// Whether its metadata has an entry of this name.
     pub(super) fn has(&mut self, key: &WorkerKey, name: &str) -> bool {
         let name = self.hasher.hash_one(name);
         self.entry(key)
             .is_some_and(|entry| entry.names.contains(&name))
     }
 
-    /// Takes note of more metadata. `false` if that would be too much for one worker: heartbeats
-    /// only ever add to it.
+    /// Adds metadata. `false` if the worker would have too many entries: heartbeats never remove
+    /// any.
     pub(super) fn add(&mut self, key: &WorkerKey, metadata: &[(String, String)]) -> bool {
         let hashes: Vec<u64> = metadata
             .iter()
             .map(|(name, _)| self.hasher.hash_one(name))
             .collect();
         let Some(entry) = self.entry(key) else {
-            // It will be refused, or is not known here yet.
+            // The store will refuse it, or it is not cached yet.
             return hashes.len() <= MOST_METADATA;
         };
         let new: Vec<u64> = hashes
@@ -130,17 +130,17 @@ impl IncarnationCache {
         }
     }
 
-    /// The run that it claimed, if it may still hold it.
+    /// The run that it claimed, if its lease may still last.
     pub(super) fn run_of(&mut self, key: &WorkerKey) -> Option<String> {
         let (run_id, until) = self.entry(key)?.leased.as_ref()?;
         (*until > Instant::now()).then(|| run_id.clone())
     }
 }
 
-/// A text that comes before this one, with no id in between: for stores that list what comes after.
+/// A text before this id, with no other id in between: a list after it begins with the id.
 ///
-/// In the order of bytes, which is that of code points, what comes right before `b` is `a` followed
-/// by as much of the last code point as an id can hold.
+/// In the order of bytes, which is that of code points, `b` follows right after `a` with as many of
+/// the last code point as an id can hold.
 pub(super) fn just_before(id: &str, longest: usize) -> String {
     let mut characters = id.chars();
     let last = characters.next_back();
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_comes_between() {
+    fn no_id_lies_between() {
         let ids = ["a", "ab", "b", "a\u{e000}", "ä", "🦀", "a 1", "a-1", "a-0z"];
         for id in ids {
             let before = just_before(id, 512);
@@ -176,10 +176,7 @@ mod tests {
 
     #[test]
     fn metadata_is_bounded_however_many_heartbeats_bring_it() {
-        let key = WorkerKey {
-            id: "a".into(),
-            incarnation: 1,
-        };
+        let key = WorkerKey::new("a", 1);
         let mut known = IncarnationCache::new(10);
         known.learn(&key, 0, &[]);
         let pair = |n: usize| [(n.to_string(), String::new())];
@@ -187,11 +184,9 @@ mod tests {
             assert!(known.add(&key, &pair(n)));
         }
         assert!(!known.add(&key, &pair(MOST_METADATA)));
-        assert!(known.add(&key, &pair(0)), "what is there may change");
+        assert!(known.add(&key, &pair(0)), "an entry may change");
         for n in 0..100 {
-            let id = n.to_string();
-            let key = WorkerKey { id, ..key };
-            known.learn(&key, 0, &[]);
+            known.learn(&WorkerKey::new(n.to_string(), 1), 0, &[]);
             assert!(known.by_id.len() <= 10);
         }
     }

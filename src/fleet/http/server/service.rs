@@ -1,4 +1,4 @@
-//! What the coordinator does with a request once it is read: no network and no runtime here.
+//! The coordinator's actions on a request that has been read: no network and no runtime here.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -11,17 +11,18 @@ use parking_lot::Mutex;
 
 use super::incarnation_cache::{IncarnationCache, just_before};
 use crate::error::Error;
+use crate::fleet::store::check_count;
 use crate::fleet::{Answer, HeartbeatStore, StoredWorker, WorkerFilter, WorkerKey};
 use crate::sync::describe::written;
 use crate::sync::log::log_line;
 use crate::sync::printable::Printable;
 
-/// Bytes of an id. A generated one holds a type and a host's name.
+/// Bytes of an id. A generated id contains a type and a host name.
 pub(super) const LONGEST_ID: usize = 512;
 
-/// Ended workers that make room for others when there are too many: those that ended so long ago.
+/// When there are too many workers, those that ended this long ago are purged.
 const MAKE_ROOM_AGE: Duration = Duration::from_secs(3_600);
-/// All workers are counted at most this often.
+/// The shortest time between two counts of all workers.
 const COUNT_PAUSE: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -30,20 +31,15 @@ pub(super) struct Service {
     pub store: Arc<dyn HeartbeatStore>,
     pub known: Mutex<IncarnationCache>,
     most_workers: usize,
-    census: Mutex<ConsistentScan>,
+    /// An upper bound of the number of workers, and the time of the count.
+    count: Mutex<Option<(usize, Instant)>>,
     failing: AtomicBool,
-}
-
-/// How many workers there are, at most.
-#[derive(Debug, Default)]
-struct ConsistentScan {
-    counted: Option<(usize, Instant)>,
 }
 
 /// A request that has been read.
 pub(super) struct ReceivedBody {
     pub body: Bytes,
-    /// While it waited for its turn, what it tells has grown older.
+    /// When it was received: the ages in it grow while it waits for its turn.
     pub came: Instant,
 }
 
@@ -55,12 +51,12 @@ impl Deref for ReceivedBody {
     }
 }
 
-/// A request that is not granted.
+/// The answer to a request that is refused.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     pub status: u16,
     pub reason: String,
-    /// What a program can tell it by.
+    /// The reason for programs.
     pub code: Option<&'static str>,
 }
 
@@ -77,7 +73,7 @@ impl Refusal {
         Self::new(400, reason)
     }
 
-    /// What a store said, other than that it takes it in.
+    /// The refusal of a store.
     pub(super) fn of(answer: Answer, id: &str) -> Self {
         let (status, code, reason) = match answer {
             Answer::Superseded => (
@@ -88,8 +84,8 @@ impl Refusal {
             Answer::Ended => (
                 409,
                 "ended",
-                "it was stopped, or marked offline because it was not heard of: register it again \
-                 with POST /api/worker/register",
+                "it was stopped, or marked offline because it was silent: register it again with \
+                 POST /api/worker/register",
             ),
             Answer::Unknown | Answer::Accepted => (
                 404,
@@ -106,7 +102,7 @@ impl Refusal {
 }
 
 impl From<Error> for Refusal {
-    /// What is not allowed is for whoever asked.
+    /// An invalid value is the client's error.
     fn from(error: Error) -> Self {
         Self::bad(written(format_args!("{error}")))
     }
@@ -118,13 +114,13 @@ impl Service {
             store,
             known: Mutex::new(IncarnationCache::new(most_workers)),
             most_workers,
-            census: Mutex::default(),
+            count: Mutex::default(),
             failing: AtomicBool::new(false),
         }
     }
 
-    /// Passes on what the store answers. What is wrong with a store is for its operator: it is
-    /// logged, once an episode, and not told to whoever asked.
+    /// Passes on the store's answer. A failure of the store is logged for its operator, once an
+    /// episode, and its text is not sent to the client.
     pub(super) fn asked<T>(&self, answer: Result<T, Error>) -> Result<T, Refusal> {
         match answer {
             Ok(answer) => {
@@ -153,28 +149,19 @@ impl Service {
         }
     }
 
-    /// The one answer to one question.
+    /// The single answer to a single question.
     pub(super) fn asked_one<T>(&self, answers: Result<Vec<T>, Error>) -> Result<T, Refusal> {
-        let answer = answers.and_then(|answers| {
-            let count = answers.len();
-            answers
-                .into_iter()
-                .next()
-                .filter(|_| count == 1)
-                .ok_or_else(|| {
-                    Error::store("answer", format_args!("{count} answers to one question"))
-                })
+        let answer = check_count("answer", 1, answers).and_then(|mut answers| {
+            let none = || Error::store("answer", "no answer");
+            answers.pop().ok_or_else(none)
         });
         self.asked(answer)
     }
 
-    /// What the store knows of this worker now.
+    /// The worker as the store knows it now.
     pub(super) fn look_up(&self, id: &str) -> Result<Option<StoredWorker>, Refusal> {
-        let found = self.store.list(&WorkerFilter {
-            after: Some(just_before(id, LONGEST_ID)),
-            limit: 1,
-            ..WorkerFilter::default()
-        });
+        let next = WorkerFilter::new().after(just_before(id, LONGEST_ID));
+        let found = self.store.list(&next.limit(1));
         let found = self
             .asked(found)?
             .into_iter()
@@ -187,8 +174,8 @@ impl Service {
         Ok(found)
     }
 
-    /// Acts as this worker: as the incarnation that was named, or as the current one. That is known
-    /// from the last time; if the store says otherwise, it is looked up, and tried once more.
+    /// Acts as this worker: as the incarnation that was named, or as the current one. The current one
+    /// is cached; if the store refuses it, it is looked up, and the action is repeated once.
     pub(super) fn act_as<T>(
         &self,
         id: &str,
@@ -206,10 +193,7 @@ impl Service {
             let Some(incarnation) = named.or(current) else {
                 return Err(Refusal::of(Answer::Unknown, id));
             };
-            let key = WorkerKey {
-                id: id.to_owned(),
-                incarnation,
-            };
+            let key = WorkerKey::new(id, incarnation);
             let refused = match act(key.clone())? {
                 Ok(done) => return Ok((key, done)),
                 Err(refused) => refused,
@@ -222,24 +206,20 @@ impl Service {
         }
     }
 
-    /// Lets so many more workers in, if there is room. Those that are known already need none, but
-    /// are only told apart when there is none left.
+    /// Admits more workers, if there is room. Workers that the store knows need none, but are looked
+    /// up only when there is none left.
     pub(super) fn admit(&self, ids: &[&str]) -> Result<(), Refusal> {
-        let mut census = self.census.lock();
-        if let Some((count, _)) = &mut census.counted {
+        let mut counted = self.count.lock();
+        if let Some((count, _)) = &mut *counted {
             if *count + ids.len() <= self.most_workers {
                 *count += ids.len();
                 return Ok(());
             }
         }
-        let known = census.counted;
-        let count = match known {
-            Some((count, at)) if at.elapsed() < COUNT_PAUSE => count,
-            _ => self.count(ids.len())?,
-        };
-        let at = match known {
-            Some((_, at)) if at.elapsed() < COUNT_PAUSE => at,
-            _ => Instant::now(),
+        let recent = counted.filter(|(_, at)| at.elapsed() < COUNT_PAUSE);
+        let (count, at) = match recent {
+            Some(recent) => recent,
+            None => (self.count(ids.len())?, Instant::now()),
         };
         let mut new = ids.len();
         if count + new > self.most_workers {
@@ -249,7 +229,7 @@ impl Service {
             }
         }
         let admitted = new == 0 || count + new <= self.most_workers;
-        census.counted = Some((count + if admitted { new } else { 0 }, at));
+        *counted = Some((count + if admitted { new } else { 0 }, at));
         if admitted {
             return Ok(());
         }
@@ -262,7 +242,7 @@ impl Service {
         ))
     }
 
-    /// Counts all workers; if there are too many, those that ended long ago are forgotten first.
+    /// Counts all workers; if there are too many, those that ended long ago are purged first.
     fn count(&self, more: usize) -> Result<usize, Refusal> {
         let count = self.asked(self.store.summary())?.total;
         if count + more <= self.most_workers {
@@ -272,9 +252,7 @@ impl Service {
         if purged > 0 {
             log_line(
                 Level::Warn,
-                format_args!(
-                    "coordinator: {count} workers; {purged} that had ended were forgotten"
-                ),
+                format_args!("coordinator: {count} workers; {purged} that had ended were purged"),
             );
         }
         Ok(count.saturating_sub(purged))

@@ -1,4 +1,4 @@
-//! What [`HttpStore`](crate::HttpStore) asks for: `/api/store/…`, many at a time.
+//! The requests of [`HttpStore`](crate::HttpStore): `/api/store/…`, many items at a time.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -7,19 +7,19 @@ use super::service::{ReceivedBody, Refusal, Service};
 use super::validation;
 use crate::error::Error;
 use crate::fleet::http::wire::{
-    AnswerWire, BeatWire, ClaimAnswerWire, ClaimWire, FilterWire, Items, KeyWire, LARGEST_PAGE,
-    LeaseWire, MOST_ITEMS, MOST_ON_PAGE, One, RegistrationWire, Seconds, StopWire, SweepWire,
-    VERSION, Versioned,
+    Answers, Items, LARGEST_PAGE, MOST_ITEMS, MOST_ON_PAGE, One, SweepRequest, VERSION, Versioned,
 };
-use crate::fleet::{Answer, Beat, Claim, LeaseKey, Registration, Stop, Sweep, WorkerFilter};
+use crate::fleet::store::check_count;
+use crate::fleet::{Beat, Claim, LeaseKey, Registration, Stop, Sweep, WorkerFilter};
+use crate::serial::Seconds;
 
 type Reply = Result<Vec<u8>, Refusal>;
 
-/// Reads a request, if it speaks this version.
+/// Reads a request of this version of the protocol.
 fn read<T: DeserializeOwned>(body: &[u8], version: impl Fn(&T) -> u32) -> Result<T, Refusal> {
     let other = |version: u32| {
         Refusal::bad(format!(
-            "version {version} of the protocol is not spoken here, only version {VERSION}"
+            "version {version} of the protocol is not supported, only version {VERSION}"
         ))
     };
     match serde_json::from_slice::<T>(body) {
@@ -27,7 +27,7 @@ fn read<T: DeserializeOwned>(body: &[u8], version: impl Fn(&T) -> u32) -> Result
         Ok(request) => Err(other(version(&request))),
         Err(error) => Err(match serde_json::from_slice::<Versioned>(body) {
             Ok(said) if said.version != VERSION => other(said.version),
-            _ => Refusal::bad(format!("the body is not as it should be: {error}")),
+            _ => Refusal::bad(format!("invalid body: {error}")),
         }),
     }
 }
@@ -52,62 +52,32 @@ fn write(what: &impl Serialize) -> Reply {
     serde_json::to_vec(what).map_err(|_| Refusal::new(500, "the answer cannot be written"))
 }
 
-fn answers<A: Serialize>(answers: impl IntoIterator<Item = A>) -> Reply {
-    #[derive(Serialize)]
-    struct Answers<A> {
-        answers: Vec<A>,
-    }
-    write(&Answers {
-        answers: answers.into_iter().collect(),
-    })
-}
-
-/// As many answers as questions, or the store is not to be trusted with any.
-fn all<T>(
-    service: &Service,
-    asked: usize,
-    given: Result<Vec<T>, Error>,
-) -> Result<Vec<T>, Refusal> {
-    service.asked(given.and_then(|given| {
-        if given.len() == asked {
-            return Ok(given);
-        }
-        let count = given.len();
-        Err(Error::store(
-            "answer",
-            format_args!("{count} answers to {asked} questions"),
-        ))
-    }))
+/// Passes on as many answers as questions, or what is wrong with the store.
+fn answers<A: Serialize>(service: &Service, asked: usize, answers: Result<Vec<A>, Error>) -> Reply {
+    let answers = service.asked(check_count("answer", asked, answers))?;
+    write(&Answers { answers })
 }
 
 pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply {
-    let wishes: Vec<Registration> = items::<RegistrationWire>(body)?
-        .items
-        .into_iter()
-        .map(Registration::from)
-        .collect();
-    for wish in &wishes {
-        validation::check_registration(wish)?;
+    let workers = items::<Registration>(body)?.items;
+    for worker in &workers {
+        validation::check_registration(worker)?;
     }
-    let ids: Vec<&str> = wishes.iter().map(|wish| wish.id.as_str()).collect();
+    let ids: Vec<&str> = workers.iter().map(|worker| worker.id.as_str()).collect();
     service.admit(&ids)?;
-    let keys = all(service, wishes.len(), service.store.register(&wishes))?;
-    // Whoever is registered here beats with its incarnation: it need not be remembered, but what is
-    // remembered of its id is out of date.
+    let keys = service.store.register(&workers);
+    // Workers that are registered here name their incarnation in each heartbeat. It need not be
+    // cached, but a cached one of the same id is out of date.
     let mut known = service.known.lock();
-    for key in &keys {
+    for key in keys.iter().flatten() {
         known.forget(&key.id);
     }
     drop(known);
-    answers(keys.iter().map(KeyWire::from))
+    answers(service, workers.len(), keys)
 }
 
 pub(super) fn beat(service: &Service, body: &ReceivedBody) -> Reply {
-    let mut beats: Vec<Beat> = items::<BeatWire>(body)?
-        .items
-        .into_iter()
-        .map(Beat::from)
-        .collect();
+    let mut beats = items::<Beat>(body)?.items;
     for beat in &mut beats {
         validation::check_beat(beat)?;
         if beat.metadata.is_empty() {
@@ -131,24 +101,20 @@ pub(super) fn beat(service: &Service, body: &ReceivedBody) -> Reply {
     {
         *age = age.map(|age| age.saturating_add(waited));
     }
-    let given = all(service, beats.len(), service.store.beat(&beats))?;
-    answers(given.into_iter().map(AnswerWire::from))
+    answers(service, beats.len(), service.store.beat(&beats))
 }
 
 pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply {
-    let mut request = items::<StopWire>(body)?;
-    for stop in &mut request.items {
-        validation::check_id(&stop.key.id)?;
-        validation::check_detail(&mut stop.ending.detail);
+    let mut stops = items::<Stop>(body)?.items;
+    for stop in &mut stops {
+        validation::check_stop(stop)?;
     }
-    let stops: Vec<Stop> = request.items.into_iter().map(Stop::from).collect();
-    let given: Vec<Answer> = all(service, stops.len(), service.store.stop(&stops))?;
-    answers(given.into_iter().map(AnswerWire::from))
+    answers(service, stops.len(), service.store.stop(&stops))
 }
 
-/// `{"workers": […], "more": bool}`. A page ends when it has grown large, whatever was asked for.
+/// `{"workers": […], "more": bool}`. A page that has grown large ends before the requested limit.
 pub(super) fn list(service: &Service, body: &ReceivedBody) -> Reply {
-    let mut filter: WorkerFilter = one::<FilterWire>(body)?.into();
+    let mut filter: WorkerFilter = one(body)?;
     let wanted = filter.limit;
     filter.limit = wanted.min(MOST_ON_PAGE);
     let workers = if wanted == 0 {
@@ -174,7 +140,7 @@ pub(super) fn list(service: &Service, body: &ReceivedBody) -> Reply {
 }
 
 pub(super) fn sweep(service: &Service, body: &ReceivedBody) -> Reply {
-    let sweep: Sweep = one::<SweepWire>(body)?.into();
+    let sweep = Sweep::from(one::<SweepRequest>(body)?);
     write(&service.asked(service.store.sweep(&sweep))?)
 }
 
@@ -184,30 +150,21 @@ pub(super) fn purge(service: &Service, body: &ReceivedBody) -> Reply {
 }
 
 pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply {
-    let claim: Claim = one::<ClaimWire>(body)?.into();
+    let claim: Claim = one(body)?;
     validation::check_claim(&claim)?;
-    write(&ClaimAnswerWire::from(
-        service.asked(service.store.claim(&claim))?,
-    ))
+    write(&service.asked(service.store.claim(&claim))?)
 }
 
 pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply {
-    let request = items::<LeaseWire>(body)?;
-    let ttl = request
-        .ttl_s
-        .ok_or_else(|| Refusal::bad("ttl_s is missing"))?
-        .0;
+    let request = items::<LeaseKey>(body)?;
+    let ttl = request.ttl_s;
+    let ttl = ttl.ok_or_else(|| Refusal::bad("ttl_s is missing"))?.0;
     crate::fleet::check_ttl(ttl)?;
-    let leases: Vec<LeaseKey> = request.items.into_iter().map(LeaseKey::from).collect();
-    answers(all(
-        service,
-        leases.len(),
-        service.store.renew(&leases, ttl),
-    )?)
+    let leases = request.items;
+    answers(service, leases.len(), service.store.renew(&leases, ttl))
 }
 
 pub(super) fn release(service: &Service, body: &ReceivedBody) -> Reply {
-    let request = items::<LeaseWire>(body)?;
-    let leases: Vec<LeaseKey> = request.items.into_iter().map(LeaseKey::from).collect();
-    answers(all(service, leases.len(), service.store.release(&leases))?)
+    let leases = items::<LeaseKey>(body)?.items;
+    answers(service, leases.len(), service.store.release(&leases))
 }

@@ -1,21 +1,20 @@
-//! What may come in, and how it is read.
+//! Reads and checks requests.
 
 use serde_json::{Map, Value};
 
 use super::service::{LONGEST_ID, Refusal};
 use crate::error::Error;
-use crate::fleet::http::wire::{Pairs, Seconds};
-use crate::fleet::{Beat, Claim, Registration, WorkerKey, check_run_id, check_ttl};
+use crate::fleet::{Beat, Claim, Registration, Stop, check_run_id, check_ttl};
+use crate::serial::{Seconds, pairs};
 use crate::sync::printable::prefix;
-use crate::worker::{LONGEST_VALUE, MOST_METADATA, check_metadata, check_name, shortened};
+use crate::worker::{self, LONGEST_VALUE, MOST_METADATA, check_metadata, check_name};
 
-/// Bytes of what a worker says in its own words; the rest is cut off, rather than that a heartbeat
-/// is refused for it.
+/// Bytes of a worker's free text. A longer one is cut, so that its heartbeat is not refused.
 const LONGEST_TEXT: usize = 4_096;
-/// Ten years: longer than anything that is meant.
+/// Ten years: longer than any sensible limit.
 const LONGEST_SECONDS: f64 = 10.0 * 365.0 * 86_400.0;
 
-/// A JSON object from somebody who may write anything.
+/// A JSON object from a client that may send anything.
 pub(super) struct Fields(Map<String, Value>);
 
 impl Fields {
@@ -27,7 +26,7 @@ impl Fields {
         }
     }
 
-    /// The first of these that is there; `null` is the same as nothing.
+    /// The first of these fields that is present and not `null`.
     fn take(&mut self, names: &[&str]) -> Option<Value> {
         let mut first = None;
         for name in names {
@@ -45,7 +44,7 @@ impl Fields {
         }
     }
 
-    /// A text in a worker's own words.
+    /// A worker's free text.
     pub(super) fn words(&mut self, names: &[&str]) -> Result<Option<String>, Refusal> {
         Ok(self.text(names)?.map(cut))
     }
@@ -106,9 +105,9 @@ impl Fields {
         Ok(ttl)
     }
 
-    /// Everything else: it is kept as it is, as text or as the JSON that it was.
+    /// All other fields, as metadata: texts as they are, other values as JSON.
     pub(super) fn rest(mut self) -> Result<Vec<(String, String)>, Refusal> {
-        let mut pairs = Pairs::default();
+        let mut metadata = Vec::new();
         let named = match self.take(&["metadata"]) {
             None => Map::new(),
             Some(Value::Object(named)) => named,
@@ -123,12 +122,12 @@ impl Fields {
         for (name, value) in named.into_iter().chain(self.0) {
             match value {
                 Value::Null => {}
-                Value::String(text) => pairs.set(name, text),
-                other => pairs.set(name, other.to_string()),
+                Value::String(text) => pairs::set(&mut metadata, name, text),
+                other => pairs::set(&mut metadata, name, other.to_string()),
             }
         }
-        check_metadata(&pairs.0)?;
-        Ok(pairs.0)
+        check_metadata(&metadata)?;
+        Ok(metadata)
     }
 }
 
@@ -147,34 +146,27 @@ fn cut_some(text: &mut Option<String>) {
 }
 
 pub(super) fn check_id(id: &str) -> Result<(), Error> {
-    if id.is_empty() || id.len() > LONGEST_ID || id.chars().any(char::is_control) {
-        return Err(Error::invalid(
-            "worker_id",
-            format!("{:?}", shortened(id)),
-            format!("1 to {LONGEST_ID} bytes without control characters"),
-        ));
-    }
-    Ok(())
+    worker::check_id("worker_id", id, LONGEST_ID)
 }
 
-/// A worker that a process registers. Its names and limits were checked there; here it is made sure
-/// that no store is given what it cannot keep.
+/// Checks a registration. The process has checked its names and limits; this makes sure that a store
+/// gets nothing that it cannot keep.
 pub(super) fn check_registration(worker: &Registration) -> Result<(), Refusal> {
     check_id(&worker.id)?;
-    check_name("worker_type", &worker.worker_type)?;
-    check_name("group", &worker.group)?;
-    check_amount(&worker.metadata)?;
-    let limits = worker.thresholds.iter().flat_map(|own| {
+    check_name("worker_type", &worker.info.worker_type)?;
+    check_name("group", &worker.info.group)?;
+    check_amount(&worker.info.metadata)?;
+    let limits = worker.info.thresholds.iter().flat_map(|own| {
         [own.stale_after, own.startup_grace]
             .into_iter()
             .chain(own.stall_after)
     });
-    for limit in limits.chain([worker.interval]) {
+    for limit in limits.chain([worker.info.interval]) {
         if limit.as_secs_f64() > LONGEST_SECONDS {
             return Err(Refusal::bad(format!("a limit of {limit:?} is too long")));
         }
     }
-    let names = worker.process.iter();
+    let names = worker.info.process.iter();
     let mut names = names.flat_map(|process| [&process.hostname, &process.boot_id]);
     if names.any(|name| name.len() > LONGEST_ID) {
         return Err(Refusal::bad("the name of a host or of a boot is too long"));
@@ -182,32 +174,31 @@ pub(super) fn check_registration(worker: &Registration) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What a process reports of a worker.
+/// Checks a heartbeat, and cuts its texts.
 pub(super) fn check_beat(beat: &mut Beat) -> Result<(), Refusal> {
     check_id(&beat.key.id)?;
     check_amount(&beat.metadata)?;
-    cut_some(&mut beat.reason);
-    cut_some(&mut beat.run_id);
-    cut_some(&mut beat.task);
+    cut_some(&mut beat.status.reason);
+    cut_some(&mut beat.status.run_id);
+    cut_some(&mut beat.status.task);
     Ok(())
 }
 
-pub(super) fn check_detail(detail: &mut Option<String>) {
-    cut_some(detail);
+pub(super) fn check_stop(stop: &mut Stop) -> Result<(), Refusal> {
+    check_id(&stop.key.id)?;
+    cut_some(&mut stop.ending.detail);
+    cut_some(&mut stop.ending.location);
+    Ok(())
 }
 
 pub(super) fn check_claim(claim: &Claim) -> Result<(), Refusal> {
-    check_key(&claim.worker)?;
+    check_id(&claim.worker.id)?;
     check_run_id(&claim.run_id)?;
     check_ttl(claim.ttl)?;
     Ok(())
 }
 
-pub(super) fn check_key(key: &WorkerKey) -> Result<(), Refusal> {
-    Ok(check_id(&key.id)?)
-}
-
-/// Names may hold any characters here: a process may have put in what it likes.
+/// Checks the size of metadata. Names may contain any characters, as in a process.
 fn check_amount(metadata: &[(String, String)]) -> Result<(), Refusal> {
     let fits = |(name, value): &(String, String)| {
         !name.is_empty() && name.len() <= LONGEST_VALUE && value.len() <= LONGEST_VALUE

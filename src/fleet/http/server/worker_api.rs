@@ -1,20 +1,19 @@
-//! What workers in any language ask for: `/api/worker/…`.
-
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+//! The requests of workers in any language: `/api/worker/…`.
 
 use serde_json::{Value, json};
 
 use super::service::{ReceivedBody, Refusal, Service};
 use super::validation::{Fields, check_id};
-use crate::fleet::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, WorkerKey};
-use crate::health::{Death, DeathCause, Ending, State, StopCause, Thresholds};
-use crate::sync::random::random;
+use crate::fleet::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredEnding, WorkerKey,
+};
+use crate::health::{DeathCause, State, StopCause, Thresholds};
+use crate::sync::random::unpredictable;
 use crate::worker::{DEFAULT_GROUP, DEFAULT_INTERVAL, check_limits, check_name};
 
-/// The type of workers that name none.
+/// The type of workers that don't name one.
 const DEFAULT_TYPE: &str = "worker";
-/// Keeps what a worker said it was, when it said something else than is known here.
+/// The metadata entry that keeps a status which is not known here.
 const STATUS: &str = "status";
 
 type Reply = Result<Value, Refusal>;
@@ -40,28 +39,32 @@ pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply {
     let [some_interval, stale_after, stall_after, startup_grace] =
         [interval, stale_after, stall_after, startup_grace].map(|given| given.map(|given| given.0));
     let interval = some_interval.unwrap_or(match stale_after {
-        // Who says only how long it may be silent beats often enough for that.
+        // A worker that only says how long it may be silent beats often enough for that.
         Some(stale_after) => (stale_after / 3).min(DEFAULT_INTERVAL),
         None => DEFAULT_INTERVAL,
     });
     let own = check_limits(interval, stale_after, stall_after, startup_grace)?;
     let silent = [some_interval, stale_after, stall_after, startup_grace];
     let thresholds = silent.iter().any(Option::is_some).then_some(own);
-    let registration = Registration {
-        explicit: id.is_some(),
-        group,
-        interval,
-        metadata: fields.rest()?,
-        thresholds,
-        ..Registration::new(
-            worker_type.clone(),
-            id.unwrap_or_else(|| generated(&worker_type)),
-        )
+    let explicit = id.is_some();
+    let id = match id {
+        Some(id) => id,
+        None => {
+            let number = unpredictable().map_err(|error| Refusal::new(500, error.to_string()))?;
+            format!("{worker_type}-{:010x}", number >> 24)
+        }
     };
+    let mut registration = Registration::new(worker_type, id);
+    registration.explicit = explicit;
+    registration.info.group = group;
+    registration.info.interval = interval;
+    registration.info.metadata = fields.rest()?;
+    registration.info.thresholds = thresholds;
     service.admit(&[&registration.id])?;
     let key = service.asked_one(service.store.register(std::slice::from_ref(&registration)))?;
-    service.known.lock().learn(&key, 0, &registration.metadata);
-    let stale_after = registration
+    let info = registration.info;
+    service.known.lock().learn(&key, 0, &info.metadata);
+    let stale_after = info
         .thresholds
         .unwrap_or_else(|| Thresholds::new(DEFAULT_INTERVAL * 3))
         .stale_after;
@@ -73,22 +76,17 @@ pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply {
     }))
 }
 
-/// An id that nobody else has, as far as chance allows; the store makes sure of it.
-fn generated(worker_type: &str) -> String {
-    format!("{worker_type}-{:010x}", random() >> 24)
-}
-
-/// What a worker says of itself.
-struct Status {
+/// The status that a worker reports.
+struct ReportedStatus {
     state: State,
     /// The word is not known here.
-    odd: bool,
-    /// It says that it is not well.
+    is_unknown: bool,
+    /// The worker reports that it is not well.
     complains: bool,
     word: String,
 }
 
-impl Status {
+impl ReportedStatus {
     fn of(word: Option<String>) -> Self {
         let word = word.unwrap_or_default();
         let known = match word.trim().to_ascii_lowercase().as_str() {
@@ -107,7 +105,7 @@ impl Status {
         let state = known.unwrap_or(State::Active);
         Self {
             state,
-            odd: known.is_none(),
+            is_unknown: known.is_none(),
             complains: state == State::Stalled,
             word,
         }
@@ -118,7 +116,7 @@ pub(super) fn heartbeat(service: &Service, body: &ReceivedBody) -> Reply {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
-    let status = Status::of(fields.text(&[STATUS])?);
+    let status = ReportedStatus::of(fields.text(&[STATUS])?);
     let reason = fields.words(&["reason"])?;
     let run_id = fields.words(&["run_id", "current_run_id"])?;
     let task = fields.words(&["task", "current_task"])?;
@@ -129,13 +127,13 @@ pub(super) fn heartbeat(service: &Service, body: &ReceivedBody) -> Reply {
     let (key, ()) = service.act_as(&id, named, |key| {
         let mut known = service.known.lock();
         let mut metadata = metadata.clone();
-        if status.odd || (known.has(&key, STATUS) && !status.word.is_empty()) {
+        if status.is_unknown || (known.has(&key, STATUS) && !status.word.is_empty()) {
             metadata.push((STATUS.to_owned(), status.word.clone()));
         }
         crate::worker::check_metadata(&metadata)?;
         if !known.add(&key, &metadata) {
             return Err(Refusal::bad(
-                "metadata: together with what is known of the worker, there are too many entries",
+                "metadata: too many entries, together with those that the worker has",
             ));
         }
         let well = !status.complains && status.state != State::Starting;
@@ -144,18 +142,17 @@ pub(super) fn heartbeat(service: &Service, body: &ReceivedBody) -> Reply {
         } else {
             known.beats(&key)
         };
-        let beat = Beat {
-            reason: reason.clone().or_else(|| status.complains.then(complaint)),
-            heartbeat_age: (status.state != State::Starting).then(|| body.came.elapsed()),
-            progress_age: well.then(|| body.came.elapsed()),
-            run_id: run_id.clone().or_else(|| known.run_of(&key)),
-            task: task.clone(),
-            progress,
-            beats: beats.unwrap_or(counted),
-            metadata,
-            ..Beat::new(key, status.state)
-        };
+        let run_id = run_id.clone().or_else(|| known.run_of(&key));
         drop(known);
+        let mut beat = Beat::new(key, status.state);
+        beat.status.reason = reason.clone().or_else(|| status.complains.then(complaint));
+        beat.status.run_id = run_id;
+        beat.status.task.clone_from(&task);
+        beat.status.progress = progress;
+        beat.status.beats = beats.unwrap_or(counted);
+        beat.heartbeat_age = (status.state != State::Starting).then(|| body.came.elapsed());
+        beat.progress_age = well.then(|| body.came.elapsed());
+        beat.metadata = metadata;
         let answer = service.asked_one(service.store.beat(std::slice::from_ref(&beat)))?;
         Ok(accepted(answer))
     })?;
@@ -175,28 +172,18 @@ pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply {
     let named = fields.whole(&["incarnation"])?;
     let error = fields.words(&["error"])?;
     let ending = match error {
-        Some(error) => Ending::Dead(Arc::new(Death {
-            cause: DeathCause::Failed { error },
-            run_id: None,
-            task: None,
-            at: SystemTime::now(),
-            gave_up_after: None,
-        })),
+        Some(error) => StoredEnding::dead(&DeathCause::Failed { error }),
         None => {
             let cause = fields.text(&["cause"])?.unwrap_or_default();
-            Ending::Stopped(StopCause::from_name(&cause, None))
+            StoredEnding::stopped(&StopCause::from_name(&cause, None))
         }
     };
     let (key, already) = service.act_as(&id, named, |key| {
-        let stop = Stop {
-            key,
-            ending: ending.clone(),
-            ago: Duration::ZERO,
-        };
+        let stop = Stop::new(key, ending.clone());
         let answer = service.asked_one(service.store.stop(std::slice::from_ref(&stop)))?;
         Ok(match answer {
             Answer::Accepted => Ok(false),
-            // The answer to the first request may have been lost.
+            // The answer to an earlier request may have been lost.
             Answer::Ended => Ok(true),
             refused => Err(refused),
         })
@@ -215,11 +202,7 @@ pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply {
     let named = fields.whole(&["incarnation"])?;
     let (run_id, ttl) = (fields.run_id()?, fields.ttl()?);
     let (key, fence) = service.act_as(&id, named, |key| {
-        let claim = Claim {
-            worker: key,
-            run_id: run_id.clone(),
-            ttl,
-        };
+        let claim = Claim::new(key, &run_id, ttl);
         let answer = service.asked(service.store.claim(&claim))?;
         Ok(match answer {
             ClaimAnswer::Granted(fence) => Ok(Some(fence)),
@@ -246,7 +229,7 @@ pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply {
     Ok(reply)
 }
 
-/// The lease that a request names. Whether it is held hangs on the incarnation, so that is looked up.
+/// The lease that a request names. It belongs to an incarnation, which is looked up.
 fn lease(service: &Service, fields: &mut Fields) -> Result<LeaseKey, Refusal> {
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -256,11 +239,8 @@ fn lease(service: &Service, fields: &mut Fields) -> Result<LeaseKey, Refusal> {
     let current = service.look_up(&id)?;
     let current = current.ok_or_else(|| Refusal::of(Answer::Unknown, &id))?;
     let incarnation = named.unwrap_or(current.key.incarnation);
-    Ok(LeaseKey {
-        worker: WorkerKey { id, incarnation },
-        run_id,
-        fence,
-    })
+    let worker = WorkerKey::new(id, incarnation);
+    Ok(LeaseKey::new(worker, run_id, fence))
 }
 
 pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply {

@@ -44,11 +44,16 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     ended_at timestamptz,
     ended_cause text,
     ended_detail text,
+    -- File, line and column of a panic.
+    ended_location text,
     -- The status before the end.
     last_status text,
     metadata jsonb NOT NULL DEFAULT '{}',
     CHECK ((status IN ('stopped', 'dead')) = (ended_at IS NOT NULL))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.5);
+
+-- For schemas of versions 1 to 6.
+ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS ended_location text;
 
 CREATE INDEX IF NOT EXISTS worker_heartbeats_group ON @schema@.worker_heartbeats (worker_group);
 CREATE INDEX IF NOT EXISTS worker_heartbeats_host

@@ -101,8 +101,8 @@ BEGIN
                     hostname = excluded.hostname, pid = excluded.pid,
                     process_started = excluded.process_started, boot_id = excluded.boot_id,
                     pid_namespace = excluded.pid_namespace, session_id = excluded.session_id,
-                    ended_at = NULL, ended_cause = NULL, ended_detail = NULL, last_status = NULL,
-                    metadata = excluded.metadata
+                    ended_at = NULL, ended_cause = NULL, ended_detail = NULL, ended_location = NULL,
+                    last_status = NULL, metadata = excluded.metadata
                 -- If a concurrent registration inserted the row meanwhile, start over with it.
                 WHERE v_known AND w.incarnation = v_old.incarnation;
             EXIT WHEN FOUND;
@@ -172,10 +172,13 @@ BEGIN
         WHERE NOT EXISTS (SELECT FROM unnest(v_taken) t (ord) WHERE t.ord = b.ord);
 END $$;
 
+-- Of versions 1 to 6.
+DROP FUNCTION IF EXISTS @schema@.stop_workers(text[], bigint[], boolean[], text[], text[], bigint[]);
+
 -- Each worker at most once in a batch. Returns the refused ones.
 CREATE OR REPLACE FUNCTION @schema@.stop_workers(
     p_ids text[], p_incarnations bigint[], p_stopped boolean[], p_causes text[], p_details text[],
-    p_agos bigint[]
+    p_locations text[], p_agos bigint[]
 ) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
@@ -195,8 +198,9 @@ BEGIN
     UPDATE @schema@.worker_heartbeats w SET
         last_status = w.status, status = CASE WHEN s.stopped THEN 'stopped' ELSE 'dead' END,
         ended_at = now() - @schema@.micros(s.ago), ended_cause = s.cause,
-        ended_detail = s.detail, lease_expires_at = NULL, session_id = NULL
-        FROM unnest(p_ids, p_incarnations, p_stopped, p_causes, p_details, p_agos)
-            AS s (id, incarnation, stopped, cause, detail, ago)
+        ended_detail = s.detail, ended_location = s.location, lease_expires_at = NULL,
+        session_id = NULL
+        FROM unnest(p_ids, p_incarnations, p_stopped, p_causes, p_details, p_locations, p_agos)
+            AS s (id, incarnation, stopped, cause, detail, location, ago)
         WHERE w.worker_id = s.id AND w.incarnation = s.incarnation AND w.ended_at IS NULL;
 END $$;

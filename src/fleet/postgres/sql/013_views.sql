@@ -16,7 +16,8 @@ CREATE OR REPLACE VIEW @schema@.v_active_workers AS
 -- recorded; state: as judged now.
 CREATE OR REPLACE VIEW @schema@.v_dead_workers AS
     SELECT w.worker_id, w.worker_type, w.worker_group, w.status,
-        CASE judged.state WHEN 'dead' THEN concat_ws(': ', w.ended_cause, w.ended_detail)
+        CASE judged.state WHEN 'dead' THEN concat_ws(': ', w.ended_cause,
+                w.ended_detail || coalesce(' (at ' || w.ended_location || ')', ''))
             WHEN 'never_started' THEN 'never started' ELSE 'stale' END AS reason,
         w.last_heartbeat_at, w.current_run_id, w.current_task, w.progress_done, w.progress_total,
         w.started_at, w.ended_at, w.incarnation, w.hostname, w.pid, w.metadata,
@@ -91,7 +92,7 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM @schema@.stop_workers(ARRAY[p_worker_id], ARRAY[v_incarnation], ARRAY[true],
-        ARRAY['stop'], ARRAY[NULL]::text[], ARRAY[0]::bigint[]);
+        ARRAY['stop'], ARRAY[NULL]::text[], ARRAY[NULL]::text[], ARRAY[0]::bigint[]);
     RETURN true;
 END $$;
 

@@ -1,4 +1,4 @@
-//! What a worker's process believes of its leases, and for how long: decided without the store.
+//! How long a process believes in its leases: decided without a call to the store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,64 +6,64 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
-use super::key::{LeaseKey, WorkerKey};
 use crate::clock::{Clock, Moment};
+use crate::fleet::shapes::{LeaseKey, WorkerKey};
 use crate::registry::core::worker_ref::WorkerRef;
 
-/// Two clocks may run at different speeds, and a store's may be coarse: this share of a limit is
-/// not believed in.
+/// The share of a limit that is not used, since two clocks may run at different speeds, and a store's
+/// may be coarse.
 const MARGIN: u32 = 20;
 const LEAST_MARGIN: Duration = Duration::from_millis(20);
 
-/// What a lease shares with whoever renews it.
+/// The state of a lease, shared by its holder and the thread that renews it.
 #[derive(Debug)]
-pub(super) struct LeaseState {
+pub(in crate::fleet) struct LeaseState {
     pub key: LeaseKey,
     pub ttl: Duration,
     session: Arc<StoreSession>,
     until: Mutex<Deadline>,
     renewed_at: Mutex<Moment>,
-    /// Not ours any more; whether that has been told.
+    /// It was lost or released.
     over: AtomicBool,
 }
 
-/// What one incarnation has with a store, and all its leases hang on.
+/// The session of one incarnation with a store, on which all its leases depend.
 #[derive(Debug)]
-pub(super) struct StoreSession {
+pub(in crate::fleet) struct StoreSession {
     pub key: WorkerKey,
     stale_after: Duration,
     worker: WorkerRef,
-    /// Which life of the worker, as the process counts it.
-    life: u32,
+    /// The incarnation, as the process counts it.
+    incarnation: u32,
     until: Mutex<Deadline>,
     broken: AtomicBool,
 }
 
-/// By two clocks, whichever shows it first: the monotonic one does not count the time that a
-/// machine is suspended, and the wall clock can be set back.
+/// A time on two clocks; it is reached when one of them shows it. The monotonic clock does not count
+/// suspension, and the wall clock can be set back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Deadline {
+pub(in crate::fleet) struct Deadline {
     moment: Moment,
     wall: SystemTime,
 }
 
 /// A reading of both clocks.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Now {
+pub(in crate::fleet) struct ClockReading {
     pub moment: Moment,
     pub wall: SystemTime,
 }
 
-impl Now {
-    pub(super) fn of(clock: &Clock) -> Self {
+impl ClockReading {
+    pub(in crate::fleet) fn of(clock: &Clock) -> Self {
         Self {
             moment: clock.now(),
             wall: clock.wall(),
         }
     }
 
-    /// So long from now, less the margin.
-    pub(super) fn deadline(&self, limit: Duration, spent: Duration) -> Deadline {
+    /// This long from now, less the margin.
+    pub(in crate::fleet) fn deadline(&self, limit: Duration, spent: Duration) -> Deadline {
         let margin = (limit / MARGIN).max(LEAST_MARGIN);
         let left = limit.saturating_sub(margin).saturating_sub(spent);
         Deadline {
@@ -74,40 +74,40 @@ impl Now {
 }
 
 impl Deadline {
-    pub(super) fn remaining(&self, now: &Now) -> Duration {
+    pub(in crate::fleet) fn remaining(&self, now: &ClockReading) -> Duration {
         let by_wall = self.wall.duration_since(now.wall).unwrap_or_default();
         self.moment.since(now.moment).min(by_wall)
     }
 }
 
 impl StoreSession {
-    /// Registered: `sent` was before the store was asked.
+    /// A session from its registration on; `sent` is from before the call to the store.
     pub(super) fn new(
         key: WorkerKey,
         stale_after: Duration,
         worker: WorkerRef,
-        life: u32,
-        sent: &Now,
+        incarnation: u32,
+        sent: &ClockReading,
     ) -> Self {
         Self {
             key,
             stale_after,
             worker,
-            life,
+            incarnation,
             until: Mutex::new(sent.deadline(stale_after, Duration::ZERO)),
             broken: AtomicBool::new(false),
         }
     }
 
-    /// The store took in a heartbeat of this age. A sweep that convicts for silence does not do so
-    /// before it is older than `stale_after`.
-    pub(super) fn told(&self, sent: &Now, heartbeat_age: Option<Duration>) {
+    /// The store accepted a heartbeat of this age. No sweep convicts it for silence before that is
+    /// older than `stale_after`.
+    pub(super) fn accepted(&self, sent: &ClockReading, heartbeat_age: Option<Duration>) {
         if let Some(age) = heartbeat_age {
             *self.until.lock() = sent.deadline(self.stale_after, age);
         }
     }
 
-    /// The store does not know this incarnation any more, or refuses it.
+    /// The store no longer knows this incarnation, or refuses it.
     pub(super) fn break_off(&self) {
         self.broken.store(true, Ordering::Release);
     }
@@ -115,9 +115,10 @@ impl StoreSession {
     fn is_alive(&self) -> bool {
         let record = &self.worker.record;
         !self.broken.load(Ordering::Acquire)
-            // In this order: of a next life, which begins when this one is over, the number is seen.
+            // In this order: the next incarnation begins after this one has ended, and changes the
+            // number.
             && !record.is_over()
-            && record.incarnation() == self.life
+            && record.incarnation() == self.incarnation
     }
 }
 
@@ -126,7 +127,7 @@ impl LeaseState {
         key: LeaseKey,
         ttl: Duration,
         session: Arc<StoreSession>,
-        sent: &Now,
+        sent: &ClockReading,
     ) -> Self {
         Self {
             key,
@@ -143,22 +144,22 @@ impl LeaseState {
         &self.session.worker
     }
 
-    pub(super) fn renewed(&self, sent: &Now) {
+    pub(super) fn renewed(&self, sent: &ClockReading) {
         *self.until.lock() = sent.deadline(self.ttl, Duration::ZERO);
         *self.renewed_at.lock() = sent.moment;
     }
 
-    /// When to renew it: at a third of its time.
+    /// When to renew it: at a third of its `ttl`.
     pub(super) fn renewal_due(&self) -> Moment {
         self.renewed_at.lock().after(self.ttl / 3)
     }
 
-    /// Ends it. `false` if it was over before.
-    pub(super) fn end(&self) -> bool {
+    /// Ends it. `false` if it had ended before.
+    pub(in crate::fleet) fn end(&self) -> bool {
         !self.over.swap(true, Ordering::AcqRel)
     }
 
-    pub(super) fn hangs_on(&self, session: &Arc<StoreSession>) -> bool {
+    pub(super) fn belongs_to(&self, session: &Arc<StoreSession>) -> bool {
         Arc::ptr_eq(&self.session, session)
     }
 
@@ -166,7 +167,7 @@ impl LeaseState {
         self.session.broken.load(Ordering::Acquire)
     }
 
-    pub(super) fn remaining(&self, now: &Now) -> Duration {
+    pub(in crate::fleet) fn remaining(&self, now: &ClockReading) -> Duration {
         if self.over.load(Ordering::Acquire) || !self.session.is_alive() {
             return Duration::ZERO;
         }

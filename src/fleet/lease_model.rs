@@ -1,14 +1,14 @@
-//! The safety of leases, checked exhaustively on the code that stores run on.
+//! A model test of the safety of leases: it explores all interleavings of the rules of stores.
 //!
-//! Two processes and a rival for their id want one run. Every order is tried in which they send,
-//! in which messages arrive, twice or never, in which processes stand still, crash, come back and
-//! lose their id to each other, sweeps happen and time passes. In every state:
+//! Two processes compete for one run, with ids of their own or with one id. The search covers every
+//! order in which they send, in which messages arrive once, twice or never, in which processes stand
+//! still, crash and take the id from each other, in which sweeps run and time passes. In every state:
 //!
-//! * no two believe that the run is theirs;
-//! * a fence that is granted is higher than every one before;
+//! * at most one process believes that it holds the run;
+//! * a granted fence is higher than every one before;
 //! * a run that was released, or whose lease expired, can be claimed.
 //!
-//! States that were seen are told apart by 64 bits of their hash.
+//! Visited states are identified by 64 bits of their hash.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -16,8 +16,8 @@ use std::time::{Duration, SystemTime};
 
 use super::memory::MemoryTables;
 use super::rules;
-use super::session::{Deadline, Now};
-use super::store::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Sweep, WorkerKey};
+use super::shapes::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Sweep, WorkerKey};
+use super::uploader::session::{ClockReading, Deadline};
 use crate::clock::Moment;
 use crate::health::{State as Health, Thresholds};
 
@@ -25,7 +25,7 @@ const RUN: &str = "run";
 const SECOND: Duration = Duration::from_secs(1);
 const EPOCH: u64 = 1_000;
 
-/// How far the search goes.
+/// The bounds of the search.
 #[derive(Clone, Copy)]
 struct Bounds {
     ttl: Duration,
@@ -37,7 +37,7 @@ struct Bounds {
     in_flight: usize,
     /// Both processes register under one id.
     one_id: bool,
-    /// What they ask for beside registering and claiming.
+    /// What they send beside registrations and claims.
     beats: bool,
     renewals: bool,
     sweeps: u8,
@@ -56,16 +56,16 @@ struct World {
     duplicates: u8,
 }
 
-/// One process with one worker, as it sees itself.
+/// The state of one process with one worker, as the process knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Process {
     crashed: bool,
     requests: u8,
     key: Option<WorkerKey>,
-    /// The store took in a heartbeat, as far as is known here.
+    /// Until when the last accepted heartbeat lets it believe.
     session: Option<Deadline>,
     lease: Option<(LeaseKey, Deadline)>,
-    /// The claim whose answer it waits for: one at a time.
+    /// The claim that it waits for: one at a time.
     claiming: Option<u8>,
 }
 
@@ -92,8 +92,8 @@ enum Reply {
     Renewed(LeaseKey, bool),
 }
 
-fn now(second: u64) -> Now {
-    Now {
+fn now(second: u64) -> ClockReading {
+    ClockReading {
         moment: Moment::ZERO.after(SECOND * (EPOCH + second) as u32),
         wall: SystemTime::UNIX_EPOCH + SECOND * (EPOCH + second) as u32,
     }
@@ -101,7 +101,7 @@ fn now(second: u64) -> Now {
 
 impl Process {
     /// As [`Lease::is_held`](super::Lease::is_held) decides.
-    fn believes(&self, now: &Now) -> bool {
+    fn believes(&self, now: &ClockReading) -> bool {
         match (&self.key, &self.session, &self.lease) {
             (Some(key), Some(session), Some((lease, until))) => {
                 !self.crashed
@@ -112,26 +112,26 @@ impl Process {
         }
     }
 
-    /// What it may do next.
-    fn wishes(&self, bounds: &Bounds) -> Vec<Request> {
-        let mut wishes = Vec::new();
+    /// The requests that it may send next.
+    fn requests(&self, bounds: &Bounds) -> Vec<Request> {
+        let mut requests = Vec::new();
         let Some(key) = &self.key else {
             return vec![Request::Register];
         };
         if bounds.beats {
-            wishes.push(Request::Beat(key.clone()));
+            requests.push(Request::Beat(key.clone()));
         }
         match &self.lease {
             Some((lease, _)) if bounds.renewals => {
-                wishes.push(Request::Renew(lease.clone()));
-                wishes.push(Request::Release(lease.clone()));
+                requests.push(Request::Renew(lease.clone()));
+                requests.push(Request::Release(lease.clone()));
             }
             None if self.claiming.is_none() => {
-                wishes.push(Request::Claim(key.clone(), self.requests));
+                requests.push(Request::Claim(key.clone(), self.requests));
             }
             _ => {}
         }
-        wishes
+        requests
     }
 }
 
@@ -147,7 +147,7 @@ impl World {
             next.push(world);
         };
         if self.second < bounds.seconds {
-            // Standing still is that time passes and nothing else happens.
+            // A process stands still while only time passes.
             add(&|world| world.second += 1);
         }
         for (i, process) in self.processes.iter().enumerate() {
@@ -155,12 +155,12 @@ impl World {
                 continue;
             }
             if process.requests < bounds.requests && self.messages.len() < bounds.in_flight {
-                for wish in process.wishes(bounds) {
-                    add(&|world| world.send(i, wish.clone()));
+                for request in process.requests(bounds) {
+                    add(&|world| world.send(i, request.clone()));
                 }
             }
             if process.claiming.is_some() {
-                // It has waited for too long. The claim may arrive all the same.
+                // It gives up. The claim may still arrive.
                 add(&|world| world.processes[i].claiming = None);
             }
             if process.lease.is_some() {
@@ -173,8 +173,8 @@ impl World {
             }
         }
         for n in 0..self.messages.len() {
-            // Lost, delivered, or delivered and still on its way. One that is on its way for ever
-            // is lost, too.
+            // Lost, delivered, or delivered and still in flight. A message that stays in flight for
+            // ever is lost as well.
             if self.messages.len() == bounds.in_flight {
                 add(&|world| drop(world.messages.remove(n)));
             }
@@ -199,7 +199,7 @@ impl World {
         let process = &mut self.processes[i];
         process.requests += 1;
         match request {
-            // From here on, it does not believe in it.
+            // It stops believing when it sends the release.
             Request::Release(_) => process.lease = None,
             Request::Claim(_, serial) => process.claiming = Some(serial),
             _ => {}
@@ -221,7 +221,7 @@ impl World {
                     return;
                 }
                 let sent = now(sent);
-                let mut renewed = sent.deadline(bounds.ttl, Duration::ZERO);
+                let renewed = sent.deadline(bounds.ttl, Duration::ZERO);
                 let session = sent.deadline(bounds.stale_after, Duration::ZERO);
                 match reply {
                     Reply::Registered(key) => {
@@ -248,15 +248,9 @@ impl World {
                         }
                     }
                     Reply::Renewed(key, held) => {
-                        if let Some((lease, until)) = &mut process.lease
-                            && *lease == key
-                        {
-                            if held {
-                                renewed = renewed.max(*until);
-                                *until = renewed;
-                            } else {
-                                process.lease = None;
-                            }
+                        let lease = process.lease.take_if(|(lease, _)| *lease == key);
+                        if let Some((lease, until)) = lease.filter(|_| held) {
+                            process.lease = Some((lease, renewed.max(until)));
                         }
                     }
                     Reply::Beaten(..) => {}
@@ -272,40 +266,32 @@ impl World {
             Request::Register => {
                 let id = if bounds.one_id { 0 } else { i };
                 let mut registration = Registration::new("t", id.to_string());
-                registration.thresholds = Some(Thresholds::new(bounds.stale_after));
+                registration.info.thresholds = Some(Thresholds::new(bounds.stale_after));
                 let key = rules::register(tables, &registration, at).unwrap();
                 Some(Reply::Registered(key))
             }
             Request::Beat(key) => {
-                // The age is that at the moment of sending, so the heartbeat may be taken for
+                // The age is that at the moment of sending: the store may take the heartbeat for
                 // younger than it is, never for older.
                 let beat = Beat::new(key.clone(), Health::Active);
                 let answer = rules::beat(tables, &beat, at).unwrap();
                 Some(Reply::Beaten(key, answer))
             }
             Request::Claim(worker, serial) => {
-                let claim = Claim {
-                    worker: worker.clone(),
-                    run_id: RUN.to_owned(),
-                    ttl: bounds.ttl,
-                };
+                let claim = Claim::new(worker.clone(), RUN, bounds.ttl);
                 let free = tables
                     .leases
                     .get(RUN)
-                    .is_none_or(|hold| hold.expires_at <= at);
+                    .is_none_or(|lease| lease.expires_at <= at);
                 match rules::claim(tables, &claim, at).unwrap() {
                     ClaimAnswer::Granted(fence) => {
                         assert!(fence > self.highest_fence, "fences grow");
                         self.highest_fence = fence;
-                        let lease = LeaseKey {
-                            worker,
-                            run_id: RUN.to_owned(),
-                            fence,
-                        };
+                        let lease = LeaseKey::new(worker, RUN, fence);
                         Some(Reply::Claimed(lease, serial))
                     }
                     ClaimAnswer::Taken => {
-                        assert!(!free, "a run that is free can be claimed");
+                        assert!(!free, "a free run can be claimed");
                         None
                     }
                     ClaimAnswer::Refused(_) => None,
@@ -333,7 +319,7 @@ impl World {
     }
 }
 
-/// Looks at every state that can be reached. Returns how many there are, and in how many somebody
+/// Visits every reachable state. Returns the number of states, and of those in which a process
 /// believes.
 fn explore(bounds: &Bounds) -> (usize, usize) {
     let hasher = RandomState::new();
@@ -348,7 +334,7 @@ fn explore(bounds: &Bounds) -> (usize, usize) {
         sweeps: bounds.sweeps,
         duplicates: bounds.duplicates,
     };
-    // The first is there already, and with ids of their own both are.
+    // The first process is registered at the start; with ids of their own, both are.
     for i in 0..if bounds.one_id { 1 } else { 2 } {
         world.deliver(Message::Request(i, 0, Request::Register), bounds);
         let reply = world.messages.remove(0);
@@ -360,7 +346,7 @@ fn explore(bounds: &Bounds) -> (usize, usize) {
         let holders = world.processes.iter().filter(|p| p.believes(&now)).count();
         assert!(
             holders < 2,
-            "two believe that the run is theirs: {world:#?}"
+            "two processes believe that they hold the run: {world:#?}"
         );
         believers += holders;
         let next = world.next(bounds).into_iter();
@@ -370,7 +356,7 @@ fn explore(bounds: &Bounds) -> (usize, usize) {
 }
 
 #[test]
-fn no_two_believe_in_a_lease() {
+fn two_processes_never_both_believe_in_a_lease() {
     let (states, believers) = explore(&Bounds {
         ttl: SECOND,
         stale_after: 90 * SECOND,
@@ -390,7 +376,7 @@ fn no_two_believe_in_a_lease() {
 }
 
 #[test]
-fn no_two_believe_in_a_lease_that_outlasts_the_heartbeat_limit() {
+fn two_processes_never_both_believe_in_a_lease_that_outlasts_the_heartbeat_limit() {
     let (states, believers) = explore(&Bounds {
         ttl: 90 * SECOND,
         stale_after: SECOND,
@@ -410,7 +396,7 @@ fn no_two_believe_in_a_lease_that_outlasts_the_heartbeat_limit() {
 }
 
 #[test]
-fn no_two_believe_in_a_lease_of_one_id() {
+fn two_processes_with_one_id_never_both_believe_in_a_lease() {
     let (states, believers) = explore(&Bounds {
         ttl: 90 * SECOND,
         stale_after: SECOND,

@@ -4,96 +4,137 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::host::ProcessIdentity;
-use super::key::WorkerKey;
+use super::{WorkerInfo, WorkerKey, WorkerStatus};
 use crate::clock::Moment;
 use crate::health::{
     Activity, Death, DeathCause, Ending, Health, Reading, StallCause, Stalled, State, StateCounts,
     StopCause, Summary, Thresholds, UnwellWorker, judge,
 };
+#[cfg(feature = "serde")]
+use crate::serial;
 
-/// Longest time without a heartbeat, for workers that have no limit of their own.
+/// Longest time without a heartbeat, for workers without a limit of their own.
 pub(crate) const DEFAULT_THRESHOLD: Duration = Duration::from_secs(90);
 
 /// A worker as a store knows it. Ages are those at the moment of the reading.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::State;
+/// use worker_heartbeat::fleet::{StoredWorker, WorkerInfo, WorkerKey};
+///
+/// // As a store of another kind builds one from what it keeps.
+/// let mut worker = StoredWorker::new(WorkerKey::new("indexer-1", 7), WorkerInfo::new("indexer"));
+/// worker.heartbeat_age = Some(Duration::from_secs(91));
+/// assert_eq!(worker.health().state(), State::Stale);
+/// ```
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[non_exhaustive]
 pub struct StoredWorker {
     /// Its id and incarnation.
+    #[cfg_attr(feature = "serde", serde(flatten))]
     pub key: WorkerKey,
-    /// Its type.
-    pub worker_type: String,
-    /// Its group.
-    pub group: String,
-    /// How often its heartbeats are to be expected.
-    pub interval: Duration,
-    /// The limits that it is judged by, if it brought some.
-    pub thresholds: Option<Thresholds>,
-    /// What else is known of it.
-    pub metadata: Vec<(String, String)>,
-    /// How often it was started again by its supervisor.
-    pub restarts: u32,
-    /// The process that it runs in, if that is known.
-    pub process: Option<ProcessIdentity>,
-    /// The verdict in its own process, when it was last heard of.
-    pub reported: State,
-    /// Why, if that needed a reason.
-    pub reason: Option<String>,
-    /// Time since it was registered.
+    /// What it is.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub info: WorkerInfo,
+    /// What its process last reported. After its end: what it last worked on.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub status: WorkerStatus,
+    /// Time since its registration.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "registered_age_s", with = "serial::seconds")
+    )]
     pub registered_age: Duration,
     /// Age of its heartbeat; `None` if it never had one.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "heartbeat_age_s", default, with = "serial::optional_seconds")
+    )]
     pub heartbeat_age: Option<Duration>,
     /// Time since its last progress; `None` if it never made any.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "progress_age_s", default, with = "serial::optional_seconds")
+    )]
     pub progress_age: Option<Duration>,
-    /// The run that it is at, or was at when it ended.
-    pub run_id: Option<String>,
-    /// The task that it is at, or was at when it ended.
-    pub task: Option<String>,
-    /// Steps done and steps to do of its task.
-    pub progress: Option<(u64, u64)>,
-    /// Steps of progress of this incarnation.
-    pub beats: u64,
     /// Time until the last of its leases expires; `None` if it has none.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "lease_remaining_s",
+            default,
+            with = "serial::optional_seconds"
+        )
+    )]
     pub lease_remaining: Option<Duration>,
     /// How it ended, and how long ago.
+    #[cfg_attr(feature = "serde", serde(flatten, deserialize_with = "serial::ended"))]
     pub ending: Option<(StoredEnding, Duration)>,
 }
 
-/// How an incarnation ended, in words that every store can keep.
+/// How an incarnation ended, in a form that every store can keep.
+///
+/// ```
+/// use worker_heartbeat::DeathCause;
+/// use worker_heartbeat::fleet::StoredEnding;
+///
+/// let ending = StoredEnding::dead(&DeathCause::Failed { error: "no disk".into() });
+/// assert_eq!((&*ending.cause, ending.detail.as_deref()), ("failed", Some("no disk")));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct StoredEnding {
     /// Stopped in good order; otherwise dead.
     pub stopped: bool,
     /// [`DeathCause::name`] or [`StopCause::name`].
     pub cause: String,
-    /// What is known beyond that: the panic's message, the error, the exit status.
+    /// The panic message, the error, or the exit status.
     pub detail: Option<String>,
+    /// File, line and column of a panic.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
+    pub location: Option<String>,
 }
 
 impl StoredEnding {
-    /// Marked offline by a sweep.
-    pub(crate) fn swept(cause: &DeathCause) -> Self {
+    /// Stopped for this cause.
+    #[must_use]
+    pub fn stopped(cause: &StopCause) -> Self {
         Self {
-            stopped: false,
+            stopped: true,
             cause: cause.name().to_owned(),
-            detail: None,
+            detail: cause.detail(),
+            location: None,
         }
     }
 
-    pub(crate) fn restored(
-        &self,
-        run_id: Option<&str>,
-        task: Option<&str>,
-        ago: Duration,
-    ) -> Ending {
+    /// Dead for this cause.
+    #[must_use]
+    pub fn dead(cause: &DeathCause) -> Self {
+        let (detail, location) = cause.detail();
+        Self {
+            stopped: false,
+            cause: cause.name().to_owned(),
+            detail: detail.map(str::to_owned),
+            location: location.map(str::to_owned),
+        }
+    }
+
+    fn ending(&self, status: &WorkerStatus, ago: Duration) -> Ending {
+        let detail = self.detail.as_deref();
         if self.stopped {
-            let cause = StopCause::from_name(&self.cause, self.detail.as_deref());
-            return Ending::Stopped(cause);
+            return Ending::Stopped(StopCause::from_name(&self.cause, detail));
         }
         let at = SystemTime::now();
         Ending::Dead(Arc::new(Death {
-            cause: DeathCause::from_name(&self.cause, self.detail.as_deref()),
-            run_id: run_id.map(str::to_owned),
-            task: task.map(str::to_owned),
+            cause: DeathCause::from_name(&self.cause, detail, self.location.as_deref()),
+            run_id: status.run_id.clone(),
+            task: status.task.clone(),
             at: at.checked_sub(ago).unwrap_or(at),
             gave_up_after: None,
         }))
@@ -103,72 +144,66 @@ impl StoredEnding {
 impl From<&Ending> for StoredEnding {
     fn from(ending: &Ending) -> Self {
         match ending {
-            Ending::Stopped(cause) => Self {
-                stopped: true,
-                cause: cause.name().to_owned(),
-                detail: cause.detail(),
-            },
-            Ending::Dead(death) => Self {
-                stopped: false,
-                cause: death.cause.name().to_owned(),
-                detail: match &death.cause {
-                    DeathCause::Panicked {
-                        message, location, ..
-                    } => Some(match location {
-                        Some(location) => format!("{message} (at {location})"),
-                        None => message.clone(),
-                    }),
-                    DeathCause::Failed { error } => Some(error.clone()),
-                    _ => None,
-                },
-            },
+            Ending::Stopped(cause) => Self::stopped(cause),
+            Ending::Dead(death) => Self::dead(&death.cause),
         }
     }
 }
 
 impl StoredWorker {
-    /// The verdict on it now, by the same judge that judges in its process.
+    /// A worker that was registered just now and has not been heard from.
+    #[must_use]
+    pub const fn new(key: WorkerKey, info: WorkerInfo) -> Self {
+        Self {
+            key,
+            info,
+            status: WorkerStatus::new(State::Starting),
+            registered_age: Duration::ZERO,
+            heartbeat_age: None,
+            progress_age: None,
+            lease_remaining: None,
+            ending: None,
+        }
+    }
+
+    /// The verdict on it, by the judge that also judges in its process.
     #[must_use]
     pub fn health(&self) -> Health {
         self.judged(DEFAULT_THRESHOLD, Duration::MAX)
     }
 
-    /// The verdict, with a limit for workers that have none of their own, by somebody who has been
-    /// watching for so long: silence before that is not charged.
+    /// The verdict, with a limit for workers that have none of their own. Silence before
+    /// `watched_for` is not charged.
     ///
-    /// For a store, the process of a worker is what its pacemaker is for a registry: it vouches for
-    /// the worker, and the worker is stale once nothing has vouched for it for too long.
+    /// In a store, the worker's process takes the part that the pacemaker has in a registry: it
+    /// vouches for the worker, and the worker is stale once that has not happened for too long.
     pub(crate) fn judged(&self, threshold: Duration, watched_for: Duration) -> Health {
         const NOW: Moment = Moment::from_nanos(u64::MAX / 2);
         let seen = |age: Duration| NOW.before(age.min(watched_for));
         let mut reading = Reading::new(seen(self.registered_age));
         reading.heartbeat_at = self.heartbeat_age.map(seen);
         reading.progress_at = reading.heartbeat_at;
-        reading.stop_requested = self.reported == State::Stopping;
-        reading.activity = match self.reported {
+        reading.stop_requested = self.status.state == State::Stopping;
+        reading.activity = match self.status.state {
             State::Idle => Activity::Idle,
             State::Processing => Activity::Processing,
             _ => Activity::Active,
         };
-        reading.ending = self.ending.as_ref().map(|(ending, ago)| {
-            let (run_id, task) = (self.run_id.as_deref(), self.task.as_deref());
-            (ending.restored(run_id, task, *ago), *ago)
-        });
-        let mut thresholds = self
-            .thresholds
-            .clone()
-            .unwrap_or_else(|| Thresholds::new(threshold));
+        reading.ending =
+            (self.ending.as_ref()).map(|(ending, ago)| (ending.ending(&self.status, *ago), *ago));
+        let own = self.info.thresholds.clone();
+        let mut thresholds = own.unwrap_or_else(|| Thresholds::new(threshold));
         let stall_after = thresholds.stall_after.take();
-        // Its own pacemaker knew better what kind of silence it was.
+        // Its own pacemaker knows better what kind of silence it was.
         thresholds.beats_only = false;
         let health = judge(&reading, &thresholds, NOW);
-        match (health.is_recent(), self.reported) {
+        match (health.is_recent(), self.status.state) {
             (true, State::Stalled) => Health::Stalled(Stalled {
                 cause: StallCause::Unknown,
                 silent: self.progress_age.unwrap_or_default(),
                 allowance: stall_after.unwrap_or_default(),
-                run_id: self.run_id.clone(),
-                task: self.task.clone(),
+                run_id: self.status.run_id.clone(),
+                task: self.status.task.clone(),
             }),
             (true, State::Unobserved) => Health::Unobserved {
                 unwatched: self.heartbeat_age.unwrap_or_default(),
@@ -178,8 +213,9 @@ impl StoredWorker {
     }
 }
 
-/// All workers together, as [`Registry::summary`](crate::Registry::summary) tells it of a process.
-pub(crate) fn summarize(workers: &[StoredWorker]) -> Summary {
+/// The summary of these workers, as [`Registry::summary`](crate::Registry::summary) gives it for a
+/// process.
+pub(crate) fn summarize<'a>(workers: impl IntoIterator<Item = &'a StoredWorker>) -> Summary {
     let mut summary = Summary::default();
     let mut types = BTreeMap::<&str, StateCounts>::new();
     let mut groups = BTreeMap::<&str, StateCounts>::new();
@@ -187,8 +223,11 @@ pub(crate) fn summarize(workers: &[StoredWorker]) -> Summary {
         let health = worker.health();
         let state = health.state();
         summary.states.add(state);
-        types.entry(&worker.worker_type).or_default().add(state);
-        groups.entry(&worker.group).or_default().add(state);
+        types
+            .entry(&worker.info.worker_type)
+            .or_default()
+            .add(state);
+        groups.entry(&worker.info.group).or_default().add(state);
         let list = match state {
             State::Stalled => &mut summary.stalled_workers,
             state if state.is_offline() => &mut summary.dead_workers,
@@ -196,26 +235,22 @@ pub(crate) fn summarize(workers: &[StoredWorker]) -> Summary {
         };
         list.push(UnwellWorker {
             id: worker.key.id.clone(),
-            worker_type: worker.worker_type.clone(),
-            group: worker.group.clone(),
+            worker_type: worker.info.worker_type.clone(),
+            group: worker.info.group.clone(),
             health,
         });
     }
     summary.total = summary.states.total();
     summary.total_active = summary.states.active();
     summary.total_dead = summary.states.dead();
-    let named = |(name, counts): (&str, StateCounts)| (name.to_owned(), counts);
-    summary.stats_by_type = types
-        .into_iter()
-        .map(named)
-        .map(|(name, counts)| (name, counts.into()))
-        .collect();
-    summary.groups = groups
-        .into_iter()
-        .map(named)
-        .map(|(name, counts)| (name, counts.into()))
-        .collect();
+    summary.stats_by_type = named(types);
+    summary.groups = named(groups);
     summary
+}
+
+fn named<T: From<StateCounts>>(counts: BTreeMap<&str, StateCounts>) -> BTreeMap<String, T> {
+    let named = |(name, counts): (&str, StateCounts)| (name.to_owned(), counts.into());
+    counts.into_iter().map(named).collect()
 }
 
 #[cfg(test)]
@@ -224,30 +259,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    pub(crate) fn worker() -> StoredWorker {
+    fn worker() -> StoredWorker {
         StoredWorker {
-            key: WorkerKey {
-                id: "a".into(),
-                incarnation: 1,
-            },
-            worker_type: "poller".into(),
-            group: "local".into(),
-            interval: 30 * SECOND,
-            thresholds: None,
-            metadata: Vec::new(),
-            restarts: 0,
-            process: None,
-            reported: State::Processing,
-            reason: None,
+            status: WorkerStatus::new(State::Processing),
             registered_age: 1_000 * SECOND,
             heartbeat_age: Some(SECOND),
             progress_age: Some(SECOND),
-            run_id: None,
-            task: None,
-            progress: None,
-            beats: 1,
-            lease_remaining: None,
-            ending: None,
+            ..StoredWorker::new(WorkerKey::new("a", 1), WorkerInfo::new("poller"))
         }
     }
 
@@ -262,7 +280,7 @@ mod tests {
             State::Stalled,
             State::Unobserved,
         ] {
-            worker.reported = state;
+            worker.status.state = state;
             worker.heartbeat_age = Some(90 * SECOND);
             assert_eq!(worker.health().state(), state);
             worker.heartbeat_age = Some(91 * SECOND);
@@ -274,14 +292,14 @@ mod tests {
     fn without_a_heartbeat_its_grace_counts() {
         let mut worker = worker();
         worker.heartbeat_age = None;
-        worker.reported = State::Starting;
+        worker.status.state = State::Starting;
         assert_eq!(worker.health().state(), State::NeverStarted);
         worker.registered_age = 90 * SECOND;
         assert_eq!(worker.health().state(), State::Starting);
     }
 
     #[test]
-    fn silence_that_nobody_watched_is_not_charged() {
+    fn silence_that_was_not_watched_is_not_charged() {
         let mut worker = worker();
         worker.heartbeat_age = Some(10_000 * SECOND);
         let judged = |watched| worker.judged(DEFAULT_THRESHOLD, watched).state();
@@ -301,16 +319,15 @@ mod tests {
             DeathCause::Failed {
                 error: "no disk".into(),
             },
+            DeathCause::Panicked {
+                message: "boom".into(),
+                location: Some("src/jobs.rs:19:5".into()),
+                thread: "jobs".into(),
+                backtrace: None,
+            },
         ] {
             let said = cause.to_string();
-            let ending = Ending::Dead(Arc::new(Death {
-                cause,
-                run_id: None,
-                task: None,
-                at: SystemTime::UNIX_EPOCH,
-                gave_up_after: None,
-            }));
-            worker.ending = Some((StoredEnding::from(&ending), 3 * SECOND));
+            worker.ending = Some((StoredEnding::dead(&cause), 3 * SECOND));
             assert_eq!(
                 worker.health().to_string(),
                 format!("dead: {said}, 3 s ago")
@@ -328,8 +345,7 @@ mod tests {
             StopCause::ProcessExit { status: None },
             StopCause::ProcessExit { status: Some(-3) },
         ] {
-            let ending = StoredEnding::from(&Ending::Stopped(cause.clone()));
-            worker.ending = Some((ending, SECOND));
+            worker.ending = Some((StoredEnding::stopped(&cause), SECOND));
             let Health::Stopped { by, .. } = worker.health() else {
                 panic!("{:?}", worker.health());
             };

@@ -1,8 +1,6 @@
 //! The JSON of the store protocol: each request and each answer, byte for byte. Older and newer
 //! versions of the library share a coordinator, so none of this may change unnoticed.
 
-#![cfg(feature = "http")]
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -11,10 +9,10 @@ use std::time::Duration;
 
 use worker_heartbeat::fleet::{
     Answer, Beat, Claim, ClaimAnswer, LeaseKey, ProcessIdentity, Registration, Stop, StoredEnding,
-    StoredWorker, Sweep, WorkerFilter, WorkerKey,
+    StoredWorker, Sweep, WorkerFilter, WorkerInfo, WorkerKey, WorkerStatus,
 };
 use worker_heartbeat::{
-    Coordinator, Ending, Error, HeartbeatStore, HttpStore, State, StopCause, SweepReport,
+    Coordinator, DeathCause, Error, HeartbeatStore, HttpStore, State, StopCause, SweepReport,
     Thresholds,
 };
 
@@ -64,20 +62,17 @@ fn sent<T>(answer: &str, call: impl FnOnce(&HttpStore) -> Result<T, Error>) -> (
 }
 
 fn key(id: &str, incarnation: u64) -> WorkerKey {
-    WorkerKey {
-        id: id.into(),
-        incarnation,
-    }
+    WorkerKey::new(id, incarnation)
 }
 
 fn process() -> ProcessIdentity {
-    ProcessIdentity {
-        hostname: "host-1".into(),
-        pid: 4711,
-        started: 77,
-        boot_id: "boot".into(),
-        pid_namespace: 4_026_531_836,
-    }
+    let mut process = ProcessIdentity::default();
+    process.hostname = "host-1".into();
+    process.pid = 4711;
+    process.started = 77;
+    process.boot_id = "boot".into();
+    process.pid_namespace = 4_026_531_836;
+    process
 }
 
 fn thresholds() -> Thresholds {
@@ -96,44 +91,53 @@ fn metadata() -> Vec<(String, String)> {
 }
 
 fn lease() -> LeaseKey {
-    LeaseKey {
-        worker: key("a", 1),
-        run_id: "run-1".into(),
-        fence: 9,
-    }
+    LeaseKey::new(key("a", 1), "run-1", 9)
+}
+
+fn full_info() -> WorkerInfo {
+    let mut info = WorkerInfo::new("poller");
+    info.group = "machine-7".into();
+    info.interval = Duration::from_millis(1_500);
+    info.thresholds = Some(thresholds());
+    info.metadata = metadata();
+    info.restarts = 3;
+    info.process = Some(process());
+    info
+}
+
+fn full_status() -> WorkerStatus {
+    let mut status = WorkerStatus::new(State::Processing);
+    status.reason = Some("because".into());
+    status.run_id = Some("run-1".into());
+    status.task = Some("Researching".into());
+    status.progress = Some((3, 10));
+    status.beats = 1 << 40;
+    status
 }
 
 fn full_registration() -> Registration {
     let mut registration = Registration::new("poller", "a");
     registration.explicit = false;
-    registration.group = "machine-7".into();
-    registration.interval = Duration::from_millis(1_500);
-    registration.thresholds = Some(thresholds());
-    registration.metadata = metadata();
-    registration.restarts = 3;
-    registration.process = Some(process());
+    registration.info = full_info();
     registration
 }
 
 fn full_beat() -> Beat {
     let mut beat = Beat::new(key("a", 1), State::Processing);
-    beat.reason = Some("because".into());
+    beat.status = full_status();
     beat.heartbeat_age = Some(2 * SECOND);
     beat.progress_age = Some(20 * SECOND);
-    beat.run_id = Some("run-1".into());
-    beat.task = Some("Researching".into());
-    beat.progress = Some((3, 10));
-    beat.beats = 1 << 40;
     beat.metadata = metadata();
     beat
 }
 
-fn stop(ending: Ending) -> Stop {
-    Stop {
-        key: key("a", 1),
-        ending,
-        ago: Duration::from_millis(250),
-    }
+fn stops() -> Vec<Stop> {
+    [StopCause::Completed, StopCause::Signal("SIGTERM")]
+        .map(|cause| {
+            let ending = StoredEnding::stopped(&cause);
+            Stop::new(key("a", 1), ending).ago(Duration::from_millis(250))
+        })
+        .into()
 }
 
 const REGISTRATIONS: &str = concat!(
@@ -163,7 +167,7 @@ const STOPS: &str = concat!(
 const LIST: &str = concat!(
     r#"{"version":1,"what":{"worker_type":"poller","group":"machine-7","host":{"#,
     r#""hostname":"host-1","pid":4711,"started":77,"boot_id":"boot","pid_namespace":4026531836},"#,
-    r#""after":"a","limit":7}}"#,
+    r#""after":"A","limit":7}}"#,
 );
 
 const SWEEP: &str = concat!(
@@ -172,18 +176,16 @@ const SWEEP: &str = concat!(
     r#""gone":[{"id":"b","incarnation":2}],"dry_run":true}}"#,
 );
 
-const CLAIM: &str = concat!(
-    r#"{"version":1,"what":{"worker":{"id":"a","incarnation":1},"run_id":"run-1","ttl_s":60.0}}"#,
-);
+const CLAIM: &str =
+    r#"{"version":1,"what":{"worker":{"id":"a","incarnation":1},"run_id":"run-1","ttl_s":60.0}}"#;
 
 const RENEW: &str = concat!(
     r#"{"version":1,"ttl_s":60.0,"items":[{"worker":{"id":"a","incarnation":1},"#,
     r#""run_id":"run-1","fence":9}]}"#,
 );
 
-const RELEASE: &str = concat!(
-    r#"{"version":1,"items":[{"worker":{"id":"a","incarnation":1},"run_id":"run-1","fence":9}]}"#,
-);
+const RELEASE: &str =
+    r#"{"version":1,"items":[{"worker":{"id":"a","incarnation":1},"run_id":"run-1","fence":9}]}"#;
 
 const REPORT: &str = concat!(
     r#"{"success":true,"marked_offline":["a","b"],"affected_groups":["machine-7"],"#,
@@ -215,55 +217,20 @@ const WORKERS: [&str; 2] = [
 ];
 
 fn workers() -> Vec<StoredWorker> {
-    let living = StoredWorker {
-        key: key("a", 1),
-        worker_type: "poller".into(),
-        group: "machine-7".into(),
-        interval: Duration::from_millis(1_500),
-        thresholds: Some(thresholds()),
-        metadata: metadata(),
-        restarts: 3,
-        process: Some(process()),
-        reported: State::Processing,
-        reason: Some("because".into()),
-        registered_age: 100 * SECOND,
-        heartbeat_age: Some(2 * SECOND),
-        progress_age: Some(20 * SECOND),
-        run_id: Some("run-1".into()),
-        task: Some("Researching".into()),
-        progress: Some((3, 10)),
-        beats: 1 << 40,
-        lease_remaining: Some(40 * SECOND),
-        ending: None,
-    };
-    let dead = StoredWorker {
-        key: key("b", 2),
-        worker_type: "poller".into(),
-        group: "local".into(),
-        interval: 30 * SECOND,
-        thresholds: None,
-        metadata: Vec::new(),
-        restarts: 0,
-        process: None,
-        reported: State::Active,
-        reason: None,
-        registered_age: 100 * SECOND,
-        heartbeat_age: None,
-        progress_age: None,
-        run_id: Some("run-2".into()),
-        task: None,
-        progress: None,
-        beats: 0,
-        lease_remaining: None,
-        ending: Some((
-            StoredEnding {
-                stopped: false,
-                cause: "failed".into(),
-                detail: Some("no disk".into()),
-            },
-            3 * SECOND,
-        )),
-    };
+    let mut living = StoredWorker::new(key("a", 1), full_info());
+    living.status = full_status();
+    living.registered_age = 100 * SECOND;
+    living.heartbeat_age = Some(2 * SECOND);
+    living.progress_age = Some(20 * SECOND);
+    living.lease_remaining = Some(40 * SECOND);
+    let mut dead = StoredWorker::new(key("b", 2), WorkerInfo::new("poller"));
+    dead.status = WorkerStatus::new(State::Active);
+    dead.status.run_id = Some("run-2".into());
+    dead.registered_age = 100 * SECOND;
+    let ending = StoredEnding::dead(&DeathCause::Failed {
+        error: "no disk".into(),
+    });
+    dead.ending = Some((ending, 3 * SECOND));
     vec![living, dead]
 }
 
@@ -281,17 +248,13 @@ fn filter() -> WorkerFilter {
     filter.worker_type = Some("poller".into());
     filter.group = Some("machine-7".into());
     filter.host = Some(process());
-    filter.after = Some("a".into());
+    filter.after = Some("A".into());
     filter.limit = 7;
     filter
 }
 
 fn claim() -> Claim {
-    Claim {
-        worker: key("a", 1),
-        run_id: "run-1".into(),
-        ttl: 60 * SECOND,
-    }
+    Claim::new(key("a", 1), "run-1", 60 * SECOND)
 }
 
 #[test]
@@ -308,8 +271,7 @@ fn a_client_sends_these_requests_and_reads_these_answers() {
     assert_eq!((&*path, &*body), ("/api/store/beat", BEATS));
     assert_eq!(answers, [Answer::Accepted, Answer::Unknown]);
 
-    let stops = [StopCause::Completed, StopCause::Signal("SIGTERM")];
-    let stops = stops.map(|cause| stop(Ending::Stopped(cause)));
+    let stops = stops();
     let answer = r#"{"answers":["superseded","ended"]}"#;
     let (answers, path, body) = sent(answer, |store| store.stop(&stops));
     assert_eq!((&*path, &*body), ("/api/store/stop", STOPS));
@@ -465,8 +427,7 @@ fn a_coordinator_reads_these_requests_and_gives_these_answers() {
 
     let answer = ask(address, "stop", STOPS);
     assert_eq!(answer, r#"{"answers":["superseded","ended"]}"#);
-    let stops = [StopCause::Completed, StopCause::Signal("SIGTERM")];
-    let stops = stops.map(|cause| stop(Ending::Stopped(cause)));
+    let stops = stops();
     assert_eq!(called(), format!("{stops:?}"));
 
     let answer = ask(address, "list", LIST);
@@ -494,6 +455,36 @@ fn a_coordinator_reads_these_requests_and_gives_these_answers() {
     assert_eq!(called(), format!("{:?} 60s", [lease()]));
     assert_eq!(ask(address, "release", RELEASE), r#"{"answers":[false]}"#);
     assert_eq!(called(), format!("{:?}", [lease()]));
+}
+
+/// A panic keeps its message and its location apart, in a stop and in a list.
+#[test]
+fn the_location_of_a_panic_is_a_field_of_its_own() {
+    const ENDING: &str = concat!(
+        r#"{"stopped":false,"cause":"panicked","detail":"no module named server","#,
+        r#""location":"src/jobs.rs:19:5"}"#,
+    );
+    let ending = StoredEnding::dead(&DeathCause::Panicked {
+        message: "no module named server".into(),
+        location: Some("src/jobs.rs:19:5".into()),
+        thread: "jobs".into(),
+        backtrace: None,
+    });
+    let stop = Stop::new(key("a", 1), ending.clone());
+    let answer = r#"{"answers":["accepted"]}"#;
+    let (_, _, body) = sent(answer, |store| store.stop(std::slice::from_ref(&stop)));
+    let expected = format!(
+        r#"{{"version":1,"items":[{{"id":"a","incarnation":1,"ending":{ENDING},"ago_s":0.0}}]}}"#
+    );
+    assert_eq!(body, expected);
+
+    let worker = WORKERS[1].replace(
+        r#"{"stopped":false,"cause":"failed","detail":"no disk"}"#,
+        ENDING,
+    );
+    let answer = format!(r#"{{"workers":[{worker}],"more":false}}"#);
+    let (listed, _, _) = sent(&answer, |store| store.list(&WorkerFilter::new()));
+    assert_eq!(listed[0].ending, Some((ending, 3 * SECOND)));
 }
 
 /// What may be left out of a request, as other implementations do.

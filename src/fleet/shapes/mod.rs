@@ -1,0 +1,13 @@
+//! What stores and their callers exchange: plain data, without behaviour beyond the verdict on a
+//! worker. Ages cross this border, never times: each store decides by its own clock.
+
+mod key;
+mod request;
+mod stored;
+mod worker;
+
+pub use key::{LeaseKey, WorkerKey};
+pub use request::{Answer, Claim, ClaimAnswer, Stop, Sweep, WorkerFilter};
+pub(crate) use stored::{DEFAULT_THRESHOLD, summarize};
+pub use stored::{StoredEnding, StoredWorker};
+pub use worker::{Beat, Registration, WorkerInfo, WorkerStatus};

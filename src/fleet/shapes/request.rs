@@ -1,0 +1,246 @@
+//! What a store is asked for, and its answers.
+
+use std::time::Duration;
+
+use super::{DEFAULT_THRESHOLD, StoredEnding, WorkerKey};
+use crate::fleet::host::ProcessIdentity;
+#[cfg(feature = "serde")]
+use crate::serial;
+
+/// Whether a store accepted a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum Answer {
+    /// Accepted.
+    Accepted,
+    /// The store does not know this worker: it must be registered again.
+    Unknown,
+    /// Refused: another incarnation has taken its place.
+    Superseded,
+    /// Refused: this incarnation has ended, or a sweep marked it offline.
+    Ended,
+}
+
+/// The end of an incarnation.
+///
+/// ```
+/// use worker_heartbeat::StopCause;
+/// use worker_heartbeat::fleet::{Stop, StoredEnding, WorkerKey};
+///
+/// let key = WorkerKey::new("indexer-1", 7);
+/// let stop = Stop::new(key, StoredEnding::stopped(&StopCause::Completed));
+/// assert!(stop.ago.is_zero());
+/// ```
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Stop {
+    /// The incarnation that ended.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub key: WorkerKey,
+    /// How it ended.
+    pub ending: StoredEnding,
+    /// How long ago.
+    #[cfg_attr(feature = "serde", serde(rename = "ago_s", with = "serial::seconds"))]
+    pub ago: Duration,
+}
+
+impl Stop {
+    /// This incarnation ended just now.
+    #[must_use]
+    pub const fn new(key: WorkerKey, ending: StoredEnding) -> Self {
+        Self {
+            key,
+            ending,
+            ago: Duration::ZERO,
+        }
+    }
+
+    /// How long ago it ended.
+    #[must_use]
+    pub const fn ago(mut self, ago: Duration) -> Self {
+        self.ago = ago;
+        self
+    }
+}
+
+/// Which workers to list.
+///
+/// ```
+/// use worker_heartbeat::fleet::WorkerFilter;
+///
+/// let filter = WorkerFilter::new().worker_type("indexer").limit(100);
+/// assert!(filter.group.is_none());
+/// ```
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct WorkerFilter {
+    /// Only workers of this type.
+    pub worker_type: Option<String>,
+    /// Only workers of this group.
+    pub group: Option<String>,
+    /// Only workers that have not ended, in processes on the host with this boot id and pid
+    /// namespace.
+    pub host: Option<ProcessIdentity>,
+    /// Only workers with a greater id, in the order of bytes.
+    pub after: Option<String>,
+    /// The greatest number of workers; 10,000 by default.
+    pub limit: usize,
+}
+
+impl WorkerFilter {
+    /// All workers.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            worker_type: None,
+            group: None,
+            host: None,
+            after: None,
+            limit: 10_000,
+        }
+    }
+
+    /// Only workers of this type.
+    #[must_use]
+    pub fn worker_type(mut self, worker_type: impl Into<String>) -> Self {
+        self.worker_type = Some(worker_type.into());
+        self
+    }
+
+    /// Only workers of this group.
+    #[must_use]
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Only workers that have not ended, in processes on this host.
+    #[must_use]
+    pub fn host(mut self, host: ProcessIdentity) -> Self {
+        self.host = Some(host);
+        self
+    }
+
+    /// Only workers with a greater id.
+    #[must_use]
+    pub fn after(mut self, id: impl Into<String>) -> Self {
+        self.after = Some(id.into());
+        self
+    }
+
+    /// The greatest number of workers.
+    #[must_use]
+    pub const fn limit(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
+    }
+}
+
+impl Default for WorkerFilter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One pass over a store: stale workers are marked offline, their leases are released.
+///
+/// ```
+/// use worker_heartbeat::MemoryStore;
+/// use worker_heartbeat::fleet::{HeartbeatStore, Sweep};
+///
+/// let report = MemoryStore::new().sweep(&Sweep::default())?;
+/// assert!(report.success && report.marked_offline.is_empty());
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Sweep {
+    /// Longest time without a heartbeat, for workers without a limit of their own; 90 s by default.
+    pub threshold: Duration,
+    /// How long the caller has watched the store without a gap; for ever by default. Silence before
+    /// that is not charged to any worker.
+    pub watched_for: Duration,
+    /// Workers whose process was killed by a signal, as the kernel of their host reports. They are
+    /// marked dead at once.
+    pub killed: Vec<WorkerKey>,
+    /// Workers whose process is gone, as the kernel of their host reports, for an unknown reason.
+    /// They are marked dead at once.
+    pub gone: Vec<WorkerKey>,
+    /// Report what would be done, and change nothing.
+    pub dry_run: bool,
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        Self {
+            threshold: DEFAULT_THRESHOLD,
+            watched_for: Duration::MAX,
+            killed: Vec::new(),
+            gone: Vec::new(),
+            dry_run: false,
+        }
+    }
+}
+
+/// A request for the right to work on a run.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::MemoryStore;
+/// use worker_heartbeat::fleet::{Claim, ClaimAnswer, HeartbeatStore, Registration};
+///
+/// let store = MemoryStore::new();
+/// let worker = store.register(&[Registration::new("indexer", "indexer-1")])?.remove(0);
+/// let answer = store.claim(&Claim::new(worker, "run-123", Duration::from_secs(60)))?;
+/// assert!(matches!(answer, ClaimAnswer::Granted(_)));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Claim {
+    /// The claiming worker.
+    pub worker: WorkerKey,
+    /// The run.
+    pub run_id: String,
+    /// How long the lease lasts unless it is renewed.
+    #[cfg_attr(feature = "serde", serde(rename = "ttl_s", with = "serial::seconds"))]
+    pub ttl: Duration,
+}
+
+impl Claim {
+    /// A claim of this run by this worker.
+    #[must_use]
+    pub fn new(worker: WorkerKey, run_id: impl Into<String>, ttl: Duration) -> Self {
+        let run_id = run_id.into();
+        Self {
+            worker,
+            run_id,
+            ttl,
+        }
+    }
+}
+
+/// The answer to a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum ClaimAnswer {
+    /// The worker holds the run, with this fence: a number higher than that of every earlier claim.
+    Granted(u64),
+    /// Another worker holds the run.
+    Taken,
+    /// The worker itself is refused; never with [`Answer::Accepted`].
+    Refused(Answer),
+}
