@@ -115,7 +115,8 @@ pub use health::{
     Reading, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
     SweepTotals, Thresholds, TypeStats, UnwellWorker, judge,
 };
-pub use registry::core::events::{Event, EventKind, EventWorker, Subscription};
+pub use registry::core::events::{Event, EventKind, EventWorker};
+pub use registry::core::subscribers::Subscription;
 pub use registry::{Probe, Registry, Snapshot};
 #[cfg(feature = "beacon")]
 pub use serve::Beacon;

@@ -188,3 +188,26 @@ impl Unwell {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::registry::scan::CACHE;
+    use crate::worker::WorkerHeartbeat;
+
+    #[test]
+    fn workers_of_more_types_than_the_cache_holds_are_all_counted() {
+        let registry = Registry::new();
+        let types = CACHE + 10;
+        let workers: Vec<_> = (0..3 * types)
+            .map(|n| WorkerHeartbeat::builder(format!("type-{}", n % types)).registry(&registry))
+            .map(|builder| builder.start().unwrap())
+            .collect();
+        workers.iter().for_each(WorkerHeartbeat::beat);
+        let summary = registry.summary();
+        assert_eq!(summary.total_active, workers.len());
+        assert_eq!(summary.stats_by_type.len(), types);
+        let mut stats = summary.stats_by_type.values();
+        assert!(stats.all(|stats| stats.active == 3));
+    }
+}

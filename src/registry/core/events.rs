@@ -1,30 +1,20 @@
-//! What happens to workers, as it happens: to subscribers, without ever waiting for one.
+//! What happens to workers: the events that subscribers receive and the log shows.
 
 use std::fmt;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
-
-use crossbeam_channel::{
-    Receiver, RecvError, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded,
-};
-use parking_lot::{Mutex, RwLock};
 
 use crate::health::{Health, MissingWorkers, State, during};
 use crate::sync::printable::{Age, Printable};
-use crate::sync::wakers::{Wakers, wake};
 
 /// Something that happened to a worker, or to the registry as a whole.
 ///
-/// States are episodes: one event tells their beginning, one their end.
+/// States are episodes: one event for the beginning, one for the end.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Event {
     /// When, by the wall clock.
     pub at: SystemTime,
-    /// Whom it happened to; `None` for the registry as a whole.
+    /// The worker; `None` for the registry as a whole.
     pub worker: Option<EventWorker>,
     /// What happened.
     pub kind: EventKind,
@@ -40,7 +30,7 @@ pub struct EventWorker {
     pub worker_type: String,
     /// Its group.
     pub group: String,
-    /// Which life of that id.
+    /// The number of its life, counted from 1.
     pub incarnation: u32,
 }
 
@@ -56,11 +46,10 @@ pub enum EventKind {
     Late {
         /// Time without progress.
         silent: Duration,
-        /// What it is allowed.
+        /// Its allowance.
         allowance: Duration,
     },
-    /// It got into a state that is worth telling: never started, stalled, stale, stopping, stopped
-    /// or dead.
+    /// Its state changed to never started, stalled, stale, stopping, stopped or dead.
     Became(Health),
     /// It is well again.
     Recovered {
@@ -69,16 +58,16 @@ pub enum EventKind {
         /// How long it was silent.
         after: Duration,
     },
-    /// Its supervisor will start it again.
+    /// Its supervisor will restart it.
     Restarting {
-        /// Which restart of those that count for the policy, from 1 on.
+        /// The number of this restart, of those that count for the policy.
         attempt: u32,
-        /// How long it waits before.
+        /// The wait before it.
         delay: Duration,
     },
     /// Its supervisor has given it up.
     GaveUp {
-        /// After so many restarts that count for the policy.
+        /// The number of restarts that count for the policy.
         restarts: u32,
     },
     /// Its life has ended, and one of the workers that are
@@ -88,39 +77,39 @@ pub enum EventKind {
         id: String,
         /// What the child was doing.
         health: Health,
-        /// How long the children were waited for.
+        /// The time that the children had.
         waited: Duration,
     },
-    /// For a while nobody observed; that time is not charged to any worker.
+    /// The workers were not observed for a while; that time is not charged to them.
     Unobserved {
-        /// How much time is not charged.
+        /// The time that is not charged.
         forgiven: Duration,
     },
     /// Fewer workers of a type live than are expected.
     Missing(MissingWorkers),
-    /// The store cannot be reached, or fails. Work goes on; it is tried again.
+    /// The store can't be reached, or fails. Work continues, and the store is tried again.
     StoreFailing {
-        /// What went wrong first.
+        /// The first error.
         error: String,
     },
     /// The store answers again.
     StoreRestored {
-        /// How often it failed in between.
+        /// The number of failures in between.
         failures: u64,
     },
-    /// The store does not let the worker in. It is asked again each 10 s.
+    /// The store refuses the worker. It is tried again every 10 s.
     Refused {
-        /// Why not.
+        /// The reason.
         error: String,
     },
-    /// The worker does not hold its run any more: the lease expired, or was taken away.
+    /// The worker's lease of a run expired, or was revoked.
     LeaseLost {
         /// The run.
         run_id: String,
         /// The number of the claim.
         fence: u64,
     },
-    /// A task of the worker [failed](crate::TaskGuard::fail). The worker goes on.
+    /// A task of the worker [failed](crate::TaskGuard::fail). The worker continues.
     TaskFailed {
         /// The run, if it has a name.
         run_id: Option<String>,
@@ -129,7 +118,7 @@ pub enum EventKind {
         /// What went wrong.
         error: String,
     },
-    /// As many workers of a type live as are expected, again.
+    /// All expected workers of a type live again.
     Complete {
         /// The type.
         worker_type: String,
@@ -137,7 +126,7 @@ pub enum EventKind {
 }
 
 impl Event {
-    /// The id of the worker that it is about; empty for the registry as a whole.
+    /// The worker's id; empty for the registry as a whole.
     #[must_use]
     pub fn id(&self) -> &str {
         self.worker.as_ref().map_or("", |worker| &worker.id)
@@ -202,13 +191,13 @@ impl fmt::Display for EventKind {
             ),
             Self::Unobserved { forgiven } => write!(
                 f,
-                "nobody observed for {}; no worker is charged for it",
+                "not observed for {}; the time is not charged to any worker",
                 Age(*forgiven)
             ),
             Self::Missing(missing) => missing.fmt(f),
             Self::StoreFailing { error } => write!(f, "store failing: {}", Printable(error)),
             Self::Refused { error } => {
-                write!(f, "not let in by the store: {}", Printable(error))
+                write!(f, "refused by the store: {}", Printable(error))
             }
             Self::StoreRestored { failures: 1 } => f.write_str("store restored after 1 failure"),
             Self::StoreRestored { failures } => {
@@ -233,316 +222,5 @@ impl fmt::Display for EventKind {
                 )
             }
         }
-    }
-}
-
-/// A bounded queue of events. If its owner is too slow, the oldest are dropped and counted; nobody
-/// ever waits for it. Dropping it ends the subscription.
-#[derive(Debug)]
-pub struct Subscription {
-    receiver: Receiver<Event>,
-    mailbox: Arc<Mailbox>,
-}
-
-/// What a subscription shares with its registry, besides the queue.
-#[derive(Debug, Default)]
-struct Mailbox {
-    /// Events that were dropped because the queue was full.
-    dropped: AtomicU64,
-    /// Tasks that wait for an event.
-    waiting: Mutex<Wakers>,
-}
-
-impl Subscription {
-    /// Waits for the next event.
-    ///
-    /// It blocks the calling thread: in an asynchronous context, use
-    /// [`recv_async`](Self::recv_async).
-    ///
-    /// # Errors
-    /// When the registry is gone and no event is left.
-    pub fn recv(&self) -> Result<Event, RecvError> {
-        self.receiver.recv()
-    }
-
-    /// Waits for the next event, without blocking the thread; on any executor.
-    ///
-    /// The future can be dropped and made again at any time: an event is taken only by the poll
-    /// that returns it. Several tasks may wait at one subscription; each event goes to one of them.
-    ///
-    /// # Errors
-    /// When the registry is gone and no event is left.
-    ///
-    /// ```
-    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
-    ///
-    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
-    /// let registry = Registry::new();
-    /// let events = registry.subscribe();
-    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
-    /// hb.fail("disk full");
-    /// drop((hb, registry));
-    ///
-    /// let mut seen = Vec::new();
-    /// while let Ok(event) = events.recv_async().await {
-    ///     seen.push(event.to_string());
-    /// }
-    /// assert_eq!(seen, ["worker mailer-1: registered", "worker mailer-1: dead: failed: disk full"]);
-    /// # Ok::<(), worker_heartbeat::Error>(())
-    /// # })?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use = "futures do nothing unless they are polled"]
-    pub fn recv_async(
-        &self,
-    ) -> impl Future<Output = Result<Event, RecvError>> + Send + Sync + Unpin {
-        Recv {
-            events: self,
-            number: None,
-        }
-    }
-
-    /// Waits for the next event, but no longer than `timeout` (of real time). It blocks the calling
-    /// thread.
-    ///
-    /// # Errors
-    /// When there was none in that time, or the registry is gone and no event is left.
-    pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
-        self.receiver.recv_timeout(timeout)
-    }
-
-    /// The next event, if there is one.
-    ///
-    /// # Errors
-    /// When there is none, or the registry is gone and no event is left.
-    pub fn try_recv(&self) -> Result<Event, TryRecvError> {
-        self.receiver.try_recv()
-    }
-
-    /// The events that are there now.
-    pub fn try_iter(&self) -> impl Iterator<Item = Event> + '_ {
-        self.receiver.try_iter()
-    }
-
-    /// All events to come, until the registry is gone. Blocks the calling thread for each of them.
-    pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
-        self.receiver.iter()
-    }
-
-    /// The channel, for use with [`crossbeam_channel::select!`].
-    #[must_use]
-    pub fn receiver(&self) -> &Receiver<Event> {
-        &self.receiver
-    }
-
-    /// How many events were dropped because the queue was full.
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.mailbox.dropped.load(Ordering::Relaxed)
-    }
-}
-
-/// As [`Subscription::iter`]: all events to come, until the registry is gone.
-///
-/// ```
-/// use worker_heartbeat::{Registry, WorkerHeartbeat};
-///
-/// let registry = Registry::new();
-/// let events = registry.subscribe();
-/// drop(WorkerHeartbeat::builder("mailer").registry(&registry).start()?);
-/// drop(registry);
-///
-/// for event in &events {
-///     println!("{event}");
-/// }
-/// # Ok::<(), worker_heartbeat::Error>(())
-/// ```
-impl<'a> IntoIterator for &'a Subscription {
-    type Item = Event;
-    type IntoIter = crossbeam_channel::Iter<'a, Event>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.receiver.iter()
-    }
-}
-
-/// A task's wait for an event. Dropped, it leaves nothing behind.
-struct Recv<'a> {
-    events: &'a Subscription,
-    number: Option<u64>,
-}
-
-impl Future for Recv<'_> {
-    type Output = Result<Event, RecvError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Subscription { receiver, mailbox } = self.events;
-        let waker = context.waker().clone();
-        // Events are sent before wakers are taken, under this lock: so none is missed.
-        let mut waiting = mailbox.waiting.lock();
-        match receiver.try_recv() {
-            Ok(event) => return Poll::Ready(Ok(event)),
-            Err(TryRecvError::Disconnected) => return Poll::Ready(Err(RecvError)),
-            Err(TryRecvError::Empty) => {}
-        }
-        let (number, replaced) = waiting.keep(self.number, waker);
-        drop(waiting);
-        drop(replaced);
-        self.number = Some(number);
-        Poll::Pending
-    }
-}
-
-impl Drop for Recv<'_> {
-    fn drop(&mut self) {
-        if let Some(number) = self.number {
-            let forgotten = self.events.mailbox.waiting.lock().forget(number);
-            drop(forgotten);
-        }
-    }
-}
-
-/// The largest room for unread events.
-const MOST_UNREAD: usize = 65_536;
-
-/// All subscribers of a registry.
-#[derive(Debug, Default)]
-pub(crate) struct Subscribers {
-    subscribers: RwLock<Vec<Subscriber>>,
-}
-
-#[derive(Debug)]
-struct Subscriber {
-    sender: Sender<Event>,
-    /// To make room.
-    receiver: Receiver<Event>,
-    /// Gone with the subscription.
-    mailbox: Weak<Mailbox>,
-}
-
-impl Subscribers {
-    pub(crate) fn subscribe(&self, capacity: usize) -> Subscription {
-        let (sender, receiver) = bounded(capacity.clamp(1, MOST_UNREAD));
-        let mailbox = Arc::<Mailbox>::default();
-        let mut subscribers = self.subscribers.write();
-        subscribers.retain(|subscriber| subscriber.mailbox.strong_count() > 0);
-        subscribers.push(Subscriber {
-            sender,
-            receiver: receiver.clone(),
-            mailbox: Arc::downgrade(&mailbox),
-        });
-        Subscription { receiver, mailbox }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.subscribers.read().is_empty()
-    }
-
-    /// Sends an event to all subscribers. Tasks that wait for it are woken by [`wake`](Self::wake).
-    pub(super) fn send(&self, event: &Event) {
-        let mut gone = false;
-        for subscriber in &*self.subscribers.read() {
-            match subscriber.mailbox.upgrade() {
-                Some(mailbox) => subscriber.send(event.clone(), &mailbox.dropped),
-                None => gone = true,
-            }
-        }
-        if gone {
-            self.subscribers
-                .write()
-                .retain(|subscriber| subscriber.mailbox.strong_count() > 0);
-        }
-    }
-
-    /// Wakes the tasks that wait for events. Apart from [`send`](Self::send), since it calls
-    /// executors, which must not happen under a lock.
-    pub(in crate::registry) fn wake(&self) {
-        let mailboxes: Vec<_> = {
-            let subscribers = self.subscribers.read();
-            let mailboxes = subscribers.iter().map(|one| one.mailbox.upgrade());
-            mailboxes.flatten().collect()
-        };
-        mailboxes.iter().for_each(|mailbox| mailbox.wake());
-    }
-}
-
-impl Drop for Subscribers {
-    fn drop(&mut self) {
-        let subscribers = std::mem::take(self.subscribers.get_mut()).into_iter();
-        // All senders go before the first task wakes, which finds its queue closed.
-        let mailboxes: Vec<_> = subscribers
-            .filter_map(|one| one.mailbox.upgrade())
-            .collect();
-        mailboxes.iter().for_each(|mailbox| mailbox.wake());
-    }
-}
-
-impl Mailbox {
-    fn wake(&self) {
-        let waiting = self.waiting.lock().take();
-        waiting.for_each(wake);
-    }
-}
-
-impl Subscriber {
-    fn send(&self, mut event: Event, dropped: &AtomicU64) {
-        // Others may fill the room that was made; after a few tries this event is the one to go.
-        for _ in 0..8 {
-            match self.sender.try_send(event) {
-                Err(TrySendError::Full(back)) => event = back,
-                _ => return,
-            }
-            if self.receiver.try_recv().is_ok() {
-                dropped.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        dropped.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn event(restarts: u32) -> Event {
-        Event {
-            at: SystemTime::UNIX_EPOCH,
-            worker: None,
-            kind: EventKind::GaveUp { restarts },
-        }
-    }
-
-    #[test]
-    fn a_full_queue_drops_the_oldest_and_counts() {
-        let hub = Subscribers::default();
-        let slow = hub.subscribe(2);
-        for n in 0..5 {
-            hub.send(&event(n));
-        }
-        assert_eq!(slow.dropped(), 3);
-        let left: Vec<_> = slow.try_iter().map(|event| event.to_string()).collect();
-        assert_eq!(
-            left,
-            ["given up after 3 restarts", "given up after 4 restarts"]
-        );
-    }
-
-    #[test]
-    fn a_dropped_subscription_is_forgotten() {
-        let hub = Subscribers::default();
-        drop(hub.subscribe(1));
-        assert!(!hub.is_empty());
-        hub.send(&event(0));
-        assert!(hub.is_empty());
-    }
-
-    #[test]
-    fn a_subscription_ends_with_its_hub() {
-        let hub = Subscribers::default();
-        let subscription = hub.subscribe(4);
-        hub.send(&event(1));
-        drop(hub);
-        assert_eq!(subscription.iter().count(), 1);
-        assert!(subscription.recv().is_err());
     }
 }

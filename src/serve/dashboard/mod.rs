@@ -27,7 +27,7 @@ use self::refresh::FleetReadings;
 use super::disclosure::Disclosure;
 use crate::fleet::HeartbeatStore;
 use crate::registry::Registry;
-use crate::registry::core::events::Subscription;
+use crate::registry::core::subscribers::Subscription;
 use crate::shutdown::Shutdown;
 
 /// Concurrent streams of server-sent events.
