@@ -67,7 +67,7 @@ fn usage_error(complaint: &str) -> ExitCode {
 fn do_jobs(hb: &WorkerHeartbeat, die_after: Option<Duration>) -> Result<(), BoxError> {
     let begun = Instant::now();
     for job in 1.. {
-        let _task = hb.begin_task(&format!("job-{job}"), "doing a job");
+        let _task = hb.begin_task(format_args!("job-{job}"), "doing a job");
         thread::sleep(Duration::from_millis(100));
         if die_after.is_some_and(|limit| begun.elapsed() >= limit) {
             panic!("no module named \"server\"");

@@ -32,7 +32,7 @@ fn main() -> Result<(), BoxError> {
     let indexer = WorkerHeartbeat::builder("indexer").id("indexer");
     let indexer = supervisor.spawn(indexer, move |hb| {
         attempt += 1;
-        let _task = hb.begin_task(&format!("attempt-{attempt}"), "reading the index");
+        let _task = hb.begin_task(format_args!("attempt-{attempt}"), "reading the index");
         match attempt {
             1 => panic!("the index is damaged"),
             _ => Err("the index cannot be opened: no such file".into()),

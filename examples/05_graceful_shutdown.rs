@@ -61,7 +61,7 @@ fn copy_books(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
         if hb.stop_requested() {
             break;
         }
-        let _task = hb.begin_task(&format!("page-{page}"), "copying");
+        let _task = hb.begin_task(format_args!("page-{page}"), "copying");
         thread::sleep(Duration::from_millis(300));
         println!("{} copied page {page}", hb.id());
     }

@@ -61,7 +61,7 @@ async fn fetch(
         let Some(page) = queue.lock().await.recv().await else {
             return Ok(());
         };
-        let _task = hb.begin_task(&format!("page-{page}"), "fetching");
+        let _task = hb.begin_task(format_args!("page-{page}"), "fetching");
         sleep(Duration::from_millis(30)).await;
         if page == 5 {
             // Recorded with its reason; the restarted worker goes on with the next page.

@@ -73,7 +73,10 @@ fn worker(worker_type: &str) -> worker_heartbeat::Builder {
 /// Works page by page.
 fn crawl(hb: &WorkerHeartbeat, n: u64) -> Result<(), BoxError> {
     for run in 1_u64.. {
-        let task = hb.begin_task(&format!("run-{run}"), &format!("reading example-{n}.com"));
+        let task = hb.begin_task(
+            format_args!("run-{run}"),
+            format_args!("reading example-{n}.com"),
+        );
         for page in 0..=40 {
             task.progress(page, 40);
             if stops_within(hb, Duration::from_millis(200 + 50 * n)) {

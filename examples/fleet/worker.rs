@@ -56,8 +56,11 @@ fn work(hb: &WorkerHeartbeat, lease: &Lease) {
         if !lease.is_held() {
             return;
         }
-        let task = format!("step {step}, fence {}", lease.fence());
-        hb.update_task(lease.run_id(), &task, Activity::Processing);
+        hb.update_task(
+            lease.run_id(),
+            format_args!("step {step}, fence {}", lease.fence()),
+            Activity::Processing,
+        );
         thread::sleep(STEP);
     }
 }

@@ -57,7 +57,7 @@ fn index(hb: &WorkerHeartbeat, hang_after: Option<Duration>) -> Result<(), BoxEr
         if hb.stop_requested() {
             break;
         }
-        let task = hb.begin_task(&format!("run-{number}"), "indexing");
+        let task = hb.begin_task(format_args!("run-{number}"), "indexing");
         for page in 1..=10 {
             task.progress(page, 10);
             thread::sleep(Duration::from_millis(20));

@@ -170,12 +170,12 @@ async fn collect(
     // Large files make results rare; the ticks keep it making progress.
     let mut ticks = tokio::time::interval(STALL_AFTER / 4);
     loop {
-        let text = format!(
-            "{} files, {} kB, {changed} changed",
-            known.len(),
-            bytes / 1_000
+        let (files, kilobytes) = (known.len(), bytes / 1_000);
+        hb.update_task(
+            "checksums",
+            format_args!("{files} files, {kilobytes} kB, {changed} changed"),
+            Activity::Processing,
         );
-        hb.update_task("checksums", &text, Activity::Processing);
         tokio::select! {
             () = hb.wait_for_stop() => return,
             Some(Checksum { path, bytes: length, crc }) = results.recv() => {
@@ -201,7 +201,7 @@ fn send_letters(hb: &WorkerHeartbeat, mailbox: &Receiver<String>) -> Result<(), 
 fn import(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     let port: u16 = "http".parse().expect("IMPORT_PORT must be a number");
     while !hb.stop_requested() {
-        let _task = hb.begin_task("import-1", &format!("listening on port {port}"));
+        let _task = hb.begin_task("import-1", format_args!("listening on port {port}"));
     }
     Ok(())
 }
