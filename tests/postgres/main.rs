@@ -93,6 +93,27 @@ fn conforms_without_sessions_in_a_schema_of_another_name() {
 
 // --- SQL ----------------------------------------------------------------------------------------
 
+#[test]
+fn the_queries_of_the_guide_work_as_written() {
+    let guide = include_str!("../../docs/guide/fleet.md");
+    let blocks = guide.split("```sql\n").skip(1);
+    let queries = blocks
+        .filter_map(|block| block.split_once("```"))
+        .map(|(queries, _)| queries)
+        .find(|queries| queries.contains("v_active_workers"))
+        .unwrap();
+    let name = schema("guide");
+    let store = store(&name);
+    worker(&store, "indexer-1");
+    let queries = queries.replace("worker_heartbeat.", &format!("{name}."));
+    let rows: Vec<_> = queries
+        .split_inclusive(";\n")
+        .map(|query| sql(url(), query).len())
+        .collect();
+    // Those that are active, those that are dead, one type, and those that became stale.
+    assert_eq!(rows, [1, 0, 1, 0]);
+}
+
 /// The only test in this schema. The statements are quoted verbatim from an operator's notes.
 #[test]
 fn the_four_queries_work_as_written() {
