@@ -16,7 +16,7 @@ use crate::health::{Summary, SweepReport};
 /// Every call blocks, and must have a time limit of its own. The trait is object-safe; a store is
 /// shared between threads: the uploader's, the sweeper's, and those of workers that claim runs.
 ///
-/// The suite [`conformance`](super::conformance) (feature `test-util`) tests what each call must do.
+/// The suite [`conformance`] (feature `test-util`) tests what each call must do.
 /// A store of another kind is built from these types and their constructors:
 ///
 /// ```
@@ -62,6 +62,9 @@ use crate::health::{Summary, SweepReport};
 ///     }
 /// }
 /// ```
+///
+#[cfg_attr(feature = "test-util", doc = include_str!("../guide/links/test_util.md"))]
+#[doc = include_str!("../guide/links/elsewhere.md")]
 pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// Begins a new incarnation for each of these workers, with a number higher than any before.
     /// Answers in the same order.
