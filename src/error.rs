@@ -13,6 +13,16 @@ use crate::sync::describe::{chain, describe_text, written};
 ///
 /// Each message names the field, the value that was given and what is allowed, so that it can be
 /// shown to the person who wrote the configuration.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Error, WorkerHeartbeat};
+///
+/// let refused = WorkerHeartbeat::builder("mailer").stall_after(Duration::ZERO).start();
+/// let error = refused.unwrap_err();
+/// assert!(matches!(error, Error::Invalid { field: "stall_after", .. }));
+/// assert_eq!(error.to_string(), "invalid stall_after: 0ns; allowed: 10ms to 365 days");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -163,6 +173,22 @@ impl Error {
 }
 
 /// Any error that a worker may return; what [`Supervisor::spawn`](crate::Supervisor::spawn) takes.
+///
+/// ```
+/// use worker_heartbeat::{BoxError, WorkerHeartbeat};
+///
+/// fn work(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
+///     hb.beat();
+///     let price: f64 = "n/a".parse()?;
+///     println!("{price:.2}");
+///     Ok(())
+/// }
+///
+/// let hb = WorkerHeartbeat::builder("importer").start()?;
+/// let result = hb.run(|| work(&hb))?;
+/// assert_eq!(result.unwrap_err().to_string(), "invalid float literal");
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// Any value that is returned as an error, with its causes if they are known.

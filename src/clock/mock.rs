@@ -53,6 +53,14 @@ impl MockClock {
     }
 
     /// The clock to hand to [`Registry::with_clock`](crate::Registry::with_clock).
+    ///
+    /// ```
+    /// use worker_heartbeat::{MockClock, Moment, Registry};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// assert_eq!(registry.clock().now(), Moment::ZERO);
+    /// ```
     #[must_use]
     pub fn clock(&self) -> Clock {
         Clock {
@@ -61,6 +69,15 @@ impl MockClock {
     }
 
     /// The present moment.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Moment};
+    ///
+    /// let time = MockClock::new();
+    /// time.advance(Duration::from_nanos(7));
+    /// assert_eq!(time.now(), Moment::from_nanos(7));
+    /// ```
     #[must_use]
     pub fn now(&self) -> Moment {
         self.state.now()
@@ -75,6 +92,23 @@ impl MockClock {
     ///
     /// It waits as long as a background thread takes: a log implementation that never returns
     /// blocks it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let events = registry.subscribe();
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").beats_only();
+    /// let hb = hb.registry(&registry).start()?;
+    /// hb.beat();
+    /// time.advance(Duration::from_secs(3600)); // returns at once, with an hour of ticks behind it
+    ///
+    /// let seen: Vec<_> = events.try_iter().map(|event| event.to_string()).collect();
+    /// assert_eq!(seen.last().unwrap(), "worker mailer-1: stale: no heartbeat for 1 min 30 s, 1 min 30 s allowed");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn advance(&self, by: Duration) {
         let state = &*self.state;
         let _turn = state.turn.lock();
@@ -109,6 +143,20 @@ impl MockClock {
     /// machine, a stopped process or a paused virtual machine.
     ///
     /// The background threads notice at the next `advance`, or when a reader wakes them.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let hb = WorkerHeartbeat::builder("mailer").beats_only().registry(&registry).start()?;
+    /// hb.beat();
+    /// time.suspend(Duration::from_secs(3600)); // the machine sleeps for an hour
+    /// time.advance(Duration::from_secs(1));
+    /// assert!(hb.is_recent(), "time that nobody observed is not charged to workers");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn suspend(&self, by: Duration) {
         let state = &*self.state;
         let _turn = state.turn.lock();

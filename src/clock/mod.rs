@@ -17,6 +17,16 @@ pub(crate) use sleeper::{Alarm, Sleeper};
 /// A point on a clock's monotonic time line, in nanoseconds since that clock was made.
 ///
 /// Moments of different clocks cannot be compared.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::MockClock;
+///
+/// let time = MockClock::new();
+/// let before = time.now();
+/// time.advance(Duration::from_secs(3));
+/// assert_eq!(time.now().since(before), Duration::from_secs(3));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
 
@@ -27,6 +37,13 @@ impl Moment {
     pub const NEVER: Self = Self(u64::MAX);
 
     /// The moment that lies this many nanoseconds after the clock was made.
+    ///
+    /// ```
+    /// use worker_heartbeat::Moment;
+    ///
+    /// assert_eq!(Moment::from_nanos(7).as_nanos(), 7);
+    /// assert_eq!(Moment::from_nanos(0), Moment::ZERO);
+    /// ```
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
@@ -39,12 +56,29 @@ impl Moment {
     }
 
     /// Time from `earlier` to this moment; zero if `earlier` is later.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Moment;
+    ///
+    /// let later = Moment::ZERO.after(Duration::from_secs(3));
+    /// assert_eq!(later.since(Moment::ZERO), Duration::from_secs(3));
+    /// assert_eq!(Moment::ZERO.since(later), Duration::ZERO);
+    /// ```
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
     /// This moment, moved forward; [`Moment::NEVER`] if that leaves the time line.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Moment;
+    ///
+    /// assert_eq!(Moment::ZERO.after(Duration::from_nanos(7)), Moment::from_nanos(7));
+    /// assert_eq!(Moment::ZERO.after(Duration::MAX), Moment::NEVER);
+    /// ```
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(nanos(duration)))
@@ -57,6 +91,15 @@ impl Moment {
     }
 
     /// This moment, moved back; [`Moment::ZERO`] if that leaves the time line.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Moment;
+    ///
+    /// let moment = Moment::from_nanos(7);
+    /// assert_eq!(moment.before(Duration::from_nanos(3)), Moment::from_nanos(4));
+    /// assert_eq!(moment.before(Duration::from_secs(1)), Moment::ZERO);
+    /// ```
     #[must_use]
     pub fn before(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(nanos(duration)))
@@ -74,6 +117,18 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
 /// Where a registry gets its time from: the system, or a [`MockClock`].
 ///
 /// A cheap clone. Two clones show the same time.
+///
+/// ```
+/// use worker_heartbeat::{Clock, MockClock, Registry};
+///
+/// fn service(clock: Clock) -> Registry {
+///     Registry::with_clock(clock)
+/// }
+///
+/// let live = service(Clock::system());
+/// let tested = service(MockClock::new().clock());
+/// # let _ = (live, tested);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Clock {
     source: ClockSource,
@@ -97,6 +152,15 @@ impl Clock {
     }
 
     /// The present moment.
+    ///
+    /// ```
+    /// use worker_heartbeat::Clock;
+    ///
+    /// let clock = Clock::system();
+    /// let began = clock.now();
+    /// // work
+    /// println!("it took {:?}", clock.now().since(began));
+    /// ```
     #[must_use]
     #[inline]
     pub fn now(&self) -> Moment {
@@ -109,6 +173,17 @@ impl Clock {
     }
 
     /// The present wall time. A mock clock's wall time starts at the real one and moves with it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::MockClock;
+    ///
+    /// let time = MockClock::new();
+    /// let began = time.clock().wall();
+    /// time.advance(Duration::from_secs(3600));
+    /// assert_eq!(time.clock().wall().duration_since(began)?, Duration::from_secs(3600));
+    /// # Ok::<(), std::time::SystemTimeError>(())
+    /// ```
     #[must_use]
     pub fn wall(&self) -> SystemTime {
         match &self.source {

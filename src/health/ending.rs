@@ -8,6 +8,17 @@ use std::time::SystemTime;
 use crate::sync::printable::Printable;
 
 /// How an incarnation ended.
+///
+/// ```
+/// use worker_heartbeat::{Ending, StopCause};
+///
+/// let ending = Ending::Stopped(StopCause::Completed);
+/// match &ending {
+///     Ending::Stopped(cause) => println!("stopped: {cause}"), // stopped: completed
+///     Ending::Dead(death) => println!("dead: {}", death.cause),
+///     other => println!("{other:?}"),
+/// }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Ending {
@@ -18,6 +29,16 @@ pub enum Ending {
 }
 
 /// What stopped a worker.
+///
+/// ```
+/// use worker_heartbeat::{Health, StopCause, WorkerHeartbeat};
+///
+/// let hb = WorkerHeartbeat::builder("mailer").start()?;
+/// let probe = hb.probe();
+/// drop(hb);
+/// assert!(matches!(probe.health(), Health::Stopped { by: StopCause::Drop, .. }));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StopCause {
@@ -47,6 +68,13 @@ pub enum StopCause {
 
 impl StopCause {
     /// The name in snake case, as in stores and metrics; for a signal, its name: `SIGTERM`.
+    ///
+    /// ```
+    /// use worker_heartbeat::StopCause;
+    ///
+    /// assert_eq!(StopCause::Completed.name(), "completed");
+    /// assert_eq!(StopCause::Signal("SIGTERM").name(), "SIGTERM");
+    /// ```
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -113,6 +141,21 @@ impl fmt::Display for StopCause {
 }
 
 /// What is known of a worker's death.
+///
+/// ```
+/// use worker_heartbeat::{Health, WorkerHeartbeat};
+///
+/// let hb = WorkerHeartbeat::builder("mailer").start()?;
+/// let _task = hb.begin_task("run-123", "sending");
+/// hb.fail("disk full");
+/// let Health::Dead { death, .. } = hb.health() else {
+///     unreachable!("it failed");
+/// };
+/// assert_eq!(death.cause.to_string(), "failed: disk full");
+/// assert_eq!(death.run_id.as_deref(), Some("run-123"));
+/// assert_eq!(death.task.as_deref(), Some("sending"));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Death {
@@ -129,6 +172,25 @@ pub struct Death {
 }
 
 /// Why a worker died.
+///
+/// ```
+/// use worker_heartbeat::{DeathCause, Health, WorkerHeartbeat};
+///
+/// let hb = WorkerHeartbeat::builder("importer").start()?;
+/// let result = hb.run(|| {
+///     let lines: [&str; 0] = [];
+///     lines.len() - 1
+/// });
+/// assert!(result.is_err());
+/// let Health::Dead { death, .. } = hb.health() else {
+///     unreachable!("it panicked");
+/// };
+/// if let DeathCause::Panicked { message, location: Some(location), .. } = &death.cause {
+///     println!("{message}, at {location}"); // attempt to subtract with overflow, at src/main.rs:6:5
+/// }
+/// # assert!(matches!(death.cause, DeathCause::Panicked { .. }));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum DeathCause {
@@ -163,6 +225,13 @@ pub enum DeathCause {
 
 impl DeathCause {
     /// The name in snake case, as in stores and metrics: `panicked`.
+    ///
+    /// ```
+    /// use worker_heartbeat::DeathCause;
+    ///
+    /// assert_eq!(DeathCause::Exited.name(), "exited");
+    /// assert_eq!(DeathCause::Failed { error: "disk full".into() }.name(), "failed");
+    /// ```
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {

@@ -6,6 +6,18 @@ use super::{Activity, Ending, Health, Limits, StallCause, Stalled, State, Thresh
 use crate::clock::Moment;
 
 /// What is known of a worker at one moment: the input of [`judge`].
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Moment, Reading, State, Thresholds, judge};
+///
+/// let now = Moment::ZERO.after(Duration::from_secs(100));
+/// let mut reading = Reading::new(Moment::ZERO);
+/// reading.progress_at = Some(now);
+/// reading.heartbeat_at = Some(now);
+/// let thresholds = Thresholds::new(Duration::from_secs(90));
+/// assert_eq!(judge(&reading, &thresholds, now).state(), State::Active);
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Reading {
@@ -37,6 +49,15 @@ pub struct Reading {
 
 impl Reading {
     /// A worker whose incarnation began at `started_at` and of which nothing else is known.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Moment, Reading, State, Thresholds, judge};
+    ///
+    /// let reading = Reading::new(Moment::ZERO);
+    /// let thresholds = Thresholds::new(Duration::from_secs(90));
+    /// assert_eq!(judge(&reading, &thresholds, Moment::ZERO).state(), State::Starting);
+    /// ```
     #[must_use]
     pub const fn new(started_at: Moment) -> Self {
         Self {
@@ -131,6 +152,22 @@ type StallContext = (StallCause, Option<String>, Option<String>);
 ///
 /// Pure: the same reading, thresholds and moment give the same verdict. Limits are inclusive: a
 /// worker is convicted when it is silent for *longer* than allowed.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Moment, Reading, State, Thresholds, judge};
+///
+/// let mut thresholds = Thresholds::new(Duration::from_secs(90));
+/// thresholds.stall_after = Some(Duration::from_secs(5));
+/// let mut reading = Reading::new(Moment::ZERO);
+/// reading.progress_at = Some(Moment::ZERO);
+/// reading.heartbeat_at = Some(Moment::ZERO);
+///
+/// let limit = Moment::ZERO.after(Duration::from_secs(5));
+/// assert_eq!(judge(&reading, &thresholds, limit).state(), State::Active);
+/// let later = limit.after(Duration::from_nanos(1));
+/// assert_eq!(judge(&reading, &thresholds, later).state(), State::Stalled);
+/// ```
 #[must_use]
 pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health {
     if let Some((ending, ago)) = &reading.ending {

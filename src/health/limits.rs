@@ -6,6 +6,15 @@ use super::Activity;
 use crate::clock::nanos;
 
 /// The limits that a worker is judged by.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Thresholds, WorkerHeartbeat};
+///
+/// let hb = WorkerHeartbeat::builder("mailer").interval(Duration::from_secs(10)).start()?;
+/// assert_eq!(hb.snapshot().thresholds, Thresholds::new(Duration::from_secs(30)));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -40,6 +49,15 @@ pub struct Thresholds {
 impl Thresholds {
     /// Limits for a worker that is vouched for: no `stall_after`, and `startup_grace` equal to
     /// `stale_after`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Thresholds;
+    ///
+    /// let thresholds = Thresholds::new(Duration::from_secs(90));
+    /// assert_eq!(thresholds.startup_grace, Duration::from_secs(90));
+    /// assert_eq!(thresholds.stall_after, None);
+    /// ```
     #[must_use]
     pub const fn new(stale_after: Duration) -> Self {
         Self {

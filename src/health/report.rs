@@ -8,6 +8,19 @@ use super::{Health, State};
 use crate::sync::printable::{Age, Printable};
 
 /// How many workers are in each state.
+///
+/// ```
+/// use worker_heartbeat::{Registry, State, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+/// let states = registry.summary().states;
+/// assert_eq!(states.get(State::Starting), 1);
+/// for (state, count) in states.iter().filter(|(_, count)| *count > 0) {
+///     println!("{count} {state}"); // 1 starting
+/// }
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct StateCounts([usize; State::ALL.len()]);
 
@@ -69,6 +82,22 @@ impl fmt::Debug for StateCounts {
 }
 
 /// All workers of a registry at one moment.
+///
+/// ```
+/// use worker_heartbeat::{Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+/// hb.fail("disk full");
+/// let summary = registry.summary();
+/// if !summary.is_healthy() {
+///     println!("{summary}"); // 0 active, 1 dead; mailer-1: dead: failed: disk full, ...
+/// }
+/// for dead in &summary.dead_workers {
+///     assert_eq!((dead.id.as_str(), dead.worker_type.as_str()), ("mailer-1", "mailer"));
+/// }
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Summary {
@@ -102,6 +131,17 @@ pub struct Summary {
 impl Summary {
     /// Whether all is well: no worker is dead, stale, never started, stalled or unobserved, and
     /// none is missing. Starting and stopped workers are no problem.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// assert!(registry.summary().is_healthy(), "starting does no harm");
+    /// hb.fail("disk full");
+    /// assert!(!registry.summary().is_healthy());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.total_dead == 0
@@ -198,6 +238,18 @@ pub struct UnwellWorker {
 }
 
 /// The workers of one type.
+///
+/// ```
+/// use worker_heartbeat::{Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+/// hb.beat();
+/// for (worker_type, stats) in &registry.summary().stats_by_type {
+///     println!("{worker_type}: {} of {} active", stats.active, stats.total); // mailer: 1 of 1 active
+/// }
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TypeStats {
@@ -223,6 +275,17 @@ impl From<StateCounts> for TypeStats {
 }
 
 /// The workers of one group.
+///
+/// ```
+/// use worker_heartbeat::{GroupState, Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let hb = WorkerHeartbeat::builder("mailer").group("machine-7").registry(&registry).start()?;
+/// hb.fail("disk full");
+/// let summary = registry.summary();
+/// assert_eq!(summary.groups["machine-7"].state, GroupState::Offline);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupStats {
@@ -242,6 +305,20 @@ impl From<StateCounts> for GroupStats {
 }
 
 /// A group as a whole.
+///
+/// ```
+/// use worker_heartbeat::{GroupState, Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let first = WorkerHeartbeat::builder("mailer").group("machine-7").registry(&registry).start()?;
+/// let second = WorkerHeartbeat::builder("mailer").group("machine-7").registry(&registry).start()?;
+/// first.fail("disk full");
+/// second.beat();
+/// assert_eq!(registry.group("machine-7"), GroupState::Online);
+/// second.fail("disk full");
+/// assert_eq!(registry.group("machine-7"), GroupState::Offline);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GroupState {
@@ -274,6 +351,15 @@ impl GroupState {
 }
 
 /// A type of which fewer workers live than are expected.
+///
+/// ```
+/// use worker_heartbeat::Registry;
+///
+/// let registry = Registry::new();
+/// registry.expect_workers("mailer", 3);
+/// let missing = &registry.summary().missing[0];
+/// assert_eq!((missing.expected, missing.living), (3, 0));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MissingWorkers {
@@ -308,6 +394,19 @@ impl fmt::Display for MissingWorkers {
 }
 
 /// The state of the connection between a registry and its store.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+/// let attachment = registry.attach(MemoryStore::new(), FleetConfig::new())?;
+/// attachment.flush(Duration::from_secs(10));
+/// let status = attachment.status();
+/// assert_eq!((status.registered, status.failures), (1, 0));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreStatus {
@@ -390,6 +489,15 @@ fn few(f: &mut fmt::Formatter<'_>, names: &[String]) -> fmt::Result {
 }
 
 /// The totals of all sweeps so far.
+///
+/// ```
+/// use worker_heartbeat::{MemoryStore, Sweeper};
+///
+/// let sweeper = Sweeper::new(MemoryStore::new());
+/// sweeper.sweep()?;
+/// assert_eq!(sweeper.totals().successes, 1);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SweepTotals {

@@ -3,6 +3,15 @@
 use std::fmt;
 
 /// What a worker reports that it is doing.
+///
+/// ```
+/// use worker_heartbeat::{Activity, State, WorkerHeartbeat};
+///
+/// let hb = WorkerHeartbeat::builder("mailer").start()?;
+/// hb.update_task("", "waiting for mails", Activity::Idle);
+/// assert_eq!(hb.health().state(), State::Idle);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Activity {
@@ -20,6 +29,14 @@ impl Activity {
 }
 
 /// The state of a worker, without its reason: workers are counted, filtered and labelled by it.
+///
+/// ```
+/// use worker_heartbeat::State;
+///
+/// for state in State::ALL {
+///     println!("{state}: recent {}, offline {}", state.is_recent(), state.is_offline());
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum State {
@@ -64,6 +81,12 @@ impl State {
     ];
 
     /// The name in snake case, as in JSON and metrics: `never_started`.
+    ///
+    /// ```
+    /// use worker_heartbeat::State;
+    ///
+    /// assert_eq!(State::NeverStarted.name(), "never_started");
+    /// ```
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -82,12 +105,26 @@ impl State {
     }
 
     /// The state with this name.
+    ///
+    /// ```
+    /// use worker_heartbeat::State;
+    ///
+    /// assert_eq!(State::from_name("never_started"), Some(State::NeverStarted));
+    /// assert_eq!(State::from_name("asleep"), None);
+    /// ```
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
 
     /// Whether a worker in this state is well: idle, active, processing or stopping.
+    ///
+    /// ```
+    /// use worker_heartbeat::State;
+    ///
+    /// assert!(State::Idle.is_recent() && State::Stopping.is_recent());
+    /// assert!(!State::Starting.is_recent() && !State::Stalled.is_recent());
+    /// ```
     #[must_use]
     pub const fn is_recent(self) -> bool {
         matches!(
@@ -98,12 +135,26 @@ impl State {
 
     /// Whether a worker in this state is offline: never started, stale or dead. A sweep marks it
     /// so.
+    ///
+    /// ```
+    /// use worker_heartbeat::State;
+    ///
+    /// assert!(State::Stale.is_offline() && State::Dead.is_offline());
+    /// assert!(!State::Stalled.is_offline(), "it still lives");
+    /// ```
     #[must_use]
     pub const fn is_offline(self) -> bool {
         matches!(self, Self::NeverStarted | Self::Stale | Self::Dead)
     }
 
     /// Whether this state is the last of its incarnation: stopped or dead.
+    ///
+    /// ```
+    /// use worker_heartbeat::State;
+    ///
+    /// assert!(State::Stopped.is_terminal() && State::Dead.is_terminal());
+    /// assert!(!State::Stale.is_terminal(), "its next heartbeat recovers it");
+    /// ```
     #[must_use]
     pub const fn is_terminal(self) -> bool {
         matches!(self, Self::Stopped | Self::Dead)

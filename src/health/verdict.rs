@@ -10,6 +10,25 @@ use crate::sync::printable::{Age, Printable};
 /// The verdict on a worker at one moment, with its reason.
 ///
 /// `Display` is a sentence for an operator; `Debug` shows the names of the states and reasons.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Health, MockClock, Registry, WorkerHeartbeat};
+///
+/// let time = MockClock::new();
+/// let registry = Registry::with_clock(time.clock());
+/// let hb = WorkerHeartbeat::builder("mailer")
+///     .stall_after(Duration::from_secs(5))
+///     .registry(&registry)
+///     .start()?;
+/// hb.beat();
+/// time.advance(Duration::from_secs(6));
+/// match hb.health() {
+///     Health::Stalled(stalled) => println!("{stalled}"), // no progress for 6 s, 5 s allowed; ...
+///     health => unreachable!("{health}"),
+/// }
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Health {
@@ -80,6 +99,14 @@ impl Health {
     }
 
     /// The state without its reason.
+    ///
+    /// ```
+    /// use worker_heartbeat::{State, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// assert_eq!(hb.health().state(), State::Starting);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     #[inline]
     pub const fn state(&self) -> State {
@@ -99,6 +126,13 @@ impl Health {
     }
 
     /// Whether the worker is well: [`State::is_recent`].
+    ///
+    /// ```
+    /// use worker_heartbeat::Health;
+    ///
+    /// assert!(Health::Idle.is_recent());
+    /// assert!(Health::Stopping.is_recent());
+    /// ```
     #[must_use]
     pub const fn is_recent(&self) -> bool {
         self.state().is_recent()
@@ -106,6 +140,17 @@ impl Health {
 
     /// The reason, without the state; `None` for the states that need none: idle, active and
     /// processing.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// hb.beat();
+    /// assert_eq!(hb.health().reason(), None);
+    /// hb.fail("disk full");
+    /// assert!(hb.health().reason().is_some_and(|reason| reason.starts_with("failed: disk full")));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn reason(&self) -> Option<String> {
         let text = self.to_string();
@@ -163,6 +208,26 @@ impl fmt::Display for Health {
 }
 
 /// A worker that is alive and makes no progress.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Health, MockClock, Registry, WorkerHeartbeat};
+///
+/// let time = MockClock::new();
+/// let registry = Registry::with_clock(time.clock());
+/// let hb = WorkerHeartbeat::builder("mailer")
+///     .stall_after(Duration::from_secs(5))
+///     .registry(&registry)
+///     .start()?;
+/// let _task = hb.begin_task("run-123", "sending");
+/// time.advance(Duration::from_secs(6));
+/// let Health::Stalled(stalled) = hb.health() else {
+///     unreachable!("it made no progress");
+/// };
+/// assert_eq!(stalled.silent, Duration::from_secs(6));
+/// assert_eq!(stalled.task.as_deref(), Some("sending"));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stalled {
@@ -190,6 +255,14 @@ impl fmt::Display for Stalled {
 }
 
 /// What the thread of a stalled worker was found doing.
+///
+/// ```
+/// use worker_heartbeat::StallCause;
+///
+/// let waiting = StallCause::Blocked { place: Some("futex_wait_queue".into()) };
+/// assert_eq!(waiting.to_string(), "blocked in futex_wait_queue");
+/// assert_eq!(StallCause::Starved { percent: 97 }.to_string(), "starved, 97 % of its time waiting for a processor");
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum StallCause {

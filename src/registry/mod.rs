@@ -52,6 +52,20 @@ const SUBSCRIPTION_CAPACITY: usize = 1_024;
 ///
 /// A cheap clone. Its background thread, the pacemaker, starts with the first worker and is joined
 /// with the last; once workers are [expected](Self::expect_workers), with the registry itself.
+///
+/// ```
+/// use worker_heartbeat::{Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let mailer = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+/// let indexer = WorkerHeartbeat::builder("indexer").id("indexer-1").registry(&registry).start()?;
+/// mailer.beat();
+/// indexer.fail("disk full");
+/// println!("{}", registry.summary());
+/// assert!(registry.get("mailer-1").is_some_and(|mailer| mailer.is_recent()));
+/// assert!(registry.get("indexer-1").is_some_and(|indexer| !indexer.is_recent()));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<RegistryInner>,
@@ -84,12 +98,35 @@ impl Drop for RegistryInner {
 
 impl Registry {
     /// A private registry on the system's clock.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// // Tests that run at the same time do not see each other's workers.
+    /// let registry = Registry::new();
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+    /// assert!(registry.get("mailer-1").is_some());
+    /// assert!(Registry::global().get("mailer-1").is_none());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::with_clock(Clock::system())
     }
 
     /// A private registry on this clock.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, State, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// time.advance(Duration::from_secs(91));
+    /// assert_eq!(hb.health().state(), State::NeverStarted);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn with_clock(clock: Clock) -> Self {
         Self {
@@ -115,6 +152,14 @@ impl Registry {
     }
 
     /// The registry that workers belong to by default.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").start()?;
+    /// assert!(Registry::global().get("mailer-1").is_some());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn global() -> &'static Self {
         static GLOBAL: Lazy<Registry> = Lazy::new(|| Registry::make(Clock::system()));
@@ -122,6 +167,16 @@ impl Registry {
     }
 
     /// All workers: the living, then the ended that are kept.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").start()?;
+    /// for worker in Registry::global().workers() {
+    ///     println!("{}: {}", worker.id(), worker.health()); // mailer-1: starting: ...
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn workers(&self) -> Vec<Probe> {
         self.worker_refs()
@@ -131,6 +186,17 @@ impl Registry {
     }
 
     /// The worker with this id, alive or ended.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").start()?;
+    /// hb.beat();
+    /// let mailer = Registry::global().get("mailer-1");
+    /// assert!(mailer.is_some_and(|mailer| mailer.is_recent()));
+    /// assert!(Registry::global().get("mailer-2").is_none());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Probe> {
         let worker = match self.inner.index.get(id) {
@@ -151,6 +217,18 @@ impl Registry {
     /// A registry that expects workers keeps its pacemaker even while it has none, so that workers that
     /// never come are reported too. Call this when they are about to come: they are reported missing
     /// one [resolution](Self::resolution) later.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// registry.expect_workers("indexer", 2);
+    /// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    /// let summary = registry.summary();
+    /// assert!(!summary.is_healthy());
+    /// assert_eq!(summary.missing[0].to_string(), "1 of 2 expected workers of type indexer live");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn expect_workers(&self, worker_type: impl Into<String>, count: usize) {
         let core = &self.inner.core;
         let worker_type = worker_type.into();
@@ -174,12 +252,38 @@ impl Registry {
 
     /// Subscribes to what happens to workers. If more than 1024 events are unread, the oldest are
     /// dropped and counted: no worker ever waits for a subscriber.
+    ///
+    /// ```
+    /// use worker_heartbeat::{EventKind, Registry, WorkerHeartbeat};
+    ///
+    /// let events = Registry::global().subscribe();
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").start()?;
+    /// hb.fail("disk full");
+    /// for event in events.try_iter() {
+    ///     if let EventKind::Became(health) = &event.kind {
+    ///         println!("{} became {health}", event.id()); // mailer-1 became dead: failed: disk full
+    ///     }
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
         self.subscribe_with_capacity(SUBSCRIPTION_CAPACITY)
     }
 
     /// As [`subscribe`](Self::subscribe), with room for this many unread events, 1 to 65,536.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let events = registry.subscribe_with_capacity(1);
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+    /// hb.fail("disk full");
+    /// assert_eq!(events.recv()?.to_string(), "worker mailer-1: dead: failed: disk full");
+    /// assert_eq!(events.dropped(), 1); // its registration
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn subscribe_with_capacity(&self, capacity: usize) -> Subscription {
         self.inner.core.subscribers.subscribe(capacity)
@@ -187,6 +291,21 @@ impl Registry {
 
     /// Forgets the workers that ended at least `age` ago and whose handles are gone. Returns their
     /// number.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// drop(WorkerHeartbeat::builder("mailer").registry(&registry).start()?);
+    /// let day = Duration::from_secs(24 * 3600);
+    /// assert_eq!(registry.purge(day), 0);
+    /// time.advance(day);
+    /// assert_eq!(registry.purge(day), 1);
+    /// assert!(registry.workers().is_empty());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn purge(&self, age: Duration) -> usize {
         let now = self.inner.core.clock.now();
         let gone = self.inner.tombstones.purge(now, age);
@@ -197,6 +316,13 @@ impl Registry {
     }
 
     /// The registry's clock.
+    ///
+    /// ```
+    /// use worker_heartbeat::{MockClock, Moment, Registry};
+    ///
+    /// let registry = Registry::with_clock(MockClock::new().clock());
+    /// assert_eq!(registry.clock().now(), Moment::ZERO);
+    /// ```
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.inner.core.clock
@@ -204,6 +330,19 @@ impl Registry {
 
     /// The time between two ticks of the pacemaker at present: a tenth of the shortest threshold,
     /// between 10 ms and 1 s.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let hb = WorkerHeartbeat::builder("mailer")
+    ///     .stall_after(Duration::from_secs(2))
+    ///     .registry(&registry)
+    ///     .start()?;
+    /// assert_eq!(registry.resolution(), Duration::from_millis(200));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn resolution(&self) -> Duration {
         self.inner.core.resolution()

@@ -14,6 +14,24 @@ use crate::sync::printable::{Age, Printable};
 
 /// A cheap, read-only reference to one worker, for health handlers: it outlives the worker, and
 /// follows it through restarts.
+///
+/// ```
+/// use worker_heartbeat::{Probe, Registry, WorkerHeartbeat};
+///
+/// /// A health handler.
+/// fn status(worker: &Probe) -> u16 {
+///     if worker.is_recent() { 200 } else { 503 }
+/// }
+///
+/// let registry = Registry::new();
+/// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+/// let probe = hb.probe();
+/// hb.beat();
+/// assert_eq!(status(&probe), 200);
+/// drop(hb);
+/// assert_eq!(status(&probe), 503);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Probe {
     registry: Registry,
@@ -26,6 +44,14 @@ impl Probe {
     }
 
     /// The worker's id.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").start()?;
+    /// assert_eq!(hb.probe().id(), "mailer-1");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> &str {
         self.worker.record.id()
@@ -41,6 +67,24 @@ impl Probe {
     /// than its `stale_after`.
     ///
     /// If the pacemaker is overdue, this wakes it and waits for it, for at most 100 ms.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let hb = WorkerHeartbeat::builder("mailer")
+    ///     .stall_after(Duration::from_secs(5))
+    ///     .registry(&registry)
+    ///     .start()?;
+    /// let probe = hb.probe();
+    /// hb.beat();
+    /// assert!(probe.is_recent());
+    /// time.advance(Duration::from_secs(6));
+    /// assert!(!probe.is_recent());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn is_recent(&self) -> bool {
         self.registry.is_recent(&self.worker.current())
@@ -51,6 +95,19 @@ impl Probe {
     /// If the pacemaker is overdue, this wakes it and waits for it, for at most 100 ms. If the
     /// worker has just stalled and its thread was sampled only once, this samples it again 10 ms
     /// later, to distinguish busy from blocked.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Health, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// let probe = hb.probe();
+    /// hb.fail("disk full");
+    /// match probe.health() {
+    ///     Health::Dead { death, .. } => println!("{}", death.cause), // failed: disk full
+    ///     health => unreachable!("{health}"),
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn health(&self) -> Health {
         self.registry.health(&self.worker.current())
@@ -58,12 +115,35 @@ impl Probe {
 
     /// Until when the worker was known to be well, by the wall clock: now minus the heartbeat's
     /// age. `None` if it never was.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// let probe = hb.probe();
+    /// assert_eq!(probe.last_heartbeat(), None);
+    /// hb.beat();
+    /// assert!(probe.last_heartbeat().is_some());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn last_heartbeat(&self) -> Option<SystemTime> {
         self.registry.last_heartbeat(&self.worker.current())
     }
 
     /// All that is known of the worker at this moment.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// let task = hb.begin_task("run-123", "sending");
+    /// task.progress(1, 3);
+    /// let snapshot = hb.probe().snapshot();
+    /// assert_eq!(snapshot.run_id.as_deref(), Some("run-123"));
+    /// assert_eq!(snapshot.progress, Some((1, 3)));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.registry.snapshot(&self.worker.current())
@@ -79,6 +159,21 @@ impl fmt::Debug for Probe {
 }
 
 /// All that is known of a worker at one moment.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{MockClock, Registry, WorkerHeartbeat};
+///
+/// let time = MockClock::new();
+/// let registry = Registry::with_clock(time.clock());
+/// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+/// let task = hb.begin_task("run-123", "sending");
+/// task.progress(1, 3);
+/// time.advance(Duration::from_secs(4));
+/// let snapshot = hb.snapshot();
+/// assert_eq!(snapshot.to_string(), "mailer-1: processing run-123 (sending), 1 of 3, for 4 s");
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Snapshot {
@@ -138,6 +233,16 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Unix time of the last heartbeat in seconds; 0.0 if there never was one.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// assert_eq!(hb.snapshot().last_heartbeat_unix(), 0.0);
+    /// hb.beat();
+    /// assert!(hb.snapshot().last_heartbeat_unix() > 1.7e9);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn last_heartbeat_unix(&self) -> f64 {
         self.last_heartbeat

@@ -19,6 +19,23 @@ impl Registry {
     /// One pass over all cells, repeated if workers came or went meanwhile. No worker waits for it,
     /// except one that comes or goes after that has happened three times in a row. It waits only for
     /// an overdue pacemaker, for at most 100 ms.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let mailer = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// let indexer = WorkerHeartbeat::builder("indexer").id("indexer-1").registry(&registry).start()?;
+    /// mailer.mark_idle();
+    /// indexer.fail("disk full");
+    ///
+    /// let summary = registry.summary();
+    /// assert_eq!((summary.total_active, summary.total_dead), (1, 1));
+    /// assert_eq!(summary.stats_by_type["mailer"].active, 1);
+    /// assert_eq!(summary.dead_workers[0].id, "indexer-1");
+    /// assert!(summary.to_string().starts_with("1 active, 1 dead; indexer-1: dead: failed: disk full"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn summary(&self) -> Summary {
         let observed = self.observed_now();
@@ -34,6 +51,17 @@ impl Registry {
 
     /// One pass over all workers that finds which are newly dead, stale or never started. Each is
     /// marked once an episode; a worker that recovers can be marked again.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+    /// hb.fail("disk full");
+    /// assert_eq!(registry.sweep().marked_offline, ["mailer-1"]);
+    /// assert!(registry.sweep().marked_offline.is_empty(), "once an episode");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use = "the report lists the workers that were marked offline"]
     pub fn sweep(&self) -> SweepReport {
         let observed = self.fresh_observed_now();
@@ -73,6 +101,17 @@ impl Registry {
     }
 
     /// The state of a group; [`GroupState::Unknown`] if it has no workers.
+    ///
+    /// ```
+    /// use worker_heartbeat::{GroupState, Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// assert_eq!(registry.group("machine-7"), GroupState::Unknown);
+    /// let hb = WorkerHeartbeat::builder("mailer").group("machine-7").registry(&registry).start()?;
+    /// hb.beat();
+    /// assert_eq!(registry.group("machine-7"), GroupState::Online);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn group(&self, group: &str) -> GroupState {
         let observed = self.observed_now();

@@ -4,6 +4,12 @@
 //! * [`SystemdNotifier`]: to systemd (feature `systemd`).
 //! * [`Beacon`]: in a file (feature `beacon`).
 //! * [`Metrics`]: to Prometheus (feature `prometheus`).
+//!
+#![cfg_attr(feature = "http", doc = include_str!("../guide/links/http.md"))]
+#![cfg_attr(feature = "systemd", doc = include_str!("../guide/links/systemd.md"))]
+#![cfg_attr(feature = "beacon", doc = include_str!("../guide/links/beacon.md"))]
+#![cfg_attr(feature = "prometheus", doc = include_str!("../guide/links/prometheus.md"))]
+#![doc = include_str!("../guide/links/elsewhere.md")]
 
 #[cfg(feature = "beacon")]
 mod beacon;

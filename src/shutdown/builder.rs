@@ -25,6 +25,20 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 const THREAD_NAME: &str = "wh-signals";
 
 /// Builds a [`Shutdown`]; made by [`Shutdown::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Shutdown, Signal};
+///
+/// let shutdown = Shutdown::builder()
+///     .signals([Signal::Terminate, Signal::Interrupt])
+///     .timeout(Duration::from_secs(20))
+///     .cleanup("close the database", || println!("closed"))
+///     .install()?;
+/// shutdown.trigger();
+/// println!("{}", shutdown.wait()); // shutdown by the application, clean, took 1.2ms
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[must_use = "nothing happens before install()"]
 pub struct ShutdownBuilder {
     signals: Vec<Signal>,
@@ -52,6 +66,14 @@ impl ShutdownBuilder {
     /// The signals that begin it; SIGINT, SIGTERM, SIGQUIT and SIGHUP by default. With none, only
     /// [`Shutdown::trigger`] does. Signals that are ignored at the time of installation stay ignored: see
     /// [`hook_ignored_signals`](Self::hook_ignored_signals).
+    ///
+    /// ```
+    /// use worker_heartbeat::{Shutdown, Signal};
+    ///
+    /// // Another program handles SIGHUP and SIGQUIT.
+    /// let shutdown = Shutdown::builder().signals([Signal::Terminate, Signal::Interrupt]).install()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn signals(mut self, signals: impl IntoIterator<Item = Signal>) -> Self {
         self.signals = signals.into_iter().collect();
         self
@@ -63,6 +85,14 @@ impl ShutdownBuilder {
     /// known on Linux, with `/proc`.
     ///
     /// [`Shutdown::signals`] names the hooked ones.
+    ///
+    /// ```
+    /// use worker_heartbeat::Shutdown;
+    ///
+    /// // Even under nohup, the end of the terminal begins the shutdown.
+    /// let shutdown = Shutdown::builder().hook_ignored_signals(true).install()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn hook_ignored_signals(mut self, hook_ignored: bool) -> Self {
         self.hook_ignored = hook_ignored;
         self
@@ -70,6 +100,17 @@ impl ShutdownBuilder {
 
     /// A registry whose workers are stopped; [`Registry::global`] by default. Can be called again,
     /// for more than one; the same one twice counts once.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Shutdown, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// let shutdown = Shutdown::builder().registry(&registry).install()?;
+    /// shutdown.trigger();
+    /// assert!(hb.stop_requested());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn registry(mut self, registry: &Registry) -> Self {
         if !self.registries.iter().any(|known| known.is(registry)) {
             self.registries.push(registry.clone());
@@ -79,6 +120,17 @@ impl ShutdownBuilder {
 
     /// The time limit from the beginning to the end of the last cleanup: 10 s by default, 1 ms to 1
     /// day. Time in which the process did not run does not count.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Error, Shutdown};
+    ///
+    /// // Shorter than the time that a service manager allows.
+    /// let shutdown = Shutdown::builder().timeout(Duration::from_secs(20)).install()?;
+    /// let refused = Shutdown::builder().timeout(Duration::ZERO).install();
+    /// assert!(matches!(refused, Err(Error::Invalid { field: "timeout", .. })));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -87,6 +139,19 @@ impl ShutdownBuilder {
     /// Whether the process is ended with status 1 after the timeout, or when a signal arrives again;
     /// yes by default. Otherwise, [`Shutdown::wait`] returns at the end of the timeout. Its report
     /// names the workers that hung, the cleanup that did not end, and the cleanups that did not run.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Shutdown, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").start()?;
+    /// let _task = hb.begin_task("run-123", "sending"); // does not end
+    /// let shutdown = Shutdown::builder().timeout(Duration::from_millis(5)).force_exit(false).install()?;
+    /// shutdown.trigger();
+    /// let report = shutdown.wait();
+    /// assert_eq!(report.hung[0].id, "mailer-1");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn force_exit(mut self, force_exit: bool) -> Self {
         self.force_exit = force_exit;
         self
@@ -120,6 +185,18 @@ impl ShutdownBuilder {
     /// They run one after the other on a thread of their own, `wh-shutdown`, which is left behind if
     /// one hangs. That thread has no thread-locals of `main` and no context of an async runtime (bring
     /// its handle), and can't close a window that only another thread may close.
+    ///
+    /// ```
+    /// use worker_heartbeat::Shutdown;
+    ///
+    /// let shutdown = Shutdown::builder()
+    ///     .cleanup("close the database", || println!("closed, second"))
+    ///     .cleanup("flush the cache", || println!("flushed, first"))
+    ///     .install()?;
+    /// shutdown.trigger();
+    /// assert_eq!(shutdown.wait().cleanups[0].name, "flush the cache");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn cleanup(
         mut self,
         name: impl Into<String>,
@@ -134,6 +211,15 @@ impl ShutdownBuilder {
 
     /// Hooks the signals and starts the thread that waits for them. Both stay until the process ends. A
     /// forked child has the signal handlers but not the thread: it may install a shutdown of its own.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Error, Shutdown};
+    ///
+    /// let shutdown = Shutdown::builder().install()?;
+    /// let second = Shutdown::builder().install();
+    /// assert!(matches!(second, Err(Error::AlreadyInstalled)));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::AlreadyInstalled`] the second time in a process; [`Error::Invalid`] names a timeout

@@ -169,6 +169,14 @@ impl fmt::Debug for Cleanup {
 
 impl Shutdown {
     /// Describes a shutdown. See [`ShutdownBuilder`].
+    ///
+    /// ```
+    /// use worker_heartbeat::Shutdown;
+    ///
+    /// let shutdown = Shutdown::builder().install()?;
+    /// assert!(!shutdown.requested());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn builder() -> ShutdownBuilder {
         ShutdownBuilder::new()
     }
@@ -177,12 +185,41 @@ impl Shutdown {
     ///
     /// In a forked child, where no signal begins one, a signal that has arrived ends the process in this
     /// call.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Shutdown, WorkerHeartbeat};
+    ///
+    /// let shutdown = Shutdown::builder().install()?;
+    /// let hb = WorkerHeartbeat::builder("adder").start()?;
+    /// let mut sum = 0;
+    /// while !shutdown.requested() {
+    ///     hb.beat();
+    ///     sum += 1;
+    ///     if sum == 10 {
+    ///         shutdown.trigger();
+    ///     }
+    /// }
+    /// # assert_eq!(sum, 10);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn requested(&self) -> bool {
         self.inner.is_requested()
     }
 
     /// The signal that began it; `None` if it has not begun, or was not begun by one.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Shutdown, Signal};
+    ///
+    /// let shutdown = Shutdown::builder().install()?;
+    /// match shutdown.signal() {
+    ///     Some(Signal::Hangup) => println!("the terminal is gone"),
+    ///     Some(signal) => println!("shutting down by {signal}"),
+    ///     None => println!("still at work"),
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn signal(&self) -> Option<Signal> {
         match self.inner.begun.get()?.cause {
@@ -192,6 +229,14 @@ impl Shutdown {
     }
 
     /// The signals that begin it: the chosen ones, without those that stay ignored.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Shutdown, Signal};
+    ///
+    /// let shutdown = Shutdown::builder().signals([Signal::Terminate]).install()?;
+    /// assert_eq!(shutdown.signals(), [Signal::Terminate]);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn signals(&self) -> Vec<Signal> {
         self.inner.signals.iter().collect()
@@ -203,6 +248,25 @@ impl Shutdown {
     /// All receivers share one channel: take one message from each. Ask for one before a loop, not in
     /// every turn. Beyond 131,072 receivers, dropped ones included, a receiver finds its channel closed
     /// and empty.
+    ///
+    /// ```
+    /// use crossbeam_channel::{never, select};
+    /// use worker_heartbeat::Shutdown;
+    ///
+    /// let shutdown = Shutdown::builder().install()?;
+    /// let (requests, end) = (never::<String>(), shutdown.receiver());
+    /// # shutdown.trigger();
+    /// loop {
+    ///     select! {
+    ///         recv(requests) -> request => println!("{}", request?),
+    ///         recv(end) -> cause => {
+    ///             println!("shutdown by {}", cause?);
+    ///             break;
+    ///         }
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn receiver(&self) -> Receiver<ShutdownCause> {
         self.inner.progress.lock().latch.receiver()
@@ -232,6 +296,18 @@ impl Shutdown {
 
     /// Begins the shutdown. If it has begun, nothing changes. When this returns, every worker has been
     /// asked to stop.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Shutdown, ShutdownCause, WorkerHeartbeat};
+    ///
+    /// let shutdown = Shutdown::builder().install()?;
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// shutdown.trigger();
+    /// assert!(hb.stop_requested() && shutdown.requested());
+    /// drop(hb);
+    /// assert_eq!(shutdown.wait().cause, ShutdownCause::Triggered);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn trigger(&self) {
         exit_race::watch_this_thread();
         let cause = ShutdownCause::Triggered;
@@ -254,6 +330,21 @@ impl Shutdown {
     /// it first. Supervised work may call this; the shutdown doesn't wait for it then. All calls return
     /// the same report. A call from a cleanup returns at once, since it can't wait for itself: its
     /// report describes that moment, and is not clean.
+    ///
+    /// ```no_run
+    /// use std::process::ExitCode;
+    /// use worker_heartbeat::{Registry, Shutdown, Supervisor, WorkerHeartbeat};
+    ///
+    /// fn main() -> Result<ExitCode, worker_heartbeat::Error> {
+    ///     let shutdown = Shutdown::builder().install()?;
+    ///     let listener = WorkerHeartbeat::builder("listener");
+    ///     Supervisor::new(Registry::global())
+    ///         .spawn(listener, |hb| Ok(hb.stop_receiver().recv()?))?;
+    ///     let report = shutdown.wait(); // until Ctrl-C
+    ///     eprintln!("{report}");
+    ///     Ok(report.exit_code())
+    /// }
+    /// ```
     #[must_use = "the report is the exit status"]
     pub fn wait(&self) -> ShutdownReport {
         exit_race::watch_this_thread();
@@ -270,6 +361,19 @@ impl Shutdown {
     /// not the future is polled.
     ///
     /// See [`requested_async`](Self::requested_async) for an example.
+    ///
+    /// ```
+    /// use worker_heartbeat::Shutdown;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let shutdown = Shutdown::builder().install()?;
+    /// # shutdown.trigger();
+    /// let report = shutdown.wait_async().await;
+    /// assert!(report.is_clean());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use = "futures do nothing unless they are polled"]
     pub fn wait_async(&self) -> impl Future<Output = ShutdownReport> + Send + Sync + Unpin + use<> {
         exit_race::watch_this_thread();

@@ -9,6 +9,13 @@ use crate::registry::at_exit;
 use crate::supervisor::{DeadWorker, HungWorker};
 
 /// What began a shutdown.
+///
+/// ```
+/// use worker_heartbeat::{ShutdownCause, Signal};
+///
+/// assert_eq!(ShutdownCause::Signal(Signal::Terminate).to_string(), "SIGTERM");
+/// assert_eq!(ShutdownCause::Triggered.to_string(), "the application");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ShutdownCause {
@@ -32,6 +39,16 @@ impl fmt::Display for ShutdownCause {
 ///
 /// [`Display`](fmt::Display) gives one sentence with everything that was not clean and with the workers
 /// that died.
+///
+/// ```no_run
+/// use worker_heartbeat::{Shutdown, ShutdownReport};
+///
+/// fn main() -> Result<ShutdownReport, worker_heartbeat::Error> {
+///     let shutdown = Shutdown::builder().install()?;
+///     // work, on other threads
+///     Ok(shutdown.wait())
+/// }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ShutdownReport {
@@ -52,6 +69,20 @@ pub struct ShutdownReport {
 }
 
 /// The result of a cleanup.
+///
+/// ```
+/// use worker_heartbeat::{CleanupState, Shutdown};
+///
+/// let shutdown = Shutdown::builder()
+///     .cleanup("close the database", || panic!("no connection"))
+///     .install()?;
+/// shutdown.trigger();
+/// let report = shutdown.wait();
+/// let cleanup = &report.cleanups[0];
+/// assert_eq!(cleanup.state, CleanupState::Panicked);
+/// assert_eq!(cleanup.panic.as_deref(), Some("no connection"));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CleanupReport {
@@ -64,6 +95,15 @@ pub struct CleanupReport {
 }
 
 /// The state of a cleanup at the time of the report.
+///
+/// ```
+/// use worker_heartbeat::{CleanupState, Shutdown};
+///
+/// let shutdown = Shutdown::builder().cleanup("close the database", || ()).install()?;
+/// shutdown.trigger();
+/// assert_eq!(shutdown.wait().cleanups[0].state, CleanupState::Completed);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CleanupState {
@@ -118,12 +158,33 @@ impl fmt::Display for CleanupReport {
 
 impl ShutdownReport {
     /// Whether every worker ended in time and every cleanup ran to its end.
+    ///
+    /// ```
+    /// use worker_heartbeat::Shutdown;
+    ///
+    /// let shutdown = Shutdown::builder().cleanup("close the database", || ()).install()?;
+    /// shutdown.trigger();
+    /// let report = shutdown.wait();
+    /// assert!(report.is_clean(), "{report}");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.hung.is_empty() && self.cleanups.iter().all(CleanupReport::is_clean)
     }
 
     /// The exit status: 0 if it was clean, 1 otherwise.
+    ///
+    /// ```no_run
+    /// use std::process::ExitCode;
+    /// use worker_heartbeat::Shutdown;
+    ///
+    /// fn main() -> Result<ExitCode, worker_heartbeat::Error> {
+    ///     let shutdown = Shutdown::builder().install()?;
+    ///     // work, on other threads
+    ///     Ok(shutdown.wait().exit_code())
+    /// }
+    /// ```
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         if self.is_clean() {

@@ -3,6 +3,13 @@
 use std::fmt;
 
 /// A signal that can begin a shutdown.
+///
+/// ```
+/// use worker_heartbeat::Signal;
+///
+/// assert!(Signal::DEFAULT.contains(&Signal::Hangup));
+/// assert_eq!(Signal::Terminate.to_string(), "SIGTERM");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Signal {

@@ -14,12 +14,34 @@ use crate::sync::wakers::{Wakers, wake};
 
 impl Exit {
     /// Whether it returned without an error.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let import = supervisor.spawn(WorkerHeartbeat::builder("import").finite(), |_| Ok(()))?;
+    /// assert!(import.join().is_completed());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub const fn is_completed(&self) -> bool {
         matches!(self, Self::Completed)
     }
 
     /// For `?`: `Ok` only if the work returned without an error. Work that was cancelled did not.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Error, Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// fn import() -> Result<(), Error> {
+    ///     let supervisor = Supervisor::new(Registry::global());
+    ///     let import = supervisor.spawn(WorkerHeartbeat::builder("import").finite(), |_| Ok(()))?;
+    ///     import.join().into_result()
+    /// }
+    ///
+    /// import()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::NotCompleted`] with this exit.

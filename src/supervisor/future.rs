@@ -77,6 +77,20 @@ impl WorkerHeartbeat {
 }
 
 /// A future that runs on a worker's behalf; made by [`WorkerHeartbeat::supervise`].
+///
+/// ```
+/// use worker_heartbeat::{Supervised, WorkerHeartbeat};
+///
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// let hb = WorkerHeartbeat::builder("fetcher").start()?;
+/// let fetch = hb.supervise(async { 42 });
+/// let probe = fetch.probe();
+/// assert_eq!(fetch.await?, 42);
+/// assert!(probe.health().to_string().starts_with("stopped: completed"));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "futures do nothing unless they are polled"]
 pub struct Supervised<F> {
     life: Life<F>,
@@ -90,6 +104,18 @@ impl<F> Supervised<F> {
     }
 
     /// A read-only view of the worker, which outlives the future.
+    ///
+    /// ```
+    /// use worker_heartbeat::{State, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("fetcher").start()?;
+    /// let fetch = hb.supervise(async { 42 });
+    /// drop(hb); // the future has the worker now
+    /// let probe = fetch.probe();
+    /// drop(fetch);
+    /// assert_eq!(probe.health().state(), State::Stopped);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn probe(&self) -> Probe {
         self.life.membership.probe()
@@ -97,6 +123,19 @@ impl<F> Supervised<F> {
 
     /// Asks the worker to stop. The future goes on until it sees that, for instance by
     /// [`wait_for_stop`](WorkerHeartbeat::wait_for_stop).
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let hb = WorkerHeartbeat::builder("listener").start()?;
+    /// let listener = hb.supervise(hb.wait_for_stop());
+    /// listener.stop();
+    /// listener.await?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn stop(&self) {
         let membership = &self.life.membership;
         ask(membership.registry(), membership.worker_ref());
@@ -311,6 +350,22 @@ impl Supervisor {
 
 /// A worker's futures, one after another, as the restart policy says; made by
 /// [`Supervisor::supervise`]. Resolves to how the last life ended.
+///
+/// ```
+/// use worker_heartbeat::{Exit, Registry, Supervisor, WorkerHeartbeat};
+///
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// let supervisor = Supervisor::new(Registry::global());
+/// let fetcher = supervisor.supervise(WorkerHeartbeat::builder("fetcher"), |hb| async move {
+///     hb.beat();
+///     Err::<(), _>("no route to host")
+/// })?;
+/// let exit = tokio::spawn(fetcher).await?;
+/// assert_eq!(exit.to_string(), "failed: no route to host");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "futures do nothing unless they are polled"]
 pub struct SupervisedFuture<F> {
     registry: Registry,
@@ -326,6 +381,19 @@ impl<F> SupervisedFuture<F> {
     }
 
     /// A read-only view of the worker, which follows it through restarts and outlives the future.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let fetcher = WorkerHeartbeat::builder("fetcher").id("fetcher-1");
+    /// let fetcher = supervisor.supervise(fetcher, |hb| async move { hb.wait_for_stop().await })?;
+    /// let probe = fetcher.probe();
+    /// assert_eq!(probe.id(), "fetcher-1");
+    /// drop(fetcher);
+    /// assert!(probe.health().to_string().starts_with("stopped: its future was cancelled"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn probe(&self) -> Probe {
         Probe::new(self.registry.clone(), self.worker_ref.clone())
@@ -333,6 +401,20 @@ impl<F> SupervisedFuture<F> {
 
     /// Asks the worker to stop. It is not started again; its present future goes on until it sees
     /// that, for instance by [`wait_for_stop`](WorkerHeartbeat::wait_for_stop).
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let listener = WorkerHeartbeat::builder("listener");
+    /// let listener = supervisor.supervise(listener, |hb| async move { hb.wait_for_stop().await })?;
+    /// listener.stop();
+    /// assert!(listener.await.is_completed());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn stop(&self) {
         ask(&self.registry, &self.worker_ref);
     }

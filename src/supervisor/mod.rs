@@ -91,6 +91,18 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// A supervisor whose workers belong to this registry, and are not started again.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let import = supervisor.spawn(WorkerHeartbeat::builder("import").finite(), |hb| {
+    ///     hb.beat();
+    ///     Ok(())
+    /// })?;
+    /// assert!(import.join().is_completed());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn new(registry: &Registry) -> Self {
         Self {
@@ -116,6 +128,20 @@ impl Supervisor {
     /// at once, and are not awaited.
     ///
     /// If the life is over already, every spawn is refused.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::global();
+    /// let hb = WorkerHeartbeat::builder("parent").start()?;
+    /// hb.run(|| {
+    ///     let child = WorkerHeartbeat::builder("child").id("child-1");
+    ///     Supervisor::linked_to(&hb).spawn(child, |child| Ok(child.stop_receiver().recv()?))
+    /// })??;
+    /// let child = registry.get("child-1").expect("it is remembered");
+    /// assert!(child.health().to_string().starts_with("stopped: "), "with its parent");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn linked_to(parent: &WorkerHeartbeat) -> Self {
         let supervisor = Self::new(parent.registry());
@@ -124,6 +150,17 @@ impl Supervisor {
     }
 
     /// When workers that are spawned from now on are started again.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Registry, Restart, Supervisor, WorkerHeartbeat};
+    ///
+    /// let restart = Restart::on_failure().max(1).backoff(Duration::ZERO, Duration::ZERO);
+    /// let supervisor = Supervisor::new(Registry::global()).restart(restart);
+    /// let import = supervisor.spawn(WorkerHeartbeat::builder("import"), |_| Err("disk full".into()))?;
+    /// assert_eq!(import.join().to_string(), "given up after 1 restarts: failed: disk full");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn restart(mut self, restart: Restart) -> Self {
         self.restart = restart;
@@ -133,6 +170,15 @@ impl Supervisor {
     /// How long the workers of a [linked](Self::linked_to) supervisor may take to end, all together,
     /// once the parent's life has ended; 10 s of real time by default. If several supervisors are
     /// linked to one life, the longest limit counts for all.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Supervisor, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("parent").start()?;
+    /// let children = Supervisor::linked_to(&hb).stop_children_within(Duration::from_secs(3));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn stop_children_within(self, limit: Duration) -> Self {
         self.children.set_limit(limit);
@@ -162,6 +208,21 @@ impl Supervisor {
     ///
     /// It blocks the calling thread: in an asynchronous context, use
     /// [`shutdown_async`](Self::shutdown_async).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Error, Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let listener = WorkerHeartbeat::builder("listener").id("listener-1");
+    /// supervisor.spawn(listener, |hb| Ok(hb.stop_receiver().recv()?))?;
+    /// let report = supervisor.shutdown(Duration::from_secs(10));
+    /// assert_eq!(report.ended, ["listener-1"]);
+    ///
+    /// let late = supervisor.spawn(WorkerHeartbeat::builder("listener"), |_| Ok(()));
+    /// assert!(matches!(late, Err(Error::ShuttingDown)));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn shutdown(&self, timeout: Duration) -> StopReport {
         self.stopping(timeout).wait()
     }

@@ -41,6 +41,14 @@ use crate::health::Exit;
 )]
 pub trait Outcome {
     /// Why the work failed, as text; `None` if it did not.
+    ///
+    /// ```
+    /// use worker_heartbeat::Outcome;
+    ///
+    /// assert_eq!(42.failure(), None);
+    /// let refused: Result<(), _> = Err("no route to host");
+    /// assert_eq!(refused.failure().as_deref(), Some("no route to host"));
+    /// ```
     fn failure(&self) -> Option<String> {
         None
     }

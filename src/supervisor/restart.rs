@@ -74,18 +74,55 @@ impl Restart {
     }
 
     /// It is never started again.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Restart, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global()).restart(Restart::never());
+    /// let import = supervisor.spawn(WorkerHeartbeat::builder("import"), |_| Err("disk full".into()))?;
+    /// assert_eq!(import.join().to_string(), "failed: disk full");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub const fn never() -> Self {
         Self::new(When::Never)
     }
 
     /// It is started again when it panicked or failed, but not when it returned without an error.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Registry, Restart, Supervisor, WorkerHeartbeat};
+    ///
+    /// let restart = Restart::on_failure().backoff(Duration::ZERO, Duration::ZERO);
+    /// let supervisor = Supervisor::new(Registry::global()).restart(restart);
+    /// let mut tries = 0;
+    /// let import = supervisor.spawn(WorkerHeartbeat::builder("import").finite(), move |_| {
+    ///     tries += 1;
+    ///     if tries < 3 { Err("disk full".into()) } else { Ok(()) }
+    /// })?;
+    /// assert!(import.join().is_completed());
+    /// assert_eq!(import.probe().snapshot().restarts, 2);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub const fn on_failure() -> Self {
         Self::new(When::OnFailure)
     }
 
     /// It is started again however it ended, unless it was asked to stop or stopped itself.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Registry, Restart, Supervisor, WorkerHeartbeat};
+    ///
+    /// let restart = Restart::always().max(3).backoff(Duration::ZERO, Duration::ZERO);
+    /// let supervisor = Supervisor::new(Registry::global()).restart(restart);
+    /// let listener = supervisor.spawn(WorkerHeartbeat::builder("listener"), |_| Ok(()))?;
+    /// let exit = listener.join().to_string();
+    /// assert_eq!(exit, "given up after 3 restarts: returned while not asked to");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub const fn always() -> Self {
         Self::new(When::Always)
@@ -93,6 +130,15 @@ impl Restart {
 
     /// The most restarts in the [period](Self::within) or, with [`reset_after`](Self::reset_after),
     /// in a row; 5 by default. One more failure, and the worker is given up.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Restart;
+    ///
+    /// // The third failure within a minute is one too many.
+    /// let restart = Restart::on_failure().max(2).within(Duration::from_secs(60));
+    /// # let _ = restart;
+    /// ```
     #[must_use]
     pub const fn max(mut self, restarts: u32) -> Self {
         self.max = restarts;
@@ -103,6 +149,14 @@ impl Restart {
     /// of [`max`](Self::max) restarts, or the worker is never given up.
     ///
     /// With [`reset_after`](Self::reset_after) it has no effect.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Restart;
+    ///
+    /// let restart = Restart::on_failure().max(10).within(Duration::from_secs(3600));
+    /// # let _ = restart;
+    /// ```
     #[must_use]
     pub const fn within(mut self, period: Duration) -> Self {
         self.within = period;
@@ -116,6 +170,15 @@ impl Restart {
     /// process was suspended or stopped. A life was not well if it never made any progress within its
     /// start-up grace, or was stalled or stale at its end. The wait before it does not belong to it.
     /// A life that is shorter than this, however often, is one more failure.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Restart;
+    ///
+    /// // Given up after the 15th restart in a row. A life of ten minutes begins the count again.
+    /// let restart = Restart::on_failure().max(15).reset_after(Duration::from_secs(600));
+    /// # let _ = restart;
+    /// ```
     #[must_use]
     pub const fn reset_after(mut self, well: Duration) -> Self {
         self.reset_after = Some(well);
@@ -124,6 +187,15 @@ impl Restart {
 
     /// How long the worker waits before the first restart that counts; twice as long before each
     /// further one, but never longer than `longest`. See [what counts](Self#what-counts).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Restart;
+    ///
+    /// // At most 1, 2, 4, 8, 8, 8 ... s; at least 80 % of that.
+    /// let restart = Restart::on_failure().backoff(Duration::from_secs(1), Duration::from_secs(8));
+    /// # let _ = restart;
+    /// ```
     #[must_use]
     pub const fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.first_delay = first;
@@ -133,6 +205,14 @@ impl Restart {
 
     /// The random share of each wait, 0 to 1, so that workers that failed together do not come back
     /// together; 0.2 by default. It makes waits shorter, never longer.
+    ///
+    /// ```
+    /// use worker_heartbeat::Restart;
+    ///
+    /// // Any wait up to the full one: for many workers that depend on one server.
+    /// let restart = Restart::on_failure().jitter(1.0);
+    /// # let _ = restart;
+    /// ```
     #[must_use]
     pub const fn jitter(mut self, share: f64) -> Self {
         // Not `clamp`: NaN counts as 0.

@@ -52,6 +52,15 @@ pub struct StopReport {
 
 impl StopReport {
     /// Whether every worker ended.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Registry, Supervisor};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let report = supervisor.shutdown(Duration::from_secs(10));
+    /// assert!(report.is_clean(), "{report}");
+    /// ```
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.hung.is_empty()
@@ -79,6 +88,26 @@ fn listed(f: &mut fmt::Formatter<'_>, what: &str, all: &[impl fmt::Display]) -> 
 }
 
 /// A worker that did not end in time.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+///
+/// let supervisor = Supervisor::new(Registry::global());
+/// let (started, is_started) = crossbeam_channel::bounded(0);
+/// supervisor.spawn(WorkerHeartbeat::builder("indexer").id("indexer-1"), move |hb| {
+///     let _task = hb.begin_task("run-123", "indexing");
+///     started.send(())?;
+///     loop {
+///         std::thread::park(); // it does not see that it is asked to stop
+///     }
+/// })?;
+/// # is_started.recv().expect("it starts");
+/// let report = supervisor.shutdown(Duration::from_millis(1));
+/// let hung = &report.hung[0];
+/// assert_eq!((hung.id.as_str(), hung.task.as_deref()), ("indexer-1", Some("indexing")));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct HungWorker {
@@ -119,6 +148,20 @@ impl fmt::Display for HungWorker {
 }
 
 /// A worker that died after it was asked to stop: it panicked or failed on its way out.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+///
+/// let supervisor = Supervisor::new(Registry::global());
+/// supervisor.spawn(WorkerHeartbeat::builder("indexer").id("indexer-1"), |hb| {
+///     hb.stop_receiver().recv()?;
+///     Err("cannot save the index".into())
+/// })?;
+/// let report = supervisor.shutdown(Duration::from_secs(10));
+/// assert_eq!(report.died[0].to_string(), "indexer-1 (failed: cannot save the index)");
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DeadWorker {

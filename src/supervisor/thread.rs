@@ -181,6 +181,18 @@ where
 
 /// A worker on a thread of its own; made by [`Supervisor::spawn`]. Dropping it leaves the worker
 /// running.
+///
+/// ```
+/// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+///
+/// let supervisor = Supervisor::new(Registry::global());
+/// let listener = WorkerHeartbeat::builder("listener");
+/// let listener = supervisor.spawn(listener, |hb| Ok(hb.stop_receiver().recv()?))?;
+/// println!("{}: {}", listener.id(), listener.probe().health());
+/// listener.stop();
+/// assert!(listener.join().is_completed());
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 pub struct SupervisedWorker {
     registry: Registry,
     worker_ref: WorkerRef,
@@ -191,18 +203,51 @@ pub struct SupervisedWorker {
 
 impl SupervisedWorker {
     /// The worker's id.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let import = WorkerHeartbeat::builder("import").id("import-1").finite();
+    /// assert_eq!(supervisor.spawn(import, |_| Ok(()))?.id(), "import-1");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> &str {
         self.probe.id()
     }
 
     /// A read-only view of the worker, which follows it through restarts.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let import = supervisor.spawn(WorkerHeartbeat::builder("import"), |_| Err("disk full".into()))?;
+    /// let probe = import.probe();
+    /// import.join();
+    /// assert!(probe.health().to_string().starts_with("dead: failed: disk full"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn probe(&self) -> Probe {
         self.probe.clone()
     }
 
     /// Asks the worker to stop. It is not waited for.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let listener = WorkerHeartbeat::builder("listener");
+    /// let listener = supervisor.spawn(listener, |hb| Ok(hb.stop_receiver().recv()?))?;
+    /// listener.stop();
+    /// listener.join();
+    /// let health = listener.probe().health();
+    /// assert!(health.to_string().starts_with("stopped: by its supervisor"), "{health}");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn stop(&self) {
         ask(&self.registry, &self.worker_ref);
     }
@@ -212,6 +257,22 @@ impl SupervisedWorker {
     ///
     /// It blocks the calling thread: in an asynchronous context, use
     /// [`join_async`](Self::join_async).
+    ///
+    /// ```
+    /// use worker_heartbeat::{Exit, Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let import = supervisor.spawn(WorkerHeartbeat::builder("import"), |_| {
+    ///     let numbers: Vec<u32> = Vec::new();
+    ///     println!("{}", numbers[3]);
+    ///     Ok(())
+    /// })?;
+    /// match import.join() {
+    ///     Exit::Panicked { message, .. } => println!("{message}"), // index out of bounds: ...
+    ///     exit => unreachable!("{exit}"),
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn join(&self) -> Exit {
         let exit = self.ending.wait(None).unwrap_or(Exit::Cancelled);
         if let Some(thread) = self.thread.lock().take() {
@@ -223,6 +284,18 @@ impl SupervisedWorker {
 
     /// As [`join`](Self::join), without blocking a thread; on any executor. Dropped before it is done,
     /// it leaves nothing behind.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let import = supervisor.spawn(WorkerHeartbeat::builder("import").finite(), |_| Ok(()))?;
+    /// assert!(import.join_async().await.is_completed());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn join_async(&self) -> impl Future<Output = Exit> + Send + use<> {
         let mut wait = Wait::new(Arc::clone(&self.ending));
         poll_fn(move |context| {
@@ -232,6 +305,19 @@ impl SupervisedWorker {
     }
 
     /// How it ended, if it has.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let listener = WorkerHeartbeat::builder("listener");
+    /// let listener = supervisor.spawn(listener, |hb| Ok(hb.stop_receiver().recv()?))?;
+    /// assert!(listener.exit().is_none(), "it still runs");
+    /// listener.stop();
+    /// listener.join();
+    /// assert!(listener.exit().is_some());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn exit(&self) -> Option<Exit> {
         self.ending.exit()

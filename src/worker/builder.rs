@@ -25,6 +25,21 @@ pub(crate) const MOST_METADATA: usize = 64;
 /// Describes a worker; made by [`WorkerHeartbeat::builder`].
 ///
 /// Nothing is checked before [`start`](Self::start), so that a chain reads undisturbed.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::WorkerHeartbeat;
+///
+/// let hb = WorkerHeartbeat::builder("research")
+///     .id("research-prod-1")
+///     .interval(Duration::from_secs(10))
+///     .stall_after(Duration::from_secs(300))
+///     .group("machine-7")
+///     .metadata("version", "1.4.2")
+///     .start()?;
+/// assert_eq!(hb.snapshot().thresholds.stale_after, Duration::from_secs(30));
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "nothing happens before start()"]
 pub struct Builder {
@@ -60,12 +75,30 @@ impl Builder {
 
     /// The worker's id; by default `{type}-{pid}-{n}`. At most 200 bytes, no control characters,
     /// and not the id of another living worker of the registry.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Error, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").start()?;
+    /// let second = WorkerHeartbeat::builder("mailer").id("mailer-1").start();
+    /// assert!(matches!(second, Err(Error::DuplicateId { .. })));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());
         self
     }
 
     /// How often a store is told of the worker; 30 s by default, 1 ms to 365 days.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").interval(Duration::from_secs(5)).start()?;
+    /// assert_eq!(hb.snapshot().interval, Duration::from_secs(5));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
@@ -73,6 +106,19 @@ impl Builder {
 
     /// How long the worker may be without a heartbeat; three intervals by default, at least two, and
     /// 20 ms to 365 days.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Error, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").stale_after(Duration::from_secs(120)).start()?;
+    /// assert_eq!(hb.snapshot().thresholds.stale_after, Duration::from_secs(120));
+    ///
+    /// // Less than two intervals.
+    /// let refused = WorkerHeartbeat::builder("mailer").stale_after(Duration::from_secs(40)).start();
+    /// assert!(matches!(refused, Err(Error::Invalid { field: "stale_after", .. })));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn stale_after(mut self, stale_after: Duration) -> Self {
         self.stale_after = Some(stale_after);
         self
@@ -80,6 +126,24 @@ impl Builder {
 
     /// How long the worker may be at work without progress; by default as long as it takes. 10 ms
     /// to 365 days.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, State, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let hb = WorkerHeartbeat::builder("mailer")
+    ///     .stall_after(Duration::from_secs(300))
+    ///     .registry(&registry)
+    ///     .start()?;
+    /// let _task = hb.begin_task("run-123", "sending");
+    /// time.advance(Duration::from_secs(300));
+    /// assert_eq!(hb.health().state(), State::Processing);
+    /// time.advance(Duration::from_secs(1));
+    /// assert_eq!(hb.health().state(), State::Stalled);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn stall_after(mut self, stall_after: Duration) -> Self {
         self.stall_after = Some(stall_after);
         self
@@ -87,6 +151,23 @@ impl Builder {
 
     /// How long the worker may take to its first progress; `stale_after` by default. 10 ms to 365
     /// days.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, State, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let hb = WorkerHeartbeat::builder("mailer")
+    ///     .startup_grace(Duration::from_secs(60))
+    ///     .registry(&registry)
+    ///     .start()?;
+    /// time.advance(Duration::from_secs(61));
+    /// assert_eq!(hb.health().state(), State::NeverStarted);
+    /// hb.beat();
+    /// assert_eq!(hb.health().state(), State::Active);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn startup_grace(mut self, startup_grace: Duration) -> Self {
         self.startup_grace = Some(startup_grace);
         self
@@ -94,6 +175,19 @@ impl Builder {
 
     /// Nobody vouches for the worker: only its own progress moves its heartbeat, idle or not. Polls
     /// of a supervised future are not its own progress.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, State, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let hb = WorkerHeartbeat::builder("mailer").beats_only().registry(&registry).start()?;
+    /// hb.mark_idle();
+    /// time.advance(Duration::from_secs(91)); // stale_after is 90 s by default
+    /// assert_eq!(hb.health().state(), State::Stale);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn beats_only(mut self) -> Self {
         self.beats_only = true;
         self
@@ -101,6 +195,19 @@ impl Builder {
 
     /// The worker's work has an end. A supervised worker that returns without an error has then
     /// completed, and is stopped; otherwise, a worker that returns while nobody asked it to is dead.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let import = supervisor.spawn(WorkerHeartbeat::builder("import").finite(), |hb| {
+    ///     hb.beat();
+    ///     Ok(())
+    /// })?;
+    /// import.join();
+    /// assert!(import.probe().health().to_string().starts_with("stopped: completed"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn finite(mut self) -> Self {
         self.finite = true;
         self
@@ -108,6 +215,15 @@ impl Builder {
 
     /// The group that the worker belongs to, such as its machine; `local` by default. A group is
     /// offline when all its workers are.
+    ///
+    /// ```
+    /// use worker_heartbeat::{GroupState, Registry, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").group("machine-7").start()?;
+    /// hb.fail("disk full");
+    /// assert_eq!(Registry::global().group("machine-7"), GroupState::Offline);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn group(mut self, group: impl Into<String>) -> Self {
         self.group = group.into();
         self
@@ -115,6 +231,14 @@ impl Builder {
 
     /// Something else to know of the worker; the last value for a name counts. At most 64 names of
     /// at most 200 bytes, with values of at most 1024 bytes.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").metadata("version", "1.4.2").start()?;
+    /// assert_eq!(hb.snapshot().metadata, [("version".to_owned(), "1.4.2".to_owned())]);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         let (name, value) = (name.into(), value.into());
         match self.metadata.iter_mut().find(|(other, _)| *other == name) {
@@ -125,6 +249,16 @@ impl Builder {
     }
 
     /// The registry that the worker belongs to; [`Registry::global`] by default.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// assert_eq!(registry.summary().total, 1);
+    /// assert_eq!(Registry::global().summary().total, 0);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn registry(mut self, registry: &Registry) -> Self {
         self.registry = Some(registry.clone());
         self
@@ -137,6 +271,15 @@ impl Builder {
     /// | `WORKER_HEARTBEAT_INTERVAL` | [`interval`](Self::interval), seconds, fractions allowed |
     /// | `WORKER_HEARTBEAT_STALE_AFTER` | [`stale_after`](Self::stale_after), likewise |
     /// | `<TYPE>_WORKER_ID` | [`id`](Self::id); the type in capitals, other characters as `_` |
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// // MAILER_WORKER_ID=mailer-prod-1 gives it this id.
+    /// let hb = WorkerHeartbeat::builder("mailer").from_env()?.start()?;
+    /// println!("{}", hb.id());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Environment`] if a variable is set to something that is not allowed: an empty text,
@@ -160,6 +303,17 @@ impl Builder {
     }
 
     /// Checks everything and starts the worker: it is registered, [`Health::Starting`], and watched.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// assert!(hb.health().to_string().starts_with("starting"));
+    ///
+    /// let error = WorkerHeartbeat::builder("mailer").group("").start().unwrap_err();
+    /// assert!(error.to_string().starts_with("invalid group: "));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] names what is not allowed; [`Error::DuplicateId`] if a living worker of the

@@ -42,6 +42,20 @@ impl<'a> TaskGuard<'a> {
     }
 
     /// Reports how far this task is: `done` steps of `total`. Counts as a beat.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("importer").start()?;
+    /// let task = hb.begin_task("run-123", "importing");
+    /// let lines = ["apples 3", "pears 5"];
+    /// for (done, line) in lines.iter().enumerate() {
+    ///     println!("{line}");
+    ///     task.progress(done + 1, lines.len());
+    /// }
+    /// assert_eq!(hb.snapshot().progress, Some((2, 2)));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn progress(&self, done: usize, total: usize) {
         let worker = self.worker.membership().worker_ref();
         worker.set_progress(self.number, done as u64, total as u64);
@@ -114,6 +128,18 @@ impl Drop for TaskGuard<'_> {
 
 /// An announced silence; made by [`WorkerHeartbeat::expect_silence`]. Dropped, it takes the
 /// announcement back and counts as a beat.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::WorkerHeartbeat;
+///
+/// let hb = WorkerHeartbeat::builder("importer").stall_after(Duration::from_secs(5)).start()?;
+/// let quiet = hb.expect_silence(Duration::from_secs(600));
+/// // a call that blocks for minutes
+/// drop(quiet);
+/// assert!(hb.is_recent());
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct SilenceGuard<'a> {
     worker: &'a WorkerHeartbeat,

@@ -34,12 +34,36 @@ use crate::sync::threads;
 ///
 /// Dropped, it ends the worker: as [`Health::Stopped`], or as [`Health::Dead`] if its thread is
 /// unwinding from a panic.
+///
+/// ```
+/// use worker_heartbeat::{State, WorkerHeartbeat};
+///
+/// let hb = WorkerHeartbeat::builder("importer").id("importer-1").start()?;
+/// let probe = hb.probe(); // for a health handler
+/// for line in ["apples 3", "pears 5"] {
+///     let _task = hb.begin_task(line, "reading a line");
+///     // work
+/// }
+/// assert!(probe.is_recent());
+///
+/// drop(hb);
+/// assert_eq!(probe.health().state(), State::Stopped);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 pub struct WorkerHeartbeat {
     membership: Membership,
 }
 
 impl WorkerHeartbeat {
     /// Begins a worker of this type. See [`Builder`].
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").start()?;
+    /// assert_eq!((hb.worker_type(), hb.id()), ("mailer", "mailer-1"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn builder(worker_type: impl Into<String>) -> Builder {
         Builder::new(worker_type.into())
     }
@@ -57,6 +81,19 @@ impl WorkerHeartbeat {
     /// One relaxed load and store in the worker's own cache line: no clock, no lock, no allocation,
     /// no system call, wait-free. After the worker's end it changes nothing but
     /// [`Snapshot::late_beats`].
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("adder").start()?;
+    /// let mut sum = 0;
+    /// for number in 1..=10 {
+    ///     sum += number;
+    ///     hb.beat();
+    /// }
+    /// assert_eq!((sum, hb.snapshot().beats), (55, 10));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[inline]
     pub fn beat(&self) {
         self.membership.worker_ref().cell().beat();
@@ -113,6 +150,17 @@ impl WorkerHeartbeat {
     /// included. Counts as a beat, and binds the calling thread.
     ///
     /// A worker that was asked to stop is stopped by it.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Activity, State, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// hb.update_task("run-123", "sending", Activity::Processing);
+    /// assert_eq!(hb.health().state(), State::Processing);
+    /// hb.mark_idle();
+    /// assert_eq!(hb.health().state(), State::Idle);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn mark_idle(&self) {
         let over = self.membership.worker_ref().mark_idle();
         self.take(&Updated {
@@ -129,6 +177,18 @@ impl WorkerHeartbeat {
     /// `update_task` replaces the innermost one, [`mark_idle`](Self::mark_idle) ends all of them. A
     /// task without a guard gives way to one with a guard, and does not come back. Of more than 256
     /// open tasks, the outermost ones are forgotten.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// let task = hb.begin_task("run-123", "sending");
+    /// task.progress(1, 3);
+    /// assert_eq!(hb.snapshot().progress, Some((1, 3)));
+    /// drop(task);
+    /// assert_eq!(hb.health().to_string(), "idle");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use = "the task ends when the guard is dropped"]
     #[inline]
     pub fn begin_task(&self, run_id: impl Text, task: impl Text) -> TaskGuard<'_> {
@@ -151,6 +211,26 @@ impl WorkerHeartbeat {
     ///
     /// Announcements nest; the one that lasts longest counts. A worker that is silent for longer
     /// than announced, and than its own allowance, is convicted as usual.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, State, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let hb = WorkerHeartbeat::builder("importer")
+    ///     .stall_after(Duration::from_secs(5))
+    ///     .registry(&registry)
+    ///     .start()?;
+    /// {
+    ///     let _quiet = hb.expect_silence(Duration::from_secs(600));
+    ///     time.advance(Duration::from_secs(60)); // a call that blocks
+    ///     assert_eq!(hb.health().state(), State::Active);
+    /// }
+    /// time.advance(Duration::from_secs(60));
+    /// assert_eq!(hb.health().state(), State::Stalled);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use = "the silence ends when the guard is dropped"]
     pub fn expect_silence(&self, at_most: Duration) -> SilenceGuard<'_> {
         // The time as it stands: a worker does not wait for a pacemaker that is overdue.
@@ -171,17 +251,77 @@ impl WorkerHeartbeat {
     /// worker that only beats may want to call this once. While another
     /// thread that has reported for the worker lives, the worker may go on there, and is not convicted
     /// for this; `bind_thread` says that it does not.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::thread;
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let hb = Arc::new(WorkerHeartbeat::builder("poller").registry(&registry).start()?);
+    /// let working = Arc::clone(&hb);
+    /// let thread = thread::spawn(move || {
+    ///     working.bind_thread();
+    ///     working.beat();
+    ///     // It returns, though there is more to do.
+    /// });
+    /// thread.join().expect("it does not panic");
+    /// time.advance(Duration::from_secs(3));
+    /// assert!(hb.health().to_string().ends_with("its thread has ended"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn bind_thread(&self) {
         self.membership.worker_ref().bind_thread(threads::current());
     }
 
     /// Whether somebody asked the worker to stop. Cheap enough for every turn of a loop.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let worker = supervisor.spawn(WorkerHeartbeat::builder("poller"), |hb| {
+    ///     while !hb.stop_requested() {
+    ///         hb.beat();
+    ///         // work
+    ///     }
+    ///     Ok(())
+    /// })?;
+    /// worker.stop();
+    /// assert!(worker.join().is_completed());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn stop_requested(&self) -> bool {
         self.membership.worker_ref().cell().state().stop_requested
     }
 
     /// Waits until somebody asks the worker to stop: for `select!` in an asynchronous worker.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// # async fn next_message() -> String {
+    /// #     std::future::pending().await
+    /// # }
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// let work = hb.supervise(async {
+    ///     loop {
+    ///         tokio::select! {
+    ///             () = hb.wait_for_stop() => break,
+    ///             message = next_message() => println!("{message}"),
+    ///         }
+    ///     }
+    /// });
+    /// work.stop();
+    /// work.await?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wait_for_stop(&self) -> impl Future<Output = ()> + '_ {
         StopRequested {
             worker: self,
@@ -238,12 +378,42 @@ impl WorkerHeartbeat {
     /// All receivers share one channel: take one message from each. Ask for one before a loop, not in
     /// every turn: of more than 131,072 in a life, dropped ones included, the others find a channel
     /// that is closed, and has no message.
+    ///
+    /// ```
+    /// use crossbeam_channel::{never, select};
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let supervisor = Supervisor::new(Registry::global());
+    /// let worker = supervisor.spawn(WorkerHeartbeat::builder("mailer"), |hb| {
+    ///     let (messages, stop) = (never::<String>(), hb.stop_receiver());
+    ///     loop {
+    ///         select! {
+    ///             recv(messages) -> message => println!("{}", message?),
+    ///             recv(stop) -> _ => return Ok(()),
+    ///         }
+    ///     }
+    /// })?;
+    /// worker.stop();
+    /// assert!(worker.join().is_completed());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn stop_receiver(&self) -> Receiver<()> {
         self.membership.worker_ref().stop_receiver()
     }
 
     /// Ends the worker in good order. A second call, like any update that follows, changes nothing.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// hb.stop();
+    /// hb.beat(); // too late
+    /// assert!(hb.health().to_string().starts_with("stopped: by stop()"));
+    /// assert_eq!(hb.snapshot().late_beats, 1);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn stop(&self) {
         self.membership.end(Termination::Stopped(StopCause::Stop));
     }
@@ -254,6 +424,15 @@ impl WorkerHeartbeat {
     ///
     /// That a value is an error cannot be seen through [`Display`](fmt::Display): to include the
     /// causes of any error, use [`fail_with`](Self::fail_with).
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// hb.fail("disk full");
+    /// assert!(hb.health().to_string().starts_with("dead: failed: disk full"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn fail(&self, error: impl fmt::Display) {
         self.end_as_failed(describe_text(error));
     }
@@ -292,12 +471,31 @@ impl WorkerHeartbeat {
     }
 
     /// Whether the worker is over: stopped or dead.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// assert!(!hb.is_over());
+    /// hb.stop();
+    /// assert!(hb.is_over());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.membership.worker_ref().cell().state().phase != Phase::Live
     }
 
     /// The worker's id.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// let process = std::process::id();
+    /// assert!(hb.id().starts_with(&format!("mailer-{process}-")));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> &str {
         self.membership.worker_ref().record.id()
@@ -316,6 +514,16 @@ impl WorkerHeartbeat {
     }
 
     /// See [`Probe::is_recent`].
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// assert!(!hb.is_recent(), "it is starting");
+    /// hb.beat();
+    /// assert!(hb.is_recent());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     #[inline]
     pub fn is_recent(&self) -> bool {
@@ -323,24 +531,70 @@ impl WorkerHeartbeat {
     }
 
     /// See [`Probe::health`].
+    ///
+    /// ```
+    /// use worker_heartbeat::{State, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// assert_eq!(hb.health().state(), State::Starting);
+    /// hb.beat();
+    /// assert_eq!(hb.health().state(), State::Active);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn health(&self) -> Health {
         self.registry().health(self.membership.worker_ref())
     }
 
     /// See [`Probe::last_heartbeat`].
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// assert_eq!(hb.last_heartbeat(), None);
+    /// hb.beat();
+    /// assert!(hb.last_heartbeat().is_some());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn last_heartbeat(&self) -> Option<SystemTime> {
         self.registry().last_heartbeat(self.membership.worker_ref())
     }
 
     /// See [`Probe::snapshot`].
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").group("machine-7").start()?;
+    /// let _task = hb.begin_task("run-123", "sending");
+    /// let snapshot = hb.snapshot();
+    /// assert_eq!(snapshot.group, "machine-7");
+    /// assert_eq!(snapshot.task.as_deref(), Some("sending"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.registry().snapshot(self.membership.worker_ref())
     }
 
     /// A read-only view that outlives the worker, for health handlers.
+    ///
+    /// ```
+    /// use worker_heartbeat::WorkerHeartbeat;
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// let probe = hb.probe();
+    /// std::thread::spawn(move || {
+    ///     hb.beat();
+    ///     hb.fail("disk full");
+    /// })
+    /// .join()
+    /// .expect("it does not panic");
+    /// assert!(probe.health().to_string().starts_with("dead: failed: disk full"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn probe(&self) -> Probe {
         self.membership.probe()

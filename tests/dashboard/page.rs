@@ -136,10 +136,7 @@ fn each_worker_is_shown_with_its_task_its_ages_and_why_it_died() {
     browser.click(".more .stack summary");
     browser.wait_for_text(".more pre", "segment 7 is empty");
     let stack = browser.text(".more pre");
-    assert!(
-        stack.contains("support/farm.rs:"),
-        "{stack}"
-    );
+    assert!(stack.contains("support/farm.rs:"), "{stack}");
     assert!(stack.contains("0: "), "no frames: {stack}");
     browser.run(&format!(
         "{}.querySelector('.open').click()",
