@@ -1,12 +1,20 @@
 //! The lease of a run, as its worker holds it.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::uploader::Uploader;
 use super::uploader::session::{ClockReading, LeaseState};
 use crate::error::Error;
+use crate::registry::core::worker_ref::WorkerRef;
+use crate::sync::background::Background;
+use crate::sync::catch::catch;
+use crate::sync::wakers::wake;
 use crate::worker::{WorkerHeartbeat, check_id};
 
 /// The right to work on a run, until it is dropped, released, or lost; made by
@@ -44,10 +52,16 @@ impl Lease {
         &self.held.key.run_id
     }
 
-    /// The number of this claim: higher than that of every claim before, of any run.
+    /// The number of this claim: higher than that of every claim before, of any run. Never negative;
+    /// it has the type that SQL binds.
+    ///
+    /// ```sql
+    /// UPDATE results SET value = $1, fence = $2 WHERE run_id = $3 AND fence <= $2
+    /// ```
     #[must_use]
-    pub fn fence(&self) -> u64 {
-        self.held.key.fence
+    pub fn fence(&self) -> i64 {
+        // Stores count in the same range.
+        i64::try_from(self.held.key.fence).unwrap_or(i64::MAX)
     }
 
     /// Whether this worker certainly holds the run now.
@@ -109,7 +123,8 @@ const LONGEST_RUN_ID: usize = 200;
 impl WorkerHeartbeat {
     /// Claims a run for this worker: `None` if another worker has it, or this one already.
     ///
-    /// Blocks until the store answers. The lease lasts for `ttl`, 100 ms to 24 h, and is renewed at
+    /// Blocks the calling thread until the store answers: in an asynchronous context, use
+    /// [`claim_async`](Self::claim_async). The lease lasts for `ttl`, 100 ms to 24 h, and is renewed at
     /// each third of it until it is dropped or lost; a loss is an event
     /// ([`EventKind::LeaseLost`](crate::EventKind::LeaseLost)). With a shorter `ttl`, another worker
     /// can take over sooner after this one is cut off, and the lease survives only a shorter outage
@@ -120,18 +135,139 @@ impl WorkerHeartbeat {
     /// store; [`Error::Store`] if the store cannot be reached; [`Error::Refused`] if the worker has
     /// ended, or another incarnation has taken its place.
     pub fn claim(&self, run_id: &str, ttl: Duration) -> Result<Option<Lease>, Error> {
+        Claim::new(self, run_id, ttl)?.ask()
+    }
+
+    /// As [`claim`](Self::claim), without blocking the thread; on any executor.
+    ///
+    /// It begins when the future is first polled: the store is asked on a thread, `wh-claim`, which
+    /// ends with the answer. A future that is dropped before it is done leaves no lease behind: one
+    /// that is granted all the same is given back.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim); [`Error::Thread`] if the thread cannot be started.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let registry = Registry::new();
+    /// let attachment = registry.attach(MemoryStore::new(), FleetConfig::new())?;
+    /// let hb = WorkerHeartbeat::builder("research").registry(&registry).start()?;
+    /// let lease = hb.claim_async("run-123", Duration::from_secs(60)).await?;
+    /// if let Some(lease) = lease {
+    ///     assert!(lease.is_held());
+    ///     // work
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use = "futures do nothing unless they are polled"]
+    pub fn claim_async(
+        &self,
+        run_id: &str,
+        ttl: Duration,
+    ) -> impl Future<Output = Answer> + Send + Sync + Unpin + use<> {
+        let mut asking = Asking::Ready(Some(Claim::new(self, run_id, ttl)));
+        poll_fn(move |context| asking.poll(context.waker()))
+    }
+}
+
+/// What the store says to a claim.
+type Answer = Result<Option<Lease>, Error>;
+
+/// A claim that is allowed, and not made yet.
+struct Claim {
+    uploader: Arc<Uploader>,
+    /// Not the handle: a claim that hangs does not keep the worker from ending.
+    worker: WorkerRef,
+    run_id: String,
+    ttl: Duration,
+}
+
+impl Claim {
+    fn new(hb: &WorkerHeartbeat, run_id: &str, ttl: Duration) -> Result<Self, Error> {
         check_run_id(run_id)?;
         check_ttl(ttl)?;
-        let uploader = Uploader::of(self.registry()).ok_or_else(|| Error::NotAttached {
-            id: self.id().to_owned(),
-        })?;
-        if self.is_over() {
-            return Err(Error::Refused {
-                id: self.id().to_owned(),
-            });
+        let id = || hb.id().to_owned();
+        let uploader = Uploader::of(hb.registry());
+        let uploader = uploader.ok_or_else(|| Error::NotAttached { id: id() })?;
+        if hb.is_over() {
+            return Err(Error::Refused { id: id() });
         }
-        let held = uploader.claim(self.membership().worker_ref(), run_id, ttl)?;
+        Ok(Self {
+            uploader,
+            worker: hb.membership().worker_ref().clone(),
+            run_id: run_id.to_owned(),
+            ttl,
+        })
+    }
+
+    /// Asks the store, and waits for its answer.
+    fn ask(self) -> Answer {
+        let held = self.uploader.claim(&self.worker, &self.run_id, self.ttl)?;
+        let uploader = self.uploader;
         Ok(held.map(|held| Lease { held, uploader }))
+    }
+}
+
+/// A claim that a task waits for.
+enum Asking {
+    /// Before the first poll. `None` after the end.
+    Ready(Option<Result<Claim, Error>>),
+    /// A thread asks the store.
+    Waiting(Arc<Mutex<Reply>>),
+}
+
+/// The place for the answer. A lease that nobody fetches is given back as it is dropped with this.
+#[derive(Default)]
+struct Reply {
+    answer: Option<Answer>,
+    waker: Option<Waker>,
+}
+
+impl Asking {
+    fn poll(&mut self, waker: &Waker) -> Poll<Answer> {
+        if let Self::Ready(claim) = self {
+            let claim = match claim.take() {
+                Some(Ok(claim)) => claim,
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                // Polled after its end.
+                None => return Poll::Pending,
+            };
+            let reply = Arc::<Mutex<Reply>>::default();
+            *self = Self::Waiting(Arc::clone(&reply));
+            let work = move || {
+                let answer = catch(|| claim.ask());
+                let answer = answer.unwrap_or_else(|_| Err(Error::store("claim", "it panicked")));
+                let mut place = reply.lock();
+                place.answer = Some(answer);
+                let waiting = place.waker.take();
+                drop(place);
+                drop(reply);
+                waiting.into_iter().for_each(wake);
+            };
+            if let Err(error) = Background::start("wh-claim", work) {
+                *self = Self::Ready(None);
+                return Poll::Ready(Err(error));
+            }
+        }
+        let Self::Waiting(reply) = self else {
+            return Poll::Pending;
+        };
+        let waker = waker.clone();
+        let mut place = reply.lock();
+        if let Some(answer) = place.answer.take() {
+            drop(place);
+            *self = Self::Ready(None);
+            return Poll::Ready(answer);
+        }
+        let replaced = place.waker.replace(waker);
+        drop(place);
+        drop(replaced);
+        Poll::Pending
     }
 }
 

@@ -4,7 +4,8 @@ mod tables;
 mod time;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -53,11 +54,14 @@ const MIGRATION: &str = "ALTER TABLE workers ADD COLUMN ending_location TEXT";
 /// # #[cfg(not(feature = "sqlite"))]
 /// # fn main() {}
 /// ```
+///
+/// A cheap clone; clones share one connection.
+#[derive(Clone)]
 pub struct SqliteStore {
-    path: PathBuf,
+    path: Arc<Path>,
     busy_timeout: Duration,
     /// `None` until the next call opens it.
-    connection: Mutex<Option<Connection>>,
+    connection: Arc<Mutex<Option<Connection>>>,
 }
 
 impl SqliteStore {
@@ -93,9 +97,9 @@ impl SqliteStore {
 
     fn lazy(path: impl AsRef<Path>, busy_timeout: Duration) -> Self {
         Self {
-            path: path.as_ref().to_owned(),
+            path: path.as_ref().into(),
             busy_timeout,
-            connection: Mutex::new(None),
+            connection: Arc::default(),
         }
     }
 
