@@ -55,20 +55,20 @@ pub enum Error {
         id: String,
     },
     /// A thread could not be started.
-    #[error("cannot start the thread {name:?}: {source}")]
+    #[error("cannot start the thread {name:?}: {error}")]
     Thread {
         /// Name of the thread.
         name: String,
         /// What the operating system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// A signal could not be hooked.
-    #[error("cannot hook {signal}: {source}")]
+    #[error("cannot hook {signal}: {error}")]
     Signal {
         /// Name of the signal, such as `SIGTERM`.
         signal: &'static str,
         /// What the operating system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// Signals were to be hooked that every thread of the process blocks, so that they would never
     /// arrive. The mask is usually inherited: from `env --block-signal`, or from a parent process
@@ -109,8 +109,13 @@ pub enum Error {
     Store {
         /// What was asked of it, such as `beat`.
         operation: &'static str,
+        /// What kind of failure it is.
+        kind: StoreErrorKind,
         /// What went wrong. Never a password.
         message: String,
+        /// The error of the store's driver, of which the message repeats nothing. `None` if there is
+        /// none, or if it may show passwords or values of rows.
+        source: Option<BoxError>,
     },
     /// The registry is attached to a store already.
     #[error("this registry is attached to a store already; it can be attached to one at a time")]
@@ -123,21 +128,21 @@ pub enum Error {
     },
     /// An address cannot be listened at.
     #[cfg(feature = "http")]
-    #[error("cannot listen at {address}: {source}")]
+    #[error("cannot listen at {address}: {error}")]
     Listen {
         /// The address that was asked for.
         address: String,
         /// What the operating system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// A file cannot be written.
     #[cfg(feature = "beacon")]
-    #[error("cannot write {path}: {source}")]
+    #[error("cannot write {path}: {error}")]
     File {
         /// The file.
         path: String,
         /// What the operating system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// A store refuses the worker: it is over, or another incarnation has taken its place.
     #[error(
@@ -151,11 +156,51 @@ pub enum Error {
 
 impl Error {
     /// An error of a [`HeartbeatStore`](crate::HeartbeatStore): what was asked of it, and what went
-    /// wrong.
+    /// wrong. Its kind is [`StoreErrorKind::Other`].
     pub fn store(operation: &'static str, message: impl Display) -> Self {
+        Self::store_kind(operation, StoreErrorKind::Other, message)
+    }
+
+    /// An error of a [`HeartbeatStore`](crate::HeartbeatStore), with its kind and what caused it. The
+    /// message does not repeat what the cause says.
+    ///
+    /// ```
+    /// use std::error::Error as _;
+    /// use std::io;
+    /// use worker_heartbeat::{Error, StoreErrorKind};
+    ///
+    /// let cause = io::Error::from(io::ErrorKind::ConnectionRefused);
+    /// let kind = StoreErrorKind::Unreachable;
+    /// let error = Error::store_failed("beat", kind, "the server is not there", cause);
+    /// assert_eq!(error.to_string(), "store: cannot beat: the server is not there");
+    /// assert_eq!(error.source().unwrap().to_string(), "connection refused");
+    /// assert!(matches!(error, Error::Store { kind: StoreErrorKind::Unreachable, .. }));
+    /// ```
+    pub fn store_failed(
+        operation: &'static str,
+        kind: StoreErrorKind,
+        message: impl Display,
+        source: impl Into<BoxError>,
+    ) -> Self {
         Self::Store {
             operation,
+            kind,
             message: written(format_args!("{message}")),
+            source: Some(source.into()),
+        }
+    }
+
+    /// As [`store`](Self::store), of this kind.
+    pub(crate) fn store_kind(
+        operation: &'static str,
+        kind: StoreErrorKind,
+        message: impl Display,
+    ) -> Self {
+        Self::Store {
+            operation,
+            kind,
+            message: written(format_args!("{message}")),
+            source: None,
         }
     }
 
@@ -170,6 +215,24 @@ impl Error {
             allowed: allowed.into(),
         }
     }
+}
+
+/// What kind of failure of a store an [`Error::Store`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// There is no connection: the server is not there, or the file cannot be opened.
+    Unreachable,
+    /// There was no answer in time.
+    Timeout,
+    /// Others keep it busy; a later attempt may succeed.
+    Busy,
+    /// Access is denied: a password or a token is wrong, or a right is missing.
+    Denied,
+    /// It is not a store of this library, is damaged, or is of another version.
+    Incompatible,
+    /// Anything else.
+    Other,
 }
 
 /// Any error that a worker may return; what [`Supervisor::spawn`](crate::Supervisor::spawn) takes.

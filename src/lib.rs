@@ -100,7 +100,7 @@ mod unwind;
 mod worker;
 
 pub use clock::{Clock, MockClock, Moment};
-pub use error::{BoxError, Error};
+pub use error::{BoxError, Error, StoreErrorKind};
 #[cfg(feature = "sqlite")]
 pub use fleet::SqliteStore;
 pub use fleet::{

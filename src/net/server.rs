@@ -59,9 +59,9 @@ pub(crate) fn resolve(
 }
 
 fn listen_error(display: &str) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Listen {
+    move |error| Error::Listen {
         address: display.to_owned(),
-        source,
+        error,
     }
 }
 
@@ -75,9 +75,9 @@ impl Server {
         let listener = TcpListener::bind(addresses).map_err(&failed)?;
         listener.set_nonblocking(true).map_err(&failed)?;
         let address = listener.local_addr().map_err(&failed)?;
-        let thread_error = |source| Error::Thread {
+        let thread_error = |error| Error::Thread {
             name: THREAD_NAME.to_owned(),
-            source,
+            error,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -103,9 +103,9 @@ impl Beacon {
         }
         let file = self.file;
         let first = health_record(&ProcessHealth::read(&self.registry));
-        file.replace(&first).map_err(|source| Error::File {
+        file.replace(&first).map_err(|error| Error::File {
             path: file.0.display().to_string(),
-            source,
+            error,
         })?;
         let mut failing = false;
         let write = move |report: Report<'_>| {

@@ -236,9 +236,9 @@ impl ShutdownBuilder {
             self.registries.push(Registry::global().clone());
         }
         // The thread before the hooks: without it, signals would go nowhere.
-        let thread = start().map_err(|source| Error::Thread {
+        let thread = start().map_err(|error| Error::Thread {
             name: THREAD_NAME.to_owned(),
-            source,
+            error,
         })?;
         let (listener, wake_sender) = guard.install(&self.signals, self.hook_ignored)?;
         let inner = Arc::new(Inner {

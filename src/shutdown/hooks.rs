@@ -119,8 +119,8 @@ impl InstallGuard {
     }
 }
 
-fn refused(signal: &'static str, source: io::Error) -> Error {
-    Error::Signal { signal, source }
+fn refused(signal: &'static str, error: io::Error) -> Error {
+    Error::Signal { signal, error }
 }
 
 /// The signals to hook: each once, and ignored ones only on request. An error if one of them would

@@ -92,7 +92,10 @@ impl Supervisor {
                 worker.fail(&error);
             }
             ending.set(Exit::Failed { error });
-            Error::Thread { name, source }
+            Error::Thread {
+                name,
+                error: source,
+            }
         })?;
         Ok(SupervisedWorker {
             registry: self.registry.clone(),

@@ -31,9 +31,9 @@ impl Background {
             drop(catch(work));
         };
         let thread = thread::Builder::new().name(name.to_owned()).spawn(work);
-        let thread = thread.map_err(|source| Error::Thread {
+        let thread = thread.map_err(|error| Error::Thread {
             name: name.to_owned(),
-            source,
+            error,
         })?;
         Ok(Self { thread, ended })
     }

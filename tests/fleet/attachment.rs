@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
+use crate::support::executor::{block_on, poll_once};
 use crate::support::{PATIENCE, SECOND, World, eventually, names, wait_for};
 use parking_lot::Mutex;
 use worker_heartbeat::fleet::{
@@ -12,7 +14,7 @@ use worker_heartbeat::fleet::{
 };
 use worker_heartbeat::{
     Activity, Attachment, Error, EventKind, FleetConfig, HeartbeatStore, MemoryStore, OnOffline,
-    Restart, State, StoredWorker, Supervisor, SweepReport, Sweeper,
+    Registry, Restart, State, StoredWorker, Supervisor, SweepReport, Sweeper, WorkerHeartbeat,
 };
 
 /// A world whose registry is attached to a store in memory, on the same clock.
@@ -281,6 +283,50 @@ fn a_store_that_fails_is_counted_told_once_and_tried_again() {
             "store failing: store: cannot be reached: on purpose".to_owned(),
             format!("store restored after {} failures", status.failures)
         ]
+    );
+}
+
+#[test]
+fn a_run_is_claimed_without_blocking_on_any_executor() {
+    let store = MemoryStore::new();
+    let registry = Registry::new();
+    let _attachment = registry.attach(store.clone(), FleetConfig::new()).unwrap();
+    let hb = WorkerHeartbeat::builder("w").registry(&registry).start();
+    let hb = hb.unwrap();
+    let lease = block_on(hb.claim_async("run-1", 60 * SECOND)).unwrap();
+    let lease = lease.expect("nobody else has it");
+    assert!(lease.is_held() && lease.fence() > 0);
+    let again = block_on(hb.claim_async("run-1", 60 * SECOND)).unwrap();
+    assert!(again.is_none(), "it has it already");
+    for refused in [
+        block_on(hb.claim_async("", 60 * SECOND)),
+        block_on(hb.claim_async("run-2", Duration::ZERO)),
+    ] {
+        assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    }
+    drop(hb.claim_async("run-3", 60 * SECOND));
+    // Asked for, and dropped before the answer: what is granted is given back.
+    for n in 0..20 {
+        let mut claiming = hb.claim_async("run-3", 60 * SECOND);
+        if let Poll::Ready(answer) = poll_once(&mut claiming) {
+            assert!(answer.unwrap().is_some(), "turn {n}");
+        }
+        drop(claiming);
+        eventually("it can be claimed again", || {
+            block_on(hb.claim_async("run-3", 60 * SECOND))
+                .unwrap()
+                .is_some_and(|lease| lease.release().unwrap())
+        });
+    }
+    hb.stop();
+    let over = block_on(hb.claim_async("run-4", 60 * SECOND));
+    assert!(matches!(over, Err(Error::Refused { .. })), "{over:?}");
+    let alone = WorkerHeartbeat::builder("w").registry(&Registry::new());
+    let alone = alone.start().unwrap();
+    let unattached = block_on(alone.claim_async("run-5", 60 * SECOND));
+    assert!(
+        matches!(unattached, Err(Error::NotAttached { .. })),
+        "{unattached:?}"
     );
 }
 
@@ -672,7 +718,9 @@ fn a_lease_is_renewed_while_the_store_answers_and_not_believed_in_when_it_does_n
         |event| matches!(&event.kind, EventKind::LeaseLost { run_id, .. } if run_id == "run-1")
     ));
     let rival = fleet.store.claim(&claim).unwrap();
-    assert!(matches!(rival, ClaimAnswer::Granted(fence) if fence > lease.fence()));
+    assert!(
+        matches!(rival, ClaimAnswer::Granted(fence) if i64::try_from(fence).unwrap() > lease.fence())
+    );
 }
 
 #[test]

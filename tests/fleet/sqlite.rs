@@ -1,5 +1,6 @@
 //! The store in a SQLite file: many processes, kills, locks, full disks, clocks that are set.
 
+use std::error::Error as _;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -14,8 +15,8 @@ use worker_heartbeat::fleet::{
     Answer, Beat, Claim, ClaimAnswer, Registration, Sweep, WorkerFilter, WorkerKey, conformance,
 };
 use worker_heartbeat::{
-    Error, FleetConfig, HeartbeatStore, Registry, SqliteStore, State, StoredWorker, Sweeper,
-    WorkerHeartbeat,
+    Error, FleetConfig, HeartbeatStore, Registry, SqliteStore, State, StoreErrorKind, StoredWorker,
+    Sweeper, WorkerHeartbeat,
 };
 
 /// A directory that is gone with the test.
@@ -82,11 +83,15 @@ fn workers_survive_the_processes_that_wrote_them() {
 fn a_file_of_another_program_is_refused_and_unchanged() {
     let place = Place::new();
     let refused = |reason: &str| {
-        let error = SqliteStore::open(place.file()).unwrap_err().to_string();
+        let refused = SqliteStore::open(place.file()).unwrap_err();
+        let error = refused.to_string();
         assert!(
             error.contains(reason) && error.contains("fleet.db"),
             "{error}"
         );
+        let kind = StoreErrorKind::Incompatible;
+        assert!(matches!(refused, Error::Store { kind: is, .. } if is == kind));
+        says_its_source_once(&refused);
     };
     let foreign = Connection::open(place.file()).unwrap();
     foreign.execute_batch("CREATE TABLE theirs (x)").unwrap();
@@ -107,13 +112,40 @@ fn a_file_of_another_program_is_refused_and_unchanged() {
     drop(foreign);
     refused("not a database");
     let nowhere = SqliteStore::open(place.0.join("missing/fleet.db"));
+    let nowhere = nowhere.unwrap_err();
     assert!(matches!(
         nowhere,
-        Err(Error::Store {
+        Error::Store {
             operation: "open",
+            kind: StoreErrorKind::Unreachable,
             ..
-        })
+        }
     ));
+    says_its_source_once(&nowhere);
+    let driver = nowhere.source().expect("the error of the driver");
+    assert!(driver.is::<rusqlite::Error>());
+}
+
+/// What an error says is not what its source says.
+fn says_its_source_once(error: &Error) {
+    let text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        assert!(!text.contains(&error.to_string()), "{text}: {error}");
+        source = error.source();
+    }
+}
+
+#[test]
+fn a_clone_shares_its_connection() {
+    let place = Place::new();
+    let store = place.store();
+    let clone = store.clone();
+    let key = register(&store, "a");
+    assert_eq!(row(&clone, "a").unwrap().key, key);
+    assert!(register(&clone, "b").incarnation > key.incarnation);
+    drop(store);
+    assert_eq!(row(&clone, "a").unwrap().key, key);
 }
 
 #[test]

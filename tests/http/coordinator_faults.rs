@@ -20,7 +20,7 @@ use worker_heartbeat::fleet::{
 };
 use worker_heartbeat::{
     Coordinator, Error, FleetConfig, HeartbeatStore, HttpStore, MemoryStore, Registry, State,
-    StoredWorker, SweepReport, Sweeper, WorkerHeartbeat,
+    StoreErrorKind, StoredWorker, SweepReport, Sweeper, WorkerHeartbeat,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -590,8 +590,13 @@ fn a_server_that_never_answers_fails_in_time_and_slows_nobody() {
     });
     let store = HttpStore::builder(url).timeout(SECOND / 2).build().unwrap();
     let begun = Instant::now();
-    let error = store.summary().unwrap_err().to_string();
+    let error = store.summary().unwrap_err();
     let took = begun.elapsed();
+    let kind = StoreErrorKind::Timeout;
+    assert!(matches!(&error, Error::Store { kind: is, .. } if *is == kind));
+    let source = std::error::Error::source(&error).expect("the error of the client");
+    let (error, source) = (error.to_string(), source.to_string());
+    assert!(!error.contains(&source), "{error}: {source}");
     assert!(took >= SECOND / 2 && took < 3 * SECOND, "{took:?}");
     assert!(error.starts_with("store: cannot list: "), "{error}");
 

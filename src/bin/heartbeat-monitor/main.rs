@@ -58,6 +58,12 @@ fn report_usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(INVALID_USAGE)
 }
 
+/// An error with what caused it.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 fn report_failure(error: &BoxError) -> ExitCode {
     let io_error = error.downcast_ref::<io::Error>();
     if io_error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
@@ -65,7 +71,7 @@ fn report_failure(error: &BoxError) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // If stderr is closed, the exit status has to suffice.
-    let _ = writeln!(io::stderr(), "heartbeat-monitor: {error}");
+    let _ = writeln!(io::stderr(), "heartbeat-monitor: {}", chain(&**error));
     let is_invalid = matches!(error.downcast_ref(), Some(Error::Invalid { .. }));
     ExitCode::from(if is_invalid || error.is::<UsageError>() {
         INVALID_USAGE

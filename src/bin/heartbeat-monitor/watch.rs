@@ -11,6 +11,7 @@ use worker_heartbeat::{
 };
 
 use crate::args::WatchArgs;
+use crate::chain;
 use crate::commands::CommandResult;
 use crate::table::clean;
 
@@ -134,7 +135,7 @@ impl SweepObserver {
                 *self.failure.lock() = None;
             }
             Err(error) => {
-                let text = clean(&error.to_string());
+                let text = clean(&chain(error));
                 if progress.failures_in_a_row == 0 {
                     log::warn!("{text}");
                 }
@@ -149,7 +150,7 @@ impl SweepObserver {
             match self.store.purge(age) {
                 Ok(0) => {}
                 Ok(count) => log::info!("deleted {count} workers that ended long ago"),
-                Err(error) => log::warn!("{}", clean(&error.to_string())),
+                Err(error) => log::warn!("{}", clean(&chain(&error))),
             }
         }
     }

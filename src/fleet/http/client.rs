@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use ureq::http::Uri;
 
 use super::wire::{self, Answers, One, Page, SweepRequest};
-use crate::error::Error;
+use crate::error::{Error, StoreErrorKind};
 use crate::fleet::store::{advance, check_count};
 use crate::fleet::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, StoredWorker,
@@ -193,7 +193,7 @@ impl HttpStore {
     }
 
     fn call<T: DeserializeOwned>(&self, operation: &'static str, body: &[u8]) -> Result<T, Error> {
-        let fail = |error: ureq::Error| Error::store(operation, Printable(&error.to_string()));
+        let fail = |error| failed(operation, error);
         let mut request = self
             .agent
             .post(format!("{}/api/store/{operation}", self.base))
@@ -219,16 +219,17 @@ impl HttpStore {
                     words.trim_start_matches(": "),
                 ));
             }
-            return Err(Error::store(
-                operation,
-                format_args!("the coordinator answers {}{words}", status.as_u16()),
-            ));
+            let kind = match status.as_u16() {
+                401 | 403 => StoreErrorKind::Denied,
+                429 => StoreErrorKind::Busy,
+                _ => StoreErrorKind::Other,
+            };
+            let message = format_args!("the coordinator answers {}{words}", status.as_u16());
+            return Err(Error::store_kind(operation, kind, message));
         }
         serde_json::from_slice(&answer).map_err(|error| {
-            Error::store(
-                operation,
-                format_args!("this is not a coordinator's answer: {error}"),
-            )
+            let message = "this is not a coordinator's answer";
+            Error::store_failed(operation, StoreErrorKind::Incompatible, message, error)
         })
     }
 
@@ -273,6 +274,18 @@ impl HttpStore {
         }
         Ok(answers)
     }
+}
+
+/// There is no answer.
+fn failed(operation: &'static str, error: ureq::Error) -> Error {
+    let (kind, message) = match &error {
+        ureq::Error::Timeout(_) => (StoreErrorKind::Timeout, "no answer in time"),
+        _ => (
+            StoreErrorKind::Unreachable,
+            "the coordinator cannot be reached",
+        ),
+    };
+    Error::store_failed(operation, kind, message, error)
 }
 
 fn json(operation: &'static str, what: &impl Serialize) -> Result<Vec<u8>, Error> {

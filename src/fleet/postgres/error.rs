@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+use crate::error::StoreErrorKind;
+
 #[derive(Debug)]
 pub(super) enum PgError {
     Postgres(tokio_postgres::Error),
@@ -34,6 +36,30 @@ impl PgError {
             SqlState::T_R_DEADLOCK_DETECTED,
         ];
         self.code().is_some_and(|code| codes.contains(code))
+    }
+
+    /// The kind of an [`Error::Store`](crate::Error::Store) that is made of it.
+    pub(super) fn kind(&self) -> StoreErrorKind {
+        let Self::Postgres(_) = self else {
+            return match self {
+                Self::Timeout(_) => StoreErrorKind::Timeout,
+                _ => StoreErrorKind::Other,
+            };
+        };
+        // By the class of its code.
+        match self.code().map(SqlState::code) {
+            None => StoreErrorKind::Unreachable,
+            Some("40001" | "40P01") => StoreErrorKind::Busy,
+            Some("42501") => StoreErrorKind::Denied,
+            Some(code) => match code.get(..2) {
+                Some("08") => StoreErrorKind::Unreachable,
+                Some("28") => StoreErrorKind::Denied,
+                Some("53" | "55") => StoreErrorKind::Busy,
+                Some("57") => StoreErrorKind::Unreachable,
+                Some("3F" | "42") => StoreErrorKind::Incompatible,
+                _ => StoreErrorKind::Other,
+            },
+        }
     }
 
     /// The connection cannot be used any more.

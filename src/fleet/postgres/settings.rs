@@ -39,7 +39,7 @@ impl Settings {
         if let Some(secret) = &self.secret {
             message = message.replace(secret.as_str(), "***");
         }
-        Error::store(operation, message)
+        Error::store_kind(operation, error.kind(), message)
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::rules::{self, Tables};
 use super::shapes::{
@@ -18,7 +18,7 @@ use super::shapes::{
 };
 use super::store::HeartbeatStore;
 use crate::clock::Moment;
-use crate::error::Error;
+use crate::error::{Error, StoreErrorKind};
 use crate::health::SweepReport;
 use tables::InTransaction;
 
@@ -104,9 +104,7 @@ impl SqliteStore {
     }
 
     fn connect(&self) -> Result<Connection, Error> {
-        let failed = |error: rusqlite::Error| {
-            Error::store("open", format_args!("{}: {error}", self.path.display()))
-        };
+        let failed = |error| self.cannot_open(error);
         // Without SQLITE_OPEN_URI: a path is never taken for a URI.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
@@ -124,9 +122,7 @@ impl SqliteStore {
 
     /// Creates the tables if there are none; refuses files of other programs.
     fn check(&self, connection: &mut Connection) -> Result<(), Error> {
-        let failed = |error: rusqlite::Error| {
-            Error::store("open", format_args!("{}: {error}", self.path.display()))
-        };
+        let failed = |error| self.cannot_open(error);
         // Immediate: if several processes start at once, one of them creates the tables.
         let transaction = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -164,7 +160,14 @@ impl SqliteStore {
     }
 
     fn foreign(&self, why: &str) -> Error {
-        Error::store("open", format_args!("{}: {why}", self.path.display()))
+        let message = format_args!("{}: {why}", self.path.display());
+        Error::store_kind("open", StoreErrorKind::Incompatible, message)
+    }
+
+    fn cannot_open(&self, error: rusqlite::Error) -> Error {
+        let (kind, why) = tables::described(&error);
+        let message = format!("{}: {why}", self.path.display());
+        Error::store_failed("open", kind, message, error)
     }
 
     /// Runs `act` in one transaction, at one moment of the store's time.
@@ -180,7 +183,7 @@ impl SqliteStore {
             closed => closed.insert(self.connect()?),
         };
         let done = (|| {
-            let failed = |error| tables::failed(operation, &error);
+            let failed = |error| tables::failed(operation, error);
             let behavior = if writes {
                 TransactionBehavior::Immediate
             } else {
@@ -273,12 +276,4 @@ impl fmt::Debug for SqliteStore {
             .field("busy_timeout", &self.busy_timeout)
             .finish_non_exhaustive()
     }
-}
-
-/// Whether other processes wrote for longer than the busy timeout.
-fn is_busy(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
-    )
 }

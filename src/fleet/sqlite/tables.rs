@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, Row as SqlRow, named_params, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row as SqlRow, named_params, params};
 
 use crate::clock::{Moment, nanos};
-use crate::error::Error;
+use crate::error::{Error, StoreErrorKind};
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::rules::{LeaseEntry, Tables, WorkerEntry};
 use crate::fleet::shapes::{
@@ -22,11 +22,32 @@ pub(super) struct InTransaction<'a> {
     operation: &'static str,
 }
 
-pub(super) fn failed(operation: &'static str, error: &rusqlite::Error) -> Error {
-    if super::is_busy(error) {
-        Error::store(operation, "another process has been writing for too long")
-    } else {
-        Error::store(operation, error)
+pub(super) fn failed(operation: &'static str, error: rusqlite::Error) -> Error {
+    let (kind, message) = described(&error);
+    Error::store_failed(operation, kind, message, error)
+}
+
+/// The kind of a failure, and what to say of it.
+pub(super) fn described(error: &rusqlite::Error) -> (StoreErrorKind, &'static str) {
+    use ErrorCode::{
+        AuthorizationForStatementDenied, CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked,
+        DiskFull, NotADatabase, PermissionDenied, ReadOnly,
+    };
+    match error.sqlite_error_code() {
+        Some(DatabaseBusy | DatabaseLocked) => (
+            StoreErrorKind::Busy,
+            "another process has been writing for too long",
+        ),
+        Some(CannotOpen) => (StoreErrorKind::Unreachable, "the file cannot be opened"),
+        Some(PermissionDenied | ReadOnly | AuthorizationForStatementDenied) => {
+            (StoreErrorKind::Denied, "the file cannot be written")
+        }
+        Some(NotADatabase | DatabaseCorrupt) => (
+            StoreErrorKind::Incompatible,
+            "it is damaged, or not a database of SQLite",
+        ),
+        Some(DiskFull) => (StoreErrorKind::Other, "no room is left"),
+        _ => (StoreErrorKind::Other, "SQLite failed"),
     }
 }
 
@@ -39,7 +60,7 @@ impl<'a> InTransaction<'a> {
     }
 
     fn wrap_error<T>(&self, result: rusqlite::Result<T>) -> Result<T, Error> {
-        result.map_err(|error| failed(self.operation, &error))
+        result.map_err(|error| failed(self.operation, error))
     }
 
     fn workers(&self, condition: &str, given: Vec<Value>) -> Result<Vec<WorkerEntry>, Error> {

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
 use crate::sync::catch::catch;
-use crate::sync::describe::written;
+use crate::sync::describe::chain;
 use crate::sync::random::Jitter;
 
 /// The shortest time between two rounds for new tasks.
@@ -107,7 +107,7 @@ impl Uploader {
                 (jitter.shorten(interval), event)
             }
             Err(error) => {
-                let error = written(format_args!("{error}"));
+                let error = chain(&error);
                 registry.counts().store_failures.add(1);
                 status.failures += 1;
                 status.failures_in_a_row += 1;

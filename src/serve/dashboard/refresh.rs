@@ -14,6 +14,7 @@ use super::rows::{self, Listing};
 use super::{Dashboard, FleetView, Subject};
 use crate::fleet::StoredWorker;
 use crate::shutdown::Shutdown;
+use crate::sync::describe::chain;
 
 /// How often the registry is read. If a reading takes long, the period grows, so that readings take
 /// at most one part in [`PERIOD_PER_WORK`] of the time.
@@ -170,7 +171,7 @@ async fn refresh_fleet(
         let read = rows::read_store(&*read_fleet.store, shows_reasons);
         // No other reading begins before this one has ended, however long it takes.
         drop(permit);
-        let (listing, workers) = read.map_err(|error| error.to_string())?;
+        let (listing, workers) = read.map_err(|error| chain(&error))?;
         if let Some(dashboard) = reader.upgrade() {
             read_fleet.reading_succeeded(&dashboard, listing, workers);
         }

@@ -13,7 +13,7 @@ use super::incarnation_cache::{IncarnationCache, just_before};
 use crate::error::Error;
 use crate::fleet::store::check_count;
 use crate::fleet::{Answer, HeartbeatStore, StoredWorker, WorkerFilter, WorkerKey};
-use crate::sync::describe::written;
+use crate::sync::describe::{chain, written};
 use crate::sync::log::log_line;
 use crate::sync::printable::Printable;
 
@@ -135,7 +135,7 @@ impl Service {
             Err(error @ Error::Invalid { .. }) => Err(error.into()),
             Err(error) => {
                 if !self.failing.swap(true, Ordering::Relaxed) {
-                    let error = written(format_args!("{error}"));
+                    let error = chain(&error);
                     log_line(
                         Level::Error,
                         format_args!("coordinator: {}", Printable(&error)),
