@@ -268,7 +268,8 @@ fn how_it_gets_on_with_its_store_is_told() {
     assert_eq!(scrape().get("leases_held"), 1.0);
     // Somebody takes it away.
     let row = &store.inner.list(&WorkerFilter::default()).unwrap()[0];
-    let key = worker_heartbeat::fleet::LeaseKey::new(row.key.clone(), "run-2", other.fence());
+    let fence = other.fence().try_into().unwrap();
+    let key = worker_heartbeat::fleet::LeaseKey::new(row.key.clone(), "run-2", fence);
     store.inner.release(&[key]).unwrap();
     eventually("a renewal finds that it is lost", || {
         world.seconds(5);
