@@ -60,8 +60,9 @@ pub struct WatchArgs {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = interval)]
     pub interval: Duration,
 
-    #[command(flatten)]
-    pub stale_after: StaleAfter,
+    /// Longest time without a heartbeat, for workers without a limit of their own
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration)]
+    pub threshold: Duration,
 
     /// Delete the records of workers that ended this long ago [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -100,8 +101,9 @@ pub struct SweepArgs {
     #[command(flatten)]
     pub store: StoreArgs,
 
-    #[command(flatten)]
-    pub stale_after: StaleAfter,
+    /// Longest time without a heartbeat, for workers without a limit of their own
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration)]
+    pub threshold: Duration,
 
     /// Print the changes without making them
     #[arg(long)]
@@ -140,13 +142,6 @@ pub struct CheckArgs {
     /// Maximum age of the beacon file
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration, requires = "file")]
     pub max_age: Duration,
-}
-
-#[derive(Args)]
-pub struct StaleAfter {
-    /// Longest time without a heartbeat, for workers without a limit of their own
-    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration)]
-    pub threshold: Duration,
 }
 
 #[derive(Args)]

@@ -31,7 +31,7 @@ pub fn status(args: &StatusArgs) -> CommandResult {
 
 pub fn sweep(args: &SweepArgs) -> CommandResult {
     let report = Sweeper::new(args.store.open()?)
-        .threshold(args.stale_after.threshold)
+        .threshold(args.threshold)
         .watched_for(Duration::MAX)
         .dry_run(args.dry_run)
         .sweep()?;

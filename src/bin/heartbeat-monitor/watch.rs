@@ -40,7 +40,7 @@ pub fn run(args: &WatchArgs) -> CommandResult {
     };
     let sweeper = Sweeper::new(Arc::clone(&store))
         .interval(args.interval)
-        .threshold(args.stale_after.threshold);
+        .threshold(args.threshold);
     let metrics = Metrics::new(registry)
         .fleet(Arc::clone(&store))
         .sweeper(&sweeper);

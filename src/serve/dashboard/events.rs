@@ -67,14 +67,11 @@ impl DashboardEvent {
     }
 
     fn from_store(id: &str, state: Option<State>, level: &str, text: &str) -> Self {
+        let at = unix_millis(SystemTime::now());
+        let state = state.map(State::name);
         Self {
             fields: json!({
-                "at": unix_millis(SystemTime::now()),
-                "level": level,
-                "worker": id,
-                "state": state.map(State::name),
-                "text": text,
-                "died": false,
+                "at": at, "level": level, "worker": id, "state": state, "text": text, "died": false,
             }),
             minor: level == "debug",
             death: None,

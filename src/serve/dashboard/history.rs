@@ -88,10 +88,10 @@ impl Strip {
 
 /// The latest events with increasing numbers. `epoch` distinguishes the ids of this log from those of
 /// earlier processes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct EventLog {
     epoch: String,
-    next: u64,
+    last: u64,
     bytes: usize,
     entries: VecDeque<LoggedEvent>,
 }
@@ -106,19 +106,17 @@ struct LoggedEvent {
 }
 
 impl EventLog {
-    pub(super) const fn new(epoch: String) -> Self {
+    pub(super) fn new(epoch: String) -> Self {
         Self {
             epoch,
-            next: 1,
-            bytes: 0,
-            entries: VecDeque::new(),
+            ..Self::default()
         }
     }
 
     /// Returns the message to send.
     pub(super) fn push(&mut self, event: DashboardEvent) -> String {
-        let number = self.next;
-        self.next += 1;
+        self.last += 1;
+        let number = self.last;
         let id = format!("{}-{number}", self.epoch);
         let mut fields = event.fields;
         fields["id"] = json!(id);

@@ -34,9 +34,10 @@ pub(super) struct LiveView {
     subscribers: broadcast::Sender<StreamMessage>,
 }
 
+#[derive(Default)]
 struct Contents {
     workers: HashMap<String, DisplayedWorker>,
-    next_key: u64,
+    last_key: u64,
     /// The number of updates. A worker that the latest update lacks is removed.
     round: u64,
     bucket: u64,
@@ -60,14 +61,9 @@ impl LiveView {
     pub(super) fn new(epoch: String) -> Self {
         Self {
             contents: Mutex::new(Contents {
-                workers: HashMap::new(),
-                next_key: 1,
-                round: 0,
-                bucket: 0,
                 head: json!({}),
-                now: 0.0,
-                whole: None,
                 events: EventLog::new(epoch),
+                ..Contents::default()
             }),
             subscribers: broadcast::channel(MAX_WAITING).0,
         }
@@ -167,10 +163,9 @@ impl Contents {
         let mut fields = row.fields(self.now);
         let (bucket, round) = (self.bucket, self.round);
         let worker = self.workers.entry(row.id).or_insert_with(|| {
-            let key = self.next_key;
-            self.next_key += 1;
+            self.last_key += 1;
             DisplayedWorker {
-                key,
+                key: self.last_key,
                 fields: Map::new(),
                 strip: Strip::new(bucket),
                 mark: 0,

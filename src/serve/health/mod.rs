@@ -170,12 +170,13 @@ impl HealthEndpoint {
 
     #[cfg(feature = "prometheus")]
     fn served_metrics(&self) -> Metrics {
-        let default = || Metrics::new(&self.registry);
-        match (&self.metrics, &self.fleet) {
-            (Some(metrics), _) => metrics.clone(),
-            (None, Some(store)) => default().fleet(Arc::clone(store)),
-            (None, None) => default(),
-        }
+        self.metrics.clone().unwrap_or_else(|| {
+            let metrics = Metrics::new(&self.registry);
+            match &self.fleet {
+                Some(store) => metrics.fleet(Arc::clone(store)),
+                None => metrics,
+            }
+        })
     }
 
     /// Serves at this address on a dedicated thread until the returned server is dropped, so that

@@ -35,7 +35,7 @@ pub(super) struct FleetMetrics {
     finished: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct ReadProgress {
     /// A thread is reading. There is at most one, so a store that hangs blocks one thread.
     is_reading: bool,
@@ -73,18 +73,19 @@ impl FleetMetrics {
     }
 
     pub(super) fn encode(self: &Arc<Self>, encoder: &mut Encoder<'_>) -> fmt::Result {
-        let (up, failures, latest) = self.latest();
+        let progress = self.read_if_due();
+        let hangs = progress.is_reading && progress.age() >= Some(READ_TIMEOUT);
         encoder.gauge(
             "fleet_up",
             "Whether the last reading of the store succeeded and none hangs",
-            u32::from(up),
+            u32::from(progress.succeeded && !hangs),
         )?;
         encoder.counter(
             "fleet_read_failures",
             "Failed readings of the store",
-            failures,
+            progress.failures,
         )?;
-        let Some((at, figures)) = latest else {
+        let Some((at, figures)) = progress.latest else {
             return Ok(());
         };
         let age = at.elapsed();
@@ -99,12 +100,10 @@ impl FleetMetrics {
         figures.encode(encoder)
     }
 
-    /// Whether the store is up, the number of failures, and the latest reading, which is a new one if
-    /// it finishes in time.
-    fn latest(self: &Arc<Self>) -> (bool, u64, Option<(Instant, Arc<FleetFigures>)>) {
+    /// Starts a reading if it is due, and waits a while for it.
+    fn read_if_due(self: &Arc<Self>) -> ReadProgress {
         let mut progress = self.progress.lock();
-        let begun = progress.begun;
-        if !progress.is_reading && begun.is_none_or(|at| at.elapsed() >= READ_INTERVAL) {
+        if !progress.is_reading && progress.age().is_none_or(|age| age >= READ_INTERVAL) {
             self.start_reading(&mut progress);
         }
         if let Some(deadline) = progress.begun.and_then(|at| at.checked_add(SCRAPE_WAIT)) {
@@ -112,13 +111,7 @@ impl FleetMetrics {
             self.finished
                 .wait_while_until(&mut progress, is_reading, deadline);
         }
-        let begun = progress.begun;
-        let hangs = progress.is_reading && begun.is_some_and(|at| at.elapsed() >= READ_TIMEOUT);
-        (
-            progress.succeeded && !hangs,
-            progress.failures,
-            progress.latest.clone(),
-        )
+        progress.clone()
     }
 
     fn start_reading(self: &Arc<Self>, progress: &mut ReadProgress) {
@@ -146,6 +139,13 @@ impl FleetMetrics {
         }
         drop(progress);
         self.finished.notify_all();
+    }
+}
+
+impl ReadProgress {
+    /// Time since the last reading began.
+    fn age(&self) -> Option<Duration> {
+        self.begun.map(|at| at.elapsed())
     }
 }
 
