@@ -45,7 +45,8 @@ pub(super) fn router(dashboard: &Arc<Dashboard>) -> Router {
         .with_state(Arc::clone(dashboard))
 }
 
-/// Refuses requests that may not see reasons while others may: a page that shows both would mislead.
+/// Refuses requests that may not see reasons if others may: the live views contain the reasons, and
+/// all pages share them.
 async fn require_local_host(
     Shared(dashboard): Shared<Arc<Dashboard>>,
     request: Request,
