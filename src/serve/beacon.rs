@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::process_health::ProcessHealth;
@@ -206,16 +207,7 @@ fn add_origin(record: &mut Value) {
 
 /// The writing process.
 fn identity(record: &Value) -> ProcessIdentity {
-    let process = &record["process"];
-    let text = |name: &str| process[name].as_str().unwrap_or_default().to_owned();
-    let number = |name: &str| process[name].as_u64().unwrap_or_default();
-    ProcessIdentity {
-        hostname: text("hostname"),
-        pid: u32::try_from(number("pid")).unwrap_or_default(),
-        started: number("started"),
-        boot_id: text("boot_id"),
-        pid_namespace: number("pid_namespace"),
-    }
+    ProcessIdentity::deserialize(&record["process"]).unwrap_or_default()
 }
 
 /// The age of the record: by the uptime if it was written on this host since its boot, and by the
