@@ -1,7 +1,7 @@
 //! The README and the guide: what they show is run as it is shown, and prints what they say.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use worker_heartbeat::State;
 
@@ -187,6 +187,75 @@ fn every_state_has_its_place_in_the_tables_and_in_the_troubleshooting() {
         assert_eq!(headings.next(), Some(name));
     }
     assert_eq!(headings.next(), None);
+}
+
+/// The folders of the crate in the order of the design: each may use those below it.
+fn anatomy() -> Vec<String> {
+    let design = read("docs/DESIGN.md");
+    let (_, anatomy) = design.split_once("## Anatomy").unwrap();
+    blocks(anatomy)[0]
+        .text
+        .lines()
+        .filter_map(|line| line.split('/').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn the_anatomy_of_the_crate_is_that_of_its_folders() {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        // The documentation, and the models of the lock-free parts.
+        if entry.file_type().unwrap().is_dir() && name != "guide" && name != "models" {
+            found.push(name);
+        }
+    }
+    let mut named = anatomy();
+    named.sort();
+    found.sort();
+    assert_eq!(named, found);
+}
+
+#[test]
+fn no_folder_uses_one_above_it() {
+    let folders = anatomy();
+    for (n, folder) in folders.iter().enumerate() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("src")
+            .join(folder);
+        for file in sources(&path) {
+            let source = fs::read_to_string(&file).unwrap();
+            // Tests may use anything.
+            let code = source.split("mod tests {").next().unwrap();
+            for line in code.lines().filter(|line| !line.trim().starts_with("//")) {
+                for name in line.split("crate::").skip(1) {
+                    let end = name.find(|c: char| !c.is_alphanumeric() && c != '_');
+                    let name = &name[..end.unwrap_or(name.len())];
+                    let is_above = folders[..n].iter().any(|above| above == name);
+                    assert!(
+                        !is_above,
+                        "{folder} uses {name}, which is above it: {file:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The files of Rust in a folder and below.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.append(&mut sources(&path));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            files.push(path);
+        }
+    }
+    files
 }
 
 #[test]
