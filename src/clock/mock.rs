@@ -268,13 +268,9 @@ impl MockTime {
     }
 
     fn wait_until_settled(&self, table: &mut parking_lot::MutexGuard<'_, Sleepers>) {
-        while table
-            .sleepers
-            .values()
-            .any(|sleeper| sleeper.phase == SleepPhase::Busy)
-        {
-            self.settled.wait(table);
-        }
+        let is_busy = |sleeper: &MockSleeper| sleeper.phase == SleepPhase::Busy;
+        self.settled
+            .wait_while(table, |table| table.sleepers.values().any(is_busy));
     }
 
     pub(super) fn join(&self) -> u64 {
@@ -348,13 +344,10 @@ impl MockTime {
         sleeper.limit = Moment::ZERO;
         let condvar = Arc::clone(&sleeper.condvar);
         self.settled.notify_all();
-        while table
-            .sleepers
-            .get(&id)
-            .is_some_and(|sleeper| sleeper.phase == SleepPhase::Asleep)
-        {
-            condvar.wait(&mut table);
-        }
+        let is_asleep = |sleeper: &MockSleeper| sleeper.phase == SleepPhase::Asleep;
+        condvar.wait_while(&mut table, |table| {
+            table.sleepers.get(&id).is_some_and(is_asleep)
+        });
     }
 }
 

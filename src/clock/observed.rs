@@ -21,7 +21,7 @@ pub(crate) struct ObservedTime {
     began: Instant,
     slice: Duration,
     /// The last reading, in nanoseconds since the beginning.
-    looked: AtomicU64,
+    read: AtomicU64,
     /// What has been charged, in nanoseconds.
     charged: AtomicU64,
 }
@@ -32,7 +32,7 @@ impl ObservedTime {
         Self {
             began: Instant::now(),
             slice: (allowed / SLICES).clamp(SHORTEST_SLICE, LONGEST_SLICE),
-            looked: AtomicU64::new(0),
+            read: AtomicU64::new(0),
             charged: AtomicU64::new(0),
         }
     }
@@ -48,13 +48,13 @@ impl ObservedTime {
     }
 
     /// Reads it: the observed time since the beginning.
-    pub(crate) fn look(&self) -> Duration {
-        self.look_at(nanos(self.began.elapsed()))
+    pub(crate) fn read(&self) -> Duration {
+        self.read_at(nanos(self.began.elapsed()))
     }
 
-    fn look_at(&self, now: u64) -> Duration {
+    fn read_at(&self, now: u64) -> Duration {
         // Several threads may read at once: each gap is charged once.
-        let before = self.looked.fetch_max(now, Ordering::AcqRel);
+        let before = self.read.fetch_max(now, Ordering::AcqRel);
         let gap = now.saturating_sub(before);
         let charge = gap.min(nanos(2 * self.slice));
         let charged = self.charged.fetch_add(charge, Ordering::AcqRel);
@@ -85,13 +85,13 @@ impl Patience {
 
     /// The same, but at most this long from now.
     pub(crate) fn at_most(&self, allowed: Duration) -> Self {
-        let until = self.time.look().saturating_add(allowed);
+        let until = self.time.read().saturating_add(allowed);
         Self::until(&self.time, until.min(self.until))
     }
 
     /// The remaining time.
     pub(crate) fn left(&self) -> Duration {
-        self.until.saturating_sub(self.time.look())
+        self.until.saturating_sub(self.time.read())
     }
 
     /// How long to wait until the next call; `None` when the time is over.
@@ -115,20 +115,20 @@ mod tests {
     fn a_gap_is_charged_with_two_slices_and_a_slow_watcher_comes_to_the_end() {
         let time = ObservedTime::begin(millis(1_000));
         assert_eq!(time.slice(), millis(50));
-        assert_eq!(time.look_at(60 * MS), millis(60));
+        assert_eq!(time.read_at(60 * MS), millis(60));
         assert_eq!(
-            time.look_at(3_600_000 * MS),
+            time.read_at(3_600_000 * MS),
             millis(160),
             "stopped for an hour"
         );
-        assert_eq!(time.look_at(3_600_010 * MS), millis(170));
+        assert_eq!(time.read_at(3_600_010 * MS), millis(170));
         assert_eq!(
-            time.look_at(3_600_000 * MS),
+            time.read_at(3_600_000 * MS),
             millis(170),
             "another thread, late"
         );
-        let looks = (1..).find(|n| time.look_at((3_600_010 + n * 60_000) * MS) >= millis(1_000));
-        assert_eq!(looks, Some(9));
+        let readings = (1..).find(|n| time.read_at((3_600_010 + n * 60_000) * MS) >= millis(1_000));
+        assert_eq!(readings, Some(9));
     }
 
     #[test]

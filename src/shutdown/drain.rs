@@ -37,7 +37,7 @@ impl Inner {
             return;
         }
         progress.draining = true;
-        let now = begun.time.look();
+        let now = begun.time.read();
         if !self.force_exit && now >= progress.limit {
             progress.limit = now.saturating_add(self.timeout);
         }
@@ -143,7 +143,7 @@ impl Inner {
         }
         progress.end = End::Reported(report);
         if let (Some(timeout), Some(begun)) = (self.exit_timeout, self.begun.get()) {
-            progress.exit_limit = Some(begun.time.look().saturating_add(timeout));
+            progress.exit_limit = Some(begun.time.read().saturating_add(timeout));
         }
         let waiting = progress.waiting.take();
         drop(progress);

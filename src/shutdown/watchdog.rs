@@ -42,7 +42,7 @@ impl Inner {
     /// The time until the next check; `None` if there is no deadline.
     pub(super) fn slice(&self, progress: &Progress) -> Option<Duration> {
         let time = &self.begun.get()?.time;
-        let now = time.look();
+        let now = time.read();
         if let Some(limit) = self.limit(progress) {
             return Some(limit.saturating_sub(now).min(time.slice()));
         }
@@ -67,7 +67,7 @@ impl Inner {
         let Some(begun) = self.begun.get() else {
             return;
         };
-        let now = begun.time.look();
+        let now = begun.time.read();
         let progress = self.progress.lock();
         let limit = self.limit(&progress);
         let reported = matches!(progress.end, End::Reported(_));
@@ -94,7 +94,7 @@ impl Inner {
         let Some(begun) = self.begun.get() else {
             return;
         };
-        let now = begun.time.look();
+        let now = begun.time.read();
         let first = self.progress.lock().first(signal, now);
         if begins {
             Self::announce_in_background(self, cause, false);

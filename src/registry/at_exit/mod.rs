@@ -294,7 +294,7 @@ fn carry_out(registries: &[Registry], end: &ProcessEnd, patience: &Patience, doi
     });
 }
 
-// --- who runs at the end --------------------------------------------------------------------------
+// --- the main thread ------------------------------------------------------------------------------
 
 /// Whether a thread is the main one.
 #[derive(Clone, Copy, PartialEq, Eq)]

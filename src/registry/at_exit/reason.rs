@@ -206,7 +206,7 @@ impl Drop for Witness {
 
 #[cold]
 fn testify() {
-    // Values that supervised work drops say nothing of the thread.
+    // What supervised work drops does not depend on how the thread ends.
     if !on_main() || panics::is_supervised() {
         return;
     }

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn profiles_that_nobody_has_are_forgotten() {
+    fn profiles_without_workers_are_forgotten() {
         let profiles = Profiles::default();
         let kept = profiles.intern(key("kept", 90));
         for n in 0..10_000 {

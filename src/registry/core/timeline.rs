@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn time_that_nobody_observed_is_forgiven() {
+    fn unobserved_time_is_forgiven() {
         let line = Timeline::new(at(0));
         let (_, forgiven) = line.tick(at(1), SECOND);
         assert_eq!(forgiven, Duration::ZERO);

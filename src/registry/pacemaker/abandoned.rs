@@ -35,7 +35,7 @@ impl Threads {
     ///
     /// A worker that made progress in this tick is checked again in the next one: either its thread
     /// made the progress before it ended, or another thread that goes on.
-    pub(super) fn look(
+    pub(super) fn check(
         &mut self,
         core: &Core,
         now: Moment,

@@ -8,7 +8,7 @@ use crate::clock::Moment;
 const RECOVERED: u32 = 3;
 /// The next episode is reported this long after the last report at the earliest.
 const SPACING: Duration = Duration::from_secs(1);
-/// An episode that goes on is reported again after so long.
+/// An episode that continues is reported again after this time.
 const LONG: Duration = Duration::from_secs(60);
 
 /// The present episode of late ticks, if there is one.

@@ -47,7 +47,7 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
             }
         }
     }
-    state.threads.look(core, observed.now, |chunk, offset| {
+    state.threads.check(core, observed.now, |chunk, offset| {
         next = next.min(examine(core, chunk, offset, &observed, &mut unlogged));
     });
     let unobserved = state.gaps.note(forgiven, observed.clock);

@@ -169,7 +169,7 @@ impl WorkerRef {
         self.cell().beat();
     }
 
-    /// Which step the task with this number is at. Counts as a beat.
+    /// Sets the step of the task with this number. Counts as a beat.
     pub(crate) fn set_step(&self, number: Option<u64>, step: &str) {
         let mut detail = self.record.detail();
         if self.is_late(&mut detail) {
