@@ -103,21 +103,20 @@ impl StopCause {
         const SIGNALS: [&str; 6] = [
             "SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2",
         ];
-        match name {
-            "drop" => Self::Drop,
-            "completed" => Self::Completed,
-            "cancelled" => Self::Cancelled,
-            "shutdown" => Self::Shutdown,
-            "supervisor" => Self::Supervisor,
-            "fenced" => Self::Fenced,
-            "process_exit" => Self::ProcessExit {
-                status: detail.and_then(|status| status.parse().ok()),
-            },
-            _ => SIGNALS
-                .into_iter()
-                .find(|signal| *signal == name)
-                .map_or(Self::Stop, Self::Signal),
-        }
+        let status = detail.and_then(|status| status.parse().ok());
+        let causes = [
+            Self::Drop,
+            Self::Completed,
+            Self::Cancelled,
+            Self::Shutdown,
+            Self::Supervisor,
+            Self::Fenced,
+            Self::ProcessExit { status },
+        ];
+        let mut causes = causes.into_iter().chain(SIGNALS.map(Self::Signal));
+        causes
+            .find(|cause| cause.name() == name)
+            .unwrap_or(Self::Stop)
     }
 }
 

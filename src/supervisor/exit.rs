@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -107,17 +107,13 @@ impl Finish {
 
     /// Waits for the exit, but no longer than this, if a time is given.
     pub(super) fn wait(&self, at_most: Option<Duration>) -> Option<Exit> {
-        let until = at_most.map(|time| Instant::now() + time);
         let mut state = self.state.lock();
-        while state.exit.is_none() {
-            match until {
-                Some(until) => {
-                    if self.set.wait_until(&mut state, until).timed_out() {
-                        break;
-                    }
-                }
-                None => self.set.wait(&mut state),
+        let is_open = |state: &mut State| state.exit.is_none();
+        match at_most {
+            Some(time) => {
+                self.set.wait_while_for(&mut state, is_open, time);
             }
+            None => self.set.wait_while(&mut state, is_open),
         }
         state.exit.clone()
     }

@@ -183,7 +183,7 @@ impl Uploader {
         for worker in refused {
             let error = error.clone();
             let refused = EventKind::Refused { error };
-            registry.emit(Some(&worker), refused);
+            registry.emit(Some(worker), refused);
         }
     }
 
