@@ -128,7 +128,7 @@ impl Registry {
             }
             return None;
         };
-        wakers.into_iter().for_each(|(_, waker)| wake(waker));
+        wakers.into_iter().for_each(wake);
         let next = match elsewhere {
             Some(next) => Membership::new(self.clone(), next),
             None => last.clone(),

@@ -20,6 +20,7 @@ use crate::health::evidence::Sample;
 use crate::health::{Death, Ending, StallCause, StopCause};
 use crate::sync::latch::Latch;
 use crate::sync::threads;
+use crate::sync::wakers::Wakers;
 
 /// One worker. Most of it is allocated when needed: a worker that only beats costs its cell, its id
 /// and this.
@@ -34,7 +35,7 @@ pub(crate) struct Record {
     pub born_unwinding: bool,
     pub profile: Arc<Profile>,
     /// Identifies the present life. Changes under the lock of the detail.
-    place: AtomicU64,
+    key: AtomicU64,
     incarnation: AtomicU32,
     more: OnceBox<More>,
 }
@@ -56,7 +57,7 @@ pub(crate) struct Detail {
     pub former: Vec<Former>,
     /// Beats after the end of lives that have no holders.
     pub late_beats: u64,
-    /// The next number for a silence or a waker.
+    /// The next number for a silence.
     next_number: u64,
     /// Announced silences that have not been withdrawn, by number, the latest last.
     pub silences: Vec<(u64, Moment)>,
@@ -87,8 +88,8 @@ pub(crate) struct Detail {
     pub stored_end: Option<u32>,
     /// Another worker has taken over its id.
     pub superseded: bool,
-    /// Wakers of the tasks that wait for a request to stop, by number.
-    pub on_stop: Vec<(u64, Waker)>,
+    /// Tasks that wait for a request to stop.
+    pub on_stop: Wakers,
     /// Set by a request to stop.
     pub stop_latch: Latch<()>,
     /// Workers that depend on the present life.
@@ -209,13 +210,13 @@ pub(crate) struct Ended {
 }
 
 impl Record {
-    pub(crate) fn new(id: &str, generated: bool, profile: Arc<Profile>, place: CellKey) -> Self {
+    pub(crate) fn new(id: &str, generated: bool, profile: Arc<Profile>, key: CellKey) -> Self {
         Self {
             id: id.into(),
             generated,
             born_unwinding: std::thread::panicking(),
             profile,
-            place: AtomicU64::new(place.word()),
+            key: AtomicU64::new(key.word()),
             incarnation: AtomicU32::new(1),
             more: OnceBox::new(),
         }
@@ -223,11 +224,11 @@ impl Record {
 
     #[inline]
     pub(crate) fn cell_key(&self) -> CellKey {
-        CellKey::from_word(self.place.load(Ordering::Acquire))
+        CellKey::from_word(self.key.load(Ordering::Acquire))
     }
 
-    pub(crate) fn set_cell_key(&self, place: CellKey) {
-        self.place.store(place.word(), Ordering::Release);
+    pub(crate) fn set_cell_key(&self, key: CellKey) {
+        self.key.store(key.word(), Ordering::Release);
     }
 
     pub(crate) fn incarnation(&self) -> u32 {
@@ -363,7 +364,7 @@ impl Detail {
             marked_offline: false,
             stored_end: None,
             superseded: false,
-            on_stop: Vec::new(),
+            on_stop: Wakers::default(),
             stop_latch: Latch::new(),
             linked: Vec::new(),
         }
@@ -379,7 +380,7 @@ impl Detail {
     /// Makes a request to stop visible. Returns the wakers of the tasks that wait for it.
     pub(crate) fn announce_stop(&mut self) -> Vec<Waker> {
         self.stop_latch.set(());
-        self.on_stop.drain(..).map(|(_, waker)| waker).collect()
+        self.on_stop.take().collect()
     }
 
     /// What the verdict on a living worker needs beyond its cell.

@@ -78,42 +78,23 @@ impl WorkerRef {
     /// which the waker is replaced or forgotten.
     pub(crate) fn on_stop(&self, known: Option<u64>, waker: &Waker) -> u64 {
         // Neither cloned nor dropped under the lock: wakers belong to executors.
-        let mut waker = waker.clone();
+        let waker = waker.clone();
         let mut detail = self.record.detail();
-        let number = match known {
-            Some(number) => number,
-            None => detail.new_number(),
-        };
         // A life that is over has nothing to wait for.
         if detail.stop_cause.is_some() || !self.is_current() {
             drop(detail);
             wake(waker);
-            return number;
+            return known.unwrap_or_default();
         }
-        match detail
-            .on_stop
-            .iter_mut()
-            .find(|(other, _)| *other == number)
-        {
-            Some((_, old)) => std::mem::swap(old, &mut waker),
-            None => {
-                detail.on_stop.push((number, waker));
-                return number;
-            }
-        }
+        let (number, replaced) = detail.on_stop.keep(known, waker);
         drop(detail);
-        drop(waker);
+        drop(replaced);
         number
     }
 
     pub(crate) fn forget_stop(&self, number: u64) {
-        let forgotten = self.record.known_detail().and_then(|mut detail| {
-            let at = detail
-                .on_stop
-                .iter()
-                .position(|(other, _)| *other == number)?;
-            Some(detail.on_stop.remove(at))
-        });
+        let detail = self.record.known_detail();
+        let forgotten = detail.map(|mut detail| detail.on_stop.forget(number));
         // Not under the lock: the waker belongs to an executor.
         drop(forgotten);
     }
@@ -306,7 +287,7 @@ impl WorkerRef {
         &self,
         elsewhere: Option<&Self>,
         observed: &ObservedNow,
-    ) -> Option<Vec<(u64, Waker)>> {
+    ) -> Option<Vec<Waker>> {
         let record = &self.record;
         let next = elsewhere.unwrap_or(self);
         let mut wakers = Vec::new();
@@ -344,7 +325,7 @@ impl WorkerRef {
 
     /// Closes a life that is over, before the next one begins. `left`: its cell has other holders.
     /// Returns its wakers.
-    fn close_life(&self, detail: &mut Detail, left: bool, beats: u64) -> Vec<(u64, Waker)> {
+    fn close_life(&self, detail: &mut Detail, left: bool, beats: u64) -> Vec<Waker> {
         if let Some(ended) = detail.ended.take() {
             if let Ending::Dead(death) = &ended.ending {
                 detail.last_death = Some(Arc::clone(death));
@@ -373,7 +354,7 @@ impl WorkerRef {
         // A wait for the end of this life does not extend to the next.
         detail.stop_latch.set(());
         detail.stop_latch = Latch::new();
-        std::mem::take(&mut detail.on_stop)
+        detail.on_stop.take().collect()
     }
 
     /// A former life has no holders any more: its cell becomes free.
@@ -396,11 +377,11 @@ impl WorkerRef {
     /// Leaves the cell to the next worker. The worker has ended. Returns wakers that are not needed
     /// any more, to be dropped without a lock: they belong to an executor.
     #[must_use]
-    pub(crate) fn vacate(&self) -> Vec<(u64, Waker)> {
+    pub(crate) fn vacate(&self) -> Vec<Waker> {
         let beats = self.cell().snapshot().map_or(0, |snapshot| snapshot.beats);
         let mut detail = self.record.detail();
         detail.returns = false;
-        let forgotten = std::mem::take(&mut detail.on_stop);
+        let forgotten = detail.on_stop.take().collect();
         if let Some(ended) = &mut detail.ended {
             ended.late_beats = beats.saturating_sub(ended.beats);
         }
