@@ -145,9 +145,9 @@ fn examine(
             due,
         },
     );
-    let place = CellKey::new(chunk.slot(offset), snapshot.state.tag);
+    let key = CellKey::new(chunk.slot(offset), snapshot.state.tag);
     let mut report = |kind| {
-        let event = core.publish_alive(&worker.record, place, kind);
+        let event = core.publish_alive(&worker.record, key, kind);
         unlogged.extend(event.map(|event| (Arc::clone(&worker.record), event)));
     };
     report_episode(
