@@ -94,12 +94,18 @@ fn hash(text: &str) -> u64 {
 }
 
 /// Writes a text into a reused buffer, cut if it is too long.
+#[inline]
 fn write_cut(buffer: &mut String, given: &str, longest: usize) {
     buffer.clear();
     if given.len() <= longest {
         buffer.push_str(given);
-        return;
+    } else {
+        push_cut(buffer, given, longest);
     }
+}
+
+#[cold]
+fn push_cut(buffer: &mut String, given: &str, longest: usize) {
     // One character more than allowed is enough for `cut` to see that it is too long.
     buffer.push_str(prefix(given, longest + 4));
     cut(buffer, longest);
