@@ -9,7 +9,7 @@ use crate::health::Activity;
 
 /// Of a worker that goes idle and a thread that asks it to stop, at least one sees the other.
 ///
-/// Mirrors `WorkerRef::mark_idle` of a worker without a detail, and `WorkerRef::request_stop`.
+/// Mirrors `WorkerRef::mark_idle` of a worker without a detail, and `WorkerRef::show_stop`.
 #[test]
 fn a_worker_that_goes_idle_or_the_thread_that_asks_it_to_stop_sees_the_other() {
     model(3, || {
@@ -33,7 +33,7 @@ fn a_worker_that_goes_idle_or_the_thread_that_asks_it_to_stop_sees_the_other() {
 
 /// A life that has ended stays ended, however late its worker beats, and no request to stop is lost.
 ///
-/// Mirrors `WorkerRef::end`, `WorkerRef::request_stop` (both under the detail's lock, which here holds whether
+/// Mirrors `WorkerRef::end`, `WorkerRef::show_stop` (both under the detail's lock, which here holds whether
 /// the worker has ended), and `WorkerHeartbeat::beat` and `WorkerRef::mark_idle`, which do not check for an
 /// end.
 #[test]

@@ -116,7 +116,8 @@ impl Core {
         Duration::from_nanos(self.resolution.load(Ordering::Relaxed))
     }
 
-    /// Makes the pacemaker tick as often as this limit needs. Returns whether that is more often than before.
+    /// Makes the pacemaker tick as often as this limit needs. Returns whether that is more often than
+    /// before.
     pub(crate) fn refine_resolution(&self, threshold: Duration) -> bool {
         let needed = nanos(resolution_for(threshold));
         let _resolving = self.resolving.lock();
