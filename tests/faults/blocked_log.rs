@@ -12,7 +12,7 @@ use crate::fixtures::{
     ALL_EVENTS, Crew, Gate, MILLISECOND, READER_PATIENCE, Reader, SLACK, beat, log_with,
     on_pacemaker, promptly, worker,
 };
-use crate::process::in_child;
+use crate::support::process::in_child;
 use crate::support::{SECOND, eventually, name, names, pacemakers};
 
 /// A process whose log implementation keeps the pacemaker that wants to tell of a conviction, for as

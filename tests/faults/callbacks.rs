@@ -13,7 +13,7 @@ use std::time::Duration;
 use worker_heartbeat::{Activity, BoxError, Registry, Restart, State, Supervisor, WorkerHeartbeat};
 
 use crate::fixtures::{ALL_EVENTS, Gate, log_with, on_pacemaker, promptly, worker};
-use crate::process::in_child;
+use crate::support::process::in_child;
 use crate::support::{SECOND, World, eventually, names, pacemakers};
 
 /// Lets everything happen that there is to tell, and asserts that subscribers are told all of it.

@@ -11,8 +11,8 @@ use nix::unistd::{ForkResult, fork};
 use worker_heartbeat::{Activity, Health, Probe, Registry, StallCause, State, Supervisor};
 
 use crate::fixtures::{MILLISECOND, worker};
-use crate::process::in_child;
 use crate::support::eventually;
+use crate::support::process::in_child;
 
 /// The cause of a stall, once there was time for two looks at the thread.
 fn settled_cause(probe: &Probe) -> Option<StallCause> {

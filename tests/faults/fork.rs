@@ -14,7 +14,7 @@ use worker_heartbeat::{
 };
 
 use crate::fixtures::{MILLISECOND, worker};
-use crate::process::in_child;
+use crate::support::process::in_child;
 use crate::support::{PATIENCE, eventually, pacemakers};
 
 /// How a forked child tells its parent what went wrong: by its exit status.

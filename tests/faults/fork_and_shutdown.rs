@@ -18,7 +18,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 use worker_heartbeat::{Error, Registry, Shutdown, ShutdownBuilder};
 
 use crate::fixtures::MILLISECOND;
-use crate::process::in_child;
+use crate::support::process::in_child;
 use crate::support::{PATIENCE, eventually};
 
 const SIGNALS: [Signal; 4] = [

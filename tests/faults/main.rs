@@ -11,7 +11,6 @@ mod evidence;
 mod fixtures;
 mod fork;
 mod fork_and_shutdown;
-mod process;
 mod starved;
 mod stopped_process;
 #[path = "../support/mod.rs"]

@@ -14,7 +14,7 @@ use crate::fixtures::{
     ALL_EVENTS, Crew, MILLISECOND, READER_PATIENCE, Reader, SLACK, beat,
     forgiven_and_nobody_convicted, worker,
 };
-use crate::process::{in_child, with_child};
+use crate::support::process::{in_child, with_child};
 use crate::support::{SECOND, eventually, pacemakers};
 
 /// A process is stopped for three times `stale_after`, and goes on, three times. Nobody is convicted,

@@ -8,8 +8,8 @@ use nix::unistd::Pid;
 use worker_heartbeat::{Registry, StopReport, Supervisor, WorkerHeartbeat};
 
 use crate::fixtures::MILLISECOND;
-use crate::process::with_child;
 use crate::support::executor::block_on;
+use crate::support::process::with_child;
 
 /// Time in which the process did not run is not charged to workers that are to end: one that needs
 /// 300 ms for it has a second, and the process is stopped for three in between. The same for the

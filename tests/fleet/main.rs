@@ -7,3 +7,12 @@ mod memory;
 mod sqlite;
 #[path = "../support/mod.rs"]
 mod support;
+
+/// Not a test: what the processes do that the tests of the store in a file start.
+#[test]
+#[cfg(all(feature = "sqlite", feature = "test-util"))]
+fn stage() {
+    if let Some(role) = support::process::role() {
+        sqlite::play(&role);
+    }
+}

@@ -1,15 +1,13 @@
 //! The store in a SQLite file: many processes, kills, locks, full disks, clocks that are set.
 
 use std::error::Error as _;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::process::Process;
 use crate::support::{PATIENCE, SECOND, eventually};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use rusqlite::Connection;
 use worker_heartbeat::fleet::{
     Answer, Beat, Claim, ClaimAnswer, Registration, Sweep, WorkerFilter, WorkerKey, conformance,
@@ -152,7 +150,7 @@ fn a_clone_shares_its_connection() {
 fn many_processes_may_start_at_once_on_a_new_file() {
     let place = Place::new();
     let workers: Vec<_> = (0..8)
-        .map(|n| Process::start(&place.file(), &format!("w{n}"), "60"))
+        .map(|n| start(&place.file(), &format!("w{n}"), "60"))
         .collect();
     let store = place.store();
     eventually("all are there", || {
@@ -169,9 +167,9 @@ fn many_processes_may_start_at_once_on_a_new_file() {
 fn a_killed_process_is_dead_within_two_seconds_and_its_run_free() {
     let place = Place::new();
     let store = place.store();
-    let mut victim = Process::start(&place.file(), "victim", "60");
-    victim.claim("run-1");
-    let _bystander = Process::start(&place.file(), "bystander", "60");
+    let mut victim = start(&place.file(), "victim", "60");
+    claim(&mut victim, "run-1");
+    let _bystander = start(&place.file(), "bystander", "60");
     eventually("both are well", || {
         ["victim", "bystander"].map(|id| state(&store, id)) == [Some(State::Active); 2]
     });
@@ -206,8 +204,8 @@ fn a_process_that_was_stopped_past_its_lease_is_fenced() {
     let store = place.store();
     let rival = register(&store, "rival");
     // Its interval is 300 ms, so it is stale after 900 ms.
-    let mut sleeper = Process::start(&place.file(), "sleeper", "0.3");
-    let fence = sleeper.claim("run-1");
+    let mut sleeper = start(&place.file(), "sleeper", "0.3");
+    let fence = claim(&mut sleeper, "run-1");
     eventually("it is well", || {
         state(&store, "sleeper") == Some(State::Active)
     });
@@ -278,7 +276,7 @@ fn a_locked_file_fails_a_call_and_slows_no_worker() {
 fn a_full_disk_fails_calls_and_heals() {
     let place = Place::new();
     // The kernel limits the size of this process's files, which has the effect of a full disk.
-    let mut process = Process::limited(&place.file(), "a", "0.3");
+    let mut process = start_limited(&place.file(), "a", "0.3");
     let store = place.store();
     eventually("it is well", || state(&store, "a") == Some(State::Active));
     assert_eq!(process.ask("fill"), "failing");
@@ -360,116 +358,45 @@ fn the_tables_can_be_read_with_sql() {
     );
 }
 
-/// Another process with one worker: this program, running `the_other_process`.
-struct Process {
-    child: Child,
-    stdin: ChildStdin,
-    answers: BufReader<std::process::ChildStdout>,
+/// Starts another process with one worker; see [`play`].
+fn start(file: &Path, id: &str, interval: &str) -> Process {
+    Process::start(&role(file, id, interval))
 }
 
-impl Process {
-    fn start(file: &Path, id: &str, interval: &str) -> Self {
-        Self::run(
-            Command::new(std::env::current_exe().unwrap()),
-            file,
-            id,
-            interval,
-        )
-    }
-
-    /// Its files are limited to 400 kB.
-    fn limited(file: &Path, id: &str, interval: &str) -> Self {
-        let mut command = Command::new("bash");
-        command
-            .args(["-c", "trap '' XFSZ; ulimit -S -f 400; exec \"$0\" \"$@\""])
-            .arg(std::env::current_exe().unwrap());
-        Self::run(command, file, id, interval)
-    }
-
-    fn run(mut command: Command, file: &Path, id: &str, interval: &str) -> Self {
-        let mut child = command
-            .args([
-                "--exact",
-                "sqlite::the_other_process",
-                "--ignored",
-                "--nocapture",
-            ])
-            .env("FLEET_FILE", file)
-            .env("FLEET_ID", id)
-            .env("FLEET_INTERVAL", interval)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let answers = BufReader::new(child.stdout.take().unwrap());
-        let mut process = Self {
-            child,
-            stdin,
-            answers,
-        };
-        assert_eq!(process.answer(), "ready");
-        process
-    }
-
-    fn ask(&mut self, question: &str) -> String {
-        writeln!(self.stdin, "{question}").unwrap();
-        self.answer()
-    }
-
-    fn answer(&mut self) -> String {
-        loop {
-            let mut line = String::new();
-            assert!(self.answers.read_line(&mut line).unwrap() > 0, "it is gone");
-            // Skips the output of the test harness.
-            if let Some((_, answer)) = line.trim().split_once("> ") {
-                return answer.to_owned();
-            }
-        }
-    }
-
-    fn claim(&mut self, run: &str) -> u64 {
-        self.ask(&format!("claim {run}")).parse().unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
+/// As [`start`], with files of at most 400 kB.
+fn start_limited(file: &Path, id: &str, interval: &str) -> Process {
+    let limit = r#"trap '' XFSZ; ulimit -S -f 400; exec "$0" "$@""#;
+    Process::start_by(&["bash", "-c", limit], &role(file, id, interval))
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn role(file: &Path, id: &str, interval: &str) -> String {
+    format!("{} {id} {interval}", file.display())
 }
 
-/// Not a test: what [`Process`] runs. It beats, and executes commands, one a line.
-#[test]
-#[ignore = "run by the other tests, as another process"]
-fn the_other_process() {
-    let Ok(file) = std::env::var("FLEET_FILE") else {
-        return;
+fn claim(process: &mut Process, run: &str) -> u64 {
+    process.ask(&format!("claim {run}")).parse().unwrap()
+}
+
+/// What the other process does: it beats, and answers questions.
+pub(crate) fn play(role: &str) {
+    let [file, id, interval] = role.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{role}");
     };
-    let interval: f64 = std::env::var("FLEET_INTERVAL").unwrap().parse().unwrap();
     let registry = Registry::new();
     let store = SqliteStore::open(file).unwrap();
     let attachment = registry.attach(store, FleetConfig::new()).unwrap();
     let hb = WorkerHeartbeat::builder("poller")
-        .id(std::env::var("FLEET_ID").unwrap())
-        .interval(Duration::from_secs_f64(interval))
+        .id(id)
+        .interval(Duration::from_secs_f64(interval.parse().unwrap()))
         .registry(&registry)
         .start()
         .unwrap();
     hb.beat();
-    let say = |text: &str| {
-        println!("\n> {text}");
-        std::io::stdout().flush().unwrap();
-    };
-    say("ready");
+    println!("\n@ready");
     let mut lease = None;
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
+        let say = |answer: &str| println!("@{line}: {answer}");
         hb.beat();
         match line.split_once(' ').unwrap_or((&line, "")) {
             ("claim", run) => match hb.claim(run, 600 * SECOND).unwrap() {

@@ -3,7 +3,6 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +12,8 @@ use std::time::{Duration, Instant};
 use crate::support::coordinator::{
     client, connect, done, exchange, poll, post, post_with, read, request, row, rows, start,
 };
+use crate::support::process::Process;
+use nix::sys::signal::Signal;
 use proptest::prelude::*;
 use worker_heartbeat::RunningCoordinator;
 use worker_heartbeat::fleet::{
@@ -520,17 +521,14 @@ fn a_worker_that_is_not_let_in_does_not_silence_those_that_are() {
     assert_eq!(rows(&store).len(), 1);
 }
 
-/// What the killed process runs: not a test of its own.
-#[test]
-fn a_process_with_a_worker() {
-    let Ok(url) = std::env::var("COORDINATOR_FAULTS_URL") else {
-        return;
-    };
+/// What the killed process does.
+pub(crate) fn play(url: &str) {
     let registry = Registry::new();
     let _attachment = registry
         .attach(HttpStore::new(url).unwrap(), FleetConfig::new())
         .unwrap();
     let hb = worker(&registry, "victim");
+    println!("\n@ready");
     loop {
         hb.beat();
         thread::sleep(SECOND / 10);
@@ -541,22 +539,9 @@ fn a_process_with_a_worker() {
 fn a_killed_workers_record_becomes_true() {
     let store = MemoryStore::new();
     let coordinator = start(&store);
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "coordinator_faults::a_process_with_a_worker",
-            "--exact",
-            "--nocapture",
-        ])
-        .env(
-            "COORDINATOR_FAULTS_URL",
-            format!("http://{}", coordinator.local_addr()),
-        )
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let victim = Process::start(&format!("http://{}", coordinator.local_addr()));
     poll("heartbeat", || is_active(&store, "victim"));
-    child.kill().unwrap();
+    victim.signal(Signal::SIGKILL);
     let killed = Instant::now();
     poll("silence", || {
         (row(&store, "victim").health().state() == State::Stale).then_some(())
@@ -571,7 +556,7 @@ fn a_killed_workers_record_becomes_true() {
         health.starts_with("dead: its process was killed"),
         "{health}"
     );
-    child.wait().unwrap();
+    victim.wait();
 }
 
 #[test]

@@ -7,3 +7,11 @@ mod health_endpoint;
 mod protocol;
 #[path = "../support/mod.rs"]
 mod support;
+
+/// Not a test: what the process does that a test kills.
+#[test]
+fn stage() {
+    if let Some(url) = support::process::role() {
+        coordinator_faults::play(&url);
+    }
+}

@@ -4,16 +4,16 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::env;
-use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use support::postgres::{PASSWORD, own, schema, sql, url};
+use support::process::{self, Process};
 use worker_heartbeat::fleet::{
     Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredEnding, Sweep,
     WorkerFilter, WorkerKey, conformance,
@@ -26,7 +26,6 @@ use worker_heartbeat::{
 const SECOND: Duration = Duration::from_secs(1);
 /// How many metadata entries a worker may have.
 const MOST_METADATA: usize = 64;
-const ROLE: &str = "WORKER_HEARTBEAT_TEST_ROLE";
 
 /// With time limits that hold on a busy machine.
 fn store(schema: &str) -> PostgresStore {
@@ -837,7 +836,7 @@ fn a_server_that_crashes_stops_no_worker() {
 /// Not a test: the child process of the next test.
 #[test]
 fn stage() {
-    let Ok(role) = env::var(ROLE) else { return };
+    let Some(role) = process::role() else { return };
     let (schema, url) = role.split_once(' ').unwrap();
     let registry = Registry::new();
     let store = PostgresOptions::new().schema(schema).connect(url).unwrap();
@@ -861,14 +860,7 @@ fn stage() {
 fn a_killed_process_is_dead_within_seconds_wherever_it_ran() {
     let name = schema("killed");
     let store = store(&name);
-    let mut child = Command::new(env::current_exe().unwrap())
-        .args(["stage", "--exact", "--nocapture"])
-        .env(ROLE, format!("{name} {}", url()))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap() == "@ready"));
+    let victim = Process::start(&format!("{name} {}", url()));
     // Its session is terminated, and it comes back through another one.
     let terminate = "SELECT pg_terminate_backend(backend_pid) FROM $s.sessions"
         .replace("$s", &format!("\"{name}\""));
@@ -888,9 +880,9 @@ fn a_killed_process_is_dead_within_seconds_wherever_it_ran() {
         }
     }
     assert_eq!(states(&store), [("victim".into(), State::Active)]);
-    child.kill().unwrap();
+    victim.signal(Signal::SIGKILL);
     let killed = Instant::now();
-    child.wait().unwrap();
+    victim.wait();
     let report = loop {
         let report = store.sweep(&Sweep::default()).unwrap();
         if !report.marked_offline.is_empty() {

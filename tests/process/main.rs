@@ -10,3 +10,11 @@ mod panic_hook;
 #[path = "../support/mod.rs"]
 mod support;
 mod unwinding;
+
+/// Not a test: what the processes do that the tests of the environment start.
+#[test]
+fn stage() {
+    if support::process::role().is_some() {
+        environment::play();
+    }
+}

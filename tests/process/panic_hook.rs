@@ -1,34 +1,15 @@
 //! When the panic hook is put in: before the call returns that asks for supervision, so that a hook
 //! which the application sets later does not race with it. Each case runs in a process of its own.
 
-use std::env;
 use std::panic;
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::World;
 use crate::support::executor::block_on;
+use crate::support::process::in_child;
 use worker_heartbeat::{DeathCause, Error, Health, Probe, Supervisor};
 
-const CASE: &str = "HOOK_TEST_CASE";
-
 static CALLS: AtomicUsize = AtomicUsize::new(0);
-
-/// Runs a test again, in a process of its own. `true`: this is that process.
-fn in_a_process_of_its_own(test: &str) -> bool {
-    if env::var(CASE).is_ok_and(|case| case == test) {
-        return true;
-    }
-    let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", test])
-        .env(CASE, test)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("1 passed"), "{said}");
-    false
-}
 
 /// Sets a hook that does not call the one that it found, and so hides it.
 fn set_hook_of_the_application() {
@@ -51,71 +32,66 @@ fn assert_that_only_the_later_hook_was_called(probe: &Probe) {
 
 #[test]
 fn a_supervisor_puts_in_the_hook_as_it_is_made() {
-    if !in_a_process_of_its_own("panic_hook::a_supervisor_puts_in_the_hook_as_it_is_made") {
-        return;
-    }
-    let world = World::new();
-    let supervisor = Supervisor::new(&world.registry);
-    set_hook_of_the_application();
-    let worker = supervisor
-        .spawn(world.worker("w"), |_| panic!("boom"))
-        .unwrap();
-    worker.join();
-    assert_that_only_the_later_hook_was_called(&worker.probe());
+    in_child(|| {
+        let world = World::new();
+        let supervisor = Supervisor::new(&world.registry);
+        set_hook_of_the_application();
+        let worker = supervisor
+            .spawn(world.worker("w"), |_| panic!("boom"))
+            .unwrap();
+        worker.join();
+        assert_that_only_the_later_hook_was_called(&worker.probe());
+    });
 }
 
 #[test]
 fn supervise_puts_in_the_hook_before_the_first_poll() {
-    if !in_a_process_of_its_own("panic_hook::supervise_puts_in_the_hook_before_the_first_poll") {
-        return;
-    }
-    let world = World::new();
-    let hb = world.worker("w").start().unwrap();
-    let run = hb.supervise(async { panic!("boom") });
-    set_hook_of_the_application();
-    let result: Result<(), Error> = block_on(run);
-    assert!(result.is_err());
-    assert_that_only_the_later_hook_was_called(&hb.probe());
+    in_child(|| {
+        let world = World::new();
+        let hb = world.worker("w").start().unwrap();
+        let run = hb.supervise(async { panic!("boom") });
+        set_hook_of_the_application();
+        let result: Result<(), Error> = block_on(run);
+        assert!(result.is_err());
+        assert_that_only_the_later_hook_was_called(&hb.probe());
+    });
 }
 
 #[test]
 fn a_spawn_puts_in_the_hook_that_its_supervisor_could_not() {
-    if !in_a_process_of_its_own(
-        "panic_hook::a_spawn_puts_in_the_hook_that_its_supervisor_could_not",
-    ) {
-        return;
-    }
-    struct Makes(World, Option<Supervisor>);
-    impl Drop for Makes {
-        fn drop(&mut self) {
-            self.1 = Some(Supervisor::new(&self.0.registry));
-            SUPERVISOR.lock().unwrap().clone_from(&self.1);
+    in_child(|| {
+        struct Makes(World, Option<Supervisor>);
+        impl Drop for Makes {
+            fn drop(&mut self) {
+                self.1 = Some(Supervisor::new(&self.0.registry));
+                SUPERVISOR.lock().unwrap().clone_from(&self.1);
+            }
         }
-    }
-    static SUPERVISOR: std::sync::Mutex<Option<Supervisor>> = std::sync::Mutex::new(None);
-    let world = World::new();
-    let registry = world.registry.clone();
-    let unwinds = std::thread::spawn(move || {
-        let _makes = Makes(
-            World {
-                registry,
-                ..World::new()
-            },
-            None,
-        );
-        panic!("no hook can be set");
+        static SUPERVISOR: std::sync::Mutex<Option<Supervisor>> = std::sync::Mutex::new(None);
+        let world = World::new();
+        let registry = world.registry.clone();
+        let unwinds = std::thread::spawn(move || {
+            let _makes = Makes(
+                World {
+                    registry,
+                    ..World::new()
+                },
+                None,
+            );
+            panic!("no hook can be set");
+        });
+        assert!(unwinds.join().is_err());
+        let supervisor = SUPERVISOR.lock().unwrap().take().unwrap();
+        let (go, held) = std::sync::mpsc::channel::<()>();
+        let worker = supervisor
+            .spawn(world.worker("w"), move |_| {
+                let _ = held.recv();
+                panic!("boom")
+            })
+            .unwrap();
+        set_hook_of_the_application();
+        drop(go);
+        worker.join();
+        assert_that_only_the_later_hook_was_called(&worker.probe());
     });
-    assert!(unwinds.join().is_err());
-    let supervisor = SUPERVISOR.lock().unwrap().take().unwrap();
-    let (go, held) = std::sync::mpsc::channel::<()>();
-    let worker = supervisor
-        .spawn(world.worker("w"), move |_| {
-            let _ = held.recv();
-            panic!("boom")
-        })
-        .unwrap();
-    set_hook_of_the_application();
-    drop(go);
-    worker.join();
-    assert_that_only_the_later_hook_was_called(&worker.probe());
 }

@@ -546,51 +546,41 @@ fn one_id_is_one_worker_while_it_is_taken_over() {
 
 #[test]
 fn the_pacemaker_is_one_thread_and_ends_with_the_last_handle() {
-    // Other tests of this program have pacemakers too: count by registries of our own, in a child.
-    if std::env::var_os("COUNT_PACEMAKERS").is_none() {
-        let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "the_pacemaker_is_one_thread_and_ends_with_the_last_handle",
-            ])
-            .env("COUNT_PACEMAKERS", "1")
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        return;
-    }
-    let pacemakers = || {
-        std::fs::read_dir("/proc/self/task")
-            .unwrap()
-            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
-            .filter(|name| name.starts_with("wh-"))
-            .count()
-    };
-    let registry = Registry::new();
-    assert_eq!(pacemakers(), 0);
-    for _ in 0..100 {
-        let many: Vec<_> = (0..50)
-            .map(|_| {
-                WorkerHeartbeat::builder("w")
-                    .registry(&registry)
-                    .start()
-                    .unwrap()
-            })
-            .collect();
+    // Other tests of this program have pacemakers too.
+    support::process::in_child(|| {
+        let pacemakers = || {
+            std::fs::read_dir("/proc/self/task")
+                .unwrap()
+                .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
+                .filter(|name| name.starts_with("wh-"))
+                .count()
+        };
+        let registry = Registry::new();
+        assert_eq!(pacemakers(), 0);
+        for _ in 0..100 {
+            let many: Vec<_> = (0..50)
+                .map(|_| {
+                    WorkerHeartbeat::builder("w")
+                        .registry(&registry)
+                        .start()
+                        .unwrap()
+                })
+                .collect();
+            support::eventually("one", || pacemakers() == 1);
+            drop(many);
+            assert_eq!(pacemakers(), 0, "joined when the drop returns");
+        }
+        registry.expect_workers("w", 0);
+        assert_eq!(pacemakers(), 0, "nobody is expected");
+        registry.expect_workers("w", 2);
+        registry.expect_workers("v", 2);
         support::eventually("one", || pacemakers() == 1);
-        drop(many);
-        assert_eq!(pacemakers(), 0, "joined when the drop returns");
-    }
-    registry.expect_workers("w", 0);
-    assert_eq!(pacemakers(), 0, "nobody is expected");
-    registry.expect_workers("w", 2);
-    registry.expect_workers("v", 2);
-    support::eventually("one", || pacemakers() == 1);
-    let hb = WorkerHeartbeat::builder("w").registry(&registry).start();
-    drop(hb.unwrap());
-    assert_eq!(pacemakers(), 1, "somebody has to miss it");
-    drop(registry);
-    assert_eq!(pacemakers(), 0, "gone with the registry");
+        let hb = WorkerHeartbeat::builder("w").registry(&registry).start();
+        drop(hb.unwrap());
+        assert_eq!(pacemakers(), 1, "somebody has to miss it");
+        drop(registry);
+        assert_eq!(pacemakers(), 0, "gone with the registry");
+    });
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! This test program once more, as a process of its own, in a role.
+//! This test program once more, as a process of its own: in a role that [`stage`](STAGE) plays, or
+//! with one of its tests.
 
 use std::env;
 use std::fmt;
@@ -6,22 +7,55 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 /// The test function that plays the role.
 const STAGE: &str = "stage";
 /// Says which role it is; not set in an ordinary run of the tests.
 const ROLE: &str = "WORKER_HEARTBEAT_TEST_ROLE";
+/// Set in a process that runs one test; see [`in_child`].
+pub(crate) const CHILD: &str = "WORKER_HEARTBEAT_TEST_CHILD";
 /// How long anything may take, however busy the machine is.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The role that this process plays; `None` in an ordinary run of the tests.
 pub(crate) fn role() -> Option<String> {
     env::var(ROLE).ok()
+}
+
+/// Runs a test in a process of its own, and fails if that fails or hangs.
+pub(crate) fn in_child(test: impl FnOnce()) {
+    with_child(test, |_| {});
+}
+
+/// As [`in_child`], with something to do to the process meanwhile. One at a time: some of these
+/// processes take the processors for themselves.
+pub(crate) fn with_child<F: FnOnce()>(test: F, meanwhile: impl FnOnce(&mut Process)) {
+    if env::var_os(CHILD).is_some() {
+        test();
+        println!("@passed");
+        return;
+    }
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // The closure is named after the test that it stands in.
+    let name = std::any::type_name::<F>();
+    let (_crate, name) = name.split_once("::").unwrap();
+    let name = name.trim_end_matches("::{{closure}}");
+    let mut process = Process::spawn(Process::command(), name, CHILD, "1");
+    meanwhile(&mut process);
+    process.expect_within("@passed", 2 * PATIENCE);
+    let ended = process.wait();
+    ended.assert_code(0);
+    for line in ended.transcript.all("@measured ") {
+        println!("{}", line.text.split_once("@measured ").unwrap().1);
+    }
 }
 
 /// A running process and what it has said so far.
@@ -61,28 +95,34 @@ pub(crate) struct Ended {
 impl Process {
     /// Starts the role, and waits until it says that it is ready.
     pub(crate) fn start(role: &str) -> Self {
-        let mut process = Self::run(Command::new(env::current_exe().unwrap()), role);
-        process.expect("@ready");
-        process
+        Self::start_as(Self::command(), role)
     }
 
     /// As [`start`](Self::start), by a shell that runs this command before.
     pub(crate) fn start_after(command: &str, role: &str) -> Self {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &format!(r#"{command}; exec "$0" "$@""#)]);
-        shell.arg(env::current_exe().unwrap());
-        let mut process = Self::run(shell, role);
-        process.expect("@ready");
-        process
+        Self::start_by(
+            &["sh", "-c", &format!(r#"{command}; exec "$0" "$@""#)],
+            role,
+        )
     }
 
     /// As [`start`](Self::start), by a program that gets the command line as its last arguments.
     pub(crate) fn start_by(program: &[&str], role: &str) -> Self {
         let mut command = Command::new(program[0]);
         command.args(&program[1..]).arg(env::current_exe().unwrap());
-        let mut process = Self::run(command, role);
+        Self::start_as(command, role)
+    }
+
+    /// As [`start`](Self::start), with the environment and the program of this command.
+    pub(crate) fn start_as(command: Command, role: &str) -> Self {
+        let mut process = Self::spawn(command, STAGE, ROLE, role);
         process.expect("@ready");
         process
+    }
+
+    /// This program.
+    pub(crate) fn command() -> Command {
+        Command::new(env::current_exe().unwrap())
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -97,10 +137,19 @@ impl Process {
         self.signal(Signal::SIGCONT);
     }
 
-    fn run(mut command: Command, role: &str) -> Self {
+    /// Waits until it has stopped itself, as by Ctrl-Z, and lets it go on after this time.
+    pub(crate) fn stays_stopped(&self, time: Duration) {
+        let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert_eq!(status, WaitStatus::Stopped(self.pid(), Signal::SIGSTOP));
+        // This is the fault itself: it lasts as long as it is said to.
+        thread::sleep(time);
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn spawn(mut command: Command, test: &str, variable: &str, value: &str) -> Self {
         let mut child = command
-            .args(["--exact", STAGE, "--nocapture", "--test-threads=1"])
-            .env(ROLE, role)
+            .args(["--exact", test, "--nocapture", "--test-threads=1"])
+            .env(variable, value)
             .env_remove("RUST_BACKTRACE")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -119,8 +168,14 @@ impl Process {
     }
 
     /// Waits for a line with this text in it, from here on.
+    #[track_caller]
     pub(crate) fn expect(&mut self, text: &str) -> Line {
-        let deadline = Instant::now() + PATIENCE;
+        self.expect_within(text, PATIENCE)
+    }
+
+    #[track_caller]
+    fn expect_within(&mut self, text: &str, time: Duration) -> Line {
+        let deadline = Instant::now() + time;
         loop {
             match self.next_line(deadline) {
                 Ok(line) if line.text.contains(text) => return line,
