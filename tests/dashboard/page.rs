@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::browser::{Browser, ENTER, TAB};
-use crate::support::farm::{Farm, Moody};
+use crate::support::farm::Farm;
+use crate::support::store::TestStore;
 use serde_json::{Value, json};
 use worker_heartbeat::fleet::{Beat, Registration, Stop, StoredEnding};
 use worker_heartbeat::{
-    Activity, Death, Ending, HealthEndpoint, HeartbeatStore, MemoryStore, Registry, State,
-    StopCause, WorkerHeartbeat,
+    Activity, Death, Ending, HealthEndpoint, HeartbeatStore, Registry, State, StopCause,
+    WorkerHeartbeat,
 };
 
 /// The row of the worker with this id, as an expression.
@@ -414,7 +415,7 @@ fn a_store_shows_its_groups_and_what_happens_to_them() {
         .start()
         .unwrap();
     hb.beat();
-    let store = Arc::new(Moody::new(MemoryStore::new()));
+    let store = TestStore::default();
     for (group, id) in [
         ("rack-1", "gpu-1"),
         ("rack-1", "gpu-2"),
@@ -422,7 +423,7 @@ fn a_store_shows_its_groups_and_what_happens_to_them() {
     ] {
         stored(&store, group, id, State::Processing);
     }
-    let server = farm.serve_with(|endpoint| endpoint.fleet(Arc::clone(&store)));
+    let server = farm.serve_with(|endpoint| endpoint.fleet(store.clone()));
     let browser = Browser::start();
     browser.open(&server.url);
     browser.wait(&row("of this process"));

@@ -6,7 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use crate::support::coordinator::{Reply, connect, exchange, poll, request};
-use crate::support::farm::{Farm, Moody, Site};
+use crate::support::farm::{Farm, Site};
+use crate::support::store::TestStore;
 use proptest::prelude::*;
 use worker_heartbeat::{HealthEndpoint, MemoryStore};
 
@@ -214,7 +215,7 @@ fn everything_ends_with_the_server() {
     let farm = Farm::new();
     let hb = farm.worker("x").id("a").start().unwrap();
     let store = Arc::new(MemoryStore::new());
-    let site = farm.serve_with(|endpoint| endpoint.fleet(Arc::clone(&store)));
+    let site = farm.serve_with(|endpoint| endpoint.fleet(store.clone()));
     let mut watchers = ["process", "fleet"].map(|view| {
         let mut watcher = Watcher::new(started(&site), &format!("/v1/events?view={view}"), "");
         while !watcher.next("data: ").unwrap().contains("\"total\"") {}
@@ -282,9 +283,9 @@ fn a_store_that_hangs_stops_nothing_else() {
     let farm = Farm::new();
     let hb = farm.worker("x").id("a").start().unwrap();
     hb.beat();
-    let store = Arc::new(Moody::new(MemoryStore::new()));
+    let store = TestStore::default();
     store.hang();
-    let site = farm.serve_with(|endpoint| endpoint.fleet(Arc::clone(&store)));
+    let site = farm.serve_with(|endpoint| endpoint.fleet(store.clone()));
     let address = started(&site);
     let mut fleet = Watcher::new(address, "/v1/events?view=fleet", "");
     while !fleet.next("data: ").unwrap().contains("the store ") {}

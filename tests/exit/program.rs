@@ -6,7 +6,6 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::process::{self, ExitCode, Termination};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::task::{Context, Waker};
@@ -14,14 +13,12 @@ use std::thread;
 use std::time::Duration;
 
 use log::{LevelFilter, Log, Metadata, Record};
-use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredWorker, Sweep,
-    WorkerFilter, WorkerKey,
-};
 use worker_heartbeat::{
-    Attachment, Error, FleetConfig, HeartbeatStore, MemoryStore, Registry, Restart, Shutdown,
-    SqliteStore, Supervisor, SweepReport, WorkerHeartbeat,
+    Attachment, Error, FleetConfig, MemoryStore, Registry, Restart, Shutdown, SqliteStore,
+    Supervisor, WorkerHeartbeat,
 };
+
+use crate::support::store::TestStore;
 
 /// What the panics in these programs say.
 pub(crate) const PANIC: &str = "no module named server";
@@ -140,8 +137,19 @@ fn attach(registry: &Registry, settings: &Settings) -> Option<Attachment> {
         "none" => return None,
         "memory" => registry.attach(MemoryStore::new(), config),
         "sqlite" => registry.attach(SqliteStore::open(target).unwrap(), config),
-        "slow" => registry.attach(Odd::new(SqliteStore::open(target).unwrap(), false), config),
-        "hung" => registry.attach(Odd::new(MemoryStore::new(), true), config),
+        "slow" => registry.attach(
+            TestStore::before_stop(SqliteStore::open(target).unwrap(), || {
+                thread::sleep(Duration::from_millis(300))
+            }),
+            config,
+        ),
+        "hung" => registry.attach(
+            TestStore::before_stop(MemoryStore::new(), || {
+                say("@hangs");
+                rest()
+            }),
+            config,
+        ),
         #[cfg(feature = "http")]
         "http" => {
             let store = worker_heartbeat::HttpStore::new(target).unwrap();
@@ -462,59 +470,5 @@ impl Log for TestLog {
         if matches!(self.0, Way::Print) {
             say("@flushed");
         }
-    }
-}
-
-// --- a store --------------------------------------------------------------------------------------
-
-/// A store whose `stop` takes its time, or for ever.
-#[derive(Debug)]
-struct Odd<S> {
-    store: Arc<S>,
-    hangs: bool,
-}
-
-impl<S> Odd<S> {
-    fn new(store: S, hangs: bool) -> Self {
-        Self {
-            store: Arc::new(store),
-            hangs,
-        }
-    }
-}
-
-impl<S: HeartbeatStore> HeartbeatStore for Odd<S> {
-    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        self.store.register(workers)
-    }
-    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        self.store.beat(beats)
-    }
-    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        if self.hangs {
-            say("@hangs");
-            rest();
-        }
-        // A store far away.
-        thread::sleep(Duration::from_millis(300));
-        self.store.stop(stops)
-    }
-    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
-        self.store.list(filter)
-    }
-    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        self.store.sweep(sweep)
-    }
-    fn purge(&self, age: Duration) -> Result<usize, Error> {
-        self.store.purge(age)
-    }
-    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        self.store.claim(claim)
-    }
-    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.store.renew(leases, ttl)
-    }
-    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
-        self.store.release(leases)
     }
 }

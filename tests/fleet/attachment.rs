@@ -1,17 +1,15 @@
 //! A registry and its store: what is told, when, and what happens when the store fails or refuses.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use crate::support::executor::{block_on, poll_once};
+use crate::support::store::{Mode, REFUSED, TestStore};
 use crate::support::{PATIENCE, SECOND, World, eventually, names, wait_for};
 use parking_lot::Mutex;
-use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
-};
+use worker_heartbeat::fleet::{Beat, Claim, ClaimAnswer, Registration, Sweep, WorkerFilter};
 use worker_heartbeat::{
     Activity, Attachment, Error, EventKind, FleetConfig, HeartbeatStore, MemoryStore, OnOffline,
     Registry, Restart, State, StoredWorker, Supervisor, SweepReport, Sweeper, WorkerHeartbeat,
@@ -21,7 +19,7 @@ use worker_heartbeat::{
 struct Fleet {
     world: World,
     store: MemoryStore,
-    flaky: Flaky,
+    test_store: TestStore,
     attachment: Attachment,
 }
 
@@ -33,12 +31,12 @@ impl Fleet {
     fn with(config: FleetConfig) -> Self {
         let world = World::new();
         let store = MemoryStore::with_clock(world.time.clock());
-        let flaky = Flaky::new(store.clone());
-        let attachment = world.registry.attach(flaky.clone(), config).unwrap();
+        let test_store = TestStore::new(store.clone());
+        let attachment = world.registry.attach(test_store.clone(), config).unwrap();
         Self {
             world,
             store,
-            flaky,
+            test_store,
             attachment,
         }
     }
@@ -62,96 +60,6 @@ impl Fleet {
 
     fn sweep(&self) -> SweepReport {
         self.store.sweep(&Sweep::default()).unwrap()
-    }
-}
-
-/// A store that can be made to fail, to block, and that counts.
-#[derive(Clone)]
-struct Flaky {
-    inner: MemoryStore,
-    shared: Arc<Shared>,
-}
-
-#[derive(Default)]
-struct Shared {
-    failing: AtomicBool,
-    panicking: AtomicBool,
-    calls: AtomicUsize,
-    batches: Mutex<Vec<usize>>,
-    gate: Mutex<()>,
-}
-
-impl Flaky {
-    fn new(inner: MemoryStore) -> Self {
-        Self {
-            inner,
-            shared: Arc::default(),
-        }
-    }
-
-    fn fail(&self, failing: bool) {
-        self.shared.failing.store(failing, Ordering::SeqCst);
-    }
-
-    fn calls(&self) -> usize {
-        self.shared.calls.load(Ordering::SeqCst)
-    }
-
-    fn call(&self) -> Result<&MemoryStore, Error> {
-        self.shared.calls.fetch_add(1, Ordering::SeqCst);
-        drop(self.shared.gate.lock());
-        assert!(!self.shared.panicking.load(Ordering::SeqCst), "on purpose");
-        if self.shared.failing.load(Ordering::SeqCst) {
-            return Err(Error::store("be reached", "on purpose"));
-        }
-        Ok(&self.inner)
-    }
-}
-
-impl fmt::Debug for Flaky {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Flaky")
-    }
-}
-
-impl HeartbeatStore for Flaky {
-    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        let store = self.call()?;
-        match workers.iter().find(|worker| worker.info.group == "refused") {
-            Some(worker) => Err(Error::Invalid {
-                field: "group",
-                value: worker.info.group.clone(),
-                allowed: "any other".to_owned(),
-            }),
-            None => store.register(workers),
-        }
-    }
-    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        if !beats.is_empty() {
-            self.shared.batches.lock().push(beats.len());
-        }
-        self.call()?.beat(beats)
-    }
-    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.call()?.stop(stops)
-    }
-    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
-        self.call()?.list(filter)
-    }
-    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        self.call()?.sweep(sweep)
-    }
-    fn purge(&self, age: Duration) -> Result<usize, Error> {
-        self.call()?.purge(age)
-    }
-    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        self.call()?.claim(claim)
-    }
-    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.call()?.renew(leases, ttl)
-    }
-    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
-        self.call()?.release(leases)
     }
 }
 
@@ -208,12 +116,12 @@ fn heartbeats_come_in_one_batch_each_interval_and_hardly_earlier() {
     // A tick of the pacemaker sees that they started, and each is told as active.
     fleet.world.seconds(2);
     fleet.flush();
-    fleet.flaky.shared.batches.lock().clear();
+    fleet.test_store.take_beats();
     for _ in 0..600 {
         workers.iter().for_each(|hb| hb.beat());
         fleet.world.seconds(1);
     }
-    let batches = fleet.flaky.shared.batches.lock().clone();
+    let batches = fleet.test_store.take_beats();
     assert!(
         (20..=23).contains(&batches.len()),
         "{} batches in 20 intervals",
@@ -248,7 +156,7 @@ fn a_store_that_fails_is_counted_told_once_and_tried_again() {
     let hb = fleet.world.worker("poller").id("a").start().unwrap();
     hb.beat();
     fleet.flush();
-    fleet.flaky.fail(true);
+    fleet.test_store.fail("on purpose");
     for _ in 0..120 {
         hb.beat();
         fleet.world.seconds(1);
@@ -260,13 +168,13 @@ fn a_store_that_fails_is_counted_told_once_and_tried_again() {
         status.last_error.as_deref(),
         Some("store: cannot be reached: on purpose")
     );
-    let calls = fleet.flaky.calls();
+    let calls = fleet.test_store.calls();
     fleet.world.seconds(60);
     assert!(
-        fleet.flaky.calls() - calls <= 10,
+        fleet.test_store.calls() - calls <= 10,
         "it is knocked at too often"
     );
-    fleet.flaky.fail(false);
+    fleet.test_store.recover();
     fleet.world.seconds(15);
     assert_eq!(fleet.state("a"), State::Active);
     let status = fleet.attachment.status();
@@ -334,11 +242,11 @@ fn a_run_is_claimed_without_blocking_on_any_executor() {
 fn a_worker_that_starts_while_the_store_is_down_is_registered_later() {
     let world = World::new();
     let store = MemoryStore::with_clock(world.time.clock());
-    let flaky = Flaky::new(store.clone());
-    flaky.fail(true);
+    let test_store = TestStore::new(store.clone());
+    test_store.fail("on purpose");
     let attachment = world
         .registry
-        .attach(flaky.clone(), FleetConfig::new())
+        .attach(test_store.clone(), FleetConfig::new())
         .unwrap();
     let hb = world.worker("poller").id("a").start().unwrap();
     hb.beat();
@@ -354,7 +262,7 @@ fn a_worker_that_starts_while_the_store_is_down_is_registered_later() {
             ..
         })
     ));
-    flaky.fail(false);
+    test_store.recover();
     world.seconds(15);
     assert_eq!(store.summary().unwrap().total_active, 1);
 }
@@ -365,15 +273,15 @@ fn a_store_that_panics_or_blocks_harms_nobody() {
     let hb = fleet.world.worker("poller").id("a").start().unwrap();
     hb.beat();
     fleet.flush();
-    fleet.flaky.shared.panicking.store(true, Ordering::SeqCst);
+    fleet.test_store.set(Mode::Panicking);
     hb.update_task("run", "", Activity::Processing);
     fleet.world.millis(200);
     assert!(fleet.attachment.status().failures_in_a_row > 0);
-    fleet.flaky.shared.panicking.store(false, Ordering::SeqCst);
+    fleet.test_store.recover();
     fleet.world.seconds(15);
     assert_eq!(fleet.attachment.status().failures_in_a_row, 0);
     // Blocked: nothing waits, but for the end of the last worker, and that for its farewell.
-    let blocked = fleet.flaky.shared.gate.lock();
+    let blocked = fleet.test_store.hold();
     hb.stop();
     assert_eq!(hb.health().state(), State::Stopped);
     drop(hb);
@@ -385,9 +293,11 @@ fn a_store_that_panics_or_blocks_harms_nobody() {
 #[test]
 fn a_restart_while_the_store_is_told_of_the_end_is_told_too() {
     let store = MemoryStore::new();
-    let flaky = Flaky::new(store.clone());
+    let test_store = TestStore::new(store.clone());
     let registry = worker_heartbeat::Registry::new();
-    let attachment = registry.attach(flaky.clone(), FleetConfig::new()).unwrap();
+    let attachment = registry
+        .attach(test_store.clone(), FleetConfig::new())
+        .unwrap();
     let soon = Duration::from_millis(1);
     let supervisor = Supervisor::new(&registry).restart(Restart::always().backoff(soon, soon));
     let (send, receive) = crossbeam_channel::unbounded::<()>();
@@ -403,11 +313,11 @@ fn a_restart_while_the_store_is_told_of_the_end_is_told_too() {
         .unwrap();
     eventually("it has started", || worker.probe().is_recent());
     assert!(attachment.flush(PATIENCE));
-    let calls = flaky.calls();
+    let calls = test_store.calls();
     // The store takes its time for the end; meanwhile, the next life begins.
-    let blocked = flaky.shared.gate.lock();
+    let blocked = test_store.hold();
     send.send(()).unwrap();
-    eventually("the end is being told", || flaky.calls() > calls);
+    eventually("the end is being told", || test_store.calls() > calls);
     eventually("it lives again", || {
         worker.probe().snapshot().incarnation == 2 && worker.probe().is_recent()
     });
@@ -486,16 +396,16 @@ fn the_last_of_expected_workers_is_waited_for_too() {
 
 #[test]
 fn a_store_that_hangs_does_not_hold_up_the_end_of_its_registry() {
-    let flaky = Flaky::new(MemoryStore::new());
-    let blocked = flaky.shared.gate.lock();
+    let test_store = TestStore::new(MemoryStore::new());
+    let blocked = test_store.hold();
     let registry = worker_heartbeat::Registry::new();
     let config = FleetConfig::new().farewell(Duration::from_millis(50));
-    registry.attach(flaky.clone(), config).unwrap();
+    registry.attach(test_store.clone(), config).unwrap();
     let hb = worker_heartbeat::WorkerHeartbeat::builder("poller")
         .registry(&registry)
         .start()
         .unwrap();
-    eventually("it hangs", || flaky.calls() > 0);
+    eventually("it hangs", || test_store.calls() > 0);
     // Would hang for ever, if it waited.
     drop(hb);
     drop(registry);
@@ -506,10 +416,10 @@ fn a_store_that_hangs_does_not_hold_up_the_end_of_its_registry() {
 fn a_store_that_has_lost_its_memory_is_told_again() {
     let world = World::new();
     let first = MemoryStore::with_clock(world.time.clock());
-    let switch = Arc::new(Mutex::new(first.clone()));
+    let store = TestStore::new(first.clone());
     let attachment = world
         .registry
-        .attach(Switched(Arc::clone(&switch)), FleetConfig::new())
+        .attach(store.clone(), FleetConfig::new())
         .unwrap();
     let hb = world.worker("poller").id("a").start().unwrap();
     hb.beat();
@@ -517,46 +427,12 @@ fn a_store_that_has_lost_its_memory_is_told_again() {
     let before = first.list(&WorkerFilter::default()).unwrap()[0].key.clone();
     world.seconds(1);
     let second = MemoryStore::with_clock(world.time.clock());
-    *switch.lock() = second.clone();
+    store.replace(second.clone());
     world.seconds(30);
     let rows = second.list(&WorkerFilter::default()).unwrap();
     assert_eq!(rows.len(), 1);
     assert!(rows[0].key.incarnation > before.incarnation);
     assert_eq!(rows[0].health().state(), State::Active);
-}
-
-/// One store after another.
-#[derive(Debug)]
-struct Switched(Arc<Mutex<MemoryStore>>);
-
-impl HeartbeatStore for Switched {
-    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        self.0.lock().register(workers)
-    }
-    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        self.0.lock().beat(beats)
-    }
-    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.0.lock().stop(stops)
-    }
-    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
-        self.0.lock().list(filter)
-    }
-    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        self.0.lock().sweep(sweep)
-    }
-    fn purge(&self, age: Duration) -> Result<usize, Error> {
-        self.0.lock().purge(age)
-    }
-    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        self.0.lock().claim(claim)
-    }
-    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.0.lock().renew(leases, ttl)
-    }
-    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
-        self.0.lock().release(leases)
-    }
 }
 
 #[test]
@@ -697,7 +573,7 @@ fn a_lease_is_renewed_while_the_store_answers_and_not_believed_in_when_it_does_n
         fleet.world.seconds(1);
         assert!(lease.remaining() > 15 * SECOND, "{:?}", lease.remaining());
     }
-    fleet.flaky.fail(true);
+    fleet.test_store.fail("on purpose");
     let rival = fleet
         .store
         .register(&[Registration::new("poller", "b")])
@@ -711,7 +587,7 @@ fn a_lease_is_renewed_while_the_store_answers_and_not_believed_in_when_it_does_n
         assert!(believed < 40, "it ended far too early");
     }
     assert!(!lease.is_held(), "two believe that the run is theirs");
-    fleet.flaky.fail(false);
+    fleet.test_store.recover();
     fleet.world.seconds(15);
     assert!(!lease.is_held(), "what is lost is lost");
     assert!(events.try_iter().any(
@@ -766,14 +642,14 @@ fn a_lease_is_given_back_by_release_by_drop_and_by_the_end_of_its_worker() {
 fn workers_that_a_store_refuses_keep_nobody_else_out() {
     let world = World::new();
     let memory = MemoryStore::with_clock(world.time.clock());
-    let store = Flaky::new(memory.clone());
+    let store = TestStore::new(memory.clone());
     let attachment = world
         .registry
         .attach(store.clone(), FleetConfig::new())
         .unwrap();
     let events = world.registry.subscribe();
     // Held up, so that all of them come in one batch.
-    let gate = store.shared.gate.lock();
+    let gate = store.hold();
     let first = world.worker("poller").id("first").start().unwrap();
     eventually("a call", || store.calls() > 0);
     let workers: Vec<_> = (0..100)
@@ -781,7 +657,7 @@ fn workers_that_a_store_refuses_keep_nobody_else_out() {
             world
                 .worker("poller")
                 .id(format!("w-{n:02}"))
-                .group(if n % 50 == 7 { "refused" } else { "fine" })
+                .group(if n % 50 == 7 { REFUSED } else { "fine" })
         })
         .map(|builder| builder.start().unwrap())
         .collect();
@@ -870,13 +746,13 @@ fn a_registry_is_attached_to_one_store_at_a_time() {
 fn a_sweeper_watches_before_it_convicts() {
     let world = World::new();
     let store = MemoryStore::with_clock(world.time.clock());
-    let flaky = Flaky::new(store.clone());
+    let test_store = TestStore::new(store.clone());
     let key = store.register(&[Registration::new("poller", "a")]).unwrap();
     store
         .beat(&[Beat::new(key[0].clone(), State::Active)])
         .unwrap();
     world.time.advance(1_000 * SECOND);
-    let sweeper = Sweeper::new(flaky.clone()).clock(world.time.clock());
+    let sweeper = Sweeper::new(test_store.clone()).clock(world.time.clock());
     let sweep = || sweeper.sweep().map(|report| report.marked_offline);
     let silent = || assert!(sweep().unwrap().is_empty());
     // Its start.
@@ -884,9 +760,9 @@ fn a_sweeper_watches_before_it_convicts() {
     world.seconds(90);
     silent();
     // A failure of the store.
-    flaky.fail(true);
+    test_store.fail("on purpose");
     assert!(sweep().is_err());
-    flaky.fail(false);
+    test_store.recover();
     world.seconds(1);
     silent();
     world.seconds(89);
@@ -938,7 +814,7 @@ fn a_running_sweeper_tells_what_it_did() {
 #[test]
 fn a_shutdown_tells_the_store_before_it_is_over() {
     let store = MemoryStore::new();
-    let slow = Flaky::new(store.clone());
+    let slow = TestStore::new(store.clone());
     let registry = worker_heartbeat::Registry::new();
     let config = FleetConfig::new().farewell(PATIENCE);
     let attachment = registry.attach(slow.clone(), config).unwrap();
@@ -954,7 +830,7 @@ fn a_shutdown_tells_the_store_before_it_is_over() {
         .timeout(PATIENCE)
         .install()
         .unwrap();
-    let blocked = slow.shared.gate.lock();
+    let blocked = slow.hold();
     shutdown.trigger();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| shutdown.wait());

@@ -13,15 +13,14 @@ use crate::support::coordinator::{
     client, connect, done, exchange, poll, post, post_with, read, request, row, rows, start,
 };
 use crate::support::process::Process;
+use crate::support::store::{Mode, TestStore};
 use nix::sys::signal::Signal;
 use proptest::prelude::*;
 use worker_heartbeat::RunningCoordinator;
-use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
-};
+use worker_heartbeat::fleet::Registration;
 use worker_heartbeat::{
     Coordinator, Error, FleetConfig, HeartbeatStore, HttpStore, MemoryStore, Registry, State,
-    StoreErrorKind, StoredWorker, SweepReport, Sweeper, WorkerHeartbeat,
+    StoreErrorKind, Sweeper, WorkerHeartbeat,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -290,64 +289,9 @@ fn read_lossy(mut stream: std::net::TcpStream) -> Vec<u8> {
 
 // --- stores ---------------------------------------------------------------------------------------
 
-/// A store that hangs, panics or fails when it is told to.
-#[derive(Clone, Debug, Default)]
-struct Moody {
-    store: MemoryStore,
-    hangs: Arc<AtomicBool>,
-    panics: Arc<AtomicBool>,
-    fails: Arc<AtomicBool>,
-}
-
-impl Moody {
-    fn mood(&self) -> Result<&MemoryStore, Error> {
-        while self.hangs.load(Ordering::Relaxed) {
-            thread::sleep(Duration::from_millis(10));
-        }
-        if self.panics.load(Ordering::Relaxed) {
-            // Without a call stack, which would take its time.
-            std::panic::resume_unwind(Box::new("in a bad mood"));
-        }
-        if self.fails.load(Ordering::Relaxed) {
-            return Err(Error::store("do that", "secret.example is down\n\u{1b}[2J"));
-        }
-        Ok(&self.store)
-    }
-}
-
-impl HeartbeatStore for Moody {
-    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        self.mood()?.register(workers)
-    }
-    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        self.mood()?.beat(beats)
-    }
-    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.mood()?.stop(stops)
-    }
-    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
-        self.mood()?.list(filter)
-    }
-    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        self.mood()?.sweep(sweep)
-    }
-    fn purge(&self, age: Duration) -> Result<usize, Error> {
-        self.mood()?.purge(age)
-    }
-    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        self.mood()?.claim(claim)
-    }
-    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.mood()?.renew(leases, ttl)
-    }
-    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
-        self.mood()?.release(leases)
-    }
-}
-
 #[test]
 fn a_store_that_hangs_panics_or_fails_is_told_and_survived() {
-    let store = Moody::default();
+    let store = TestStore::default();
     let coordinator = Coordinator::new(store.clone())
         .store_calls(2)
         .store_timeout(SECOND / 2)
@@ -357,7 +301,7 @@ fn a_store_that_hangs_panics_or_fails_is_told_and_survived() {
     done(at, "register", r#"{"worker_id": "a"}"#);
     let beat = || post(at, "heartbeat", r#"{"worker_id": "a"}"#);
 
-    store.hangs.store(true, Ordering::Relaxed);
+    store.hang();
     let begun = Instant::now();
     let replies: Vec<_> = thread::scope(|scope| {
         let asked: Vec<_> = (0..10).map(|_| scope.spawn(beat)).collect();
@@ -375,28 +319,28 @@ fn a_store_that_hangs_panics_or_fails_is_told_and_survived() {
         .iter()
         .filter(|reply| reply.error().contains("too much to do"));
     assert_eq!(queued.count(), 8, "two calls at a time");
-    store.hangs.store(false, Ordering::Relaxed);
+    store.recover();
     poll("recovery", || (beat().status == 200).then_some(()));
 
-    store.fails.store(true, Ordering::Relaxed);
+    store.fail("secret.example is down\n\u{1b}[2J");
     let reply = beat();
     assert_eq!(reply.status, 503, "{reply:?}");
     assert!(!reply.body.contains("secret"), "{reply:?}");
-    store.fails.store(false, Ordering::Relaxed);
+    store.recover();
 
-    store.panics.store(true, Ordering::Relaxed);
+    store.set(Mode::Panicking);
     for _ in 0..5 {
         let reply = beat();
         assert_eq!(reply.status, 500, "{reply:?}");
         assert_eq!(reply.error(), "the store panicked");
     }
-    store.panics.store(false, Ordering::Relaxed);
+    store.recover();
     assert_eq!(beat().status, 200);
 }
 
 #[test]
 fn dropping_it_ends_its_thread_and_frees_its_port_whatever_is_going_on() {
-    let store = Moody::default();
+    let store = TestStore::default();
     let coordinator = Coordinator::new(store.clone())
         .serve("127.0.0.1:0")
         .unwrap();
@@ -406,7 +350,7 @@ fn dropping_it_ends_its_thread_and_frees_its_port_whatever_is_going_on() {
     let mut half = connect(at);
     half.write_all(b"POST /api/worker/register HTTP/1.1\r\nContent-Length: 10\r\n\r\n{")
         .unwrap();
-    store.hangs.store(true, Ordering::Relaxed);
+    store.hang();
     let asked = thread::spawn(move || {
         let body = br#"{"worker_id": "a"}"#;
         exchange(at, &request("POST", "/api/worker/heartbeat", "", body))
@@ -419,7 +363,7 @@ fn dropping_it_ends_its_thread_and_frees_its_port_whatever_is_going_on() {
     drop(asked.join().unwrap());
     drop(read_lossy(idle));
     drop(read_lossy(half));
-    store.hangs.store(false, Ordering::Relaxed);
+    store.recover();
     drop(TcpListener::bind(at).expect("the port is free"));
     let again = Coordinator::new(store).serve(at).unwrap();
     done(again.local_addr(), "heartbeat", r#"{"worker_id": "a"}"#);

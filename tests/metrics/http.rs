@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use worker_heartbeat::{Activity, HealthEndpoint, MemoryStore, Metrics, Registry, WorkerHeartbeat};
+use worker_heartbeat::{Activity, HealthEndpoint, Metrics, Registry, WorkerHeartbeat};
 
-use crate::scrape::{Moody, Scrape, promtool};
+use crate::scrape::{Scrape, promtool};
 use crate::support::coordinator::{Reply, exchange};
+use crate::support::store::TestStore;
 use crate::support::{SECOND, World};
 
 fn get(address: SocketAddr, accept: &str) -> Reply {
@@ -51,18 +52,19 @@ fn a_store_that_hangs_keeps_nobody_from_the_rest() {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
     hb.beat();
-    let store = Moody::new(MemoryStore::new());
+    let store = TestStore::default();
     let server = HealthEndpoint::new(&world.registry)
         .fleet(store.clone())
         .serve("127.0.0.1:0")
         .unwrap();
-    store.hang(|| {
+    {
+        let _held = store.hold();
         let begun = Instant::now();
         let told = Scrape::read(&get(server.local_addr(), "").body);
         assert_eq!(told.get("fleet_up"), 0.0);
         assert_eq!(told.get("beats_total{worker_type=\"w\"}"), 1.0);
         assert!(begun.elapsed() < 10 * SECOND, "{:?}", begun.elapsed());
-    });
+    }
 }
 
 #[test]

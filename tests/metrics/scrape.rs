@@ -1,21 +1,11 @@
-//! A scrape, read as Prometheus reads it; stores that do as they are told; promtool.
+//! A scrape, read as Prometheus reads it; promtool.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
-use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
-};
-use worker_heartbeat::{
-    Error, HeartbeatStore, MemoryStore, Metrics, Registry, StoredWorker, SweepReport,
-};
+use worker_heartbeat::{Metrics, Registry};
 
 /// All lines of one scrape, by name and labels.
 #[derive(Debug)]
@@ -94,103 +84,5 @@ pub fn promtool(arguments: &[&str], input: &str) {
     assert!(output.status.success(), "{arguments:?}: {said}");
     if arguments == ["check", "metrics"] {
         assert_eq!(said.trim(), "", "it has found something");
-    }
-}
-
-/// A store that does what the test wants.
-#[derive(Clone)]
-pub struct Moody {
-    pub inner: MemoryStore,
-    shared: Arc<Shared>,
-}
-
-#[derive(Default)]
-struct Shared {
-    mood: Mutex<Mood>,
-    lists: AtomicUsize,
-    gate: RwLock<()>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mood {
-    #[default]
-    Well,
-    Failing,
-    Panicking,
-    /// Somebody else is sweeping.
-    Busy,
-}
-
-impl Moody {
-    pub fn new(inner: MemoryStore) -> Self {
-        Self {
-            inner,
-            shared: Arc::default(),
-        }
-    }
-
-    pub fn be(&self, mood: Mood) {
-        *self.shared.mood.lock() = mood;
-    }
-
-    /// How often its workers were listed.
-    pub fn lists(&self) -> usize {
-        self.shared.lists.load(Ordering::SeqCst)
-    }
-
-    /// While this runs, every call hangs.
-    pub fn hang<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
-        let _closed = self.shared.gate.write();
-        meanwhile()
-    }
-
-    fn call(&self) -> Result<&MemoryStore, Error> {
-        drop(self.shared.gate.read());
-        match *self.shared.mood.lock() {
-            Mood::Failing => Err(Error::store("be reached", "on purpose")),
-            Mood::Panicking => panic!("on purpose"),
-            Mood::Well | Mood::Busy => Ok(&self.inner),
-        }
-    }
-}
-
-impl fmt::Debug for Moody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Moody")
-    }
-}
-
-impl HeartbeatStore for Moody {
-    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        self.call()?.register(workers)
-    }
-    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        self.call()?.beat(beats)
-    }
-    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.call()?.stop(stops)
-    }
-    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
-        self.shared.lists.fetch_add(1, Ordering::SeqCst);
-        self.call()?.list(filter)
-    }
-    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        let mood = *self.shared.mood.lock();
-        if mood == Mood::Busy {
-            return Ok(SweepReport::default());
-        }
-        self.call()?.sweep(sweep)
-    }
-    fn purge(&self, age: Duration) -> Result<usize, Error> {
-        self.call()?.purge(age)
-    }
-    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        self.call()?.claim(claim)
-    }
-    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.call()?.renew(leases, ttl)
-    }
-    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
-        self.call()?.release(leases)
     }
 }

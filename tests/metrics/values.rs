@@ -8,7 +8,8 @@ use worker_heartbeat::{
     Sweeper,
 };
 
-use crate::scrape::{Mood, Moody, Scrape};
+use crate::scrape::Scrape;
+use crate::support::store::{Mode, TestStore};
 use crate::support::{PATIENCE, SECOND, World, eventually, wait_for};
 
 #[test]
@@ -244,7 +245,7 @@ fn a_pacemaker_that_could_not_look_is_told() {
 #[test]
 fn how_it_gets_on_with_its_store_is_told() {
     let world = World::new();
-    let store = Moody::new(MemoryStore::with_clock(world.time.clock()));
+    let store = TestStore::new(MemoryStore::with_clock(world.time.clock()));
     let scrape = || Scrape::new(&world.registry);
     assert_eq!(scrape().get("store_attached"), 0.0);
     assert_eq!(scrape().get("store_failures_total"), 0.0);
@@ -267,17 +268,17 @@ fn how_it_gets_on_with_its_store_is_told() {
     drop(lease);
     assert_eq!(scrape().get("leases_held"), 1.0);
     // Somebody takes it away.
-    let row = &store.inner.list(&WorkerFilter::default()).unwrap()[0];
+    let row = &store.list(&WorkerFilter::default()).unwrap()[0];
     let fence = other.fence().try_into().unwrap();
     let key = worker_heartbeat::fleet::LeaseKey::new(row.key.clone(), "run-2", fence);
-    store.inner.release(&[key]).unwrap();
+    store.release(&[key]).unwrap();
     eventually("a renewal finds that it is lost", || {
         world.seconds(5);
         scrape().get("leases_lost_total") == 1.0
     });
     assert_eq!(scrape().get("leases_held"), 0.0);
 
-    store.be(Mood::Failing);
+    store.fail("on purpose");
     hb.update_task("run-3", "", Activity::Processing);
     eventually("it fails", || {
         world.seconds(1);
@@ -285,7 +286,7 @@ fn how_it_gets_on_with_its_store_is_told() {
     });
     let failures = scrape().get("store_failures_total");
     assert!(failures >= 2.0);
-    store.be(Mood::Well);
+    store.recover();
     eventually("it is restored", || {
         world.seconds(1);
         scrape().get("store_consecutive_failures") == 0.0
@@ -300,7 +301,7 @@ fn how_it_gets_on_with_its_store_is_told() {
 #[test]
 fn what_came_of_sweeps_is_told() {
     let world = World::new();
-    let store = Moody::new(MemoryStore::with_clock(world.time.clock()));
+    let store = TestStore::new(MemoryStore::with_clock(world.time.clock()));
     let sweeper = Sweeper::new(store.clone())
         .clock(world.time.clock())
         .interval(200 * SECOND)
@@ -338,9 +339,9 @@ fn what_came_of_sweeps_is_told() {
     drop(lease);
     world.seconds(7);
     assert_eq!(of("sweep_last_success_age_seconds{target=\"store\"}"), 7.0);
-    store.be(Mood::Failing);
+    store.fail("on purpose");
     assert!(sweeper.sweep().is_err());
-    store.be(Mood::Busy);
+    store.set(Mode::SweptElsewhere);
     assert!(!sweeper.sweep().unwrap().success);
     assert_eq!(
         (swept("store", "failure"), swept("store", "skipped")),
@@ -352,7 +353,7 @@ fn what_came_of_sweeps_is_told() {
     assert_eq!(swept("registry", "success"), 1.0);
     assert_eq!(of("sweep_marked_offline_total{target=\"registry\"}"), 1.0);
 
-    store.be(Mood::Panicking);
+    store.set(Mode::Panicking);
     let running = sweeper.clone().start().unwrap();
     eventually("its thread sweeps", || swept("store", "failure") == 2.0);
     drop(running);

@@ -1,15 +1,11 @@
 //! Workers to look at, and a server that shows them.
 
-use std::sync::{Condvar, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
-};
 use worker_heartbeat::serve::HealthServer;
 use worker_heartbeat::{
-    Activity, BoxError, Builder, Error, HealthEndpoint, HeartbeatStore, MemoryStore, Registry,
-    Restart, StoredWorker, Supervisor, SweepReport, WorkerHeartbeat,
+    Activity, BoxError, Builder, HealthEndpoint, Registry, Restart, Supervisor, WorkerHeartbeat,
 };
 
 pub struct Farm {
@@ -180,89 +176,5 @@ impl Farm {
             // The pace of what is pictured.
             std::thread::sleep(Duration::from_secs(1));
         }
-    }
-}
-
-/// A store that fails or hangs when it is told to.
-#[derive(Debug)]
-pub struct Moody {
-    store: MemoryStore,
-    mood: Mutex<Mood>,
-    changed: Condvar,
-}
-
-#[derive(Clone, Debug)]
-enum Mood {
-    Well,
-    Fails(String),
-    Hangs,
-}
-
-impl Moody {
-    pub fn new(store: MemoryStore) -> Self {
-        Self {
-            store,
-            mood: Mutex::new(Mood::Well),
-            changed: Condvar::new(),
-        }
-    }
-
-    pub fn fail(&self, error: &str) {
-        self.set(Mood::Fails(error.to_owned()));
-    }
-
-    pub fn hang(&self) {
-        self.set(Mood::Hangs);
-    }
-
-    pub fn recover(&self) {
-        self.set(Mood::Well);
-    }
-
-    fn set(&self, mood: Mood) {
-        *self.mood.lock().unwrap() = mood;
-        self.changed.notify_all();
-    }
-
-    fn ask(&self) -> Result<(), Error> {
-        let mood = self.mood.lock().unwrap();
-        let mood = self
-            .changed
-            .wait_while(mood, |mood| matches!(mood, Mood::Hangs));
-        match &*mood.unwrap() {
-            Mood::Fails(error) => Err(Error::store("list", error)),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl HeartbeatStore for Moody {
-    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        self.store.register(workers)
-    }
-    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        self.store.beat(beats)
-    }
-    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.store.stop(stops)
-    }
-    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
-        self.ask()?;
-        self.store.list(filter)
-    }
-    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        self.store.sweep(sweep)
-    }
-    fn purge(&self, age: Duration) -> Result<usize, Error> {
-        self.store.purge(age)
-    }
-    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        self.store.claim(claim)
-    }
-    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.store.renew(leases, ttl)
-    }
-    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
-        self.store.release(leases)
     }
 }

@@ -12,6 +12,7 @@ pub mod farm;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod process;
+pub mod store;
 pub mod text_http;
 
 use std::time::Duration;

@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::sys::signal::{SigSet, Signal as Number};
-use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
-};
+use worker_heartbeat::fleet::WorkerFilter;
 use worker_heartbeat::{
-    CleanupState, Error, FleetConfig, HeartbeatStore, MemoryStore, Registry, Shutdown,
-    ShutdownBuilder, ShutdownReport, Signal, State, StoredWorker, SweepReport, WorkerHeartbeat,
+    CleanupState, Error, FleetConfig, HeartbeatStore, Registry, Shutdown, ShutdownBuilder,
+    ShutdownReport, Signal, State, WorkerHeartbeat,
 };
 
 use super::service::{exit_with, install_log, ready, rest};
+use crate::support::executor::block_on;
 use crate::support::process::PATIENCE;
+use crate::support::store::TestStore;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -243,56 +243,10 @@ fn calling_cleanup() -> ! {
     exit_with(&report)
 }
 
-/// A store that answers until it is made to hang.
-#[derive(Clone, Debug, Default)]
-struct Hanging {
-    store: MemoryStore,
-    hangs: Arc<AtomicBool>,
-}
-
-impl Hanging {
-    fn ask(&self) -> &MemoryStore {
-        if self.hangs.load(Ordering::Acquire) {
-            rest()
-        }
-        &self.store
-    }
-}
-
-impl HeartbeatStore for Hanging {
-    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        self.ask().register(workers)
-    }
-    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        self.ask().beat(beats)
-    }
-    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.ask().stop(stops)
-    }
-    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
-        self.store.list(filter)
-    }
-    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        self.ask().sweep(sweep)
-    }
-    fn purge(&self, age: Duration) -> Result<usize, Error> {
-        self.ask().purge(age)
-    }
-    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        self.ask().claim(claim)
-    }
-    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.ask().renew(leases, ttl)
-    }
-    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
-        self.ask().release(leases)
-    }
-}
-
 fn hanging_store() -> ! {
     ready();
     in_time("a store");
-    let stores = [(); 3].map(|()| Hanging::default());
+    let stores = [(); 3].map(|()| TestStore::default());
     let registries = [(); 3].map(|()| Registry::new());
     let builder = Shutdown::builder()
         .signals([])
@@ -318,7 +272,7 @@ fn hanging_store() -> ! {
         .collect();
     // All but the last.
     for store in &stores[..2] {
-        store.hangs.store(true, Ordering::Release);
+        store.hang();
     }
     shutdown.trigger();
     let report = shutdown.wait();
@@ -607,25 +561,6 @@ fn blocked_here() -> ! {
 }
 
 // --- executors ----------------------------------------------------------------------------------
-
-struct Unpark(thread::Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
-        }
-    }
-}
 
 /// Workers that finish their task by themselves, a yield at a time, on the thread that waits.
 fn current_thread() -> ! {

@@ -2,11 +2,10 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::pin::pin;
 use std::process::exit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use worker_heartbeat::{
 };
 
 use super::service::{exit_with, ready};
+use crate::support::executor::block_on;
 use crate::support::process::PATIENCE;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -419,23 +419,6 @@ fn restarts(event: &Event, id: &str) -> bool {
 }
 
 // --- executors of their own kind ----------------------------------------------------------------
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
-        }
-    }
-}
 
 /// Calls this when the worker is asked to stop, as long as what it returns is kept.
 fn when_asked(

@@ -1,13 +1,12 @@
 //! Scenes of supervised work and the end of a shutdown. They end with status 0 if all is well, unless
 //! their test says otherwise.
 
-use std::future::{Future, pending};
+use std::future::pending;
 use std::io::Write;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use worker_heartbeat::{
 };
 
 use super::service::{exit_with, install_log, ready, rest};
+use crate::support::executor::{block_on, poll_once};
 use crate::support::process::PATIENCE;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -81,31 +81,6 @@ fn soon_idle(registry: &Registry, id: &str) {
 
 fn state(registry: &Registry, id: &str) -> State {
     registry.get(id).unwrap().health().state()
-}
-
-struct Unpark(thread::Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
-        }
-    }
-}
-
-fn poll_once<F: Future>(future: Pin<&mut F>) -> bool {
-    future
-        .poll(&mut Context::from_waker(Waker::noop()))
-        .is_ready()
 }
 
 // --- work that was idle -------------------------------------------------------------------------
@@ -292,7 +267,7 @@ fn future_hangs() -> ! {
         hb.mark_idle();
         pending::<()>().await;
     }));
-    assert!(!poll_once(held.as_mut()));
+    assert!(!poll_once(&mut held.as_mut()).is_ready());
     shutdown.trigger();
     let report = shutdown.wait();
     assert_eq!(report.unreturned, ["deaf"]);
@@ -312,7 +287,7 @@ fn future_dropped() -> ! {
         })
         .unwrap();
     let mut supervised = Box::pin(supervised);
-    assert!(!poll_once(supervised.as_mut()));
+    assert!(!poll_once(&mut supervised.as_mut()).is_ready());
     soon_idle(&registry, "deaf");
     let waits = shutdown.clone();
     let waiting = thread::spawn(move || waits.wait());
@@ -333,7 +308,7 @@ fn futures_not_polled() -> ! {
     one.mark_idle();
     let never = one.supervise(pending::<()>());
     let mut over = Box::pin(two.supervise(async {}));
-    assert!(poll_once(over.as_mut()));
+    assert!(poll_once(&mut over.as_mut()).is_ready());
     shutdown.trigger();
     let report = shutdown.wait();
     drop((never, over));
@@ -352,7 +327,7 @@ fn restarting() -> ! {
         .supervise(worker("failing"), |_| async { Err::<(), _>("at once") })
         .unwrap();
     let mut supervised = Box::pin(supervised);
-    assert!(!poll_once(supervised.as_mut()));
+    assert!(!poll_once(&mut supervised.as_mut()).is_ready());
     shutdown.trigger();
     let report = shutdown.wait();
     drop(supervised);
@@ -446,7 +421,7 @@ fn future_gives_up_waiting() -> ! {
         block_on(hb.supervise(async {
             {
                 let mut waiting = pin!(waits.wait_async());
-                assert!(!poll_once(waiting.as_mut()));
+                assert!(!poll_once(&mut waiting.as_mut()).is_ready());
             }
             hb.mark_idle();
             hb.wait_for_stop().await;

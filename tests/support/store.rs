@@ -1,0 +1,210 @@
+//! A store that does what a test wants.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use worker_heartbeat::fleet::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
+};
+use worker_heartbeat::{Error, HeartbeatStore, MemoryStore, StoredWorker, SweepReport};
+
+/// Workers of this group are refused.
+pub const REFUSED: &str = "refused";
+
+/// A store in front of another one. Calls go through, fail, panic or hang, as its [`Mode`] says.
+#[derive(Clone)]
+pub struct TestStore(Arc<Shared>);
+
+struct Shared {
+    store: Mutex<Arc<dyn HeartbeatStore>>,
+    mode: Mutex<Mode>,
+    changed: Condvar,
+    calls: AtomicUsize,
+    lists: AtomicUsize,
+    beats: Mutex<Vec<usize>>,
+    before_stop: Option<Box<dyn Fn() + Send + Sync>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    #[default]
+    Normal,
+    /// Each call fails with this error.
+    Failing(String),
+    Panicking,
+    Hanging,
+    /// Another sweeper is sweeping; all else is normal.
+    SweptElsewhere,
+}
+
+impl TestStore {
+    pub fn new(store: impl HeartbeatStore + 'static) -> Self {
+        Self::with(store, None)
+    }
+
+    /// With something to do before each call of `stop`.
+    pub fn before_stop(
+        store: impl HeartbeatStore + 'static,
+        act: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        Self::with(store, Some(Box::new(act)))
+    }
+
+    fn with(
+        store: impl HeartbeatStore + 'static,
+        before_stop: Option<Box<dyn Fn() + Send + Sync>>,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            store: Mutex::new(Arc::new(store)),
+            mode: Mutex::default(),
+            changed: Condvar::new(),
+            calls: AtomicUsize::new(0),
+            lists: AtomicUsize::new(0),
+            beats: Mutex::default(),
+            before_stop,
+        }))
+    }
+
+    pub fn set(&self, mode: Mode) {
+        *self.0.mode.lock().unwrap() = mode;
+        self.0.changed.notify_all();
+    }
+
+    /// From now on, each call fails with this error.
+    pub fn fail(&self, error: &str) {
+        self.set(Mode::Failing(error.to_owned()));
+    }
+
+    /// Calls hang until [`recover`](Self::recover).
+    pub fn hang(&self) {
+        self.set(Mode::Hanging);
+    }
+
+    pub fn recover(&self) {
+        self.set(Mode::Normal);
+    }
+
+    /// Calls hang as long as the result is kept.
+    #[must_use]
+    pub fn hold(&self) -> Held<'_> {
+        self.hang();
+        Held(self)
+    }
+
+    /// Calls go to this store from now on.
+    pub fn replace(&self, store: impl HeartbeatStore + 'static) {
+        *self.0.store.lock().unwrap() = Arc::new(store);
+    }
+
+    /// How many calls there were, those that failed or hung included.
+    pub fn calls(&self) -> usize {
+        self.0.calls.load(Ordering::SeqCst)
+    }
+
+    /// How many calls of `list` there were.
+    pub fn lists(&self) -> usize {
+        self.0.lists.load(Ordering::SeqCst)
+    }
+
+    /// How many heartbeats came in each call since the last time.
+    pub fn take_beats(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.0.beats.lock().unwrap())
+    }
+
+    fn call(&self) -> Result<Arc<dyn HeartbeatStore>, Error> {
+        self.0.calls.fetch_add(1, Ordering::SeqCst);
+        let mode = self.0.mode.lock().unwrap_or_else(PoisonError::into_inner);
+        let mode = self
+            .0
+            .changed
+            .wait_while(mode, |mode| *mode == Mode::Hanging)
+            .unwrap()
+            .clone();
+        match mode {
+            Mode::Failing(error) => Err(Error::store("be reached", error)),
+            // Without the panic hook: a call stack takes seconds on a busy machine.
+            Mode::Panicking => std::panic::resume_unwind(Box::new("on purpose")),
+            _ => Ok(Arc::clone(&self.0.store.lock().unwrap())),
+        }
+    }
+}
+
+impl Default for TestStore {
+    fn default() -> Self {
+        Self::new(MemoryStore::new())
+    }
+}
+
+/// See [`TestStore::hold`].
+pub struct Held<'a>(&'a TestStore);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.recover();
+    }
+}
+
+impl fmt::Debug for TestStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TestStore")
+    }
+}
+
+impl HeartbeatStore for TestStore {
+    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+        let store = self.call()?;
+        match workers.iter().find(|worker| worker.info.group == REFUSED) {
+            Some(worker) => Err(Error::Invalid {
+                field: "group",
+                value: worker.info.group.clone(),
+                allowed: "any other".to_owned(),
+            }),
+            None => store.register(workers),
+        }
+    }
+
+    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
+        if !beats.is_empty() {
+            self.0.beats.lock().unwrap().push(beats.len());
+        }
+        self.call()?.beat(beats)
+    }
+
+    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
+        if let Some(act) = &self.0.before_stop {
+            act();
+        }
+        self.call()?.stop(stops)
+    }
+
+    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        self.0.lists.fetch_add(1, Ordering::SeqCst);
+        self.call()?.list(filter)
+    }
+
+    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
+        let store = self.call()?;
+        if *self.0.mode.lock().unwrap() == Mode::SweptElsewhere {
+            return Ok(SweepReport::default());
+        }
+        store.sweep(sweep)
+    }
+
+    fn purge(&self, age: Duration) -> Result<usize, Error> {
+        self.call()?.purge(age)
+    }
+
+    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
+        self.call()?.claim(claim)
+    }
+
+    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
+        self.call()?.renew(leases, ttl)
+    }
+
+    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
+        self.call()?.release(leases)
+    }
+}
