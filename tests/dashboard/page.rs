@@ -160,7 +160,7 @@ fn each_worker_is_shown_with_its_task_its_ages_and_why_it_died() {
 }
 
 #[test]
-fn what_happens_is_seen_without_a_reload() {
+fn changes_are_shown_without_a_reload() {
     let farm = Farm::new();
     let first = farm.worker("crawler").id("crawler-1").start().unwrap();
     first.beat();
@@ -283,7 +283,7 @@ const EVIL: [&str; 6] = [
 ];
 
 #[test]
-fn what_workers_report_is_text_and_nothing_else() {
+fn what_workers_report_is_escaped() {
     let farm = Farm::new();
     let all = EVIL.join(" ");
     let mut workers = Vec::new();
@@ -362,7 +362,7 @@ fn what_workers_report_is_text_and_nothing_else() {
 }
 
 #[test]
-fn strangers_see_states_and_no_reasons() {
+fn untrusted_callers_see_states_and_no_reasons() {
     let farm = Farm::new();
     let hb = farm
         .worker("crawler")

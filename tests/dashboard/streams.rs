@@ -297,7 +297,7 @@ fn a_store_that_hangs_stops_nothing_else() {
 }
 
 #[test]
-fn who_comes_by_a_strange_name_is_turned_away() {
+fn a_request_with_another_host_name_is_refused() {
     let _turn = together();
     let farm = Farm::new();
     farm.panics("x", "a", "s3cret");
@@ -440,7 +440,7 @@ fn used() -> f64 {
 }
 
 #[test]
-fn a_thousand_workers_that_nobody_watches_cost_little() {
+fn a_thousand_workers_without_a_viewer_cost_little() {
     let _turn = alone();
     let farm = Farm::new();
     let _workers: Vec<_> = (0..1_000)

@@ -129,7 +129,7 @@ fn an_example_that_waits_says_how_to_end_it_and_prints_its_address_last() {
 fn the_fleet_records_the_death_of_a_killed_process_and_frees_its_run() {
     let ended = run("fleet", &[]);
     ended.assert_success();
-    ended.assert_tells(&[
+    ended.assert_prints(&[
         "three processes start",
         "holds run-",
         "kill -9",
@@ -374,7 +374,7 @@ fn wrong_arguments_are_refused_with_a_usage_message() {
     }
     let ended = run("tour", &["--help"]);
     ended.assert_success();
-    ended.assert_tells(&["Usage: cargo run --example tour", "--seconds N"]);
+    ended.assert_prints(&["Usage: cargo run --example tour", "--seconds N"]);
 }
 
 // --- one idea each -----------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ fn wrong_arguments_are_refused_with_a_usage_message() {
 fn quick_start_goes_through_the_states() {
     let ended = run("01_quick_start", &[]);
     ended.assert_success();
-    ended.assert_tells(&[
+    ended.assert_prints(&[
         "is_recent: true   resizer-1: processing cat.jpg (resizing), for ",
         "is_recent: true   resizer-1: processing mammoth.jpg (resizing), for ",
         "is_recent: false  resizer-1: stalled: no progress for ",
@@ -398,7 +398,7 @@ fn quick_start_goes_through_the_states() {
 fn supervisor_restarts_and_gives_up() {
     let ended = run("03_supervisor", &[]);
     ended.assert_success();
-    ended.assert_tells(&[
+    ended.assert_prints(&[
         "import: Completed",
         "import: stopped: completed",
         "indexer: given up after 3 restarts",
@@ -418,7 +418,7 @@ fn supervisor_restarts_and_gives_up() {
 fn futures_end_in_four_ways() {
     let ended = run("04_futures", &[]);
     ended.assert_success();
-    ended.assert_tells(&[
+    ended.assert_prints(&[
         "completes: stopped: completed",
         "fails: dead: failed: no route to host",
         "waits: active",
@@ -432,7 +432,7 @@ fn futures_end_in_four_ways() {
 #[test]
 fn graceful_shutdown_cleans_up_after_the_work() {
     let by_itself = run("05_graceful_shutdown", &["--seconds", "1"]);
-    by_itself.assert_tells(&[
+    by_itself.assert_prints(&[
         "ended by the application: 0 hung",
         "copier-",
         "stopped: by shutdown",
@@ -441,11 +441,11 @@ fn graceful_shutdown_cleans_up_after_the_work() {
     terminated.wait_for("work", |out| out.contains("copied page 1").then_some(()));
     terminated.send(Signal::SIGTERM);
     let terminated = terminated.end();
-    terminated.assert_tells(&["ended by SIGTERM: 0 hung", "copier-", "stopped: by SIGTERM"]);
+    terminated.assert_prints(&["ended by SIGTERM: 0 hung", "copier-", "stopped: by SIGTERM"]);
 
     for ended in [by_itself, terminated] {
         ended.assert_success();
-        ended.assert_tells(&["shutting down", "writing the cache", "closing the database"]);
+        ended.assert_prints(&["shutting down", "writing the cache", "closing the database"]);
         let (_, after_cleanup) = ended.stdout.split_once("writing the cache").unwrap();
         assert!(!after_cleanup.contains("copied page"), "{}", ended.stdout);
     }
@@ -456,7 +456,7 @@ fn mock_clock_takes_hours_in_an_instant() {
     let begun = Instant::now();
     let ended = run("06_mock_clock", &[]);
     ended.assert_success();
-    ended.assert_tells(&[
+    ended.assert_prints(&[
         "six hours without work: no alert",
         "no alert",
         "billing-1: stalled: no progress for 5 min 1 s, 5 min allowed",
@@ -470,7 +470,7 @@ fn mock_clock_takes_hours_in_an_instant() {
 fn an_announced_silence_is_not_a_stall() {
     let ended = run("07_expect_silence", &[]);
     ended.assert_success();
-    ended.assert_tells(&[
+    ended.assert_prints(&[
         "unannounced: stalled: no progress for ",
         "announced: processing",
         "Afterwards:",
@@ -510,25 +510,25 @@ fn a_web_service_serves_probes_and_ends_with_its_worker() {
     service.send(Signal::SIGTERM);
     let ended = service.end();
     ended.assert_success();
-    ended.assert_tells(&["ended by SIGTERM: 0 active, 0 dead, 1 stopped"]);
+    ended.assert_prints(&["ended by SIGTERM: 0 active, 0 dead, 1 stopped"]);
 }
 
 #[test]
 fn a_pool_of_threads_survives_its_jobs() {
     let ended = run("10_thread_pool", &[]);
     ended.assert_success();
-    ended.assert_tells(&[
+    ended.assert_prints(&[
         ": dead: panicked at examples/10_thread_pool.rs:",
         "division by zero",
     ]);
-    ended.assert_tells(&[": restart 1 in "]);
-    ended.assert_tells(&[
+    ended.assert_prints(&[": restart 1 in "]);
+    ended.assert_prints(&[
         ": stalled: no progress for ",
         "blocked",
         "during hung",
         ": recovered from stalled",
     ]);
-    ended.assert_tells(&["3 active, 0 dead"]);
+    ended.assert_prints(&["3 active, 0 dead"]);
     assert!(!ended.stdout.contains("during slow"), "{}", ended.stdout);
 }
 
@@ -536,7 +536,7 @@ fn a_pool_of_threads_survives_its_jobs() {
 fn tokio_tasks_begin_again_after_an_error() {
     let ended = run("11_tokio_tasks", &[]);
     ended.assert_success();
-    ended.assert_tells(&["fetcher-3: Completed", "restarts: 1"]);
+    ended.assert_prints(&["fetcher-3: Completed", "restarts: 1"]);
     for page in (1..=12).filter(|page| *page != 5) {
         assert_has(&ended.stdout, &format!("fetched page {page}\n"));
     }
@@ -547,7 +547,7 @@ fn tokio_tasks_begin_again_after_an_error() {
 fn a_wedged_runtime_is_reported_within_its_threshold() {
     let ended = run("12_runtime_watch", &[]);
     ended.assert_success();
-    ended.assert_tells(&[
+    ended.assert_prints(&[
         "main-runtime: active",
         "worker main-runtime: stalled: no progress for 5",
         "500 ms allowed",
@@ -561,7 +561,7 @@ fn a_wedged_runtime_is_reported_within_its_threshold() {
 fn an_episode_has_one_event_at_its_beginning_and_one_at_its_end() {
     let ended = run("08_events", &[]);
     ended.assert_success();
-    ended.assert_tells(&[
+    ended.assert_prints(&[
         "!!PAGE  1 of 2 expected workers of type mail live",
         "all ok  all expected workers of type mail live",
         "!!PAGE  worker mail-2: stalled: ",
@@ -700,7 +700,7 @@ fn health_handler_is_not_held_up_by_slow_clients() {
 fn coordinator_shows_the_life_of_a_worker_that_falls_silent() {
     let ended = Example::start("coordinator", &[]).end();
     ended.assert_success();
-    ended.assert_tells(&[
+    ended.assert_prints(&[
         "The coordinator listens on http://127.0.0.1:",
         "/register -d",
         "200 {",

@@ -62,15 +62,15 @@ checks! {
     a_log_may_end_the_process,
     workers_are_not_started_again,
     workers_that_come_late_are_ended,
-    a_forked_child_ends_nobody,
+    a_forked_child_ends_no_worker_of_its_parent,
     each_registry_is_ended,
-    what_cannot_be_told_is_gone,
+    an_end_without_a_report_is_found_by_the_sweep,
     #[cfg(feature = "exit-hook")]
     any_thread_may_exit,
     #[cfg(feature = "beacon")]
     a_beacon_says_why,
     #[cfg(feature = "systemd")]
-    systemd_hears_of_it,
+    the_end_is_reported_to_systemd,
     #[cfg(feature = "postgres")]
     a_store_in_postgres,
     #[cfg(feature = "http")]
@@ -173,7 +173,7 @@ fn health(store: &dyn HeartbeatStore) -> BTreeMap<String, String> {
 
 /// Asserts that the record was true before any sweep, that the run is free, and who says what.
 #[track_caller]
-fn assert_told(store: impl HeartbeatStore + Clone + 'static, idle: &str, working: &str) {
+fn assert_reported(store: impl HeartbeatStore + Clone + 'static, idle: &str, working: &str) {
     let found = health(&store);
     for (id, said) in [("idle", idle), ("working", working)] {
         let health = found.get(id).map_or("nothing", String::as_str);
@@ -222,7 +222,7 @@ fn main_returns() {
     for shutdown in SHUTDOWNS {
         let place = Place::new();
         run(place.start(&format!("end=return {shutdown}")), 0);
-        assert_told(std::sync::Arc::new(place.store()), ENDED, ENDED);
+        assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
     }
 }
 
@@ -230,7 +230,7 @@ fn main_exits() {
     for shutdown in SHUTDOWNS {
         let place = Place::new();
         run(place.start(&format!("end=exit {shutdown}")), 3);
-        assert_told(std::sync::Arc::new(place.store()), ENDED, ENDED);
+        assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
     }
 }
 
@@ -239,7 +239,7 @@ fn main_panics() {
         let place = Place::new();
         run(place.start(&format!("end=panic {shutdown}")), 101);
         let panicked = panicked();
-        assert_told(std::sync::Arc::new(place.store()), &panicked, &panicked);
+        assert_reported(std::sync::Arc::new(place.store()), &panicked, &panicked);
         let working = &health(&place.store())["working"];
         assert!(
             working.ends_with("during run-1 (looking for a server)"),
@@ -253,7 +253,7 @@ fn the_exit_of_a_registry_names_its_status_on_any_thread() {
         let place = Place::new();
         run(place.start(&format!("end={end}")), 5);
         let said = format!("{ENDED} with status 5");
-        assert_told(std::sync::Arc::new(place.store()), &said, &said);
+        assert_reported(std::sync::Arc::new(place.store()), &said, &said);
     }
 }
 
@@ -262,7 +262,7 @@ fn a_report_of_a_shutdown_is_the_status() {
     let settings = "end=report shutdown=yes timeout=200";
     run(place.start(settings), 1);
     let working = format!("{ENDED} with status 1");
-    assert_told(
+    assert_reported(
         std::sync::Arc::new(place.store()),
         "stopped: by shutdown",
         &working,
@@ -274,7 +274,7 @@ fn a_shutdown_that_is_forced_is_an_end_with_a_status() {
     let settings = "end=report shutdown=yes timeout=200 force=yes";
     run(place.start(settings), 1);
     let working = format!("{ENDED} with status 1");
-    assert_told(
+    assert_reported(
         std::sync::Arc::new(place.store()),
         "stopped: by shutdown",
         &working,
@@ -292,7 +292,7 @@ fn a_shutdown_does_not_clean_up_after_workers_that_are_cut_off() {
     ended.assert_not("@cleanup");
     ended.assert_not("@waited");
     let stopped = "stopped: by shutdown";
-    assert_told(std::sync::Arc::new(place.store()), stopped, ENDED);
+    assert_reported(std::sync::Arc::new(place.store()), stopped, ENDED);
     // By force: the workers hang.
     let ended = run(start("end=report shutdown=yes timeout=200 force=yes"), 1);
     ended.assert_not("@cleanup");
@@ -303,7 +303,7 @@ fn a_panic_that_main_caught_is_not_the_reason() {
         for shutdown in SHUTDOWNS {
             let place = Place::new();
             run(place.start(&format!("end={end} {shutdown}")), status);
-            assert_told(std::sync::Arc::new(place.store()), ENDED, ENDED);
+            assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
         }
     }
     let place = Place::new();
@@ -317,7 +317,7 @@ fn a_panic_of_a_main_that_holds_nothing_is_seen() {
     assert_died_of(&place, PANIC);
     let place = Place::new();
     run(place.start("end=exit held=no"), 3);
-    assert_told(std::sync::Arc::new(place.store()), ENDED, ENDED);
+    assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
 }
 
 fn of_two_panics_none_is_blamed_without_knowing() {
@@ -371,7 +371,7 @@ fn an_asynchronous_main() {
         let found = health(&place.store());
         let over = found["future"].starts_with("stopped:") || found["future"].starts_with("dead:");
         assert!(over && found["future"].starts_with(future), "{found:?}");
-        assert_told(std::sync::Arc::new(place.store()), others, others);
+        assert_reported(std::sync::Arc::new(place.store()), others, others);
     }
 }
 
@@ -439,14 +439,14 @@ fn a_log_that_hangs_keeps_no_store_waiting() {
     let place = Place::new();
     let process = place.start("end=exit log=block farewell=2000");
     run(process, 3);
-    assert_told(std::sync::Arc::new(place.store()), ENDED, ENDED);
+    assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
 }
 
 /// Within a call of ours: nothing of ours that it holds may keep the process from ending.
 fn a_log_may_end_the_process() {
     let place = Place::new();
     run(place.start("end=logged log=exit"), 6);
-    assert_told(std::sync::Arc::new(place.store()), ENDED, ENDED);
+    assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
     let failing = &health(&place.store())["failing"];
     assert!(failing.starts_with("dead: failed: no disk"), "{failing}");
 }
@@ -476,16 +476,16 @@ fn workers_that_come_late_are_ended() {
     assert!(line.text.contains(ENDED), "{}", line.text);
 }
 
-fn a_forked_child_ends_nobody() {
+fn a_forked_child_ends_no_worker_of_its_parent() {
     let place = Place::new();
     let mut process = place.start("end=fork");
     process.expect("@child Exited");
     let before = health(&place.store());
     assert_eq!(before["idle"], "idle");
     assert_eq!(before["working"], "processing");
-    process.tell("return");
+    process.send_line("return");
     run(process, 0);
-    assert_told(std::sync::Arc::new(place.store()), ENDED, ENDED);
+    assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
 }
 
 fn each_registry_is_ended() {
@@ -494,11 +494,11 @@ fn each_registry_is_ended() {
     let found = health(&place.store());
     // The second registry's workers have taken over the ids of the first one's.
     assert_eq!(found.len(), 2, "{found:?}");
-    assert_told(std::sync::Arc::new(place.store()), ENDED, ENDED);
+    assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
 }
 
 /// Where nothing of ours can run, the sweep says what the kernel can prove, and no more.
-fn what_cannot_be_told_is_gone() {
+fn an_end_without_a_report_is_found_by_the_sweep() {
     for (end, kill, collected, said) in [
         ("abort", None, false, "dead: its process was killed"),
         ("abort", None, true, "dead: its process is gone"),
@@ -547,13 +547,13 @@ fn any_thread_may_exit() {
     for shutdown in SHUTDOWNS {
         let place = Place::new();
         run(place.start(&format!("end=exit-elsewhere {shutdown}")), 4);
-        assert_told(std::sync::Arc::new(place.store()), ENDED, ENDED);
+        assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
     }
     // Nothing of ours has run on the main thread.
     for (end, status) in [("return", 0), ("exit", 3)] {
         let place = Place::new();
         run(place.start(&format!("end={end} by=other")), status);
-        assert_told(std::sync::Arc::new(place.store()), ENDED, ENDED);
+        assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
     }
 }
 
@@ -585,7 +585,7 @@ fn a_beacon_says_why() {
 }
 
 #[cfg(feature = "systemd")]
-fn systemd_hears_of_it() {
+fn the_end_is_reported_to_systemd() {
     let place = Place::new();
     let path = place.0.join("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
@@ -618,7 +618,7 @@ fn a_store_in_postgres() {
             status,
         );
         let store = PostgresOptions::new().schema(&schema).connect(url).unwrap();
-        assert_told(store, said, said);
+        assert_reported(store, said, said);
     }
 }
 
@@ -637,6 +637,6 @@ fn a_store_behind_a_coordinator() {
         let coordinator = coordinator.serve("127.0.0.1:0").unwrap();
         let url = format!("http://{}", coordinator.local_addr());
         run(start(&format!("end={end} store=http:{url}")), status);
-        assert_told(store, said, said);
+        assert_reported(store, said, said);
     }
 }

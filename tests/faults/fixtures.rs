@@ -129,7 +129,7 @@ impl Reader {
 }
 
 /// What was forgiven, in the order in which it was told. Fails if anybody was convicted.
-pub(crate) fn forgiven_and_nobody_convicted(events: &Subscription) -> Vec<Duration> {
+pub(crate) fn forgiven_and_none_convicted(events: &Subscription) -> Vec<Duration> {
     assert_eq!(events.dropped(), 0);
     let mut all = Vec::new();
     for event in events.try_iter() {

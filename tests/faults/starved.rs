@@ -12,7 +12,7 @@ use worker_heartbeat::{Activity, Probe, Registry, State};
 
 use crate::fixtures::{
     ALL_EVENTS, Crew, MILLISECOND, READER_PATIENCE, Reader, SLACK, beat,
-    forgiven_and_nobody_convicted, worker,
+    forgiven_and_none_convicted, worker,
 };
 use crate::support::process::{in_child, with_child};
 use crate::support::{SECOND, eventually, pacemakers};
@@ -27,7 +27,7 @@ use crate::support::{SECOND, eventually, pacemakers};
 /// the pacemaker gets no processor for that long is anybody unobserved, and only until it does. So
 /// the bound is the scheduler's, `SLACK`; mostly it is nothing at all.
 #[test]
-fn a_stopped_process_convicts_nobody() {
+fn a_stopped_process_convicts_no_worker() {
     const LIMIT: Duration = Duration::from_secs(1);
     const STOPPED: Duration = Duration::from_secs(3);
     const TIMES: usize = 3;
@@ -89,7 +89,7 @@ fn a_stopped_process_convicts_nobody() {
             assert!(late.is_recent() || late.health().state() == State::Unobserved);
         }
         reader.report("stopped and continued");
-        let forgiven = forgiven_and_nobody_convicted(&events);
+        let forgiven = forgiven_and_none_convicted(&events);
         let two_ticks = 2 * registry.resolution();
         let gaps = forgiven
             .iter()
@@ -113,7 +113,7 @@ fn a_stopped_process_convicts_nobody() {
 /// as well as they can, with limits of a few seconds, and vouched ones with the shortest limits that
 /// there are, are never convicted; nor are those that come and go meanwhile.
 #[test]
-fn two_hundred_spinning_threads_convict_nobody() {
+fn two_hundred_spinning_threads_convict_no_worker() {
     const TIME: Duration = Duration::from_secs(20);
     let play = || {
         let registry = Registry::new();
@@ -171,7 +171,7 @@ fn two_hundred_spinning_threads_convict_nobody() {
         for thread in spinning {
             thread.join().unwrap();
         }
-        let forgiven = forgiven_and_nobody_convicted(&events);
+        let forgiven = forgiven_and_none_convicted(&events);
         reader.report("200 spinning threads");
         println!(
             "@measured 200 spinning threads: {passing} workers came and went; {} gaps, {:?} in all, \
@@ -244,7 +244,7 @@ fn a_pacemaker_that_cannot_be_scheduled() {
             thread.join().unwrap();
         }
         eventually("the truth", || crew.probes.iter().all(Probe::is_recent));
-        let forgiven = forgiven_and_nobody_convicted(&events);
+        let forgiven = forgiven_and_none_convicted(&events);
         reader.report("a pacemaker of the lowest priority");
         println!(
             "@measured a pacemaker of the lowest priority: {} gaps, {:?} in all, were forgiven",

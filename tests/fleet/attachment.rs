@@ -64,7 +64,7 @@ impl Fleet {
 }
 
 #[test]
-fn a_start_a_task_a_stop_and_a_death_are_told_at_once() {
+fn a_start_a_task_a_stop_and_a_death_are_uploaded_at_once() {
     let fleet = Fleet::new();
     let hb = fleet.world.worker("poller").id("a").start().unwrap();
     fleet.flush();
@@ -95,7 +95,7 @@ fn a_start_a_task_a_stop_and_a_death_are_told_at_once() {
 }
 
 #[test]
-fn the_end_of_the_last_worker_waits_for_the_store_to_be_told() {
+fn the_end_of_the_last_worker_waits_for_the_upload() {
     let fleet = Fleet::new();
     let hb = fleet.world.worker("poller").id("a").start().unwrap();
     hb.beat();
@@ -150,7 +150,7 @@ fn a_silent_worker_is_stale_in_the_store_without_its_doing() {
 }
 
 #[test]
-fn a_store_that_fails_is_counted_told_once_and_tried_again() {
+fn a_failing_store_is_counted_reported_once_and_tried_again() {
     let fleet = Fleet::new();
     let events = fleet.world.registry.subscribe();
     let hb = fleet.world.worker("poller").id("a").start().unwrap();
@@ -268,7 +268,7 @@ fn a_worker_that_starts_while_the_store_is_down_is_registered_later() {
 }
 
 #[test]
-fn a_store_that_panics_or_blocks_harms_nobody() {
+fn a_store_that_panics_or_blocks_harms_no_worker() {
     let fleet = Fleet::new();
     let hb = fleet.world.worker("poller").id("a").start().unwrap();
     hb.beat();
@@ -291,7 +291,7 @@ fn a_store_that_panics_or_blocks_harms_nobody() {
 }
 
 #[test]
-fn a_restart_while_the_store_is_told_of_the_end_is_told_too() {
+fn a_restart_during_the_upload_of_the_end_is_uploaded_too() {
     let store = MemoryStore::new();
     let test_store = TestStore::new(store.clone());
     let registry = worker_heartbeat::Registry::new();
@@ -413,7 +413,7 @@ fn a_store_that_hangs_does_not_hold_up_the_end_of_its_registry() {
 }
 
 #[test]
-fn a_store_that_has_lost_its_memory_is_told_again() {
+fn a_store_that_lost_its_records_gets_them_again() {
     let world = World::new();
     let first = MemoryStore::with_clock(world.time.clock());
     let store = TestStore::new(first.clone());
@@ -456,7 +456,7 @@ fn a_worker_adopts_the_id_that_the_store_assigned() {
 }
 
 #[test]
-fn who_loses_its_id_to_another_process_is_fenced() {
+fn a_worker_that_loses_its_id_to_another_process_is_fenced() {
     let fleet = Fleet::new();
     let events = fleet.world.registry.subscribe();
     let hb = fleet.world.worker("poller").id("a").start().unwrap();
@@ -489,7 +489,7 @@ fn who_loses_its_id_to_another_process_is_fenced() {
 }
 
 #[test]
-fn a_worker_that_was_marked_offline_is_registered_anew_or_fenced() {
+fn a_worker_that_was_marked_offline_is_registered_again_or_fenced() {
     for on_offline in [OnOffline::RegisterAnew, OnOffline::Fence] {
         let fleet = Fleet::with(FleetConfig::new().on_offline(on_offline));
         let hb = fleet.world.worker("poller").id("a").start().unwrap();
@@ -639,7 +639,7 @@ fn a_lease_is_given_back_by_release_by_drop_and_by_the_end_of_its_worker() {
 }
 
 #[test]
-fn workers_that_a_store_refuses_keep_nobody_else_out() {
+fn refused_workers_do_not_block_the_others() {
     let world = World::new();
     let memory = MemoryStore::with_clock(world.time.clock());
     let store = TestStore::new(memory.clone());
@@ -777,7 +777,7 @@ fn a_sweeper_watches_before_it_convicts() {
 }
 
 #[test]
-fn a_running_sweeper_tells_what_it_did() {
+fn a_running_sweeper_reports_what_it_did() {
     let world = World::new();
     let store = MemoryStore::with_clock(world.time.clock());
     let key = store.register(&[Registration::new("poller", "a")]).unwrap();
@@ -812,7 +812,7 @@ fn a_running_sweeper_tells_what_it_did() {
 }
 
 #[test]
-fn a_shutdown_tells_the_store_before_it_is_over() {
+fn a_shutdown_writes_to_the_store_before_it_is_over() {
     let store = MemoryStore::new();
     let slow = TestStore::new(store.clone());
     let registry = worker_heartbeat::Registry::new();

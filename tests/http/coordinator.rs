@@ -62,7 +62,7 @@ fn a_worker_in_any_language_is_seen() {
 }
 
 #[test]
-fn what_is_understood_of_a_registration_counts() {
+fn known_fields_of_a_registration_are_applied() {
     let store = MemoryStore::new();
     let coordinator = start(&store);
     let body = r#"{"worker_id": "a", "worker_type": "gpu", "group": "rack", "interval": 2,
@@ -111,7 +111,7 @@ fn words_for_states_are_understood_leniently() {
 }
 
 #[test]
-fn who_is_refused_is_told_why() {
+fn a_refusal_names_its_reason() {
     let store = MemoryStore::new();
     let coordinator = start(&store);
     let at = coordinator.local_addr();
@@ -290,7 +290,7 @@ fn paths_and_methods_that_are_not_there_are_refused() {
 }
 
 #[test]
-fn another_version_of_the_protocol_is_told() {
+fn another_version_of_the_protocol_is_refused_with_a_reason() {
     let coordinator = start(&MemoryStore::new());
     let at = coordinator.local_addr();
     for (path, body) in [
@@ -341,7 +341,7 @@ fn only_who_knows_the_token_may_ask() {
 }
 
 #[test]
-fn without_a_token_no_web_page_may_ask_and_nobody_from_outside() {
+fn without_a_token_web_pages_and_remote_clients_are_refused() {
     let coordinator = start(&MemoryStore::new());
     let origin = "Origin: http://evil.example\r\n";
     let reply = post_with(

@@ -60,7 +60,7 @@ fn large_bodies_are_refused() {
 }
 
 #[test]
-fn slow_clients_are_given_up_and_hold_up_nobody() {
+fn slow_clients_are_disconnected_and_delay_no_others() {
     let coordinator = Coordinator::new(MemoryStore::new())
         .body_timeout(SECOND / 2)
         .serve("127.0.0.1:0")
@@ -290,7 +290,7 @@ fn read_lossy(mut stream: std::net::TcpStream) -> Vec<u8> {
 // --- stores ---------------------------------------------------------------------------------------
 
 #[test]
-fn a_store_that_hangs_panics_or_fails_is_told_and_survived() {
+fn a_hanging_panicking_or_failing_store_is_reported_and_the_coordinator_goes_on() {
     let store = TestStore::default();
     let coordinator = Coordinator::new(store.clone())
         .store_calls(2)
@@ -504,7 +504,7 @@ fn a_killed_workers_record_becomes_true() {
 }
 
 #[test]
-fn a_server_that_never_answers_fails_in_time_and_slows_nobody() {
+fn a_server_that_never_answers_fails_in_time_and_slows_no_worker() {
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", mute.local_addr().unwrap());
     let taken = Arc::new(AtomicBool::new(true));
@@ -556,7 +556,7 @@ fn a_server_that_never_answers_fails_in_time_and_slows_nobody() {
 }
 
 #[test]
-fn what_is_no_coordinator_is_told() {
+fn an_answer_that_is_not_a_coordinators_is_an_error() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", nobody.local_addr().unwrap());
     let store = HttpStore::builder(&url)
@@ -602,7 +602,7 @@ fn what_is_no_coordinator_is_told() {
 }
 
 #[test]
-fn it_can_be_mounted_in_an_application() {
+fn the_router_can_be_mounted_in_an_application() {
     let store = MemoryStore::new();
     let routes = Coordinator::new(store.clone()).token("s3cret").router();
     let app = axum::Router::new().nest("/fleet", routes);

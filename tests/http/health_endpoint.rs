@@ -46,7 +46,7 @@ fn get(address: SocketAddr, path: &str) -> Reply {
 }
 
 #[test]
-fn the_process_and_each_worker_tell_whether_they_are_alive_and_why_not() {
+fn the_process_and_each_worker_report_whether_they_are_alive_and_why_not() {
     let site = Site::new();
     let path = "/v1/worker/health";
     let reply = site.get(path);
@@ -104,7 +104,7 @@ fn the_process_and_each_worker_tell_whether_they_are_alive_and_why_not() {
 }
 
 #[test]
-fn without_workers_nobody_has_to_look_and_the_process_is_live() {
+fn without_workers_no_pacemaker_is_needed_and_the_process_is_live() {
     let site = Site::new();
     assert_eq!(site.get("/livez").body, "ok");
     let hb = site.world.worker("poller").start().unwrap();
@@ -207,7 +207,7 @@ fn a_process_that_drains_is_live_and_not_ready() {
 }
 
 #[test]
-fn strangers_learn_no_reasons() {
+fn reasons_are_hidden_from_other_hosts() {
     let site = Site::with(|endpoint| {
         endpoint
             .show_reasons(false)
@@ -240,7 +240,7 @@ fn strangers_learn_no_reasons() {
 }
 
 #[test]
-fn who_comes_to_loopback_by_a_strange_name_is_a_stranger() {
+fn a_request_to_loopback_with_another_host_name_is_untrusted() {
     let site = Site::new();
     let hb = site.world.worker("poller").id("a").start().unwrap();
     hb.fail("s3cret");
@@ -308,7 +308,7 @@ fn all_workers_are_listed_in_pages() {
 }
 
 #[test]
-fn it_answers_while_workers_hold_their_locks_and_the_pacemaker_does_not_look() {
+fn the_endpoint_answers_while_workers_hold_their_locks_and_the_pacemaker_is_blocked() {
     let site = Site::new();
     let hb = site.world.worker("poller").id("a").start().unwrap();
     hb.beat();
@@ -412,7 +412,7 @@ fn a_check_that_hangs_fails_readiness_and_nothing_else() {
 }
 
 #[test]
-fn where_nobody_is_alive_the_process_is_not() {
+fn a_process_without_a_live_worker_is_not_live() {
     let site = Site::new();
     let alive = || site.get("/v1/worker/health").json()["alive"].clone();
     assert_eq!(alive(), false, "there are no workers");
@@ -448,7 +448,7 @@ fn a_process_in_which_a_thousand_workers_hang_answers_in_bounded_size() {
 }
 
 #[test]
-fn types_by_the_name_of_what_is_withheld_are_counted_for_strangers_too() {
+fn types_named_like_hidden_fields_are_counted_for_untrusted_callers_too() {
     let site = Site::with(|endpoint| endpoint.show_reasons(false));
     let hb = site.world.worker("reason").group("task").start().unwrap();
     hb.beat();
@@ -458,7 +458,7 @@ fn types_by_the_name_of_what_is_withheld_are_counted_for_strangers_too() {
 }
 
 #[test]
-fn what_is_not_there_and_what_is_not_allowed_is_told() {
+fn unknown_paths_and_methods_are_refused() {
     let site = Site::new();
     assert_eq!(site.status("/nothing"), 404);
     let address = site.server.local_addr();

@@ -35,7 +35,7 @@ fn read_scrape(metrics: &Metrics) -> Scrape {
 }
 
 #[test]
-fn workers_groups_and_leases_of_a_store_are_told() {
+fn workers_groups_and_leases_of_a_store_are_exported() {
     let store = TestStore::default();
     let idle = registered(&store, "a", "one", State::Idle);
     let claim = Claim::new(idle, "run-1", 60 * SECOND);
@@ -102,7 +102,7 @@ fn a_failing_or_panicking_store_is_reported_and_other_metrics_are_still_exported
 }
 
 #[test]
-fn a_store_that_hangs_holds_up_no_scrape_for_long() {
+fn a_hanging_store_delays_no_scrape_for_long() {
     let store = TestStore::default();
     let metrics = metrics(&store);
     {

@@ -48,7 +48,7 @@ fn prometheus_is_answered_in_the_format_that_it_asks_for() {
 }
 
 #[test]
-fn a_store_that_hangs_keeps_nobody_from_the_rest() {
+fn a_hanging_store_does_not_block_the_other_metrics() {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
     hb.beat();
@@ -68,7 +68,7 @@ fn a_store_that_hangs_keeps_nobody_from_the_rest() {
 }
 
 #[test]
-fn an_application_chooses_what_is_told() {
+fn an_application_chooses_what_is_exported() {
     let world = World::new();
     let _hb = world.worker("w").id("a").start().unwrap();
     let metrics = Metrics::new(&world.registry).per_worker(true);

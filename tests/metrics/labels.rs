@@ -37,7 +37,7 @@ fn hostile_names_are_escaped_and_cut() {
 }
 
 #[test]
-fn types_without_end_are_told_together() {
+fn types_beyond_the_limit_are_exported_together() {
     let world = World::new();
     for n in 0..1_200 {
         let hb = world.worker(&format!("type-{n}")).start().unwrap();
@@ -52,7 +52,7 @@ fn types_without_end_are_told_together() {
 }
 
 #[test]
-fn it_goes_into_the_registry_of_an_application() {
+fn metrics_can_join_the_registry_of_an_application() {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
     hb.beat();
@@ -66,7 +66,7 @@ fn it_goes_into_the_registry_of_an_application() {
 }
 
 #[test]
-fn both_formats_tell_the_same() {
+fn both_formats_export_the_same_values() {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
     hb.beat();

@@ -112,7 +112,7 @@ fn the_ages_are_those_of_the_oldest() {
 }
 
 #[test]
-fn what_happened_is_counted_by_type() {
+fn events_are_counted_by_type() {
     let world = World::new();
     let one = |name: &str| {
         let scrape = Scrape::new(&world.registry);
@@ -202,7 +202,7 @@ fn restarts_and_those_that_were_given_up_are_counted() {
 }
 
 #[test]
-fn those_that_are_expected_are_told_even_if_they_never_came() {
+fn expected_workers_are_exported_even_if_none_was_registered() {
     let world = World::new();
     world.registry.expect_workers("w", 3);
     let _one = world.worker("w").start().unwrap();
@@ -215,7 +215,7 @@ fn those_that_are_expected_are_told_even_if_they_never_came() {
 }
 
 #[test]
-fn a_pacemaker_that_could_not_look_is_told() {
+fn the_lateness_of_the_pacemaker_is_exported() {
     let world = World::new();
     let none = Scrape::new(&world.registry);
     assert_eq!(
@@ -243,7 +243,7 @@ fn a_pacemaker_that_could_not_look_is_told() {
 }
 
 #[test]
-fn how_it_gets_on_with_its_store_is_told() {
+fn the_state_of_the_attachment_is_exported() {
     let world = World::new();
     let store = TestStore::new(MemoryStore::with_clock(world.time.clock()));
     let scrape = || Scrape::new(&world.registry);
@@ -299,7 +299,7 @@ fn how_it_gets_on_with_its_store_is_told() {
 }
 
 #[test]
-fn what_came_of_sweeps_is_told() {
+fn the_results_of_sweeps_are_exported() {
     let world = World::new();
     let store = TestStore::new(MemoryStore::with_clock(world.time.clock()));
     let sweeper = Sweeper::new(store.clone())
@@ -361,7 +361,7 @@ fn what_came_of_sweeps_is_told() {
 }
 
 #[test]
-fn workers_are_told_one_by_one_only_on_request_and_not_without_end() {
+fn metrics_of_each_worker_are_optional_and_limited() {
     let world = World::new();
     let hb = world.worker("w").id("a").start().unwrap();
     hb.update_task("s3cret", "s3cret", Activity::Processing);

@@ -136,7 +136,7 @@ fn help_names_every_command_and_every_exit_status() {
 }
 
 #[test]
-fn what_makes_no_sense_ends_with_2_and_says_why() {
+fn invalid_arguments_end_with_status_2_and_a_reason() {
     for (arguments, why) in [
         (&[][..], "Usage: heartbeat-monitor"),
         (&["status"], "missing store: use --sqlite FILE"),
@@ -210,7 +210,7 @@ fn status_is_a_table_that_nothing_can_break_or_a_json_document() {
 }
 
 #[test]
-fn whoever_reads_only_the_beginning_is_no_failure() {
+fn a_reader_that_closes_the_pipe_early_is_no_failure() {
     let folder = Folder::new("pipe");
     let file = folder.file("fleet.db");
     let store = SqliteStore::open(&file).unwrap();
@@ -258,7 +258,7 @@ fn a_sweep_that_is_only_tried_changes_nothing() {
 }
 
 #[test]
-fn check_tells_by_its_status_whether_all_is_well() {
+fn check_reports_by_its_status_whether_all_is_well() {
     let folder = Folder::new("check");
     let (file, store) = filled(&folder);
     let why = ends(&["check", "--sqlite", &file], 1);
@@ -315,7 +315,7 @@ fn a_file_that_is_not_there_is_not_made_by_asking() {
 }
 
 #[test]
-fn a_password_is_never_told() {
+fn a_password_is_never_shown() {
     // Nobody listens at port 1.
     let url = format!("postgres://app:{PASSWORD}@127.0.0.1:1/app");
     let broken = format!("postgres://app:{PASSWORD}@127.0.0.1:x/app");
@@ -511,7 +511,7 @@ fn a_watch_over_a_store_that_is_down_says_so_and_no_password() {
 }
 
 #[test]
-fn strangers_need_a_token() {
+fn other_hosts_need_a_token() {
     let folder = Folder::new("token");
     let file = folder.file("fleet.db");
     let arguments = ["watch", "--sqlite", &file, "--listen", "0.0.0.0:0"];

@@ -118,7 +118,7 @@ fn has(message: &str, word: &str) -> bool {
 }
 
 #[test]
-fn systemd_hears_ready_signs_of_life_while_all_are_well_the_status_and_stopping() {
+fn systemd_gets_ready_watchdog_status_and_stopping_notifications() {
     let folder = Folder::new("systemd");
     let mut manager = Manager::new(&folder);
     let environment = "WATCHDOG_USEC=400000 WATCHDOG_PID=$$";
@@ -185,7 +185,7 @@ fn without_a_service_manager_there_is_no_thread() {
 }
 
 #[test]
-fn a_beacon_tells_a_worker_that_hangs_and_a_process_that_was_killed() {
+fn a_beacon_shows_a_hung_worker_and_a_killed_process() {
     let folder = Folder::new("beacon");
     let file = folder.file("beacon.json");
     let arguments = ["--beacon", file.to_str().unwrap(), "--hang-after", "1"];

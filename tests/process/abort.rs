@@ -109,7 +109,7 @@ fn the_log(said: &[String]) -> &str {
 }
 
 /// The found hook has to tell of the panic, and the log of the death: where, and of whom.
-fn assert_told(said: &[String]) {
+fn assert_reported(said: &[String]) {
     let hooks = said.iter().filter(|line| line.starts_with("@hook "));
     assert!(hooks.eq(&["@hook no module named server"]));
     let death = the_log(said);
@@ -127,12 +127,12 @@ fn assert_told(said: &[String]) {
 
 #[test]
 fn the_death_of_a_worker_on_a_thread_is_logged_before_the_abort() {
-    assert_told(&aborts("thread"));
+    assert_reported(&aborts("thread"));
 }
 
 #[test]
 fn the_death_of_a_worker_in_a_future_is_logged_before_the_abort() {
-    assert_told(&aborts("future"));
+    assert_reported(&aborts("future"));
 }
 
 /// With a store attached, the end of the process is the end of its workers.
@@ -158,7 +158,7 @@ fn a_panic_that_aborts_ends_the_workers_of_other_threads() {
 }
 
 #[test]
-fn a_panic_of_somebody_else_is_left_to_the_hook_that_was_found() {
+fn a_panic_outside_supervised_work_goes_to_the_previous_hook() {
     for place in ["elsewhere", "alone"] {
         assert_eq!(aborts(place), ["@hook no module named server"], "{place}");
     }
@@ -238,7 +238,7 @@ fn a_panic_that_a_destructor_handles_while_unwinding_is_no_abort() {
 }
 
 #[test]
-fn an_abort_by_somebody_else_is_left_to_the_hook_that_was_found() {
+fn an_abort_outside_supervised_work_goes_to_the_previous_hook() {
     let said = aborts_in("unwinds", "extern-elsewhere");
     assert!(
         said.iter().all(|line| line.starts_with("@hook ")),

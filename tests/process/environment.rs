@@ -45,7 +45,7 @@ pub(crate) fn play() {
 }
 
 #[test]
-fn what_is_not_set_stays_as_it_is() {
+fn unset_variables_change_nothing() {
     assert_eq!(settings(&[]), "company-research-PID-1 30s 90s");
 }
 
@@ -69,7 +69,7 @@ fn interval_limit_and_id_are_taken_over() {
 }
 
 #[test]
-fn what_is_not_allowed_is_named() {
+fn invalid_variables_are_refused_by_name() {
     for (variable, text, named) in [
         (
             "WORKER_HEARTBEAT_INTERVAL",

@@ -98,7 +98,7 @@ fn an_error_is_logged_whatever_else_is() {
 }
 
 #[test]
-fn what_is_left_out_is_counted_by_kind() {
+fn suppressed_messages_are_counted_by_kind() {
     let world = World::new();
     let lines = lines_with(" were left out");
     let keeper = world.worker("w").start().unwrap();
@@ -119,7 +119,7 @@ fn what_is_left_out_is_counted_by_kind() {
 }
 
 #[test]
-fn what_was_left_out_is_told_when_the_last_worker_goes() {
+fn suppressed_messages_are_counted_in_the_log_when_the_last_worker_ends() {
     let world = World::new();
     let lines = lines_with("11 messages about workers were left out");
     let keeper = world.worker("w").start().unwrap();

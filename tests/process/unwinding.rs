@@ -19,7 +19,7 @@ impl<F: FnMut()> Drop for Runs<F> {
 }
 
 #[test]
-fn supervised_work_in_a_destructor_while_its_thread_unwinds_is_reported_as_ever() {
+fn supervised_work_in_a_destructor_of_an_unwinding_thread_is_reported_as_usual() {
     in_child(|| {
         let registry = Registry::new();
         let (send, receive) = mpsc::channel();

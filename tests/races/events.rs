@@ -18,7 +18,7 @@ use crate::support::{SECOND, World, name};
 /// The last thing that is told of a worker is its end: who is asked to stop just then is not told to
 /// be stopping after it has stopped, whether it saw the request or stopped of its own accord.
 #[test]
-fn a_request_to_stop_versus_the_end_is_told_in_order() {
+fn a_request_to_stop_versus_the_end_is_reported_in_order() {
     alone(|| {
         let (registry, _anchor) = busy_registry();
         let events = registry.subscribe();
@@ -68,7 +68,7 @@ fn a_request_to_stop_versus_the_end_is_told_in_order() {
 /// The last thing that is told of a worker is its end: one that stops while the pacemaker convicts it
 /// is not told to be stalled afterwards.
 #[test]
-fn a_conviction_versus_the_end_is_told_in_order() {
+fn a_conviction_versus_the_end_is_reported_in_order() {
     alone(|| {
         let world = World::new();
         let _anchor = world.worker("anchor").start().unwrap();

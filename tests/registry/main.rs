@@ -244,7 +244,7 @@ fn the_last_worker_that_goes_is_missed() {
 }
 
 #[test]
-fn a_sweep_tells_each_offline_worker_once() {
+fn a_sweep_reports_each_offline_worker_once() {
     let world = World::new();
     let worker = |id: &str, group: &str| {
         let worker = world.worker("w").id(id).group(group).beats_only();
@@ -305,7 +305,7 @@ fn tombstones_are_bounded_and_can_be_purged() {
 }
 
 #[test]
-fn a_slow_subscriber_loses_the_oldest_and_is_told_how_many() {
+fn a_slow_subscriber_loses_the_oldest_events_and_learns_how_many() {
     let world = World::new();
     let slow = world.registry.subscribe_with_capacity(3);
     let hb = world.worker("w").stall_after(10 * SECOND).start().unwrap();

@@ -162,7 +162,7 @@ fn a_process_that_was_stopped_while_it_drained_ends_in_good_order() {
         process.stop_for(STOPPED);
         let health = process.ask("health draining-1");
         assert!(!health.starts_with("stopped"), "{health}");
-        process.tell("finish");
+        process.send_line("finish");
         let ended = process.wait();
         ended.assert_code(0);
         let order = ["@cleanup three", "@cleanup two", "@cleanup one"];
@@ -197,7 +197,7 @@ fn a_second_signal_to_a_process_that_is_stopped_is_a_duplicate() {
         assert!(!health.starts_with("stopped"), "{health}");
         thread::sleep(Duration::from_millis(10));
     }
-    process.tell("finish");
+    process.send_line("finish");
     process.wait().assert_code(0);
 }
 

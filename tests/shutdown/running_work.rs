@@ -63,7 +63,7 @@ fn work_that_waits_for_the_shutdown_is_not_waited_for() {
 /// The words are said on the thread that ends the process, which neither the log nor a full pipe can
 /// block.
 #[test]
-fn without_a_thread_for_them_the_last_words_are_said_all_the_same() {
+fn without_a_thread_the_last_messages_are_still_written() {
     for (scene, heard) in [("no-threads", true), ("no-threads-stuffed", false)] {
         let mut process = Process::start(scene);
         process.expect("@no threads");

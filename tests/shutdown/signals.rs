@@ -77,7 +77,7 @@ fn stops_in_good_order(signal: Signal) {
     assert!(told.ends_with(", told true"), "{told}");
     assert_eq!(process.ask("living"), "1");
 
-    process.tell("finish");
+    process.send_line("finish");
     let finished = Instant::now();
     let ended = process.wait();
     ended.assert_code(0);
@@ -112,7 +112,7 @@ fn signals_within_a_second_are_one() {
     let health = process.ask("health draining-1");
     assert_eq!(health, "stopping: finishing its task");
     assert!(process.ask("shutdown").contains("Some(Terminate)"));
-    process.tell("finish");
+    process.send_line("finish");
     let ended = process.wait();
     ended.assert_code(0);
     let said = &ended.transcript;
@@ -179,16 +179,16 @@ fn another_signal_ends_the_process_too_and_is_not_said_to_come_again() {
 #[test]
 fn the_first_signal_after_a_trigger_changes_nothing() {
     let mut process = service("workers=draining-1");
-    process.tell("trigger");
+    process.send_line("trigger");
     process.expect("@begun");
     goes_on(&mut process);
     process.signal(Signal::SIGTERM);
     goes_on(&mut process);
-    process.tell("finish");
+    process.send_line("finish");
     process.wait().assert_code(0);
 
     let mut process = service("workers=draining-1");
-    process.tell("trigger");
+    process.send_line("trigger");
     signal_twice(&mut process, Signal::SIGTERM, Signal::SIGTERM);
     let ended = process.wait();
     ended.assert_code(1);
@@ -205,7 +205,7 @@ fn without_force_a_signal_that_comes_again_changes_nothing() {
         let health = process.ask("health draining-1");
         assert!(!health.starts_with("stopped"), "{health}");
     }
-    process.tell("finish");
+    process.send_line("finish");
     process.wait().assert_code(0);
 }
 
@@ -294,7 +294,7 @@ fn all_hung_workers_are_named() {
 }
 
 #[test]
-fn without_force_the_report_names_who_hung_when_the_time_is_over() {
+fn without_force_the_report_names_hung_workers_at_the_timeout() {
     let ended = overruns("workers=idle-1,hung-1 force=no");
     let said = &ended.transcript;
     assert!(
@@ -307,7 +307,7 @@ fn without_force_the_report_names_who_hung_when_the_time_is_over() {
 }
 
 #[test]
-fn if_nobody_waits_the_process_ends_when_the_time_is_over() {
+fn without_a_call_of_wait_the_process_ends_at_the_timeout() {
     let ended = overruns("workers=idle-1 wait=no");
     let said = &ended.transcript;
     assert!(
@@ -432,7 +432,7 @@ fn every_end_is_logged_before_the_process_ends() {
     let mut process = service("log=slow workers=draining-1,draining-2,draining-3");
     process.signal(Signal::SIGTERM);
     process.expect("@log INFO shutdown begun by SIGTERM");
-    process.tell("finish");
+    process.send_line("finish");
     let ended = process.wait();
     ended.assert_code(0);
     let said = &ended.transcript;
@@ -443,7 +443,7 @@ fn every_end_is_logged_before_the_process_ends() {
 }
 
 #[test]
-fn a_log_that_blocks_keeps_nobody_from_being_asked() {
+fn a_blocking_log_does_not_delay_requests_to_stop() {
     let mut process = service("log=block workers=draining-1,idle-1,draining-2,idle-2");
     process.signal(Signal::SIGTERM);
     process.expect("@begun SIGTERM");
@@ -507,7 +507,7 @@ fn supervised_workers_are_not_started_again() {
 }
 
 #[test]
-fn an_error_on_the_way_out_is_told() {
+fn an_error_during_the_shutdown_is_reported() {
     play("error-on-the-way-out");
 }
 

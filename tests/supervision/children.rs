@@ -291,7 +291,7 @@ fn a_child_that_does_not_end_in_time_is_named_and_the_next_life_begins() {
 }
 
 #[test]
-fn who_hangs_is_named_by_the_shutdown_of_the_parents_supervisor() {
+fn the_shutdown_of_the_parents_supervisor_names_hung_children() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let (let_go, held) = mpsc::channel();

@@ -131,7 +131,7 @@ fn the_causes_of_an_error_are_included_by_every_way() {
 }
 
 #[test]
-fn what_only_has_a_text_is_described_by_it() {
+fn an_error_with_only_a_text_is_described_by_it() {
     assert_eq!(of_future(|| "no route"), ["no route"; 2]);
     assert_eq!(of_future(|| String::from("no route")), ["no route"; 2]);
     assert_eq!(of_future(|| 7), ["7"; 2]);
@@ -450,7 +450,7 @@ fn a_future_that_is_dropped_unpolled_does_nothing_while_the_handle_is_there() {
 }
 
 #[test]
-fn a_future_that_panics_as_it_is_dropped_unpolled_is_told() {
+fn a_panic_in_the_drop_of_an_unpolled_future_is_reported() {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
     drop(hb.supervise(holding(Bomb)));
@@ -590,7 +590,7 @@ fn a_failure_comes_before_the_panic_of_what_the_work_holds() {
 }
 
 #[test]
-fn a_panic_of_what_the_maker_of_a_future_holds_is_told_when_it_is_cancelled() {
+fn a_panic_in_the_drop_of_a_future_factory_is_reported_on_cancellation() {
     for polls in [0, 1] {
         let world = World::new();
         let supervisor = Supervisor::new(&world.registry);

@@ -148,7 +148,7 @@ fn line_of(mark: &str) -> u32 {
 }
 
 #[test]
-fn a_panic_that_a_destructor_handles_meanwhile_lends_nothing() {
+fn a_panic_that_a_destructor_catches_does_not_change_the_report() {
     // Of another text, of the same constant, of an equal one that is made at run time, of the kind
     // that has no text.
     let cleanups: [fn(); 4] = [
@@ -189,7 +189,7 @@ fn a_panic_that_a_destructor_handles_meanwhile_lends_nothing() {
 }
 
 #[test]
-fn a_panic_that_was_handled_before_lends_nothing() {
+fn an_earlier_caught_panic_does_not_change_the_report() {
     let jobs: [fn(); 3] = [
         || panic!("the disk is full"),
         || drop(nothing().unwrap()),
@@ -245,7 +245,7 @@ fn a_job_that_panics_over_and_over_has_its_last_stack() {
 }
 
 #[test]
-fn what_was_never_seen_has_no_place() {
+fn a_panic_that_the_hook_did_not_see_has_no_location() {
     each_way(
         || {
             drop(handled(|| panic!("unseen {}", seven())));
@@ -471,7 +471,7 @@ impl std::error::Error for Lost {
 }
 
 #[test]
-fn a_payload_that_holds_a_text_or_an_error_is_told_by_it() {
+fn a_payload_with_a_text_or_an_error_is_reported_with_it() {
     type Boxed = Box<dyn Any + Send>;
     let lost = || Lost(std::io::Error::other("reset"));
     type Make = fn() -> Boxed;

@@ -84,7 +84,7 @@ fn nothing_is_started_during_a_shutdown_and_after_it() {
 }
 
 #[test]
-fn what_is_started_at_the_moment_of_a_shutdown_is_refused_or_stopped_with_the_others() {
+fn work_started_during_a_shutdown_is_refused_or_stopped() {
     for round in 0..40 {
         let world = World::new();
         let supervisor = Supervisor::new(&world.registry);
@@ -215,7 +215,7 @@ fn a_child_that_takes_longer_than_its_share_has_the_rest_of_the_time() {
 // --- without blocking a thread ----------------------------------------------------------------
 
 #[test]
-fn it_stops_the_last_started_first_and_names_who_hangs_while_the_clock_stands_still() {
+fn shutdown_stops_in_reverse_order_and_names_the_hung_while_the_clock_stands_still() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let events = world.registry.subscribe();
@@ -255,7 +255,7 @@ fn it_stops_the_last_started_first_and_names_who_hangs_while_the_clock_stands_st
 }
 
 #[test]
-fn it_works_in_a_runtime_of_one_thread_with_the_workers_in_it() {
+fn shutdown_async_works_in_a_single_threaded_runtime_with_its_workers() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
@@ -324,7 +324,7 @@ async fn eventually_async(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn it_does_nothing_before_it_is_polled() {
+fn shutdown_async_does_nothing_before_it_is_polled() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     drop(supervisor.shutdown_async(PATIENCE));
@@ -350,7 +350,7 @@ fn timers() -> usize {
 }
 
 #[test]
-fn dropped_it_leaves_nothing_behind() {
+fn a_dropped_shutdown_async_leaves_nothing_behind() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let (let_go, hangs) = until_let_go();

@@ -42,7 +42,7 @@ fn until_stopped(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
 // --- threads ---------------------------------------------------------------------------------
 
 #[test]
-fn a_panic_in_the_set_up_is_told_with_message_place_thread_and_stack() {
+fn a_panic_during_set_up_is_reported_with_message_location_thread_and_backtrace() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let events = world.registry.subscribe();
@@ -80,7 +80,7 @@ fn a_panic_in_the_set_up_is_told_with_message_place_thread_and_stack() {
 }
 
 #[test]
-fn the_run_that_it_died_in_is_told() {
+fn a_death_names_its_run() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let died_in = |work: fn(&WorkerHeartbeat) -> Result<(), BoxError>| {
@@ -147,7 +147,7 @@ fn an_error_is_told_with_what_caused_it() {
 }
 
 #[test]
-fn a_return_that_nobody_asked_for_is_a_death_unless_the_work_is_finite() {
+fn an_unrequested_return_is_a_death_unless_the_work_is_finite() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let early = supervisor.spawn(world.worker("w"), |_| Ok(())).unwrap();
@@ -648,7 +648,7 @@ fn odd_panic_payloads_and_odd_work_are_contained() {
 }
 
 #[test]
-fn a_panic_that_is_passed_on_is_told_by_its_own_message() {
+fn a_resumed_panic_is_reported_with_its_own_message() {
     let world = World::new();
     let worker = Supervisor::new(&world.registry)
         .spawn(world.worker("w"), |_| {
@@ -889,7 +889,7 @@ fn shutdown_stops_the_last_started_first_and_names_who_hangs() {
 }
 
 #[test]
-fn two_that_shut_down_at_once_both_wait_and_are_both_told_the_truth() {
+fn concurrent_shutdowns_both_wait_and_get_a_true_report() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let (let_go, held) = mpsc::channel::<()>();
@@ -944,7 +944,7 @@ fn each_poll_of_a_future_is_a_beat() {
 }
 
 #[test]
-fn completed_cancelled_failed_and_panicked_futures_are_told_apart() {
+fn completed_cancelled_failed_and_panicked_futures_are_distinguished() {
     let world = World::new();
     let ended = |run: &dyn Fn(&WorkerHeartbeat)| {
         let hb = world.worker("w").start().unwrap();
@@ -1121,7 +1121,7 @@ fn a_failing_future_is_started_again_by_the_pacemaker_and_then_given_up() {
 }
 
 #[test]
-fn a_cancelled_supervised_future_is_told() {
+fn a_cancelled_supervised_future_is_reported() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let running = supervisor
@@ -1141,7 +1141,7 @@ fn a_cancelled_supervised_future_is_told() {
 }
 
 #[test]
-fn work_that_never_started_is_told_even_in_its_set_up() {
+fn work_that_never_starts_is_reported_during_set_up() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let (let_go, held) = mpsc::channel::<()>();

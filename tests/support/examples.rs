@@ -37,7 +37,7 @@ pub struct Ended {
 impl Ended {
     /// Asserts that these texts are in the output, in this order.
     #[track_caller]
-    pub fn assert_tells(&self, texts: &[&str]) {
+    pub fn assert_prints(&self, texts: &[&str]) {
         let mut rest = &self.stdout[..];
         for text in texts {
             let Some(at) = rest.find(text) else {

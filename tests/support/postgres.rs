@@ -29,7 +29,7 @@ pub struct Cluster {
     programs: PathBuf,
     port: u16,
     /// Reads the end of this program from its standard input, and cleans up.
-    undertaker: Child,
+    cleanup_process: Child,
 }
 
 /// The server that tests share; each has a schema of its own.
@@ -122,7 +122,7 @@ fn unprivileged() -> Option<(u32, u32)> {
     )
 }
 
-fn as_somebody(mut command: Command) -> Command {
+fn as_unprivileged(mut command: Command) -> Command {
     if let Some((user, group)) = unprivileged() {
         command.uid(user).gid(group);
     }
@@ -131,7 +131,7 @@ fn as_somebody(mut command: Command) -> Command {
 }
 
 fn run(command: Command) {
-    let mut command = as_somebody(command);
+    let mut command = as_unprivileged(command);
     // The server would keep a pipe open.
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
     assert!(status.is_ok_and(|status| status.success()), "{command:?}");
@@ -145,7 +145,7 @@ impl Cluster {
         let name = format!("worker-heartbeat-pg-{}-{n}", std::process::id());
         let directory = env::temp_dir().join(name);
         fs::create_dir(&directory).unwrap();
-        let undertaker = bury(&programs, &directory);
+        let cleanup_process = start_cleanup_process(&programs, &directory);
         fs::write(directory.join("password"), PASSWORD).unwrap();
         if let Some((user, group)) = unprivileged() {
             for path in [&directory, &directory.join("password")] {
@@ -172,7 +172,7 @@ impl Cluster {
             programs,
             port: free_port(),
             directory,
-            undertaker,
+            cleanup_process,
         };
         cluster.restart();
         cluster
@@ -251,7 +251,7 @@ impl Cluster {
             .arg(program)
             .arg(settings)
             .arg(&self.directory);
-        let mut shell = as_somebody(shell);
+        let mut shell = as_unprivileged(shell);
         shell.stdout(Stdio::null()).stderr(Stdio::null());
         drop(shell.spawn().unwrap());
         let url = format!("postgres://tester@127.0.0.1:{port}/postgres");
@@ -299,16 +299,16 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        drop(self.undertaker.stdin.take());
+        drop(self.cleanup_process.stdin.take());
         // It says when it is done by closing its output.
-        if let Some(mut output) = self.undertaker.stdout.take() {
+        if let Some(mut output) = self.cleanup_process.stdout.take() {
             let _ = output.read_to_end(&mut Vec::new());
         }
-        let _ = self.undertaker.wait();
+        let _ = self.cleanup_process.wait();
     }
 }
 
-fn bury(programs: &Path, directory: &Path) -> Child {
+fn start_cleanup_process(programs: &Path, directory: &Path) -> Child {
     let mut shell = Command::new("sh");
     shell
         .args([
@@ -319,7 +319,7 @@ fn bury(programs: &Path, directory: &Path) -> Child {
         ])
         .arg(programs.join("pg_ctl"))
         .arg(directory);
-    let mut shell = as_somebody(shell);
+    let mut shell = as_unprivileged(shell);
     let spawned = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     spawned.unwrap()
 }

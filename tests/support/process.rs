@@ -200,14 +200,14 @@ impl Process {
     }
 
     /// Gives the role a command, without waiting for an answer.
-    pub(crate) fn tell(&mut self, command: &str) {
+    pub(crate) fn send_line(&mut self, command: &str) {
         // It may be ending just now; what comes of that is seen in what it says.
         let _ = writeln!(self.stdin, "{command}");
     }
 
     /// Asks the role; the answer is a line that begins with `@` and the question.
     pub(crate) fn ask(&mut self, question: &str) -> String {
-        self.tell(question);
+        self.send_line(question);
         let mark = format!("@{question}: ");
         let line = self.expect(&mark);
         line.text[line.text.find(&mark).unwrap() + mark.len()..].to_owned()

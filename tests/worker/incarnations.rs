@@ -290,7 +290,7 @@ fn a_supervised_future_of_a_former_life_does_not_end_the_present_one() {
 }
 
 #[test]
-fn a_store_hears_of_the_present_life_only() {
+fn a_store_receives_the_present_incarnation_only() {
     let world = World::new();
     let store = MemoryStore::with_clock(world.time.clock());
     let attachment = world

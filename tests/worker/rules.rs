@@ -47,7 +47,7 @@ fn the_pacemaker_vouches_no_longer_for_work_that_does_not_move() {
 }
 
 #[test]
-fn with_beats_only_nobody_vouches() {
+fn with_beats_only_the_pacemaker_does_not_vouch() {
     let world = World::new();
     let hb = world
         .worker("w")
@@ -69,7 +69,7 @@ fn with_beats_only_nobody_vouches() {
 }
 
 #[test]
-fn nobody_vouches_before_the_first_beat() {
+fn the_pacemaker_does_not_vouch_before_the_first_beat() {
     let world = World::new();
     let events = world.registry.subscribe();
     let hb = world
@@ -99,7 +99,7 @@ fn nobody_vouches_before_the_first_beat() {
 // --- rule 1 ----------------------------------------------------------------------------------
 
 #[test]
-fn rule_1_whoever_reads_also_observes() {
+fn rule_1_each_reader_also_observes() {
     let world = World::new();
     let hb = world
         .worker("w")
@@ -225,7 +225,7 @@ fn rule_2_the_resolution_is_a_tenth_of_the_shortest_threshold() {
 // --- rule 3 ----------------------------------------------------------------------------------
 
 #[test]
-fn rule_3_time_that_nobody_observed_is_not_charged() {
+fn rule_3_unobserved_time_is_not_charged() {
     let world = World::new();
     let silent = world
         .worker("silent")
@@ -263,7 +263,7 @@ fn rule_3_time_that_nobody_observed_is_not_charged() {
 }
 
 #[test]
-fn rule_3_the_age_of_the_last_tick_is_told() {
+fn rule_3_the_age_of_the_last_tick_is_reported() {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
     world.millis(700);
@@ -478,7 +478,7 @@ fn two_registries_on_one_clock_tick_together() {
 }
 
 #[test]
-fn a_conviction_is_told_at_its_moment() {
+fn a_conviction_is_reported_at_its_moment() {
     let world = World::new();
     let hb = world.worker("w").stall_after(300 * SECOND).start().unwrap();
     hb.beat();

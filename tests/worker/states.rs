@@ -282,7 +282,7 @@ fn a_warning_comes_before_the_conviction_however_short_the_allowance() {
 }
 
 #[test]
-fn a_stall_after_a_rest_is_told_as_well() {
+fn a_stall_after_an_idle_time_is_reported() {
     let world = World::new();
     let hb = world.worker("w").stall_after(60 * SECOND).start().unwrap();
     hb.mark_idle();
@@ -296,7 +296,7 @@ fn a_stall_after_a_rest_is_told_as_well() {
 }
 
 #[test]
-fn a_beats_only_worker_that_stalls_after_a_rest_is_told_in_time() {
+fn a_beats_only_worker_that_stalls_after_an_idle_time_is_reported_in_time() {
     let world = World::new();
     let worker = world.worker("w").stale_after(900 * SECOND).beats_only();
     let hb = worker.stall_after(60 * SECOND).start().unwrap();
@@ -372,7 +372,7 @@ mod evidence {
     }
 
     #[test]
-    fn a_future_that_is_not_polled_is_blocked_and_told_so() {
+    fn a_future_that_is_not_polled_is_reported_as_blocked() {
         let world = World::new();
         let hb = world.worker("w").stall_after(SECOND).start().unwrap();
         let mut future = Box::pin(hb.supervise(std::future::pending::<()>()));
@@ -384,7 +384,7 @@ mod evidence {
     }
 
     #[test]
-    fn what_was_found_in_an_earlier_silence_is_not_told_of_a_later_one() {
+    fn evidence_of_an_earlier_silence_is_not_reported_for_a_later_one() {
         let world = World::new();
         let hb = world.worker("w").stall_after(100 * SECOND).start().unwrap();
         let (mut found, mut polls) = (None, 0);

@@ -313,7 +313,7 @@ fn a_failure_that_the_worker_reports_itself_names_the_open_task_only() {
 }
 
 #[test]
-fn nested_tasks_are_counted_as_progress_and_told_to_no_one_after_the_end() {
+fn nested_tasks_count_as_progress_and_are_not_shown_after_the_end() {
     let world = World::new();
     let hb = stalling(&world);
     let before = hb.snapshot().beats;

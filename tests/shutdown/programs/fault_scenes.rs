@@ -33,7 +33,7 @@ pub(crate) fn play(scene: &str) {
     match scene {
         "many-wait" => many_wait(),
         "waiting-cleanup" => waiting_cleanup(),
-        "cleanup-that-waits-aside" => cleanup_that_waits_aside(),
+        "cleanup-that-waits-aside" => cleanup_that_waits_on_a_thread(),
         "calling-cleanup" => calling_cleanup(),
         "hanging-store" => hanging_store(),
         "blocking-trigger" => blocking_trigger(),
@@ -194,7 +194,7 @@ fn waiting_cleanup() -> ! {
     exit_with(&report)
 }
 
-fn cleanup_that_waits_aside() -> ! {
+fn cleanup_that_waits_on_a_thread() -> ! {
     ready();
     in_time("a cleanup that waits on another thread");
     let own = Arc::new(OnceLock::<Shutdown>::new());
