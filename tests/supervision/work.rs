@@ -132,7 +132,7 @@ impl std::error::Error for CannotRead {
 }
 
 #[test]
-fn an_error_is_told_with_what_caused_it() {
+fn an_error_is_reported_with_its_causes() {
     let world = World::new();
     let worker = Supervisor::new(&world.registry)
         .spawn(world.worker("w"), |_| {
