@@ -6,7 +6,7 @@
 #                           example, the documentation's code, and the models of the lock-free parts
 #   scripts/test.sh soak    everything, and then ten minutes of load on a service
 #
-# Every test runs, whatever fails before it. The end of the output names what failed.
+# A failing test does not keep the others from running. The summary at the end names what failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,7 +23,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed=()
 
-# Runs a step, and remembers whether it failed and what it said.
+# Runs a step, and remembers whether it failed and what it printed.
 step() {
     printf '\n== %s\n' "$*"
     "$@" 2>&1 | tee -a "$log" || failed+=("$*")
@@ -34,7 +34,7 @@ models() {
     RUSTFLAGS="--cfg loom" cargo test --release --lib --target-dir target/loom models
 }
 
-# What a test needs that is not there, by the Debian package that has it.
+# The Debian packages of the programs that tests need and that are missing.
 missing() {
     if [ -z "${TEST_DATABASE_URL:-}" ] && ! command -v initdb >/dev/null \
         && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
@@ -45,7 +45,12 @@ missing() {
     command -v curl >/dev/null || echo curl
 }
 
-# Installs what is missing, where that can be done. If not, the tests that need it say so.
+# Whether systemd runs this service; not without systemd.
+runs() {
+    command -v systemctl >/dev/null && systemctl --quiet is-active "$1" 2>/dev/null
+}
+
+# Installs what is missing, if that needs no password. Otherwise the tests that need it fail, and say so.
 install() {
     local packages
     packages=$(missing | tr '\n' ' ')
@@ -65,16 +70,23 @@ install() {
             sudo=sudo
         fi
         echo "They are installed now, with apt-get; that takes a minute or two."
+        local service running=""
+        for service in postgresql prometheus; do
+            runs "$service" && running+=" $service "
+        done
         $sudo apt-get update -qq
         # shellcheck disable=SC2086 # several names
         $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
             ${packages/chromium-driver/chromium chromium-driver}
-        if [[ $packages == *prometheus* ]] && command -v systemctl >/dev/null; then
-            # The tests need its promtool only; the server came with it just now.
-            $sudo systemctl disable --quiet --now prometheus 2>/dev/null
-        fi
+        # The tests need programs only. A service that this installation has started is stopped.
+        for service in postgresql prometheus; do
+            if [[ $packages == *$service* && $running != *" $service "* ]] && runs "$service"; then
+                echo "Stopping the service $service, which the installation has started."
+                $sudo systemctl disable --quiet --now "$service"
+            fi
+        done
     else
-        echo "They are not installed. The tests that need them will say so."
+        echo "They are not installed: there is no apt-get. The tests that need them fail, and say so."
     fi
 }
 

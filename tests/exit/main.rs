@@ -9,8 +9,11 @@ mod program;
 mod support;
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -89,16 +92,25 @@ fn check_all() -> Result<(), String> {
     }
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|part| name.contains(part));
     let begun = Instant::now();
-    let (mut passed, mut failed) = (0, Vec::new());
-    for (name, check) in CHECKS.iter().filter(|(name, _)| wanted(name)) {
-        if std::panic::catch_unwind(check).is_ok() {
-            println!("test {name} ... ok");
-            passed += 1;
-        } else {
-            println!("test {name} ... FAILED");
-            failed.push(*name);
+    let checks = CHECKS.iter().filter(|(name, _)| wanted(name));
+    let (queue, results) = (Mutex::new(checks), Mutex::new((0, Vec::new())));
+    let next = || queue.lock().unwrap().next();
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(2, NonZero::get) {
+            scope.spawn(|| {
+                while let Some((name, check)) = next() {
+                    let passed = std::panic::catch_unwind(check).is_ok();
+                    println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+                    let mut results = results.lock().unwrap();
+                    results.0 += usize::from(passed);
+                    if !passed {
+                        results.1.push(*name);
+                    }
+                }
+            });
         }
-    }
+    });
+    let (passed, failed) = results.into_inner().unwrap();
     let outcome = if failed.is_empty() { "ok" } else { "FAILED" };
     println!(
         "\ntest result: {outcome}. {passed} passed; {} failed; finished in {:.2?}\n",
@@ -590,11 +602,9 @@ fn the_end_is_reported_to_systemd() {
     let path = place.0.join("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
-    // SAFETY: this process has no other thread that reads or writes the environment.
-    unsafe { std::env::set_var("NOTIFY_SOCKET", &path) };
-    let process = start("end=systemd");
-    unsafe { std::env::remove_var("NOTIFY_SOCKET") };
-    run(process, 3);
+    let mut command = Process::command();
+    command.env("NOTIFY_SOCKET", &path);
+    run(Process::start_as(command, "end=systemd"), 3);
     let mut said = String::new();
     let mut buffer = [0; 4096];
     socket.set_nonblocking(true).unwrap();
