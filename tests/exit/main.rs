@@ -205,18 +205,18 @@ fn assert_free(store: &dyn HeartbeatStore) {
     assert!(matches!(answer, ClaimAnswer::Granted(_)), "{answer:?}");
 }
 
-/// Where the programs panic: file and line.
-fn place_of_panic() -> String {
-    let source = include_str!("program.rs");
-    let line = source
+/// Where the program panics at this end: file and line.
+fn place_of_panic(end: &str) -> String {
+    let mark = format!("\"{end}\" => panic!");
+    let line = include_str!("program.rs")
         .lines()
-        .position(|line| line.contains(r#""panic" => panic!"#));
+        .position(|line| line.contains(&mark));
     format!("tests/exit/program.rs:{}", line.unwrap() + 1)
 }
 
-/// What a store says of a worker that such a panic ended.
-fn panicked() -> String {
-    format!("dead: panicked: {PANIC} (at {}:", place_of_panic())
+/// The health in a store of a worker that such a panic ended.
+fn panicked(end: &str) -> String {
+    format!("dead: panicked at {}: {PANIC}", place_of_panic(end))
 }
 
 /// Which panic it was, wherever it was.
@@ -250,7 +250,7 @@ fn main_panics() {
     for shutdown in SHUTDOWNS {
         let place = Place::new();
         run(place.start(&format!("end=panic {shutdown}")), 101);
-        let panicked = panicked();
+        let panicked = panicked("panic");
         assert_reported(std::sync::Arc::new(place.store()), &panicked, &panicked);
         let working = &health(&place.store())["working"];
         assert!(
@@ -367,7 +367,7 @@ fn a_panic_that_makes_a_hook_or_a_destructor_exit() {
 }
 
 fn an_asynchronous_main() {
-    let panicked = format!("dead: panicked: {PANIC} (at tests/exit/program.rs:");
+    let panicked = panicked("runtime-panic");
     for (end, status, others, future) in [
         (
             "runtime-return",
@@ -408,7 +408,7 @@ fn without_a_store_the_log_says_it() {
     for id in ["idle", "working"] {
         said.position(&format!(
             "@log ERROR worker {id}: dead: panicked at {}: {PANIC}",
-            place_of_panic()
+            place_of_panic("panic")
         ));
     }
 }
@@ -619,7 +619,7 @@ fn the_end_is_reported_to_systemd() {
 #[cfg(feature = "postgres")]
 fn a_store_in_postgres() {
     use worker_heartbeat::PostgresOptions;
-    let panicked = panicked();
+    let panicked = panicked("panic");
     for (end, status, said) in [("return", 0, ENDED), ("panic", 101, &*panicked)] {
         let schema = postgres::schema("exit");
         let url = postgres::url();
@@ -635,7 +635,7 @@ fn a_store_in_postgres() {
 #[cfg(feature = "http")]
 fn a_store_behind_a_coordinator() {
     use worker_heartbeat::{Coordinator, MemoryStore};
-    let panicked = panicked();
+    let panicked = panicked("panic");
     let with_status = format!("{ENDED} with status 5");
     for (end, status, said) in [
         ("return", 0, ENDED),

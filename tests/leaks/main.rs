@@ -476,7 +476,7 @@ fn stalls(leaks: &mut Leaks) {
 
 /// Registries, each with its pacemaker, some on a clock of their own.
 fn registries(leaks: &mut Leaks) {
-    const EACH: usize = 10;
+    const EACH: usize = 50;
     leaks.hunt("registries", |_| {
         let started = Instant::now();
         for n in 0..WORKERS / EACH {
