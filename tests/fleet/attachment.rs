@@ -1,7 +1,6 @@
 //! A registry and its store: what is told, when, and what happens when the store fails or refuses.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
