@@ -157,6 +157,13 @@ pub enum Error {
 impl Error {
     /// An error of a [`HeartbeatStore`](crate::HeartbeatStore): what was asked of it, and what went
     /// wrong. Its kind is [`StoreErrorKind::Other`].
+    ///
+    /// ```
+    /// use worker_heartbeat::Error;
+    ///
+    /// let error = Error::store("beat", "connection refused");
+    /// assert!(error.to_string().contains("cannot beat"));
+    /// ```
     pub fn store(operation: &'static str, message: impl Display) -> Self {
         Self::store_kind(operation, StoreErrorKind::Other, message)
     }

@@ -34,6 +34,13 @@ pub struct ProcessIdentity {
 impl ProcessIdentity {
     /// This process. Read from `/proc` (proc(5)) at the first call, and again in a forked child;
     /// elsewhere, only the pid is known.
+    ///
+    /// ```
+    /// use worker_heartbeat::fleet::ProcessIdentity;
+    ///
+    /// let here = ProcessIdentity::current();
+    /// println!("process {} on {}", here.pid, here.hostname);
+    /// ```
     #[must_use]
     pub fn current() -> Self {
         static CURRENT: Mutex<Option<ProcessIdentity>> = Mutex::new(None);

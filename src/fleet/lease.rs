@@ -70,12 +70,43 @@ impl Lease {
     /// sent, and with a margin, so that a worker that is cut off stops believing before another one
     /// can claim. The lease also ends with the worker, and once the store has not accepted a
     /// heartbeat of it for about `stale_after`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// registry.attach(MemoryStore::new(), FleetConfig::new())?;
+    /// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    /// let lease = hb.claim("run-123", Duration::from_secs(60))?.expect("the run is free");
+    /// for step in ["read", "sort", "write"] {
+    ///     if !lease.is_held() {
+    ///         break; // another worker may have claimed the run
+    ///     }
+    ///     println!("{step}");
+    /// }
+    /// hb.stop();
+    /// assert!(!lease.is_held(), "it ends with its worker");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn is_held(&self) -> bool {
         !self.remaining().is_zero()
     }
 
     /// How long it will be held if it is not renewed; zero if it is not held.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// registry.attach(MemoryStore::new(), FleetConfig::new())?;
+    /// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    /// let lease = hb.claim("run-123", Duration::from_secs(60))?.expect("the run is free");
+    /// assert!(lease.remaining() <= Duration::from_secs(60));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn remaining(&self) -> Duration {
         self.held
@@ -84,6 +115,19 @@ impl Lease {
 
     /// Releases the run now. Returns whether it was held until then. Dropping a lease releases it in
     /// the background.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// registry.attach(MemoryStore::new(), FleetConfig::new())?;
+    /// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    /// let lease = hb.claim("run-123", Duration::from_secs(60))?.expect("the run is free");
+    /// // work
+    /// assert!(lease.release()?, "it was held to the end of the work");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached; the release is repeated in the background,
@@ -129,6 +173,21 @@ impl WorkerHeartbeat {
     /// ([`EventKind::LeaseLost`](crate::EventKind::LeaseLost)). With a shorter `ttl`, another worker
     /// can take over sooner after this one is cut off, and the lease survives only a shorter outage
     /// of the store.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// registry.attach(MemoryStore::new(), FleetConfig::new())?;
+    /// let first = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    /// let second = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    ///
+    /// let lease = first.claim("run-123", Duration::from_secs(60))?;
+    /// assert!(lease.is_some());
+    /// assert!(second.claim("run-123", Duration::from_secs(60))?.is_none());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] names an invalid argument; [`Error::NotAttached`] if the registry has no

@@ -55,6 +55,19 @@ impl MemoryStore {
     ///
     /// Its numbers begin at the milliseconds of the wall clock, so that they are higher than those of
     /// a store that was lost.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::fleet::{HeartbeatStore, Registration};
+    /// use worker_heartbeat::{MemoryStore, MockClock};
+    ///
+    /// let time = MockClock::new();
+    /// let store = MemoryStore::with_clock(time.clock());
+    /// store.register(&[Registration::new("indexer", "indexer-1")])?;
+    /// time.advance(Duration::from_secs(3600));
+    /// assert_eq!(store.summary()?.total_dead, 1); // never started
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn with_clock(clock: Clock) -> Self {
         let since_epoch = clock

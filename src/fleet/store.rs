@@ -73,6 +73,17 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// place of another id, the store may assign one. Leases of the earlier incarnation can't be
     /// renewed, and end once it can't believe in them any longer: see [`Lease`](super::Lease).
     ///
+    /// ```
+    /// use worker_heartbeat::fleet::{HeartbeatStore, Registration};
+    /// use worker_heartbeat::MemoryStore;
+    ///
+    /// let store = MemoryStore::new();
+    /// let first = store.register(&[Registration::new("indexer", "indexer-1")])?;
+    /// let second = store.register(&[Registration::new("indexer", "indexer-2")])?;
+    /// assert!(second[0].incarnation > first[0].incarnation);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails; [`Error::Invalid`] if it refuses.
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error>;
@@ -92,11 +103,29 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
 
     /// Workers in the order of their ids.
     ///
+    /// ```
+    /// use worker_heartbeat::fleet::{HeartbeatStore, Registration, WorkerFilter};
+    /// use worker_heartbeat::MemoryStore;
+    ///
+    /// let store = MemoryStore::new();
+    /// store.register(&[Registration::new("indexer", "b"), Registration::new("mailer", "a")])?;
+    /// let ids: Vec<_> = store.list(&WorkerFilter::new())?.into_iter().map(|worker| worker.key.id).collect();
+    /// assert_eq!(ids, ["a", "b"]);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error>;
 
     /// The summary of all workers.
+    ///
+    /// ```
+    /// use worker_heartbeat::{HeartbeatStore, MemoryStore};
+    ///
+    /// println!("{}", MemoryStore::new().summary()?); // 0 active, 0 dead
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
@@ -114,6 +143,15 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error>;
 
     /// Forgets workers that ended at least `age` ago. Returns how many.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{HeartbeatStore, MemoryStore};
+    ///
+    /// let forgotten = MemoryStore::new().purge(Duration::from_secs(7 * 24 * 3600))?;
+    /// assert_eq!(forgotten, 0);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.

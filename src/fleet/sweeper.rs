@@ -71,6 +71,14 @@ struct WatchedTime {
 
 impl Sweeper {
     /// A sweeper of this store.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::{PostgresStore, Sweeper};
+    ///
+    /// let store = PostgresStore::connect("postgres://app@localhost/app")?;
+    /// let sweeper = Sweeper::new(store).start()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn new(store: impl HeartbeatStore + 'static) -> Self {
         Self {
             store: Arc::new(store),
@@ -85,6 +93,14 @@ impl Sweeper {
     }
 
     /// How often [`start`](Self::start) sweeps; 120 s by default, at least 10 ms.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MemoryStore, Sweeper};
+    ///
+    /// let sweeper = Sweeper::new(MemoryStore::new()).interval(Duration::from_secs(5)).start()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
@@ -97,12 +113,36 @@ impl Sweeper {
     }
 
     /// Report what would be done, and change nothing.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MemoryStore, Sweeper};
+    ///
+    /// let sweeper = Sweeper::new(MemoryStore::new()).dry_run(true);
+    /// let report = sweeper.watched_for(Duration::from_secs(300)).sweep()?;
+    /// println!("{report}"); // nothing to mark offline
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
     }
 
     /// The clock of the sweeper; the system's by default.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::fleet::{HeartbeatStore, Registration};
+    /// use worker_heartbeat::{MemoryStore, MockClock, Sweeper};
+    ///
+    /// let time = MockClock::new();
+    /// let store = MemoryStore::with_clock(time.clock());
+    /// store.register(&[Registration::new("indexer", "indexer-1")])?;
+    /// let sweeper = Sweeper::new(store).clock(time.clock()).watched_for(Duration::from_secs(3600));
+    /// time.advance(Duration::from_secs(100));
+    /// assert_eq!(sweeper.sweep()?.marked_offline, ["indexer-1"]);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
@@ -110,6 +150,18 @@ impl Sweeper {
 
     /// Called after each sweep of [`start`](Self::start), on its thread, with its report: workers
     /// marked offline, offline groups and released leases.
+    ///
+    /// ```
+    /// use worker_heartbeat::{MemoryStore, Sweeper};
+    ///
+    /// let sweeper = Sweeper::new(MemoryStore::new())
+    ///     .on_report(|swept| match swept {
+    ///         Ok(report) => println!("{report}"),
+    ///         Err(error) => eprintln!("{error}"),
+    ///     })
+    ///     .start()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn on_report(
         mut self,
         on_report: impl Fn(&Result<SweepReport, Error>) + Send + Sync + 'static,
@@ -132,6 +184,14 @@ impl Sweeper {
     }
 
     /// Sweeps once. Another call within the interval continues the watch; see [`Sweeper`].
+    ///
+    /// ```
+    /// use worker_heartbeat::{MemoryStore, Sweeper};
+    ///
+    /// let sweeper = Sweeper::new(MemoryStore::new());
+    /// assert_eq!(sweeper.sweep()?.to_string(), "nothing to mark offline");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
@@ -159,6 +219,16 @@ impl Sweeper {
     }
 
     /// The totals of all sweeps of this sweeper and its clones, those on threads included.
+    ///
+    /// ```
+    /// use worker_heartbeat::{MemoryStore, Sweeper};
+    ///
+    /// let sweeper = Sweeper::new(MemoryStore::new());
+    /// sweeper.sweep()?;
+    /// sweeper.sweep()?;
+    /// assert_eq!(sweeper.totals().successes, 2);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn totals(&self) -> SweepTotals {
         self.counts.totals(self.clock.now())
@@ -205,6 +275,16 @@ impl Sweeper {
     }
 
     /// Sweeps on a background thread, at each interval, until the returned value is dropped.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Error, MemoryStore, Sweeper};
+    ///
+    /// let running = Sweeper::new(MemoryStore::new()).start()?;
+    /// let refused = Sweeper::new(MemoryStore::new()).interval(Duration::ZERO).start();
+    /// assert!(matches!(refused, Err(Error::Invalid { field: "interval", .. })));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] if the interval is too short; [`Error::Thread`] if the thread cannot be
@@ -261,6 +341,15 @@ impl fmt::Debug for Sweeper {
 
 /// A sweeper on a background thread; made by [`Sweeper::start`]. Dropping it ends the thread, after
 /// the current sweep.
+///
+/// ```
+/// use worker_heartbeat::{MemoryStore, Sweeper};
+///
+/// let running = Sweeper::new(MemoryStore::new()).start()?;
+/// // while it lives, the store is swept
+/// drop(running);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "sweeping ends when this is dropped"]
 pub struct RunningSweeper {

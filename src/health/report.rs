@@ -26,12 +26,29 @@ pub struct StateCounts([usize; State::ALL.len()]);
 
 impl StateCounts {
     /// How many are in this state.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, State, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// hb.mark_idle();
+    /// assert_eq!(Registry::global().summary().states.get(State::Idle), 1);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub const fn get(&self, state: State) -> usize {
         self.0[state as usize]
     }
 
     /// Every state with its count, in the order of [`State::ALL`].
+    ///
+    /// ```
+    /// use worker_heartbeat::StateCounts;
+    ///
+    /// for (state, count) in StateCounts::default().iter() {
+    ///     println!("{state}: {count}"); // starting: 0 ...
+    /// }
+    /// ```
     pub fn iter(&self) -> impl Iterator<Item = (State, usize)> + '_ {
         State::ALL.into_iter().map(|state| (state, self.get(state)))
     }
@@ -224,6 +241,17 @@ impl fmt::Display for Brief<'_> {
 }
 
 /// A worker that is dead, stale, never started or stalled.
+///
+/// ```
+/// use worker_heartbeat::{Registry, WorkerHeartbeat};
+///
+/// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").start()?;
+/// hb.fail("disk full");
+/// for worker in Registry::global().summary().dead_workers {
+///     println!("{} of {}: {}", worker.id, worker.group, worker.health); // mailer-1 of local: dead: ...
+/// }
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct UnwellWorker {

@@ -74,6 +74,13 @@ pub struct Beacon {
 
 impl Beacon {
     /// A beacon for the workers of `registry`. The folder of the file must exist.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::{Beacon, Registry};
+    ///
+    /// let beacon = Beacon::new(Registry::global(), "/run/mailer/beacon.json").start()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn new(registry: &Registry, path: impl Into<PathBuf>) -> Self {
         Self {
             registry: registry.clone(),
@@ -83,6 +90,16 @@ impl Beacon {
     }
 
     /// The longest time between two writes: 10 s by default, at least 100 ms.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Beacon, Registry};
+    ///
+    /// let beacon = Beacon::new(Registry::global(), "/run/mailer/beacon.json")
+    ///     .interval(Duration::from_secs(5))
+    ///     .start()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
@@ -90,6 +107,13 @@ impl Beacon {
 
     /// Writes the file, and keeps writing it in a background thread until the returned value is
     /// dropped.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Beacon, Error, Registry};
+    ///
+    /// let refused = Beacon::new(Registry::global(), "/no/such/folder/beacon.json").start();
+    /// assert!(matches!(refused, Err(Error::File { .. })));
+    /// ```
     ///
     /// # Errors
     /// [`Error::File`] if the file can't be written; [`Error::Invalid`] if the interval is too short;
@@ -131,6 +155,14 @@ impl Beacon {
     /// Reads a beacon. It passes, and the summary is returned, if all workers are healthy, the file is
     /// at most `max_age` old, and the writing process is not known to have ended.
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Beacon;
+    ///
+    /// let reason = Beacon::check("/no/such/folder/beacon.json", Duration::from_secs(90)).unwrap_err();
+    /// assert!(reason.starts_with("cannot read /no/such/folder/beacon.json: "));
+    /// ```
+    ///
     /// # Errors
     /// The reason why it doesn't pass.
     pub fn check(path: impl AsRef<Path>, max_age: Duration) -> Result<String, String> {
@@ -168,6 +200,15 @@ impl Beacon {
 
 /// A running beacon, returned by [`Beacon::start`]. When it is dropped, its file reports that the
 /// process stopped.
+///
+/// ```no_run
+/// use worker_heartbeat::{Beacon, Registry};
+///
+/// let beacon = Beacon::new(Registry::global(), "/run/mailer/beacon.json").start()?;
+/// // while it lives, the file is up to date
+/// drop(beacon);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "the file reports that the process stopped when this is dropped"]
 pub struct RunningBeacon {

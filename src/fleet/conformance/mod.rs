@@ -49,6 +49,15 @@ use crate::fleet::store::HeartbeatStore;
 use crate::health::{DeathCause, Health, State, StopCause, Thresholds};
 
 /// One requirement for a store.
+///
+/// ```
+/// use worker_heartbeat::MemoryStore;
+/// use worker_heartbeat::fleet::conformance::CASES;
+///
+/// for case in &CASES[..3] {
+///     println!("{}: {:?}", case.name, case.run(&MemoryStore::new()));
+/// }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Case {
@@ -77,6 +86,13 @@ impl Case {
 }
 
 /// Runs all [`CASES`].
+///
+/// ```
+/// use worker_heartbeat::MemoryStore;
+/// use worker_heartbeat::fleet::conformance::assert_conforms;
+///
+/// assert_conforms(&MemoryStore::new());
+/// ```
 ///
 /// # Panics
 /// If the store violates any of them; the message lists all violations.

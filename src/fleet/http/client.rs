@@ -51,6 +51,17 @@ pub struct HttpStore {
 }
 
 /// Describes an [`HttpStore`]; made by [`HttpStore::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::HttpStore;
+///
+/// let store = HttpStore::builder("https://coordinator.example:8443")
+///     .token("s3cret")
+///     .timeout(Duration::from_secs(5))
+///     .build()?;
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone)]
 #[must_use = "nothing happens before build()"]
 pub struct HttpStoreBuilder {
@@ -63,6 +74,14 @@ pub struct HttpStoreBuilder {
 impl HttpStoreBuilder {
     /// What the coordinator asks for, sent as `Authorization: Bearer`. Over `http://`, whoever
     /// listens on the way can read it.
+    ///
+    /// ```
+    /// use worker_heartbeat::HttpStore;
+    ///
+    /// let store = HttpStore::builder("https://coordinator.example:8443").token("s3cret").build()?;
+    /// assert!(!format!("{store:?}").contains("s3cret"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self
@@ -82,6 +101,13 @@ impl HttpStoreBuilder {
     }
 
     /// Checks everything. Nothing is sent yet: the coordinator may come up later.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Error, HttpStore};
+    ///
+    /// let refused = HttpStore::builder("coordinator.example").build();
+    /// assert!(matches!(refused, Err(Error::Invalid { field: "url", .. })));
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] names what is not allowed.
@@ -175,6 +201,13 @@ fn check_token(token: &str) -> Result<String, Error> {
 impl HttpStore {
     /// A store behind the coordinator at this URL, such as `http://10.0.0.5:7717`; a path is
     /// allowed, if the coordinator is mounted below one.
+    ///
+    /// ```
+    /// use worker_heartbeat::HttpStore;
+    ///
+    /// let store = HttpStore::builder("http://10.0.0.5:7717").token("s3cret").build()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn builder(url: impl Into<String>) -> HttpStoreBuilder {
         HttpStoreBuilder {
             url: url.into(),
@@ -185,6 +218,15 @@ impl HttpStore {
     }
 
     /// The same without a token, and with the default time limits.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Coordinator, HeartbeatStore, HttpStore, MemoryStore};
+    ///
+    /// let coordinator = Coordinator::new(MemoryStore::new()).serve("127.0.0.1:0")?;
+    /// let store = HttpStore::new(format!("http://{}", coordinator.local_addr()))?;
+    /// assert_eq!(store.summary()?.total, 0);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] says what a URL has to be like.

@@ -80,6 +80,14 @@ struct Connections {
 impl PostgresStore {
     /// Connects with the default options: [`PostgresOptions::connect`].
     ///
+    /// ```no_run
+    /// use worker_heartbeat::{HeartbeatStore, PostgresStore};
+    ///
+    /// let store = PostgresStore::connect("postgres://app@localhost/app")?;
+    /// println!("{}", store.summary()?);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Invalid`] if the URL is not allowed; [`Error::Store`] if the server cannot be
     /// reached, or refuses.
@@ -88,6 +96,15 @@ impl PostgresStore {
     }
 
     /// Connects at the first use, with the default options: [`PostgresOptions::open`].
+    ///
+    /// ```
+    /// use worker_heartbeat::{FleetConfig, PostgresStore, Registry};
+    ///
+    /// // The process starts even while the database is down.
+    /// let store = PostgresStore::open("postgres://app@localhost/app")?;
+    /// # let _ = store;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] if the URL is not allowed.

@@ -61,6 +61,13 @@ impl PostgresOptions {
 
     /// The schema of all tables, views and functions; `worker_heartbeat` by default. ASCII letters,
     /// digits, `_` and `-`.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::PostgresOptions;
+    ///
+    /// let store = PostgresOptions::new().schema("pm_pipeline").connect("postgres://app@localhost/app")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.schema = schema.into();
         self
@@ -69,6 +76,14 @@ impl PostgresOptions {
     /// Whether the schema is set up, and brought up to date, when connecting; `true` by default.
     /// Otherwise its version is only checked; run [`migration_sql`](Self::migration_sql) to migrate
     /// it.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::PostgresOptions;
+    ///
+    /// // A role with more rights has run the migrations.
+    /// let store = PostgresOptions::new().migrations(false).connect("postgres://app@localhost/app")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn migrations(mut self, migrations: bool) -> Self {
         self.migrations = migrations;
         self
@@ -103,6 +118,16 @@ impl PostgresOptions {
     /// **Switch it off behind a proxy that pools transactions**, such as PgBouncer with
     /// `pool_mode = transaction`: there, processes share sessions. Where such a proxy is detected, the
     /// end of a session proves nothing; but settings of a session may reach other clients.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::PostgresOptions;
+    ///
+    /// // Through PgBouncer with pool_mode = transaction.
+    /// let store = PostgresOptions::new()
+    ///     .session_liveness(false)
+    ///     .connect("postgres://app@pgbouncer:6432/app")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn session_liveness(mut self, session_liveness: bool) -> Self {
         self.session_liveness = session_liveness;
         self
@@ -114,6 +139,15 @@ impl PostgresOptions {
     /// They are used with `sslmode=require`, which checks the server's certificate and its name;
     /// `verify-ca` and `verify-full` mean the same. With `sslmode=prefer`, the
     /// default, nothing is checked unless this file is given.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::PostgresOptions;
+    ///
+    /// let store = PostgresOptions::new()
+    ///     .root_certificate("/etc/ssl/company-ca.pem")
+    ///     .connect("postgres://app@db.example.com/app?sslmode=verify-full")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn root_certificate(mut self, path: impl Into<PathBuf>) -> Self {
         self.root_certificate = Some(path.into());
         self
@@ -121,6 +155,16 @@ impl PostgresOptions {
 
     /// Connects, and sets up the schema unless that is switched off. The URL has libpq's format:
     /// `postgres://user:password@host:port/database?sslmode=require`, or `host=... user=...`.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use worker_heartbeat::PostgresOptions;
+    ///
+    /// let store = PostgresOptions::new()
+    ///     .connect_timeout(Duration::from_secs(2))
+    ///     .connect("host=db.example.com user=app dbname=app sslmode=require")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] if the URL or an option is not allowed; [`Error::Store`] if the server
@@ -134,6 +178,15 @@ impl PostgresOptions {
     /// As [`connect`](Self::connect), but connects at the first use, so that a process can start while
     /// the server is down; its workers register later.
     ///
+    /// ```
+    /// use worker_heartbeat::{Error, PostgresOptions};
+    ///
+    /// let store = PostgresOptions::new().open("postgres://app@db.example.com/app")?;
+    /// let refused = PostgresOptions::new().open("db.example.com");
+    /// assert!(matches!(refused, Err(Error::Invalid { .. })));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Invalid`] if the URL or an option is not allowed.
     pub fn open(self, url: &str) -> Result<PostgresStore, Error> {
@@ -142,6 +195,14 @@ impl PostgresOptions {
 
     /// The migrations as plain SQL, for `psql` and a role with the necessary rights. The script can be
     /// run repeatedly.
+    ///
+    /// ```
+    /// use worker_heartbeat::PostgresOptions;
+    ///
+    /// let sql = PostgresOptions::new().schema("pm_pipeline").migration_sql()?;
+    /// assert!(sql.contains("pm_pipeline"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] if the name of the schema is not allowed.

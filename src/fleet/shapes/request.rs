@@ -8,6 +8,19 @@ use crate::fleet::host::ProcessIdentity;
 use crate::serial;
 
 /// Whether a store accepted a write.
+///
+/// ```
+/// use worker_heartbeat::{MemoryStore, State};
+/// use worker_heartbeat::fleet::{Answer, Beat, HeartbeatStore, Registration};
+///
+/// let store = MemoryStore::new();
+/// let first = store.register(&[Registration::new("indexer", "indexer-1")])?.remove(0);
+/// let second = store.register(&[Registration::new("indexer", "indexer-1")])?.remove(0);
+/// let beats = [first, second].map(|worker| Beat::new(worker, State::Idle));
+/// let answers = store.beat(&beats)?;
+/// assert_eq!(answers, [Answer::Superseded, Answer::Accepted]);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -229,6 +242,23 @@ impl Claim {
 }
 
 /// The answer to a claim.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::MemoryStore;
+/// use worker_heartbeat::fleet::{Claim, ClaimAnswer, HeartbeatStore, Registration};
+///
+/// let store = MemoryStore::new();
+/// let ids = ["indexer-1", "indexer-2"].map(|id| Registration::new("indexer", id));
+/// for worker in store.register(&ids)? {
+///     match store.claim(&Claim::new(worker, "run-123", Duration::from_secs(60)))? {
+///         ClaimAnswer::Granted(fence) => println!("granted, with fence {fence}"),
+///         ClaimAnswer::Taken => println!("taken"),
+///         answer => unreachable!("{answer:?}"),
+///     }
+/// }
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",

@@ -67,6 +67,18 @@ pub struct SqliteStore {
 impl SqliteStore {
     /// Opens the file, and creates it if it does not exist.
     ///
+    /// ```
+    /// use worker_heartbeat::{HeartbeatStore, SqliteStore};
+    ///
+    /// # let directory = std::env::temp_dir().join(format!("worker-heartbeat-open-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&directory)?;
+    /// let store = SqliteStore::open(directory.join("fleet.db"))?;
+    /// assert_eq!(store.summary()?.total, 0);
+    /// # drop(store);
+    /// # std::fs::remove_dir_all(&directory)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Store`] if it cannot be opened or written, belongs to another program, or was created
     /// by a newer version of this library.
@@ -90,6 +102,13 @@ impl SqliteStore {
 
     /// As [`open`](Self::open), but the first call opens the file, so that a process can start while
     /// the file is not accessible.
+    ///
+    /// ```
+    /// use worker_heartbeat::{HeartbeatStore, SqliteStore};
+    ///
+    /// let store = SqliteStore::open_later("/not/mounted/yet/fleet.db");
+    /// assert!(store.summary().is_err());
+    /// ```
     #[must_use]
     pub fn open_later(path: impl AsRef<Path>) -> Self {
         Self::lazy(path, DEFAULT_BUSY_TIMEOUT)

@@ -20,6 +20,14 @@ pub struct FleetConfig {
 }
 
 /// What becomes of a living worker that a sweep marked offline.
+///
+/// ```
+/// use worker_heartbeat::{FleetConfig, OnOffline};
+///
+/// // A worker that was taken for dead must not go on beside the one that took over.
+/// let config = FleetConfig::new().on_offline(OnOffline::Fence);
+/// # let _ = config;
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnOffline {
@@ -52,6 +60,14 @@ impl FleetConfig {
     /// How long the end of the last worker, and the
     /// [end of the process](crate::guide::shutdown#the-end-of-the-process), wait until the store has everything; 1 s by default. They don't wait for a store that fails
     /// already, and at most 1 s for a store that still hangs since such a wait timed out.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::FleetConfig;
+    ///
+    /// let config = FleetConfig::new().farewell(Duration::from_millis(500));
+    /// # let _ = config;
+    /// ```
     pub const fn farewell(mut self, farewell: Duration) -> Self {
         self.farewell = farewell;
         self

@@ -146,6 +146,19 @@ impl Registry {
 
 /// A registry's attachment to a store; made by [`Registry::attach`]. A clone is cheap, and dropping
 /// it changes nothing.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{FleetConfig, HeartbeatStore, MemoryStore, Registry, WorkerHeartbeat};
+///
+/// let (registry, store) = (Registry::new(), MemoryStore::new());
+/// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+/// let attachment = registry.attach(store.clone(), FleetConfig::new())?;
+/// hb.beat();
+/// attachment.flush(Duration::from_secs(10));
+/// assert_eq!(store.summary()?.total_active, 1);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Attachment {
     uploader: Arc<Uploader>,
@@ -154,6 +167,17 @@ pub struct Attachment {
 
 impl Attachment {
     /// The state of the attachment: registered workers, failures, the last success.
+    ///
+    /// ```
+    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry};
+    ///
+    /// let attachment = Registry::new().attach(MemoryStore::new(), FleetConfig::new())?;
+    /// let status = attachment.status();
+    /// if let (1.., Some(error)) = (status.failures_in_a_row, &status.last_error) {
+    ///     eprintln!("the store fails: {error}");
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn status(&self) -> StoreStatus {
         self.uploader.status()
@@ -161,12 +185,35 @@ impl Attachment {
 
     /// Blocks until the store has everything up to now, for at most `timeout` of real time; it does
     /// not wait for a store that fails. Returns whether the store has everything.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{FleetConfig, HeartbeatStore, MemoryStore, Registry, WorkerHeartbeat};
+    ///
+    /// let (registry, store) = (Registry::new(), MemoryStore::new());
+    /// let attachment = registry.attach(store.clone(), FleetConfig::new())?;
+    /// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    /// hb.fail("disk full");
+    /// assert!(attachment.flush(Duration::from_secs(10)));
+    /// assert_eq!(store.summary()?.total_dead, 1);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn flush(&self, timeout: Duration) -> bool {
         self.uploader.flush(&Patience::new(timeout))
     }
 
     /// Sends the newest state, and ends the attachment. The workers stay as they are, in the process
     /// and in the store: a sweep will find the living ones stale.
+    ///
+    /// ```
+    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry};
+    ///
+    /// let registry = Registry::new();
+    /// let attachment = registry.attach(MemoryStore::new(), FleetConfig::new())?;
+    /// attachment.detach();
+    /// registry.attach(MemoryStore::new(), FleetConfig::new())?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn detach(self) {
         let uploader = &self.uploader;
         uploader.flush(&Patience::new(uploader.config.farewell));

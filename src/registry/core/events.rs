@@ -9,6 +9,18 @@ use crate::sync::printable::{Age, Printable};
 /// Something that happened to a worker, or to the registry as a whole.
 ///
 /// States are episodes: one event for the beginning, one for the end.
+///
+/// ```
+/// use worker_heartbeat::{Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let events = registry.subscribe();
+/// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+/// let event = events.recv()?;
+/// assert_eq!(event.to_string(), "worker mailer-1: registered");
+/// assert_eq!(event.worker.unwrap().worker_type, "mailer");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Event {
@@ -21,6 +33,17 @@ pub struct Event {
 }
 
 /// The worker that an [`Event`] is about.
+///
+/// ```
+/// use worker_heartbeat::{Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let events = registry.subscribe();
+/// let hb = WorkerHeartbeat::builder("mailer").group("machine-7").registry(&registry).start()?;
+/// let worker = events.recv()?.worker.expect("it is about a worker");
+/// assert_eq!((worker.worker_type.as_str(), worker.group.as_str()), ("mailer", "machine-7"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EventWorker {
@@ -35,6 +58,27 @@ pub struct EventWorker {
 }
 
 /// What happened.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::{EventKind, MockClock, Registry, WorkerHeartbeat};
+///
+/// let time = MockClock::new();
+/// let registry = Registry::with_clock(time.clock());
+/// let events = registry.subscribe();
+/// let hb = WorkerHeartbeat::builder("mailer")
+///     .stall_after(Duration::from_secs(5))
+///     .registry(&registry)
+///     .start()?;
+/// hb.beat();
+/// time.advance(Duration::from_secs(6));
+/// let stalls = events.try_iter().filter(|event| match &event.kind {
+///     EventKind::Became(health) => health.to_string().starts_with("stalled"),
+///     _ => false,
+/// });
+/// assert_eq!(stalls.count(), 1);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum EventKind {
@@ -127,6 +171,16 @@ pub enum EventKind {
 
 impl Event {
     /// The worker's id; empty for the registry as a whole.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let events = registry.subscribe();
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+    /// assert_eq!(events.recv()?.id(), "mailer-1");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> &str {
         self.worker.as_ref().map_or("", |worker| &worker.id)

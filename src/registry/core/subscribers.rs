@@ -16,6 +16,24 @@ use crate::sync::wakers::{Wakers, wake};
 
 /// A bounded queue of events. If its owner is too slow, the oldest are dropped and counted: no worker
 /// waits for it. Dropping it ends the subscription.
+///
+/// ```
+/// use worker_heartbeat::{Registry, WorkerHeartbeat};
+///
+/// let registry = Registry::new();
+/// let events = registry.subscribe();
+/// let watcher = std::thread::spawn(move || {
+///     // Ends with the registry.
+///     events.iter().map(|event| event.to_string()).collect::<Vec<_>>()
+/// });
+/// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+/// hb.fail("disk full");
+/// drop((hb, registry));
+///
+/// let seen = watcher.join().expect("it does not panic");
+/// assert_eq!(seen, ["worker mailer-1: registered", "worker mailer-1: dead: failed: disk full"]);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Subscription {
     receiver: Receiver<Event>,
@@ -36,6 +54,20 @@ impl Subscription {
     ///
     /// It blocks the calling thread: in an async context, use
     /// [`recv_async`](Self::recv_async).
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let events = registry.subscribe();
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").registry(&registry).start()?;
+    /// assert_eq!(events.recv()?.to_string(), "worker mailer-1: registered");
+    /// drop((hb, registry));
+    /// while let Ok(event) = events.recv() {
+    ///     println!("{event}"); // worker mailer-1: stopped: its handle was dropped
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// When the registry is gone and no event is left.
@@ -82,6 +114,15 @@ impl Subscription {
 
     /// Waits for the next event for at most `timeout`, in real time. It blocks the calling thread.
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::Registry;
+    ///
+    /// let registry = Registry::new();
+    /// let events = registry.subscribe();
+    /// assert!(events.recv_timeout(Duration::ZERO).is_err(), "nothing has happened yet");
+    /// ```
+    ///
     /// # Errors
     /// When there was none in that time, or the registry is gone and no event is left.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
@@ -90,6 +131,17 @@ impl Subscription {
 
     /// The next event, if there is one.
     ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let events = registry.subscribe();
+    /// assert!(events.try_recv().is_err(), "nothing has happened yet");
+    /// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// assert!(events.try_recv().is_ok());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// When there is none, or the registry is gone and no event is left.
     pub fn try_recv(&self) -> Result<Event, TryRecvError> {
@@ -97,22 +149,68 @@ impl Subscription {
     }
 
     /// The events that are there now.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let events = registry.subscribe();
+    /// drop(WorkerHeartbeat::builder("mailer").registry(&registry).start()?);
+    /// assert_eq!(events.try_iter().count(), 2); // registered, stopped
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn try_iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.receiver.try_iter()
     }
 
     /// All events to come, until the registry is gone. Blocks the calling thread for each of them.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let events = registry.subscribe();
+    /// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// let first = events.iter().next();
+    /// assert!(first.is_some_and(|event| event.to_string().ends_with("registered")));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.receiver.iter()
     }
 
     /// The channel, for use with [`crossbeam_channel::select!`].
+    ///
+    /// ```
+    /// use crossbeam_channel::{never, select};
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let (events, requests) = (registry.subscribe(), never::<String>());
+    /// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// select! {
+    ///     recv(events.receiver()) -> event => println!("{}", event?),
+    ///     recv(requests) -> request => println!("{}", request?),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn receiver(&self) -> &Receiver<Event> {
         &self.receiver
     }
 
     /// How many events were dropped because the queue was full.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let events = registry.subscribe_with_capacity(1);
+    /// let _first = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// let _second = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
+    /// assert_eq!(events.dropped(), 1);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.mailbox.dropped.load(Ordering::Relaxed)

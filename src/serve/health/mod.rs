@@ -71,6 +71,13 @@ pub struct HealthEndpoint {
 
 impl HealthEndpoint {
     /// An endpoint for the workers of `registry`.
+    ///
+    /// ```
+    /// use worker_heartbeat::{HealthEndpoint, Registry};
+    ///
+    /// let server = HealthEndpoint::new(Registry::global()).serve("127.0.0.1:0")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn new(registry: &Registry) -> Self {
         Self {
             registry: registry.clone(),
@@ -85,6 +92,14 @@ impl HealthEndpoint {
     }
 
     /// Reports the process as not ready, but still live, once this shutdown has begun.
+    ///
+    /// ```
+    /// use worker_heartbeat::{HealthEndpoint, Registry, Shutdown};
+    ///
+    /// let shutdown = Shutdown::builder().install()?;
+    /// let server = HealthEndpoint::new(Registry::global()).shutdown(&shutdown).serve("127.0.0.1:0")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn shutdown(mut self, shutdown: &Shutdown) -> Self {
         self.shutdown = Some(shutdown.clone());
         self
@@ -92,6 +107,23 @@ impl HealthEndpoint {
 
     /// Adds a condition for readiness, such as a database connection. `/readyz` calls `check` at
     /// most every 50 ms and waits at most 5 s for all checks together. A panic counts as a failure.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    /// use worker_heartbeat::{HealthEndpoint, Registry};
+    ///
+    /// let connected = Arc::new(AtomicBool::new(false));
+    /// let is_connected = Arc::clone(&connected);
+    /// let server = HealthEndpoint::new(Registry::global())
+    ///     .check("database", move || match is_connected.load(Ordering::Relaxed) {
+    ///         true => Ok(()),
+    ///         false => Err("not connected yet".to_owned()),
+    ///     })
+    ///     .serve("127.0.0.1:0")?;
+    /// connected.store(true, Ordering::Relaxed); // from now on, /readyz answers ok
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn check(
         mut self,
         name: impl Into<String>,
@@ -104,12 +136,32 @@ impl HealthEndpoint {
     /// Adds the workers of this store, from all processes, to the dashboard. They don't affect the
     /// probes, which cover this process. The store is read at most every 2 s, and only while a
     /// dashboard is open.
+    ///
+    /// ```
+    /// use worker_heartbeat::{FleetConfig, HealthEndpoint, MemoryStore, Registry};
+    ///
+    /// let store = MemoryStore::new();
+    /// let registry = Registry::new();
+    /// registry.attach(store.clone(), FleetConfig::new())?;
+    /// let server = HealthEndpoint::new(&registry).fleet(store).serve("127.0.0.1:0")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn fleet(mut self, store: impl HeartbeatStore + 'static) -> Self {
         self.fleet = Some(Arc::new(store));
         self
     }
 
     /// Serves this coordinator at the same address.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Coordinator, HealthEndpoint, MemoryStore, Registry};
+    ///
+    /// let coordinator = Coordinator::new(MemoryStore::new()).token("s3cret");
+    /// let server = HealthEndpoint::new(Registry::global())
+    ///     .coordinator(coordinator)
+    ///     .serve("127.0.0.1:0")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn coordinator(mut self, coordinator: Coordinator) -> Self {
         self.coordinator = Some(coordinator);
         self
@@ -121,6 +173,13 @@ impl HealthEndpoint {
     /// By default they are shown if the endpoint is [served](Self::serve) on a loopback address.
     /// Callers that use another Host name, or come through a declared proxy, don't see them. Behind
     /// a proxy that adds no headers, use `show_reasons(false)`.
+    ///
+    /// ```
+    /// use worker_heartbeat::{HealthEndpoint, Registry};
+    ///
+    /// let server = HealthEndpoint::new(Registry::global()).show_reasons(false).serve("127.0.0.1:0")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn show_reasons(mut self, show_reasons: bool) -> Self {
         self.show_reasons = Some(show_reasons);
         self
@@ -128,6 +187,16 @@ impl HealthEndpoint {
 
     /// What `/metrics` serves (feature `prometheus`). The default is the metrics of the registry,
     /// and of the [store](Self::fleet) if there is one, by worker type.
+    ///
+    /// ```
+    /// use worker_heartbeat::{HealthEndpoint, Metrics, Registry};
+    ///
+    /// let registry = Registry::global();
+    /// let server = HealthEndpoint::new(registry)
+    ///     .metrics(Metrics::new(registry).per_worker(true))
+    ///     .serve("127.0.0.1:0")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[cfg(feature = "prometheus")]
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = Some(metrics);
@@ -135,6 +204,17 @@ impl HealthEndpoint {
     }
 
     /// The routes, to mount in an axum application. Its tokio runtime needs time enabled.
+    ///
+    /// ```
+    /// use axum::Router;
+    /// use axum::routing::get;
+    /// use worker_heartbeat::{HealthEndpoint, Registry};
+    ///
+    /// let health = HealthEndpoint::new(Registry::global());
+    /// let application: Router = Router::new()
+    ///     .route("/orders", get(|| async { "no orders" }))
+    ///     .merge(health.router());
+    /// ```
     pub fn router(&self) -> Router {
         let disclosure = self.disclosure(Disclosure::Never);
         self.routes(&self.dashboard(disclosure), disclosure)
@@ -182,6 +262,15 @@ impl HealthEndpoint {
     /// Serves at this address on a dedicated thread until the returned server is dropped, so that
     /// it responds even if the application's runtime is blocked.
     ///
+    /// ```
+    /// use worker_heartbeat::{Error, HealthEndpoint, Registry};
+    ///
+    /// let server = HealthEndpoint::new(Registry::global()).serve("127.0.0.1:0")?;
+    /// let taken = HealthEndpoint::new(Registry::global()).serve(server.local_addr());
+    /// assert!(matches!(taken, Err(Error::Listen { .. })));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Invalid`] if the [`coordinator`](Self::coordinator) must not be served at this
     /// address; [`Error::Listen`] if the address is not available; [`Error::Thread`] if the thread
@@ -220,6 +309,23 @@ impl fmt::Debug for HealthEndpoint {
 
 /// A running health endpoint, returned by [`HealthEndpoint::serve`]. Dropping it ends its thread and
 /// frees its port.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use std::net::TcpStream;
+/// use worker_heartbeat::{HealthEndpoint, Registry, WorkerHeartbeat};
+///
+/// let hb = WorkerHeartbeat::builder("mailer").start()?;
+/// hb.beat();
+/// let server = HealthEndpoint::new(Registry::global()).serve("127.0.0.1:0")?;
+///
+/// let mut probe = TcpStream::connect(server.local_addr())?;
+/// probe.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+/// let mut response = String::new();
+/// probe.read_to_string(&mut response)?;
+/// assert!(response.starts_with("HTTP/1.1 200 OK"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the server stops when this is dropped"]
 pub struct HealthServer {
     dashboard: Arc<Dashboard>,

@@ -69,6 +69,13 @@ impl Metrics {
     pub const TEXT: &'static str = "text/plain; version=0.0.4; charset=utf-8";
 
     /// The metrics of this registry.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Metrics, Registry};
+    ///
+    /// let metrics = Metrics::new(Registry::global());
+    /// assert!(metrics.openmetrics().ends_with("# EOF\n"));
+    /// ```
     pub fn new(registry: &Registry) -> Self {
         Self {
             registry: registry.clone(),
@@ -80,6 +87,15 @@ impl Metrics {
 
     /// Whether single workers have samples of their own, by id: at most 10,000 workers, and the number
     /// of the others. The default is no: each id creates new time series.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Metrics, Registry, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").id("mailer-1").start()?;
+    /// let metrics = Metrics::new(Registry::global()).per_worker(true);
+    /// assert!(metrics.openmetrics().contains("mailer-1"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn per_worker(mut self, per_worker: bool) -> Self {
         self.per_worker = per_worker;
         self
@@ -90,6 +106,13 @@ impl Metrics {
     ///
     /// A scrape reads the store at most every 5 s, in a background thread that ends with the reading,
     /// and waits for it at most 1 s. If the store hangs, other metrics are still exported.
+    ///
+    /// ```
+    /// use worker_heartbeat::{MemoryStore, Metrics, Registry};
+    ///
+    /// let metrics = Metrics::new(Registry::global()).fleet(MemoryStore::new());
+    /// assert!(metrics.openmetrics().contains("worker_heartbeat_fleet_"));
+    /// ```
     pub fn fleet(mut self, store: impl HeartbeatStore + 'static) -> Self {
         self.fleet = Some(Arc::new(FleetMetrics::new(Arc::new(store))));
         self
@@ -113,6 +136,16 @@ impl Metrics {
 
     /// The present metrics in the text format of OpenMetrics 1.0, which Prometheus prefers. The
     /// content type is [`OPENMETRICS`](Self::OPENMETRICS).
+    ///
+    /// ```
+    /// use worker_heartbeat::{Metrics, Registry, WorkerHeartbeat};
+    ///
+    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
+    /// hb.beat();
+    /// let text = Metrics::new(Registry::global()).openmetrics();
+    /// assert!(text.contains("worker_heartbeat_beats_total{worker_type=\"mailer\"} 1\n"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub fn openmetrics(&self) -> String {
         let mut registry = PrometheusRegistry::default();
@@ -125,6 +158,13 @@ impl Metrics {
 
     /// The present metrics in the older text format of Prometheus, for tools that don't support
     /// OpenMetrics, such as `promtool check metrics`. The content type is [`TEXT`](Self::TEXT).
+    ///
+    /// ```
+    /// use worker_heartbeat::{Metrics, Registry};
+    ///
+    /// let text = Metrics::new(Registry::global()).text();
+    /// println!("Content-Type: {}\n\n{text}", Metrics::TEXT);
+    /// ```
     #[must_use]
     pub fn text(&self) -> String {
         encoder::prometheus_text(&self.openmetrics())

@@ -38,6 +38,15 @@ pub struct SystemdNotifier(Option<Notifier>);
 impl SystemdNotifier {
     /// Starts a background thread that sends the notifications.
     ///
+    /// ```
+    /// use worker_heartbeat::{Registry, SystemdNotifier};
+    ///
+    /// let registry = Registry::global();
+    /// registry.expect_workers("mailer", 1); // the service is ready when it has come
+    /// let systemd = SystemdNotifier::start(registry)?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Thread`] if the thread can't be started.
     pub fn start(registry: &Registry) -> Result<Self, Error> {
@@ -45,12 +54,33 @@ impl SystemdNotifier {
     }
 
     /// Whether there is a service manager to notify.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, SystemdNotifier};
+    ///
+    /// let systemd = SystemdNotifier::start(Registry::global())?;
+    /// if !systemd.is_active() {
+    ///     println!("not started by systemd");
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub const fn is_active(&self) -> bool {
         self.0.is_some()
     }
 
     /// The timeout of systemd's watchdog; `None` if it is off.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, SystemdNotifier};
+    ///
+    /// let systemd = SystemdNotifier::start(Registry::global())?;
+    /// match systemd.watchdog() {
+    ///     Some(timeout) => println!("systemd restarts the service after {timeout:?} without health"),
+    ///     None => println!("WatchdogSec= is not set"),
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     #[must_use]
     pub const fn watchdog(&self) -> Option<Duration> {
         match &self.0 {

@@ -90,6 +90,13 @@ pub struct Coordinator {
 
 impl Coordinator {
     /// A coordinator of this store.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Coordinator, MemoryStore};
+    ///
+    /// let coordinator = Coordinator::new(MemoryStore::new()).serve("127.0.0.1:0")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn new(store: impl HeartbeatStore + 'static) -> Self {
         Self {
             store: Arc::new(store),
@@ -103,6 +110,16 @@ impl Coordinator {
 
     /// What everybody has to know who asks: `Authorization: Bearer …`. Without one, requests that a
     /// browser sends for a web page are refused.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Coordinator, HeartbeatStore, HttpStore, MemoryStore};
+    ///
+    /// let coordinator = Coordinator::new(MemoryStore::new()).token("s3cret").serve("127.0.0.1:0")?;
+    /// let url = format!("http://{}", coordinator.local_addr());
+    /// assert!(HttpStore::new(&url)?.summary().is_err());
+    /// assert!(HttpStore::builder(&url).token("s3cret").build()?.summary().is_ok());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(Token::new(token.into()));
         self
@@ -111,6 +128,17 @@ impl Coordinator {
     /// The most workers that the store may hold, the ended ones included; 100,000 by default. When
     /// it is full, workers that ended an hour ago or more are forgotten to make room; then, more are
     /// refused with 429.
+    ///
+    /// ```
+    /// use worker_heartbeat::fleet::Registration;
+    /// use worker_heartbeat::{Coordinator, HeartbeatStore, HttpStore, MemoryStore};
+    ///
+    /// let coordinator = Coordinator::new(MemoryStore::new()).max_workers(1).serve("127.0.0.1:0")?;
+    /// let store = HttpStore::new(format!("http://{}", coordinator.local_addr()))?;
+    /// store.register(&[Registration::new("mailer", "mailer-1")])?;
+    /// assert!(store.register(&[Registration::new("mailer", "mailer-2")]).is_err());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     pub const fn max_workers(mut self, max_workers: usize) -> Self {
         self.max_workers = max_workers;
         self
@@ -142,6 +170,17 @@ impl Coordinator {
     /// Nothing here knows where the application listens: without a [`token`](Self::token), everybody
     /// who reaches it can register, stop and sweep workers. It is also the application that limits
     /// connections, and how long a client may take to send the head of a request.
+    ///
+    /// ```
+    /// use axum::Router;
+    /// use axum::routing::get;
+    /// use worker_heartbeat::{Coordinator, MemoryStore};
+    ///
+    /// let coordinator = Coordinator::new(MemoryStore::new()).token("s3cret");
+    /// let application: Router = Router::new()
+    ///     .route("/orders", get(|| async { "no orders" }))
+    ///     .merge(coordinator.router());
+    /// ```
     pub fn router(&self) -> Router {
         let shared = Arc::new(Shared {
             service: Service::new(Arc::clone(&self.store), self.max_workers),
@@ -165,6 +204,15 @@ impl Coordinator {
     }
 
     /// Serves at this address on a thread of its own, until what is returned is dropped.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Coordinator, Error, MemoryStore};
+    ///
+    /// let open_to_all = Coordinator::new(MemoryStore::new()).serve("0.0.0.0:0");
+    /// assert!(matches!(open_to_all, Err(Error::Invalid { field: "address", .. })));
+    /// let coordinator = Coordinator::new(MemoryStore::new()).token("s3cret").serve("0.0.0.0:0")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] if it is not a loopback address and there is no token, or if the token is
@@ -210,6 +258,14 @@ impl Coordinator {
 
 /// A coordinator at work; made by [`Coordinator::serve`]. Dropping it ends its thread and frees its
 /// port; requests that have begun are given a second to end.
+///
+/// ```
+/// use worker_heartbeat::{Coordinator, MemoryStore};
+///
+/// let coordinator = Coordinator::new(MemoryStore::new()).serve("127.0.0.1:0")?;
+/// println!("http://{}", coordinator.local_addr());
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "serving ends when this is dropped"]
 pub struct RunningCoordinator {
