@@ -117,7 +117,7 @@ pub use health::{
 };
 pub use registry::core::events::{Event, EventKind, EventWorker};
 pub use registry::core::subscribers::Subscription;
-pub use registry::{Probe, Registry, Snapshot};
+pub use registry::{Counters, Probe, Registry, Snapshot, TypeCounters};
 #[cfg(feature = "beacon")]
 pub use serve::Beacon;
 #[cfg(feature = "prometheus")]

@@ -287,6 +287,20 @@ pub enum StallCause {
     Unknown,
 }
 
+impl StallCause {
+    /// The name in snake case, as in log records: `blocked`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Busy { .. } => "busy",
+            Self::Blocked { .. } => "blocked",
+            Self::Starved { .. } => "starved",
+            Self::ThreadEnded => "thread_ended",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 impl fmt::Display for StallCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

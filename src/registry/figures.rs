@@ -1,9 +1,14 @@
 //! The figures that metrics export of a registry: by type, at one moment.
+#![cfg_attr(
+    not(feature = "prometheus"),
+    expect(dead_code, reason = "only the metrics read the gauges")
+)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::counters::{Counters, TypeCounters};
 use super::scan::{ProfileTotals, Tally};
 use super::{Registry, Snapshot};
 use crate::clock::Moment;
@@ -11,30 +16,26 @@ use crate::health::{
     Activity, Health, MissingWorkers, Signs, State, StateCounts, StoreStatus, SweepTotals,
 };
 use crate::registry::core::Core;
-use crate::registry::core::counts::TypeCounts;
+use crate::registry::core::counts::{Count, TypeCounts};
 use crate::registry::core::record::Record;
 use crate::registry::core::worker_ref::Facts;
 
 /// See the module.
 pub(crate) struct Figures {
+    pub counters: Counters,
     /// Every type that has ever had a worker.
     pub types: BTreeMap<Box<str>, TypeFigures>,
     /// Every type that is expected.
     pub expected: Vec<MissingWorkers>,
     /// The age of the pacemaker's last tick; `None` without workers, and so without a pacemaker.
     pub tick_age: Option<Duration>,
-    /// Ended workers that were forgotten for want of room.
-    pub forgotten: u64,
     /// The store that the registry is attached to, and the number of leases held.
     pub store: Option<(StoreStatus, usize)>,
 }
 
 /// The figures of the workers of one type.
 pub(crate) struct TypeFigures {
-    pub counts: Arc<TypeCounts>,
     pub states: StateCounts,
-    /// Beats of all workers that there ever were.
-    pub beats: u64,
     /// The longest time that a living worker has been without a heartbeat; since its registration, if
     /// it never had one.
     pub heartbeat_age: Option<Duration>,
@@ -56,18 +57,44 @@ impl Registry {
             by_type.entry(counts).or_default().add_all(&totals);
         }
         let types = tally.types.into_iter();
+        let mut counters = self.totals();
         let types = types.map(|(name, counts, ended_beats)| {
             let totals = by_type.remove(&Arc::as_ptr(&counts).addr());
             let totals = totals.unwrap_or_default();
-            (name, TypeFigures::of(counts, ended_beats, &totals))
+            let beats = ended_beats.saturating_add(totals.beats);
+            let of_type = counts.read(counts.monotonic_beats(beats));
+            counters.by_type.insert(name.to_string(), of_type);
+            (name, TypeFigures::of(&totals))
         });
+        let types = types.collect();
         let store_hook = self.inner.core.store_hook.get();
         Figures {
-            types: types.collect(),
+            counters,
+            types,
             expected: self.expected(),
             tick_age: self.tick_age(&observed),
-            forgotten: self.inner.tombstones.forgotten(),
             store: store_hook.map(|store| (store.status(), store.leases_held())),
+        }
+    }
+
+    /// The counters that are not of a type.
+    fn totals(&self) -> Counters {
+        let core = &self.inner.core;
+        let counts = &core.counts;
+        let time = |nanos: &Count| Duration::from_nanos(nanos.get());
+        Counters {
+            by_type: BTreeMap::new(),
+            forgotten_workers: self.inner.tombstones.forgotten(),
+            dropped_events: core.subscribers.dropped(),
+            suppressed_log_lines: core.suppressed_log_lines(),
+            pacemaker_ticks: counts.ticks.get(),
+            pacemaker_late_ticks: counts.late_ticks.get(),
+            pacemaker_lateness: time(&counts.lateness_nanos),
+            pacemaker_unobserved: time(&counts.forgiven_nanos),
+            store_failures: counts.store_failures.get(),
+            leases_claimed: counts.leases_claimed.get(),
+            leases_lost: counts.leases_lost.get(),
+            sweeps: self.swept(),
         }
     }
 
@@ -156,18 +183,29 @@ impl Totals {
 }
 
 impl TypeFigures {
-    fn of(counts: Arc<TypeCounts>, ended_beats: u64, totals: &Totals) -> Self {
+    const fn of(totals: &Totals) -> Self {
         Self {
             states: totals.states,
-            beats: ended_beats.saturating_add(totals.beats),
             heartbeat_age: totals.heartbeat_age,
             progress_age: totals.progress_age,
-            counts,
         }
     }
+}
 
-    /// The beats, never fewer than were exported before.
-    pub(crate) fn monotonic_beats(&self) -> u64 {
-        self.counts.monotonic_beats(self.beats)
+impl TypeCounts {
+    /// With these beats, which are in the workers' cells.
+    fn read(&self, beats: u64) -> TypeCounters {
+        TypeCounters {
+            beats,
+            registrations: self.registrations.get(),
+            restarts: self.restarts.get(),
+            give_ups: self.given_up.get(),
+            deaths: self.deaths().collect(),
+            late_warnings: self.late_warnings.get(),
+            stalls: self.stalls.get(),
+            stale_episodes: self.stale.get(),
+            never_started: self.never_started.get(),
+            failed_tasks: self.failed_tasks.get(),
+        }
     }
 }

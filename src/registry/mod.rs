@@ -4,7 +4,7 @@ mod admission;
 
 pub(crate) mod at_exit;
 pub(crate) mod core;
-#[cfg(feature = "prometheus")]
+mod counters;
 pub(crate) mod figures;
 mod index;
 mod membership;
@@ -37,6 +37,7 @@ use crate::registry::core::{Core, Expectation};
 use crate::registry::pacemaker::Pacemaker;
 pub(crate) use admission::Spec;
 use at_exit::{AtExit, Witness};
+pub use counters::{Counters, TypeCounters};
 use index::Index;
 pub(crate) use membership::Membership;
 pub use probe::{Probe, Snapshot};

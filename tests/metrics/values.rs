@@ -424,3 +424,33 @@ fn how_long_a_scrape_of_many_workers_takes() {
     let each = metrics.clone().per_worker(true);
     measure("a scrape, 10,000 one by one", &|| each.openmetrics().len());
 }
+
+#[test]
+fn counters_in_code_are_those_that_are_exported() {
+    let world = World::new();
+    let hb = world.worker("w").start().unwrap();
+    hb.beat();
+    hb.begin_task("run-1", "").fail("no");
+    hb.fail("disk full");
+    let scrape = Scrape::new(&world.registry);
+    let mut compared = 0;
+    world.registry.counters().each(|name, labels, value| {
+        let remote = labels
+            .iter()
+            .any(|(_, value)| ["killed", "gone", "lost"].contains(value));
+        if name.ends_with("_milliseconds") || name == "sweeps" || remote {
+            return;
+        }
+        let labels: Vec<_> = labels
+            .iter()
+            .map(|(key, value)| format!("{key}=\"{value}\""))
+            .collect();
+        let series = match labels.join(",") {
+            labels if labels.is_empty() => format!("{name}_total"),
+            labels => format!("{name}_total{{{labels}}}"),
+        };
+        assert_eq!(scrape.get(&series), value as f64, "{series}");
+        compared += 1;
+    });
+    assert!(compared >= 20, "{compared}");
+}

@@ -1,5 +1,6 @@
 //! What the log is told, and what a log implementation can do to the rest.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Once, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -13,6 +14,22 @@ type Listener = Box<dyn Fn(&Line) + Send + Sync>;
 
 static LISTENERS: Mutex<Vec<Arc<Listener>>> = Mutex::new(Vec::new());
 
+/// The key-values of each line.
+static FIELDS: Mutex<Vec<(String, BTreeMap<String, String>)>> = Mutex::new(Vec::new());
+
+struct Fields(BTreeMap<String, String>);
+
+impl<'a> log::kv::VisitSource<'a> for Fields {
+    fn visit_pair(
+        &mut self,
+        key: log::kv::Key<'a>,
+        value: log::kv::Value<'a>,
+    ) -> Result<(), log::kv::Error> {
+        self.0.insert(key.to_string(), value.to_string());
+        Ok(())
+    }
+}
+
 struct Logger;
 
 impl log::Log for Logger {
@@ -22,6 +39,9 @@ impl log::Log for Logger {
 
     fn log(&self, record: &log::Record<'_>) {
         let line = (record.level(), record.args().to_string());
+        let mut fields = Fields(BTreeMap::new());
+        record.key_values().visit(&mut fields).unwrap();
+        FIELDS.lock().unwrap().push((line.1.clone(), fields.0));
         let listeners = LISTENERS.lock().unwrap().clone();
         listeners.iter().for_each(|listener| listener(&line));
     }
@@ -49,6 +69,32 @@ fn lines_with(text: &'static str) -> Arc<Mutex<Vec<Line>>> {
         }
     });
     lines
+}
+
+#[test]
+fn records_have_id_type_state_cause_and_run_as_key_values() {
+    listen(|_| ());
+    let world = World::new();
+    let start = |id: &str| world.worker("kv").id(id).start().unwrap();
+    let hb = start("kv-1");
+    let _task = hb.begin_task("run-7", "sending");
+    hb.begin_task("run-8", "").fail("no mailbox");
+    hb.fail("disk full");
+    start("kv-2").stop();
+    let fields = |text: &str| {
+        let all = FIELDS.lock().unwrap();
+        let found = all.iter().rfind(|(line, _)| line.contains(text));
+        let found = found.unwrap_or_else(|| panic!("{text} is not in {all:?}"));
+        let of = |name: &str| found.1.get(name).cloned().unwrap_or_default();
+        [of("id"), of("type"), of("state"), of("cause"), of("run")]
+    };
+    for (text, expected) in [
+        ("kv-1: dead", ["kv-1", "kv", "dead", "failed", "run-7"]),
+        ("kv-2: stopped", ["kv-2", "kv", "stopped", "stop", ""]),
+        ("kv-1: task failed", ["kv-1", "kv", "", "", "run-8"]),
+    ] {
+        assert_eq!(fields(text), expected, "{text}");
+    }
 }
 
 #[test]

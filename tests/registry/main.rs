@@ -452,6 +452,52 @@ fn a_subscription_is_read_by_a_loop() {
 }
 
 #[test]
+fn counters_count_what_happened_whoever_is_forgotten() {
+    let world = World::new();
+    let slow = world.registry.subscribe_with_capacity(1);
+    let start = |id: &str| {
+        let builder = world.worker("w").id(id).stall_after(10 * SECOND);
+        builder.start().unwrap()
+    };
+    let hb = start("a");
+    hb.beat();
+    hb.begin_task("run-1", "").fail("no");
+    hb.update_task("run-2", "", Activity::Processing);
+    world.seconds(11);
+    hb.fail("disk full");
+    drop(hb);
+    start("a").stop();
+    drop(start("b"));
+    world.registry.purge(Duration::ZERO);
+    assert!(world.registry.sweep().success);
+
+    let counters = world.registry.counters();
+    let of_type = &counters.by_type["w"];
+    assert_eq!((of_type.registrations, of_type.restarts), (3, 1));
+    assert_eq!((of_type.stalls, of_type.late_warnings), (1, 1));
+    assert_eq!((of_type.stale_episodes, of_type.never_started), (0, 0));
+    assert_eq!((of_type.failed_tasks, of_type.give_ups), (1, 0));
+    assert_eq!(of_type.deaths["failed"], 1);
+    assert_eq!(of_type.deaths.values().sum::<u64>(), 1);
+    assert!(of_type.beats >= 4, "{}", of_type.beats);
+    assert_eq!(counters.dropped_events, slow.dropped());
+    assert!(counters.dropped_events > 0);
+    assert!(counters.pacemaker_ticks > 0);
+    assert_eq!(counters.sweeps.successes, 1);
+    drop(slow);
+    assert!(world.registry.counters().dropped_events >= counters.dropped_events);
+
+    let mut all = std::collections::BTreeMap::new();
+    counters.each(|name, labels, value| {
+        let before = all.insert(format!("{name} {labels:?}"), value);
+        assert!(before.is_none(), "{name} {labels:?} comes twice");
+    });
+    let deaths = r#"deaths [("worker_type", "w"), ("cause", "failed")]"#;
+    assert_eq!(all[deaths], 1);
+    assert_eq!(all[r#"sweeps [("result", "success")]"#], 1);
+}
+
+#[test]
 fn a_sweep_reads_as_a_sentence() {
     let world = World::new();
     let start = |n| world.worker("w").id(format!("w-{n}")).group("g").start();

@@ -27,7 +27,6 @@ use crate::registry::core::store_hook::StoreHook;
 use crate::registry::{Registry, WeakRegistry};
 use crate::sync::background::Background;
 pub use config::{FleetConfig, OnOffline};
-#[cfg(feature = "prometheus")]
 use session::ClockReading;
 use sync_state::{SyncState, SyncedWorker};
 
@@ -272,7 +271,6 @@ impl StoreHook for Uploader {
         }
     }
 
-    #[cfg(feature = "prometheus")]
     fn leases_held(&self) -> usize {
         let now = ClockReading::of(&self.clock);
         let sync_state = self.sync_state.lock();

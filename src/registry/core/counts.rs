@@ -32,7 +32,6 @@ impl Count {
     }
 
     /// Raises it to at least this value. Returns the result.
-    #[cfg(feature = "prometheus")]
     fn raise(&self, least: u64) -> u64 {
         self.0.fetch_max(least, Ordering::Relaxed).max(least)
     }
@@ -87,11 +86,11 @@ pub(crate) struct TypeCounts {
     pub stale: Count,
     pub never_started: Count,
     pub failed_tasks: Count,
+    pub late_warnings: Count,
     deaths: [Count; CAUSES.len()],
     /// Beats of lives that are over; those of the present lives are in the cells.
     pub beats: Count,
     /// The highest number of beats that was exported.
-    #[cfg(feature = "prometheus")]
     reported_beats: Count,
 }
 
@@ -106,6 +105,7 @@ impl TypeCounts {
             EventKind::Registered => self.registrations.add(1),
             EventKind::GaveUp { .. } => self.given_up.add(1),
             EventKind::TaskFailed { .. } => self.failed_tasks.add(1),
+            EventKind::Late { .. } => self.late_warnings.add(1),
             EventKind::Became(Health::Dead { death, .. }) => {
                 let name = death.cause.name();
                 let causes = CAUSES.iter().zip(&self.deaths);
@@ -124,14 +124,12 @@ impl TypeCounts {
     }
 
     /// The number of deaths, by the names of the causes.
-    #[cfg(feature = "prometheus")]
     pub(crate) fn deaths(&self) -> impl Iterator<Item = (&'static str, u64)> {
         CAUSES.into_iter().zip(self.deaths.iter().map(Count::get))
     }
 
     /// The beats of all lives, never fewer than were exported before. Concurrent beats of several
     /// threads for one worker may set its counter back.
-    #[cfg(feature = "prometheus")]
     pub(crate) fn monotonic_beats(&self, counted: u64) -> u64 {
         self.reported_beats.raise(counted)
     }

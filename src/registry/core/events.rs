@@ -186,6 +186,19 @@ impl Event {
         self.worker.as_ref().map_or("", |worker| &worker.id)
     }
 
+    /// What a log record has as key-values, with their names.
+    pub(crate) fn fields(&self) -> [(&'static str, Option<&str>); 5] {
+        let worker = self.worker.as_ref();
+        let (state, cause, run) = self.kind.fields();
+        [
+            ("id", worker.map(|worker| &*worker.id)),
+            ("type", worker.map(|worker| &*worker.worker_type)),
+            ("state", state),
+            ("cause", cause),
+            ("run", run),
+        ]
+    }
+
     pub(crate) fn level(&self) -> log::Level {
         match &self.kind {
             EventKind::Registered | EventKind::Started => log::Level::Debug,
@@ -215,6 +228,30 @@ impl fmt::Display for Event {
             write!(f, "worker {}: ", Printable(&worker.id))?;
         }
         self.kind.fmt(f)
+    }
+}
+
+impl EventKind {
+    /// The state that the worker has got into, the cause, and the run.
+    fn fields(&self) -> (Option<&'static str>, Option<&str>, Option<&str>) {
+        match self {
+            Self::Became(health) => {
+                let (cause, run) = match health {
+                    Health::Dead { death, .. } => {
+                        (Some(death.cause.name()), death.run_id.as_deref())
+                    }
+                    Health::Stopped { by, .. } => (Some(by.name()), None),
+                    Health::Stalled(stalled) => {
+                        (Some(stalled.cause.name()), stalled.run_id.as_deref())
+                    }
+                    _ => (None, None),
+                };
+                (Some(health.state().name()), cause, run)
+            }
+            Self::TaskFailed { run_id, .. } => (None, None, run_id.as_deref()),
+            Self::LeaseLost { run_id, .. } => (None, None, Some(run_id)),
+            _ => (None, None, None),
+        }
     }
 }
 

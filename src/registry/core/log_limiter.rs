@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::counts::Count;
+use super::events::Event;
 use crate::clock::Moment;
-use crate::sync::log::log_line;
+use crate::sync::log::{log_fields, log_line};
 
 /// At most this many lines of a kind are written in one window.
 const LINES: u32 = 100;
@@ -22,6 +24,7 @@ const KINDS: [(log::Level, &str); 3] = [
 #[derive(Debug, Default)]
 pub(crate) struct LogLimiter {
     windows: Mutex<[Window; KINDS.len()]>,
+    suppressed: Count,
 }
 
 #[derive(Debug, Default)]
@@ -32,7 +35,8 @@ struct Window {
 }
 
 impl LogLimiter {
-    pub(super) fn write(&self, now: Moment, level: log::Level, text: &dyn std::fmt::Display) {
+    pub(super) fn write(&self, now: Moment, event: &Event) {
+        let level = event.level();
         if level > log::max_level() {
             return;
         }
@@ -46,13 +50,19 @@ impl LogLimiter {
             window.turn(now);
             if window.lines >= LINES {
                 window.left_out += 1;
+                self.suppressed.add(1);
                 return;
             }
             window.lines += 1;
             std::mem::take(&mut window.left_out)
         };
         tell_left_out(kind, left_out);
-        log_line(level, format_args!("{text}"));
+        log_fields(level, format_args!("{event}"), &event.fields());
+    }
+
+    /// How many lines were suppressed so far.
+    pub(super) fn suppressed(&self) -> u64 {
+        self.suppressed.get()
     }
 
     /// Logs the number of suppressed lines once its window is over. With `last`, logs it at once,

@@ -214,8 +214,12 @@ impl Core {
     }
 
     pub(crate) fn log(&self, event: &Event) {
-        self.log_limiter
-            .write(self.clock.now(), event.level(), event);
+        self.log_limiter.write(self.clock.now(), event);
+    }
+
+    /// How many log lines were left out so far.
+    pub(in crate::registry) fn suppressed_log_lines(&self) -> u64 {
+        self.log_limiter.suppressed()
     }
 
     /// As [`log`](Self::log), but never after the end of the worker.

@@ -24,7 +24,6 @@ pub(crate) trait StoreHook: Send + Sync + std::fmt::Debug {
     fn close(&self);
     fn status(&self) -> StoreStatus;
     /// The number of leases held now.
-    #[cfg(feature = "prometheus")]
     fn leases_held(&self) -> usize;
     fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
 }

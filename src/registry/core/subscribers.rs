@@ -11,6 +11,7 @@ use crossbeam_channel::{
 };
 use parking_lot::{Mutex, RwLock};
 
+use super::counts::Count;
 use super::events::Event;
 use crate::sync::wakers::{Wakers, wake};
 
@@ -284,6 +285,8 @@ const MOST_UNREAD: usize = 65_536;
 #[derive(Debug, Default)]
 pub(crate) struct Subscribers {
     subscribers: RwLock<Vec<Subscriber>>,
+    /// Events that were dropped for any subscriber that there ever was.
+    dropped: Count,
 }
 
 #[derive(Debug)]
@@ -309,6 +312,10 @@ impl Subscribers {
         Subscription { receiver, mailbox }
     }
 
+    pub(in crate::registry) fn dropped(&self) -> u64 {
+        self.dropped.get()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.subscribers.read().is_empty()
     }
@@ -318,7 +325,11 @@ impl Subscribers {
         let mut gone = false;
         for subscriber in &*self.subscribers.read() {
             match subscriber.mailbox.upgrade() {
-                Some(mailbox) => subscriber.send(event.clone(), &mailbox.dropped),
+                Some(mailbox) => {
+                    let dropped = subscriber.send(event.clone());
+                    mailbox.dropped.fetch_add(dropped, Ordering::Relaxed);
+                    self.dropped.add(dropped);
+                }
                 None => gone = true,
             }
         }
@@ -360,18 +371,18 @@ impl Mailbox {
 }
 
 impl Subscriber {
-    fn send(&self, mut event: Event, dropped: &AtomicU64) {
+    /// Returns how many events were dropped for it.
+    fn send(&self, mut event: Event) -> u64 {
+        let mut dropped = 0;
         // Other threads may fill the queue again; after a few tries this event is dropped.
         for _ in 0..8 {
             match self.sender.try_send(event) {
                 Err(TrySendError::Full(back)) => event = back,
-                _ => return,
+                _ => return dropped,
             }
-            if self.receiver.try_recv().is_ok() {
-                dropped.fetch_add(1, Ordering::Relaxed);
-            }
+            dropped += u64::from(self.receiver.try_recv().is_ok());
         }
-        dropped.fetch_add(1, Ordering::Relaxed);
+        dropped + 1
     }
 }
 

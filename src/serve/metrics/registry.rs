@@ -7,9 +7,8 @@ use std::time::Duration;
 use super::encoder::{Encoder, MetricSample, label};
 use crate::fleet::Sweeper;
 use crate::health::{DeathCause, State, SweepTotals};
-use crate::registry::core::counts::{Count, TypeCounts};
 use crate::registry::figures::{Figures, TypeFigures};
-use crate::registry::{Registry, Snapshot};
+use crate::registry::{Registry, Snapshot, TypeCounters};
 
 /// The most workers with samples of their own.
 const MAX_WORKERS: usize = 10_000;
@@ -25,7 +24,7 @@ pub(super) fn encode(
     encode_totals(encoder, &figures)?;
     encode_expected(encoder, &figures)?;
     encode_pacemaker(encoder, registry, &figures)?;
-    encode_store(encoder, registry, &figures)?;
+    encode_store(encoder, &figures)?;
     encode_sweeps(encoder, registry, sweepers)
 }
 
@@ -61,53 +60,57 @@ fn encode_states(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
 }
 
 fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
-    let types = || figures.types.iter();
+    let types = || figures.counters.by_type.iter();
     encoder.counters(
         "beats",
         "Beats of all workers",
-        types().map(|(name, of_type)| (type_label(name), of_type.monotonic_beats())),
+        types().map(|(name, of_type)| (type_label(name), of_type.beats)),
     )?;
-    type Total = fn(&TypeCounts) -> &Count;
-    let totals: [(&str, &str, Total); 7] = [
+    type Total = fn(&TypeCounters) -> u64;
+    let totals: [(&str, &str, Total); 8] = [
         (
             "registrations",
             "Incarnations that began, including restarts",
-            |counts| &counts.registrations,
+            |counts| counts.registrations,
         ),
         (
             "restarts",
             "Incarnations that replaced an ended one of the same worker",
-            |counts| &counts.restarts,
+            |counts| counts.restarts,
         ),
         (
             "give_ups",
             "Workers that their supervisor gave up",
-            |counts| &counts.given_up,
+            |counts| counts.give_ups,
         ),
         (
             "stalls",
             "Times that a worker stalled: made no progress for longer than allowed",
-            |counts| &counts.stalls,
+            |counts| counts.stalls,
         ),
         (
             "stale_episodes",
             "Times that a worker became stale: had no heartbeat for longer than allowed",
-            |counts| &counts.stale,
+            |counts| counts.stale_episodes,
         ),
         (
             "never_started",
             "Workers that made no progress within their startup grace",
-            |counts| &counts.never_started,
+            |counts| counts.never_started,
+        ),
+        (
+            "late_warnings",
+            "Times that a worker used three quarters of its allowance",
+            |counts| counts.late_warnings,
         ),
         (
             "failed_tasks",
             "Tasks that failed while their worker went on",
-            |counts| &counts.failed_tasks,
+            |counts| counts.failed_tasks,
         ),
     ];
     for (name, help, total) in totals {
-        let samples =
-            types().map(|(name, of_type)| (type_label(name), total(&of_type.counts).get()));
+        let samples = types().map(|(name, of_type)| (type_label(name), total(of_type)));
         encoder.counters(name, help, samples)?;
     }
     // Usually only stores report these causes: they are omitted while they are 0.
@@ -116,7 +119,7 @@ fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
         "deaths",
         "Workers that died, by cause",
         types().flat_map(|(name, of_type)| {
-            let deaths = of_type.counts.deaths();
+            let deaths = of_type.deaths.iter().map(|(cause, count)| (*cause, *count));
             let shown = deaths.filter(|(cause, count)| *count > 0 || !remote.contains(cause));
             shown.map(|(cause, count)| cause_sample(name, cause, count))
         }),
@@ -124,7 +127,17 @@ fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
     encoder.counter(
         "forgotten_workers",
         "Ended workers that were dropped to bound the memory",
-        figures.forgotten,
+        figures.counters.forgotten_workers,
+    )?;
+    encoder.counter(
+        "dropped_events",
+        "Events that were dropped because a subscriber did not read them in time",
+        figures.counters.dropped_events,
+    )?;
+    encoder.counter(
+        "suppressed_log_lines",
+        "Log lines that were left out because there were too many",
+        figures.counters.suppressed_log_lines,
     )
 }
 
@@ -157,7 +170,7 @@ fn encode_pacemaker(
     registry: &Registry,
     figures: &Figures,
 ) -> fmt::Result {
-    let counts = registry.counts();
+    let counters = &figures.counters;
     if let Some(age) = figures.tick_age {
         encoder.gauge(
             "pacemaker_tick_age_seconds",
@@ -173,28 +186,28 @@ fn encode_pacemaker(
     encoder.counter(
         "pacemaker_ticks",
         "Ticks of the pacemaker",
-        counts.ticks.get(),
+        counters.pacemaker_ticks,
     )?;
     encoder.counter(
         "pacemaker_late_ticks",
         "Ticks of the pacemaker that came more than one resolution late",
-        counts.late_ticks.get(),
+        counters.pacemaker_late_ticks,
     )?;
     encoder.counter(
         "pacemaker_lateness_seconds",
         "Total pacemaker tick lateness",
-        seconds(&counts.lateness_nanos),
+        counters.pacemaker_lateness.as_secs_f64(),
     )?;
     encoder.counter(
         "pacemaker_unobserved_seconds",
         "Time that the pacemaker could not observe and that was not charged to workers",
-        seconds(&counts.forgiven_nanos),
+        counters.pacemaker_unobserved.as_secs_f64(),
     )
 }
 
 /// The store that the registry is attached to, and the leases.
-fn encode_store(encoder: &mut Encoder<'_>, registry: &Registry, figures: &Figures) -> fmt::Result {
-    let counts = registry.counts();
+fn encode_store(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
+    let counters = &figures.counters;
     encoder.gauge(
         "store_attached",
         "Whether the registry is attached to a store",
@@ -203,7 +216,7 @@ fn encode_store(encoder: &mut Encoder<'_>, registry: &Registry, figures: &Figure
     encoder.counter(
         "store_failures",
         "Failed calls to the store",
-        counts.store_failures.get(),
+        counters.store_failures,
     )?;
     if let Some((status, leases)) = &figures.store {
         encoder.gauge(
@@ -237,12 +250,12 @@ fn encode_store(encoder: &mut Encoder<'_>, registry: &Registry, figures: &Figure
     encoder.counter(
         "leases_claimed",
         "Leases that were granted to workers of this process",
-        counts.leases_claimed.get(),
+        counters.leases_claimed,
     )?;
     encoder.counter(
         "leases_lost",
         "Leases that expired or were revoked while they were held",
-        counts.leases_lost.get(),
+        counters.leases_lost,
     )
 }
 
@@ -373,10 +386,6 @@ pub(super) fn cause_sample<'l>(
 pub(super) fn state_sample(name: &str, state: State, count: usize) -> MetricSample<'_, 2, u64> {
     let labels = [("worker_type", label(name)), ("state", state.name())];
     (labels, count as u64)
-}
-
-fn seconds(nanos: &Count) -> f64 {
-    Duration::from_nanos(nanos.get()).as_secs_f64()
 }
 
 fn add_totals(one: SweepTotals, other: SweepTotals) -> SweepTotals {
