@@ -80,9 +80,12 @@ pub enum Error {
         /// Names of the signals, such as `SIGTERM, SIGINT`.
         signals: String,
     },
-    /// [`Shutdown`](crate::Shutdown) is already installed in this process.
-    #[error("shutdown is already installed in this process; it can be installed once")]
-    AlreadyInstalled,
+    /// Signals belong to another [`Shutdown`](crate::Shutdown) of this process.
+    #[error("cannot hook {signals}: hooked by another Shutdown of this process")]
+    AlreadyInstalled {
+        /// Names of the signals, such as `SIGTERM, SIGINT`.
+        signals: String,
+    },
     /// Supervised work panicked.
     #[error("worker {id:?} panicked: {message}")]
     Panicked {

@@ -189,6 +189,7 @@ report! {
         "cause": this.cause.to_string(),
         "hung": this.hung,
         "died": this.died,
+        "gave_up": this.gave_up,
         "cleanups": this.cleanups,
         "took_s": this.took.as_secs_f64(),
     }

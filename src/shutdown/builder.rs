@@ -217,12 +217,13 @@ impl ShutdownBuilder {
     ///
     /// let shutdown = Shutdown::builder().install()?;
     /// let second = Shutdown::builder().install();
-    /// assert!(matches!(second, Err(Error::AlreadyInstalled)));
+    /// assert!(matches!(second, Err(Error::AlreadyInstalled { .. })));
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::AlreadyInstalled`] the second time in a process; [`Error::Invalid`] names a timeout
+    /// [`Error::AlreadyInstalled`] names signals of another shutdown of this process;
+    /// [`Error::Invalid`] names a timeout
     /// that is not allowed; [`Error::SignalBlocked`] names signals that would never arrive, since
     /// every thread blocks them (known on Linux, with `/proc`); [`Error::Signal`] and
     /// [`Error::Thread`] if the system refuses.
@@ -231,7 +232,9 @@ impl ShutdownBuilder {
         if let Some(timeout) = self.exit_timeout {
             check("exit_timeout", timeout)?;
         }
-        let guard = InstallGuard::take().ok_or(Error::AlreadyInstalled)?;
+        let guard = InstallGuard::take().ok_or_else(|| Error::AlreadyInstalled {
+            signals: names(&self.signals),
+        })?;
         if self.registries.is_empty() {
             self.registries.push(Registry::global().clone());
         }
@@ -274,6 +277,11 @@ impl ShutdownBuilder {
             _witness: Witness::held(),
         })
     }
+}
+
+fn names(signals: &[Signal]) -> String {
+    let names: Vec<_> = signals.iter().map(|signal| signal.name()).collect();
+    names.join(", ")
 }
 
 fn check(name: &'static str, timeout: Duration) -> Result<(), Error> {

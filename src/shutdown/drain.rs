@@ -171,6 +171,7 @@ impl Inner {
             hung,
             unreturned: self.unreturned(),
             died: self.died(progress),
+            gave_up: self.gave_up(),
             cleanups,
             took: begun.time.elapsed(),
         })
@@ -196,6 +197,14 @@ impl Inner {
             );
         }
         died
+    }
+
+    /// The workers that their supervisor has given up.
+    fn gave_up(&self) -> Vec<DeadWorker> {
+        let workers = self.registries.iter().flat_map(Registry::worker_refs);
+        workers
+            .filter_map(|worker| DeadWorker::given_up(&worker))
+            .collect()
     }
 
     /// The time that supervised work may take to return and to log its end.

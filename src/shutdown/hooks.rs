@@ -22,11 +22,29 @@ use super::signal_state::{Before, SignalState};
 use super::signals::Signal;
 use crate::error::Error;
 
+/// How long an installation waits for another one.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Hooked signals have their former actions again.
 static RESTORED: AtomicBool = AtomicBool::new(false);
 
 /// The hooks of this process, or of the process that it was forked from.
-static INSTALLED: Mutex<Option<Arc<Signals>>> = Mutex::new(None);
+static INSTALLED: Mutex<Installed> = Mutex::new(Installed {
+    shutdowns: Vec::new(),
+    failed: Vec::new(),
+});
+
+#[derive(Debug)]
+struct Installed {
+    /// Each signal belongs to one of them.
+    shutdowns: Vec<Arc<Signals>>,
+    /// Hooks of an installation that failed, while others are installed. A signal that was hooked once
+    /// keeps its handler: these perform the default action.
+    failed: Vec<Hook>,
+}
+
+/// See [`Installed::failed`].
+static ALWAYS: AtomicBool = AtomicBool::new(true);
 
 /// The signals of an installed shutdown.
 #[derive(Debug)]
@@ -55,17 +73,14 @@ pub(super) struct SignalListener {
     wake_receiver: self_pipe::Receiver,
 }
 
-/// The right to install a shutdown: one at a time, and one in a process.
-pub(super) struct InstallGuard(MutexGuard<'static, Option<Arc<Signals>>>);
+/// The right to install a shutdown: one at a time.
+pub(super) struct InstallGuard(MutexGuard<'static, Installed>);
 
 impl InstallGuard {
-    /// `None` if a shutdown is installed in this process, or is being installed. A child may
-    /// install one of its own.
+    /// `None` if another installation does not end.
     pub(super) fn take() -> Option<Self> {
         // Not `lock`: in a child, the thread that holds it may not exist.
-        let installed = INSTALLED.try_lock()?;
-        let is_here = |signals: &Arc<Signals>| !signals.are_inherited();
-        (!installed.as_ref().is_some_and(is_here)).then_some(Self(installed))
+        INSTALLED.try_lock_for(INSTALL_PATIENCE).map(Self)
     }
 
     /// Hooks these signals, or none of them. Also returns the sender that wakes the waiting thread.
@@ -74,32 +89,44 @@ impl InstallGuard {
         signals: &[Signal],
         hook_ignored: bool,
     ) -> Result<(SignalListener, WakeSender), Error> {
-        let inherited = self.0.clone();
-        let inherited = inherited.as_ref().map_or(&[][..], |there| &there.hooks);
-        let mut hooks = choose(signals, hook_ignored, inherited)?;
+        let installed = &mut *self.0;
+        let (inherited, here): (Vec<_>, Vec<_>) = std::mem::take(&mut installed.shutdowns)
+            .into_iter()
+            .partition(|shutdown| shutdown.are_inherited());
+        // A child may install shutdowns of its own; those of its parent stay until one succeeds.
+        installed.shutdowns = here.iter().chain(&inherited).map(Arc::clone).collect();
+        check_free(signals, &here)?;
+        let known = inherited.iter().flat_map(|there| &there.hooks);
+        let known: Vec<&Hook> = known.chain(&installed.failed).collect();
+        let mut hooks = choose(signals, hook_ignored, &known)?;
         // All descriptors before the first hook: they may run out.
         let (wake_sender, wake_receiver) =
-            self_pipe::new().map_err(|source| refused("signals", source))?;
+            self_pipe::new().map_err(|error| refused("signals", error))?;
         let mut wake_senders = Vec::new();
         for hook in &hooks {
             let wake_sender = wake_sender.try_clone();
-            wake_senders.push(wake_sender.map_err(|source| refused(hook.signal.name(), source))?);
+            wake_senders.push(wake_sender.map_err(|error| refused(hook.signal.name(), error))?);
         }
         let failed = hooks
             .iter_mut()
             .zip(wake_senders)
             .find_map(|(hook, wake_sender)| {
-                let source = hook.set(wake_sender).err()?;
-                Some(refused(hook.signal.name(), source))
+                let error = hook.set(wake_sender).err()?;
+                Some(refused(hook.signal.name(), error))
             });
         if let Some(error) = failed {
             // A signal that was hooked once keeps its handler.
             hooks.iter().for_each(Hook::silence);
-            RESTORED.store(true, Ordering::SeqCst);
+            if here.is_empty() {
+                RESTORED.store(true, Ordering::SeqCst);
+            } else {
+                hooks.iter_mut().for_each(Hook::restore_for_good);
+                installed.failed.append(&mut hooks);
+            }
             return Err(error);
         }
         // The hooks of the parent wake the parent's thread.
-        for hook in inherited {
+        for hook in known {
             hook.silence();
             hook.restore.map(unregister);
         }
@@ -108,7 +135,9 @@ impl InstallGuard {
             process: process::id(),
             hooks,
         });
-        *self.0 = Some(Arc::clone(&signals));
+        installed.failed.clear();
+        installed.shutdowns = here;
+        installed.shutdowns.push(Arc::clone(&signals));
         Ok((
             SignalListener {
                 signals,
@@ -119,13 +148,31 @@ impl InstallGuard {
     }
 }
 
+/// An error if one of these signals belongs to another shutdown of this process.
+fn check_free(signals: &[Signal], here: &[Arc<Signals>]) -> Result<(), Error> {
+    let is_taken = |signal: &&Signal| {
+        let mut taken = here.iter().flat_map(|shutdown| shutdown.iter());
+        taken.any(|other| other == **signal)
+    };
+    let taken: Vec<_> = signals
+        .iter()
+        .filter(is_taken)
+        .map(|one| one.name())
+        .collect();
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let signals = taken.join(", ");
+    Err(Error::AlreadyInstalled { signals })
+}
+
 fn refused(signal: &'static str, error: io::Error) -> Error {
     Error::Signal { signal, error }
 }
 
 /// The signals to hook: each once, and ignored ones only on request. An error if one of them would
 /// never arrive.
-fn choose(signals: &[Signal], hook_ignored: bool, inherited: &[Hook]) -> Result<Vec<Hook>, Error> {
+fn choose(signals: &[Signal], hook_ignored: bool, known: &[&Hook]) -> Result<Vec<Hook>, Error> {
     let state = SignalState::read();
     let mut hooks = Vec::<Hook>::new();
     let mut blocked = Vec::new();
@@ -133,7 +180,7 @@ fn choose(signals: &[Signal], hook_ignored: bool, inherited: &[Hook]) -> Result<
         let Some(number) = signal.number() else {
             continue;
         };
-        let known = inherited.iter().find(|hook| hook.signal == *signal);
+        let known = known.iter().find(|hook| hook.signal == *signal);
         let before = known.map_or_else(|| state.before(number), |hook| hook.before);
         let left = before == Before::Ignored && !hook_ignored;
         if left || hooks.iter().any(|hook| hook.signal == *signal) {
@@ -163,7 +210,8 @@ pub(super) fn restore_defaults() {
     RESTORED.store(true, Ordering::SeqCst);
     // Not `lock`, as above.
     if let Some(installed) = INSTALLED.try_lock() {
-        installed.iter().for_each(|signals| signals.act_in_child());
+        let shutdowns = installed.shutdowns.iter();
+        shutdowns.for_each(|signals| signals.act_in_child());
     }
 }
 
@@ -178,6 +226,14 @@ impl Hook {
         self.calls.push(flag::register(self.number, arrived)?);
         self.calls.extend(wake_sender.wake_on_signal(self.number)?);
         Ok(())
+    }
+
+    /// Performs the default action from now on.
+    fn restore_for_good(&mut self) {
+        self.restore.take().map(unregister);
+        if self.before == Before::Default {
+            self.restore = flag::register_conditional_default(self.number, &ALWAYS).ok();
+        }
     }
 
     fn silence(&self) {

@@ -37,7 +37,8 @@ use hooks::Signals;
 use self_pipe::WakeSender;
 
 /// A graceful shutdown, on a signal or when the application asks for it. Opt-in: nothing is hooked
-/// before [`ShutdownBuilder::install`], and that can be called once in a process.
+/// before [`ShutdownBuilder::install`]. A process may have several, for different signals: each signal
+/// belongs to one.
 ///
 /// 1. A signal arrives, or [`trigger`](Self::trigger) is called. The cause is logged. Idle workers
 ///    are stopped at once. Working ones are asked to stop, and are stopped when their task ends. The

@@ -34,8 +34,8 @@ impl fmt::Display for ShutdownCause {
     }
 }
 
-/// The result of a shutdown. Returned from `main`, it is the exit status: 0 if it was clean, 1
-/// otherwise.
+/// The result of a shutdown. Returned from `main`, it is the exit status: 0 if it was clean and no
+/// worker had been given up, 1 otherwise.
 ///
 /// [`Display`](fmt::Display) gives one sentence with everything that was not clean and with the workers
 /// that died.
@@ -62,6 +62,9 @@ pub struct ShutdownReport {
     /// Workers that died in time: they panicked or failed after they were asked to stop. The report can
     /// be clean nevertheless.
     pub died: Vec<DeadWorker>,
+    /// Workers that their supervisor had given up, and that were not started again by the time of the
+    /// report. The report can be clean nevertheless, but the exit status is 1.
+    pub gave_up: Vec<DeadWorker>,
     /// All cleanups, in the order in which they ran or would have run.
     pub cleanups: Vec<CleanupReport>,
     /// How long it took.
@@ -173,7 +176,7 @@ impl ShutdownReport {
         self.hung.is_empty() && self.cleanups.iter().all(CleanupReport::is_clean)
     }
 
-    /// The exit status: 0 if it was clean, 1 otherwise.
+    /// The exit status: 0 if it was clean and no worker had been given up, 1 otherwise.
     ///
     /// ```no_run
     /// use std::process::ExitCode;
@@ -187,11 +190,15 @@ impl ShutdownReport {
     /// ```
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        if self.is_clean() {
+        if self.is_success() {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         }
+    }
+
+    fn is_success(&self) -> bool {
+        self.is_clean() && self.gave_up.is_empty()
     }
 
     /// Whether something had not ended at the time of the report.
@@ -228,12 +235,22 @@ impl fmt::Display for ShutdownReport {
             "shutdown by {}, {clean}, took {:.1?}",
             self.cause, self.took
         )?;
-        let died: Vec<_> = self.died.iter().map(ToString::to_string).collect();
-        let died = (!died.is_empty()).then(|| format!("died: {}", died.join(", ")));
+        let named = |what: &str, workers: &[DeadWorker]| {
+            let workers: Vec<_> = workers.iter().map(ToString::to_string).collect();
+            (!workers.is_empty()).then(|| format!("{what}: {}", workers.join(", ")))
+        };
         let left = &self.unreturned;
         let left = (!left.is_empty()).then(|| format!("not returned: {}", left.join(", ")));
         let faults = Some(self.faults()).filter(|faults| !faults.is_empty());
-        let parts: Vec<_> = faults.into_iter().chain(left).chain(died).collect();
+        let parts: Vec<_> = [
+            faults,
+            left,
+            named("died", &self.died),
+            named("given up before", &self.gave_up),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
         if parts.is_empty() {
             return Ok(());
         }
@@ -249,7 +266,7 @@ impl From<ShutdownReport> for ExitCode {
 
 impl Termination for ShutdownReport {
     fn report(self) -> ExitCode {
-        at_exit::main_returns(i32::from(!self.is_clean()));
+        at_exit::main_returns(i32::from(!self.is_success()));
         self.exit_code()
     }
 }

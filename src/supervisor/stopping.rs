@@ -11,7 +11,7 @@ use super::children::{Child, Children, ask, linked};
 use super::exit::{Finish, Wait};
 use super::timer::Timer;
 use crate::clock::{Moment, Patience};
-use crate::health::{Death, Health, during};
+use crate::health::{Death, Ending, Health, during};
 use crate::registry::core::events::EventKind;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::WorkerRef;
@@ -179,6 +179,17 @@ impl DeadWorker {
             death: record.death_while_stopping(since)?,
             id: record.id().to_owned(),
         })
+    }
+
+    /// `None` unless its supervisor gave it up.
+    pub(crate) fn given_up(worker: &WorkerRef) -> Option<Self> {
+        match worker.current().ending()? {
+            Ending::Dead(death) if death.gave_up_after.is_some() => Some(Self {
+                death,
+                id: worker.record.id().to_owned(),
+            }),
+            _ => None,
+        }
     }
 }
 

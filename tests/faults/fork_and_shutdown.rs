@@ -271,7 +271,10 @@ fn a_child_can_install_a_shutdown_of_its_own() {
                     .install()
                     .unwrap();
                 let again = Shutdown::builder().install();
-                assert!(matches!(again, Err(Error::AlreadyInstalled)), "{again:?}");
+                assert!(
+                    matches!(again, Err(Error::AlreadyInstalled { .. })),
+                    "{again:?}"
+                );
                 // Its own child is as unstoppable, and can be helped as well.
                 let grandchild = Child::play(|line| {
                     Shutdown::restore_defaults();

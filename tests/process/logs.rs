@@ -78,8 +78,8 @@ fn records_have_id_type_state_cause_and_run_as_key_values() {
     let start = |id: &str| world.worker("kv").id(id).start().unwrap();
     let hb = start("kv-1");
     let _task = hb.begin_task("run-7", "sending");
-    hb.begin_task("run-8", "").fail("no mailbox");
     hb.fail("disk full");
+    start("kv-3").begin_task("run-8", "").fail("no mailbox");
     start("kv-2").stop();
     let fields = |text: &str| {
         let all = FIELDS.lock().unwrap();
@@ -91,7 +91,7 @@ fn records_have_id_type_state_cause_and_run_as_key_values() {
     for (text, expected) in [
         ("kv-1: dead", ["kv-1", "kv", "dead", "failed", "run-7"]),
         ("kv-2: stopped", ["kv-2", "kv", "stopped", "stop", ""]),
-        ("kv-1: task failed", ["kv-1", "kv", "", "", "run-8"]),
+        ("kv-3: task failed", ["kv-3", "kv", "", "", "run-8"]),
     ] {
         assert_eq!(fields(text), expected, "{text}");
     }

@@ -93,6 +93,11 @@ fn a_process_that_does_not_end_after_its_shutdown_is_ended_if_that_is_wished() {
 }
 
 #[test]
+fn with_a_worker_that_was_given_up_the_exit_status_is_no_success() {
+    Process::start("gave-up").wait().assert_code(7);
+}
+
+#[test]
 fn workers_that_died_while_they_stopped_are_in_the_report() {
     play("dies");
 }

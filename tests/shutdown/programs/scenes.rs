@@ -96,7 +96,28 @@ fn install() -> ! {
         .install()
         .unwrap();
     let again = Shutdown::builder().install();
-    assert!(matches!(again, Err(Error::AlreadyInstalled)), "{again:?}");
+    let clash = again.unwrap_err();
+    assert!(matches!(clash, Error::AlreadyInstalled { .. }), "{clash:?}");
+    assert!(
+        clash
+            .to_string()
+            .contains("SIGINT, SIGTERM, SIGQUIT, SIGHUP:"),
+        "{clash}"
+    );
+    // Only the signals are exclusive.
+    let registry = Registry::new();
+    let other = || Shutdown::builder().registry(&registry);
+    let reload = other().signals([Signal::User1]).install().unwrap();
+    let clash = other().signals([Signal::User1, Signal::User2, Signal::Interrupt]);
+    let clash = clash.install().unwrap_err().to_string();
+    assert!(clash.contains("SIGUSR1, SIGINT:"), "{clash}");
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGUSR1).unwrap();
+    assert_eq!(reload.wait().cause.to_string(), "SIGUSR1");
+    assert!(!shutdown.requested(), "it is of other signals");
+    let by_hand = other().signals([]).install().unwrap();
+    by_hand.trigger();
+    assert!(by_hand.wait().is_clean());
+    assert!(!shutdown.requested());
     // What is wrong with it comes first, however often it was installed.
     bad_timeouts();
     shutdown.trigger();

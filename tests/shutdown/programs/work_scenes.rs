@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{dup2_stderr, pipe};
 use worker_heartbeat::{
-    CleanupState, Registry, Shutdown, ShutdownBuilder, State, Supervisor, WorkerHeartbeat,
+    CleanupState, Registry, Restart, Shutdown, ShutdownBuilder, State, Supervisor, WorkerHeartbeat,
 };
 
 use super::service::{exit_with, install_log, ready, rest};
@@ -43,6 +43,7 @@ pub(crate) fn play(scene: &str) {
         "future-gives-up-waiting" => future_gives_up_waiting(),
         "log-blocks" => log_blocks(),
         "dies" => dies(),
+        "gave-up" => gave_up(),
         "exit" => exit_timeout(false),
         "exit-async" => exit_timeout(true),
         "exit-in-time" => exit_in_time(),
@@ -583,4 +584,30 @@ fn dies() -> ! {
     died.sort_unstable();
     assert_eq!(died, ["fails", "panics"], "{stopped:?}");
     exit_with(&report)
+}
+
+/// A worker was given up before the shutdown: the service did not do its work, however clean its end.
+fn gave_up() -> ! {
+    let registry = Registry::new();
+    let shutdown = Shutdown::builder().registry(&registry).timeout(PATIENCE);
+    let shutdown = shutdown.install().unwrap();
+    let supervisor = Supervisor::new(&registry).restart(Restart::on_failure().max(0));
+    let worker = |id: &str| WorkerHeartbeat::builder("worker").id(id);
+    let well = supervisor
+        .spawn(worker("well").finite(), |_| Ok(()))
+        .unwrap();
+    assert!(well.join().is_completed());
+    let failing = supervisor.spawn(worker("failing"), |_| Err("no route to host".into()));
+    assert!(!failing.unwrap().join().is_completed());
+    ready();
+    shutdown.trigger();
+    let report = shutdown.wait();
+    assert!(report.is_clean(), "{report}");
+    let given_up: Vec<_> = report.gave_up.iter().map(|worker| &*worker.id).collect();
+    assert_eq!(given_up, ["failing"]);
+    let words = "given up before: failing (failed: no route to host)";
+    assert!(report.to_string().contains(words), "{report}");
+    let code = format!("{:?}", report.exit_code());
+    assert_eq!(code, format!("{:?}", std::process::ExitCode::FAILURE));
+    std::process::exit(7)
 }
