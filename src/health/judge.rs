@@ -2,148 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Activity, Ending, Health, Limits, StallCause, Stalled, State, Thresholds};
+use super::{Activity, Health, Limits, Reading, Signs, StallCause, Stalled, State, Thresholds};
 use crate::clock::Moment;
-
-/// What is known of a worker at one moment: the input of [`judge`].
-///
-/// ```
-/// use std::time::Duration;
-/// use worker_heartbeat::{Moment, Reading, State, Thresholds, judge};
-///
-/// let now = Moment::ZERO.after(Duration::from_secs(100));
-/// let mut reading = Reading::new(Moment::ZERO);
-/// reading.progress_at = Some(now);
-/// reading.heartbeat_at = Some(now);
-/// let thresholds = Thresholds::new(Duration::from_secs(90));
-/// assert_eq!(judge(&reading, &thresholds, now).state(), State::Active);
-/// ```
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Reading {
-    /// How it ended, and how long ago.
-    pub ending: Option<(Ending, Duration)>,
-    /// Time since the last observation, if that is longer than it should be.
-    pub unwatched: Option<Duration>,
-    /// What it reports that it is doing.
-    pub activity: Activity,
-    /// It was asked to stop.
-    pub stop_requested: bool,
-    /// When its incarnation began.
-    pub started_at: Moment,
-    /// When it last made progress; `None` if it never did.
-    pub progress_at: Option<Moment>,
-    /// Until when it was known to be well; `None` if it never was.
-    pub heartbeat_at: Option<Moment>,
-    /// The end of its announced silence.
-    pub quiet_until: Option<Moment>,
-    /// When its thread was found to have ended, if it made no progress since.
-    pub thread_ended_at: Option<Moment>,
-    /// What its thread was found doing, if it stalled.
-    pub evidence: StallCause,
-    /// Its present run.
-    pub run_id: Option<String>,
-    /// Its present task.
-    pub task: Option<String>,
-}
-
-impl Reading {
-    /// A worker whose incarnation began at `started_at` and of which nothing else is known.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use worker_heartbeat::{Moment, Reading, State, Thresholds, judge};
-    ///
-    /// let reading = Reading::new(Moment::ZERO);
-    /// let thresholds = Thresholds::new(Duration::from_secs(90));
-    /// assert_eq!(judge(&reading, &thresholds, Moment::ZERO).state(), State::Starting);
-    /// ```
-    #[must_use]
-    pub const fn new(started_at: Moment) -> Self {
-        Self {
-            ending: None,
-            unwatched: None,
-            activity: Activity::Active,
-            stop_requested: false,
-            started_at,
-            progress_at: None,
-            heartbeat_at: None,
-            quiet_until: None,
-            thread_ended_at: None,
-            evidence: StallCause::Unknown,
-            run_id: None,
-            task: None,
-        }
-    }
-
-    fn signs(&self) -> Signs {
-        Signs {
-            activity: self.activity,
-            stop_requested: self.stop_requested,
-            unwatched: self.unwatched,
-            started_at: self.started_at,
-            progress_at: self.progress_at,
-            heartbeat_at: self.heartbeat_at,
-            quiet_until: self.quiet_until,
-            thread_ended_at: self.thread_ended_at,
-        }
-    }
-}
-
-/// What the state of a living worker depends on. Small and `Copy`: a summary judges millions of them.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Signs {
-    pub activity: Activity,
-    pub stop_requested: bool,
-    pub unwatched: Option<Duration>,
-    pub started_at: Moment,
-    pub progress_at: Option<Moment>,
-    pub heartbeat_at: Option<Moment>,
-    pub quiet_until: Option<Moment>,
-    pub thread_ended_at: Option<Moment>,
-}
-
-impl Signs {
-    /// Whether it is at work, and its thread has ended. While it is idle, another thread may take up
-    /// its next task.
-    #[inline]
-    const fn is_abandoned(&self) -> bool {
-        self.thread_ended_at.is_some() && !matches!(self.activity, Activity::Idle)
-    }
-
-    /// The moment after which it is stalled; never, if it can't stall now.
-    #[inline]
-    fn stalls_at(&self, limits: &Limits) -> Moment {
-        self.progress_at.map_or(Moment::NEVER, |at| {
-            self.extended(at.after_nanos(limits.stall_after[self.activity as usize]))
-        })
-    }
-
-    /// The moment after which it is stale; never, if it has no heartbeat yet.
-    #[inline]
-    fn stales_at(&self, limits: &Limits) -> Moment {
-        let Some(at) = self.heartbeat_at else {
-            return Moment::NEVER;
-        };
-        let limit = at.after_nanos(limits.stale_after);
-        if limits.beats_only {
-            self.extended(limit)
-        } else {
-            limit
-        }
-    }
-
-    /// An announced silence extends a limit on progress.
-    #[inline]
-    fn extended(&self, limit: Moment) -> Moment {
-        self.quiet_until.map_or(limit, |until| limit.max(until))
-    }
-
-    /// When it last made progress; when it began, if it never did.
-    pub(crate) fn silent_since(&self) -> Moment {
-        self.progress_at.unwrap_or(self.started_at)
-    }
-}
 
 /// What a stalled worker was doing: the evidence, its run and its task.
 type StallContext = (StallCause, Option<String>, Option<String>);
@@ -311,7 +171,7 @@ pub(crate) fn next_change(signs: &Signs, limits: &Limits) -> Outlook {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::health::{Death, DeathCause, State, StopCause};
+    use crate::health::{Death, DeathCause, Ending, StopCause};
     use std::sync::Arc;
     use std::time::SystemTime;
 

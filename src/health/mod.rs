@@ -7,20 +7,24 @@ pub(crate) mod evidence;
 mod exit;
 mod judge;
 mod limits;
+mod reading;
 mod report;
 mod state;
+mod sweep;
 mod verdict;
 
 pub use ending::{Death, DeathCause, Ending, StopCause};
 pub use exit::Exit;
-pub(crate) use judge::{Outlook, Signs, judge_living, next_change, verdict, vouched};
-pub use judge::{Reading, judge};
+pub use judge::judge;
+pub(crate) use judge::{Outlook, judge_living, next_change, verdict, vouched};
 pub(crate) use limits::Limits;
 pub use limits::Thresholds;
+pub use reading::Reading;
+pub(crate) use reading::Signs;
 pub use report::{
-    GroupState, GroupStats, MissingWorkers, StateCounts, StoreStatus, Summary, SweepReport,
-    SweepTotals, TypeStats, UnwellWorker,
+    GroupState, GroupStats, MissingWorkers, StateCounts, Summary, TypeStats, UnwellWorker,
 };
 pub use state::{Activity, State};
+pub use sweep::{StoreStatus, SweepReport, SweepTotals};
 pub(crate) use verdict::during;
 pub use verdict::{Health, StallCause, Stalled};
