@@ -405,14 +405,14 @@ pub(crate) fn ended<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<(StoredEnding, Duration)>, D::Error> {
     #[derive(serde::Deserialize)]
-    struct Ended {
+    struct EndingFields {
         ending: Option<StoredEnding>,
         ended_age_s: Option<Seconds>,
     }
-    let Ended {
+    let EndingFields {
         ending,
         ended_age_s,
-    } = Ended::deserialize(deserializer)?;
+    } = EndingFields::deserialize(deserializer)?;
     let ago = ended_age_s.map_or(Duration::ZERO, |seconds| seconds.0);
     Ok(ending.map(|ending| (ending, ago)))
 }

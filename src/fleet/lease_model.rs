@@ -72,7 +72,7 @@ struct Process {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Message {
     Request(usize, u64, Request),
-    Reply(usize, u64, Reply),
+    Response(usize, u64, Response),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -85,7 +85,7 @@ enum Request {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Reply {
+enum Response {
     Registered(WorkerKey),
     Beaten(WorkerKey, Answer),
     Claimed(LeaseKey, u8),
@@ -212,10 +212,10 @@ impl World {
         match message {
             Message::Request(i, sent, request) => {
                 if let Some(reply) = self.answer(i, request, bounds) {
-                    self.messages.push(Message::Reply(i, sent, reply));
+                    self.messages.push(Message::Response(i, sent, reply));
                 }
             }
-            Message::Reply(i, sent, reply) => {
+            Message::Response(i, sent, reply) => {
                 let process = &mut self.processes[i];
                 if process.crashed {
                     return;
@@ -224,13 +224,13 @@ impl World {
                 let renewed = sent.deadline(bounds.ttl, Duration::ZERO);
                 let session = sent.deadline(bounds.stale_after, Duration::ZERO);
                 match reply {
-                    Reply::Registered(key) => {
+                    Response::Registered(key) => {
                         if process.key.is_none() {
                             process.key = Some(key);
                             process.session = Some(session);
                         }
                     }
-                    Reply::Beaten(key, answer) if process.key.as_ref() == Some(&key) => {
+                    Response::Beaten(key, answer) if process.key.as_ref() == Some(&key) => {
                         if answer == Answer::Accepted {
                             // Replies may come in another order than their requests.
                             process.session = process.session.max(Some(session));
@@ -239,7 +239,7 @@ impl World {
                             process.lease = None;
                         }
                     }
-                    Reply::Claimed(lease, serial) => {
+                    Response::Claimed(lease, serial) => {
                         if process.claiming == Some(serial) {
                             process.claiming = None;
                             if process.key.as_ref() == Some(&lease.worker) {
@@ -247,19 +247,19 @@ impl World {
                             }
                         }
                     }
-                    Reply::Renewed(key, held) => {
+                    Response::Renewed(key, held) => {
                         let lease = process.lease.take_if(|(lease, _)| *lease == key);
                         if let Some((lease, until)) = lease.filter(|_| held) {
                             process.lease = Some((lease, renewed.max(until)));
                         }
                     }
-                    Reply::Beaten(..) => {}
+                    Response::Beaten(..) => {}
                 }
             }
         }
     }
 
-    fn answer(&mut self, i: usize, request: Request, bounds: &Bounds) -> Option<Reply> {
+    fn answer(&mut self, i: usize, request: Request, bounds: &Bounds) -> Option<Response> {
         let at = now(self.second).moment;
         let tables = &mut self.tables;
         match request {
@@ -268,14 +268,14 @@ impl World {
                 let mut registration = Registration::new("t", id.to_string());
                 registration.info.thresholds = Some(Thresholds::new(bounds.stale_after));
                 let key = rules::register(tables, &registration, at).unwrap();
-                Some(Reply::Registered(key))
+                Some(Response::Registered(key))
             }
             Request::Beat(key) => {
                 // The age is that at the moment of sending: the store may take the heartbeat for
                 // younger than it is, never for older.
                 let beat = Beat::new(key.clone(), Health::Active);
                 let answer = rules::beat(tables, &beat, at).unwrap();
-                Some(Reply::Beaten(key, answer))
+                Some(Response::Beaten(key, answer))
             }
             Request::Claim(worker, serial) => {
                 let claim = Claim::new(worker.clone(), RUN, bounds.ttl);
@@ -288,7 +288,7 @@ impl World {
                         assert!(fence > self.highest_fence, "fences grow");
                         self.highest_fence = fence;
                         let lease = LeaseKey::new(worker, RUN, fence);
-                        Some(Reply::Claimed(lease, serial))
+                        Some(Response::Claimed(lease, serial))
                     }
                     ClaimAnswer::Taken => {
                         assert!(!free, "a free run can be claimed");
@@ -299,7 +299,7 @@ impl World {
             }
             Request::Renew(lease) => {
                 let held = rules::renew(tables, &lease, bounds.ttl, at).unwrap();
-                Some(Reply::Renewed(lease, held))
+                Some(Response::Renewed(lease, held))
             }
             Request::Release(lease) => {
                 rules::release(tables, &lease, at).unwrap();

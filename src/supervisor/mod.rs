@@ -31,7 +31,7 @@ use crate::worker::WorkerHeartbeat;
 use children::{Child, Children};
 use exit::Finish;
 use restarts::{Decision, LifeEnd, Restarts};
-use stopping::{Stop, Stopping};
+use stopping::{StopFuture, Stopping};
 
 /// Runs workers on threads of their own or in futures, reports how each of them ended, and starts
 /// them again as its policy says.
@@ -262,7 +262,7 @@ impl Supervisor {
         timeout: Duration,
     ) -> impl Future<Output = StopReport> + Send + use<> {
         let supervisor = self.clone();
-        async move { Stop::new(supervisor.stopping(timeout)).await }
+        async move { StopFuture::new(supervisor.stopping(timeout)).await }
     }
 
     fn stopping(&self, timeout: Duration) -> Stopping {

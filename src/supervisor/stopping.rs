@@ -337,7 +337,7 @@ fn name(child: &Child, observed: &ObservedNow, hung: &mut Vec<HungWorker>) {
 
 /// A task's wait for children to be stopped. Dropped, it leaves nothing behind.
 #[derive(Debug)]
-pub(super) struct Stop {
+pub(super) struct StopFuture {
     stopping: Stopping,
     wait: Option<Wait>,
     timer: Timer,
@@ -345,7 +345,7 @@ pub(super) struct Stop {
     substitute: Option<u64>,
 }
 
-impl Stop {
+impl StopFuture {
     pub(super) fn new(stopping: Stopping) -> Self {
         Self {
             stopping,
@@ -366,7 +366,7 @@ impl Stop {
     }
 }
 
-impl Future for Stop {
+impl Future for StopFuture {
     type Output = StopReport;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<StopReport> {
@@ -388,7 +388,7 @@ impl Future for Stop {
     }
 }
 
-impl Drop for Stop {
+impl Drop for StopFuture {
     fn drop(&mut self) {
         if let Some(number) = self.substitute {
             self.stopping.registry.forget_timer(number);
@@ -410,12 +410,12 @@ pub(super) fn part(membership: &Membership) {
 pub(super) struct Part {
     membership: Membership,
     /// `None` once it is done, or if there are no children.
-    stop: Option<Stop>,
+    stop: Option<StopFuture>,
 }
 
 impl Part {
     pub(super) fn new(membership: Membership) -> Self {
-        let stop = Stopping::of_life(&membership).map(Stop::new);
+        let stop = Stopping::of_life(&membership).map(StopFuture::new);
         Self { membership, stop }
     }
 }

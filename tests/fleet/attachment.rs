@@ -10,8 +10,9 @@ use crate::support::{PATIENCE, SECOND, World, eventually, names, wait_for};
 use parking_lot::Mutex;
 use worker_heartbeat::fleet::{Beat, Claim, ClaimAnswer, Registration, Sweep, WorkerFilter};
 use worker_heartbeat::{
-    Activity, Attachment, Error, EventKind, FleetConfig, HeartbeatStore, MemoryStore, OnOffline,
-    Registry, Restart, State, StoredWorker, Supervisor, SweepReport, Sweeper, WorkerHeartbeat,
+    Activity, Attachment, BoxError, DeathCause, Error, EventKind, FleetConfig, Health,
+    HeartbeatStore, MemoryStore, OnOffline, Registry, Restart, State, StoredWorker, Supervisor,
+    SweepReport, Sweeper, WorkerHeartbeat,
 };
 
 /// A world whose registry is attached to a store in memory, on the same clock.
@@ -91,6 +92,30 @@ fn a_start_a_task_a_stop_and_a_death_are_uploaded_at_once() {
     other.stop();
     fleet.flush();
     assert_eq!(fleet.state("b"), State::Stopped);
+}
+
+#[test]
+fn a_panic_reaches_the_store_with_its_message_and_its_location() {
+    let fleet = Fleet::new();
+    let supervisor = Supervisor::new(&fleet.world.registry).restart(Restart::never());
+    let builder = WorkerHeartbeat::builder("poller").id("a");
+    let worker = supervisor.spawn(builder, |_: &WorkerHeartbeat| -> Result<(), BoxError> {
+        panic!("no module named server")
+    });
+    worker.unwrap().join();
+    eventually("the store has its end", || fleet.row("a").ending.is_some());
+    let Health::Dead { death, .. } = fleet.row("a").health() else {
+        panic!("{}", fleet.row("a").health());
+    };
+    let DeathCause::Panicked {
+        message, location, ..
+    } = &death.cause
+    else {
+        panic!("{}", death.cause);
+    };
+    assert_eq!(message, "no module named server");
+    let location = location.as_deref().unwrap_or_default();
+    assert!(location.contains("attachment.rs:"), "{location}");
 }
 
 #[test]

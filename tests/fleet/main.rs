@@ -7,6 +7,8 @@ mod memory;
 mod sqlite;
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(feature = "test-util")]
+mod third_party;
 
 /// Not a test: what the processes do that the tests of the store in a file start.
 #[test]

@@ -10,11 +10,12 @@ use crate::support::{PATIENCE, SECOND, eventually};
 use nix::sys::signal::Signal;
 use rusqlite::Connection;
 use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, Registration, Sweep, WorkerFilter, WorkerKey, conformance,
+    Answer, Beat, Claim, ClaimAnswer, Registration, Stop, StoredEnding, Sweep, WorkerFilter,
+    WorkerKey, conformance,
 };
 use worker_heartbeat::{
-    Error, FleetConfig, HeartbeatStore, Registry, SqliteStore, State, StoreErrorKind, StoredWorker,
-    Sweeper, WorkerHeartbeat,
+    DeathCause, Error, FleetConfig, HeartbeatStore, Registry, SqliteStore, State, StoreErrorKind,
+    StoredWorker, Sweeper, WorkerHeartbeat,
 };
 
 /// A directory that is gone with the test.
@@ -144,6 +145,23 @@ fn a_clone_shares_its_connection() {
     assert!(register(&clone, "b").incarnation > key.incarnation);
     drop(store);
     assert_eq!(row(&clone, "a").unwrap().key, key);
+}
+
+#[test]
+fn a_file_of_an_older_version_is_brought_up_to_date() {
+    let place = Place::new();
+    register(&place.store(), "a");
+    Connection::open(place.file())
+        .unwrap()
+        .execute_batch("ALTER TABLE workers DROP COLUMN ending_location; PRAGMA user_version = 1")
+        .unwrap();
+    let store = place.store();
+    let key = row(&store, "a").unwrap().key;
+    let mut ending = StoredEnding::dead(&DeathCause::Exited);
+    ending.location = Some("src/jobs.rs:19:5".into());
+    store.stop(&[Stop::new(key, ending.clone())]).unwrap();
+    let stored = row(&store, "a").unwrap().ending;
+    assert_eq!(stored.map(|(ending, _)| ending), Some(ending));
 }
 
 #[test]

@@ -317,7 +317,7 @@ fn a_hanging_panicking_or_failing_store_is_reported_and_the_coordinator_goes_on(
     }
     let queued = replies
         .iter()
-        .filter(|reply| reply.error().contains("too much to do"));
+        .filter(|reply| reply.error().contains("too many calls to the store"));
     assert_eq!(queued.count(), 8, "two calls at a time");
     store.recover();
     poll("recovery", || (beat().status == 200).then_some(()));

@@ -37,6 +37,8 @@ pub enum Mode {
     Hanging,
     /// Another sweeper is sweeping; all else is normal.
     SweptElsewhere,
+    /// Lists ignore [`WorkerFilter::after`]; all else is normal.
+    FirstPageOnly,
 }
 
 impl TestStore {
@@ -181,7 +183,11 @@ impl HeartbeatStore for TestStore {
 
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
         self.0.lists.fetch_add(1, Ordering::SeqCst);
-        self.call()?.list(filter)
+        let store = self.call()?;
+        if *self.0.mode.lock().unwrap() == Mode::FirstPageOnly {
+            return store.list(&WorkerFilter::new().limit(filter.limit));
+        }
+        store.list(filter)
     }
 
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {

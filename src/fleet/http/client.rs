@@ -1,4 +1,4 @@
-//! A store that is reached over HTTP: what the coordinator's clients use.
+//! A store behind a coordinator, over HTTP.
 
 use std::fmt;
 use std::time::Duration;
@@ -20,21 +20,22 @@ use crate::sync::printable::Printable;
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Shorter than the coordinator keeps an idle connection, so that none is used that is closing.
+/// Shorter than the coordinator keeps an idle connection, so that no closing connection is reused.
 const LONGEST_IDLE: Duration = Duration::from_secs(8);
-/// A page, and the worker that ended it; or what a sweep of very many workers found.
+/// Fits a page with the worker that ended it, and the report of a sweep of very many workers.
 const LARGEST_ANSWER: u64 = 64 * 1024 * 1024;
-/// Requests stay well below what the coordinator takes.
+/// Requests stay well below the coordinator's limits.
 const LARGEST_BATCH: usize = wire::LARGEST_REQUEST / 4;
 const MOST_IN_BATCH: usize = wire::MOST_ITEMS / 5;
-/// Characters of a coordinator's own words that are handed on.
-const LONGEST_WORDS: usize = 300;
+/// The most characters of a coordinator's message in an error.
+const LONGEST_MESSAGE: usize = 300;
 
-/// A [`HeartbeatStore`] behind a [`Coordinator`](crate::Coordinator): for workers that reach no
+/// A [`HeartbeatStore`] behind a [`Coordinator`](crate::Coordinator): for workers without access to a
 /// database.
 ///
-/// Each call has time limits, to connect and in all; each answer a size limit. Redirections are not
-/// followed, and no proxy is used: the token goes to nobody else. A clone shares its connections.
+/// Each call has a limit for the connection and one for its total time; each answer has a size limit.
+/// Redirections are not followed, and no proxy is used, so the token reaches only the coordinator. A
+/// clone shares its connections.
 ///
 /// ```no_run
 /// use worker_heartbeat::{FleetConfig, HttpStore, Registry};
@@ -50,7 +51,7 @@ pub struct HttpStore {
     agent: ureq::Agent,
 }
 
-/// Describes an [`HttpStore`]; made by [`HttpStore::builder`].
+/// Builds an [`HttpStore`]; made by [`HttpStore::builder`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -72,8 +73,8 @@ pub struct HttpStoreBuilder {
 }
 
 impl HttpStoreBuilder {
-    /// What the coordinator asks for, sent as `Authorization: Bearer`. Over `http://`, whoever
-    /// listens on the way can read it.
+    /// The coordinator's token, sent as `Authorization: Bearer`. Over `http://`, it is readable on
+    /// the network.
     ///
     /// ```
     /// use worker_heartbeat::HttpStore;
@@ -87,20 +88,19 @@ impl HttpStoreBuilder {
         self
     }
 
-    /// How long to find and reach the coordinator may take; 3 s by default.
+    /// The time limit to resolve and connect to the coordinator; 3 s by default.
     pub const fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
         self.connect_timeout = connect_timeout;
         self
     }
 
-    /// How long a call may take in all; 10 s by default. (A batch that is too large for one request
-    /// is several calls.)
+    /// The total time limit of a request; 10 s by default. (A large batch takes several requests.)
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Checks everything. Nothing is sent yet: the coordinator may come up later.
+    /// Checks the options. Nothing is sent yet: the coordinator may start later.
     ///
     /// ```
     /// use worker_heartbeat::{Error, HttpStore};
@@ -110,7 +110,7 @@ impl HttpStoreBuilder {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`] names what is not allowed.
+    /// [`Error::Invalid`] names an invalid option.
     pub fn build(self) -> Result<HttpStore, Error> {
         let base = base(&self.url)?;
         let authorization = self.token.map(|token| check_token(&token)).transpose()?;
@@ -143,7 +143,7 @@ impl HttpStoreBuilder {
 
 impl fmt::Debug for HttpStoreBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Whatever is wrong with the URL, it may have a password in it.
+        // An invalid URL may contain a password.
         f.debug_struct("HttpStoreBuilder")
             .field("url", &base(&self.url).ok())
             .field("token", &self.token.as_ref().map(|_| "…"))
@@ -161,8 +161,7 @@ impl fmt::Debug for HttpStore {
     }
 }
 
-/// The URL without a slash at its end. No part of a URL that is refused is shown before it is known
-/// to have no password in it.
+/// The URL without a slash at its end. An error shows a refused URL only if it contains no password.
 fn base(url: &str) -> Result<String, Error> {
     const ALLOWED: &str =
         "http://HOST[:PORT][/PATH] or https://…, without user, password, query and fragment";
@@ -199,8 +198,8 @@ fn check_token(token: &str) -> Result<String, Error> {
 }
 
 impl HttpStore {
-    /// A store behind the coordinator at this URL, such as `http://10.0.0.5:7717`; a path is
-    /// allowed, if the coordinator is mounted below one.
+    /// A store behind the coordinator at this URL, such as `http://10.0.0.5:7717`, with a path if the
+    /// coordinator is mounted below one.
     ///
     /// ```
     /// use worker_heartbeat::HttpStore;
@@ -217,7 +216,7 @@ impl HttpStore {
         }
     }
 
-    /// The same without a token, and with the default time limits.
+    /// As [`builder`](Self::builder), without a token and with the default time limits.
     ///
     /// ```
     /// use worker_heartbeat::{Coordinator, HeartbeatStore, HttpStore, MemoryStore};
@@ -229,7 +228,7 @@ impl HttpStore {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`] says what a URL has to be like.
+    /// [`Error::Invalid`] if the URL is not allowed.
     pub fn new(url: impl Into<String>) -> Result<Self, Error> {
         Self::builder(url).build()
     }
@@ -252,13 +251,13 @@ impl HttpStore {
             .read_to_vec()
             .map_err(fail)?;
         if !status.is_success() {
-            let words = words(&answer);
-            // Not a fault of the coordinator: others may well be let in.
+            let text = message(&answer);
+            // A fault of this registration: the coordinator may accept others.
             if operation == "register" && matches!(status.as_u16(), 400 | 413 | 429) {
                 return Err(Error::invalid(
                     "registration",
                     format!("refused by the coordinator, {}", status.as_u16()),
-                    words.trim_start_matches(": "),
+                    text.trim_start_matches(": "),
                 ));
             }
             let kind = match status.as_u16() {
@@ -266,7 +265,7 @@ impl HttpStore {
                 429 => StoreErrorKind::Busy,
                 _ => StoreErrorKind::Other,
             };
-            let message = format_args!("the coordinator answers {}{words}", status.as_u16());
+            let message = format_args!("the coordinator answers {}{text}", status.as_u16());
             return Err(Error::store_kind(operation, kind, message));
         }
         serde_json::from_slice(&answer).map_err(|error| {
@@ -284,7 +283,7 @@ impl HttpStore {
         self.call(operation, &json(operation, &One { version, what })?)
     }
 
-    /// Asks about each of these, in as many requests as it takes.
+    /// Sends all items, in as many requests as necessary.
     fn each<T: Serialize, A: DeserializeOwned>(
         &self,
         operation: &'static str,
@@ -334,15 +333,15 @@ fn json(operation: &'static str, what: &impl Serialize) -> Result<Vec<u8>, Error
     serde_json::to_vec(what).map_err(|error| Error::store(operation, error))
 }
 
-/// What somebody who refuses says to it, on one line and not too long: `: the token is wrong`.
-fn words(answer: &[u8]) -> String {
+/// The message of a refusal, on one line and shortened: `: the token is missing or wrong`.
+fn message(answer: &[u8]) -> String {
     #[derive(serde::Deserialize)]
-    struct Said {
+    struct ErrorBody {
         error: String,
     }
-    match serde_json::from_slice::<Said>(answer) {
-        Ok(said) => {
-            let words: String = said.error.chars().take(LONGEST_WORDS).collect();
+    match serde_json::from_slice::<ErrorBody>(answer) {
+        Ok(body) => {
+            let words: String = body.error.chars().take(LONGEST_MESSAGE).collect();
             format!(": {}", Printable(&words))
         }
         Err(_) => String::new(),
@@ -376,8 +375,8 @@ impl HeartbeatStore for HttpStore {
         }
     }
 
-    /// Of very many [killed](Sweep::killed) and [gone](Sweep::gone) workers, only as many are sent
-    /// as fit into one request; the next sweep finds the others again.
+    /// Of very many [killed](Sweep::killed) and [gone](Sweep::gone) workers, it sends as many as fit
+    /// into one request; the next sweep finds the others.
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
         self.one("sweep", SweepRequest::new(sweep, LARGEST_BATCH))
     }
@@ -446,10 +445,10 @@ mod tests {
     }
 
     #[test]
-    fn a_coordinators_words_stay_on_one_line_and_short() {
-        assert_eq!(words(b"{\"error\":\"a\\nb\"}"), ": a\\nb");
-        assert_eq!(words(b"<html>"), "");
+    fn a_coordinators_message_stays_on_one_line_and_short() {
+        assert_eq!(message(b"{\"error\":\"a\\nb\"}"), ": a\\nb");
+        assert_eq!(message(b"<html>"), "");
         let long = format!("{{\"error\":\"{}\"}}", "x".repeat(10_000));
-        assert!(words(long.as_bytes()).len() < 400);
+        assert!(message(long.as_bytes()).len() < 400);
     }
 }

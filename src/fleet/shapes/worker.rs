@@ -1,4 +1,4 @@
-//! What a process tells a store about a worker.
+//! What a process reports to a store about a worker.
 
 use std::time::Duration;
 

@@ -49,14 +49,15 @@ pub(crate) struct Uploader {
     task: AtomicBool,
     closing: AtomicBool,
     sync_state: Mutex<SyncState>,
-    progress: Mutex<Progress>,
-    progressed: Condvar,
+    rounds: Mutex<Rounds>,
+    round_done: Condvar,
     thread: Mutex<Option<Background>>,
     thread_id: Mutex<Option<ThreadId>>,
 }
 
+/// The rounds of calls to the store, and what came of them.
 #[derive(Debug, Default)]
-struct Progress {
+struct Rounds {
     begun: u64,
     done: u64,
     status: StoreStatus,
@@ -116,8 +117,8 @@ impl Registry {
             task: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             sync_state: Mutex::default(),
-            progress: Mutex::default(),
-            progressed: Condvar::new(),
+            rounds: Mutex::default(),
+            round_done: Condvar::new(),
             thread: Mutex::new(None),
             thread_id: Mutex::new(None),
         });
@@ -240,15 +241,15 @@ impl StoreHook for Uploader {
     fn farewell(&self, patience: &Patience) {
         let patience = patience.at_most(self.patience());
         if !self.flush(&patience) && patience.left().is_zero() {
-            let mut progress = self.progress.lock();
-            progress.given_up = (progress.begun > progress.done).then_some(progress.begun);
+            let mut rounds = self.rounds.lock();
+            rounds.given_up = (rounds.begun > rounds.done).then_some(rounds.begun);
         }
     }
 
     fn patience(&self) -> Duration {
-        let progress = self.progress.lock();
+        let rounds = self.rounds.lock();
         // The store still hangs: there is no point in another long wait.
-        let hangs = progress.begun > progress.done && progress.given_up == Some(progress.begun);
+        let hangs = rounds.begun > rounds.done && rounds.given_up == Some(rounds.begun);
         let longest = if hangs { LEAST_FAREWELL } else { Duration::MAX };
         self.config.farewell.min(longest)
     }
@@ -264,10 +265,10 @@ impl StoreHook for Uploader {
     }
 
     fn status(&self) -> StoreStatus {
-        let progress = self.progress.lock();
+        let rounds = self.rounds.lock();
         StoreStatus {
-            last_success_age: progress.succeeded_at.map(|at| self.clock.now().since(at)),
-            ..progress.status.clone()
+            last_success_age: rounds.succeeded_at.map(|at| self.clock.now().since(at)),
+            ..rounds.status.clone()
         }
     }
 
@@ -298,13 +299,13 @@ impl Uploader {
             return false;
         }
         // A round in progress may have read the workers before a change.
-        let wanted = self.progress.lock().begun + 1;
+        let wanted = self.rounds.lock().begun + 1;
         self.urgent.store(true, Ordering::Release);
         self.alarm.ring();
-        let sent = self.wait(patience, |progress| {
+        let sent = self.wait(patience, |rounds| {
             let gives_up =
-                progress.status.failures_in_a_row > 0 || self.closing.load(Ordering::Acquire);
-            (progress.done >= wanted || gives_up).then_some(progress.done >= wanted)
+                rounds.status.failures_in_a_row > 0 || self.closing.load(Ordering::Acquire);
+            (rounds.done >= wanted || gives_up).then_some(rounds.done >= wanted)
         });
         sent.unwrap_or(false)
             && !self
@@ -315,14 +316,14 @@ impl Uploader {
     }
 
     /// Waits for an answer for as long as the patience lasts.
-    fn wait<T>(&self, patience: &Patience, answer: impl Fn(&Progress) -> Option<T>) -> Option<T> {
-        let mut progress = self.progress.lock();
+    fn wait<T>(&self, patience: &Patience, answer: impl Fn(&Rounds) -> Option<T>) -> Option<T> {
+        let mut rounds = self.rounds.lock();
         loop {
-            let answer = answer(&progress);
+            let answer = answer(&rounds);
             if answer.is_some() {
                 return answer;
             }
-            self.progressed.wait_for(&mut progress, patience.slice()?);
+            self.round_done.wait_for(&mut rounds, patience.slice()?);
         }
     }
 }

@@ -179,7 +179,7 @@ impl Uploader {
             }
         }
         drop(sync_state);
-        self.progress.lock().status.last_error = Some(error.clone());
+        self.rounds.lock().status.last_error = Some(error.clone());
         for worker in refused {
             let error = error.clone();
             let refused = EventKind::Refused { error };

@@ -33,7 +33,7 @@ impl Uploader {
                 break;
             }
             let now = self.clock.now();
-            let failing = self.progress.lock().status.failures_in_a_row > 0;
+            let failing = self.rounds.lock().status.failures_in_a_row > 0;
             if now >= keep_alive_at {
                 keep_alive_at = self.keep_alive_after(now);
                 // A failing store is called again anyway.
@@ -56,14 +56,14 @@ impl Uploader {
             };
             self.urgent.store(false, Ordering::Release);
             self.task.store(false, Ordering::Release);
-            self.progress.lock().begun += 1;
+            self.rounds.lock().begun += 1;
             let done = catch(|| self.synchronize(&registry))
                 .unwrap_or_else(|_| Err(Error::store("be called", "it panicked")));
             last = now;
             let pause = self.conclude(&registry, done, &mut jitter);
             next = self.clock.now().after(pause.max(SHORTEST_PAUSE));
         }
-        self.progressed.notify_all();
+        self.round_done.notify_all();
     }
 
     fn keep_alive_after(&self, now: Moment) -> Moment {
@@ -96,13 +96,13 @@ impl Uploader {
         done: Result<Duration, Error>,
         jitter: &mut Jitter,
     ) -> Duration {
-        let mut progress = self.progress.lock();
-        let status = &mut progress.status;
+        let mut rounds = self.rounds.lock();
+        let status = &mut rounds.status;
         let (pause, event) = match done {
             Ok(interval) => {
                 let failures = std::mem::take(&mut status.failures_in_a_row);
-                progress.done = progress.begun;
-                progress.succeeded_at = Some(self.clock.now());
+                rounds.done = rounds.begun;
+                rounds.succeeded_at = Some(self.clock.now());
                 let event = (failures > 0).then_some(EventKind::StoreRestored { failures });
                 (jitter.shorten(interval), event)
             }
@@ -123,8 +123,8 @@ impl Uploader {
                 (jitter.shorten(pause), event)
             }
         };
-        drop(progress);
-        self.progressed.notify_all();
+        drop(rounds);
+        self.round_done.notify_all();
         if let Some(event) = event {
             registry.emit(None, event);
         }
@@ -169,10 +169,10 @@ impl Uploader {
         let next = unfinished().filter_map(SyncedWorker::next_at);
         let next = next.chain(renewals).min();
         drop(sync_state);
-        let mut progress = self.progress.lock();
-        progress.status.registered = registered;
-        progress.status.refused = refused;
-        drop(progress);
+        let mut rounds = self.rounds.lock();
+        rounds.status.registered = registered;
+        rounds.status.refused = refused;
+        drop(rounds);
         let now = self.clock.now();
         Ok(next.map_or(crate::worker::DEFAULT_INTERVAL, |due| due.since(now)))
     }

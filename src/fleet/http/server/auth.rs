@@ -1,4 +1,4 @@
-//! Who may ask.
+//! Authentication of requests.
 
 use std::fmt;
 
@@ -21,9 +21,9 @@ impl Token {
         self.0.is_empty()
     }
 
-    /// Compared in a time that tells nothing of how much of it is right. (Its length is no secret.)
+    /// Compares in a time that does not depend on the content. (The length is no secret.)
     fn is(&self, given: &[u8]) -> bool {
-        // An empty one would be anybody's.
+        // An empty token would match every request without one.
         !self.is_empty() && bool::from(self.0.as_bytes().ct_eq(given))
     }
 }
@@ -34,11 +34,11 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Whether somebody with these headers may ask.
+/// Refuses a request whose headers lack the token.
 pub(super) fn check(token: Option<&Token>, headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(token) = token else {
-        // Without a token only this host can ask; but so can every page in a browser on it, and
-        // browsers say so.
+        // Without a token, only this host has access. Web pages in a browser on this host have it
+        // too, and browsers mark their requests.
         return if headers.contains_key(ORIGIN) {
             Err(Refusal::new(403, "requests from web pages need a token"))
         } else {
@@ -59,7 +59,7 @@ pub(super) fn check(token: Option<&Token>, headers: &HeaderMap) -> Result<(), Re
     ))
 }
 
-/// The name of the scheme may be written in any case.
+/// The token of a bearer scheme, whose name is case-insensitive.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, given) = value.split_at_checked(b"bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"bearer ").then_some(given)
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_whole_token_is_right() {
+    fn only_the_whole_token_matches() {
         assert!(asked("s3cret", &["Bearer s3cret"]));
         assert!(asked("s3cret", &["bearer s3cret"]));
         for wrong in [
@@ -94,7 +94,7 @@ mod tests {
         ] {
             assert!(!asked("s3cret", wrong), "{wrong:?}");
         }
-        assert!(!asked("", &["Bearer "]), "an empty token is nobody's");
+        assert!(!asked("", &["Bearer "]), "an empty token matches nothing");
         assert!(!format!("{:?}", Token::new("s3cret".into())).contains("s3cret"));
     }
 }

@@ -32,13 +32,13 @@ use crate::fleet::http::wire::LARGEST_REQUEST;
 use crate::net::server::{self, Server};
 use crate::sync::catch::catch;
 use auth::Token;
-use service::{ReceivedBody, Refusal, Service};
+use service::{ReceivedBody, Refusal, Reply, Service};
 
 /// The largest body of a request of a worker.
 const LARGEST_BODY: usize = 64 * 1024;
-/// The most requests that are read or waited for at a time; others are told to come again.
+/// The most requests that are read or wait at a time; further ones get 503.
 const MOST_REQUESTS: usize = 512;
-/// Of these, large ones.
+/// The most large requests among them.
 const MOST_BATCHES: usize = 32;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const STORE_TIMEOUT: Duration = Duration::from_secs(8);
@@ -50,20 +50,20 @@ const MOST_WORKERS: usize = 100_000;
 ///
 /// | `POST` | body (JSON) | answer |
 /// | --- | --- | --- |
-/// | `/api/worker/register` | anything; understood are `worker_id`, `worker_type`, `group`, `interval`, `stale_after`, `stall_after`, `startup_grace` (seconds), `metadata` | `worker_id`, `incarnation`, `heartbeat_interval_s`, `stale_after_s` |
-/// | `/api/worker/heartbeat` | `worker_id`; understood are `incarnation`, `status`, `reason`, `run_id`, `task`, `progress` | `accepted` |
+/// | `/api/worker/register` | any object; known fields are `worker_id`, `worker_type`, `group`, `interval`, `stale_after`, `stall_after`, `startup_grace` (seconds), `metadata` | `worker_id`, `incarnation`, `heartbeat_interval_s`, `stale_after_s` |
+/// | `/api/worker/heartbeat` | `worker_id`; further known fields are `incarnation`, `status`, `reason`, `run_id`, `task`, `progress` | `accepted` |
 /// | `/api/worker/stop` | `worker_id`; `error`, if it failed | `stopped` |
 /// | `/api/worker/claim` | `worker_id`, `run_id`, `ttl_s` | `granted`, and its `fence` |
 /// | `/api/worker/renew` | `worker_id`, `run_id`, `fence`, `ttl_s` | `held` |
 /// | `/api/worker/release` | `worker_id`, `run_id`, `fence` | `released` |
-/// | `/api/store/…` | what an `HttpStore` says | |
+/// | `/api/store/…` | the protocol of `HttpStore` | |
 ///
-/// What is not understood is kept as metadata of the worker. A worker that names its `incarnation`
-/// is refused once another one has taken its place; one that does not, speaks for whoever has the
-/// id. Every error is `{"error": "…"}`, with a `code` of `unknown` (404: register), `superseded` or
-/// `ended` (409) where a worker is refused. `400`, `413`: the request is not as it should be. `401`,
-/// `403`: the token. `429`: too many workers. `503`: too many requests at once, or the store fails
-/// or is too slow; come again.
+/// Unknown fields are kept as metadata of the worker. A worker that names its `incarnation` is refused
+/// once another incarnation has taken its place; without one, a request is for the current
+/// incarnation of the id. Every error is `{"error": "…"}`, with a `code` of `unknown` (404: register),
+/// `superseded` or `ended` (409) where a worker is refused. `400` and `413`: the request is invalid or
+/// too large. `401` and `403`: the token is missing or wrong. `429`: too many workers. `503`: too many
+/// requests at once, or the store fails or is too slow; retry.
 ///
 /// ```
 /// use worker_heartbeat::{Coordinator, HeartbeatStore, HttpStore, MemoryStore};
@@ -76,7 +76,7 @@ const MOST_WORKERS: usize = 100_000;
 /// # Ok::<(), worker_heartbeat::Error>(())
 /// ```
 ///
-/// It does not sweep; have a [`Sweeper`](crate::Sweeper) on the same store.
+/// It does not sweep; run a [`Sweeper`](crate::Sweeper) on the same store.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is served before serve(), or before router() is mounted"]
 pub struct Coordinator {
@@ -108,8 +108,8 @@ impl Coordinator {
         }
     }
 
-    /// What everybody has to know who asks: `Authorization: Bearer …`. Without one, requests that a
-    /// browser sends for a web page are refused.
+    /// The bearer token that every request must carry. Without one, requests that a browser sends for
+    /// a web page are refused.
     ///
     /// ```
     /// use worker_heartbeat::{Coordinator, HeartbeatStore, HttpStore, MemoryStore};
@@ -125,9 +125,9 @@ impl Coordinator {
         self
     }
 
-    /// The most workers that the store may hold, the ended ones included; 100,000 by default. When
-    /// it is full, workers that ended an hour ago or more are forgotten to make room; then, more are
-    /// refused with 429.
+    /// The most workers that the store may hold, ended ones included; 100,000 by default. When it is
+    /// full, workers that ended an hour ago or earlier are purged; if that makes no room, further
+    /// workers are refused with 429.
     ///
     /// ```
     /// use worker_heartbeat::fleet::Registration;
@@ -151,25 +151,25 @@ impl Coordinator {
         self
     }
 
-    /// How long a call to the store may take, and how long it may wait for its turn; 8 s by default.
-    /// Then the answer is 503. The call itself cannot be broken off: it goes on taking the place of
-    /// another until the store answers.
+    /// The time limit of a call to the store, and that of its wait for a free slot; 8 s by default.
+    /// After it, the answer is 503. The call itself can't be cancelled: it occupies its slot until the
+    /// store answers.
     pub const fn store_timeout(mut self, store_timeout: Duration) -> Self {
         self.store_timeout = store_timeout;
         self
     }
 
-    /// How long the body of a request may take to come in; 10 s by default.
+    /// The time limit for receiving the body of a request; 10 s by default.
     pub const fn body_timeout(mut self, body_timeout: Duration) -> Self {
         self.body_timeout = body_timeout;
         self
     }
 
-    /// The routes, to mount in an application of one's own. Its tokio runtime needs time enabled.
+    /// The routes, for an existing axum application. Its tokio runtime needs time enabled.
     ///
-    /// Nothing here knows where the application listens: without a [`token`](Self::token), everybody
-    /// who reaches it can register, stop and sweep workers. It is also the application that limits
-    /// connections, and how long a client may take to send the head of a request.
+    /// The application decides where it listens: without a [`token`](Self::token), every client that
+    /// reaches it can register, stop and sweep workers. The application also limits the number of
+    /// connections, and the time to receive the head of a request.
     ///
     /// ```
     /// use axum::Router;
@@ -194,16 +194,16 @@ impl Coordinator {
             body_timeout: self.body_timeout,
         });
         let mut router = Router::new();
-        for (path, act) in ROUTES {
+        for (path, handler) in ROUTES {
             let answer = move |State(shared): State<Arc<Shared>>, request: Request| async move {
-                respond(shared.answer(*act, request).await)
+                respond(shared.answer(*handler, request).await)
             };
             router = router.route(path, any(answer));
         }
         router.with_state(shared)
     }
 
-    /// Serves at this address on a thread of its own, until what is returned is dropped.
+    /// Serves at this address on a background thread, until the returned value is dropped.
     ///
     /// ```
     /// use worker_heartbeat::{Coordinator, Error, MemoryStore};
@@ -216,8 +216,8 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`Error::Invalid`] if it is not a loopback address and there is no token, or if the token is
-    /// empty; [`Error::Listen`] if the address cannot be listened at; [`Error::Thread`] if the
-    /// thread cannot be started.
+    /// empty; [`Error::Listen`] if the address cannot be bound; [`Error::Thread`] if the thread cannot
+    /// be started.
     pub fn serve(
         self,
         address: impl ToSocketAddrs + fmt::Debug,
@@ -227,11 +227,11 @@ impl Coordinator {
         self.check_addresses(&addresses, &shown)?;
         let router = self
             .router()
-            .fallback(|| async { respond(Err(Refusal::new(404, "there is nothing here"))) });
+            .fallback(|| async { respond(Err(Refusal::new(404, "not found"))) });
         Server::start(&addresses, &shown, router).map(|server| RunningCoordinator { server })
     }
 
-    /// Refuses to be reached by strangers.
+    /// Refuses an address that other hosts reach without a token.
     pub(crate) fn check_addresses(
         &self,
         addresses: &[SocketAddr],
@@ -256,8 +256,8 @@ impl Coordinator {
     }
 }
 
-/// A coordinator at work; made by [`Coordinator::serve`]. Dropping it ends its thread and frees its
-/// port; requests that have begun are given a second to end.
+/// A coordinator on a background thread; made by [`Coordinator::serve`]. Dropping it ends its thread
+/// and frees its port; requests in progress have one second to end.
 ///
 /// ```
 /// use worker_heartbeat::{Coordinator, MemoryStore};
@@ -273,39 +273,45 @@ pub struct RunningCoordinator {
 }
 
 impl RunningCoordinator {
-    /// Where it listens: the port that the system chose, if it was received to.
+    /// The address that it is bound to, with the port that the system chose for port 0.
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
     }
 }
 
-/// What is done with a body.
+/// The handler of a route.
 #[derive(Clone, Copy)]
-enum Act {
-    Worker(fn(&Service, &ReceivedBody) -> Result<Value, Refusal>),
-    Batch(fn(&Service, &ReceivedBody) -> Result<Vec<u8>, Refusal>),
+enum Handler {
+    Worker(fn(&Service, &ReceivedBody) -> Reply<Value>),
+    Batch(fn(&Service, &ReceivedBody) -> Reply<Vec<u8>>),
 }
 
-const ROUTES: &[(&str, Act)] = &[
-    ("/api/worker/register", Act::Worker(worker_api::register)),
-    ("/api/worker/heartbeat", Act::Worker(worker_api::heartbeat)),
-    ("/api/worker/stop", Act::Worker(worker_api::stop)),
-    ("/api/worker/claim", Act::Worker(worker_api::claim)),
-    ("/api/worker/renew", Act::Worker(worker_api::renew)),
-    ("/api/worker/release", Act::Worker(worker_api::release)),
-    ("/api/store/register", Act::Batch(store_api::register)),
-    ("/api/store/beat", Act::Batch(store_api::beat)),
-    ("/api/store/stop", Act::Batch(store_api::stop)),
-    ("/api/store/list", Act::Batch(store_api::list)),
-    ("/api/store/sweep", Act::Batch(store_api::sweep)),
-    ("/api/store/purge", Act::Batch(store_api::purge)),
-    ("/api/store/claim", Act::Batch(store_api::claim)),
-    ("/api/store/renew", Act::Batch(store_api::renew)),
-    ("/api/store/release", Act::Batch(store_api::release)),
+const ROUTES: &[(&str, Handler)] = &[
+    (
+        "/api/worker/register",
+        Handler::Worker(worker_api::register),
+    ),
+    (
+        "/api/worker/heartbeat",
+        Handler::Worker(worker_api::heartbeat),
+    ),
+    ("/api/worker/stop", Handler::Worker(worker_api::stop)),
+    ("/api/worker/claim", Handler::Worker(worker_api::claim)),
+    ("/api/worker/renew", Handler::Worker(worker_api::renew)),
+    ("/api/worker/release", Handler::Worker(worker_api::release)),
+    ("/api/store/register", Handler::Batch(store_api::register)),
+    ("/api/store/beat", Handler::Batch(store_api::beat)),
+    ("/api/store/stop", Handler::Batch(store_api::stop)),
+    ("/api/store/list", Handler::Batch(store_api::list)),
+    ("/api/store/sweep", Handler::Batch(store_api::sweep)),
+    ("/api/store/purge", Handler::Batch(store_api::purge)),
+    ("/api/store/claim", Handler::Batch(store_api::claim)),
+    ("/api/store/renew", Handler::Batch(store_api::renew)),
+    ("/api/store/release", Handler::Batch(store_api::release)),
 ];
 
-/// What all requests share.
+/// State that all requests share.
 struct Shared {
     service: Service,
     token: Option<Token>,
@@ -317,61 +323,61 @@ struct Shared {
 }
 
 impl Shared {
-    async fn answer(self: &Arc<Self>, act: Act, request: Request) -> Result<Vec<u8>, Refusal> {
+    async fn answer(self: &Arc<Self>, handler: Handler, request: Request) -> Reply<Vec<u8>> {
         let (head, body) = request.into_parts();
         auth::check(self.token.as_ref(), &head.headers)?;
         if head.method != Method::POST {
-            return Err(Refusal::new(405, "POST is what is understood here"));
+            return Err(Refusal::new(405, "only POST is allowed"));
         }
-        let busy = || Refusal::new(503, "too many requests at once; come again");
+        let busy = || Refusal::new(503, "too many requests at once; retry later");
         let _request = self.requests.try_acquire().map_err(|_| busy())?;
-        let (largest, _batch) = match act {
-            Act::Worker(_) => (LARGEST_BODY, None),
-            Act::Batch(_) => {
+        let (largest, _batch) = match handler {
+            Handler::Worker(_) => (LARGEST_BODY, None),
+            Handler::Batch(_) => {
                 let place = timeout(self.store_timeout, self.batches.acquire()).await;
                 let place = place.ok().and_then(Result::ok).ok_or_else(busy)?;
                 (LARGEST_REQUEST, Some(place))
             }
         };
         let body = timeout(self.body_timeout, read(&head.headers, body, largest)).await;
-        let body = body.map_err(|_| Refusal::new(408, "the body took too long to come in"))??;
-        self.act(act, body).await
+        let body = body.map_err(|_| Refusal::new(408, "the body was not received in time"))??;
+        self.act(handler, body).await
     }
 
-    /// Does it on a thread that may block.
-    async fn act(self: &Arc<Self>, act: Act, body: Bytes) -> Result<Vec<u8>, Refusal> {
-        let busy = || Refusal::new(503, "the store has too much to do; come again");
+    /// Runs the handler on a thread that may block.
+    async fn act(self: &Arc<Self>, handler: Handler, body: Bytes) -> Reply<Vec<u8>> {
+        let busy = || Refusal::new(503, "too many calls to the store at once; retry later");
         let came = Instant::now();
         let turn = timeout(self.store_timeout, Arc::clone(&self.calls).acquire_owned()).await;
         let turn = turn.ok().and_then(Result::ok).ok_or_else(busy)?;
         let shared = Arc::clone(self);
         let received = ReceivedBody { body, came };
         let call = tokio::task::spawn_blocking(move || {
-            // Held until the store has answered, however long that takes.
+            // Held until the store answers, even after the time limit.
             let _turn = turn;
-            let acted = catch(|| match act {
-                Act::Worker(act) => {
+            let acted = catch(|| match handler {
+                Handler::Worker(act) => {
                     act(&shared.service, &received).map(|value| value.to_string().into())
                 }
-                Act::Batch(act) => act(&shared.service, &received),
+                Handler::Batch(act) => act(&shared.service, &received),
             });
             acted.unwrap_or_else(|_| Err(Refusal::new(500, "the store panicked")))
         });
         match timeout(self.store_timeout, call).await {
             Ok(Ok(answer)) => answer,
-            // The runtime ends.
-            Ok(Err(_)) => Err(Refusal::new(503, "the coordinator ends")),
+            // The runtime is shutting down.
+            Ok(Err(_)) => Err(Refusal::new(503, "the coordinator is shutting down")),
             Err(_) => Err(Refusal::new(
                 503,
-                "the store did not answer in time; come again",
+                "the store did not answer in time; retry later",
             )),
         }
     }
 }
 
-/// The body, if it is not too large. What is a little too large is read all the same: a client that
-/// is still sending would not see why it is refused.
-async fn read(headers: &HeaderMap, mut body: Body, largest: usize) -> Result<Bytes, Refusal> {
+/// Reads the body, if it is not too large. A body that is a little too large is read to its end,
+/// because a client that is still sending would not see the refusal.
+async fn read(headers: &HeaderMap, mut body: Body, largest: usize) -> Reply<Bytes> {
     let too_large = || {
         let reason = format!("the body is too large; allowed: {largest} bytes");
         Refusal::new(413, reason)
@@ -386,7 +392,7 @@ async fn read(headers: &HeaderMap, mut body: Body, largest: usize) -> Result<Byt
     let mut read = Vec::new();
     let mut length = 0;
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let frame = frame.map_err(|_| Refusal::bad("the body broke off"))?;
+        let frame = frame.map_err(|_| Refusal::bad("the body is incomplete"))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -404,7 +410,7 @@ async fn read(headers: &HeaderMap, mut body: Body, largest: usize) -> Result<Byt
     Ok(read.into())
 }
 
-fn respond(answer: Result<Vec<u8>, Refusal>) -> Response {
+fn respond(answer: Reply<Vec<u8>>) -> Response {
     let (status, body) = match answer {
         Ok(body) => (200, body),
         Err(refusal) => {

@@ -51,6 +51,9 @@ impl Deref for ReceivedBody {
     }
 }
 
+/// The answer to a request.
+pub(super) type Reply<T> = Result<T, Refusal>;
+
 /// The answer to a request that is refused.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::service::{ReceivedBody, Refusal, Service};
+use super::service::{ReceivedBody, Refusal, Reply, Service};
 use super::validation;
 use crate::error::Error;
 use crate::fleet::http::wire::{
@@ -12,8 +12,6 @@ use crate::fleet::http::wire::{
 use crate::fleet::store::check_count;
 use crate::fleet::{Beat, Claim, LeaseKey, Registration, Stop, Sweep, WorkerFilter};
 use crate::serial::Seconds;
-
-type Reply = Result<Vec<u8>, Refusal>;
 
 /// Reads a request of this version of the protocol.
 fn read<T: DeserializeOwned>(body: &[u8], version: impl Fn(&T) -> u32) -> Result<T, Refusal> {
@@ -48,17 +46,21 @@ fn one<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     Ok(read(body, |request: &One<T>| request.version)?.what)
 }
 
-fn write(what: &impl Serialize) -> Reply {
+fn write(what: &impl Serialize) -> Reply<Vec<u8>> {
     serde_json::to_vec(what).map_err(|_| Refusal::new(500, "the answer cannot be written"))
 }
 
 /// Passes on as many answers as questions, or what is wrong with the store.
-fn answers<A: Serialize>(service: &Service, asked: usize, answers: Result<Vec<A>, Error>) -> Reply {
+fn answers<A: Serialize>(
+    service: &Service,
+    asked: usize,
+    answers: Result<Vec<A>, Error>,
+) -> Reply<Vec<u8>> {
     let answers = service.asked(check_count("answer", asked, answers))?;
     write(&Answers { answers })
 }
 
-pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let workers = items::<Registration>(body)?.items;
     for worker in &workers {
         validation::check_registration(worker)?;
@@ -76,7 +78,7 @@ pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply {
     answers(service, workers.len(), keys)
 }
 
-pub(super) fn beat(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn beat(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let mut beats = items::<Beat>(body)?.items;
     for beat in &mut beats {
         validation::check_beat(beat)?;
@@ -104,7 +106,7 @@ pub(super) fn beat(service: &Service, body: &ReceivedBody) -> Reply {
     answers(service, beats.len(), service.store.beat(&beats))
 }
 
-pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let mut stops = items::<Stop>(body)?.items;
     for stop in &mut stops {
         validation::check_stop(stop)?;
@@ -113,7 +115,7 @@ pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply {
 }
 
 /// `{"workers": […], "more": bool}`. A page that has grown large ends before the requested limit.
-pub(super) fn list(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn list(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let mut filter: WorkerFilter = one(body)?;
     let wanted = filter.limit;
     filter.limit = wanted.min(MOST_ON_PAGE);
@@ -139,23 +141,23 @@ pub(super) fn list(service: &Service, body: &ReceivedBody) -> Reply {
     Ok(page)
 }
 
-pub(super) fn sweep(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn sweep(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let sweep = Sweep::from(one::<SweepRequest>(body)?);
     write(&service.asked(service.store.sweep(&sweep))?)
 }
 
-pub(super) fn purge(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn purge(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let age: Seconds = one(body)?;
     write(&service.asked(service.store.purge(age.0))?)
 }
 
-pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let claim: Claim = one(body)?;
     validation::check_claim(&claim)?;
     write(&service.asked(service.store.claim(&claim))?)
 }
 
-pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let request = items::<LeaseKey>(body)?;
     let ttl = request.ttl_s;
     let ttl = ttl.ok_or_else(|| Refusal::bad("ttl_s is missing"))?.0;
@@ -164,7 +166,7 @@ pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply {
     answers(service, leases.len(), service.store.renew(&leases, ttl))
 }
 
-pub(super) fn release(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn release(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let leases = items::<LeaseKey>(body)?.items;
     answers(service, leases.len(), service.store.release(&leases))
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::service::{ReceivedBody, Refusal, Service};
+use super::service::{ReceivedBody, Refusal, Reply, Service};
 use super::validation::{Fields, check_id};
 use crate::fleet::{
     Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredEnding, WorkerKey,
@@ -16,9 +16,7 @@ const DEFAULT_TYPE: &str = "worker";
 /// The metadata entry that keeps a status which is not known here.
 const STATUS: &str = "status";
 
-type Reply = Result<Value, Refusal>;
-
-pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let mut fields = Fields::read(body)?;
     let id = fields.text(&["worker_id"])?;
     let worker_type = fields
@@ -112,7 +110,7 @@ impl ReportedStatus {
     }
 }
 
-pub(super) fn heartbeat(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn heartbeat(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -166,7 +164,7 @@ const fn accepted(answer: Answer) -> Result<(), Answer> {
     }
 }
 
-pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -196,7 +194,7 @@ pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply {
     }))
 }
 
-pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let mut fields = Fields::read(body)?;
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
@@ -243,7 +241,7 @@ fn lease(service: &Service, fields: &mut Fields) -> Result<LeaseKey, Refusal> {
     Ok(LeaseKey::new(worker, run_id, fence))
 }
 
-pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let mut fields = Fields::read(body)?;
     let ttl = fields.ttl()?;
     let lease = lease(service, &mut fields)?;
@@ -257,7 +255,7 @@ pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply {
     Ok(json!({"run_id": lease.run_id, "fence": lease.fence, "held": held}))
 }
 
-pub(super) fn release(service: &Service, body: &ReceivedBody) -> Reply {
+pub(super) fn release(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let mut fields = Fields::read(body)?;
     let lease = lease(service, &mut fields)?;
     let held = service.asked_one(service.store.release(std::slice::from_ref(&lease)))?;
