@@ -28,6 +28,7 @@ use crate::sync::describe::{chain, describe_text, written};
 pub enum Error {
     /// A value given in code is not allowed.
     #[error("invalid {field}: {value}; allowed: {allowed}")]
+    #[non_exhaustive]
     Invalid {
         /// Name of the builder method or argument.
         field: &'static str,
@@ -38,6 +39,7 @@ pub enum Error {
     },
     /// A value found in the environment is not allowed.
     #[error("invalid environment variable {variable}={value}; allowed: {allowed}")]
+    #[non_exhaustive]
     Environment {
         /// Name of the environment variable.
         variable: String,
@@ -50,12 +52,14 @@ pub enum Error {
     #[error(
         "invalid id: {id:?} belongs to a living worker of this registry; allowed: an id that no living worker has"
     )]
+    #[non_exhaustive]
     DuplicateId {
         /// The id that was asked for.
         id: String,
     },
     /// A thread could not be started.
     #[error("cannot start the thread {name:?}: {error}")]
+    #[non_exhaustive]
     Thread {
         /// Name of the thread.
         name: String,
@@ -64,6 +68,7 @@ pub enum Error {
     },
     /// A signal could not be hooked.
     #[error("cannot hook {signal}: {error}")]
+    #[non_exhaustive]
     Signal {
         /// Name of the signal, such as `SIGTERM`.
         signal: &'static str,
@@ -76,18 +81,21 @@ pub enum Error {
     #[error(
         "cannot hook {signals}: every thread of this process blocks it, so it would never arrive; unblock it in the process that starts this one or before any thread is started, or leave it out of signals()"
     )]
+    #[non_exhaustive]
     SignalBlocked {
         /// Names of the signals, such as `SIGTERM, SIGINT`.
         signals: String,
     },
     /// Signals belong to another [`Shutdown`](crate::Shutdown) of this process.
     #[error("cannot hook {signals}: hooked by another Shutdown of this process")]
+    #[non_exhaustive]
     AlreadyInstalled {
         /// Names of the signals, such as `SIGTERM, SIGINT`.
         signals: String,
     },
     /// Supervised work panicked.
     #[error("worker {id:?} panicked: {message}")]
+    #[non_exhaustive]
     Panicked {
         /// The worker's id.
         id: String,
@@ -99,6 +107,7 @@ pub enum Error {
     /// Supervised work ended otherwise than by returning without an error; made by
     /// [`Exit::into_result`].
     #[error("supervised work did not complete: {exit}")]
+    #[non_exhaustive]
     NotCompleted {
         /// How it ended.
         exit: Exit,
@@ -109,6 +118,7 @@ pub enum Error {
     ShuttingDown,
     /// A store cannot be reached, or failed.
     #[error("store: cannot {operation}: {message}")]
+    #[non_exhaustive]
     Store {
         /// What was asked of it, such as `beat`.
         operation: &'static str,
@@ -125,6 +135,7 @@ pub enum Error {
     AlreadyAttached,
     /// A run was to be claimed, but the worker's registry is not attached to a store.
     #[error("worker {id:?} belongs to a registry that is not attached to a store")]
+    #[non_exhaustive]
     NotAttached {
         /// The worker's id.
         id: String,
@@ -132,6 +143,7 @@ pub enum Error {
     /// An address cannot be listened at.
     #[cfg(feature = "http")]
     #[error("cannot listen at {address}: {error}")]
+    #[non_exhaustive]
     Listen {
         /// The address that was asked for.
         address: String,
@@ -141,6 +153,7 @@ pub enum Error {
     /// A file cannot be written.
     #[cfg(feature = "beacon")]
     #[error("cannot write {path}: {error}")]
+    #[non_exhaustive]
     File {
         /// The file.
         path: String,
@@ -151,6 +164,7 @@ pub enum Error {
     #[error(
         "worker {id:?} is refused by the store: it is over, or another incarnation has taken its place"
     )]
+    #[non_exhaustive]
     Refused {
         /// The worker's id.
         id: String,
@@ -214,7 +228,16 @@ impl Error {
         }
     }
 
-    pub(crate) fn invalid(
+    /// A value is not allowed: of which field or argument, as text, and what is allowed instead. A
+    /// [`HeartbeatStore`](crate::HeartbeatStore) refuses a worker by it.
+    ///
+    /// ```
+    /// use worker_heartbeat::Error;
+    ///
+    /// let error = Error::invalid("group", "\"x\"", "a group of this fleet");
+    /// assert_eq!(error.to_string(), "invalid group: \"x\"; allowed: a group of this fleet");
+    /// ```
+    pub fn invalid(
         field: &'static str,
         value: impl Into<String>,
         allowed: impl Into<String>,

@@ -26,11 +26,13 @@ pub enum Exit {
     /// It returned without an error.
     Completed,
     /// It returned an error, and was not started again.
+    #[non_exhaustive]
     Failed {
         /// The error, as text.
         error: String,
     },
     /// It panicked, and was not started again.
+    #[non_exhaustive]
     Panicked {
         /// The panic message.
         message: String,
@@ -38,6 +40,7 @@ pub enum Exit {
         location: Option<String>,
     },
     /// It ended too often, and was given up.
+    #[non_exhaustive]
     GaveUp {
         /// The restarts that count for the policy; see [`Restart`](crate::Restart#what-counts).
         restarts: u32,

@@ -173,7 +173,7 @@ fn a_log_that_holds_up_the_pacemaker() {
         eventually("the gap is told", || {
             told.extend(events.try_iter());
             let gap = |event: &worker_heartbeat::Event| match event.kind {
-                EventKind::Unobserved { forgiven } => forgiven,
+                EventKind::Unobserved { forgiven, .. } => forgiven,
                 _ => Duration::ZERO,
             };
             told.iter().map(gap).sum::<Duration>() + 200 * MILLISECOND > hidden

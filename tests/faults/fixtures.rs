@@ -138,7 +138,7 @@ pub(crate) fn forgiven_and_none_convicted(events: &Subscription) -> Vec<Duration
             !["stalled", "stale", "never_started", "dead"].contains(&&*told),
             "{event}"
         );
-        if let EventKind::Unobserved { forgiven } = event.kind {
+        if let EventKind::Unobserved { forgiven, .. } = event.kind {
             all.push(forgiven);
         }
     }

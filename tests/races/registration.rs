@@ -124,7 +124,7 @@ fn one_id_from_two_threads() {
                 firsts.set(firsts.get() + usize::from(results[0].is_ok()));
                 let (won, lost): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
                 assert_eq!((won.len(), lost.len()), (1, 1), "in round {round}");
-                assert!(matches!(&lost[0], Err(Error::DuplicateId { id }) if id == "one"));
+                assert!(matches!(&lost[0], Err(Error::DuplicateId { id, .. }) if id == "one"));
                 let hb = won.into_iter().next().unwrap().unwrap();
                 hb.beat();
                 hb.beat();

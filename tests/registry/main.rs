@@ -40,7 +40,7 @@ fn a_duplicate_id_of_a_living_worker_is_refused() {
     let world = World::new();
     let one = world.worker("w").id("one").start().unwrap();
     let error = world.worker("w").id("one").start().unwrap_err();
-    assert!(matches!(&error, Error::DuplicateId { id } if id == "one"));
+    assert!(matches!(&error, Error::DuplicateId { id, .. } if id == "one"));
     assert!(
         error
             .to_string()

@@ -271,7 +271,10 @@ fn a_child_that_does_not_end_in_time_is_named_and_the_next_life_begins() {
         }
         let event = wait_for(&events, "childhung");
         assert_eq!(event.id(), "parent");
-        let EventKind::ChildHung { id, health, waited } = &event.kind else {
+        let EventKind::ChildHung {
+            id, health, waited, ..
+        } = &event.kind
+        else {
             panic!("{event:?}");
         };
         assert_eq!(id, "hangs");

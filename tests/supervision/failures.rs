@@ -93,7 +93,7 @@ where
         .unwrap();
     let exit = block_on(lives);
     let words = failure(&world.registry.get("lives").unwrap().health());
-    assert!(matches!(exit, Exit::Failed { error } if error == words));
+    assert!(matches!(exit, Exit::Failed { error, .. } if error == words));
     [failure(&hb.health()), words]
 }
 
@@ -103,7 +103,7 @@ fn the_causes_of_an_error_are_included_by_every_way() {
     let worker = Supervisor::new(&world.registry)
         .spawn(world.worker("w"), |_| Err(outer().into()))
         .unwrap();
-    assert!(matches!(worker.join(), Exit::Failed { error } if error == ALL));
+    assert!(matches!(worker.join(), Exit::Failed { error, .. } if error == ALL));
     assert_eq!(failure(&worker.probe().health()), ALL);
 
     let hb = world.worker("w").start().unwrap();
@@ -239,7 +239,7 @@ fn a_cause_that_cannot_be_written_takes_nothing_from_the_error() {
             .unwrap();
         let exit = worker.join();
         assert!(
-            matches!(&exit, Exit::Failed { error } if *error == all),
+            matches!(&exit, Exit::Failed { error, .. } if *error == all),
             "{exit:?}"
         );
         let told = of_future(move || BoxError::from(Full(broken)));
@@ -519,7 +519,7 @@ const WHEN_DROPPED: &str = "when it was dropped";
 fn panicked_when_dropped(exit: &Exit, health: &Health) -> bool {
     let by_health = health.to_string().contains(WHEN_DROPPED);
     by_health
-        && matches!(exit, Exit::Panicked { message, location: Some(_) } if message == WHEN_DROPPED)
+        && matches!(exit, Exit::Panicked { message, location: Some(_), .. } if message == WHEN_DROPPED)
 }
 
 #[test]
@@ -585,7 +585,7 @@ fn a_failure_comes_before_the_panic_of_what_the_work_holds() {
         Err("disk full".into())
     });
     let worker = worker.unwrap();
-    assert!(matches!(worker.join(), Exit::Failed { error } if error == "disk full"));
+    assert!(matches!(worker.join(), Exit::Failed { error, .. } if error == "disk full"));
     assert_eq!(failure(&worker.probe().health()), "disk full");
 }
 

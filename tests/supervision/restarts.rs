@@ -105,7 +105,7 @@ fn waits(restart: Restart, in_future: bool, lives: &[Life]) -> (Vec<u64>, Option
         let over = loop {
             let event = events.recv_timeout(crate::support::PATIENCE).unwrap();
             match event.kind {
-                EventKind::Restarting { attempt, delay } => {
+                EventKind::Restarting { attempt, delay, .. } => {
                     assert!(attempt >= 1);
                     waits.push(delay.as_secs());
                     break false;

@@ -53,7 +53,7 @@ fn a_panic_during_set_up_is_reported_with_message_location_thread_and_backtrace(
         .unwrap();
     assert!(matches!(
         worker.join(),
-        Exit::Panicked { message, location: Some(location) }
+        Exit::Panicked { message, location: Some(location), .. }
             if message == "no module named server" && location.contains("work.rs:")
     ));
     let DeathCause::Panicked {
@@ -141,7 +141,7 @@ fn an_error_is_reported_with_its_causes() {
         .unwrap();
     assert!(matches!(
         worker.join(),
-        Exit::Failed { error } if error == "cannot read the queue: disk full"
+        Exit::Failed { error, .. } if error == "cannot read the queue: disk full"
     ));
     assert!(matches!(cause(&worker.probe()), DeathCause::Failed { .. }));
 }
@@ -189,7 +189,7 @@ fn a_worker_may_say_itself_that_it_failed() {
             Ok(())
         })
         .unwrap();
-    assert!(matches!(worker.join(), Exit::Failed { error } if error.len() <= 8_192));
+    assert!(matches!(worker.join(), Exit::Failed { error, .. } if error.len() <= 8_192));
     assert!(matches!(cause(&worker.probe()), DeathCause::Failed { .. }));
 }
 
@@ -241,6 +241,7 @@ fn a_panic_of_work_on_the_calling_thread_keeps_message_place_thread_and_stack() 
                 id,
                 message,
                 location,
+                ..
             } = &error
             else {
                 panic!("{error:?}");
@@ -757,7 +758,10 @@ fn a_failing_worker_is_started_again_with_backoff_and_then_given_up() {
         assert_eq!(lives.load(Ordering::SeqCst), life, "not before its time");
         world.millis(1);
     }
-    let Exit::GaveUp { restarts: 3, death } = worker.join() else {
+    let Exit::GaveUp {
+        restarts: 3, death, ..
+    } = worker.join()
+    else {
         panic!("{:?}", worker.join());
     };
     assert_eq!(death.unwrap().cause.to_string(), "failed: life 4");

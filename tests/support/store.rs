@@ -158,11 +158,7 @@ impl HeartbeatStore for TestStore {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
         let store = self.call()?;
         match workers.iter().find(|worker| worker.info.group == REFUSED) {
-            Some(worker) => Err(Error::Invalid {
-                field: "group",
-                value: worker.info.group.clone(),
-                allowed: "any other".to_owned(),
-            }),
+            Some(worker) => Err(Error::invalid("group", &worker.info.group, "any other")),
             None => store.register(workers),
         }
     }

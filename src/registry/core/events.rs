@@ -87,6 +87,7 @@ pub enum EventKind {
     /// It made its first progress.
     Started,
     /// It used three quarters of its allowance: a warning, not a verdict.
+    #[non_exhaustive]
     Late {
         /// Time without progress.
         silent: Duration,
@@ -96,6 +97,7 @@ pub enum EventKind {
     /// Its state changed to never started, stalled, stale, stopping, stopped or dead.
     Became(Health),
     /// It is well again.
+    #[non_exhaustive]
     Recovered {
         /// The state that ended.
         from: State,
@@ -103,6 +105,7 @@ pub enum EventKind {
         after: Duration,
     },
     /// Its supervisor will restart it.
+    #[non_exhaustive]
     Restarting {
         /// The number of this restart, of those that count for the policy.
         attempt: u32,
@@ -110,12 +113,14 @@ pub enum EventKind {
         delay: Duration,
     },
     /// Its supervisor has given it up.
+    #[non_exhaustive]
     GaveUp {
         /// The number of restarts that count for the policy.
         restarts: u32,
     },
     /// Its life has ended, and one of the workers that are
     /// [linked](crate::Supervisor::linked_to) to it did not end in time. It is left running.
+    #[non_exhaustive]
     ChildHung {
         /// The id of the child.
         id: String,
@@ -125,6 +130,7 @@ pub enum EventKind {
         waited: Duration,
     },
     /// The workers were not observed for a while; that time is not charged to them.
+    #[non_exhaustive]
     Unobserved {
         /// The time that is not charged.
         forgiven: Duration,
@@ -132,21 +138,25 @@ pub enum EventKind {
     /// Fewer workers of a type live than are expected.
     Missing(MissingWorkers),
     /// The store can't be reached, or fails. Work continues, and the store is tried again.
+    #[non_exhaustive]
     StoreFailing {
         /// The first error.
         error: String,
     },
     /// The store answers again.
+    #[non_exhaustive]
     StoreRestored {
         /// The number of failures in between.
         failures: u64,
     },
     /// The store refuses the worker. It is tried again every 10 s.
+    #[non_exhaustive]
     Refused {
         /// The reason.
         error: String,
     },
     /// The worker's lease of a run expired, or was revoked.
+    #[non_exhaustive]
     LeaseLost {
         /// The run.
         run_id: String,
@@ -154,6 +164,7 @@ pub enum EventKind {
         fence: u64,
     },
     /// A task of the worker [failed](crate::TaskGuard::fail). The worker continues.
+    #[non_exhaustive]
     TaskFailed {
         /// The run, if it has a name.
         run_id: Option<String>,
@@ -163,6 +174,7 @@ pub enum EventKind {
         error: String,
     },
     /// All expected workers of a type live again.
+    #[non_exhaustive]
     Complete {
         /// The type.
         worker_type: String,

@@ -526,7 +526,7 @@ fn blocked() -> ! {
     let Err(error) = refused else {
         panic!("{refused:?}");
     };
-    let Error::SignalBlocked { signals } = &error else {
+    let Error::SignalBlocked { signals, .. } = &error else {
         panic!("{error}");
     };
     println!("@refused {signals}: {error}");

@@ -77,6 +77,7 @@ fn bad_timeouts() {
             field,
             value,
             allowed,
+            ..
         }) = refused
         else {
             panic!("{timeout:?}: {refused:?}");
