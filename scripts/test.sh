@@ -4,7 +4,8 @@
 #   scripts/test.sh quick   the core: no servers, no browser, no simulation; under a minute once compiled
 #   scripts/test.sh         everything: unit tests, real processes, real servers, a real browser, every
 #                           example, the documentation's code, and the models of the lock-free parts
-#   scripts/test.sh soak    everything, and then ten minutes of load on a service
+#   scripts/test.sh soak    everything, then a thousand simulated days and ten minutes of load on a
+#                           service
 #
 # A failing test does not keep the others from running. The summary at the end names what failed.
 set -uo pipefail
@@ -95,11 +96,12 @@ if [ "$level" = quick ]; then
     step cargo test --no-fail-fast --lib --test fleet --test registry --test supervision --test worker
     step cargo test --doc
 else
-    echo "Full: on two cores, compiling takes about ten minutes at first, and the tests about eight."
+    echo "Full: on two quiet cores, compiling takes up to eight minutes at first, and the tests up to five."
     install
     step cargo test --no-fail-fast --all-features
     step models
     if [ "$level" = soak ]; then
+        step env SIMULATED_DAYS=1000 cargo test --release --test simulation
         step cargo bench --features http,prometheus --bench soak
     fi
 fi
