@@ -154,7 +154,7 @@ impl MockClock {
     /// hb.beat();
     /// time.suspend(Duration::from_secs(3600)); // the machine sleeps for an hour
     /// time.advance(Duration::from_secs(1));
-    /// assert!(hb.is_recent(), "time that nobody observed is not charged to workers");
+    /// assert!(hb.is_recent(), "unobserved time is not charged to workers");
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
     pub fn suspend(&self, by: Duration) {
