@@ -16,7 +16,7 @@ use crate::health::SweepTotals;
 /// # mod metrics {
 /// #     pub struct Counter;
 /// #     impl Counter { pub fn absolute(&self, _: u64) {} }
-/// #     macro_rules! counter { ($name:expr, $labels:expr) => {{ let _ = ($name, $labels); crate::metrics::Counter }} }
+/// #     macro_rules! counter { ($name:expr, $labels:expr) => {{ let _ = ($name, $labels); metrics::Counter }} }
 /// #     pub(crate) use counter;
 /// # }
 /// use worker_heartbeat::Registry;
