@@ -194,14 +194,14 @@ impl WorkerHeartbeat {
     /// store; [`Error::Store`] if the store cannot be reached; [`Error::Refused`] if the worker has
     /// ended, or another incarnation has taken its place.
     pub fn claim(&self, run_id: &str, ttl: Duration) -> Result<Option<Lease>, Error> {
-        Claim::new(self, run_id, ttl)?.ask()
+        ClaimRequest::new(self, run_id, ttl)?.send()
     }
 
     /// As [`claim`](Self::claim), without blocking the thread; on any executor.
     ///
-    /// It begins when the future is first polled: the store is asked on a thread, `wh-claim`, which
-    /// ends with the answer. A future that is dropped before it is done leaves no lease behind: one
-    /// that is granted all the same is given back.
+    /// The claim begins when the future is first polled: a thread, `wh-claim`, calls the store and ends
+    /// with its answer. A future that is dropped before it is done leaves no lease behind: a lease that
+    /// is granted later is released.
     ///
     /// # Errors
     /// As [`claim`](Self::claim); [`Error::Thread`] if the thread cannot be started.
@@ -228,25 +228,25 @@ impl WorkerHeartbeat {
         &self,
         run_id: &str,
         ttl: Duration,
-    ) -> impl Future<Output = Answer> + Send + Sync + Unpin + use<> {
-        let mut asking = Asking::Ready(Some(Claim::new(self, run_id, ttl)));
-        poll_fn(move |context| asking.poll(context.waker()))
+    ) -> impl Future<Output = ClaimResult> + Send + Sync + Unpin + use<> {
+        let mut claim = AsyncClaim::Ready(Some(ClaimRequest::new(self, run_id, ttl)));
+        poll_fn(move |context| claim.poll(context.waker()))
     }
 }
 
-/// What the store says to a claim.
-type Answer = Result<Option<Lease>, Error>;
+/// The result of a claim.
+type ClaimResult = Result<Option<Lease>, Error>;
 
-/// A claim that is allowed, and not made yet.
-struct Claim {
+/// A valid claim that has not been sent yet.
+struct ClaimRequest {
     uploader: Arc<Uploader>,
-    /// Not the handle: a claim that hangs does not keep the worker from ending.
+    /// Not the handle, because a claim that hangs must not keep the worker alive.
     worker: WorkerRef,
     run_id: String,
     ttl: Duration,
 }
 
-impl Claim {
+impl ClaimRequest {
     fn new(hb: &WorkerHeartbeat, run_id: &str, ttl: Duration) -> Result<Self, Error> {
         check_run_id(run_id)?;
         check_ttl(ttl)?;
@@ -264,31 +264,31 @@ impl Claim {
         })
     }
 
-    /// Asks the store, and waits for its answer.
-    fn ask(self) -> Answer {
+    /// Calls the store, and blocks until it answers.
+    fn send(self) -> ClaimResult {
         let held = self.uploader.claim(&self.worker, &self.run_id, self.ttl)?;
         let uploader = self.uploader;
         Ok(held.map(|held| Lease { held, uploader }))
     }
 }
 
-/// A claim that a task waits for.
-enum Asking {
+/// A claim that an async task waits for.
+enum AsyncClaim {
     /// Before the first poll. `None` after the end.
-    Ready(Option<Result<Claim, Error>>),
-    /// A thread asks the store.
-    Waiting(Arc<Mutex<Reply>>),
+    Ready(Option<Result<ClaimRequest, Error>>),
+    /// A thread calls the store.
+    Waiting(Arc<Mutex<ClaimSlot>>),
 }
 
-/// The place for the answer. A lease that nobody fetches is given back as it is dropped with this.
+/// Where the thread puts the result. A lease that no task takes is released when this is dropped.
 #[derive(Default)]
-struct Reply {
-    answer: Option<Answer>,
+struct ClaimSlot {
+    answer: Option<ClaimResult>,
     waker: Option<Waker>,
 }
 
-impl Asking {
-    fn poll(&mut self, waker: &Waker) -> Poll<Answer> {
+impl AsyncClaim {
+    fn poll(&mut self, waker: &Waker) -> Poll<ClaimResult> {
         if let Self::Ready(claim) = self {
             let claim = match claim.take() {
                 Some(Ok(claim)) => claim,
@@ -296,16 +296,16 @@ impl Asking {
                 // Polled after its end.
                 None => return Poll::Pending,
             };
-            let reply = Arc::<Mutex<Reply>>::default();
-            *self = Self::Waiting(Arc::clone(&reply));
+            let slot = Arc::<Mutex<ClaimSlot>>::default();
+            *self = Self::Waiting(Arc::clone(&slot));
             let work = move || {
-                let answer = catch(|| claim.ask());
+                let answer = catch(|| claim.send());
                 let answer = answer.unwrap_or_else(|_| Err(Error::store("claim", "it panicked")));
-                let mut place = reply.lock();
+                let mut place = slot.lock();
                 place.answer = Some(answer);
                 let waiting = place.waker.take();
                 drop(place);
-                drop(reply);
+                drop(slot);
                 waiting.into_iter().for_each(wake);
             };
             if let Err(error) = Background::start("wh-claim", work) {
@@ -313,11 +313,11 @@ impl Asking {
                 return Poll::Ready(Err(error));
             }
         }
-        let Self::Waiting(reply) = self else {
+        let Self::Waiting(slot) = self else {
             return Poll::Pending;
         };
         let waker = waker.clone();
-        let mut place = reply.lock();
+        let mut place = slot.lock();
         if let Some(answer) = place.answer.take() {
             drop(place);
             *self = Self::Ready(None);
