@@ -296,8 +296,8 @@ fn what_workers_report_is_escaped() {
             .start()
             .unwrap();
         hb.update_task(
-            &format!("run {evil}"),
-            &format!("task {evil}"),
+            format!("run {evil}"),
+            format!("task {evil}"),
             Activity::Processing,
         );
         workers.push(hb);

@@ -116,11 +116,11 @@ impl Simulated {
             // An inner task that ends leaves the worker at the outer one, where it may hang. That
             // one's guard is leaked; the next rest ends it.
             Activity::Processing if run % 3 == 0 => {
-                std::mem::forget(handle.begin_task(&format!("batch-{run}"), "simulated batch"));
-                let item = handle.begin_task(&format!("run-{run}"), "simulated work");
+                std::mem::forget(handle.begin_task(format!("batch-{run}"), "simulated batch"));
+                let item = handle.begin_task(format!("run-{run}"), "simulated work");
                 item.progress(1, 2);
             }
-            _ => handle.update_task(&format!("run-{run}"), "simulated work", activity),
+            _ => handle.update_task(format!("run-{run}"), "simulated work", activity),
         }
         self.silent_since = now;
         self.quiet_steps = 0;

@@ -153,7 +153,7 @@ impl Farm {
             let site = SITES[usize::try_from((turn + n) % 6).unwrap()];
             let run = format!("run-{}", 120 + turn + n * 3);
             let done = step % (4 + n) + 1;
-            let task = hb.begin_task(&run, &format!("Researching {site}"));
+            let task = hb.begin_task(&run, format!("Researching {site}"));
             task.progress(
                 usize::try_from(done).unwrap(),
                 usize::try_from(5 + n).unwrap(),

@@ -206,7 +206,7 @@ fn a_helper_that_reports_and_ends_is_not_the_end_of_the_worker() {
     hb.mark_idle();
     for n in 0..200 {
         on_a_thread(&hb, move |hb| {
-            hb.update_task(&n.to_string(), "", Activity::Processing)
+            hb.update_task(n.to_string(), "", Activity::Processing)
         });
     }
     world.seconds(5);

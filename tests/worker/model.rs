@@ -451,7 +451,7 @@ proptest! {
                 },
                 Step::Task(who, run) => if let (Some(hb), Some(model)) = (handles.get(&who), models.get_mut(&who)) {
                     let activity = if run % 2 == 0 { Activity::Active } else { Activity::Processing };
-                    hb.update_task(&format!("run-{run}"), "task", activity);
+                    hb.update_task(format!("run-{run}"), "task", activity);
                     model.update(format!("run-{run}"), activity);
                 },
                 Step::Tasks(who, steps) => if let (Some(hb), Some(_)) = (handles.get(&who), models.get(&who)) {

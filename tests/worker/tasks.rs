@@ -58,7 +58,7 @@ fn the_age_of_an_outer_task_does_not_restart_with_many_short_inner_ones() {
     let hb = stalling(&world);
     let outer = hb.begin_task("batch", "");
     for n in 0..100 {
-        drop(hb.begin_task(&format!("item-{n}"), ""));
+        drop(hb.begin_task(format!("item-{n}"), ""));
         world.millis(500);
     }
     drop(hb.begin_task("last", ""));
@@ -343,7 +343,7 @@ fn a_run_whose_id_is_cut_is_still_one_run() {
     let snapshot = hb.snapshot();
     assert_eq!(snapshot.progress, Some((3, 10)));
     assert!(snapshot.task_age.unwrap() >= 59 * SECOND);
-    hb.update_task(&format!("{url}y"), "fetching", Activity::Processing);
+    hb.update_task(format!("{url}y"), "fetching", Activity::Processing);
     assert_eq!(
         hb.snapshot().progress,
         None,
@@ -513,7 +513,7 @@ fn runs_and_tasks_are_named_by_what_can_be_shown() {
     };
     hb.update_task(String::from("run-1"), 'x', Activity::Processing);
     same(named(), "run-1", "x");
-    hb.update_task(&&String::from("run-2"), &mut -7, Activity::Processing);
+    hb.update_task(String::from("run-2"), -7, Activity::Processing);
     same(named(), "run-2", "-7");
     let shared: std::sync::Arc<str> = "shared".into();
     hb.update_task(Id(7), &shared, Activity::Processing);
