@@ -1,4 +1,4 @@
-//! A pacemaker, or whoever else tells the log something, that is held up there.
+//! A log implementation that blocks the pacemaker, or another thread that logs.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +15,8 @@ use crate::fixtures::{
 use crate::support::process::in_child;
 use crate::support::{SECOND, eventually, name, names, pacemakers};
 
-/// A process whose log implementation keeps the pacemaker that wants to tell of a conviction, for as
-/// long as the gate is closed.
+/// A process whose log implementation blocks the pacemaker when it logs a conviction, for as long
+/// as the gate is closed.
 struct HeldUp {
     gate: Arc<Gate>,
     registry: Registry,
@@ -37,20 +37,20 @@ impl HeldUp {
         }
     }
 
-    /// Holds up the pacemaker. Returns the worker that it has convicted.
+    /// Blocks the pacemaker. Returns the worker that it has convicted.
     fn strike(&self) -> WorkerHeartbeat {
         self.gate.close();
         let convict = worker(&self.registry, "convict").startup_grace(20 * MILLISECOND);
         let convict = convict.start().unwrap();
-        eventually("it is held up", || self.gate.waiting() == 1);
+        eventually("the pacemaker is blocked", || self.gate.waiting() == 1);
         convict
     }
 }
 
-/// While a log implementation holds up the pacemaker, a reader answers `Unobserved` after 100 ms, and
-/// convicts nobody. Workers go on unhindered, whatever they say, and so do those who come, go,
-/// subscribe and look. When the log implementation returns, everybody hears the truth, and the time
-/// is forgiven.
+/// While a log implementation blocks the pacemaker, a reader answers `Unobserved` after 100 ms, and
+/// no worker is convicted. Workers continue, whatever they report. Threads that register, drop,
+/// subscribe or read are not blocked either. When the log implementation returns, all readers get
+/// the true state again, and the time is forgiven.
 #[test]
 fn a_log_that_holds_up_the_pacemaker() {
     let play = || {
@@ -103,7 +103,7 @@ fn a_log_that_holds_up_the_pacemaker() {
         let is_unobserved = |probe: &Probe| probe.health().state() == State::Unobserved;
         eventually("unobserved", || is_unobserved(&crew.probes[0]));
         println!(
-            "@measured a pacemaker held up: unobserved after {:?}",
+            "@measured a blocked pacemaker: unobserved after {:?}",
             blocked.elapsed()
         );
         for _ in 0..2 {
@@ -117,7 +117,7 @@ fn a_log_that_holds_up_the_pacemaker() {
             reader.longest_call
         );
         let before = steps.load(Ordering::Relaxed);
-        eventually("workers go on", || {
+        eventually("workers continue", || {
             steps.load(Ordering::Relaxed) > before + 10_000
         });
         let before = silences.load(Ordering::Relaxed);
@@ -126,7 +126,7 @@ fn a_log_that_holds_up_the_pacemaker() {
         });
 
         let others = registry.clone();
-        promptly("coming and going", move || {
+        promptly("registering and dropping", move || {
             let other = worker(&others, "other")
                 .stale_after(50 * MILLISECOND)
                 .start()
@@ -138,7 +138,7 @@ fn a_log_that_holds_up_the_pacemaker() {
             assert_eq!(
                 other.health().state(),
                 State::Stopped,
-                "what is over needs no observer"
+                "a worker that has ended needs no observer"
             );
             drop((other, second));
         });
@@ -157,28 +157,28 @@ fn a_log_that_holds_up_the_pacemaker() {
             crew.probes.len() + 3
         );
         assert_eq!(registry.purge(Duration::ZERO), 2);
-        assert_eq!(held_up.gate.waiting(), 1, "all that was meanwhile");
+        assert_eq!(held_up.gate.waiting(), 1, "the pacemaker is still blocked");
 
         let hidden = blocked.elapsed();
         held_up.gate.open();
-        eventually("the truth", || {
+        eventually("all workers are recent", || {
             reader.look(&crew.probes);
             crew.probes.iter().all(Probe::is_recent)
         });
-        eventually("the conviction", || {
+        eventually("the conviction is visible", || {
             convict.health().state() == State::NeverStarted
         });
-        reader.report("a pacemaker held up");
-        let mut told = Vec::new();
-        eventually("the gap is told", || {
-            told.extend(events.try_iter());
+        reader.report("a blocked pacemaker");
+        let mut reported = Vec::new();
+        eventually("the gap is reported", || {
+            reported.extend(events.try_iter());
             let gap = |event: &worker_heartbeat::Event| match event.kind {
                 EventKind::Unobserved { forgiven, .. } => forgiven,
                 _ => Duration::ZERO,
             };
-            told.iter().map(gap).sum::<Duration>() + 200 * MILLISECOND > hidden
+            reported.iter().map(gap).sum::<Duration>() + 200 * MILLISECOND > hidden
         });
-        for event in &told {
+        for event in &reported {
             let convicted = ["stalled", "stale", "never_started"].contains(&&*name(event));
             assert!(!convicted || event.id() == "convict", "{event}");
         }
@@ -187,18 +187,18 @@ fn a_log_that_holds_up_the_pacemaker() {
     in_child(play);
 }
 
-/// All workers go while the pacemaker is held up, and another one comes: neither waits for the log
-/// implementation, and the new one is never convicted. Once the way is free, there is one pacemaker,
-/// and the new worker is observed.
+/// All workers are dropped while the pacemaker is blocked, and another one registers: neither waits
+/// for the log implementation, and the new worker is never convicted. Once the gate opens, there is
+/// one pacemaker, and it observes the new worker.
 #[test]
 fn a_pacemaker_that_is_held_up_and_its_successor() {
     let play = || {
         let held_up = HeldUp::new();
         let convict = held_up.strike();
         let HeldUp { gate, registry } = held_up;
-        promptly("the last drop", move || drop(convict));
+        promptly("dropping the last worker", move || drop(convict));
         let others = registry.clone();
-        let next = promptly("coming", move || {
+        let next = promptly("registering", move || {
             let next = worker(&others, "next")
                 .stale_after(50 * MILLISECOND)
                 .start()
@@ -215,9 +215,9 @@ fn a_pacemaker_that_is_held_up_and_its_successor() {
                 "{state}"
             );
         }
-        assert_eq!(gate.waiting(), 1, "all that was meanwhile");
+        assert_eq!(gate.waiting(), 1, "the pacemaker is still blocked");
         gate.open();
-        eventually("the truth", || probe.is_recent());
+        eventually("the new worker is recent", || probe.is_recent());
         eventually("one pacemaker", || pacemakers().len() == 1);
         drop(next);
         eventually("no pacemaker", || pacemakers().is_empty());
@@ -225,8 +225,8 @@ fn a_pacemaker_that_is_held_up_and_its_successor() {
     in_child(play);
 }
 
-/// A log implementation that hears of a conviction, on the pacemaker's thread, and replaces the
-/// convicted worker, which was the only one: nobody waits for himself.
+/// A log implementation that receives a conviction, on the pacemaker's thread, and replaces the
+/// convicted worker, which was the only one: the pacemaker does not wait for itself.
 #[test]
 fn a_log_that_replaces_the_last_worker() {
     let play = || {
@@ -242,7 +242,8 @@ fn a_log_that_replaces_the_last_worker() {
             }
         });
         let convict = worker(&registry, "convict").startup_grace(50 * MILLISECOND);
-        // Its place is held, so that it is in it when it is convicted, however slow this thread is.
+        // The lock is held, so that the worker is in its place when it is convicted, however slow
+        // this thread is.
         let mut place = last.lock().unwrap();
         *place = Some(convict.start().unwrap());
         drop(place);
@@ -260,8 +261,8 @@ fn a_log_that_replaces_the_last_worker() {
     in_child(play);
 }
 
-/// A log implementation that holds up a thread that registers, and one that stops a worker: the
-/// pacemaker and everybody else go on, and the verdict is there before the log line is.
+/// A log implementation that blocks a thread that registers, and one that stops a worker: the
+/// pacemaker and all other threads continue, and the verdict is visible before the log line is.
 #[test]
 fn a_log_that_holds_up_its_caller() {
     let play = || {
@@ -298,19 +299,21 @@ fn a_log_that_holds_up_its_caller() {
             thread::spawn(move || {
                 let fell = catch_unwind(AssertUnwindSafe(|| {
                     let _hb = falls;
-                    resume_unwind(Box::new("it falls"))
+                    resume_unwind(Box::new("simulated panic"))
                 }));
                 assert!(fell.is_err());
             }),
             thread::spawn(move || drop(patient(&comes, "held-up-when-it-comes"))),
         ];
-        eventually("they are held up", || gate.waiting() == threads.len());
+        eventually("both threads are blocked", || {
+            gate.waiting() == threads.len()
+        });
         assert_eq!(stopped.health().state(), State::Stopped);
         assert_eq!(fallen.health().state(), State::Dead);
         let coming = registry.get("held-up-when-it-comes").unwrap();
         eventually("starting", || coming.health().state() == State::Starting);
         let others = registry.clone();
-        promptly("coming and going", move || {
+        promptly("registering and dropping", move || {
             let events = others.subscribe();
             let other = worker(&others, "other").start().unwrap();
             other.beat();
@@ -322,10 +325,14 @@ fn a_log_that_holds_up_its_caller() {
         let mut reader = Reader::default();
         for _ in 0..50 {
             reader.look(&crew.probes);
-            // As often as a busy health endpoint is asked.
+            // As often as a busy health endpoint is queried.
             thread::sleep(MILLISECOND);
         }
-        assert_eq!(gate.waiting(), threads.len(), "all that was meanwhile");
+        assert_eq!(
+            gate.waiting(),
+            threads.len(),
+            "both threads are still blocked"
+        );
         gate.open();
         for thread in threads {
             thread.join().unwrap();

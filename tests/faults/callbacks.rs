@@ -16,34 +16,34 @@ use crate::fixtures::{ALL_EVENTS, Gate, log_with, on_pacemaker, promptly, worker
 use crate::support::process::in_child;
 use crate::support::{SECOND, World, eventually, names, pacemakers};
 
-/// Lets everything happen that there is to tell, and asserts that subscribers are told all of it.
-fn let_everything_happen(world: &World) {
+/// Produces every kind of event, and asserts that subscribers receive each of them.
+fn produce_every_event(world: &World) {
     let events = world.registry.subscribe_with_capacity(ALL_EVENTS);
-    let mut told = Vec::new();
-    let mut tell = |world: &World, wanted: &str| {
+    let mut received = Vec::new();
+    let mut expect = |world: &World, wanted: &str| {
         eventually(wanted, || {
             world.millis(100);
-            told.extend(names(&events));
-            let found = told.iter().position(|told| told == wanted);
-            // What came before it is not looked at again.
-            found.is_some_and(|at| told.drain(..=at).count() > 0)
+            received.extend(names(&events));
+            let found = received.iter().position(|name| name == wanted);
+            // Earlier events are discarded.
+            found.is_some_and(|at| received.drain(..=at).count() > 0)
         });
     };
     world.registry.expect_workers("w", 2);
     let hb = world.worker("w").stall_after(10 * SECOND).start().unwrap();
-    tell(world, "registered");
-    tell(world, "missing");
+    expect(world, "registered");
+    expect(world, "missing");
     hb.update_task("run", "task", Activity::Processing);
-    tell(world, "started");
-    tell(world, "late");
-    tell(world, "stalled");
+    expect(world, "started");
+    expect(world, "late");
+    expect(world, "stalled");
     hb.beat();
-    tell(world, "recovered from stalled");
+    expect(world, "recovered from stalled");
     let silent = world.worker("w").startup_grace(SECOND).start().unwrap();
-    tell(world, "complete");
-    tell(world, "never_started");
+    expect(world, "complete");
+    expect(world, "never_started");
     silent.beat();
-    tell(world, "recovered from never_started");
+    expect(world, "recovered from never_started");
     let alone = world
         .worker("x")
         .stale_after(60 * SECOND)
@@ -51,23 +51,23 @@ fn let_everything_happen(world: &World) {
         .start()
         .unwrap();
     alone.beat();
-    tell(world, "stale");
+    expect(world, "stale");
     world.time.suspend(3_600 * SECOND);
-    tell(world, "unobserved");
+    expect(world, "unobserved");
     let fell = catch_unwind(AssertUnwindSafe(|| {
         let _hb = silent;
-        resume_unwind(Box::new("it falls"))
+        resume_unwind(Box::new("simulated panic"))
     }));
     assert!(fell.is_err());
-    tell(world, "dead");
+    expect(world, "dead");
     hb.stop();
-    tell(world, "stopped");
+    expect(world, "stopped");
 
     let supervisor = Supervisor::new(&world.registry).restart(Restart::on_failure().max(1));
-    let failing = |_: &WorkerHeartbeat| -> Result<(), BoxError> { Err("it fails".into()) };
+    let failing = |_: &WorkerHeartbeat| -> Result<(), BoxError> { Err("simulated failure".into()) };
     let failing = supervisor.spawn(world.worker("w"), failing).unwrap();
-    tell(world, "restart 1");
-    tell(world, "gaveup");
+    expect(world, "restart 1");
+    expect(world, "gaveup");
     failing.join();
     let obedient = supervisor.spawn(world.worker("w"), |hb| {
         while !hb.stop_requested() {
@@ -77,7 +77,7 @@ fn let_everything_happen(world: &World) {
     });
     let obedient = obedient.unwrap();
     obedient.stop();
-    tell(world, "stopping");
+    expect(world, "stopping");
     obedient.join();
     assert_eq!(obedient.probe().health().state(), State::Stopped);
     drop((hb, alone));
@@ -96,7 +96,7 @@ impl Drop for Bomb {
 }
 
 /// A log implementation that panics at every line, with payloads that panic when they are dropped:
-/// nothing dies of it, and nobody is told less.
+/// no thread dies of it, and subscribers miss no event.
 #[test]
 fn a_log_that_panics() {
     let play = || {
@@ -110,25 +110,25 @@ fn a_log_that_panics() {
                 by_others
             };
             counter.fetch_add(1, Ordering::Relaxed);
-            // Without the hook, which would write to the log that is no log.
+            // Without the hook, which would write to the log that panics.
             resume_unwind(Box::new(Bomb(2)));
         });
         let world = World::new();
         for _ in 0..3 {
-            let_everything_happen(&world);
+            produce_every_event(&world);
         }
         let (by_pacemaker, by_others) = &*lines;
         assert!(by_pacemaker.load(Ordering::Relaxed) > 20, "{lines:?}");
         assert!(by_others.load(Ordering::Relaxed) > 20, "{lines:?}");
-        // Workers were expected in it, so its pacemaker stays as long as the registry does.
+        // The registry expected workers, so its pacemaker stays as long as it does.
         drop(world);
         eventually("no pacemaker", || pacemakers().is_empty());
     };
     in_child(play);
 }
 
-/// A log implementation that calls back into the registry for all that it can do, on whatever thread
-/// it is called: reads, beats, registers, stops, drops, subscribes, sweeps. Nobody waits for himself.
+/// A log implementation that calls back into the registry in every way, on each thread that logs:
+/// it reads, beats, registers, stops, drops, subscribes, sweeps. No thread waits for itself.
 #[test]
 fn a_log_that_calls_back() {
     thread_local! {
@@ -159,7 +159,7 @@ fn a_log_that_calls_back() {
             if turn % 8 == 0 {
                 let _ = registry.sweep();
                 registry.purge(3_600 * SECOND);
-                registry.expect_workers("nobody", turn % 3);
+                registry.expect_workers("unknown", turn % 3);
             }
             let events = registry.subscribe();
             let mut spare = spare.lock().unwrap();
@@ -176,7 +176,7 @@ fn a_log_that_calls_back() {
             INSIDE.set(false);
         });
         for _ in 0..3 {
-            let_everything_happen(&world);
+            produce_every_event(&world);
         }
         assert!(lines.load(Ordering::Relaxed) > 50, "{lines:?}");
         assert!(pacemakers().len() == 1);
@@ -184,9 +184,9 @@ fn a_log_that_calls_back() {
     in_child(play);
 }
 
-/// Subscribers that never read, ones that are dropped in the middle, one that keeps only the channel,
-/// and one on a thread that hangs: nobody waits for any of them, each keeps what it has room for,
-/// and the one that reads is told everything.
+/// Subscribers that never read, ones that are dropped in the middle, one that keeps only the
+/// channel, and one on a thread that hangs: no publisher waits for any of them, each keeps what it
+/// has room for, and the one that reads receives every event.
 #[test]
 fn subscribers_that_do_not_read() {
     let play = || {
@@ -224,27 +224,30 @@ fn subscribers_that_do_not_read() {
         }
         over.store(true, Ordering::Relaxed);
         fickle.join().unwrap();
-        let told = names(&all);
+        let received = names(&all);
         assert_eq!(all.dropped(), 0);
         for wanted in ["registered", "stopped"] {
-            assert_eq!(told.iter().filter(|told| *told == wanted).count(), WORKERS);
+            assert_eq!(
+                received.iter().filter(|name| *name == wanted).count(),
+                WORKERS
+            );
         }
         for (capacity, never) in never {
-            assert_eq!(never.dropped(), (told.len() - capacity) as u64);
-            assert_eq!(names(&never), told[told.len() - capacity..]);
+            assert_eq!(never.dropped(), (received.len() - capacity) as u64);
+            assert_eq!(names(&never), received[received.len() - capacity..]);
         }
         assert!(
             channel.try_iter().count() <= 1_024,
-            "nobody fills the channel of who is gone"
+            "a dropped subscription receives no more events"
         );
         gate.open();
-        let (was_told, dropped) = hanging.join().unwrap();
-        assert!(was_told && dropped > 0);
+        let (received_any, dropped) = hanging.join().unwrap();
+        assert!(received_any && dropped > 0);
     };
     in_child(play);
 }
 
-/// Does something when it is woken.
+/// Runs a closure when it is woken.
 struct OnWake<F>(F);
 
 impl<F: Fn() + Send + Sync> Wake for OnWake<F> {
@@ -253,7 +256,7 @@ impl<F: Fn() + Send + Sync> Wake for OnWake<F> {
     }
 }
 
-/// Does something when it is dropped.
+/// Runs a closure when it is dropped.
 struct OnDrop<F: Fn()>(F);
 
 impl<F: Fn()> Drop for OnDrop<F> {
@@ -266,10 +269,10 @@ fn waker(act: impl Fn() + Send + Sync + 'static) -> Waker {
     Waker::from(Arc::new(OnWake(act)))
 }
 
-/// A future that waits for its stop is woken by whoever asks it to stop. An executor that polls from
-/// within, or whose waker looks at the worker, waits for nobody; one that hangs keeps the one who
-/// asks, and nobody else; one that panics harms nobody. Nor does one that looks when it is dropped, for another one
-/// or for none.
+/// A future that waits for its stop is woken by the thread that requests the stop. An executor that
+/// polls inside the wake, or whose waker reads the worker, waits for no lock; one that hangs blocks
+/// only the requesting thread; one that panics harms no other thread. The same holds for a waker
+/// that reads the worker when it is dropped, whether another waker replaces it or none.
 #[test]
 fn wakers_that_misbehave() {
     let play = || {
@@ -321,7 +324,7 @@ fn wakers_that_misbehave() {
         let _waiting = wait_for_stop(&hb, &waker(move || at_gate.pass()));
         gate.close();
         let asking = thread::spawn(move || drop(supervisor.shutdown(Duration::ZERO)));
-        eventually("who asks is held up", || gate.waiting() == 1);
+        eventually("the requesting thread is blocked", || gate.waiting() == 1);
         let probe = hb.probe();
         let seen = promptly("the worker itself", move || {
             hb.update_task("run", "finishing", Activity::Processing);
@@ -337,7 +340,7 @@ fn wakers_that_misbehave() {
         );
         let others = registry.clone();
         assert_eq!(promptly("a summary", move || others.summary().total), 2);
-        assert_eq!(gate.waiting(), 1, "all that was meanwhile");
+        assert_eq!(gate.waiting(), 1, "the requesting thread is still blocked");
         gate.open();
         asking.join().unwrap();
 

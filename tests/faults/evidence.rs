@@ -1,4 +1,4 @@
-//! What is said of a thread that cannot be looked at, or is not the one that reported.
+//! Evidence about a thread that cannot be read, or that is not the one that reported.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::fixtures::{MILLISECOND, worker};
 use crate::support::eventually;
 use crate::support::process::in_child;
 
-/// The cause of a stall, once there was time for two looks at the thread.
+/// The cause of a stall, once there was time to read the thread twice.
 fn settled_cause(probe: &Probe) -> Option<StallCause> {
     match probe.health() {
         Health::Stalled(stalled) if stalled.cause != StallCause::Unknown => Some(stalled.cause),
@@ -28,7 +28,7 @@ fn spin(over: &AtomicBool) {
     }
 }
 
-/// A thread that spins, and a process that cannot open a file any more.
+/// A thread that spins, and a process that can open no more files.
 #[test]
 fn a_thread_that_cannot_be_looked_at_for_want_of_files_has_not_ended() {
     in_child(|| {
@@ -46,7 +46,7 @@ fn a_thread_that_cannot_be_looked_at_for_want_of_files_has_not_ended() {
             let (_, most) = nix::sys::resource::getrlimit(Resource::RLIMIT_NOFILE).unwrap();
             setrlimit(Resource::RLIMIT_NOFILE, 0, most).unwrap();
             eventually("it stalls", || probe.health().state() == State::Stalled);
-            // A look at its thread each resolution, for so long that it would be told.
+            // One reading of its thread each resolution, for longer than a wrong answer would need.
             for _ in 0..20 {
                 let health = probe.health();
                 assert!(!health.to_string().contains("ended"), "{health}");
@@ -84,12 +84,12 @@ fn evidence_in_a_forked_child_is_of_its_own_thread() {
         let hb = worker(&parents, "parent").start().unwrap();
         hb.update_task("run-1", "before the fork", Activity::Processing);
         drop(hb);
-        // SAFETY: the parent has no other thread of ours any more: its pacemaker was joined with its
-        // last worker. The child leaves by `_exit`.
+        // SAFETY: the parent has no other thread of this crate any more: its pacemaker was joined
+        // with its last worker. The child leaves by `_exit`.
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
                 let busy = in_fork();
-                // SAFETY: it ends this process, and runs nothing of what it has inherited.
+                // SAFETY: it ends this process, and runs nothing that the process has inherited.
                 unsafe { libc::_exit(i32::from(!busy)) }
             }
             ForkResult::Parent { child } => {

@@ -1,4 +1,4 @@
-//! What the children are made of: workers, readers, logs and gates.
+//! What the child processes consist of: workers, readers, logs and gates.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,12 +10,12 @@ use worker_heartbeat::{Builder, EventKind, Probe, Registry, State, Subscription,
 
 use crate::support::name;
 
-/// Room for unread events, the most that there is.
+/// Capacity for unread events: the largest there is.
 pub(crate) const ALL_EVENTS: usize = 65_536;
 pub(crate) const MILLISECOND: Duration = Duration::from_millis(1);
-/// What a reader that waits for the pacemaker takes at most, in the contract's words.
+/// How long a reader waits for the pacemaker at most, as the contract says.
 pub(crate) const READER_PATIENCE: Duration = Duration::from_millis(100);
-/// What a loaded machine may add to anything.
+/// What a loaded machine may add to any wait.
 pub(crate) const SLACK: Duration = Duration::from_secs(3);
 
 pub(crate) fn worker(registry: &Registry, id: &str) -> Builder {
@@ -25,7 +25,7 @@ pub(crate) fn worker(registry: &Registry, id: &str) -> Builder {
         .registry(registry)
 }
 
-/// Workers on threads of their own, each at its own pace, until they are told to end.
+/// Workers on threads of their own, each at its own pace, until they are asked to stop.
 #[derive(Default)]
 pub(crate) struct Crew {
     pub(crate) over: Arc<AtomicBool>,
@@ -34,7 +34,7 @@ pub(crate) struct Crew {
 }
 
 impl Crew {
-    /// A worker that gives its sign again and again.
+    /// A worker that reports progress again and again.
     pub(crate) fn add(
         &mut self,
         worker: Builder,
@@ -71,7 +71,7 @@ pub(crate) fn beat(hb: &WorkerHeartbeat) {
 pub(crate) struct Reader {
     pub(crate) readings: u64,
     states: BTreeMap<String, u64>,
-    /// Since when somebody has not been recent.
+    /// Since when at least one worker has not been recent.
     unobserved_since: Option<Instant>,
     pub(crate) unobserved: Duration,
     unobserved_longest: Duration,
@@ -128,14 +128,14 @@ impl Reader {
     }
 }
 
-/// What was forgiven, in the order in which it was told. Fails if anybody was convicted.
+/// The forgiven times, in the order in which they were reported. Fails if a worker was convicted.
 pub(crate) fn forgiven_and_none_convicted(events: &Subscription) -> Vec<Duration> {
     assert_eq!(events.dropped(), 0);
     let mut all = Vec::new();
     for event in events.try_iter() {
-        let told = name(&event);
+        let name = name(&event);
         assert!(
-            !["stalled", "stale", "never_started", "dead"].contains(&&*told),
+            !["stalled", "stale", "never_started", "dead"].contains(&&*name),
             "{event}"
         );
         if let EventKind::Unobserved { forgiven, .. } = event.kind {
@@ -149,7 +149,7 @@ pub(crate) fn on_pacemaker() -> bool {
     thread::current().name() == Some("wh-pacemaker")
 }
 
-/// A log implementation that does what a test wants.
+/// A log implementation that runs a closure of the test.
 pub(crate) struct Log<F>(F);
 
 impl<F: Fn(&log::Record<'_>) + Send + Sync> log::Log for Log<F> {
@@ -169,7 +169,7 @@ pub(crate) fn log_with(act: impl Fn(&log::Record<'_>) + Send + Sync + 'static) {
     log::set_max_level(log::LevelFilter::Trace);
 }
 
-/// Keeps whoever wants to pass while it is closed.
+/// Blocks each thread that passes while it is closed.
 #[derive(Default)]
 pub(crate) struct Gate {
     /// Whether it is closed, and how many wait.
@@ -201,7 +201,7 @@ impl Gate {
     }
 }
 
-/// Does something on a thread of its own, which must not take long however others are held up.
+/// Runs a closure on a thread of its own; it must be quick, whatever else is blocked.
 pub(crate) fn promptly<T: Send + 'static>(
     what: &str,
     act: impl FnOnce() -> T + Send + 'static,
@@ -214,5 +214,5 @@ pub(crate) fn promptly<T: Send + 'static>(
         .unwrap_or_else(|_| panic!("{what} took longer than {limit:?}"))
 }
 
-/// How long the drop of the last handle waits for a pacemaker that is held up, in the code's words.
+/// How long the drop of the last handle waits for a blocked pacemaker, as the code defines it.
 pub(crate) const JOIN_PATIENCE: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! A fork.
+//! Forked processes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Waker};
@@ -17,7 +17,7 @@ use crate::fixtures::{MILLISECOND, worker};
 use crate::support::process::in_child;
 use crate::support::{PATIENCE, eventually, pacemakers};
 
-/// How a forked child tells its parent what went wrong: by its exit status.
+/// How a forked child reports to its parent what went wrong: by its exit status.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(u8)]
 enum Fork {
@@ -29,9 +29,9 @@ enum Fork {
     Panicked,
 }
 
-/// A forked child does not beat as its parent: it has no pacemaker, so its copy of the worker soon is
-/// unobserved and never again recent, whatever it beats, and so is one that it registers; it can end
-/// them. The parent stays well, and has its own beats only.
+/// A forked child does not beat as its parent: it has no pacemaker, so its copy of the worker soon
+/// is unobserved and never recent again, whatever it beats, and so is one that it registers; it can
+/// end both. The parent stays well, and counts its own beats only.
 #[test]
 fn a_fork_does_not_beat_as_its_parent() {
     let play = || {
@@ -44,16 +44,17 @@ fn a_fork_does_not_beat_as_its_parent() {
             hb.beat();
         }
         eventually("it is observed", || hb.is_recent());
-        // SAFETY: the child does nothing but look at the worker, and leaves by `_exit`. The locks
-        // that it needs are free: no other thread is in the registry but the pacemaker, once in
-        // 10 ms; and if it is just then, the parent sees the child hang, and tries again.
+        // SAFETY: the child only reads the worker, and leaves by `_exit`. The locks that it needs
+        // are free: only the pacemaker uses the registry, once in 10 ms; if it does so during the
+        // fork, the parent sees the child hang, and tries again.
         let forked = || unsafe { fork() }.unwrap();
         for attempt in 1.. {
             let child = match forked() {
                 ForkResult::Parent { child } => child,
                 ForkResult::Child => {
                     let result = catch_unwind(AssertUnwindSafe(|| in_fork(hb, &registry)));
-                    // SAFETY: it ends this process, and runs nothing of what it has inherited.
+                    // SAFETY: it ends this process, and runs nothing that the process has
+                    // inherited.
                     unsafe { libc::_exit(result.unwrap_or(Fork::Panicked) as i32) }
                 }
             };
@@ -119,7 +120,7 @@ fn in_fork(hb: WorkerHeartbeat, registry: &Registry) -> Fork {
     Fork::AsExpected
 }
 
-/// Seconds that a forked child would wait before a restart, of 250.
+/// The wait, in seconds of at most 250, before a forked child would restart.
 fn wait_in_fork() -> i32 {
     let registry = Registry::new();
     let events = registry.subscribe();
@@ -140,12 +141,12 @@ fn wait_in_fork() -> i32 {
     i32::try_from(delay.unwrap()).unwrap()
 }
 
-/// Forked workers that fail together do not come back together.
+/// Forked workers that fail together do not restart together.
 #[test]
 fn forked_children_do_not_wait_equally_long_before_a_restart() {
     const PANICKED: i32 = 255;
     let play = || {
-        // The thread has drawn its keys, as that of every application has.
+        // The thread has drawn its random keys, as that of every application has.
         drop(std::hash::RandomState::new());
         let waits = [(); 3].map(|()| {
             // SAFETY: no other thread of this process is in the library, and the child leaves by
@@ -154,7 +155,8 @@ fn forked_children_do_not_wait_equally_long_before_a_restart() {
                 ForkResult::Parent { child } => waitpid(child, None).unwrap(),
                 ForkResult::Child => {
                     let wait = catch_unwind(wait_in_fork);
-                    // SAFETY: it ends this process, and runs nothing of what it has inherited.
+                    // SAFETY: it ends this process, and runs nothing that the process has
+                    // inherited.
                     unsafe { libc::_exit(wait.unwrap_or(PANICKED)) }
                 }
             }

@@ -1,5 +1,5 @@
-//! A fork of a process with a shutdown: the child has the hooks, and not the thread that waits for
-//! signals.
+//! A fork of a process with a shutdown: the child inherits the signal hooks, but not the thread
+//! that waits for signals.
 
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -28,11 +28,11 @@ const SIGNALS: [Signal; 4] = [
     Signal::SIGHUP,
 ];
 
-/// What a child ends with if it comes to its end.
+/// The exit status of a child that runs to its end.
 const ENDED: i32 = 3;
 const PANICKED: i32 = 4;
 
-/// A forked child, and the line to it.
+/// A forked child, and the socket to it.
 struct Child {
     pid: Pid,
     line: UnixStream,
@@ -40,7 +40,7 @@ struct Child {
 }
 
 impl Child {
-    /// Forks, and returns in the parent when the child has said something.
+    /// Forks, and returns in the parent when the child has written something.
     fn play(play: impl FnOnce(&mut UnixStream) -> i32) -> Self {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -49,7 +49,7 @@ impl Child {
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
                 let code = catch_unwind(AssertUnwindSafe(|| play(&mut theirs)));
-                // SAFETY: it ends this process, and runs nothing of what it has inherited.
+                // SAFETY: it ends this process, and runs nothing that the process has inherited.
                 unsafe { libc::_exit(code.unwrap_or(PANICKED)) }
             }
             ForkResult::Parent { child } => {
@@ -124,7 +124,7 @@ fn rest() -> ! {
     }
 }
 
-/// Signals as they are without hooks, however the tests were started.
+/// Restores the default actions of signals, however the tests were started.
 fn reset(to: SigHandler, signals: &[Signal]) {
     for number in signals {
         // SAFETY: nothing in this process has hooked a signal yet.
@@ -142,7 +142,7 @@ fn a_child_that_restores_the_defaults_dies_by_them() {
     in_child(|| {
         let shutdown = installed(Shutdown::builder());
         for signal in SIGNALS {
-            // It comes after the call.
+            // This signal is sent after the call.
             let child = Child::play(|line| {
                 Shutdown::restore_defaults();
                 say(line);
@@ -151,7 +151,7 @@ fn a_child_that_restores_the_defaults_dies_by_them() {
             child.signal(signal);
             child.is_killed_by(signal);
 
-            // It comes before the call, and counts then.
+            // This signal is sent before the call, and takes effect then.
             let mut child = Child::play(|line| {
                 say(line);
                 hear(line);
@@ -162,12 +162,12 @@ fn a_child_that_restores_the_defaults_dies_by_them() {
             });
             child.signal(signal);
             child.say();
-            // The limitation: it has the hooks.
+            // The documented limitation: the child has the hooks.
             child.hear();
             child.say();
             child.is_killed_by(signal);
         }
-        // Neither has done anything to the parent.
+        // Neither child has affected the parent.
         assert!(!shutdown.requested());
         kill(Pid::this(), Signal::SIGTERM).unwrap();
         assert_eq!(shutdown.wait().cause.to_string(), "SIGTERM");
@@ -211,7 +211,7 @@ fn a_grandchild_is_like_a_child() {
                     if restored_before {
                         Shutdown::restore_defaults();
                     }
-                    // It dies by the signal, and its parent says so.
+                    // The grandchild dies by the signal, and its parent reports it.
                     let grandchild = Child::play(|line| {
                         if !restored_before {
                             Shutdown::restore_defaults();
@@ -275,7 +275,7 @@ fn a_child_can_install_a_shutdown_of_its_own() {
                     matches!(again, Err(Error::AlreadyInstalled { .. })),
                     "{again:?}"
                 );
-                // Its own child is as unstoppable, and can be helped as well.
+                // A child of the child has the same limitation, and the same remedy.
                 let grandchild = Child::play(|line| {
                     Shutdown::restore_defaults();
                     say(line);
@@ -299,7 +299,7 @@ fn a_child_can_install_a_shutdown_of_its_own() {
     });
 }
 
-/// What the signals did before they were hooked comes back, whatever it was.
+/// The actions that the signals had before the hooks come back, whatever they were.
 #[test]
 fn a_child_ignores_again_what_was_ignored() {
     in_child(|| {
@@ -325,7 +325,7 @@ fn a_child_ignores_again_what_was_ignored() {
     });
 }
 
-/// The end of a child by its own will is not held up by what it has inherited.
+/// A child that ends by itself is not delayed by what it has inherited.
 #[test]
 fn a_child_can_shut_down_by_itself() {
     in_child(|| {

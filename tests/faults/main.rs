@@ -1,9 +1,8 @@
-//! Faults with real processes and threads: stopped and starved ones, a pacemaker that is held up, a
-//! fork, threads that cannot be looked at, log implementations and subscribers that misbehave.
+//! Faults with real processes and threads: stopped and starved processes, a blocked pacemaker, a
+//! fork, threads that cannot be read, log implementations and subscribers that misbehave.
 //!
-//! Each fault strikes a process of its own: this test program once more, with one test, in the role
-//! of the child. They come one after the other, since some of them take the processors for
-//! themselves.
+//! Each fault strikes a process of its own: this test program again, with one test, in the role of
+//! the child. The tests run one after the other, since some of them need all processors.
 
 mod blocked_log;
 mod callbacks;

@@ -1,4 +1,4 @@
-//! Processes and pacemakers that get no time.
+//! Processes and pacemakers that get no processor time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,15 +17,16 @@ use crate::fixtures::{
 use crate::support::process::{in_child, with_child};
 use crate::support::{SECOND, eventually, pacemakers};
 
-/// A process is stopped for three times `stale_after`, and goes on, three times. Nobody is convicted,
-/// neither to a reader that polls every 10 ms nor to a subscriber, whoever it is: workers that only
-/// their own beats keep well, ones that would stall, vouched ones, idle ones, and one that has not
-/// begun yet. The time is told as forgiven.
+/// A process is stopped for three times `stale_after` and continued, three times. No worker is
+/// convicted, neither by a reader that polls every 10 ms nor in the events: workers that only their
+/// own beats keep well, ones that would stall, vouched ones, idle ones, and one that has not
+/// started yet. The time is reported as forgiven.
 ///
-/// Unobserved is bounded: when the process goes on, the pacemaker's sleep is long over, so it looks
-/// as soon as it gets a processor, and a reader that finds it overdue waits 100 ms for that. Only if
-/// the pacemaker gets no processor for that long is anybody unobserved, and only until it does. So
-/// the bound is the scheduler's, `SLACK`; mostly it is nothing at all.
+/// The time in which workers are unobserved is bounded. When the process continues, the pacemaker's
+/// sleep has ended long ago, so it ticks as soon as it gets a processor; a reader that finds it
+/// overdue waits 100 ms for that. A worker is unobserved only if the pacemaker gets no processor
+/// for that long, and only until it does. So the bound is the scheduler's, `SLACK`; mostly the time
+/// is zero.
 #[test]
 fn a_stopped_process_convicts_no_worker() {
     const LIMIT: Duration = Duration::from_secs(1);
@@ -50,7 +51,7 @@ fn a_stopped_process_convicts_no_worker() {
         crew.add(start("at-a-task").stall_after(LIMIT), pace, |hb| {
             hb.update_task("run", "task", Activity::Processing);
         });
-        // These two give a sign now and then, and are vouched for in between.
+        // These two report progress now and then; in between the pacemaker vouches for them.
         crew.add(start("vouched").stale_after(LIMIT / 2), 20 * SECOND, beat);
         crew.add(start("idle").stall_after(LIMIT), 20 * SECOND, |hb| {
             hb.mark_idle()
@@ -58,19 +59,20 @@ fn a_stopped_process_convicts_no_worker() {
         let mut reader = Reader::default();
         for _ in 0..TIMES {
             println!("\n@stopping");
-            // Its grace is shorter than the stop. What it needs of it is what a thread takes to stop
-            // the process, however busy the machine is, and the time after.
+            // Its grace is shorter than the stop. Of the grace it needs only the time that a thread
+            // takes to stop the process, however busy the machine is, and the time after it.
             let late = worker(&registry, "late")
                 .startup_grace(9 * STOPPED / 10)
                 .start()
                 .unwrap();
-            // Read before, and once a turn: wherever the stop comes, it lies between two readings.
+            // Read before, and once in each round: wherever the stop falls, it lies between two
+            // readings.
             let mut last = Instant::now();
             let stopping = thread::spawn(|| kill(Pid::this(), Signal::SIGSTOP).unwrap());
             let mut look = || {
                 reader.look(&crew.probes);
                 assert_ne!(late.health().state(), State::NeverStarted);
-                // Every 10 ms, as the test says.
+                // The interval of the poll, as the test's description has it.
                 thread::sleep(10 * MILLISECOND);
             };
             loop {
@@ -109,9 +111,9 @@ fn a_stopped_process_convicts_no_worker() {
     });
 }
 
-/// Two hundred threads spin for 20 s on this machine's few processors. Workers that beat every 50 ms
-/// as well as they can, with limits of a few seconds, and vouched ones with the shortest limits that
-/// there are, are never convicted; nor are those that come and go meanwhile.
+/// Two hundred threads spin for 20 s on this machine's few processors. Workers that beat every 50
+/// ms as well as they can, with limits of a few seconds, and vouched ones with the shortest limits
+/// there are, are never convicted; nor are workers that register and end meanwhile.
 #[test]
 fn two_hundred_spinning_threads_convict_no_worker() {
     const TIME: Duration = Duration::from_secs(20);
@@ -164,7 +166,7 @@ fn two_hundred_spinning_threads_convict_no_worker() {
             );
             passing += 1;
             assert_eq!(registry.summary().total_dead, 0);
-            // Every 10 ms, if it gets its turn.
+            // Every 10 ms, if it gets a processor.
             thread::sleep(10 * MILLISECOND);
         }
         crew.dismiss();
@@ -189,10 +191,10 @@ fn two_hundred_spinning_threads_convict_no_worker() {
     in_child(play);
 }
 
-/// A pacemaker that the kernel runs only when nobody else wants to run, on a machine where somebody
-/// always does. Workers beat well, so nobody is convicted, whatever it gets to see; a reader waits
-/// no longer than its patience, and tells the truth or that it does not know it. When the load is
-/// gone, it is the truth.
+/// A pacemaker that the kernel runs only on an idle processor, on a machine that has none. The
+/// workers beat, so none is convicted, however rarely the pacemaker runs; a reader waits no longer
+/// than its patience, and answers with the true state or with unobserved. When the load ends, it
+/// answers with the true state.
 #[test]
 fn a_pacemaker_that_cannot_be_scheduled() {
     const TIME: Duration = Duration::from_secs(4);
@@ -212,12 +214,12 @@ fn a_pacemaker_that_cannot_be_scheduled() {
             hb.update_task("run", "task", Activity::Processing);
         });
         let mut thread = None;
-        eventually("it has its name", || {
+        eventually("the pacemaker has its name", || {
             thread = pacemakers().first().copied();
             thread.is_some()
         });
         let lowest = libc::sched_param { sched_priority: 0 };
-        // SAFETY: it reads the structure that is handed to it, and no more.
+        // SAFETY: it only reads the structure that it is given.
         let set = unsafe { libc::sched_setscheduler(thread.unwrap(), libc::SCHED_IDLE, &lowest) };
         assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
         let over = Arc::new(AtomicBool::new(false));
@@ -236,14 +238,16 @@ fn a_pacemaker_that_cannot_be_scheduled() {
         let begun = Instant::now();
         while begun.elapsed() < TIME {
             reader.look(&crew.probes);
-            // As often as a busy health endpoint is asked.
+            // As often as a busy health endpoint is queried.
             thread::sleep(10 * MILLISECOND);
         }
         over.store(true, Ordering::Relaxed);
         for thread in spinning {
             thread.join().unwrap();
         }
-        eventually("the truth", || crew.probes.iter().all(Probe::is_recent));
+        eventually("all workers are recent", || {
+            crew.probes.iter().all(Probe::is_recent)
+        });
         let forgiven = forgiven_and_none_convicted(&events);
         reader.report("a pacemaker of the lowest priority");
         println!(

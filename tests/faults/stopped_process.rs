@@ -11,9 +11,9 @@ use crate::fixtures::MILLISECOND;
 use crate::support::executor::block_on;
 use crate::support::process::with_child;
 
-/// Time in which the process did not run is not charged to workers that are to end: one that needs
-/// 300 ms for it has a second, and the process is stopped for three in between. The same for the
-/// children of a life.
+/// Time in which the process did not run is not charged to workers that are stopping: one that
+/// needs 300 ms has a second, and the process is stopped for three seconds in between. The same
+/// holds for the children of a life.
 #[test]
 fn a_stopped_process_charges_no_child_with_it() {
     const TIMEOUT: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ fn a_stopped_process_charges_no_child_with_it() {
                 hb.stop_receiver().recv()?;
                 println!("\n@stopping");
                 kill(Pid::this(), Signal::SIGSTOP)?;
-                // What it takes to end.
+                // The time that it takes to end.
                 thread::sleep(300 * MILLISECOND);
                 Ok(())
             };

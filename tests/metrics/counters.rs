@@ -1,4 +1,4 @@
-//! Counters never go back, whoever comes and goes while they are read.
+//! Counters never decrease, whichever workers register and end while they are read.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ fn builder(registry: &Registry) -> worker_heartbeat::Builder {
     WorkerHeartbeat::builder("w").registry(registry)
 }
 
-/// Scrapes until it is told to end, and sees that no counter goes back.
+/// Scrapes until it is stopped, and asserts that no counter decreases.
 fn watch(registry: &Registry, over: &AtomicBool) -> u32 {
     let metrics = Metrics::new(registry);
     let mut before = HashMap::new();
@@ -23,14 +23,14 @@ fn watch(registry: &Registry, over: &AtomicBool) -> u32 {
     while !over.load(Ordering::Acquire) || scrapes == 0 {
         for (series, value) in Scrape::of(&metrics).counters() {
             let old = before.insert(series.clone(), *value).unwrap_or(0.0);
-            assert!(old <= *value, "{series} went back from {old} to {value}");
+            assert!(old <= *value, "{series} decreased from {old} to {value}");
         }
         scrapes += 1;
     }
     scrapes
 }
 
-/// Lives of one after another under one id, each with so many beats, until the last one.
+/// Lives that follow each other under one id, each with this many beats, until the last one.
 fn take_over(registry: &Registry, id: &str, lives: u64, beats: u64) {
     for life in 0..lives {
         let hb = builder(registry).id(id).start().unwrap();
@@ -54,7 +54,7 @@ fn nothing_goes_back_and_nothing_is_lost_while_workers_come_and_go() {
             .into();
         scope
             .spawn(|| {
-                // More than are remembered of those that end in good order.
+                // More workers than the registry remembers of those that end cleanly.
                 for _ in 0..LIVES {
                     let hb = builder(&registry).start().unwrap();
                     (0..BEATS).for_each(|_| hb.beat());
@@ -71,7 +71,8 @@ fn nothing_goes_back_and_nothing_is_lost_while_workers_come_and_go() {
     let total = |name: &str| scrape.get(&format!("{name}{{worker_type=\"w\"}}"));
     assert_eq!(total("registrations_total"), 3.0 * LIVES as f64);
     assert_eq!(total("beats_total"), (3 * LIVES * BEATS) as f64);
-    // Those that another thread forgot before the next life took over are none.
+    // A life whose record another thread purged before the next life registered counts as no
+    // restart.
     assert!(total("restarts_total") <= 2.0 * (LIVES - 1) as f64);
     let failed = scrape.get("deaths_total{worker_type=\"w\",cause=\"failed\"}");
     assert_eq!(failed, LIVES as f64);
@@ -160,7 +161,7 @@ fn workers_that_hold_their_locks_do_not_hold_up_a_scrape() {
     });
 }
 
-/// Beats that are counted by those who make them, too.
+/// Beats that are also counted by the threads that make them.
 #[derive(Default)]
 struct Ledger {
     begun: AtomicU64,
@@ -170,31 +171,31 @@ struct Ledger {
 }
 
 impl Ledger {
-    /// One life's beats. They begin when the scrape has ended that was going on when the last life
-    /// did: what that one tells is known to the last beat.
+    /// The beats of one life. They begin when the scrape has ended that was running when the
+    /// previous life ended: the count after that scrape is exact.
     fn live(&self, hb: &WorkerHeartbeat, life: u64) {
         let before = self.scrapes.load(Ordering::Acquire);
         while self.scrapes.load(Ordering::Acquire) == before {
             thread::yield_now();
         }
-        // Now more, now fewer, so that it ends at any moment of a scrape.
+        // A varying number, so that the life ends at any moment of a scrape.
         let beats = 1 + life * 7_919 % 20_000;
         self.begun.fetch_add(beats, Ordering::AcqRel);
         (0..beats).for_each(|_| hb.beat());
         self.done.fetch_add(beats, Ordering::AcqRel);
     }
 
-    /// Scrapes until it is over. Returns what was told wrongly.
+    /// Scrapes until the ledger is closed. Returns the counts that were wrong.
     fn check(&self, registry: &Registry) -> Vec<String> {
         let metrics = Metrics::new(registry);
         let mut wrong = Vec::new();
         while !self.over.load(Ordering::Acquire) {
             let done = self.done.load(Ordering::Acquire);
-            let told = Scrape::of(&metrics).find("beats_total{worker_type=\"w\"}");
+            let scraped = Scrape::of(&metrics).find("beats_total{worker_type=\"w\"}");
             let begun = self.begun.load(Ordering::Acquire);
-            let told = told.unwrap_or(0.0) as u64;
-            if !(done..=begun).contains(&told) {
-                wrong.push(format!("{told} beats, of {done} to {begun}"));
+            let scraped = scraped.unwrap_or(0.0) as u64;
+            if !(done..=begun).contains(&scraped) {
+                wrong.push(format!("{scraped} beats, of {done} to {begun}"));
             }
             self.scrapes.fetch_add(1, Ordering::AcqRel);
         }
@@ -203,7 +204,7 @@ impl Ledger {
 }
 
 #[test]
-fn no_beat_is_counted_twice_nor_left_out_while_its_worker_goes_or_begins_again() {
+fn no_beat_is_counted_twice_nor_left_out_while_its_worker_ends_or_restarts() {
     const LIVES: u32 = 1_000;
     let restart = Restart::always()
         .max(LIVES)

@@ -1,4 +1,4 @@
-//! The files for Prometheus and Grafana: they are valid, and speak of what there is.
+//! The files for Prometheus and Grafana: they are valid, and name only metrics that exist.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use worker_heartbeat::{FleetConfig, MemoryStore, Metrics, State, Sweeper};
 use crate::scrape::{Scrape, promtool};
 use crate::support::{PATIENCE, SECOND, World};
 
-/// The text of a scrape in which every metric is.
+/// The text of a scrape that has every metric.
 fn everything() -> String {
     let world = World::new();
     let store = MemoryStore::with_clock(world.time.clock());
@@ -45,7 +45,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Everything in a text that looks like a metric of ours.
+/// Every name in a text that looks like a metric of this crate.
 fn mentioned(text: &str) -> BTreeSet<String> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     text.split(|c| !is_part(c))
@@ -55,7 +55,7 @@ fn mentioned(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn promtool_finds_nothing_to_say_of_the_metrics() {
+fn promtool_finds_no_fault_with_the_metrics() {
     promtool(&["check", "metrics"], &everything());
 }
 
@@ -76,7 +76,7 @@ fn every_alert_is_tested() {
     let names: Vec<_> = names.collect();
     assert!(names.len() > 10);
     for name in names {
-        // While all is well, before it fires, and when it does.
+        // While all is well, before the alert fires, and when it does.
         let tested = tests.matches(&format!("alertname: {name}\n")).count();
         assert_eq!(tested, 3, "{name}");
     }
@@ -112,7 +112,7 @@ fn what_the_files_mention_is_exported_and_what_is_exported_is_documented() {
 fn the_dashboard_can_be_imported() {
     let dashboard: serde_json::Value =
         serde_json::from_str(&read("examples/prometheus/grafana.json")).unwrap();
-    assert!(dashboard["id"].is_null(), "it is nobody's yet");
+    assert!(dashboard["id"].is_null(), "Grafana assigns the id");
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     assert_eq!(variables[0]["type"], "datasource");
     let panels = dashboard["panels"].as_array().unwrap();

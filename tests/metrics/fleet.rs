@@ -1,4 +1,4 @@
-//! What is told of a store, and of one that hangs or fails.
+//! The metrics of a store, and of one that hangs or fails.
 
 use std::time::Instant;
 
@@ -51,7 +51,7 @@ fn workers_groups_and_leases_of_a_store_are_exported() {
     silent.heartbeat_age = Some(1_000 * SECOND);
     store.beat(&[silent]).unwrap();
 
-    let told = read_scrape(&metrics(&store));
+    let scrape = read_scrape(&metrics(&store));
     for (series, value) in [
         ("fleet_up", 1.0),
         ("fleet_read_failures_total", 0.0),
@@ -65,9 +65,9 @@ fn workers_groups_and_leases_of_a_store_are_exported() {
         ("fleet_groups{state=\"stopped\"}", 1.0),
         ("fleet_leased_workers", 1.0),
     ] {
-        assert_eq!(told.get(series), value, "{series}");
+        assert_eq!(scrape.get(series), value, "{series}");
     }
-    assert!(told.get("fleet_reading_age_seconds") < 60.0);
+    assert!(scrape.get("fleet_reading_age_seconds") < 60.0);
 }
 
 #[test]
@@ -93,11 +93,15 @@ fn a_failing_or_panicking_store_is_reported_and_other_metrics_are_still_exported
     for mode in [Mode::Failing("on purpose".to_owned()), Mode::Panicking] {
         let store = TestStore::default();
         store.set(mode.clone());
-        let told = read_scrape(&metrics(&store));
-        assert_eq!(told.get("fleet_up"), 0.0, "{mode:?}");
-        assert_eq!(told.get("fleet_read_failures_total"), 1.0);
-        assert_eq!(told.find("fleet_reading_age_seconds"), None);
-        assert_eq!(told.get("store_attached"), 0.0, "the registry is told of");
+        let scrape = read_scrape(&metrics(&store));
+        assert_eq!(scrape.get("fleet_up"), 0.0, "{mode:?}");
+        assert_eq!(scrape.get("fleet_read_failures_total"), 1.0);
+        assert_eq!(scrape.find("fleet_reading_age_seconds"), None);
+        assert_eq!(
+            scrape.get("store_attached"),
+            0.0,
+            "the registry has no attachment"
+        );
     }
 }
 
@@ -112,15 +116,15 @@ fn a_hanging_store_delays_no_scrape_for_long() {
         let waited = begun.elapsed();
         assert!(waited >= SECOND / 2, "it waits for the store: {waited:?}");
         for _ in 0..20 {
-            let told = Scrape::of(&metrics);
-            assert_eq!(told.get("fleet_up"), 0.0);
-            assert_eq!(told.get("fleet_read_failures_total"), 0.0);
+            let scrape = Scrape::of(&metrics);
+            assert_eq!(scrape.get("fleet_up"), 0.0);
+            assert_eq!(scrape.get("fleet_read_failures_total"), 0.0);
         }
-        assert!(store.lists() <= 1, "one reading at a time");
-        // Twenty that waited would have taken twenty seconds.
+        assert!(store.lists() <= 1, "one read at a time");
+        // Twenty scrapes that each waited would have taken twenty seconds.
         assert!(begun.elapsed() < 15 * SECOND, "{:?}", begun.elapsed());
     }
-    eventually("the reading ends", || {
+    eventually("the read ends", || {
         Scrape::of(&metrics).get("fleet_up") == 1.0
     });
 }

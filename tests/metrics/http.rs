@@ -34,7 +34,7 @@ fn prometheus_is_answered_in_the_format_that_it_asks_for() {
     assert_eq!(Scrape::read(&plain.body).get(line), 1.0);
     assert!(!plain.body.contains("s3cret") && !plain.body.contains("worker_id"));
     assert!(!plain.body.contains("fleet_up"), "it has no store");
-    // As Prometheus 2 asks.
+    // Prometheus 2 sends this header.
     let accept = "accept: application/openmetrics-text;version=1.0.0,\
                   application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5\r\n";
     let open = get(server.local_addr(), accept);
@@ -60,9 +60,9 @@ fn a_hanging_store_does_not_block_the_other_metrics() {
     {
         let _held = store.hold();
         let begun = Instant::now();
-        let told = Scrape::read(&get(server.local_addr(), "").body);
-        assert_eq!(told.get("fleet_up"), 0.0);
-        assert_eq!(told.get("beats_total{worker_type=\"w\"}"), 1.0);
+        let scrape = Scrape::read(&get(server.local_addr(), "").body);
+        assert_eq!(scrape.get("fleet_up"), 0.0);
+        assert_eq!(scrape.get("beats_total{worker_type=\"w\"}"), 1.0);
         assert!(begun.elapsed() < 10 * SECOND, "{:?}", begun.elapsed());
     }
 }
@@ -76,13 +76,13 @@ fn an_application_chooses_what_is_exported() {
         .metrics(metrics)
         .serve("127.0.0.1:0")
         .unwrap();
-    let told = get(server.local_addr(), "");
-    assert!(told.body.contains("worker_id=\"a\""), "{told:?}");
+    let reply = get(server.local_addr(), "");
+    assert!(reply.body.contains("worker_id=\"a\""), "{reply:?}");
 }
 
 #[test]
-fn many_that_scrape_cost_one_reading() {
-    // On the system's clock, no two readings are the same.
+fn concurrent_scrapes_share_one_reading() {
+    // On the system's clock, no two scrapes are equal.
     let registry = Registry::new();
     let hb = WorkerHeartbeat::builder("w")
         .registry(&registry)
@@ -109,6 +109,6 @@ fn many_that_scrape_cost_one_reading() {
     );
     assert!(
         most < 160,
-        "the machine is too slow for this test to tell anything"
+        "the machine is too slow for this test to show a difference"
     );
 }

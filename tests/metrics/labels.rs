@@ -1,4 +1,4 @@
-//! Whatever applications call their workers, what is told of them can be read.
+//! Whatever names applications give their workers, the metrics can be parsed.
 
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry as Application;
@@ -16,7 +16,7 @@ fn hostile_names_are_escaped_and_cut() {
     let workers = [hostile, &longest, "{}", "\\", "\"", "\u{2028}", "#"].map(named);
     workers.iter().for_each(|hb| hb.beat());
     world.registry.expect_workers("line\nbreak\r", 1);
-    // Both are the same when they are cut.
+    // Both names are equal when they are cut.
     let endless = "x".repeat(1_000_000);
     world.registry.expect_workers(format!("{endless}1"), 1);
     world.registry.expect_workers(format!("{endless}2"), 2);

@@ -1,5 +1,5 @@
-//! What Prometheus is told: each metric's value, counters that never go back, and the files that are
-//! written for it.
+//! Metrics for Prometheus: each metric's value, counters that never decrease, and the files of
+//! rules and dashboards.
 
 #[path = "../support/mod.rs"]
 mod support;

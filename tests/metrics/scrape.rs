@@ -1,4 +1,4 @@
-//! A scrape, read as Prometheus reads it; promtool.
+//! A scrape, parsed as Prometheus parses it; promtool.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -31,7 +31,7 @@ impl Scrape {
         Self(lines)
     }
 
-    /// The value of this line; its name without what all names begin with.
+    /// The value of this line, named without the prefix that all names share.
     #[track_caller]
     pub fn get(&self, series: &str) -> f64 {
         self.find(series)
@@ -56,7 +56,7 @@ impl Scrape {
     }
 }
 
-/// Runs promtool. Returns all that it said, if it found nothing, or otherwise fails.
+/// Runs promtool. Returns its output if it found no fault, and fails otherwise.
 #[track_caller]
 pub fn promtool(arguments: &[&str], input: &str) {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -83,6 +83,6 @@ pub fn promtool(arguments: &[&str], input: &str) {
     let said = String::from_utf8_lossy(&said);
     assert!(output.status.success(), "{arguments:?}: {said}");
     if arguments == ["check", "metrics"] {
-        assert_eq!(said.trim(), "", "it has found something");
+        assert_eq!(said.trim(), "", "promtool found a fault");
     }
 }

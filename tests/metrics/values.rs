@@ -1,4 +1,4 @@
-//! Each metric has the value that it should, on the mock clock.
+//! The value of each metric, on the mock clock.
 
 use std::time::Instant;
 
@@ -73,7 +73,7 @@ fn workers_are_counted_by_type_and_state() {
 }
 
 #[test]
-fn the_ages_are_those_of_the_oldest() {
+fn each_age_is_the_greatest() {
     let world = World::new();
     let age =
         |name: &str| Scrape::new(&world.registry).find(&format!("{name}{{worker_type=\"w\"}}"));
@@ -86,7 +86,7 @@ fn the_ages_are_those_of_the_oldest() {
         world.seconds(1);
         fresh.beat();
     }
-    // A beat is dated when it is seen: never too early, and a resolution too late at most.
+    // A beat is dated when it is observed: never too early, and at most one resolution late.
     for name in ["heartbeat_age_seconds", "progress_age_seconds"] {
         assert!((30.0..=31.0).contains(&age(name).unwrap()), "{name}");
     }
@@ -95,10 +95,14 @@ fn the_ages_are_those_of_the_oldest() {
     assert!(age("heartbeat_age_seconds").unwrap() <= 1.0);
     fresh.mark_idle();
     world.seconds(20);
-    assert_eq!(age("progress_age_seconds"), Some(0.0), "none is at work");
+    assert_eq!(
+        age("progress_age_seconds"),
+        Some(0.0),
+        "no worker is at work"
+    );
     assert!(
         age("heartbeat_age_seconds").unwrap() <= 1.0,
-        "it is vouched for"
+        "the pacemaker vouches for the worker"
     );
     let _starting = world.worker("w").start().unwrap();
     world.seconds(40);
@@ -108,7 +112,7 @@ fn the_ages_are_those_of_the_oldest() {
         "since it was registered"
     );
     drop((fresh, _starting));
-    assert_eq!(age("heartbeat_age_seconds"), None, "nobody lives");
+    assert_eq!(age("heartbeat_age_seconds"), None, "no worker lives");
 }
 
 #[test]
@@ -134,13 +138,21 @@ fn events_are_counted_by_type() {
     assert_eq!((one("beats_total"), one("registrations_total")), (3.0, 1.0));
     assert_eq!((one("restarts_total"), one("stalls_total")), (0.0, 0.0));
     for cause in ["panicked", "failed", "exited", "fenced"] {
-        assert_eq!(deaths(cause), 0.0, "each has a line from the beginning");
+        assert_eq!(
+            deaths(cause),
+            0.0,
+            "each cause is exported from the beginning"
+        );
     }
     for stalls in 1..=2 {
         world.seconds(12);
         assert_eq!(one("stalls_total"), f64::from(stalls));
         world.seconds(5);
-        assert_eq!(one("stalls_total"), f64::from(stalls), "an episode is one");
+        assert_eq!(
+            one("stalls_total"),
+            f64::from(stalls),
+            "one for each episode"
+        );
         hb.beat();
         world.seconds(1);
     }
@@ -168,7 +180,7 @@ fn events_are_counted_by_type() {
 }
 
 #[test]
-fn restarts_and_those_that_were_given_up_are_counted() {
+fn restarts_and_workers_that_were_given_up_are_counted() {
     let world = World::new();
     let events = world.registry.subscribe();
     let restart = Restart::on_failure()
@@ -267,12 +279,12 @@ fn the_state_of_the_attachment_is_exported() {
     assert_eq!(scrape().get("leases_claimed_total"), 2.0);
     drop(lease);
     assert_eq!(scrape().get("leases_held"), 1.0);
-    // Somebody takes it away.
+    // Another worker takes the lease.
     let row = &store.list(&WorkerFilter::default()).unwrap()[0];
     let fence = other.fence().try_into().unwrap();
     let key = worker_heartbeat::fleet::LeaseKey::new(row.key.clone(), "run-2", fence);
     store.release(&[key]).unwrap();
-    eventually("a renewal finds that it is lost", || {
+    eventually("a renewal reports the loss", || {
         world.seconds(5);
         scrape().get("leases_lost_total") == 1.0
     });
@@ -280,21 +292,24 @@ fn the_state_of_the_attachment_is_exported() {
 
     store.fail("on purpose");
     hb.update_task("run-3", "", Activity::Processing);
-    eventually("it fails", || {
+    eventually("the attachment fails", || {
         world.seconds(1);
         scrape().get("store_consecutive_failures") >= 2.0
     });
     let failures = scrape().get("store_failures_total");
     assert!(failures >= 2.0);
     store.recover();
-    eventually("it is restored", || {
+    eventually("the attachment is restored", || {
         world.seconds(1);
         scrape().get("store_consecutive_failures") == 0.0
     });
     attachment.detach();
     let after = scrape();
     assert_eq!(after.get("store_attached"), 0.0);
-    assert!(after.get("store_failures_total") >= failures, "it stays");
+    assert!(
+        after.get("store_failures_total") >= failures,
+        "the count stays"
+    );
     assert_eq!(after.find("leases_held"), None);
 }
 
@@ -385,7 +400,7 @@ fn metrics_of_each_worker_are_optional_and_limited() {
     assert!(text.contains("state=\"dead\""));
     assert!(
         !text.contains("s3cret"),
-        "neither tasks nor reasons are told"
+        "neither tasks nor reasons are exported"
     );
 
     let _others: Vec<_> = (0..10_004)
@@ -393,13 +408,13 @@ fn metrics_of_each_worker_are_optional_and_limited() {
         .collect();
     let scrape = Scrape::of(&metrics);
     assert_eq!(scrape.get("workers_left_out"), 5.0);
-    let told = scrape.0.keys();
-    let told = told.filter(|series| series.starts_with("worker_heartbeat_worker_recent"));
-    assert_eq!(told.count(), 10_000);
+    let series = scrape.0.keys();
+    let series = series.filter(|name| name.starts_with("worker_heartbeat_worker_recent"));
+    assert_eq!(series.count(), 10_000);
 }
 
 #[test]
-#[ignore = "it measures: cargo test --release --features prometheus --test metrics -- --ignored --nocapture"]
+#[ignore = "a measurement: cargo test --release --features prometheus --test metrics -- --ignored --nocapture"]
 fn how_long_a_scrape_of_many_workers_takes() {
     let registry = worker_heartbeat::Registry::new();
     let workers: Vec<_> = (0..100_000)

@@ -1,4 +1,4 @@
-//! The end of a worker, from several sides at once.
+//! The end of a worker, requested by several threads at once.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -18,7 +18,8 @@ use crate::rounds::{Meeting, ROUNDS, alone, chance, dawdle, race, rounds, settle
 use crate::support::{PATIENCE, name};
 
 /// Each beat and each update counts once: before the end, or as late. After `stop()` has returned
-/// the worker is stopped and stays so, whatever its thread still says. One ending is told.
+/// the worker is stopped and stays stopped, whatever its thread still reports. Exactly one ending
+/// is reported.
 #[test]
 fn stop_versus_beat() {
     const STEPS: u64 = 8;
@@ -55,8 +56,8 @@ fn stop_versus_beat() {
                 drop(hb);
                 assert_eq!(ending(&probe), "stop");
                 assert_eq!(probe.snapshot().beats, snapshot.beats);
-                let told = events_of(&events, probe.id());
-                assert_eq!(told.iter().filter(|event| is_ending(event)).count(), 1);
+                let reported = events_of(&events, probe.id());
+                assert_eq!(reported.iter().filter(|event| is_ending(event)).count(), 1);
                 registry.purge(Duration::ZERO);
             },
         );
@@ -68,8 +69,8 @@ fn stop_versus_beat() {
     });
 }
 
-/// A worker that is stopped while its work panics is dead of the panic, whichever came first: a stop
-/// hides no panic. At most one stop is told and exactly one death, which comes last.
+/// A worker that is stopped while its work panics is dead of the panic, whichever came first: a
+/// stop hides no panic. At most one stop is reported and exactly one death, which comes last.
 #[test]
 fn stop_versus_panic() {
     type Fall = Mutex<Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>>;
@@ -83,13 +84,13 @@ fn stop_versus_panic() {
                 let hb = worker(&registry).start().unwrap();
                 // Without the hook, which would write twenty thousand messages.
                 let fall: Fall = Mutex::new(Box::pin(
-                    hb.supervise(async { resume_unwind(Box::new("it falls")) }),
+                    hb.supervise(async { resume_unwind(Box::new("simulated panic")) }),
                 ));
                 (round, hb, fall)
             },
             &[
                 &|(round, hb, _): &(usize, WorkerHeartbeat, Fall)| {
-                    // Falling takes a while.
+                    // Unwinding takes a while.
                     dawdle(chance(*round) % 30_000);
                     hb.stop();
                 },
@@ -101,10 +102,10 @@ fn stop_versus_panic() {
             ],
             |_, (_, hb, _)| {
                 assert_eq!(ending(&hb.probe()), "panic");
-                let told = names(&events_of(&events, hb.id()));
-                let count = |wanted| told.iter().filter(|told| *told == wanted).count();
-                assert!(count("dead") == 1 && count("stopped") <= 1, "{told:?}");
-                wrong.set(wrong.get() + usize::from(told.last().unwrap() != "dead"));
+                let reported = names(&events_of(&events, hb.id()));
+                let count = |wanted| reported.iter().filter(|name| *name == wanted).count();
+                assert!(count("dead") == 1 && count("stopped") <= 1, "{reported:?}");
+                wrong.set(wrong.get() + usize::from(reported.last().unwrap() != "dead"));
                 first.set(first.get() + 1 - count("stopped"));
                 let probe = hb.probe();
                 drop(hb);
@@ -117,14 +118,14 @@ fn stop_versus_panic() {
         assert_eq!(
             wrong.get(),
             0,
-            "rounds of {ROUNDS} in which the stop was told last"
+            "rounds of {ROUNDS} in which the stop was reported last"
         );
     });
 }
 
-/// A worker that is asked to stop while it panics is dead of the panic, with the run that it was at,
-/// even if it was idle, and so stopped at once, before it fell. Exactly one death is told, and comes
-/// last; its work is never run again; `join()` tells the panic.
+/// A worker that is asked to stop while it panics is dead of the panic, with the run that it was
+/// processing, even if it was idle, and so stopped at once, before the panic. Exactly one death is
+/// reported, and comes last; the work never runs again; `join()` returns the panic.
 #[test]
 fn signal_versus_panic() {
     alone(|| {
@@ -148,10 +149,10 @@ fn signal_versus_panic() {
                     meeting.wait();
                     stagger(round, 1);
                     if round % 1_024 == 1 {
-                        panic!("it falls");
+                        panic!("simulated panic");
                     }
                     // Without the hook, which writes a message and takes the call stack.
-                    resume_unwind(Box::new("it falls"));
+                    resume_unwind(Box::new("simulated panic"));
                 };
                 supervisor.spawn(worker(&registry), work).unwrap()
             };
@@ -164,35 +165,35 @@ fn signal_versus_panic() {
             }
             let exit = worker.join();
             assert!(
-                matches!(&exit, Exit::Panicked { message, .. } if message == "it falls"),
+                matches!(&exit, Exit::Panicked { message, .. } if message == "simulated panic"),
                 "{exit:?}"
             );
             let probe = worker.probe();
             assert_eq!(ending(&probe), "panic");
             let run = (!idle).then(|| "run-7".to_owned());
             assert_eq!(probe.snapshot().run_id, run);
-            let told = names(&events_of(&events, probe.id()));
-            let count = |wanted| told.iter().filter(|told| *told == wanted).count();
-            assert_eq!((count("registered"), count("dead")), (1, 1), "{told:?}");
-            assert!(count("stopped") <= usize::from(idle), "{told:?}");
-            assert!(count("stopping") <= usize::from(!idle), "{told:?}");
+            let reported = names(&events_of(&events, probe.id()));
+            let count = |wanted| reported.iter().filter(|name| *name == wanted).count();
+            assert_eq!((count("registered"), count("dead")), (1, 1), "{reported:?}");
+            assert!(count("stopped") <= usize::from(idle), "{reported:?}");
+            assert!(count("stopping") <= usize::from(!idle), "{reported:?}");
             stopped += count("stopped");
-            wrong += usize::from(told.last().unwrap() != "dead");
+            wrong += usize::from(reported.last().unwrap() != "dead");
             registry.purge(Duration::ZERO);
         }
         println!(
-            "stopped before it fell in {stopped} rounds of {}",
+            "stopped before the panic in {stopped} rounds of {}",
             ROUNDS / 2
         );
         assert_eq!(
             wrong, 0,
-            "rounds of {ROUNDS} in which the death was not told last"
+            "rounds of {ROUNDS} in which the death was not reported last"
         );
     });
 }
 
-/// Once `stop()` has returned, no further life begins. Every life that began has ended, each with
-/// one ending told, and every restart that was announced happened, but for the last.
+/// Once `stop()` has returned, no further life begins. Every life that began has ended, with
+/// exactly one ending reported, and every restart that was announced happened, except the last one.
 #[test]
 fn restart_versus_stop() {
     alone(|| {
@@ -217,9 +218,9 @@ fn restart_versus_stop() {
                     hb.beat();
                     stagger(round, 1);
                     match round % 3 {
-                        0 => Err("it fails".into()),
+                        0 => Err("simulated failure".into()),
                         1 => Ok(()),
-                        _ => resume_unwind(Box::new("it falls")),
+                        _ => resume_unwind(Box::new("simulated panic")),
                     }
                 };
                 supervisor.spawn(worker(&registry), work).unwrap()
@@ -235,9 +236,9 @@ fn restart_versus_stop() {
             assert_eq!(last.incarnation, incarnation, "a life began after stop()");
             assert!(last.health.state().is_terminal(), "{last:?}");
             assert_eq!(last.restarts + 1, incarnation);
-            let told = events_of(&events, worker.id());
+            let reported = events_of(&events, worker.id());
             let mut by_life = HashMap::<u32, (usize, usize)>::new();
-            for event in &told {
+            for event in &reported {
                 let life = event.worker.as_ref().unwrap().incarnation;
                 let (begun, ended) = by_life.entry(life).or_default();
                 *begun += usize::from(name(event) == "registered");
@@ -245,11 +246,11 @@ fn restart_versus_stop() {
             }
             assert_eq!(by_life.len(), incarnation as usize);
             assert!(
-                by_life.values().all(|told| *told == (1, 1)),
+                by_life.values().all(|counts| *counts == (1, 1)),
                 "{:?}",
-                names(&told)
+                names(&reported)
             );
-            let announced = names(&told)
+            let announced = names(&reported)
                 .iter()
                 .filter(|name| name.starts_with("restart "))
                 .count();
@@ -262,8 +263,8 @@ fn restart_versus_stop() {
     });
 }
 
-/// Of a worker that goes idle and somebody who asks it to stop, at least one sees the other: it is
-/// stopped, and is told to be, once.
+/// When a worker becomes idle while another thread asks it to stop, at least one of the two sees
+/// the other: the worker is stopped, and the stop is reported once.
 #[test]
 fn a_request_to_stop_versus_going_idle() {
     alone(|| {
@@ -291,8 +292,8 @@ fn a_request_to_stop_versus_going_idle() {
                 assert_eq!(ending(&probe), "supervisor");
                 drop(ward);
                 assert_eq!(ending(&probe), "supervisor");
-                let told = events_of(&events, probe.id());
-                assert_eq!(told.iter().filter(|event| is_ending(event)).count(), 1);
+                let reported = events_of(&events, probe.id());
+                assert_eq!(reported.iter().filter(|event| is_ending(event)).count(), 1);
                 registry.purge(Duration::ZERO);
             },
         );

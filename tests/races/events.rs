@@ -1,4 +1,4 @@
-//! What subscribers are told, in which order, and clocks that several threads move.
+//! Which events subscribers receive, in which order, and clocks that several threads move.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -15,8 +15,8 @@ use crate::fixtures::{
 use crate::rounds::{ROUNDS, alone, chance, dawdle, race, settle_on};
 use crate::support::{SECOND, World, name};
 
-/// The last thing that is told of a worker is its end: who is asked to stop just then is not told to
-/// be stopping after it has stopped, whether it saw the request or stopped of its own accord.
+/// The last event of a worker is its end: a request to stop that comes just then is not reported
+/// after the end, whether the worker saw the request or stopped by itself.
 #[test]
 fn a_request_to_stop_versus_the_end_is_reported_in_order() {
     alone(|| {
@@ -40,11 +40,11 @@ fn a_request_to_stop_versus_the_end_is_reported_in_order() {
                 },
             ],
             |round, (_, ward)| {
-                let told = events_of(&events, ward.hb.id());
+                let reported = events_of(&events, ward.hb.id());
                 let mut wrongs = wrong.get();
-                wrongs[round % 2] += usize::from(!is_ending(told.last().unwrap()));
+                wrongs[round % 2] += usize::from(!is_ending(reported.last().unwrap()));
                 wrong.set(wrongs);
-                let was = names(&told).iter().any(|told| told == "stopping");
+                let was = names(&reported).iter().any(|name| name == "stopping");
                 asked.set(asked.get() + usize::from(was && round % 2 == 1));
                 drop(ward);
                 registry.purge(Duration::ZERO);
@@ -60,13 +60,13 @@ fn a_request_to_stop_versus_the_end_is_reported_in_order() {
         assert_eq!(
             (seen, unseen),
             (0, 0),
-            "rounds of {ROUNDS} that end otherwise"
+            "rounds of {ROUNDS} that do not end with the worker's end"
         );
     });
 }
 
-/// The last thing that is told of a worker is its end: one that stops while the pacemaker convicts it
-/// is not told to be stalled afterwards.
+/// The last event of a worker is its end: if it stops while the pacemaker convicts it, no stall is
+/// reported afterwards.
 #[test]
 fn a_conviction_versus_the_end_is_reported_in_order() {
     alone(|| {
@@ -91,9 +91,9 @@ fn a_conviction_versus_the_end_is_reported_in_order() {
                 },
             ],
             |_, (_, hb)| {
-                let told = events_of(&events, hb.id());
-                wrong.set(wrong.get() + usize::from(!is_ending(told.last().unwrap())));
-                let was = names(&told).iter().any(|told| told == "stalled");
+                let reported = events_of(&events, hb.id());
+                wrong.set(wrong.get() + usize::from(!is_ending(reported.last().unwrap())));
+                let was = names(&reported).iter().any(|name| name == "stalled");
                 convicted.set(convicted.get() + usize::from(was));
                 drop(hb);
                 world.registry.purge(Duration::ZERO);
@@ -101,18 +101,23 @@ fn a_conviction_versus_the_end_is_reported_in_order() {
             },
         );
         println!("convicted in {} rounds of {ROUNDS}", convicted.get());
-        assert_eq!(wrong.get(), 0, "rounds of {ROUNDS} that end otherwise");
+        assert_eq!(
+            wrong.get(),
+            0,
+            "rounds of {ROUNDS} that do not end with the worker's end"
+        );
     });
 }
 
-/// Whoever subscribes before something happens is told of it, once and in order, while others come
-/// and go; what a slow one reads and what it lost make up all that happened.
+/// A subscriber receives each event that happens after it subscribed, once and in order, while
+/// others subscribe and unsubscribe; the events that a slow one receives and those that it lost add
+/// up to all that happened.
 #[test]
 fn subscribing_versus_events() {
     const EMITTERS: usize = 2;
     const WORKERS: usize = ROUNDS / 2;
     alone(|| {
-        // On a clock that stands still, nothing happens but what this test does.
+        // On a clock that stands still, nothing happens except what this test does.
         let world = World::new();
         let _anchor = world.worker("anchor").start().unwrap();
         let everything = world.registry.subscribe_with_capacity(ALL_EVENTS);
@@ -145,8 +150,8 @@ fn subscribing_versus_events() {
                             let id = hb.id().to_owned();
                             drop(hb);
                             if let Some(mine) = mine {
-                                let told = events_of(&mine, &id);
-                                assert_eq!(names(&told), ["registered", "stopped"]);
+                                let received = events_of(&mine, &id);
+                                assert_eq!(names(&received), ["registered", "stopped"]);
                             }
                             if round % 64 == 0 {
                                 world.registry.purge(Duration::ZERO);
@@ -172,7 +177,7 @@ fn subscribing_versus_events() {
         assert!(
             by_worker
                 .values()
-                .all(|told| *told == ["registered", "stopped"])
+                .all(|names| *names == ["registered", "stopped"])
         );
         let all = 2 * (EMITTERS * WORKERS) as u64;
         let left = slow.try_iter().count() as u64;
@@ -182,12 +187,12 @@ fn subscribing_versus_events() {
     });
 }
 
-/// Several threads may move one mock clock while workers come and go: time moves by the sum of what
-/// was asked for, nobody waits for ever, nobody is convicted who gave a sign, and who gave none in its
-/// grace is told by the time that `advance` returns, once.
+/// Several threads may move one mock clock while workers register and end: time moves by the sum of
+/// the advances, no thread waits for ever, no worker is convicted that reported progress, and one
+/// that never reported any is convicted by the time that `advance` returns, once.
 #[test]
 fn advance_versus_coming_and_going() {
-    // As many as there is room for their three events each.
+    // As many as the capacity allows, at three events each.
     const COMINGS: usize = 2 * ROUNDS / 5;
     alone(|| {
         let world = World::new();
@@ -205,7 +210,7 @@ fn advance_versus_coming_and_going() {
                         let worker = world.worker("w").startup_grace(1_000_000 * SECOND);
                         let worker = match chance(round) % 16 {
                             0 => worker.stall_after(1_000_000 * SECOND),
-                            // Such a one needs a finer look.
+                            // This worker needs a finer resolution.
                             1 => worker.stale_after(SECOND).interval(SECOND / 10),
                             _ => worker,
                         };
@@ -214,7 +219,7 @@ fn advance_versus_coming_and_going() {
                         assert_reads(&hb.snapshot(), State::Active);
                         kept.push(hb);
                         if kept.len() > turn % 4 {
-                            // Now and then the last one goes, and the pacemaker with it.
+                            // Now and then the last worker ends, and the pacemaker with it.
                             kept.clear();
                         }
                     }
@@ -240,15 +245,15 @@ fn advance_versus_coming_and_going() {
         let now = world.time.now().since(Moment::ZERO);
         assert_eq!(now, Duration::from_millis(moved.into_inner()));
         world.millis(1_100);
-        let told: Vec<_> = events.try_iter().collect();
+        let reported: Vec<_> = events.try_iter().collect();
         for hb in &*silent.lock().unwrap() {
             assert_eq!(hb.health().state(), State::NeverStarted);
-            let of = told.iter().filter(|event| event.id() == hb.id());
+            let of = reported.iter().filter(|event| event.id() == hb.id());
             assert_eq!(of.filter(|event| name(event) == "never_started").count(), 1);
         }
         let convicted =
             |event: &&Event| ["stalled", "stale", "never_started"].contains(&&*name(event));
-        assert_eq!(told.iter().filter(convicted).count(), 2);
+        assert_eq!(reported.iter().filter(convicted).count(), 2);
         assert_eq!(events.dropped(), 0);
         println!("{now:?} of mock time");
     });

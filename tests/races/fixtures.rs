@@ -1,4 +1,4 @@
-//! What the threads race with.
+//! The workers, registries and readers of the races.
 
 use std::future::{Future, pending};
 use std::pin::Pin;
@@ -14,10 +14,10 @@ use worker_heartbeat::{
 
 use crate::support::{SECOND, name};
 
-/// Room for unread events, the most that there is.
+/// Capacity for unread events: the largest there is.
 pub(crate) const ALL_EVENTS: usize = 65_536;
 
-/// Something that one side takes away or leaves behind.
+/// A value that one side takes or leaves behind.
 pub(crate) type Slot<T> = Mutex<Option<T>>;
 
 pub(crate) fn slot<T>(value: T) -> Slot<T> {
@@ -32,7 +32,7 @@ pub(crate) fn worker(registry: &Registry) -> Builder {
     WorkerHeartbeat::builder("w").registry(registry)
 }
 
-/// A registry whose pacemaker stays, and looks a hundred times a second.
+/// A registry whose pacemaker stays, and ticks a hundred times a second.
 pub(crate) fn busy_registry() -> (Registry, WorkerHeartbeat) {
     let registry = Registry::new();
     let anchor = worker(&registry)
@@ -49,7 +49,7 @@ pub(crate) fn is_ending(event: &Event) -> bool {
     matches!(&event.kind, EventKind::Became(health) if health.state().is_terminal())
 }
 
-/// The events of one worker that are there now; those of others are thrown away.
+/// The events of one worker received so far; those of other workers are discarded.
 pub(crate) fn events_of(events: &Subscription, id: &str) -> Vec<Event> {
     assert_eq!(events.dropped(), 0);
     events.try_iter().filter(|event| event.id() == id).collect()
@@ -59,7 +59,7 @@ pub(crate) fn names(events: &[Event]) -> Vec<String> {
     events.iter().map(name).collect()
 }
 
-/// Fails if it reads otherwise, but that a machine with more to do may keep the pacemaker waiting.
+/// Fails if the snapshot reads otherwise, except that a loaded machine may delay the pacemaker.
 #[track_caller]
 pub(crate) fn assert_reads(snapshot: &Snapshot, expected: State) {
     let state = snapshot.health.state();
@@ -69,7 +69,7 @@ pub(crate) fn assert_reads(snapshot: &Snapshot, expected: State) {
     );
 }
 
-/// How a worker ended, in one word; its verdict has to stay the same.
+/// How a worker ended, in one word; its verdict must not change.
 pub(crate) fn ending(probe: &Probe) -> &'static str {
     match probe.health() {
         Health::Stopped { by, .. } => match by {
@@ -119,7 +119,7 @@ impl Ward {
 
 impl Drop for Ward {
     fn drop(&mut self) {
-        // The future first, so that the handle is the last to go.
+        // The future first, so that the handle is dropped last.
         let future = self.future.get_mut().unwrap();
         *future = Box::pin(pending());
     }

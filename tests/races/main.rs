@@ -1,7 +1,7 @@
-//! Races: two or three threads that really meet, tens of thousands of times.
+//! Races: two or three threads that act at the same moment, tens of thousands of times.
 //!
-//! Each test states its invariant. They run one at a time, so that the processors are theirs and
-//! every pacemaker of this process is their own: each of them ends with none left.
+//! Each test states its invariant. The tests run one at a time, so that each has the processors to
+//! itself and every pacemaker of this process is its own: each test ends with none left.
 
 mod ending;
 mod events;

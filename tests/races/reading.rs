@@ -15,7 +15,7 @@ use crate::fixtures::{SetOnDrop, Slot, assert_reads, busy_registry, worker};
 use crate::rounds::{ROUNDS, alone, chance, dawdle, race, rounds, settle_on, stagger};
 use crate::support::{PATIENCE, SECOND, World};
 
-/// What the worker of this number is like; everything that is read of it has to fit.
+/// The properties of the worker with this number; whatever is read of it must match them.
 struct Character {
     worker_type: String,
     stale_after: Duration,
@@ -31,7 +31,7 @@ impl Character {
         }
     }
 
-    /// Lives the whole life of the worker, and hands out a probe of it on the way.
+    /// Lives the whole life of the worker, and hands out a probe of it during that life.
     fn live(&self, number: u64, registry: &Registry, hand_out: impl FnOnce(Probe)) {
         let hb = WorkerHeartbeat::builder(&*self.worker_type)
             .id(format!("w-{number}"))
@@ -47,7 +47,7 @@ impl Character {
         hb.update_task(&run_id, &task, Activity::Processing);
     }
 
-    /// Fails if anything that was read is another worker's.
+    /// Fails if anything that was read belongs to another worker.
     fn check(snapshot: &Snapshot) {
         let number: u64 = snapshot.id.strip_prefix("w-").unwrap().parse().unwrap();
         let character = Self::of(number);
@@ -73,9 +73,9 @@ impl Character {
     }
 }
 
-/// What a reader sees of a worker is that worker's: its id, type, limits, run, task and beats fit
-/// together in every snapshot, while its cell is used by one worker after the other. Beats never
-/// get fewer, and what is over stays over.
+/// What a reader sees of a worker belongs to that worker: its id, type, limits, run, task and beats
+/// match in every snapshot, while its cell is used by one worker after the other. The count of
+/// beats never decreases, and a worker that has ended stays ended.
 #[test]
 fn readers_versus_the_reuse_of_cells() {
     alone(|| {
@@ -97,7 +97,7 @@ fn readers_versus_the_reuse_of_cells() {
                 }
             });
             settle_on(0);
-            // Probes of workers whose cells have long been given away.
+            // Probes of workers whose cells belong to other workers by now.
             let mut kept: Vec<(Probe, u64, bool)> = Vec::new();
             let mut turns = 0_usize;
             while !over.load(Ordering::Acquire) {
@@ -139,24 +139,24 @@ fn readers_versus_the_reuse_of_cells() {
     });
 }
 
-/// Whoever is counted in a summary is counted once: a worker that goes meanwhile counts as there or
-/// as gone, but not as both.
+/// A summary counts each worker once: one that ends meanwhile counts as living or as ended, but not
+/// as both.
 #[test]
-fn a_summary_versus_a_worker_that_goes() {
+fn a_summary_versus_a_worker_that_ends() {
     summary_versus(|hb| (Some(hb), false));
 }
 
-/// Nobody gets lost in a summary: an id that is registered again meanwhile counts, as what it was or
-/// as what it is.
+/// A summary misses no worker: an id that is registered again meanwhile counts, as the former
+/// worker or as the new one.
 #[test]
-fn a_summary_versus_a_worker_that_comes_back() {
+fn a_summary_versus_a_worker_that_registers_again() {
     summary_versus(|hb| {
         drop(hb);
         (None, true)
     });
 }
 
-/// A summary of a thousand workers, while the one in the first cell goes or comes.
+/// A summary of a thousand workers, while the one in the first cell ends or registers.
 fn summary_versus(
     prepare: impl Fn(WorkerHeartbeat) -> (Option<WorkerHeartbeat>, bool) + Send + 'static,
 ) {
@@ -179,7 +179,7 @@ fn summary_versus(
             },
             &[
                 &|(round, goes, comes): &(usize, Slot<WorkerHeartbeat>, bool)| {
-                    // At any time while the cells are scanned.
+                    // At any moment of the scan of the cells.
                     dawdle(chance(*round) % 20_000);
                     drop(goes.lock().unwrap().take());
                     if *comes {
@@ -209,14 +209,14 @@ fn summary_versus(
     });
 }
 
-/// A snapshot is of one moment: run, task, activity, progress and the number of beats fit together,
-/// whatever the worker says meanwhile.
+/// A snapshot is of one moment: run, task, activity, progress and the number of beats match,
+/// whatever the worker reports meanwhile.
 #[test]
 fn update_task_versus_snapshot() {
     alone(|| {
         let (registry, _anchor) = busy_registry();
         let hb = worker(&registry).start().unwrap();
-        // From here on there is a task at all times but when it is idle.
+        // From here on the worker always has a task, except when it is idle.
         hb.mark_idle();
         let probe = hb.probe();
         let over = AtomicBool::new(false);
@@ -224,7 +224,7 @@ fn update_task_versus_snapshot() {
             scope.spawn(|| {
                 settle_on(1);
                 let activity = [Activity::Active, Activity::Processing];
-                // Each step is one beat, and tells its number.
+                // Each step is one beat, and names its number.
                 for step in 2_usize.. {
                     match step % 3 {
                         0 => hb.mark_idle(),
@@ -270,7 +270,8 @@ fn update_task_versus_snapshot() {
     });
 }
 
-/// That holds for the first task of a life too: who is seen at a task is seen with it.
+/// The same holds for the first task of a life: a worker that is seen processing is seen with its
+/// task.
 #[test]
 fn the_first_task_versus_snapshot() {
     alone(|| {
@@ -298,14 +299,15 @@ fn the_first_task_versus_snapshot() {
     });
 }
 
-/// A stall is told with the run that stalled, not with the one that the worker takes up just then.
+/// A stall is reported with the run that stalled, not with the one that the worker begins just
+/// then.
 #[test]
 fn a_stall_versus_the_next_task() {
     alone(|| {
         let world = World::new();
         let hb = world.worker("w").stall_after(SECOND / 10).start().unwrap();
         let events = world.registry.subscribe();
-        let told = Cell::new(0);
+        let stalls = Cell::new(0);
         race(
             ROUNDS,
             |round| {
@@ -322,11 +324,11 @@ fn a_stall_versus_the_next_task() {
                     if let EventKind::Became(Health::Stalled(stalled)) = &event.kind {
                         assert_eq!(stalled.run_id, Some(format!("old-{round}")), "{event}");
                         assert_eq!(stalled.task.as_deref(), Some("stalls"), "{event}");
-                        told.set(told.get() + 1);
+                        stalls.set(stalls.get() + 1);
                     }
                 }
             },
         );
-        println!("it stalled in {} rounds of {ROUNDS}", told.get());
+        println!("a stall in {} rounds of {ROUNDS}", stalls.get());
     });
 }

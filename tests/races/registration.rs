@@ -1,4 +1,4 @@
-//! Workers that come and go.
+//! Workers that register and end.
 
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -12,8 +12,8 @@ use crate::fixtures::{SetOnDrop, Slot, assert_reads, busy_registry, ending, slot
 use crate::rounds::{ROUNDS, alone, chance, dawdle, race, rounds, settle_on, stagger};
 use crate::support::{PATIENCE, eventually, name, pacemakers};
 
-/// A worker that comes while another one goes gets a cell of its own: it is there, well and with
-/// its own beats only, and the other one has ended; each is told once.
+/// A worker that registers while another one ends gets a cell of its own: it is found, well and
+/// with its own beats only, and the other one has ended; each event is reported once.
 #[test]
 fn register_versus_exit() {
     alone(|| {
@@ -24,7 +24,7 @@ fn register_versus_exit() {
             ROUNDS,
             |_| {
                 let leaving = worker(&registry).start().unwrap();
-                leaving.update_task("run", "the one that goes", Activity::Processing);
+                leaving.update_task("run", "of the leaving worker", Activity::Processing);
                 (leaving.probe(), slot(leaving))
             },
             &[
@@ -43,9 +43,9 @@ fn register_versus_exit() {
                 assert_eq!(left.snapshot().id, left.id());
                 assert_eq!(ending(&left), "drop");
                 assert_eq!(left.snapshot().beats, 1);
-                let told: Vec<_> = events.try_iter().collect();
+                let reported: Vec<_> = events.try_iter().collect();
                 let count = |id: &str, wanted: &str| {
-                    let of = told.iter().filter(|event| event.id() == id);
+                    let of = reported.iter().filter(|event| event.id() == id);
                     of.filter(|event| name(event) == wanted).count()
                 };
                 assert_eq!(count(left.id(), "registered"), 1);
@@ -61,8 +61,8 @@ fn register_versus_exit() {
     });
 }
 
-/// When the last handle goes while a new worker comes, there is exactly one pacemaker afterwards, and
-/// it observes the new worker; when that goes as well, there is none.
+/// When the last handle is dropped while a new worker registers, there is exactly one pacemaker
+/// afterwards, and it observes the new worker; when that worker ends as well, there is none.
 #[test]
 fn last_drop_versus_register() {
     alone(|| {
@@ -78,16 +78,18 @@ fn last_drop_versus_register() {
             }],
             |_, _| {
                 let hb = take(&coming);
-                // Nobody but a pacemaker tells that a worker started.
+                // Only a pacemaker reports that a worker started.
                 hb.beat();
                 let _ = registry.sweep();
                 loop {
-                    let event = events.recv_timeout(PATIENCE).expect("it is not observed");
+                    let event = events
+                        .recv_timeout(PATIENCE)
+                        .expect("the worker was not observed");
                     if event.id() == hb.id() && name(&event) == "started" {
                         break;
                     }
                 }
-                eventually("it is well", || hb.is_recent());
+                eventually("the worker is well", || hb.is_recent());
                 assert_eq!(pacemakers().len(), others + 1);
                 drop(hb);
                 // The kernel lists a thread for a moment after it was joined.
@@ -98,9 +100,9 @@ fn last_drop_versus_register() {
     });
 }
 
-/// Of two that want the same id exactly one gets it, and the other one is told so, whether the id is
-/// free or just becoming so. Whoever has it is who is found, once, with its own beats, as the next
-/// incarnation.
+/// Of two threads that register the same id exactly one succeeds, and the other one gets an error,
+/// whether the id is free or becomes free just then. The registered worker is found, once, with its
+/// own beats, as the next incarnation.
 #[test]
 fn one_id_from_two_threads() {
     alone(|| {
@@ -144,8 +146,8 @@ fn one_id_from_two_threads() {
     });
 }
 
-/// An id that is registered again and again is always found, listed exactly once, and never goes
-/// back to an earlier incarnation: a worker does not get healthy by vanishing.
+/// An id that is registered again and again is always found, listed exactly once, and never has an
+/// earlier incarnation again: a worker does not become healthy by vanishing.
 #[test]
 fn the_same_id_again_versus_readers() {
     alone(|| {
@@ -180,7 +182,7 @@ fn the_same_id_again_versus_readers() {
     });
 }
 
-/// A purge takes away ended workers only: one that comes while its predecessor is purged is there,
+/// A purge removes ended workers only: one that registers while its predecessor is purged is found,
 /// alive, and listed once.
 #[test]
 fn purge_versus_the_same_id_again() {
@@ -191,7 +193,7 @@ fn purge_versus_the_same_id_again() {
             ROUNDS,
             |round| {
                 let previous = worker(&registry).id("one").start().unwrap();
-                // In its grave already, or going there just now.
+                // A tombstone already, or becoming one just now.
                 Mutex::new((round % 2 == 0).then_some(previous))
             },
             &[
@@ -207,7 +209,7 @@ fn purge_versus_the_same_id_again() {
             ],
             |_, _| {
                 let hb = take(&coming);
-                let found = registry.get("one").expect("it lives").snapshot();
+                let found = registry.get("one").expect("the worker lives").snapshot();
                 assert_eq!(found.beats, 1);
                 assert_reads(&found, State::Active);
                 assert!((1..=2).contains(&found.incarnation));
@@ -223,13 +225,13 @@ fn purge_versus_the_same_id_again() {
     });
 }
 
-/// Once `start()` has returned, the pacemaker looks as often as the new worker needs, whatever it is
-/// just counting. Looked at too seldom, a healthy worker would be convicted.
+/// Once `start()` has returned, the pacemaker ticks as often as the new worker needs, whatever it
+/// is counting just then. At too coarse a resolution, a healthy worker would be convicted.
 #[test]
 fn the_resolution_versus_workers_with_other_needs() {
     alone(|| {
         let registry = Registry::new();
-        // Several kinds of workers, so that counting them takes the pacemaker a moment.
+        // Several worker types, so that counting them takes the pacemaker a moment.
         let _others: Vec<_> = (0..100)
             .map(|n| {
                 let other = WorkerHeartbeat::builder(format!("type-{n}"));
@@ -242,8 +244,8 @@ fn the_resolution_versus_workers_with_other_needs() {
             scope.spawn(|| {
                 settle_on(1);
                 while !over.load(Ordering::Acquire) {
-                    // Something has changed, so the next look counts all kinds; those after do not.
-                    registry.expect_workers("nobody", 0);
+                    // Something has changed, so the next tick counts all types; later ticks do not.
+                    registry.expect_workers("unknown", 0);
                     for _ in 0..3 {
                         let _ = registry.sweep();
                     }
@@ -264,7 +266,12 @@ fn the_resolution_versus_workers_with_other_needs() {
                     registry.purge(Duration::ZERO);
                 }
             }
-            assert_eq!(wrong, 0, "rounds of {} with too coarse a look", 4 * ROUNDS);
+            assert_eq!(
+                wrong,
+                0,
+                "rounds of {} with too coarse a resolution",
+                4 * ROUNDS
+            );
         });
     });
 }

@@ -14,12 +14,14 @@ use crate::support::{eventually, pacemakers};
 
 /// How often two sides meet, unless a test says otherwise.
 pub(crate) const ROUNDS: usize = 20_000;
-/// On a loaded machine each meeting waits for a turn on the processors: then there are fewer.
+/// On a loaded machine each meeting waits for the processors: then there are fewer rounds.
 const LONGEST: Duration = Duration::from_secs(8);
-/// A test that takes longer than this hangs: alone it takes seconds, on a loaded machine a minute.
+/// A test that takes longer than this hangs: it takes seconds on a quiet machine, a minute on a
+/// loaded one.
 const HANGS: Duration = Duration::from_secs(240);
 
-/// Runs a test while no other one runs, fails it if it hangs, and sees that it leaves no pacemaker.
+/// Runs a test while no other one runs, fails it if it hangs, and checks that it leaves no
+/// pacemaker.
 pub(crate) fn alone(test: impl FnOnce() + Send + 'static) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -41,8 +43,8 @@ pub(crate) fn alone(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Puts the calling thread onto one of the processors, so that the sides of a race do not share one.
-/// What it starts from then on stays there too.
+/// Pins the calling thread to one of the processors, so that the sides of a race do not share one.
+/// Threads that it starts afterwards inherit the affinity.
 pub(crate) fn settle_on(side: usize) {
     let this = Pid::from_raw(0);
     let Ok(all) = sched_getaffinity(this) else {
@@ -53,18 +55,18 @@ pub(crate) fn settle_on(side: usize) {
         .collect();
     let mut one = CpuSet::new();
     one.set(usable[side % usable.len()]).unwrap();
-    // Without it, the race is a worse one, and that is all.
+    // If it fails, the sides meet less closely; the invariant holds all the same.
     let _ = sched_setaffinity(this, &one);
 }
 
-/// Where threads wait for each other, awake, so that they go on within nanoseconds of each other.
+/// A spinning barrier, so that threads leave it within nanoseconds of each other.
 pub(crate) struct Meeting {
     parties: usize,
     arrived: AtomicUsize,
     broken: AtomicBool,
 }
 
-/// Breaks a meeting if its thread panics: nobody waits for who will not come.
+/// Breaks a meeting if its thread panics, so that no thread waits for it.
 pub(crate) struct Attendance<'a>(&'a Meeting);
 
 impl Meeting {
@@ -104,12 +106,12 @@ impl Drop for Attendance<'_> {
     }
 }
 
-/// A little delay, another one in each round and for each side, so that they meet in many ways.
+/// A short delay, different in each round and for each side, so that the sides meet in many ways.
 pub(crate) fn stagger(round: usize, side: usize) {
     dawdle(chance(round * 31 + side * 17) % 200);
 }
 
-/// A number that looks like one drawn by chance, and is the same in each run.
+/// A pseudo-random number that is the same in each run.
 pub(crate) fn chance(seed: usize) -> usize {
     seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40
 }
@@ -121,13 +123,13 @@ pub(crate) fn dawdle(turns: usize) {
     }
 }
 
-/// The numbers of the rounds; so many, if there is time for them.
+/// The numbers of the rounds, of which there are `count` if time allows.
 pub(crate) fn rounds(count: usize) -> impl Iterator<Item = usize> {
     let begun = Instant::now();
     (0..count).take_while(move |round| *round < 100 || begun.elapsed() < LONGEST)
 }
 
-/// In each round: sets the stage, lets all sides loose upon it at once, and checks what came of it.
+/// In each round: prepares the state, starts all sides at once, and checks the outcome.
 pub(crate) fn race<T: Send + Sync>(
     count: usize,
     mut set_up: impl FnMut(usize) -> T,

@@ -1,4 +1,4 @@
-//! The registry: who is there, who is missing, what happened.
+//! The registry: which workers it has, which are missing, and its events.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -57,7 +57,7 @@ fn an_id_that_is_free_again_is_a_new_incarnation_with_its_history() {
     let first = world.worker("w").id("one").start().unwrap();
     first.beat();
     first.fail("disk full");
-    // The old handle may still be there: its worker is over.
+    // The old handle may still exist: its worker has ended.
     let second = world.worker("w").id("one").start().unwrap();
     first.beat();
     let snapshot = second.snapshot();
@@ -65,7 +65,7 @@ fn an_id_that_is_free_again_is_a_new_incarnation_with_its_history() {
     assert_eq!(snapshot.restarts, 1);
     assert_eq!(
         snapshot.beats, 0,
-        "late beats of the first are not the second's"
+        "late beats of the first do not count for the second"
     );
     let death = snapshot.last_death.unwrap();
     assert_eq!(death.cause.to_string(), "failed: disk full");
@@ -171,7 +171,7 @@ fn a_group_is_offline_when_all_its_workers_that_were_not_stopped_are() {
     assert_eq!(
         group(),
         GroupState::Offline,
-        "nobody gets healthy by vanishing"
+        "no worker gets healthy by vanishing"
     );
     world.registry.purge(Duration::ZERO);
     assert_eq!(group(), GroupState::Stopped);
@@ -200,11 +200,11 @@ fn a_missing_worker_is_unhealthy_too() {
     let again = world.worker("indexer").start().unwrap();
     world.seconds(1);
     assert!(world.registry.summary().is_healthy());
-    let told: Vec<_> = names(&events)
+    let reported: Vec<_> = names(&events)
         .into_iter()
         .filter(|name| name == "missing" || name == "complete")
         .collect();
-    assert_eq!(told, ["missing", "complete"], "each once");
+    assert_eq!(reported, ["missing", "complete"], "each once");
     world.registry.expect_workers("indexer", 0);
     drop((one, again));
     assert!(world.registry.summary().missing.is_empty());
@@ -223,7 +223,7 @@ fn workers_that_never_came_are_missed() {
         "0 of 3 expected workers of type indexer live"
     );
     world.seconds(100);
-    assert!(events.try_recv().is_err(), "told once");
+    assert!(events.try_recv().is_err(), "reported once");
     let _come: Vec<_> = (0..3)
         .map(|_| world.worker("indexer").start().unwrap())
         .collect();
@@ -232,7 +232,7 @@ fn workers_that_never_came_are_missed() {
 }
 
 #[test]
-fn the_last_worker_that_goes_is_missed() {
+fn the_last_worker_that_ends_is_missed() {
     let world = World::new();
     world.registry.expect_workers("w", 1);
     let hb = world.worker("w").start().unwrap();
@@ -275,7 +275,7 @@ fn a_sweep_reports_each_offline_worker_once() {
     assert_eq!(
         report.marked_offline,
         ["stale"],
-        "a new episode is told again"
+        "a new episode is reported again"
     );
 }
 
@@ -349,7 +349,7 @@ fn events_are_awaited_on_any_executor() {
     assert_eq!(event.to_string(), "worker w-1: registered");
     drop(waits);
 
-    // Dropped before it is done, it takes no event with it, and leaves no waker behind.
+    // A future that is dropped before it is ready takes no event, and leaves no waker behind.
     let mut cancelled = events.recv_async();
     assert!(Pin::new(&mut cancelled).poll(context).is_pending());
     hb.fail("disk full");
@@ -403,7 +403,7 @@ fn several_tasks_at_one_subscription_share_its_events() {
     assert_eq!(events.dropped(), 0);
 }
 
-/// What an executor does when it is woken is its own: it may ask for what it was woken for.
+/// A waker may run any code: it may query the registry for the event that woke it.
 #[test]
 fn a_waker_may_ask_the_registry_about_the_event() {
     struct Nosy(Registry);
@@ -563,7 +563,8 @@ fn registering_and_the_summary_do_not_disturb_each_other() {
 #[test]
 fn one_id_is_one_worker_while_it_is_taken_over() {
     let registry = Registry::new();
-    // It keeps the pacemaker, so that the other one comes and goes as fast as can be.
+    // This worker keeps the pacemaker, so that the other one registers and ends as fast as
+    // possible.
     let keeper = WorkerHeartbeat::builder("keeper").registry(&registry);
     let _keeper = keeper.start().unwrap();
     let again = || {
@@ -617,13 +618,17 @@ fn the_pacemaker_is_one_thread_and_ends_with_the_last_handle() {
             assert_eq!(pacemakers(), 0, "joined when the drop returns");
         }
         registry.expect_workers("w", 0);
-        assert_eq!(pacemakers(), 0, "nobody is expected");
+        assert_eq!(pacemakers(), 0, "no worker is expected");
         registry.expect_workers("w", 2);
         registry.expect_workers("v", 2);
         support::eventually("one", || pacemakers() == 1);
         let hb = WorkerHeartbeat::builder("w").registry(&registry).start();
         drop(hb.unwrap());
-        assert_eq!(pacemakers(), 1, "somebody has to miss it");
+        assert_eq!(
+            pacemakers(),
+            1,
+            "a pacemaker must notice that the worker is missing"
+        );
         drop(registry);
         assert_eq!(pacemakers(), 0, "gone with the registry");
     });

@@ -1,6 +1,6 @@
-//! A simulated month of two hundred workers that work, rest, crash, hang and are suspended, on the mock
-//! clock. Every fault is reported within its bound and with the right state, no healthy worker is ever
-//! convicted, and memory stays flat.
+//! A simulated month of two hundred workers that work, rest, crash, hang and are suspended, on the
+//! mock clock. Every fault is reported within its bound and with the right state, no healthy worker
+//! is ever convicted, and memory stays flat.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::{BTreeMap, VecDeque};
@@ -62,20 +62,20 @@ impl Dice {
     }
 }
 
-/// What is true of a worker, as only the simulation knows.
+/// The true state of a worker, which only the simulation knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Truth {
     Working,
     Idle,
-    /// Silent at work since its last sign, for so many more steps.
+    /// Silent at work since its last sign of progress, for this many more steps.
     Hanging {
         steps: u64,
     },
-    /// Hanging before its first sign, for so many more steps.
+    /// Silent before its first sign of progress, for this many more steps.
     NotStarting {
         steps: u64,
     },
-    /// Gone, for so many more steps.
+    /// Absent, for this many more steps.
     Gone {
         steps: u64,
     },
@@ -86,7 +86,7 @@ struct Simulated {
     beats_only: bool,
     handle: Option<WorkerHeartbeat>,
     truth: Truth,
-    /// When it last gave a sign, or was registered, in time that is charged.
+    /// When it last reported progress, or was registered, in charged time.
     silent_since: Duration,
     quiet_steps: u64,
     convicted: Option<State>,
@@ -113,8 +113,8 @@ impl Simulated {
         let handle = self.handle.as_ref().unwrap();
         match activity {
             Activity::Idle => handle.mark_idle(),
-            // An inner task that ends leaves the worker at the outer one, where it may hang. That
-            // one's guard is leaked; the next rest ends it.
+            // An inner task that ends leaves the worker at the outer one, where it may hang. The
+            // outer task's guard is leaked; the next rest ends that task.
             Activity::Processing if run % 3 == 0 => {
                 std::mem::forget(handle.begin_task(format!("batch-{run}"), "simulated batch"));
                 let item = handle.begin_task(format!("run-{run}"), "simulated work");
@@ -127,7 +127,7 @@ impl Simulated {
         self.convicted = None;
     }
 
-    /// The conviction that falls due in this step, if it gives no further sign.
+    /// The conviction that is due in this step, if the worker reports no more progress.
     fn due(&self, now: Duration) -> Option<(State, Duration)> {
         if self.convicted.is_some() || self.handle.is_none() {
             return None;
@@ -143,14 +143,14 @@ impl Simulated {
     }
 }
 
-/// A supervised future that is started again, and whose lives leave their handles behind: those go
-/// on beating and updating, and no life is well for it.
+/// A supervised future that is restarted, and whose lives leave their handles behind: those handles
+/// go on beating and updating, and keep no life well.
 struct Restarted {
     id: String,
     future: Pin<Box<dyn Future<Output = Exit>>>,
     handles: Arc<Mutex<VecDeque<Arc<WorkerHeartbeat>>>>,
     fails: Arc<AtomicBool>,
-    /// For so many more steps.
+    /// For this many more steps.
     hangs: u64,
     silent_since: Duration,
     convicted: bool,
@@ -202,7 +202,7 @@ impl Restarted {
             0 => {
                 *injected.entry("restarted").or_default() += 1;
                 self.fails.store(true, Ordering::Relaxed);
-                // It fails, and begins again.
+                // It fails, and restarts.
                 self.poll(now);
                 self.poll(now);
                 self.hangs = 0;
@@ -232,9 +232,9 @@ impl Restarted {
     }
 }
 
-/// Reads the convictions that were told. Everything else that was told must be harmless.
+/// Reads the reported convictions. Every other event must be harmless.
 fn convictions(events: &Subscription) -> BTreeMap<String, (State, SystemTime)> {
-    let mut told = BTreeMap::new();
+    let mut reported = BTreeMap::new();
     for event in events.try_iter() {
         if std::env::var_os("WHO").is_some_and(|who| who == event.id()) || event.worker.is_none() {
             println!("{:?} {event}", event.at);
@@ -243,13 +243,13 @@ fn convictions(events: &Subscription) -> BTreeMap<String, (State, SystemTime)> {
             let state = health.state();
             if !state.is_terminal() {
                 let id = event.id().to_owned();
-                let again = told.insert(id, (state, event.at));
-                assert!(again.is_none(), "told twice in a step: {event}");
+                let again = reported.insert(id, (state, event.at));
+                assert!(again.is_none(), "reported twice in a step: {event}");
             }
         }
     }
     assert_eq!(events.dropped(), 0);
-    told
+    reported
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn a_month_of_two_hundred_workers() {
     let events = registry.subscribe_with_capacity(10_000);
     let wall = || registry.clock().wall();
     let origin = wall();
-    // Time on the clock that nobody was charged for.
+    // Time on the clock that was charged to no worker.
     let mut suspended = Duration::ZERO;
     let mut workers: Vec<Simulated> = (0..WORKERS)
         .map(|n| Simulated {
@@ -323,18 +323,21 @@ fn a_month_of_two_hundred_workers() {
                 time.advance(STEP);
             }
 
-            let mut told = convictions(&events);
+            let mut reported = convictions(&events);
             for (id, (state, due)) in expected {
-                let (told_state, at) = told
-                    .remove(&id)
-                    .unwrap_or_else(|| panic!("day {day}: {id} should have been told as {state}"));
-                assert_eq!(told_state, state, "{id}");
+                let (reported_state, at) = reported.remove(&id).unwrap_or_else(|| {
+                    panic!("day {day}: {id} should have been reported as {state}")
+                });
+                assert_eq!(reported_state, state, "{id}");
                 let at = at.duration_since(origin).unwrap() - suspended;
                 assert!(at > due, "{id} was convicted early: {at:?}, due {due:?}");
                 let late = at - due;
                 assert!(late <= registry.resolution(), "{id}: {late:?} late");
             }
-            assert!(told.is_empty(), "healthy workers were convicted: {told:?}");
+            assert!(
+                reported.is_empty(),
+                "healthy workers were convicted: {reported:?}"
+            );
             if step % 16 == 0 {
                 check_summary(&registry, &workers, &restarted);
             }
@@ -413,7 +416,7 @@ fn act(
                 count("panicked");
                 let handle = worker.handle.take().unwrap();
                 let probe = handle.probe();
-                // Without the hook of the test harness, which would print each of them.
+                // Without the hook of the test harness, which would print each panic.
                 let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
                     let _its_life = handle;
                     std::panic::resume_unwind(Box::new("simulated panic"));
@@ -428,7 +431,7 @@ fn act(
                 worker.sign(Activity::Idle, 0, now);
                 Truth::Idle
             }
-            // A vouched worker may rest for ever; one that only beats has to beat.
+            // A vouched worker may rest for ever; a worker with `beats_only` must beat.
             300..1_200 if worker.truth == Truth::Idle && !worker.beats_only => Truth::Idle,
             1_200..1_600 if worker.quiet_steps < 1 => {
                 worker.quiet_steps += 1;
@@ -442,7 +445,7 @@ fn act(
     };
 }
 
-/// The summary says what is true.
+/// The summary matches the true states.
 fn check_summary(registry: &Registry, workers: &[Simulated], restarted: &[Restarted]) {
     let summary = registry.summary();
     for state in [State::Stalled, State::Stale, State::NeverStarted] {

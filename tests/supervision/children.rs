@@ -1,4 +1,4 @@
-//! Workers that a worker starts: linked to its life, they end with it.
+//! Workers that a worker starts: they belong to its life, and end with it.
 
 use std::future::pending;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,7 +38,7 @@ fn restarts() -> Restart {
         .jitter(0.0)
 }
 
-/// A child that does not end before the sender goes.
+/// A child that ends only when the sender is dropped.
 fn hangs(held: mpsc::Receiver<()>) -> Work {
     Box::new(move |hb| {
         let _task = hb.begin_task("run-1", "hanging");
@@ -51,7 +51,7 @@ fn hangs(held: mpsc::Receiver<()>) -> Work {
 const ENDS: [fn() -> Result<(), &'static str>; 3] =
     [|| Ok(()), || Err("no more"), || panic!("no more")];
 
-/// Advances the clock until so many lives have begun.
+/// Advances the clock until this many lives have begun.
 fn until_life(world: &World, lives: &AtomicU32, life: u32) {
     eventually("the next life", || {
         world.seconds(1);
@@ -72,7 +72,10 @@ fn each_life_of_a_thread_starts_its_children_again_under_their_ids() {
             .spawn(world.worker("parent"), move |hb| {
                 let life = counted.fetch_add(1, Ordering::SeqCst) + 1;
                 for id in ["a", "b"] {
-                    assert!(is_over(hb.registry(), id), "{id} is of the life before");
+                    assert!(
+                        is_over(hb.registry(), id),
+                        "{id} belongs to the life before"
+                    );
                 }
                 let children = Supervisor::linked_to(hb).restart(Restart::always());
                 children.spawn(child("a"), until_asked)?;
@@ -118,7 +121,7 @@ fn each_life_of_a_future_starts_its_children_again_under_their_ids() {
                     let future = children.supervise(child("future"), |hb| async move {
                         hb.wait_for_stop().await;
                     });
-                    // Its last piece goes while the parent waits for it.
+                    // The parent waits for this future when its handle is dropped.
                     let future = Box::pin(future.unwrap());
                     thread::spawn(move || block_on(future));
                     if life == 2 {
@@ -217,7 +220,7 @@ fn they_end_several_levels_deep() {
                 })?;
                 until_asked(hb)
             })?;
-            // All of them are there when the sender goes.
+            // All of them exist when the sender is dropped.
             let _ = receive.recv();
             assert!(life > 2, "the first lives end by a panic");
             until_asked(hb)
@@ -340,7 +343,7 @@ fn a_future_that_waits_for_its_children_blocks_no_executor() {
                 if let Some(held) = held {
                     let children = Supervisor::linked_to(&hb);
                     children.spawn(child("hangs"), hangs(held)).unwrap();
-                    // Of the same executor: it needs the thread to end.
+                    // It runs on the same executor, whose thread it needs to end.
                     let beside = children.supervise(child("beside"), |hb| async move {
                         hb.wait_for_stop().await;
                         tokio::task::yield_now().await;
@@ -385,11 +388,11 @@ fn the_children_of_a_future_that_is_dropped_are_asked_to_stop() {
     assert!(poll_once(&mut lives).is_pending());
     assert!(poll_once(&mut plain).is_pending());
     for id in ["of lives", "of plain"] {
-        eventually("it is there", || !is_over(&world.registry, id));
+        eventually("the child is registered", || !is_over(&world.registry, id));
     }
     drop((lives, plain));
     for id in ["of lives", "of plain"] {
-        eventually("it ends", || is_over(&world.registry, id));
+        eventually("the child ends", || is_over(&world.registry, id));
         let by = format!("{:?}", world.registry.get(id).unwrap().health());
         assert!(by.contains(&format!("{:?}", StopCause::Supervisor)), "{by}");
     }
@@ -411,11 +414,14 @@ fn dropped_while_it_waits_it_leaves_the_others_asked() {
     });
     let mut parent = Box::pin(parent.unwrap());
     assert!(poll_once(&mut parent).is_pending());
-    assert!(!is_over(&world.registry, "first"), "it is the other's turn");
+    assert!(
+        !is_over(&world.registry, "first"),
+        "only the other one has been asked to stop"
+    );
     drop(parent);
-    eventually("it ends", || is_over(&world.registry, "first"));
+    eventually("the child ends", || is_over(&world.registry, "first"));
     drop(let_go);
-    eventually("it ends", || is_over(&world.registry, "last"));
+    eventually("the child ends", || is_over(&world.registry, "last"));
 }
 
 #[test]
@@ -432,7 +438,7 @@ fn the_children_of_a_plain_future_are_asked_to_stop_when_it_is_done() {
         assert!(hb.health().state().is_terminal());
         drop(result);
         for id in ["a", "b"] {
-            eventually("it ends", || is_over(&world.registry, id));
+            eventually("the child ends", || is_over(&world.registry, id));
         }
     }
 }
@@ -460,7 +466,7 @@ fn a_life_that_is_over_gets_no_children() {
     let late = children.spawn(child("late"), until_asked);
     assert!(matches!(late, Err(Error::ShuttingDown)));
 
-    // What an earlier life left behind is of that life.
+    // The handle of an earlier life belongs to that life.
     let supervisor = Supervisor::new(&world.registry).restart(restarts());
     let (send, left) = mpsc::channel();
     let parent = world.worker("w").id("parent");
@@ -487,7 +493,7 @@ fn a_life_that_is_over_gets_no_children() {
     assert!(matches!(late, Err(Error::ShuttingDown)));
     let now = Supervisor::linked_to(&second).spawn(child("now"), until_asked);
     let now = now.unwrap();
-    // Nor does its last piece end the children of the next.
+    // Dropping the handle of the earlier life does not end the children of the next one.
     drop(first);
     assert!(now.exit().is_none());
     assert!(!now.probe().health().state().is_terminal());

@@ -169,7 +169,7 @@ fn an_error_that_is_its_own_cause_is_described_all_the_same() {
     assert_eq!(failure(&hb.health()), "around and");
 }
 
-/// An error whose text breaks off.
+/// An error whose `Display` fails midway.
 #[derive(Clone, Copy, Debug)]
 enum Broken {
     /// Its `Display` returns an error, as that of chrono's formats does.
@@ -191,7 +191,7 @@ impl fmt::Display for Broken {
 
 impl StdError for Broken {}
 
-/// An error with a cause whose text breaks off.
+/// An error with a cause whose `Display` fails midway.
 #[derive(Debug)]
 struct Full(Broken);
 
@@ -213,12 +213,18 @@ fn an_error_that_cannot_be_written_is_a_failure_with_what_was_written() {
         let world = World::new();
         let hb = world.worker("w").start().unwrap();
         hb.fail(format_args!("import: {broken}, then left"));
-        let told = failure(&hb.health());
-        assert!(told.starts_with("import: stopped at [incomplete"), "{told}");
+        let reported = failure(&hb.health());
+        assert!(
+            reported.starts_with("import: stopped at [incomplete"),
+            "{reported}"
+        );
 
-        let told = of_future(move || broken);
-        assert!(told[0].starts_with("stopped at [incomplete"), "{told:?}");
-        assert_eq!(told[0], told[1]);
+        let reported = of_future(move || broken);
+        assert!(
+            reported[0].starts_with("stopped at [incomplete"),
+            "{reported:?}"
+        );
+        assert_eq!(reported[0], reported[1]);
         let error = Error::store("beat", broken).to_string();
         assert!(error.contains("stopped at [incomplete"), "{error}");
     }
@@ -242,12 +248,12 @@ fn a_cause_that_cannot_be_written_takes_nothing_from_the_error() {
             matches!(&exit, Exit::Failed { error, .. } if *error == all),
             "{exit:?}"
         );
-        let told = of_future(move || BoxError::from(Full(broken)));
-        assert_eq!(told, [all.clone(), all]);
+        let reported = of_future(move || BoxError::from(Full(broken)));
+        assert_eq!(reported, [all.clone(), all]);
     }
 }
 
-/// How a worker ends whose future has this output; in both ways.
+/// How a worker ends whose future has this output, with and without a supervisor.
 fn ends_with<T: Outcome + Clone + 'static>(output: T) -> [Health; 2] {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
@@ -294,17 +300,17 @@ fn the_exit_of_supervised_work_is_a_failure_if_that_failed() {
     }
     let panicked = exit_of(Restart::never(), true);
     for health in ends_with(panicked) {
-        let told = failure(&health);
+        let reported = failure(&health);
         assert!(
-            told.starts_with("panicked at tests/supervision/failures.rs:"),
-            "{told}"
+            reported.starts_with("panicked at tests/supervision/failures.rs:"),
+            "{reported}"
         );
-        assert!(told.ends_with(": boom"), "{told}");
+        assert!(reported.ends_with(": boom"), "{reported}");
     }
     let gave_up = exit_of(Restart::on_failure().max(0), false);
     for health in ends_with(gave_up) {
-        let told = failure(&health);
-        assert_eq!(told, "gave up after 0 restarts: failed: no route");
+        let reported = failure(&health);
+        assert_eq!(reported, "gave up after 0 restarts: failed: no route");
     }
     for exit in [Exit::Completed, Exit::Cancelled] {
         for health in ends_with(exit) {
@@ -324,7 +330,7 @@ impl Drop for Bomb {
     }
 }
 
-/// A future that never ends, and holds something.
+/// A future that never ends, and owns a value.
 fn holding<T: Send + 'static>(held: T) -> impl Future<Output = ()> + Send {
     poll_fn(move |_| {
         let _held = &held;
@@ -355,7 +361,7 @@ fn ways() -> [Way; 2] {
     ]
 }
 
-/// What becomes of a future that is dropped. Returns the words.
+/// How a future ends that is dropped. Returns the sentence.
 fn dropped(way: Way, held: impl Send + 'static, polls: u32, drops: fn(Pin<Run>)) -> Health {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
@@ -374,7 +380,7 @@ fn a_future_that_panics_as_it_is_cancelled_is_dead_with_its_message() {
         for polls in [0, 1] {
             let health = dropped(way, Bomb, polls, drop);
             let words = health.to_string();
-            // Not polled, a supervisor's future has not been made yet.
+            // A supervisor makes the future at the first poll.
             let made = polls == 1 || words.contains("dead");
             if made {
                 assert!(
@@ -419,11 +425,11 @@ fn a_future_that_is_dropped_unpolled_does_nothing_while_the_handle_is_there() {
     assert_eq!(hb.health().to_string(), before.to_string());
     let unwinding = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _unpolled = hb.supervise(pending::<()>());
-        panic!("of the caller")
+        panic!("in the caller")
     }));
     assert!(unwinding.is_err());
     assert_eq!(hb.health().to_string(), before.to_string());
-    // Children of the life are left alone.
+    // Children of the life are not stopped.
     let children = Supervisor::linked_to(&hb);
     drop(hb.supervise(pending::<()>()));
     let child = children.spawn(world.worker("child").finite(), |_| Ok(()));
@@ -462,13 +468,13 @@ fn a_future_whose_thread_unwinds_is_dead_by_the_panic_of_the_thread() {
     fn drops(run: Pin<Run>) {
         let thread = thread::spawn(move || {
             let _run = run;
-            panic!("the executor fell")
+            panic!("the executor panicked")
         });
         assert!(thread.join().is_err());
     }
-    // The panic is known for certain only if no other one came after it in the process: the other
-    // tests of this program panic as well, so that it takes more than one attempt now and then.
-    let told = |way, bomb: bool| {
+    // The panic is known for certain only if no other panic of the process came after it: other
+    // tests of this program panic as well, so more than one attempt may be needed.
+    let sentence = |way, bomb: bool| {
         let attempt = || {
             if bomb {
                 dropped(way, Bomb, 1, drops).to_string()
@@ -480,15 +486,15 @@ fn a_future_whose_thread_unwinds_is_dead_by_the_panic_of_the_thread() {
         attempts.find(|words| !words.contains("was not seen"))
     };
     for way in ways() {
-        let words = told(way, false).expect("it is seen");
+        let words = sentence(way, false).expect("the panic is seen");
         assert!(
             words.starts_with("dead: panicked at tests/supervision/failures.rs:"),
             "{words}"
         );
-        assert!(words.contains("the executor fell"), "{words}");
-        // Whatever the future does as it goes: it is not what ended it.
-        let words = told(way, true).expect("it is seen");
-        assert!(words.contains("the executor fell"), "{words}");
+        assert!(words.contains("the executor panicked"), "{words}");
+        // A panic of the future's destructor is not what ended the worker.
+        let words = sentence(way, true).expect("the panic is seen");
+        assert!(words.contains("the executor panicked"), "{words}");
     }
 }
 
@@ -503,7 +509,7 @@ fn a_supervisor_knows_how_a_dropped_future_ended() {
         let mut run = Box::pin(run?);
         assert!(poll_once(&mut run).is_pending());
         send.send(())?;
-        // The child goes with the parent's work.
+        // The child ends with the parent's work.
         Ok(())
     });
     receive.recv().unwrap();
@@ -536,7 +542,7 @@ fn a_panic_of_what_the_work_holds_is_the_end_of_the_work() {
         let on_thread = supervisor.spawn(builder("thread"), move |hb| {
             let _held = &bomb;
             hb.beat();
-            // So that it is over whatever the policy.
+            // Ends the worker whatever the policy is.
             hb.stop();
             Ok(())
         });
@@ -604,7 +610,7 @@ fn a_panic_in_the_drop_of_a_future_factory_is_reported_on_cancellation() {
             assert!(poll_once(&mut run).is_pending());
         }
         drop(run);
-        let told = world.registry.get("w").unwrap().health().to_string();
-        assert!(told.contains(WHEN_DROPPED), "{told}");
+        let reported = world.registry.get("w").unwrap().health().to_string();
+        assert!(reported.contains(WHEN_DROPPED), "{reported}");
     }
 }

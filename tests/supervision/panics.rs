@@ -1,4 +1,5 @@
-//! The place and the stack of a panic belong to the payload that ended the work, or are unknown.
+//! The location and the call stack of a panic belong to the payload that ended the work, or are
+//! unknown.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -12,7 +13,7 @@ use crate::support::executor::{block_on, poll_once};
 use crate::support::{SECOND, World};
 use worker_heartbeat::{Death, DeathCause, Error, Health, Probe, Supervisor, WorkerHeartbeat};
 
-/// What a supervisor reports of a panic.
+/// A supervisor's report of a panic.
 #[derive(Debug)]
 struct Report {
     message: String,
@@ -42,13 +43,13 @@ fn report_of(probe: &Probe) -> Report {
     let line = location.map(|place| {
         let place = place
             .split_once("panics.rs:")
-            .expect("a place in this file")
+            .expect("a location in this file")
             .1;
         place.split(':').next().unwrap().parse().unwrap()
     });
     assert!(
         line.is_some() || backtrace.is_none(),
-        "a stack without a place"
+        "a stack without a location"
     );
     Report {
         message,
@@ -97,18 +98,18 @@ fn assert_is_from(report: &Report, line: u32, function: &str) {
     assert!(stack.contains(function), "{function} is not in {stack}");
 }
 
-/// The line that it is called from, if `more` lines are added.
+/// The line of the call, if `more` lines are added.
 #[track_caller]
 fn line(more: u32) -> u32 {
     Location::caller().line() + more
 }
 
-/// Handles a panic, as a loop does that survives its jobs.
+/// Catches a panic, as a loop does that survives its jobs.
 fn handled(job: impl FnOnce()) -> Box<dyn Any + Send> {
     catch_unwind(AssertUnwindSafe(job)).expect_err("the job panics")
 }
 
-/// A number that the compiler does not know, so that a message with it is made at run time.
+/// A number that the compiler does not know, so that the message is formatted at run time.
 fn seven() -> u8 {
     black_box(7)
 }
@@ -117,7 +118,7 @@ fn nothing() -> Option<String> {
     black_box(None)
 }
 
-/// Handles a panic of its own when it is dropped.
+/// Catches a panic of its own when it is dropped.
 struct Cleanup(fn());
 
 impl Drop for Cleanup {
@@ -149,8 +150,8 @@ fn line_of(mark: &str) -> u32 {
 
 #[test]
 fn a_panic_that_a_destructor_catches_does_not_change_the_report() {
-    // Of another text, of the same constant, of an equal one that is made at run time, of the kind
-    // that has no text.
+    // With another text, the same constant, an equal text that is formatted at run time, and a
+    // payload that has no text.
     let cleanups: [fn(); 4] = [
         || panic!("the log is gone"),
         || panic!("the disk is full"),
@@ -195,7 +196,7 @@ fn an_earlier_caught_panic_does_not_change_the_report() {
         || drop(nothing().unwrap()),
         || panic!("disk {} is full", seven()),
     ];
-    // The last one each time, directly.
+    // Each of these panics last, and directly.
     let ends: [(fn(), u32); 3] = [
         (|| panic!("the disk is full"), line(0)),
         (|| drop(nothing().unwrap()), line(0)),
@@ -249,7 +250,7 @@ fn a_panic_that_the_hook_did_not_see_has_no_location() {
     each_way(
         || {
             drop(handled(|| panic!("unseen {}", seven())));
-            // By chance, it could be where the other one was; then it is another one by its text.
+            // It could have the location of the other panic by chance; its text still differs.
             resume_unwind(Box::new(format!("unseen {}", seven() + 1)))
         },
         |report| {
@@ -287,11 +288,11 @@ fn helper(text: bool) -> thread::JoinHandle<()> {
 }
 
 #[test]
-fn a_panic_of_a_thread_that_is_joined_keeps_place_stack_and_thread() {
+fn a_panic_of_a_thread_that_is_joined_keeps_location_stack_and_thread() {
     for (text, mark) in [(true, "the helper"), (false, "the numbered helper")] {
         each_way(
             move || {
-                // Handled before, with the same text.
+                // An earlier panic with the same text was caught.
                 drop(handled(|| panic!("the helper fell")));
                 drop(handled(|| panic!("helper {} fell", seven())));
                 resume_unwind(helper(text).join().unwrap_err())
@@ -305,7 +306,7 @@ fn a_panic_of_a_thread_that_is_joined_keeps_place_stack_and_thread() {
 }
 
 #[test]
-fn a_panic_that_was_kept_keeps_its_place() {
+fn a_panic_that_is_resumed_later_keeps_its_location() {
     let jobs: [fn(); 4] = [
         || the_helper(true),
         || the_helper(false),
@@ -322,7 +323,7 @@ fn a_panic_that_was_kept_keeps_its_place() {
         each_way(
             move || {
                 let kept = handled(job);
-                // Others come and go meanwhile.
+                // Other panics are caught meanwhile.
                 drop(handled(|| panic!("the helper fell")));
                 drop(handled(|| panic!("helper {} fell", seven())));
                 drop(handled(|| panic_any(seven())));
@@ -335,7 +336,7 @@ fn a_panic_that_was_kept_keeps_its_place() {
 }
 
 #[test]
-fn a_panic_of_one_worker_that_ends_another_keeps_its_place() {
+fn a_panic_of_one_worker_that_ends_another_keeps_its_location() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
     let (send, receive) = mpsc::channel();
@@ -358,11 +359,15 @@ fn a_panic_of_one_worker_that_ends_another_keeps_its_place() {
     assert_is_from(&report, line_of("the numbered helper"), "the_helper");
     assert_eq!(report.thread, "first");
     let run = death(&second.probe()).run_id;
-    assert_eq!(run.as_deref(), Some("run-2"), "its own");
+    assert_eq!(
+        run.as_deref(),
+        Some("run-2"),
+        "the run of the second worker"
+    );
 }
 
 #[test]
-fn a_panic_that_is_passed_on_between_two_polls_keeps_its_place() {
+fn a_panic_that_is_resumed_between_two_polls_keeps_its_location() {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
     let mut running = None;
@@ -400,7 +405,7 @@ fn a_death_names_the_task_that_was_open_when_the_panic_arose() {
         death(&worker.probe()).run_id
     };
     let run = Some("run-1".to_owned());
-    // Its way out takes long.
+    // Unwinding takes a long time.
     assert_eq!(
         died_in(|hb, an_hour| {
             let _later = Later(an_hour);
@@ -409,7 +414,7 @@ fn a_death_names_the_task_that_was_open_when_the_panic_arose() {
         }),
         run
     );
-    // After it, at once.
+    // The panic follows at once after the task.
     assert_eq!(
         died_in(|hb, _| {
             drop(hb.begin_task("run-1", ""));
@@ -417,7 +422,7 @@ fn a_death_names_the_task_that_was_open_when_the_panic_arose() {
         }),
         None
     );
-    // In it, and passed on much later, from within another one.
+    // The panic arises in the task, and is resumed much later, within another task.
     assert_eq!(
         died_in(|hb, an_hour| {
             let kept = handled(|| {
@@ -430,7 +435,7 @@ fn a_death_names_the_task_that_was_open_when_the_panic_arose() {
         }),
         run
     );
-    // In a job that was handled; the loop fell later.
+    // A job's panic was caught; the loop panicked later.
     assert_eq!(
         died_in(|hb, an_hour| {
             drop(handled(|| {
@@ -444,7 +449,7 @@ fn a_death_names_the_task_that_was_open_when_the_panic_arose() {
     );
 }
 
-/// Does something late when it is dropped.
+/// Runs a closure late, when it is dropped.
 struct Later<'a>(&'a dyn Fn());
 
 impl Drop for Later<'_> {
@@ -484,23 +489,23 @@ fn a_payload_with_a_text_or_an_error_is_reported_with_it() {
         ("arc", || Box::new(Arc::<str>::from("arc"))),
     ];
     for (message, payload) in payloads {
-        // The trait object itself is what is raised, in one more box, or two.
+        // The payload is the trait object itself, in one more box, or two.
         for depth in 0..3 {
             let raise = move || {
                 let payload = (0..depth).fold(payload(), |inner, _| Box::new(inner) as Boxed);
                 panic_any(payload)
             };
-            each_way(raise, |told| assert_eq!(told.message, message));
+            each_way(raise, |report| assert_eq!(report.message, message));
         }
     }
     let all = "connection lost: reset";
     let raise = move || panic_any(Box::new(lost()) as Box<dyn std::error::Error + Send + Sync>);
-    each_way(raise, |told| assert_eq!(told.message, all));
+    each_way(raise, |report| assert_eq!(report.message, all));
     let raise = move || panic_any(Box::new(lost()) as Box<dyn std::error::Error + Send>);
-    each_way(raise, |told| assert_eq!(told.message, all));
+    each_way(raise, |report| assert_eq!(report.message, all));
     let raise = move || panic_any(std::io::Error::other(lost()));
-    each_way(raise, |told| {
-        assert!(told.message.contains("connection lost"))
+    each_way(raise, |report| {
+        assert!(report.message.contains("connection lost"))
     });
 }
 
@@ -510,8 +515,8 @@ fn a_panic_that_is_raised_again_in_a_second_box_keeps_its_message() {
         let helper = thread::spawn(|| panic!("the disk is on {}", "fire"));
         panic_any(helper.join().unwrap_err())
     };
-    each_way(raise, |told| {
-        assert_eq!(told.message, "the disk is on fire")
+    each_way(raise, |report| {
+        assert_eq!(report.message, "the disk is on fire")
     });
 }
 
@@ -527,8 +532,12 @@ fn an_error_in_a_payload_that_cannot_be_written_is_contained() {
     }
     impl std::error::Error for Broken {}
     let raise = || panic_any(Box::new(Broken) as Box<dyn std::error::Error + Send + Sync>);
-    each_way(raise, |told| {
-        assert!(told.message.starts_with("stopped at ["), "{}", told.message);
-        assert!(told.line.is_some());
+    each_way(raise, |report| {
+        assert!(
+            report.message.starts_with("stopped at ["),
+            "{}",
+            report.message
+        );
+        assert!(report.line.is_some());
     });
 }

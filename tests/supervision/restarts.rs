@@ -9,7 +9,7 @@ use crate::support::executor::block_on;
 use crate::support::{SECOND, World, eventually, wait_for};
 use worker_heartbeat::{BoxError, EventKind, Exit, Restart, State, Supervisor, WorkerHeartbeat};
 
-/// Waits that are longer than the period in which restarts are counted by default.
+/// Backoffs that are longer than the default period in which restarts are counted.
 fn slow() -> Restart {
     Restart::on_failure()
         .max(5)
@@ -18,22 +18,23 @@ fn slow() -> Restart {
         .jitter(0.0)
 }
 
-/// What a life is to do before it fails.
+/// What a life does before it fails.
 #[derive(Clone, Copy, Debug)]
 enum Life {
     /// It fails at once.
     Short,
-    /// It is well for so many seconds.
+    /// It is well for this many seconds.
     Well(u32),
-    /// It is at work, without any progress, for so many seconds.
+    /// It is at work, without any progress, for this many seconds.
     Stalled(u32),
-    /// It gets nowhere for so many seconds.
+    /// It waits in its first task for this many seconds.
     NeverStarted(u32),
-    /// It is well, but its process is stopped for so many seconds.
+    /// It is well, but its process is stopped for this many seconds.
     Suspended(u32),
 }
 
-/// Lets a worker live such lives. Returns the waits after them, and how it ended, if it did.
+/// Runs a worker through these lives. Returns the backoffs after them, and how the worker ended, if
+/// it did.
 fn waits(restart: Restart, in_future: bool, lives: &[Life]) -> (Vec<u64>, Option<Exit>) {
     let world = World::new();
     let events = world.registry.subscribe();
@@ -95,7 +96,7 @@ fn waits(restart: Restart, in_future: bool, lives: &[Life]) -> (Vec<u64>, Option
             Life::NeverStarted(seconds) => {
                 world.seconds(seconds);
                 let state = probe.health().state();
-                // To be polled is a future's first progress.
+                // The first poll is a future's first progress.
                 let stalled = in_future && state == State::Stalled;
                 assert!(stalled || state == State::NeverStarted, "{state}");
             }

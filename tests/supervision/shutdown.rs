@@ -1,5 +1,5 @@
-//! A supervisor's shutdown: after a clean one, nothing that it started runs. Blocking and
-//! asynchronous.
+//! A supervisor's shutdown, blocking and asynchronous: after a clean one, nothing that the
+//! supervisor started is running.
 
 use std::future::pending;
 use std::pin::{Pin, pin};
@@ -21,7 +21,7 @@ fn until_asked(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Work that ends when the sender goes.
+/// Work that ends when the sender is dropped.
 fn until_let_go() -> (
     mpsc::Sender<()>,
     impl FnMut(&WorkerHeartbeat) -> Result<(), BoxError> + Send,
@@ -35,7 +35,7 @@ fn until_let_go() -> (
     (let_go, work)
 }
 
-/// Both ways to shut down, of which no test should see a difference.
+/// Both forms of shutdown. Every test must pass with each.
 type ShutDown = fn(&Supervisor, Duration) -> StopReport;
 const WAYS: [ShutDown; 2] = [
     |supervisor, timeout| supervisor.shutdown(timeout),
@@ -73,7 +73,10 @@ fn nothing_is_started_during_a_shutdown_and_after_it() {
             assert_eq!(report.ended, [hanging.id()]);
         });
         refused(&supervisor);
-        assert!(world.registry.get("late").is_none(), "it never was");
+        assert!(
+            world.registry.get("late").is_none(),
+            "it was never registered"
+        );
         assert!(
             Supervisor::new(&world.registry)
                 .spawn(world.worker("w").finite(), |_| Ok(()))
@@ -111,7 +114,7 @@ fn work_started_during_a_shutdown_is_refused_or_stopped() {
         });
         assert!(report.is_clean());
         for worker in &threads {
-            assert!(worker.exit().is_some(), "{} lives on", worker.id());
+            assert!(worker.exit().is_some(), "{} still runs", worker.id());
             assert!(worker.probe().health().state().is_terminal());
         }
         assert_eq!(report.ended.len(), threads.len());
@@ -132,7 +135,7 @@ fn a_child_is_in_the_list_before_it_runs() {
             })
             .unwrap();
         let report = receive.recv().unwrap();
-        assert_eq!(report.hung.len(), 1, "it cannot end while it waits");
+        assert_eq!(report.hung.len(), 1, "the child cannot end while it waits");
         assert_eq!(report.hung[0].id, worker.id());
         worker.join();
     }
@@ -192,7 +195,7 @@ fn a_child_that_takes_longer_than_its_share_has_the_rest_of_the_time() {
         let world = World::new();
         let supervisor = Supervisor::new(&world.registry);
         let (let_go, hangs) = until_let_go();
-        // It ends only when the slow one, whose turn comes before, has used up its share.
+        // It ends only when the slow child, which is stopped before it, has used up its share.
         let first = move |hb: &WorkerHeartbeat| {
             until_asked(hb)?;
             let_go.send(())?;
@@ -309,7 +312,7 @@ fn a_task_beside_it_goes_on() {
             hanging.probe().health().state() == State::Stopping
         })
         .await;
-        // If the shutdown blocked the only thread, this would not be reached before its end.
+        // If the shutdown blocked the only thread, this would be reached only after its end.
         drop(let_go);
         assert!(shutdown.await.unwrap().is_clean());
     });
@@ -372,7 +375,11 @@ fn a_dropped_shutdown_async_leaves_nothing_behind() {
         let polled = joined.as_mut().poll(&mut Context::from_waker(&waker));
         assert!(polled.is_pending());
     }
-    assert_eq!(Arc::strong_count(&task), 2, "the waker's and this one");
+    assert_eq!(
+        Arc::strong_count(&task),
+        2,
+        "one for the waker and this one"
+    );
     drop(let_go);
     assert!(worker.join().is_completed());
 }
@@ -385,11 +392,11 @@ fn its_time_is_kept_by_a_thread_that_ends_with_it() {
     let worker = supervisor.spawn(world.worker("w"), hangs).unwrap();
     let mut shutdown = Box::pin(supervisor.shutdown_async(PATIENCE));
     assert!(poll_once(&mut shutdown).is_pending());
-    eventually("it is there", || timers() == 1);
+    eventually("the timer runs", || timers() == 1);
     drop(let_go);
     worker.join();
     assert!(poll_once(&mut shutdown).is_ready());
-    // Others of this program may still wait.
+    // Timers of other tests of this program may still run.
     eventually("no timer is left", || timers() == 0);
 }
 
@@ -419,7 +426,7 @@ fn a_worker_that_shuts_its_own_supervisor_down_does_not_wait_for_itself() {
         drop(go);
         let (said, asked) = receiver.recv().unwrap();
         let hung: Vec<_> = said.hung.iter().map(|hung| hung.id.as_str()).collect();
-        assert_eq!(hung, ["keeper"], "it runs still");
+        assert_eq!(hung, ["keeper"], "the worker still runs");
         assert_eq!(said.ended, ["other", "last"]);
         assert!(said.took < PATIENCE / 2, "{said:?}");
         assert!(asked);
@@ -445,10 +452,10 @@ fn a_future_that_shuts_its_own_supervisor_down_does_not_wait_for_itself() {
         .unwrap();
     assert!(block_on(run.unwrap()).is_completed());
     let report = receiver.recv().unwrap();
-    assert_eq!(report.hung.len(), 1, "it runs still: {report:?}");
+    assert_eq!(report.hung.len(), 1, "the future still runs: {report:?}");
     assert_eq!(report.ended, ["other"]);
     assert!(report.took < PATIENCE / 2, "{report:?}");
-    // Others wait for it.
+    // Another shutdown waits for it.
     let report = supervisor.shutdown(PATIENCE);
     assert!(
         report.is_clean() && report.took < PATIENCE / 2,
@@ -469,7 +476,7 @@ fn once_one_is_late_all_others_are_asked_in_the_first_half_of_the_time() {
             Ok(())
         });
         first.unwrap();
-        // These need all others to have been asked.
+        // These end only when all others have been asked to stop.
         let let_go = [(); 3].map(|()| {
             let (let_go, work) = until_let_go();
             supervisor.spawn(world.worker("w"), work).unwrap();
@@ -480,7 +487,8 @@ fn once_one_is_late_all_others_are_asked_in_the_first_half_of_the_time() {
             let stopping = scope.spawn(|| way(&supervisor, TIMEOUT));
             let asked = first_is_asked.recv().unwrap();
             drop(let_go);
-            // With equal shares of the whole time, it would be asked after three quarters.
+            // With equal shares of the whole time, this one would be asked to stop after three
+            // quarters.
             let after = asked.duration_since(begun);
             assert!(after < TIMEOUT / 8 * 5, "{after:?}");
             stopping.join().unwrap()

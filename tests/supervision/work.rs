@@ -1,4 +1,4 @@
-//! Supervised threads and futures: no end goes unseen.
+//! Supervised threads and futures: every end is reported.
 
 use std::future::{Future, pending, poll_fn};
 use std::io;
@@ -33,7 +33,7 @@ fn line_of(text: &str) -> usize {
 fn until_stopped(hb: &WorkerHeartbeat) -> Result<(), BoxError> {
     while !hb.stop_requested() {
         hb.beat();
-        // Its own pace; no test depends on it.
+        // The pace of the work; no test depends on it.
         thread::sleep(Duration::from_millis(1));
     }
     Ok(())
@@ -69,14 +69,17 @@ fn a_panic_during_set_up_is_reported_with_message_location_thread_and_backtrace(
     assert!(location.unwrap().contains("tests/supervision/work.rs:"));
     assert_eq!(thread, "jobs-1");
     assert!(backtrace.unwrap().to_string().contains("supervision"));
-    let told = worker.probe().health().to_string();
+    let sentence = worker.probe().health().to_string();
     assert!(
-        told.starts_with("dead: panicked at tests/supervision/work.rs:"),
-        "{told}"
+        sentence.starts_with("dead: panicked at tests/supervision/work.rs:"),
+        "{sentence}"
     );
-    assert!(told.ends_with(": no module named server"), "{told}");
+    assert!(sentence.ends_with(": no module named server"), "{sentence}");
     assert_eq!(names(&events), ["registered", "dead"]);
-    assert!(!world.registry.summary().is_healthy(), "it does not vanish");
+    assert!(
+        !world.registry.summary().is_healthy(),
+        "the worker does not vanish"
+    );
 }
 
 #[test]
@@ -203,7 +206,7 @@ fn a_failure_on_the_way_to_a_stop_is_not_hidden_by_the_stop() {
                 let task = hb.begin_task("run-1", "invoice");
                 let stop = hb.stop_receiver();
                 stop.recv()?;
-                // The guard goes idle, which ends a worker that was asked to stop.
+                // The guard makes the worker idle, which ends a worker that was asked to stop.
                 drop(task);
                 assert!(!panics, "disk full");
                 Err("disk full: invoice lost".into())
@@ -228,7 +231,7 @@ fn imports(files: &[&str]) -> usize {
 }
 
 #[test]
-fn a_panic_of_work_on_the_calling_thread_keeps_message_place_thread_and_stack() {
+fn a_panic_of_work_on_the_calling_thread_keeps_message_location_thread_and_stack() {
     let world = World::new();
     let files = ["1", "two"];
     let probe = thread::scope(|scope| {
@@ -313,7 +316,7 @@ fn work_on_the_calling_thread_returns_what_it_returns_and_ends_its_worker() {
         }
     ));
 
-    // An end in good order is overruled by a failure, as ever; a failure by nothing.
+    // A failure replaces a clean end, as always; nothing replaces a failure.
     let hb = start("over");
     hb.stop();
     assert!(hb.run(|| panic!("after its end")).is_err());
@@ -409,7 +412,7 @@ fn work_that_returns_another_error_is_spawned_by_a_closure() {
 }
 
 #[test]
-fn a_type_of_the_application_says_itself_whether_it_is_a_failure() {
+fn a_type_of_the_application_decides_whether_it_is_a_failure() {
     #[derive(Debug, PartialEq)]
     enum Import {
         Done,
@@ -653,9 +656,9 @@ fn a_resumed_panic_is_reported_with_its_own_message() {
     let world = World::new();
     let worker = Supervisor::new(&world.registry)
         .spawn(world.worker("w"), |_| {
-            // One job fails and is dealt with.
+            // One job panics, and the panic is caught.
             let _ = std::panic::catch_unwind(|| panic!("a small thing, long ago"));
-            // Later another thread dies of something else, and its panic is passed on.
+            // Later another thread panics for another reason, and its panic is resumed here.
             let name = thread::Builder::new().name("disk-3".to_owned());
             let died = name.spawn(|| panic!("the disk is gone"))?.join();
             std::panic::resume_unwind(died.unwrap_err())
@@ -752,7 +755,7 @@ fn a_failing_worker_is_started_again_with_backoff_and_then_given_up() {
         wait_for(&events, &format!("restart {attempt}"));
         let life = lives.load(Ordering::SeqCst);
         assert_eq!(life, attempt);
-        // It is dead while it waits, and says why.
+        // While the worker waits it is dead, with the reason.
         assert!(matches!(cause(&worker.probe()), DeathCause::Failed { .. }));
         world.millis(wait * 1_000 - 1);
         assert_eq!(lives.load(Ordering::SeqCst), life, "not before its time");
@@ -770,8 +773,11 @@ fn a_failing_worker_is_started_again_with_backoff_and_then_given_up() {
     assert_eq!((snapshot.incarnation, snapshot.restarts), (4, 3));
     let last = snapshot.last_death.unwrap();
     assert_eq!(last.cause.to_string(), "failed: life 3");
-    let told = worker.probe().health().to_string();
-    assert!(told.ends_with("; gave up after 3 restarts"), "{told}");
+    let sentence = worker.probe().health().to_string();
+    assert!(
+        sentence.ends_with("; gave up after 3 restarts"),
+        "{sentence}"
+    );
     assert_eq!(wait_for(&events, "gaveup").id(), worker.id());
 }
 
@@ -889,7 +895,7 @@ fn shutdown_stops_the_last_started_first_and_names_who_hangs() {
     drop(let_go);
     hanging.join();
     let report = supervisor.shutdown(PATIENCE);
-    assert_eq!(report.ended, ["hanging"], "asked for again");
+    assert_eq!(report.ended, ["hanging"], "a later shutdown waits again");
 }
 
 #[test]
@@ -917,7 +923,10 @@ fn concurrent_shutdowns_both_wait_and_get_a_true_report() {
         assert_eq!(first.join().unwrap().ended, ["slow"]);
         assert!(third.join().unwrap().is_clean());
     });
-    assert!(supervisor.shutdown(PATIENCE).ended.is_empty(), "told once");
+    assert!(
+        supervisor.shutdown(PATIENCE).ended.is_empty(),
+        "reported once"
+    );
 }
 
 // --- futures ---------------------------------------------------------------------------------
@@ -962,7 +971,7 @@ fn completed_cancelled_failed_and_panicked_futures_are_distinguished() {
         drop(future);
     });
     assert!(cancelled.contains("Stopped") && cancelled.contains("Cancelled"));
-    // Its branch of `select!` was disabled, for instance.
+    // As `select!` does with a branch that is disabled.
     let unpolled = ended(&|hb| drop(hb.supervise(pending::<()>())));
     assert!(unpolled.contains("Starting"), "{unpolled}");
     let failed = ended(&|hb| {
@@ -1076,7 +1085,7 @@ fn a_waker_may_look_at_the_worker_as_it_goes() {
         let hb = world.worker("w").start().unwrap();
         let mut waits = Box::pin(hb.wait_for_stop());
         let nosy = || Waker::from(Arc::new(Nosy(hb.probe())));
-        // Each replaces the one before; the last one is left behind.
+        // Each waker replaces the one before; the last one is left behind.
         for _ in 0..3 {
             let polled = waits.as_mut().poll(&mut Context::from_waker(&nosy()));
             assert!(polled.is_pending());
@@ -1113,7 +1122,7 @@ fn a_failing_future_is_started_again_by_the_pacemaker_and_then_given_up() {
     for wait in [1, 2] {
         wait_for(&events, &format!("restart {wait}"));
         let life = lives.load(Ordering::SeqCst);
-        // The timer is set a moment after the event; advance until it has fired.
+        // The timer is set a moment after the event; the clock advances until it has fired.
         eventually("the next life", || {
             world.seconds(1);
             lives.load(Ordering::SeqCst) > life
@@ -1163,7 +1172,7 @@ fn work_that_never_starts_is_reported_during_set_up() {
 
 // --- polls -----------------------------------------------------------------------------------
 
-/// A future of which one part is wedged, and another one is woken all the time.
+/// A future of which one part is blocked for ever, while another part is woken all the time.
 async fn wedged_beside_a_ticker() {
     let mut wedged = pin!(pending::<()>());
     poll_fn(|context| wedged.as_mut().poll(context)).await;

@@ -9,17 +9,17 @@ use worker_heartbeat::{
     Activity, BoxError, Builder, Health, Probe, StallCause, State, Supervisor, WorkerHeartbeat,
 };
 
-/// A thread that works on behalf of the worker, and then ends. When this returns, the kernel has
-/// taken it off its list.
+/// A thread that works on behalf of the worker, and then ends. When this returns, the kernel no
+/// longer lists the thread.
 fn on_a_thread(hb: &Arc<WorkerHeartbeat>, work: impl FnOnce(&WorkerHeartbeat) + Send + 'static) {
     let hb = Arc::clone(hb);
-    let (tell, told) = channel();
+    let (send_id, receive_id) = channel();
     let thread = thread::spawn(move || {
         let link = std::fs::read_link("/proc/thread-self").unwrap();
-        tell.send(link.file_name().unwrap().to_owned()).unwrap();
+        send_id.send(link.file_name().unwrap().to_owned()).unwrap();
         work(&hb);
     });
-    let id = told.recv().unwrap();
+    let id = receive_id.recv().unwrap();
     thread.join().unwrap();
     let task = std::path::Path::new("/proc/self/task").join(id);
     while task.exists() {
@@ -70,7 +70,7 @@ fn a_worker_whose_thread_has_ended_is_convicted_at_the_next_look() {
             let probe = hb.probe();
             let events = world.registry.subscribe();
             on_a_thread(&hb, work);
-            assert!(probe.is_recent(), "it has just beaten");
+            assert!(probe.is_recent(), "the worker has just beaten");
             world.seconds(1);
             assert!(thread_ended(&probe), "{}", probe.health());
             assert!(!probe.is_recent());
@@ -82,12 +82,15 @@ fn a_worker_whose_thread_has_ended_is_convicted_at_the_next_look() {
             world.seconds(100);
             assert!(thread_ended(&probe), "{}", probe.health());
             let heartbeat = probe.snapshot().heartbeat_age.unwrap();
-            assert!(heartbeat >= 99 * SECOND, "nobody vouches: {heartbeat:?}");
-            let told = names(&events);
+            assert!(
+                heartbeat >= 99 * SECOND,
+                "the pacemaker does not vouch: {heartbeat:?}"
+            );
+            let reported = names(&events);
             assert_eq!(
-                told.iter().filter(|name| *name == "stalled").count(),
+                reported.iter().filter(|name| *name == "stalled").count(),
                 1,
-                "{told:?}"
+                "{reported:?}"
             );
         }
     }
@@ -127,7 +130,7 @@ fn a_handle_that_a_thread_local_keeps_is_convicted_too() {
     let hb = world.worker("w").id("w").start().unwrap();
     let probe = hb.probe();
     let (finish, finished): (Sender<()>, _) = channel();
-    // It hands its handle on to a thread that does nothing with it.
+    // The thread passes its handle to a thread that does nothing with it.
     let (hand_on, handed_on) = channel::<WorkerHeartbeat>();
     let keeper = thread::spawn(move || {
         let hb = handed_on.recv().unwrap();
@@ -162,7 +165,10 @@ fn a_worker_that_goes_on_without_the_thread_recovers_and_stays_well() {
     world.seconds(1);
     wait_for(&events, "recovered from stalled");
     world.seconds(59);
-    assert!(hb.is_recent(), "it is not bound to that thread any more");
+    assert!(
+        hb.is_recent(),
+        "the worker is no longer bound to that thread"
+    );
     world.seconds(1);
     assert!(matches!(
         hb.health(),
@@ -190,7 +196,7 @@ fn a_helper_that_reports_and_ends_is_not_the_end_of_the_worker() {
     world.seconds(500);
     assert!(hb.is_recent(), "its own thread lives: {}", hb.health());
 
-    // All that ever reported are gone.
+    // All threads that ever reported have ended.
     let hb = worker(&world, |builder| builder.stall_after(600 * SECOND));
     for run in ["run-1", "run-2", "run-3"] {
         let run = run.to_owned();
@@ -201,7 +207,7 @@ fn a_helper_that_reports_and_ends_is_not_the_end_of_the_worker() {
     world.seconds(2);
     assert!(thread_ended(&hb.probe()), "{}", hb.health());
 
-    // More threads than are kept apart, and the first one lives.
+    // More threads than the evidence keeps apart, and the first one lives.
     let hb = worker(&world, |builder| builder);
     hb.mark_idle();
     for n in 0..200 {
@@ -219,7 +225,7 @@ fn a_worker_that_beats_on_other_threads_is_not_convicted_for_one_of_them() {
     let hb = worker(&world, |builder| builder.stall_after(60 * SECOND));
     let events = world.registry.subscribe();
     on_a_thread(&hb, |hb| hb.update_task("run-1", "", Activity::Processing));
-    // Each tick finds that it goes on.
+    // Each tick finds that the worker continues.
     for _ in 0..100 {
         hb.beat();
         world.millis(400);
@@ -256,7 +262,7 @@ fn a_helper_that_does_an_inner_task_does_not_bind_the_outer_one() {
 fn a_supervised_worker_is_watched_by_its_supervisor() {
     let world = World::new();
     let (finish, finished) = channel::<()>();
-    let (tell, told) = channel();
+    let (report_start, started) = channel();
     let worker = Supervisor::new(&world.registry)
         .spawn(
             world.worker("w").finite(),
@@ -264,20 +270,20 @@ fn a_supervised_worker_is_watched_by_its_supervisor() {
                 thread::scope(|scope| {
                     scope.spawn(|| hb.update_task("run-1", "", Activity::Processing));
                 });
-                tell.send(())?;
+                report_start.send(())?;
                 finished.recv()?;
                 Ok(())
             },
         )
         .unwrap();
-    told.recv().unwrap();
+    started.recv().unwrap();
     world.seconds(500);
     assert!(worker.probe().is_recent(), "{}", worker.probe().health());
     finish.send(()).unwrap();
     assert!(worker.join().is_completed());
 }
 
-/// Threads that come and go all the time, and ids that are used again.
+/// Threads that start and end all the time, and thread ids that are used again.
 #[test]
 fn no_worker_is_mistaken_for_one_of_another_thread() {
     let world = World::new();
@@ -289,13 +295,13 @@ fn no_worker_is_mistaken_for_one_of_another_thread() {
         .map(|_| {
             let hb = worker(&world, |builder| builder);
             let (busy, finished) = (Arc::clone(&hb), Arc::clone(&finished));
-            let (tell, told) = channel();
+            let (report_start, started) = channel();
             let thread = thread::spawn(move || {
                 busy.update_task("alive", "", Activity::Processing);
-                tell.send(()).unwrap();
+                report_start.send(()).unwrap();
                 let _ = finished.lock().unwrap().recv();
             });
-            told.recv().unwrap();
+            started.recv().unwrap();
             (hb, thread)
         })
         .collect();

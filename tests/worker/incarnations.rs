@@ -1,4 +1,4 @@
-//! What a former life of a worker left behind does not speak for the present one.
+//! What a former life of a worker left behind has no effect on the present one.
 
 use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
@@ -28,7 +28,7 @@ type Handles = Arc<Mutex<Vec<Arc<WorkerHeartbeat>>>>;
 type Worker = Pin<Box<dyn Future<Output = Exit>>>;
 
 /// A supervised future whose lives keep their handles in a list, beat once, and end when the flag
-/// says so.
+/// is set.
 fn leaving_handles(world: &World, fails: &Arc<AtomicBool>) -> (Worker, Handles) {
     let handles = Handles::default();
     let (kept, fails) = (Arc::clone(&handles), Arc::clone(fails));
@@ -91,7 +91,7 @@ fn a_task_that_a_former_life_left_behind_does_not_speak_for_the_present_one() {
     assert_eq!(snapshot.late_beats, 200);
     assert_eq!(world.registry.summary().stalled_workers.len(), 1);
 
-    // Whatever else it says.
+    // Further calls through the former handles.
     let task = former.begin_task("run-2", "");
     task.progress(1, 2);
     former.mark_idle();
@@ -104,7 +104,7 @@ fn a_task_that_a_former_life_left_behind_does_not_speak_for_the_present_one() {
     assert_eq!(probe.snapshot().late_updates, 204);
     assert!(former.claim("run-1", SECOND).is_err());
 
-    // What it left behind learns that it is over.
+    // A guard that was left behind reports that its life has ended.
     assert!(former.is_over() && former.stop_requested());
     assert!(former.stop_receiver().try_recv().is_ok());
     assert!(!former.is_recent());
@@ -116,7 +116,7 @@ fn a_task_that_a_former_life_left_behind_does_not_speak_for_the_present_one() {
     );
 
     handles.lock().unwrap()[1].beat();
-    assert!(probe.is_recent(), "the present life speaks for itself");
+    assert!(probe.is_recent(), "only the present life counts");
     let late = probe.snapshot().late_beats;
     handles.lock().unwrap().clear();
     drop(former);
@@ -126,7 +126,7 @@ fn a_task_that_a_former_life_left_behind_does_not_speak_for_the_present_one() {
 }
 
 #[test]
-fn every_former_life_keeps_to_itself() {
+fn no_former_life_affects_the_present_one() {
     let world = World::new();
     let fails = Arc::default();
     let (mut worker, handles) = leaving_handles(&world, &fails);
@@ -147,8 +147,8 @@ fn every_former_life_keeps_to_itself() {
             handles.lock().unwrap().remove(0);
         }
     }
-    let told = names(&events);
-    let restarts = told.iter().filter(|name| *name == "registered").count();
+    let reported = names(&events);
+    let restarts = reported.iter().filter(|name| *name == "registered").count();
     assert_eq!(restarts, 38);
     // Two of the lives before the present one.
     let mut kept = handles.lock().unwrap();
@@ -166,7 +166,7 @@ fn every_former_life_keeps_to_itself() {
     assert_eq!(world.registry.summary().total, 0);
 }
 
-/// A wait of a former life is over with it, and does not disturb those of the present one.
+/// A wait of a former life ends with that life, and does not disturb those of the present one.
 #[test]
 fn a_wait_of_a_former_life_ends_with_it() {
     #[derive(Default)]
@@ -211,7 +211,7 @@ fn a_wait_of_a_former_life_ends_with_it() {
             .poll(&mut Context::from_waker(&waker))
             .is_pending()
     );
-    // Its number must not be that of the present wait.
+    // Its number must differ from that of the present wait.
     drop(waits);
     assert!(!second.stop_requested());
     let receiver = second.stop_receiver();
@@ -321,7 +321,8 @@ fn a_store_receives_the_present_incarnation_only() {
     attachment.detach();
 }
 
-/// Threads that beat through the same handle, over restarts: no count may pass the truth.
+/// Threads that beat through the same handle, over restarts: no count may exceed the number of
+/// beats.
 #[test]
 fn beats_of_many_threads_over_restarts_are_never_absurd() {
     let world = World::new();

@@ -1,8 +1,8 @@
 //! Random interleavings of the public operations against a plain, single-threaded model.
 //!
-//! The model knows no cells, no ticks and no threads. It keeps, for each worker, when it last gave a
-//! sign, and how much time can have been charged to it since: exactly what `advance` moved, and of
-//! what `suspend` moved, anything from nothing to two resolutions.
+//! The model knows no cells, no ticks and no threads. It keeps, for each worker, its last sign of
+//! progress, and how much time can have been charged to it since: exactly what `advance` moved, and
+//! of what `suspend` moved, anything from zero to two resolutions.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
@@ -15,7 +15,7 @@ use worker_heartbeat::{
     Supervisor, TaskGuard, WorkerHeartbeat,
 };
 
-/// Time that was charged: at least and at most.
+/// Charged time: the least and the most that it can be.
 #[derive(Clone, Copy, Debug, Default)]
 struct Charged {
     least: Duration,
@@ -29,7 +29,7 @@ struct Model {
     grace: Duration,
     beats_only: bool,
     silent: Charged,
-    /// What is left of an announced silence, and the allowance that it extends to.
+    /// The rest of an announced silence, and the allowance that it sets.
     silence: Option<Duration>,
     beaten: bool,
     activity: Activity,
@@ -130,7 +130,7 @@ impl Model {
         self.silent.most += most;
     }
 
-    /// Which states may be told. `slack`: how late a conviction may be.
+    /// Which states may be reported. `slack`: how late a conviction may be.
     fn allowed(&self, slack: Duration) -> Vec<State> {
         if let Some(state) = self.ended {
             return vec![state];
@@ -168,7 +168,7 @@ impl Model {
     }
 }
 
-/// What a worker does within a step, with guards that nest or do not.
+/// An action of a worker within a step, with guards that nest or overlap.
 #[derive(Clone, Debug)]
 enum Nested {
     Begin(u8),
@@ -271,7 +271,7 @@ fn build(world: &World, who: usize, kind: u8, incarnation: u32) -> (WorkerHeartb
         .startup_grace(model.grace)
         .group(model.group);
     if model.beats_only {
-        // One limit at a time: which of two is told first is the unit tests' business.
+        // One limit at a time: unit tests check which of two is reported first.
         builder = builder.beats_only();
     } else if let Some(stall_after) = model.stall_after {
         builder = builder.stall_after(stall_after);
@@ -279,13 +279,13 @@ fn build(world: &World, who: usize, kind: u8, incarnation: u32) -> (WorkerHeartb
     (builder.start().unwrap(), model)
 }
 
-/// A supervised worker that does as it is told, and the model of it.
+/// A supervised worker that executes commands, and the model of it.
 struct Puppet {
     worker: SupervisedWorker,
     commands: mpsc::Sender<Command>,
     done: mpsc::Receiver<()>,
     model: Model,
-    /// While it waits to be started again: for so long.
+    /// The backoff, while the worker waits for its restart.
     waits: Option<Duration>,
 }
 
@@ -294,7 +294,7 @@ const BACKOFF: Duration = Duration::from_secs(10);
 impl Puppet {
     fn new(supervisor: &Supervisor, world: &World) -> Self {
         let (commands, receive) = mpsc::channel();
-        let (tell, done) = mpsc::channel();
+        let (acknowledge, done) = mpsc::channel();
         let builder = world.worker("puppet").id("puppet").group("puppets");
         let worker = supervisor.spawn(
             builder,
@@ -303,10 +303,10 @@ impl Puppet {
                     match command {
                         Command::Beat => hb.beat(),
                         Command::Idle => hb.mark_idle(),
-                        Command::Fail => return Err("told to".into()),
-                        Command::Panic => panic!("told to"),
+                        Command::Fail => return Err("by command".into()),
+                        Command::Panic => panic!("by command"),
                     }
-                    tell.send(())?;
+                    acknowledge.send(())?;
                 }
                 Ok(())
             },
@@ -346,7 +346,7 @@ impl Puppet {
             Command::Fail | Command::Panic => {
                 self.model.end(State::Dead);
                 self.waits = Some(BACKOFF);
-                // From its end on, its thread is known to the clock until it sleeps again.
+                // From the worker's end on, its thread is known to the clock until it sleeps again.
                 let probe = self.worker.probe();
                 eventually("dead", || probe.health().state() == State::Dead);
                 return;
@@ -373,7 +373,7 @@ impl Puppet {
         }
     }
 
-    /// Time that `suspend` moved: restarts go by the clock, so one that fell due happens late.
+    /// Time that `suspend` moved: restarts follow the clock, so one that was due happens late.
     fn skip(&mut self, time: Duration, most: Duration) {
         match self.waits {
             Some(left) => self.waits = Some(left.saturating_sub(time)),
@@ -429,7 +429,7 @@ proptest! {
         let mut marked: BTreeMap<usize, bool> = BTreeMap::new();
 
         for step in steps {
-            // Before the pacemaker is told of a change, it may have looked as seldom as this.
+            // Before the pacemaker learns of a change, it may have ticked as seldom as this.
             let resolution = SECOND;
             match step {
                 Step::Register { who, kind } => {
@@ -512,7 +512,7 @@ proptest! {
                     model.rest();
                 },
                 Step::Silence(who, seconds) => if let (Some(hb), Some(model)) = (handles.get(&who), models.get_mut(&who)) {
-                    // Announced, half used up, and taken back.
+                    // A silence is announced, half used up, and ended early.
                     let announced = SECOND * u32::from(seconds % 300);
                     let guard: SilenceGuard<'_> = hb.expect_silence(announced);
                     model.sign();
@@ -535,7 +535,7 @@ proptest! {
                     model.end(State::Stopped);
                 },
                 Step::Fail(who) => if let (Some(hb), Some(model)) = (handles.get(&who), models.get_mut(&who)) {
-                    hb.fail("told to");
+                    hb.fail("by command");
                     model.end(State::Dead);
                 },
                 Step::Drop(who) => if let (Some(hb), Some(model)) = (handles.remove(&who), models.get_mut(&who)) {
@@ -558,7 +558,7 @@ proptest! {
                         model.pass(Duration::ZERO, most);
                     }
                     puppet.skip(time, most);
-                    // What fell due meanwhile happens now.
+                    // What was due meanwhile happens now.
                     world.time.advance(Duration::ZERO);
                     puppet.pass(Duration::ZERO);
                 }
@@ -567,14 +567,14 @@ proptest! {
                     prop_assert!(report.success);
                     for (who, model) in &models {
                         let id = format!("w-{who}");
-                        let told = report.marked_offline.contains(&id);
+                        let reported = report.marked_offline.contains(&id);
                         let known = marked.insert(*who, false).unwrap_or(false);
                         let state = world.registry.get(&id).unwrap().health().state();
                         if !known && model.ended == Some(State::Dead) {
-                            prop_assert!(told);
+                            prop_assert!(reported);
                         }
-                        prop_assert!(!told || state.is_offline());
-                        marked.insert(*who, (told || known) && state.is_offline());
+                        prop_assert!(!reported || state.is_offline());
+                        marked.insert(*who, (reported || known) && state.is_offline());
                     }
                 }
                 Step::Purge => {
@@ -591,10 +591,10 @@ proptest! {
                 Step::Supervised(command) => puppet.obey(command),
             }
 
-            // Everybody is asked, in every way.
+            // Every worker is read, in every way.
             let mut states = Vec::new();
             for (who, model) in &models {
-                let probe = world.registry.get(&format!("w-{who}")).expect("nobody vanishes");
+                let probe = world.registry.get(&format!("w-{who}")).expect("no worker vanishes");
                 states.push((model.group, check(&probe, model, resolution)?));
             }
             let puppet_state = check(&puppet.worker.probe(), &puppet.model, resolution)?;
@@ -604,7 +604,7 @@ proptest! {
             prop_assert_eq!(summary.total, states.len());
             prop_assert_eq!(world.registry.workers().len(), states.len());
             for state in State::ALL {
-                let count = states.iter().filter(|(_, told)| *told == state).count();
+                let count = states.iter().filter(|(_, read)| *read == state).count();
                 prop_assert_eq!(summary.states.get(state), count, "{}", state);
             }
             prop_assert_eq!(

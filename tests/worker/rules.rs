@@ -89,7 +89,7 @@ fn the_pacemaker_does_not_vouch_before_the_first_beat() {
     );
     world.seconds(600);
     assert_eq!(state(&hb), State::NeverStarted);
-    assert_eq!(names(&events), ["never_started"], "told once");
+    assert_eq!(names(&events), ["never_started"], "reported once");
     hb.beat();
     assert_eq!(state(&hb), State::Active, "a first beat still recovers it");
     world.seconds(1);
@@ -143,7 +143,7 @@ proptest! {
         .startup_grace(400 * SECOND)
         .start()
         .unwrap();
-        // Somebody else may need a finer or be content with a coarser look.
+        // Another worker may need a finer resolution, or accept a coarser one.
         let _other = other.map(|millis| {
             let hb = world.worker("other").interval(Duration::from_millis(1));
             hb.stale_after(Duration::from_millis(millis)).start().unwrap()
@@ -154,20 +154,20 @@ proptest! {
 
         let beat_at = world.time.now();
         hb.beat();
-        // The pacemaker does not get to see it for a part of a tick.
+        // For a part of a tick the pacemaker observes nothing.
         world.time.suspend(resolution.mul_f64(unobserved));
         world.time.advance(Duration::ZERO);
 
         let due = beat_at.after(limit);
         world.time.advance(due.since(world.time.now()));
         prop_assert!(hb.is_recent(), "early: {:?}", hb.health());
-        let told = |name: &str| names(&events).iter().any(|told| told == name);
-        prop_assert!(!told("stalled") && !told("stale"));
+        let reported = |name: &str| names(&events).iter().any(|event| event == name);
+        prop_assert!(!reported("stalled") && !reported("stale"));
 
         world.time.advance(resolution + Duration::from_nanos(1));
         prop_assert!(!hb.is_recent(), "late: {:?}", hb.snapshot());
         let expected = if beats_only { "stale" } else { "stalled" };
-        prop_assert!(told(expected));
+        prop_assert!(reported(expected));
     }
 
     /// An age is at most one resolution too small, and never too large.
@@ -277,7 +277,7 @@ fn rule_3_the_age_of_the_last_tick_is_reported() {
     assert_eq!(hb.snapshot().tick_age, Duration::from_millis(200));
 }
 
-/// A waker that keeps whoever wakes it until it is let go.
+/// A waker that blocks the thread that wakes it until it is released.
 struct Obstacle {
     reached: mpsc::SyncSender<()>,
     release: std::sync::Mutex<mpsc::Receiver<()>>,
@@ -307,7 +307,8 @@ fn rule_3_without_a_pacemaker_the_answer_is_unobserved_and_then_the_truth() {
         reached,
         release: std::sync::Mutex::new(release),
     }));
-    // A future that waits for its restart is woken by the pacemaker, which then hangs in the waker.
+    // A future that waits for its restart is woken by the pacemaker, which then blocks in the
+    // waker.
     let supervisor = Supervisor::new(&registry).restart(Restart::on_failure());
     let mut failing = Box::pin(
         supervisor
@@ -326,7 +327,11 @@ fn rule_3_without_a_pacemaker_the_answer_is_unobserved_and_then_the_truth() {
     assert!(!registry.sweep().success);
     assert!(hb.snapshot().tick_age > Duration::ZERO);
     hb.stop();
-    assert_eq!(state(&hb), State::Stopped, "what is over needs no observer");
+    assert_eq!(
+        state(&hb),
+        State::Stopped,
+        "a worker that has ended needs no observer"
+    );
     let other = WorkerHeartbeat::builder("x")
         .registry(&registry)
         .start()
@@ -452,8 +457,8 @@ fn ten_thousand_advances_with_a_hundred_workers_need_no_sleep() {
     }
     // Each worker beats every 100 s: it stalls after 90 s, and recovers, 99 times; ten of them stall
     // once more before the end.
-    let told = names(&events);
-    let count = |name: &str| told.iter().filter(|told| *told == name).count();
+    let reported = names(&events);
+    let count = |name: &str| reported.iter().filter(|event| *event == name).count();
     assert_eq!(count("started"), 100);
     assert_eq!(count("stalled"), 99 * 100 + 10);
     assert_eq!(count("recovered from stalled"), 99 * 100);
@@ -485,9 +490,9 @@ fn a_conviction_is_reported_at_its_moment() {
     let events = world.registry.subscribe();
     let begun = world.registry.clock().wall();
     world.seconds(1_000);
-    let told = wait_for(&events, "stalled").at;
+    let reported_at = wait_for(&events, "stalled").at;
     assert_eq!(
-        told.duration_since(begun).unwrap(),
+        reported_at.duration_since(begun).unwrap(),
         300 * SECOND + Duration::from_nanos(1)
     );
 }

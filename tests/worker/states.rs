@@ -60,7 +60,7 @@ fn six_ends_are_six_different_answers() {
     let panicked_probe = panicked.probe();
     let _ = catch_unwind(AssertUnwindSafe(|| {
         let _its_life = panicked;
-        panic!("told by the thread itself");
+        panic!("reported by the thread itself");
     }));
     let supervisor = worker_heartbeat::Supervisor::new(&world.registry);
     let exited = supervisor
@@ -160,12 +160,15 @@ fn a_sentence_for_the_operator() {
     let hb = world.worker("w").stall_after(60 * SECOND).start().unwrap();
     hb.update_task("run-123", "Researching", Activity::Processing);
     world.seconds(75);
-    let told = hb.health().to_string();
+    let sentence = hb.health().to_string();
     assert!(
-        told.starts_with("stalled: no progress for 1 min 15 s, 1 min allowed; "),
-        "{told}"
+        sentence.starts_with("stalled: no progress for 1 min 15 s, 1 min allowed; "),
+        "{sentence}"
     );
-    assert!(told.ends_with(", during run-123 (Researching)"), "{told}");
+    assert!(
+        sentence.ends_with(", during run-123 (Researching)"),
+        "{sentence}"
+    );
     hb.fail("no route to host");
     world.seconds(3);
     assert_eq!(
@@ -275,9 +278,9 @@ fn a_warning_comes_before_the_conviction_however_short_the_allowance() {
             .unwrap();
         hb.beat();
         world.millis(200);
-        let told = names(&events);
+        let reported = names(&events);
         let expected = ["registered", "started", "late", "stalled"];
-        assert_eq!(told, expected, "with {allowance} ms");
+        assert_eq!(reported, expected, "with {allowance} ms");
     }
 }
 
@@ -379,8 +382,8 @@ mod evidence {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(future.as_mut().poll(&mut context).is_pending());
         world.seconds(2);
-        let told = hb.health().to_string();
-        assert!(told.contains("blocked in its future"), "{told}");
+        let sentence = hb.health().to_string();
+        assert!(sentence.contains("blocked in its future"), "{sentence}");
     }
 
     #[test]
@@ -401,7 +404,7 @@ mod evidence {
             })));
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
             assert!(future.as_mut().poll(&mut context).is_pending());
-            // Long enough to be warned of, and looked at.
+            // Long enough for a warning, and for evidence.
             world.seconds(80);
             assert!(future.as_mut().poll(&mut context).is_ready());
         }

@@ -379,8 +379,11 @@ fn a_failure_on_the_way_out_of_a_worker_that_was_asked_to_stop_is_not_lost() {
     eventually("idle", || worker.probe().health().state() == State::Idle);
     worker.stop();
     worker.join();
-    let told = worker.probe().health().to_string();
-    assert!(told.contains("the buffer could not be written"), "{told}");
+    let sentence = worker.probe().health().to_string();
+    assert!(
+        sentence.contains("the buffer could not be written"),
+        "{sentence}"
+    );
     let hb = stalling(&world);
     hb.stop();
     hb.fail("too late");
@@ -401,7 +404,7 @@ fn a_step_is_shown_with_the_progress_of_its_task_and_ends_with_it() {
         "backup-1: processing run-7 (nightly), uploading, 3 of 10, for 0 s"
     );
     let inner = hb.begin_task("part-1", "");
-    assert_eq!(step(), None, "it is the outer task's");
+    assert_eq!(step(), None, "the outer task has none");
     inner.step(format_args!("chunk {}", 12));
     assert_eq!(step().as_deref(), Some("chunk 12"));
     drop(inner);
@@ -471,7 +474,7 @@ fn a_task_that_fails_is_an_event_and_a_count_and_its_worker_goes_on() {
     assert_eq!(world.registry.summary().failed_tasks, 4, "it stays counted");
 }
 
-/// Says what it is while it says so to the registry as well.
+/// A value whose `Display` calls the registry as well.
 struct Chatty<'a>(&'a WorkerHeartbeat);
 
 impl std::fmt::Display for Chatty<'_> {
