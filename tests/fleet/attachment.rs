@@ -1,4 +1,5 @@
-//! A registry and its store: what is told, when, and what happens when the store fails or refuses.
+//! A registry and its store: what is uploaded, when, and what happens when the store fails or
+//! refuses.
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -71,7 +72,7 @@ fn a_start_a_task_a_stop_and_a_death_are_uploaded_at_once() {
     assert_eq!(fleet.state("a"), State::Starting);
     hb.beat();
     hb.update_task("run-1", "Researching", Activity::Processing);
-    // New tasks are told at most every 100 ms.
+    // New tasks are uploaded at most every 100 ms.
     fleet.world.millis(200);
     let row = fleet.row("a");
     assert_eq!(row.health().state(), State::Processing);
@@ -137,7 +138,7 @@ fn heartbeats_come_in_one_batch_each_interval_and_hardly_earlier() {
     };
     let workers: Vec<_> = (0..50).map(start).collect();
     workers.iter().for_each(|hb| hb.beat());
-    // A tick of the pacemaker sees that they started, and each is told as active.
+    // A tick of the pacemaker sees that they started, and each is uploaded as active.
     fleet.world.seconds(2);
     fleet.flush();
     fleet.test_store.take_beats();
@@ -155,7 +156,7 @@ fn heartbeats_come_in_one_batch_each_interval_and_hardly_earlier() {
 }
 
 #[test]
-fn a_silent_worker_is_stale_in_the_store_without_its_doing() {
+fn a_silent_worker_becomes_stale_in_the_store_without_an_upload() {
     let fleet = Fleet::new();
     let hb = fleet
         .world
@@ -167,7 +168,7 @@ fn a_silent_worker_is_stale_in_the_store_without_its_doing() {
     hb.beat();
     fleet.world.seconds(60);
     assert_eq!(fleet.state("a"), State::Active);
-    // Its process goes on reporting; its heartbeat is what it is.
+    // Its process keeps uploading; the heartbeat does not move.
     fleet.world.seconds(40);
     assert_eq!(fleet.state("a"), State::Stale);
     assert_eq!(fleet.sweep().marked_offline, ["a"]);
@@ -185,7 +186,7 @@ fn a_failing_store_is_counted_reported_once_and_tried_again() {
         hb.beat();
         fleet.world.seconds(1);
     }
-    assert!(hb.is_recent(), "the work goes on");
+    assert!(hb.is_recent(), "the worker is not affected");
     let status = hb.snapshot().store.unwrap();
     assert!(status.failures_in_a_row > 5, "{status:?}");
     assert_eq!(
@@ -196,7 +197,7 @@ fn a_failing_store_is_counted_reported_once_and_tried_again() {
     fleet.world.seconds(60);
     assert!(
         fleet.test_store.calls() - calls <= 10,
-        "it is knocked at too often"
+        "the store is called too often"
     );
     fleet.test_store.recover();
     fleet.world.seconds(15);
@@ -204,13 +205,13 @@ fn a_failing_store_is_counted_reported_once_and_tried_again() {
     let status = fleet.attachment.status();
     assert_eq!(status.failures_in_a_row, 0);
     assert_eq!(status.registered, 1);
-    let told: Vec<_> = events
+    let reported: Vec<_> = events
         .try_iter()
         .filter(|event| event.worker.is_none())
         .map(|event| event.to_string())
         .collect();
     assert_eq!(
-        told,
+        reported,
         [
             "store failing: store: cannot be reached: on purpose".to_owned(),
             format!("store restored after {} failures", status.failures)
@@ -277,7 +278,7 @@ fn a_worker_that_starts_while_the_store_is_down_is_registered_later() {
     world.seconds(5);
     assert!(
         !attachment.flush(PATIENCE),
-        "it does not wait for a store that fails"
+        "a flush does not wait for a store that fails"
     );
     assert!(matches!(
         hb.claim("run", SECOND),
@@ -304,7 +305,7 @@ fn a_store_that_panics_or_blocks_harms_no_worker() {
     fleet.test_store.recover();
     fleet.world.seconds(15);
     assert_eq!(fleet.attachment.status().failures_in_a_row, 0);
-    // Blocked: nothing waits, but for the end of the last worker, and that for its farewell.
+    // While the store is blocked, only the end of the last worker waits, and only for the farewell.
     let blocked = fleet.test_store.hold();
     hb.stop();
     assert_eq!(hb.health().state(), State::Stopped);
@@ -335,14 +336,14 @@ fn a_restart_during_the_upload_of_the_end_is_uploaded_too() {
             }
         })
         .unwrap();
-    eventually("it has started", || worker.probe().is_recent());
+    eventually("the worker has started", || worker.probe().is_recent());
     assert!(attachment.flush(PATIENCE));
     let calls = test_store.calls();
-    // The store takes its time for the end; meanwhile, the next life begins.
+    // The store is slow to record the end; meanwhile the next life begins.
     let blocked = test_store.hold();
     send.send(()).unwrap();
-    eventually("the end is being told", || test_store.calls() > calls);
-    eventually("it lives again", || {
+    eventually("the end is being uploaded", || test_store.calls() > calls);
+    eventually("the next life has started", || {
         worker.probe().snapshot().incarnation == 2 && worker.probe().is_recent()
     });
     drop(blocked);
@@ -408,7 +409,7 @@ fn a_detached_clone_leaves_the_next_attachment_alone() {
 }
 
 #[test]
-fn the_last_of_expected_workers_is_waited_for_too() {
+fn the_end_of_the_last_expected_worker_waits_for_the_upload_too() {
     let fleet = Fleet::new();
     fleet.world.registry.expect_workers("poller", 1);
     let hb = fleet.world.worker("poller").id("a").start().unwrap();
@@ -429,8 +430,8 @@ fn a_store_that_hangs_does_not_hold_up_the_end_of_its_registry() {
         .registry(&registry)
         .start()
         .unwrap();
-    eventually("it hangs", || test_store.calls() > 0);
-    // Would hang for ever, if it waited.
+    eventually("the store hangs", || test_store.calls() > 0);
+    // Without its timeout, this would hang for ever.
     drop(hb);
     drop(registry);
     drop(blocked);
@@ -498,17 +499,20 @@ fn a_worker_that_loses_its_id_to_another_process_is_fenced() {
         health.starts_with("dead: fenced: a newer incarnation took its place"),
         "{health}"
     );
-    assert!(hb.stop_requested(), "its loop ends");
+    assert!(hb.stop_requested(), "the worker's loop ends");
     assert!(!lease.is_held());
     assert!(matches!(
         hb.claim("run-2", SECOND),
         Err(Error::Refused { .. })
     ));
-    let told = names(&events);
-    assert!(told.contains(&"dead".to_owned()), "{told:?}");
-    assert!(told.contains(&"leaselost".to_owned()), "{told:?}");
+    let reported = names(&events);
+    assert!(reported.contains(&"dead".to_owned()), "{reported:?}");
+    assert!(reported.contains(&"leaselost".to_owned()), "{reported:?}");
     let row = fleet.row("a");
-    assert_eq!(row.key, other[0], "the other one is not disturbed");
+    assert_eq!(
+        row.key, other[0],
+        "the other process's worker is not affected"
+    );
     assert_eq!(row.ending, None);
 }
 
@@ -555,7 +559,7 @@ fn a_supervised_worker_that_is_restarted_is_another_incarnation() {
             }
         })
         .unwrap();
-    eventually("it has started", || worker.probe().is_recent());
+    eventually("the worker has started", || worker.probe().is_recent());
     fleet.flush();
     let first = fleet.row("a").key;
     let events = fleet.world.registry.subscribe();
@@ -569,7 +573,7 @@ fn a_supervised_worker_that_is_restarted_is_another_incarnation() {
             .starts_with("dead: failed: no luck")
     );
     fleet.world.seconds(6);
-    eventually("it has started again", || worker.probe().is_recent());
+    eventually("the worker has restarted", || worker.probe().is_recent());
     fleet.flush();
     let row = fleet.row("a");
     assert!(row.key.incarnation > first.incarnation);
@@ -582,7 +586,7 @@ fn a_supervised_worker_that_is_restarted_is_another_incarnation() {
 }
 
 #[test]
-fn a_lease_is_renewed_while_the_store_answers_and_not_believed_in_when_it_does_not() {
+fn a_lease_is_renewed_while_the_store_answers_and_expires_when_it_does_not() {
     let fleet = Fleet::new();
     let events = fleet.world.registry.subscribe();
     let hb = fleet.world.worker("poller").id("a").start().unwrap();
@@ -590,7 +594,7 @@ fn a_lease_is_renewed_while_the_store_answers_and_not_believed_in_when_it_does_n
     let lease = hb.claim("run-1", 30 * SECOND).unwrap().unwrap();
     assert!(
         hb.claim("run-1", 30 * SECOND).unwrap().is_none(),
-        "it has it"
+        "the worker holds the lease"
     );
     for _ in 0..300 {
         hb.beat();
@@ -603,17 +607,21 @@ fn a_lease_is_renewed_while_the_store_answers_and_not_believed_in_when_it_does_n
         .register(&[Registration::new("poller", "b")])
         .unwrap();
     let claim = Claim::new(rival[0].clone(), "run-1", 30 * SECOND);
-    let mut believed = 0;
+    let mut ticks_since_held = 0;
     while fleet.store.claim(&claim).unwrap() == ClaimAnswer::Taken {
-        believed = if lease.is_held() { 0 } else { believed + 1 };
+        ticks_since_held = if lease.is_held() {
+            0
+        } else {
+            ticks_since_held + 1
+        };
         hb.beat();
         fleet.world.millis(100);
-        assert!(believed < 40, "it ended far too early");
+        assert!(ticks_since_held < 40, "the lease ended far too early");
     }
-    assert!(!lease.is_held(), "two believe that the run is theirs");
+    assert!(!lease.is_held(), "two workers hold the lease");
     fleet.test_store.recover();
     fleet.world.seconds(15);
-    assert!(!lease.is_held(), "what is lost is lost");
+    assert!(!lease.is_held(), "a lost lease stays lost");
     assert!(events.try_iter().any(
         |event| matches!(&event.kind, EventKind::LeaseLost { run_id, .. } if run_id == "run-1")
     ));
@@ -631,11 +639,14 @@ fn a_suspended_machine_does_not_wake_up_with_a_lease() {
     let lease = hb.claim("run-1", 30 * SECOND).unwrap().unwrap();
     fleet.world.time.suspend(31 * SECOND);
     assert!(!lease.is_held());
-    assert!(hb.is_recent(), "the worker itself is not charged for it");
+    assert!(
+        hb.is_recent(),
+        "the suspension is not charged to the worker"
+    );
 }
 
 #[test]
-fn a_lease_is_given_back_by_release_by_drop_and_by_the_end_of_its_worker() {
+fn a_lease_is_released_by_release_by_drop_and_by_the_end_of_its_worker() {
     let fleet = Fleet::new();
     let hb = fleet.world.worker("poller").id("a").start().unwrap();
     let rival = fleet.world.worker("poller").id("b").start().unwrap();
@@ -672,7 +683,7 @@ fn refused_workers_do_not_block_the_others() {
         .attach(store.clone(), FleetConfig::new())
         .unwrap();
     let events = world.registry.subscribe();
-    // Held up, so that all of them come in one batch.
+    // Delayed, so that all of them come in one batch.
     let gate = store.hold();
     let first = world.worker("poller").id("first").start().unwrap();
     eventually("a call", || store.calls() > 0);
@@ -687,11 +698,11 @@ fn refused_workers_do_not_block_the_others() {
         .collect();
     drop(gate);
     workers.iter().for_each(|hb| hb.beat());
-    eventually("98 workers and the first", || {
+    eventually("98 workers and the first one are stored", || {
         attachment.flush(SECOND);
         attachment.status().registered == 99
     });
-    assert!(!attachment.flush(SECOND), "two are not told of");
+    assert!(!attachment.flush(SECOND), "two are not uploaded");
     let status = attachment.status();
     assert_eq!(
         (status.failures, status.refused),
@@ -709,12 +720,12 @@ fn refused_workers_do_not_block_the_others() {
         .filter(|event| matches!(event.kind, EventKind::Refused { .. }))
         .map(|event| event.id().to_owned())
         .collect();
-    assert_eq!(refused.len(), 2, "each is told once: {refused:?}");
+    assert_eq!(refused.len(), 2, "each is reported once: {refused:?}");
     assert!(refused.contains(&"w-07".to_owned()) && refused.contains(&"w-57".to_owned()));
     assert!(workers[7].claim("run", SECOND * 60).is_err());
     assert!(workers[8].claim("run", SECOND * 60).unwrap().is_some());
 
-    // Asked for again and again, but not all the time.
+    // They are tried again and again, but not all the time.
     let calls = store.calls();
     world.seconds(9);
     let calls = store.calls() - calls;
@@ -723,7 +734,7 @@ fn refused_workers_do_not_block_the_others() {
 }
 
 #[test]
-fn claims_that_make_no_sense_are_refused_by_name() {
+fn invalid_claims_are_refused_by_name() {
     let world = World::new();
     let hb = world.worker("poller").id("a").start().unwrap();
     let refused = |run: &str, ttl| hb.claim(run, ttl).unwrap_err().to_string();
@@ -755,7 +766,11 @@ fn a_registry_is_attached_to_one_store_at_a_time() {
         ..
     } = fleet;
     attachment.detach();
-    assert_eq!(store.summary().unwrap().total, 1, "it was told once more");
+    assert_eq!(
+        store.summary().unwrap().total,
+        1,
+        "the worker was uploaded once more"
+    );
     let next = MemoryStore::with_clock(world.time.clock());
     let attachment = world
         .registry
@@ -779,7 +794,7 @@ fn a_sweeper_watches_before_it_convicts() {
     let sweeper = Sweeper::new(test_store.clone()).clock(world.time.clock());
     let sweep = || sweeper.sweep().map(|report| report.marked_offline);
     let silent = || assert!(sweep().unwrap().is_empty());
-    // Its start.
+    // The sweeper's start.
     silent();
     world.seconds(90);
     silent();
@@ -791,7 +806,7 @@ fn a_sweeper_watches_before_it_convicts() {
     silent();
     world.seconds(89);
     silent();
-    // A pause of its own: a suspended machine.
+    // A pause of the sweeper: a suspended machine.
     world.time.suspend(3_600 * SECOND);
     silent();
     world.seconds(90);
@@ -811,11 +826,11 @@ fn a_running_sweeper_reports_what_it_did() {
     let claim = Claim::new(key[0].clone(), "run", 600 * SECOND);
     store.claim(&claim).unwrap();
     let reports = Arc::new(Mutex::new(Vec::new()));
-    let told = Arc::clone(&reports);
+    let collected = Arc::clone(&reports);
     let running = Sweeper::new(store)
         .clock(world.time.clock())
         .interval(10 * SECOND)
-        .on_report(move |report| told.lock().push(report.as_ref().unwrap().clone()))
+        .on_report(move |report| collected.lock().push(report.as_ref().unwrap().clone()))
         .start()
         .unwrap();
     world.time.advance(100 * SECOND);
@@ -832,11 +847,15 @@ fn a_running_sweeper_reports_what_it_did() {
     drop(running);
     let swept = reports.lock().len();
     world.time.advance(100 * SECOND);
-    assert_eq!(reports.lock().len(), swept, "what it starts, it ends");
+    assert_eq!(
+        reports.lock().len(),
+        swept,
+        "each sweep that starts is reported"
+    );
 }
 
 #[test]
-fn a_shutdown_writes_to_the_store_before_it_is_over() {
+fn a_shutdown_writes_to_the_store_before_it_ends() {
     let store = MemoryStore::new();
     let slow = TestStore::new(store.clone());
     let registry = worker_heartbeat::Registry::new();
@@ -858,7 +877,7 @@ fn a_shutdown_writes_to_the_store_before_it_is_over() {
     shutdown.trigger();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| shutdown.wait());
-        // Long enough to be over, if it did not wait for the store.
+        // Long enough for the shutdown to end, if it did not wait for the store.
         std::thread::sleep(Duration::from_millis(100));
         assert!(!waiting.is_finished());
         drop(blocked);
@@ -870,7 +889,7 @@ fn a_shutdown_writes_to_the_store_before_it_is_over() {
 }
 
 #[test]
-fn nothing_is_left_of_an_attachment_when_its_registry_is_gone() {
+fn nothing_is_left_of_an_attachment_when_its_registry_is_dropped() {
     let uploaders = || {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();
         tasks
@@ -878,7 +897,7 @@ fn nothing_is_left_of_an_attachment_when_its_registry_is_gone() {
             .filter(|name| name.trim() == "wh-uploader")
             .count()
     };
-    // Other tests of this program attach registries too: only what comes on top is counted.
+    // Other tests of this program attach registries too: only the additional threads are counted.
     let store = MemoryStore::new();
     let mut registries = Vec::new();
     let before = uploaders();
@@ -887,7 +906,7 @@ fn nothing_is_left_of_an_attachment_when_its_registry_is_gone() {
         registry.attach(store.clone(), FleetConfig::new()).unwrap();
         registries.push(registry);
     }
-    eventually("their threads run", || uploaders() >= before + 30);
+    eventually("the uploaders run", || uploaders() >= before + 30);
     drop(registries);
-    eventually("their threads ended", || uploaders() < 30);
+    eventually("the uploaders have ended", || uploaders() < 30);
 }

@@ -10,7 +10,7 @@ mod support;
 #[cfg(feature = "test-util")]
 mod third_party;
 
-/// Not a test: what the processes do that the tests of the store in a file start.
+/// Not a test: the processes that the tests of the SQLite store start run this.
 #[test]
 #[cfg(all(feature = "sqlite", feature = "test-util"))]
 fn stage() {

@@ -1,4 +1,4 @@
-//! Every store that needs no server does what a store has to do.
+//! The stores that need no server conform to the contract of stores.
 
 use worker_heartbeat::MemoryStore;
 use worker_heartbeat::fleet::conformance;

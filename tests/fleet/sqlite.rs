@@ -1,4 +1,4 @@
-//! The store in a SQLite file: many processes, kills, locks, full disks, clocks that are set.
+//! The store in a SQLite file: many processes, kills, locks, full disks, changes of the clock.
 
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use worker_heartbeat::{
     StoredWorker, Sweeper, WorkerHeartbeat,
 };
 
-/// A directory that is gone with the test.
+/// A directory that is removed when the test ends.
 struct Place(PathBuf);
 
 impl Place {
@@ -171,7 +171,7 @@ fn many_processes_may_start_at_once_on_a_new_file() {
         .map(|n| start(&place.file(), &format!("w{n}"), "60"))
         .collect();
     let store = place.store();
-    eventually("all are there", || {
+    eventually("all workers are stored", || {
         rows(&store)
             .iter()
             .filter(|row| row.health().is_recent())
@@ -188,7 +188,7 @@ fn a_killed_process_is_dead_within_two_seconds_and_its_run_free() {
     let mut victim = start(&place.file(), "victim", "60");
     claim(&mut victim, "run-1");
     let _bystander = start(&place.file(), "bystander", "60");
-    eventually("both are well", || {
+    eventually("both workers are well", || {
         ["victim", "bystander"].map(|id| state(&store, id)) == [Some(State::Active); 2]
     });
     let _sweeper = Sweeper::new(place.store())
@@ -197,7 +197,7 @@ fn a_killed_process_is_dead_within_two_seconds_and_its_run_free() {
         .unwrap();
     victim.signal(Signal::SIGKILL);
     let killed = Instant::now();
-    eventually("its record is true", || {
+    eventually("the record is true", || {
         state(&store, "victim") == Some(State::Dead)
     });
     let took = killed.elapsed();
@@ -221,10 +221,10 @@ fn a_process_that_was_stopped_past_its_lease_is_fenced() {
     let place = Place::new();
     let store = place.store();
     let rival = register(&store, "rival");
-    // Its interval is 300 ms, so it is stale after 900 ms.
+    // The interval is 300 ms, so the worker is stale after 900 ms.
     let mut sleeper = start(&place.file(), "sleeper", "0.3");
     let fence = claim(&mut sleeper, "run-1");
-    eventually("it is well", || {
+    eventually("the worker is well", || {
         state(&store, "sleeper") == Some(State::Active)
     });
     let before = row(&store, "sleeper").unwrap().key;
@@ -243,16 +243,20 @@ fn a_process_that_was_stopped_past_its_lease_is_fenced() {
     assert_eq!(
         sleeper.ask("held"),
         "false",
-        "it does not believe in it any more"
+        "the worker no longer holds the lease"
     );
     let late = Beat::new(before.clone(), State::Active);
     assert_ne!(store.beat(&[late]).unwrap(), [Answer::Accepted]);
-    eventually("it is registered again", || {
+    eventually("the worker is registered again", || {
         row(&store, "sleeper")
             .is_some_and(|row| row.key.incarnation > before.incarnation && row.health().is_recent())
     });
     assert_eq!(sleeper.ask("held"), "false");
-    assert_eq!(sleeper.ask("claim run-1"), "none", "another one has it");
+    assert_eq!(
+        sleeper.ask("claim run-1"),
+        "none",
+        "another worker holds it"
+    );
 }
 
 #[test]
@@ -272,7 +276,9 @@ fn a_locked_file_fails_a_call_and_slows_no_worker() {
     let writer = Connection::open(place.file()).unwrap();
     writer.execute_batch("BEGIN EXCLUSIVE").unwrap();
     hb.update_task("run-1", "", worker_heartbeat::Activity::Processing);
-    eventually("it fails", || attachment.status().failures_in_a_row > 0);
+    eventually("the attachment fails", || {
+        attachment.status().failures_in_a_row > 0
+    });
     let error = attachment.status().last_error.unwrap();
     assert!(
         error.contains("another process has been writing for too long"),
@@ -282,10 +288,10 @@ fn a_locked_file_fails_a_call_and_slows_no_worker() {
     assert!(hb.is_recent());
     writer.execute_batch("COMMIT").unwrap();
     let reader = place.store();
-    eventually("the store has it", || {
+    eventually("the store has the worker", || {
         state(&reader, "a") == Some(State::Processing)
     });
-    eventually("it is well again", || {
+    eventually("the attachment is well again", || {
         attachment.status().failures_in_a_row == 0
     });
 }
@@ -296,11 +302,13 @@ fn a_full_disk_fails_calls_and_heals() {
     // The kernel limits the size of this process's files, which has the effect of a full disk.
     let mut process = start_limited(&place.file(), "a", "0.3");
     let store = place.store();
-    eventually("it is well", || state(&store, "a") == Some(State::Active));
+    eventually("the worker is well", || {
+        state(&store, "a") == Some(State::Active)
+    });
     assert_eq!(process.ask("fill"), "failing");
-    assert_eq!(process.ask("recent"), "true", "the work goes on");
+    assert_eq!(process.ask("recent"), "true", "the worker is not affected");
     assert_eq!(process.ask("lift"), "restored");
-    eventually("the store has it again", || {
+    eventually("the store has the worker again", || {
         state(&store, "a") == Some(State::Active)
     });
 }
@@ -318,7 +326,7 @@ fn setting_the_wall_clock_or_another_boot_convicts_no_worker() {
         store.claim(&claim).unwrap(),
         ClaimAnswer::Granted(_)
     ));
-    // As after a boot at which the wall clock was an hour behind.
+    // As after a boot with a wall clock that was an hour behind.
     let file = Connection::open(place.file()).unwrap();
     let hour = 3_600_000_000_000_i64;
     file.execute_batch(&format!(
@@ -371,7 +379,7 @@ fn the_tables_can_be_read_with_sql() {
     assert_eq!((&*read.0, &*read.1), ("processing", "1.4.2"));
     assert!(
         read.2 < 60,
-        "its clock shows about the time: {} s off",
+        "the store's clock is about right: {} s off",
         read.2
     );
 }
@@ -395,7 +403,7 @@ fn claim(process: &mut Process, run: &str) -> u64 {
     process.ask(&format!("claim {run}")).parse().unwrap()
 }
 
-/// What the other process does: it beats, and answers questions.
+/// The role of the other process: it beats, and answers queries.
 pub(crate) fn play(role: &str) {
     let [file, id, interval] = role.split(' ').collect::<Vec<_>>()[..] else {
         panic!("{role}");
@@ -444,7 +452,7 @@ pub(crate) fn play(role: &str) {
                 use nix::sys::resource::{Resource, getrlimit, setrlimit};
                 let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
                 setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
-                eventually("it is restored", || {
+                eventually("the attachment is restored", || {
                     attachment.status().failures_in_a_row == 0
                 });
                 say("restored");

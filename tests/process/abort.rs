@@ -1,6 +1,6 @@
-//! Panics that end the process: all of them under `panic = "abort"`, and those that cannot unwind
-//! otherwise. The panic hook is all that runs between such a panic and the end, so a worker's death is
-//! logged there.
+//! Panics that end the process: all of them under `panic = "abort"`, and otherwise those that
+//! cannot unwind. Only the panic hook runs between such a panic and the end, so it logs a worker's
+//! death.
 
 use std::env;
 use std::fs;
@@ -34,7 +34,7 @@ panic = "unwind"
 "#;
 const SOURCE: &str = include_str!("abort_program.rs");
 
-/// The program in a package of its own, built once, with the versions that the crate has chosen.
+/// The program in a package of its own, built once, with the versions in the crate's lock file.
 fn package() -> &'static Path {
     static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
     PACKAGE.get_or_init(|| {
@@ -68,7 +68,7 @@ fn cargo(command: &str, package: &Path) -> Command {
     cargo
 }
 
-/// Runs the program. Returns how it ended, and what it said of its own accord.
+/// Runs the program. Returns how it ended, and its own output.
 fn run(profile: &str, place: &str) -> (ExitStatus, Vec<String>) {
     let mut run = cargo("run", package());
     let run = run.args(["--profile", profile, "--", place]);
@@ -78,7 +78,7 @@ fn run(profile: &str, place: &str) -> (ExitStatus, Vec<String>) {
     (output.status, lines.map(ToOwned::to_owned).collect())
 }
 
-/// Runs the program until it is aborted. Returns what it said of its own accord.
+/// Runs the program until it is aborted. Returns its own output.
 fn aborts_in(profile: &str, place: &str) -> Vec<String> {
     let (status, said) = run(profile, place);
     assert_eq!(
@@ -93,7 +93,7 @@ fn aborts(place: &str) -> Vec<String> {
     aborts_in("dev", place)
 }
 
-/// The place in the program that has this mark.
+/// The location of this mark in the program.
 fn place_of(mark: &str) -> String {
     let mark = format!("// {mark}");
     let line = SOURCE.lines().position(|line| line.ends_with(&mark));
@@ -108,7 +108,8 @@ fn the_log(said: &[String]) -> &str {
     death
 }
 
-/// The found hook has to tell of the panic, and the log of the death: where, and of whom.
+/// The previous hook must report the panic, and the log the death, with its location and its
+/// worker.
 fn assert_reported(said: &[String]) {
     let hooks = said.iter().filter(|line| line.starts_with("@hook "));
     assert!(hooks.eq(&["@hook no module named server"]));

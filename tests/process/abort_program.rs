@@ -1,4 +1,5 @@
-//! A program that panics where its argument says. It is built with `panic = "abort"`, and without.
+//! A program that panics where its argument selects. It is built with `panic = "abort"`, and
+//! without.
 
 use std::env;
 use std::future::Future;
@@ -60,7 +61,7 @@ fn die() -> ! {
     panic!("no module named {}", "server") // here
 }
 
-/// A supervised worker panics at its task.
+/// A supervised worker panics during its task.
 fn on_a_thread() {
     let doomed = Supervisor::new(Registry::global()).spawn(worker("doomed"), |hb| {
         hb.beat();
@@ -70,7 +71,7 @@ fn on_a_thread() {
     doomed.unwrap().join();
 }
 
-/// A supervised future panics at its task.
+/// A supervised future panics during its task.
 fn in_a_future() {
     let hb = worker("doomed").start().unwrap();
     let mut work = pin!(hb.supervise(async {
@@ -80,7 +81,7 @@ fn in_a_future() {
     let _ = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
 }
 
-/// A thread panics that is nobody's worker, in a process that has supervised ones.
+/// A thread panics that belongs to no worker, in a process that has supervised ones.
 fn elsewhere() {
     let (begun, has_begun) = std::sync::mpsc::channel();
     let well = Supervisor::new(Registry::global()).spawn(worker("well"), move |hb| {
@@ -95,7 +96,7 @@ fn elsewhere() {
     drop(well);
 }
 
-/// A worker panics that nobody supervises.
+/// A worker panics that is not supervised.
 fn alone() {
     let hb = worker("alone").start().unwrap();
     let _task = hb.begin_task("run-125", "working alone");
@@ -179,7 +180,7 @@ fn twice(way: Way, jobs: u32) {
     });
 }
 
-/// No panic leaves it.
+/// No panic unwinds out of it.
 extern "C" fn foreign() {
     die()
 }
@@ -189,7 +190,7 @@ fn through_a_foreign_function(way: Way, jobs: u32) {
     run(way, jobs, || foreign());
 }
 
-/// So does a thread that is no worker, in a process that has supervised ones.
+/// The same in a thread that is no worker, in a process that has supervised ones.
 fn elsewhere_in_a_foreign_function() {
     let (begun, has_begun) = std::sync::mpsc::channel();
     let well = Supervisor::new(Registry::global()).spawn(worker("well"), move |_| {

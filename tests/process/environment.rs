@@ -1,4 +1,4 @@
-//! What the environment may tell a worker. Each case in a process of its own.
+//! The settings of a worker from the environment. Each case runs in a process of its own.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -22,7 +22,7 @@ fn value(text: &str) -> &OsStr {
     OsStr::new(text)
 }
 
-/// What that process does.
+/// The role of that process.
 pub(crate) fn play() {
     println!("\n@ready");
     let registry = Registry::new();

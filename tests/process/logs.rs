@@ -1,4 +1,4 @@
-//! What the log is told, and what a log implementation can do to the rest.
+//! The messages of the log, and the effects that a log implementation can have.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Once, mpsc};
@@ -49,7 +49,7 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// Calls this with every line, of all tests of this program.
+/// Calls this with every line of all tests of this program.
 fn listen(listener: impl Fn(&Line) + Send + Sync + 'static) {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -59,7 +59,7 @@ fn listen(listener: impl Fn(&Line) + Send + Sync + 'static) {
     LISTENERS.lock().unwrap().push(Arc::new(Box::new(listener)));
 }
 
-/// The lines from here on that contain this text.
+/// The later lines that contain this text.
 fn lines_with(text: &'static str) -> Arc<Mutex<Vec<Line>>> {
     let lines = Arc::<Mutex<Vec<Line>>>::default();
     let heard = Arc::clone(&lines);
@@ -119,7 +119,7 @@ fn a_log_that_blocks_does_not_hold_up_the_next_pacemaker() {
     });
     let stuck = worker("stuck").start().unwrap();
     is_reached.recv().unwrap();
-    // Its pacemaker does not end, and is left behind.
+    // Its pacemaker does not end, and is leaked.
     drop(stuck);
     let events = registry.subscribe();
     let next = worker("next").start().unwrap();
@@ -132,7 +132,7 @@ fn a_log_that_blocks_does_not_hold_up_the_next_pacemaker() {
 }
 
 #[test]
-fn an_error_is_logged_whatever_else_is() {
+fn an_error_is_logged_however_many_messages_came_before() {
     let world = World::new();
     let lines = lines_with("worker crowded-out: dead: failed: out of memory");
     let victim = world.worker("w").id("crowded-out").start().unwrap();
@@ -155,12 +155,12 @@ fn suppressed_messages_are_counted_by_kind() {
         }
     }
     world.seconds(10);
-    let told = |line: &str| {
+    let times = |line: &str| {
         let lines = lines.lock().unwrap();
-        lines.iter().filter(|(_, told)| told == line).count()
+        lines.iter().filter(|(_, text)| text == line).count()
     };
-    assert_eq!(told("3 errors about workers were left out"), 1);
-    assert_eq!(told("4 messages about workers were left out"), 1);
+    assert_eq!(times("3 errors about workers were left out"), 1);
+    assert_eq!(times("4 messages about workers were left out"), 1);
     drop(keeper);
 }
 
@@ -174,7 +174,11 @@ fn suppressed_messages_are_counted_in_the_log_when_the_last_worker_ends() {
     }
     assert!(lines.lock().unwrap().is_empty());
     drop(keeper);
-    assert_eq!(lines.lock().unwrap().len(), 1, "its own end is one of them");
+    assert_eq!(
+        lines.lock().unwrap().len(),
+        1,
+        "the worker's own end is one of them"
+    );
 
     let others = lines_with("messages about workers were left out");
     for _ in 0..11 {
@@ -187,7 +191,7 @@ fn suppressed_messages_are_counted_in_the_log_when_the_last_worker_ends() {
 
 #[test]
 fn the_end_of_a_worker_is_the_last_thing_that_is_logged_of_it() {
-    // The log ends the worker that the same tick has found to be late as well.
+    // The log implementation stops the worker that the same tick has found to be late as well.
     let world = World::new();
     let second = Arc::new(Mutex::new(None));
     let lines = lines_with("worker ended-meanwhile: ");
@@ -215,11 +219,11 @@ fn the_end_of_a_worker_is_the_last_thing_that_is_logged_of_it() {
     drop(first);
 }
 
-/// A log that blocks at the first line that contains this. Returns the receiver of that news, and what
-/// lets it go when it is dropped.
+/// A log that blocks at the first line that contains this text. Returns a receiver that is notified
+/// of it, and a sender that unblocks the log when it is dropped.
 fn blocks_at(text: &'static str) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
     let (reached, is_reached) = mpsc::channel();
-    let (let_go, held) = mpsc::channel::<()>();
+    let (unblock, held) = mpsc::channel::<()>();
     let held = Mutex::new(held);
     listen(move |(_, line)| {
         if line.contains(text) {
@@ -227,14 +231,14 @@ fn blocks_at(text: &'static str) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
             let _ = held.lock().unwrap().recv();
         }
     });
-    (is_reached, let_go)
+    (is_reached, unblock)
 }
 
 #[test]
 fn a_log_that_blocks_does_not_hold_up_the_shutdown_of_a_supervisor() {
     let world = World::new();
     let supervisor = Supervisor::new(&world.registry);
-    let (is_reached, let_go) = blocks_at("worker held-up-1: stopping");
+    let (is_reached, unblock) = blocks_at("worker held-up-1: stopping");
     let mut workers = Vec::new();
     for n in 1..=3 {
         let (go, left) = mpsc::channel::<()>();
@@ -242,7 +246,7 @@ fn a_log_that_blocks_does_not_hold_up_the_shutdown_of_a_supervisor() {
         let worker = supervisor.spawn(worker, move |hb| {
             hb.update_task("run", "waiting", Activity::Processing);
             hb.stop_receiver().recv()?;
-            // It ends when the test says so.
+            // It ends when the test unblocks it.
             let _ = left.recv();
             Ok(())
         });
@@ -264,12 +268,14 @@ fn a_log_that_blocks_does_not_hold_up_the_shutdown_of_a_supervisor() {
         sender.send(report).unwrap();
     });
     for hung in [0, 3, 3] {
-        let report = reports.recv_timeout(PATIENCE).expect("it returns");
+        let report = reports
+            .recv_timeout(PATIENCE)
+            .expect("the shutdown returns");
         assert_eq!(report.hung.len(), hung, "{report:?}");
     }
 
     let lines = lines_with("worker held-up-3: stopp");
-    drop(let_go);
+    drop(unblock);
     let (last, let_end) = &workers[1];
     eventually("in the log", || lines.lock().unwrap().len() == 1);
     let_end.send(()).unwrap();
@@ -287,7 +293,7 @@ fn a_handle_that_is_dropped_does_not_wait_for_the_log_of_its_children() {
     let world = World::new();
     let hb = world.worker("parent").start().unwrap();
     let children = Supervisor::linked_to(&hb);
-    let (is_reached, let_go) = blocks_at("worker child-of-dropped: stopping");
+    let (is_reached, unblock) = blocks_at("worker child-of-dropped: stopping");
     let (go, left) = mpsc::channel::<()>();
     let child = world.worker("child").id("child-of-dropped");
     let child = children.spawn(child, move |hb| {
@@ -304,7 +310,7 @@ fn a_handle_that_is_dropped_does_not_wait_for_the_log_of_its_children() {
         drop(hb);
         dropped.send(()).unwrap();
     });
-    is_dropped.recv_timeout(PATIENCE).expect("it returns");
+    is_dropped.recv_timeout(PATIENCE).expect("the drop returns");
     is_reached.recv_timeout(PATIENCE).unwrap();
     drop(let_go);
     drop(go);

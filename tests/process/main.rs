@@ -1,7 +1,8 @@
-//! What belongs to a whole process: its environment, its log, its panic hook, and panics that end it.
+//! What belongs to the whole process: its environment, its log, its panic hook, and panics that end
+//! it.
 //!
-//! Each test that changes something of this kind runs in a process of its own. The tests of the log have
-//! that of this program for themselves: no other test here writes to it.
+//! Each test that changes one of these runs in a process of its own. The tests of the log share the
+//! log of this program: no other test here writes to it.
 
 mod abort;
 mod environment;
@@ -11,7 +12,7 @@ mod panic_hook;
 mod support;
 mod unwinding;
 
-/// Not a test: what the processes do that the tests of the environment start.
+/// Not a test: the processes that the tests of the environment start run this.
 #[test]
 fn stage() {
     if support::process::role().is_some() {

@@ -1,5 +1,6 @@
-//! When the panic hook is put in: before the call returns that asks for supervision, so that a hook
-//! which the application sets later does not race with it. Each case runs in a process of its own.
+//! When the panic hook is installed: before the call returns that requests supervision, so that a
+//! hook which the application sets later does not race with it. Each case runs in a process of its
+//! own.
 
 use std::panic;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,14 +12,14 @@ use worker_heartbeat::{DeathCause, Error, Health, Probe, Supervisor};
 
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 
-/// Sets a hook that does not call the one that it found, and so hides it.
+/// Sets a hook that does not call the previous one, and so hides it.
 fn set_hook_of_the_application() {
     panic::set_hook(Box::new(|_| {
         CALLS.fetch_add(1, Ordering::SeqCst);
     }));
 }
 
-/// The later hook is the only one: nothing was put before it since.
+/// The later hook is the only one: none was installed in front of it since.
 fn assert_that_only_the_later_hook_was_called(probe: &Probe) {
     assert_eq!(CALLS.load(Ordering::SeqCst), 1);
     let Health::Dead { death, .. } = probe.health() else {
@@ -31,7 +32,7 @@ fn assert_that_only_the_later_hook_was_called(probe: &Probe) {
 }
 
 #[test]
-fn a_supervisor_puts_in_the_hook_as_it_is_made() {
+fn a_new_supervisor_installs_the_hook() {
     in_child(|| {
         let world = World::new();
         let supervisor = Supervisor::new(&world.registry);
@@ -45,7 +46,7 @@ fn a_supervisor_puts_in_the_hook_as_it_is_made() {
 }
 
 #[test]
-fn supervise_puts_in_the_hook_before_the_first_poll() {
+fn supervise_installs_the_hook_before_the_first_poll() {
     in_child(|| {
         let world = World::new();
         let hb = world.worker("w").start().unwrap();
@@ -58,7 +59,7 @@ fn supervise_puts_in_the_hook_before_the_first_poll() {
 }
 
 #[test]
-fn a_spawn_puts_in_the_hook_that_its_supervisor_could_not() {
+fn a_spawn_installs_the_hook_that_its_supervisor_could_not() {
     in_child(|| {
         struct Makes(World, Option<Supervisor>);
         impl Drop for Makes {

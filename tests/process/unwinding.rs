@@ -9,7 +9,7 @@ use crate::support::executor::{block_on, poll_once};
 use crate::support::process::in_child;
 use worker_heartbeat::{Health, Registry, State, StopCause, Supervisor, WorkerHeartbeat};
 
-/// Runs something when it is dropped.
+/// Runs a closure when it is dropped.
 struct Runs<F: FnMut()>(F);
 
 impl<F: FnMut()> Drop for Runs<F> {

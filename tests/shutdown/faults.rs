@@ -1,5 +1,5 @@
-//! A shutdown in which something goes wrong: cleanups, logs and stores that
-//! hang, a process that is stopped, signals that are ignored or blocked, a thread that unwinds.
+//! A shutdown in which something fails: cleanups, logs and stores that hang, a process that is
+//! stopped, signals that are ignored or blocked, a thread that unwinds.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What an end may take on a busy machine. The times that it must not wait for are much longer.
+/// How long an end may take on a busy machine. The times that it must not wait for are much longer.
 const SOON: Duration = Duration::from_secs(10);
 
 fn service(settings: &str) -> Process {
@@ -25,7 +25,7 @@ fn play(scene: &str) -> Ended {
 
 // --- the timeout bounds everything --------------------------------------------------------------
 
-/// Sends a signal to a service that does not end within its timeout of a second, and gives a
+/// Sends a signal to a service that does not end within its timeout of a second, but returns a
 /// report.
 fn reports_in_time(settings: &str) -> Ended {
     let process = service(&format!("timeout=1000 force=no {settings}"));
@@ -82,7 +82,7 @@ fn without_force_a_log_that_blocks_does_not_keep_the_report() {
 }
 
 #[test]
-fn forced_words_name_the_cleanups_that_were_not_run() {
+fn the_message_of_a_forced_exit_names_the_cleanups_that_were_not_run() {
     let process = service("timeout=500 workers=idle-1 cleanup=hung");
     process.signal(Signal::SIGTERM);
     let ended = process.wait();
@@ -107,7 +107,7 @@ fn a_cleanup_that_panics_and_a_log_that_blocks_leave_the_other_cleanups() {
 }
 
 #[test]
-fn all_that_wait_for_a_hung_cleanup_get_the_same_report() {
+fn all_waiting_threads_get_the_same_report_of_a_hung_cleanup() {
     play("many-wait");
 }
 
@@ -182,7 +182,7 @@ fn a_process_that_was_stopped_in_a_cleanup_ends_in_good_order() {
     assert!(ended.transcript.has("@cleanup one"));
 }
 
-/// A second signal came at once; it is seen late.
+/// A second signal was sent at once; the process receives it late.
 #[test]
 fn a_second_signal_to_a_process_that_is_stopped_is_a_duplicate() {
     let mut process = service("timeout=60000 workers=draining-1");
@@ -191,7 +191,7 @@ fn a_second_signal_to_a_process_that_is_stopped_is_a_duplicate() {
     process.signal(Signal::SIGSTOP);
     process.signal(Signal::SIGTERM);
     process.stop_for(2 * SECOND);
-    // Answers come after the signal, which is seen at once.
+    // Answers come after the signal, which is received at once.
     for _ in 0..20 {
         let health = process.ask("health draining-1");
         assert!(!health.starts_with("stopped"), "{health}");
@@ -201,7 +201,7 @@ fn a_second_signal_to_a_process_that_is_stopped_is_a_duplicate() {
     process.wait().assert_code(0);
 }
 
-/// Each look charges something: a process that is stopped again and again comes to its end too.
+/// Each observation charges some time: a process that is stopped again and again ends too.
 #[test]
 fn a_process_that_is_stopped_again_and_again_ends_later() {
     let process = service("timeout=1000 workers=hung-1");
@@ -212,16 +212,16 @@ fn a_process_that_is_stopped_again_and_again_ends_later() {
     let mut stops = 0;
     let deadline = Instant::now() + 4 * SOON;
     while process.is_running() {
-        assert!(Instant::now() < deadline, "it does not end");
+        assert!(Instant::now() < deadline, "the process does not end");
         process.stop_for(stopped);
         stops += 1;
-        // The time in which it runs.
+        // The time in which the process runs.
         thread::sleep(stopped / 4);
     }
     let ended = process.wait();
     ended.assert_code(1);
     let took = ended.at - sent;
-    // In the last one, it may have ended.
+    // During the last stop, the process may have ended already.
     let least = SECOND + forgiven * (stops - 1);
     assert!(
         took >= least,
@@ -232,10 +232,10 @@ fn a_process_that_is_stopped_again_and_again_ends_later() {
     assert!(ended.transcript.has(words), "{}", ended.transcript);
 }
 
-// --- last words ---------------------------------------------------------------------------------
+// --- last messages ------------------------------------------------------------------------------
 
 #[test]
-fn last_words_that_the_log_does_not_take_go_to_stderr() {
+fn last_messages_that_the_log_rejects_go_to_stderr() {
     for log in [
         "none",
         "off",
@@ -260,7 +260,7 @@ fn last_words_that_the_log_does_not_take_go_to_stderr() {
 }
 
 #[test]
-fn last_words_that_the_log_takes_are_said_once() {
+fn last_messages_that_the_log_accepts_are_written_once() {
     let process = service("timeout=500 workers=hung-1 log=print");
     process.signal(Signal::SIGTERM);
     let ended = process.wait();
@@ -271,7 +271,7 @@ fn last_words_that_the_log_takes_are_said_once() {
 }
 
 #[test]
-fn words_and_exit_status_agree_when_main_returns_at_the_same_time() {
+fn message_and_exit_status_agree_when_main_returns_at_the_same_time() {
     for scene in ["main-returns", "another-thread-exits"] {
         let ended = Process::start(scene).wait();
         ended.assert_code(1);
@@ -281,7 +281,7 @@ fn words_and_exit_status_agree_when_main_returns_at_the_same_time() {
 }
 
 #[test]
-fn words_and_exit_status_agree_however_close_the_end_is() {
+fn message_and_exit_status_agree_however_close_the_end_is() {
     let (mut forced, mut ended_itself) = (0, 0);
     for n in 0..20 {
         // The worker ends within some milliseconds of the timeout.
@@ -310,7 +310,7 @@ fn a_destructor_can_shut_down_while_its_thread_unwinds() {
     }
 }
 
-/// A hook that ends the process in good order, when a worker has panicked.
+/// A hook that shuts the process down when a worker has panicked.
 #[test]
 fn a_panic_hook_can_shut_down() {
     let ended = play("panic-hook");
@@ -328,7 +328,7 @@ const SIGNALS: [Signal; 4] = [
     Signal::SIGHUP,
 ];
 
-/// A program that has these signals ignored, and all others not, however the tests were started.
+/// A program that ignores these signals, and no others, however the tests were started.
 fn ignoring(signals: &str) -> [&str; 3] {
     let option = format!("--ignore-signal={signals}");
     ["env", "--default-signal", option.leak()]
@@ -342,9 +342,9 @@ fn signals_that_were_ignored_at_the_start_stay_ignored() {
     );
     for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
         process.signal(signal);
-        // An ignored signal is gone before `kill` returns.
-        let told = process.ask("shutdown");
-        assert!(told.starts_with("requested false"), "{signal}: {told}");
+        // An ignored signal is discarded before `kill` returns.
+        let answer = process.ask("shutdown");
+        assert!(answer.starts_with("requested false"), "{signal}: {answer}");
     }
     process.signal(Signal::SIGTERM);
     let ended = process.wait();
@@ -367,7 +367,8 @@ fn each_signal_can_be_ignored_at_the_start() {
     }
 }
 
-/// A shell without job control ignores SIGINT and SIGQUIT for what it starts in the background.
+/// A shell without job control ignores SIGINT and SIGQUIT for programs that it starts in the
+/// background.
 #[test]
 fn a_background_job_of_a_shell_is_not_shut_down_by_ctrl_c() {
     let shell = r#""$0" "$@" & wait "$!""#;
@@ -415,7 +416,7 @@ fn a_signal_that_is_blocked_can_be_left_out() {
 }
 
 #[test]
-fn a_signal_that_only_the_installing_thread_blocks_is_heard() {
+fn a_signal_that_only_the_installing_thread_blocks_is_received() {
     let mut process = Process::start("blocked-here");
     process.signal(Signal::SIGTERM);
     process.expect("@begun SIGTERM");
@@ -425,7 +426,7 @@ fn a_signal_that_only_the_installing_thread_blocks_is_heard() {
 // --- asynchronous forms -------------------------------------------------------------------------
 
 #[test]
-fn workers_of_a_current_thread_runtime_go_on_while_it_waits() {
+fn workers_of_a_current_thread_runtime_continue_while_it_waits() {
     play("current-thread");
 }
 
@@ -453,7 +454,7 @@ fn a_signal_wakes_futures() {
 }
 
 impl Process {
-    /// The process that says of itself which it is.
+    /// The process that prints its own id.
     fn job(&mut self) -> Pid {
         let line = self.expect("@pid ").text;
         Pid::from_raw(line.rsplit(' ').next().unwrap().parse().unwrap())

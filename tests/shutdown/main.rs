@@ -1,5 +1,5 @@
-//! The shutdown, in processes of its own: a signal goes to all of a process, and a shutdown can be
-//! installed once in it.
+//! The shutdown, in processes of its own: a signal reaches the whole process, and a process can
+//! install one shutdown only.
 //!
 //! Each test starts this program again, as [`stage`], in a role.
 
@@ -10,7 +10,7 @@ mod signals;
 #[path = "../support/mod.rs"]
 mod support;
 
-/// Not a test: what the processes do that the tests start.
+/// Not a test: the processes that the tests start run this.
 #[test]
 fn stage() {
     if let Some(role) = support::process::role() {

@@ -23,7 +23,7 @@ fn work_of_a_future_that_was_idle_has_returned_before_the_cleanups_run() {
 }
 
 #[test]
-fn what_the_work_holds_is_gone_before_the_shutdown_is_over() {
+fn what_the_work_owns_is_dropped_before_the_shutdown_ends() {
     play("destructor");
 }
 
@@ -33,7 +33,7 @@ fn a_log_that_blocks_keeps_no_work_from_its_stop_and_no_process_from_its_end() {
 }
 
 #[test]
-fn work_of_an_idle_worker_that_does_not_return_is_named_and_holds_nothing_up_for_long() {
+fn work_of_an_idle_worker_that_does_not_return_is_named_and_delays_the_end_briefly() {
     let ended = play("thread-hangs");
     let said = &ended.transcript;
     assert!(said.has("clean, took"), "{said}");
@@ -47,7 +47,7 @@ fn a_future_that_is_dropped_has_returned() {
 }
 
 #[test]
-fn futures_that_have_not_begun_or_are_over_are_not_waited_for() {
+fn futures_that_have_not_started_or_have_ended_are_not_waited_for() {
     play("futures-not-polled");
     play("restarting");
 }
@@ -60,8 +60,8 @@ fn work_that_waits_for_the_shutdown_is_not_waited_for() {
     play("future-gives-up-waiting");
 }
 
-/// The words are said on the thread that ends the process, which neither the log nor a full pipe can
-/// block.
+/// The thread that ends the process writes the messages; neither the log nor a full pipe can block
+/// it.
 #[test]
 fn without_a_thread_the_last_messages_are_still_written() {
     for (scene, heard) in [("no-threads", true), ("no-threads-stuffed", false)] {
@@ -77,7 +77,7 @@ fn without_a_thread_the_last_messages_are_still_written() {
 }
 
 #[test]
-fn a_process_that_does_not_end_after_its_shutdown_is_ended_if_that_is_wished() {
+fn a_process_that_does_not_end_after_its_shutdown_is_ended_if_a_limit_is_set() {
     for scene in ["exit", "exit-async"] {
         let ended = Process::start(scene).wait();
         ended.assert_code(1);

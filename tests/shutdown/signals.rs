@@ -12,9 +12,9 @@ const SIGNALS: [Signal; 4] = [
     Signal::SIGQUIT,
     Signal::SIGHUP,
 ];
-/// A signal that comes again within this time is a duplicate.
+/// A signal that is repeated within this time is a duplicate.
 const DUPLICATE: Duration = Duration::from_secs(1);
-/// What an end by force may take, on a busy machine. The timeouts that it must not wait for are
+/// How long a forced exit may take on a busy machine. The timeouts that it must not wait for are
 /// much longer.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -32,7 +32,7 @@ fn play(scene: &str) -> Ended {
 // --- signals ------------------------------------------------------------------------------------
 
 #[test]
-fn a_signal_stops_the_idle_at_once_and_lets_the_working_finish() {
+fn a_signal_stops_idle_workers_at_once_and_lets_tasks_finish() {
     std::thread::scope(|scope| {
         for signal in SIGNALS {
             scope.spawn(move || stops_in_good_order(signal));
@@ -45,7 +45,7 @@ fn stops_in_good_order(signal: Signal) {
     let mut process = service("log=print workers=idle-1,draining-1");
     assert_eq!(
         process.ask("shutdown"),
-        "requested false, signal None, told false"
+        "requested false, signal None, received false"
     );
     assert_eq!(process.ask("health idle-1"), "idle");
     assert_eq!(process.ask("health draining-1"), "processing");
@@ -58,13 +58,13 @@ fn stops_in_good_order(signal: Signal) {
     let drained_since = Instant::now();
     while drained_since.elapsed() < 3 * STALE_AFTER {
         let health = process.ask("health draining-1");
-        // A machine so busy that nobody could look is no fault of the worker's.
+        // On a very busy machine the pacemaker may not run for a while; the worker is not to blame.
         let excused = health.starts_with("unobserved");
         assert!(
             health == "stopping: finishing its task" || excused,
             "{health}"
         );
-        // Often enough, compared with the time after which it would be stale.
+        // Often enough, compared with the time after which the worker would be stale.
         std::thread::sleep(STALE_AFTER / 10);
     }
     assert!(
@@ -72,9 +72,12 @@ fn stops_in_good_order(signal: Signal) {
             .ask("health idle-1")
             .starts_with(&format!("stopped: by {name}"))
     );
-    let told = process.ask("shutdown");
-    assert!(told.starts_with("requested true, signal Some("), "{told}");
-    assert!(told.ends_with(", told true"), "{told}");
+    let answer = process.ask("shutdown");
+    assert!(
+        answer.starts_with("requested true, signal Some("),
+        "{answer}"
+    );
+    assert!(answer.ends_with(", received true"), "{answer}");
     assert_eq!(process.ask("living"), "1");
 
     process.send_line("finish");
@@ -103,11 +106,11 @@ fn signals_within_a_second_are_one() {
     let mut process = service("workers=draining-1");
     process.signal(Signal::SIGTERM);
     process.expect("@event worker draining-1: stopping");
-    // As service managers do: to the process, to its group, and then the terminal goes.
+    // As service managers do: to the process, to its group, and then the terminal closes.
     for signal in [Signal::SIGTERM, Signal::SIGTERM, Signal::SIGHUP] {
         process.signal(signal);
     }
-    // The signals count when they come in, not later.
+    // A signal counts when it is received, not later.
     std::thread::sleep(DUPLICATE + DUPLICATE / 5);
     let health = process.ask("health draining-1");
     assert_eq!(health, "stopping: finishing its task");
@@ -124,7 +127,7 @@ fn signals_within_a_second_are_one() {
 fn signal_twice(process: &mut Process, first: Signal, second: Signal) -> Instant {
     process.signal(first);
     process.expect("@begun");
-    // A second is what the rule says.
+    // The rule allows a second.
     std::thread::sleep(DUPLICATE + DUPLICATE / 5);
     process.signal(second)
 }
@@ -155,9 +158,9 @@ fn a_signal_that_comes_again_ends_the_process() {
 }
 
 /// Longer than a duplicate may take, and then time for a forced exit, which would take some
-/// milliseconds. The service goes on.
+/// milliseconds. The service continues.
 #[track_caller]
-fn goes_on(process: &mut Process) {
+fn assert_continues(process: &mut Process) {
     let begun = Instant::now();
     while begun.elapsed() < DUPLICATE + DUPLICATE / 2 {
         let health = process.ask("health draining-1");
@@ -166,7 +169,7 @@ fn goes_on(process: &mut Process) {
 }
 
 #[test]
-fn another_signal_ends_the_process_too_and_is_not_said_to_come_again() {
+fn another_signal_ends_the_process_too_and_is_not_reported_as_repeated() {
     let mut process = service("workers=hung-1");
     signal_twice(&mut process, Signal::SIGTERM, Signal::SIGINT);
     let ended = process.wait();
@@ -175,15 +178,15 @@ fn another_signal_ends_the_process_too_and_is_not_said_to_come_again() {
     assert!(said.has("SIGINT came after SIGTERM"), "{said}");
 }
 
-/// An application that began the shutdown itself: the one signal of a service manager comes later.
+/// The application has begun the shutdown itself; the service manager's only signal comes later.
 #[test]
 fn the_first_signal_after_a_trigger_changes_nothing() {
     let mut process = service("workers=draining-1");
     process.send_line("trigger");
     process.expect("@begun");
-    goes_on(&mut process);
+    assert_continues(&mut process);
     process.signal(Signal::SIGTERM);
-    goes_on(&mut process);
+    assert_continues(&mut process);
     process.send_line("finish");
     process.wait().assert_code(0);
 
@@ -210,7 +213,7 @@ fn without_force_a_signal_that_comes_again_changes_nothing() {
 }
 
 #[test]
-fn without_a_shutdown_signals_do_what_they_always_do() {
+fn without_a_shutdown_signals_have_their_default_effect() {
     for signal in SIGNALS {
         let process = Process::start("no-shutdown");
         process.signal(signal);
@@ -219,7 +222,7 @@ fn without_a_shutdown_signals_do_what_they_always_do() {
 }
 
 #[test]
-fn signals_that_were_not_chosen_do_what_they_always_do() {
+fn signals_that_were_not_selected_have_their_default_effect() {
     let process = Process::start("user-signal-only");
     process.signal(Signal::SIGTERM);
     process.wait().assert_killed_by(Signal::SIGTERM);
@@ -234,10 +237,10 @@ fn signals_that_were_not_chosen_do_what_they_always_do() {
 fn an_ignored_hangup_stays_ignored() {
     let mut process = Process::start_after(r#"trap "" HUP"#, "inherited-service workers=idle-1");
     process.signal(Signal::SIGHUP);
-    // An ignored signal is gone before `kill` returns.
+    // An ignored signal is discarded before `kill` returns.
     assert_eq!(
         process.ask("shutdown"),
-        "requested false, signal None, told false"
+        "requested false, signal None, received false"
     );
     assert_eq!(process.ask("health idle-1"), "idle");
     process.signal(Signal::SIGTERM);
@@ -345,7 +348,7 @@ fn a_signal_during_a_hung_cleanup_ends_the_process() {
 }
 
 #[test]
-fn a_cleanup_that_panics_harms_no_other() {
+fn a_cleanup_that_panics_does_not_stop_the_others() {
     for (kind, message) in [
         ("text", "the disk is full"),
         ("bomb", "a value that is not a text"),
@@ -375,7 +378,7 @@ fn a_log_that_blocks_does_not_keep_the_process() {
     let said = &ended.transcript;
     assert!(said.has("@log ERROR exit with status 1"), "{said}");
 
-    // Nothing else is wrong with this one. Whether it counts as clean is a matter of taste.
+    // Only the log failed here. Whether the shutdown counts as clean does not matter.
     let timeout = Duration::from_secs(1);
     let process = service("timeout=1000 workers=idle-1 log=block");
     let sent = process.signal(Signal::SIGTERM);
@@ -408,7 +411,7 @@ fn a_log_that_panics_does_not_keep_the_process() {
     overruns("workers=hung-1 log=panic");
 }
 
-/// The process has nothing to wait for but what the log has to be told.
+/// The process has nothing to wait for except the log.
 #[test]
 fn what_ended_the_process_is_logged_however_fast_it_ends() {
     for workers in ["", "idle-1", "idle-1,idle-2"] {
@@ -495,7 +498,7 @@ fn the_loop_in_the_documentation_ends_in_good_order() {
 }
 
 #[test]
-fn workers_that_come_late_are_asked_to_stop_too() {
+fn workers_that_register_late_are_asked_to_stop_too() {
     play("latecomers");
 }
 
@@ -503,7 +506,10 @@ fn workers_that_come_late_are_asked_to_stop_too() {
 fn supervised_workers_are_not_started_again() {
     let started = Instant::now();
     play("supervised");
-    assert!(started.elapsed() < PATIENCE, "it waited for a backoff");
+    assert!(
+        started.elapsed() < PATIENCE,
+        "the shutdown waited for a backoff"
+    );
 }
 
 #[test]
@@ -526,13 +532,13 @@ fn a_waker_that_blocks_does_not_keep_the_process() {
 
 #[test]
 fn tasks_that_were_accepted_are_not_cut_short() {
-    // The moment is short: one try is not enough to meet it on a busy machine.
+    // The moment is short: on a busy machine one attempt may miss it.
     for _ in 0..3 {
         play("accepted-tasks");
     }
 }
 
 #[test]
-fn a_waker_that_polls_at_once_is_let_through() {
+fn a_waker_that_polls_at_once_is_not_blocked() {
     play("polling-waker");
 }

@@ -1,5 +1,5 @@
-//! Scenes of a shutdown in which something goes wrong. They end with status 0 if all is well, unless
-//! their test says otherwise.
+//! Scenes of a shutdown in which something fails. They end with status 0 if all is well, unless
+//! their test expects another status.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -66,7 +66,7 @@ pub(crate) fn play(scene: &str) {
     }
 }
 
-/// A shutdown that only the scene begins, and that gives a report.
+/// A shutdown that only the scene begins, and that returns a report.
 fn quiet(registry: &Registry) -> ShutdownBuilder {
     let builder = Shutdown::builder().signals([]).registry(registry);
     builder.timeout(TIMEOUT).force_exit(false)
@@ -84,13 +84,13 @@ fn states(report: &ShutdownReport) -> Vec<(&str, CleanupState)> {
         .collect()
 }
 
-/// Waits for something that is about to happen.
+/// Waits for a condition that is about to hold.
 #[track_caller]
 fn soon(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !happened() {
         assert!(Instant::now() < deadline, "not {what}");
-        // Between two looks.
+        // Between two checks.
         thread::sleep(MILLISECOND);
     }
 }
@@ -99,7 +99,7 @@ fn soon(what: &str, mut happened: impl FnMut() -> bool) {
 fn in_time(what: &'static str) {
     thread::spawn(move || {
         thread::sleep(PATIENCE / 2);
-        println!("it hangs: {what}");
+        println!("the scene hangs: {what}");
         exit(7);
     });
 }
@@ -108,10 +108,10 @@ fn in_time(what: &'static str) {
 
 fn many_wait() -> ! {
     ready();
-    in_time("one of those that wait");
+    in_time("one of the waiting threads");
     let registry = Registry::new();
     let shutdown = quiet(&registry)
-        .cleanup("never", || panic!("it was run"))
+        .cleanup("never", || panic!("the cleanup ran"))
         .cleanup("hung", || rest())
         .cleanup("fine", || {})
         .install()
@@ -227,7 +227,7 @@ fn calling_cleanup() -> ! {
             shutdown.trigger();
             assert!(shutdown.receiver().recv().is_ok());
             block_on(shutdown.requested_async());
-            // A worker of the cleanup's own.
+            // A worker that belongs to the cleanup.
             let hb = worker(&late, "of-the-cleanup");
             assert!(hb.stop_requested());
             drop(hb);
@@ -254,7 +254,7 @@ fn hanging_store() -> ! {
     let shutdown = registries
         .iter()
         .fold(builder, ShutdownBuilder::registry)
-        // It needs a quarter of the time.
+        // The store needs a quarter of the timeout.
         .cleanup("close", || thread::sleep(TIMEOUT))
         .install()
         .unwrap();
@@ -280,7 +280,7 @@ fn hanging_store() -> ! {
     let stored = stores[2].list(&WorkerFilter::default()).unwrap();
     let state = stored[0].health().state();
     assert_eq!(state, State::Stopped, "{stored:?}");
-    // The handles' drop would wait for the stores too.
+    // Dropping the handles would wait for the stores too.
     std::mem::forget(workers);
     exit_with(&report)
 }
@@ -315,7 +315,7 @@ fn late_wait() -> ! {
         .install()
         .unwrap();
     shutdown.trigger();
-    // Something else is done meanwhile.
+    // Other work that is done first.
     thread::sleep(2 * TIMEOUT);
     let report = shutdown.wait();
     assert!(report.is_clean() && ran.load(Ordering::Acquire), "{report}");
@@ -330,7 +330,7 @@ fn late_wait_for_ever() -> ! {
         .install()
         .unwrap();
     shutdown.trigger();
-    // Something else is done meanwhile.
+    // Other work that is done first.
     thread::sleep(2 * TIMEOUT);
     let report = shutdown.wait();
     assert_eq!(states(&report), [("hung", CleanupState::Running)]);
@@ -359,9 +359,9 @@ fn twice() -> ! {
     exit(0)
 }
 
-// --- two ways out at once -----------------------------------------------------------------------
+// --- two exits at once --------------------------------------------------------------------------
 
-/// A log that takes its time for the last words, and says when it has begun.
+/// A log that is slow to write the last message, and sets a flag when it begins.
 struct SlowLog(AtomicBool);
 
 impl Log for SlowLog {
@@ -381,7 +381,7 @@ impl Log for SlowLog {
     fn flush(&self) {}
 }
 
-/// The process ends with status 0 while it is ended by force.
+/// The process exits with status 0 while it is forced to exit.
 fn exits_meanwhile(end: impl FnOnce(Box<dyn FnOnce() + Send>)) -> ! {
     static LOG: SlowLog = SlowLog(AtomicBool::new(false));
     log::set_logger(&LOG).unwrap();
@@ -393,11 +393,11 @@ fn exits_meanwhile(end: impl FnOnce(Box<dyn FnOnce() + Send>)) -> ! {
     ready();
     end(Box::new(move || {
         shutdown.trigger();
-        soon("said", || LOG.0.load(Ordering::Acquire));
+        soon("the log has begun", || LOG.0.load(Ordering::Acquire));
         exit(0)
     }));
     drop(task);
-    unreachable!("it has ended")
+    unreachable!("the process has ended")
 }
 
 fn close_race(millis: u64) -> ! {
@@ -530,7 +530,7 @@ fn blocked() -> ! {
         panic!("{error}");
     };
     println!("@refused {signals}: {error}");
-    // Nothing was hooked, and nothing is in the way of the next.
+    // Nothing was hooked, and the next installation works.
     let shutdown = Shutdown::builder().signals([]).install().unwrap();
     shutdown.trigger();
     exit_with(&shutdown.wait())
@@ -589,7 +589,7 @@ fn current_thread() -> ! {
                     shutdown.requested_async().await;
                     assert!(hb.stop_requested());
                     for _ in 0..20 {
-                        // The end of its task, which needs the thread again and again.
+                        // The end of its task, for which it needs the thread again and again.
                         tokio::time::sleep(MILLISECOND).await;
                     }
                     drop(task);
@@ -612,7 +612,7 @@ fn current_thread() -> ! {
     exit_with(&report)
 }
 
-/// Two futures take turns on an executor that knows nothing but them.
+/// Two futures take turns on an executor that polls nothing else.
 fn block_on_alone() -> ! {
     ready();
     in_time("an executor");
@@ -713,17 +713,17 @@ fn cancelled_waits() -> ! {
     for future in &mut kept {
         assert!(pin!(future).poll(&mut context).is_ready());
     }
-    // The first poll after the request starts the end, which does not need another.
+    // The first poll after the request starts the end, which needs no further poll.
     assert!(pin!(&mut report).poll(&mut context).is_pending());
     drop(report);
     assert_eq!(Arc::strong_count(&count), without);
     let report = block_on(shutdown.wait_async());
     assert!(report.is_clean(), "{report}");
-    // Late ones, and one that is polled again.
+    // Futures that are made after the end, one of them polled again.
     let mut again = shutdown.wait_async();
     for _ in 0..2 {
         let Poll::Ready(late) = pin!(&mut again).poll(&mut context) else {
-            panic!("it is over");
+            panic!("the shutdown has ended");
         };
         assert_eq!(format!("{late:?}"), format!("{report:?}"));
     }

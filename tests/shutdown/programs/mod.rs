@@ -1,4 +1,4 @@
-//! What the processes in the tests of the shutdown do.
+//! The processes that the tests of the shutdown start.
 
 mod fault_scenes;
 mod scenes;

@@ -1,4 +1,4 @@
-//! Scenes from a shutdown that check themselves: they end with status 0 if all is well.
+//! Scenes of a shutdown that check themselves: they end with status 0 if all is well.
 
 use std::fs::File;
 use std::future::Future;
@@ -46,13 +46,13 @@ fn worker(registry: &Registry, id: &str) -> WorkerHeartbeat {
     builder.registry(registry).start().unwrap()
 }
 
-/// Waits for something that is about to happen.
+/// Waits for a condition that is about to hold.
 #[track_caller]
 fn soon(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !happened() {
         assert!(Instant::now() < deadline, "not {what}");
-        // Between two looks.
+        // Between two checks.
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -114,12 +114,12 @@ fn install() -> ! {
     assert!(clash.contains("SIGUSR1, SIGINT:"), "{clash}");
     nix::sys::signal::raise(nix::sys::signal::Signal::SIGUSR1).unwrap();
     assert_eq!(reload.wait().cause.to_string(), "SIGUSR1");
-    assert!(!shutdown.requested(), "it is of other signals");
+    assert!(!shutdown.requested(), "it has other signals");
     let by_hand = other().signals([]).install().unwrap();
     by_hand.trigger();
     assert!(by_hand.wait().is_clean());
     assert!(!shutdown.requested());
-    // What is wrong with it comes first, however often it was installed.
+    // An invalid timeout is reported first, even if a shutdown is installed already.
     bad_timeouts();
     shutdown.trigger();
     exit_with(&shutdown.wait())
@@ -131,7 +131,7 @@ fn refused_install() -> ! {
     rest()
 }
 
-/// There are files left for the pipe, and for some of the signals, but not for all.
+/// There are file descriptors for the pipe, and for some of the signals, but not for all.
 fn failed_install() -> ! {
     let mut files: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
     files.truncate(files.len() - 4);
@@ -226,7 +226,7 @@ fn main_loop() -> ! {
     ready();
     while !shutdown.requested() {
         hb.beat();
-        // What such a loop does between two beats.
+        // The work of such a loop between two beats.
         thread::sleep(Duration::from_millis(1));
     }
     drop(hb);
@@ -290,7 +290,7 @@ fn latecomers() -> ! {
 
     drop(task);
     assert!(first.is_over());
-    assert!(!waiting.is_finished(), "the late one has not ended");
+    assert!(!waiting.is_finished(), "the late worker has not ended");
     late.mark_idle();
     let health = late.health().to_string();
     assert!(health.starts_with("stopped: by shutdown"), "{health}");
@@ -360,7 +360,10 @@ fn supervised() -> ! {
     shutdown.trigger();
     let events_before: Vec<_> = events.try_iter().collect();
     let report = shutdown.wait();
-    assert!(begun.elapsed() < PATIENCE, "it waited for a backoff");
+    assert!(
+        begun.elapsed() < PATIENCE,
+        "the shutdown waited for a backoff"
+    );
     assert!(report.is_clean());
 
     assert!(!matches!(fallen.join(), Exit::Completed));
@@ -404,7 +407,7 @@ fn supervised() -> ! {
     exit_with(&report)
 }
 
-/// The guard of the task goes first, and the worker is stopped by it; then comes the error.
+/// The guard of the task is dropped first, which stops the worker; then the error is returned.
 fn error_on_the_way_out() -> ! {
     ready();
     let registry = Registry::new();
@@ -425,10 +428,12 @@ fn error_on_the_way_out() -> ! {
     shutdown.trigger();
     assert!(matches!(failing.join(), Exit::Failed { .. }));
     let health = failing.probe().health().to_string();
-    let mut told: Vec<_> = events.try_iter().map(|event| event.to_string()).collect();
-    told.push(health);
-    let said = told.iter().any(|words| words.contains("the disk is full"));
-    assert!(said, "the error is lost: {told:#?}");
+    let mut reported: Vec<_> = events.try_iter().map(|event| event.to_string()).collect();
+    reported.push(health);
+    let said = reported
+        .iter()
+        .any(|words| words.contains("the disk is full"));
+    assert!(said, "the error is lost: {reported:#?}");
     exit_with(&shutdown.wait())
 }
 
@@ -440,10 +445,10 @@ fn restarts(event: &Event, id: &str) -> bool {
         )
 }
 
-// --- executors of their own kind ----------------------------------------------------------------
+// --- unusual executors --------------------------------------------------------------------------
 
-/// Calls this when the worker is asked to stop, as long as what it returns is kept.
-fn when_asked(
+/// Runs a closure when the worker is asked to stop, as long as the returned future is kept.
+fn on_stop_request(
     hb: &WorkerHeartbeat,
     call: impl Fn() + Send + Sync + 'static,
 ) -> impl Future<Output = ()> {
@@ -460,8 +465,8 @@ fn when_asked(
     asked
 }
 
-/// Workers that wait for work get some in the very moment in which they are asked to stop. Either
-/// they are stopped, and it comes too late, or it counts, and they are stopped when it is done.
+/// Idle workers begin a task at the very moment in which they are asked to stop. Either they are
+/// stopped, and the task comes too late, or the task counts, and they are stopped when it ends.
 fn accepted_tasks() -> ! {
     ready();
     let registry = Registry::new();
@@ -477,7 +482,7 @@ fn accepted_tasks() -> ! {
     }
     let asking = shutdown.clone();
     let asking = thread::spawn(move || asking.trigger());
-    // They are asked in this order: always try those who are about to be.
+    // The shutdown asks in this order: the next ones are about to be asked.
     for hb in workers.iter().step_by(20) {
         while !hb.is_over() {
             let task = hb.begin_task("run-1", "just in time");
@@ -511,7 +516,7 @@ fn blocking_waker() -> ! {
     rest()
 }
 
-/// Some executors poll a task right where it is woken.
+/// Some executors poll a task inside the wake.
 fn polling_waker() -> ! {
     let registry = Registry::new();
     let shutdown = Shutdown::builder()

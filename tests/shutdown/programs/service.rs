@@ -1,4 +1,5 @@
-//! A service: workers, cleanups and a log as its settings say, that is asked on its standard input.
+//! A service with workers, cleanups and a log as its settings say, which answers queries on its
+//! standard input.
 
 use std::collections::HashMap;
 use std::io::BufRead;
@@ -17,7 +18,8 @@ use worker_heartbeat::{
 /// A worker of the service is stale after this time.
 pub(crate) const STALE_AFTER: Duration = Duration::from_millis(200);
 
-/// Signals as an interactive shell passes them on, whoever started the tests.
+/// Restores the signals' default actions, as an interactive shell does, however the tests were
+/// started.
 pub(crate) fn reset_signals() {
     for number in [
         Signal::SIGINT,
@@ -76,7 +78,7 @@ impl<'a> Settings<'a> {
 /// | setting | values |
 /// | --- | --- |
 /// | `log` | `none`, `off`, `filter`, `print`, `slow`, `block`, `block-locked`, `block-flush`, `panic`, `panic-flush` |
-/// | `workers` | names of workers, idle, draining (until told `finish`) or hung |
+/// | `workers` | names of workers, idle, draining (until sent `finish`) or hung |
 /// | `cleanup` | of three, the middle one is `fine`, `slow`, `hung`, or it panics: `text`, `bomb` |
 /// | `timeout` | milliseconds |
 /// | `force`, `wait` | `yes`, `no` |
@@ -114,7 +116,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// The name says what it does when it is asked to stop.
+    /// The name selects what the worker does when it is asked to stop.
     fn start(registry: &Registry, name: &str) -> Self {
         let hb = WorkerHeartbeat::builder("worker")
             .id(name)
@@ -143,7 +145,7 @@ fn work(
     done: &Receiver<()>,
 ) {
     match kind {
-        // Idle, and blocked, so that it could not even say good-bye.
+        // Idle, and blocked, so that it cannot even end by itself.
         "idle" => {
             hb.mark_idle();
             begun.send(()).unwrap();
@@ -164,7 +166,7 @@ fn work(
     }
 }
 
-/// Does nothing any more, for ever.
+/// Sleeps for ever.
 pub(crate) fn rest() -> ! {
     loop {
         thread::park();
@@ -186,7 +188,7 @@ fn cleanups(
             println!("@cleanup two, {} living", living(&two));
             match middle.as_str() {
                 "fine" => {}
-                // What it takes to close a database.
+                // The time that it takes to close a database.
                 "slow" => thread::sleep(Duration::from_secs(1)),
                 "hung" => rest(),
                 "text" => panic!("the disk is full"),
@@ -217,7 +219,7 @@ fn living(registry: &Registry) -> usize {
     states.total() - over.map(|(_, count)| count).sum::<usize>()
 }
 
-/// Prints what happens, as a monitor would see it.
+/// Prints the events, as a monitor would.
 fn follow(registry: &Registry, shutdown: &Shutdown) {
     let events = registry.subscribe();
     thread::spawn(move || {
@@ -233,12 +235,12 @@ fn follow(registry: &Registry, shutdown: &Shutdown) {
 }
 
 fn say_shutdown(shutdown: &Shutdown) -> String {
-    let told = shutdown.receiver().try_recv().is_ok();
+    let received = shutdown.receiver().try_recv().is_ok();
     let (requested, signal) = (shutdown.requested(), shutdown.signal());
-    format!("requested {requested}, signal {signal:?}, told {told}")
+    format!("requested {requested}, signal {signal:?}, received {received}")
 }
 
-/// Does what the test says, for as long as there is a test.
+/// Executes the commands of the test until the test ends.
 fn obey(registry: Registry, shutdown: Shutdown, workers: Vec<Worker>) {
     thread::spawn(move || {
         for line in std::io::stdin().lock().lines() {
@@ -246,7 +248,7 @@ fn obey(registry: Registry, shutdown: Shutdown, workers: Vec<Worker>) {
             match line.split_once(' ').unwrap_or((&line, "")) {
                 ("finish", _) => {
                     for worker in &workers {
-                        // Some of them do not listen.
+                        // Some workers do not receive.
                         let _ = worker.finish.send(());
                     }
                 }
@@ -261,14 +263,14 @@ fn obey(registry: Registry, shutdown: Shutdown, workers: Vec<Worker>) {
                 (other, _) => panic!("there is no command {other}"),
             }
         }
-        // The test is gone.
+        // The test has ended.
         exit(3)
     });
 }
 
 // --- logs ---------------------------------------------------------------------------------------
 
-/// Prints, but not for all.
+/// Prints, unless its kind says otherwise.
 struct TestLog(String);
 
 pub(crate) fn install_log(kind: &str) {

@@ -1,5 +1,5 @@
-//! Scenes of supervised work and the end of a shutdown. They end with status 0 if all is well, unless
-//! their test says otherwise.
+//! Scenes of supervised work and the end of a shutdown. They end with status 0 if all is well,
+//! unless their test expects another status.
 
 use std::future::pending;
 use std::io::Write;
@@ -21,7 +21,8 @@ use crate::support::executor::{block_on, poll_once};
 use crate::support::process::PATIENCE;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-/// What the work needs to write its buffer: many times what a shutdown needs that does not wait.
+/// How long the work needs to write its buffer: many times the time of a shutdown that does not
+/// wait.
 const FLUSH: Duration = Duration::from_millis(200);
 
 /// Plays this scene, if it is one of these, and ends the process.
@@ -64,13 +65,13 @@ fn worker(id: &str) -> worker_heartbeat::Builder {
     WorkerHeartbeat::builder("worker").id(id)
 }
 
-/// Waits for something that is about to happen.
+/// Waits for a condition that is about to hold.
 #[track_caller]
 fn soon(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !happened() {
         assert!(Instant::now() < deadline, "not {what}");
-        // Between two looks.
+        // Between two checks.
         thread::sleep(MILLISECOND);
     }
 }
@@ -86,7 +87,7 @@ fn state(registry: &Registry, id: &str) -> State {
 
 // --- work that was idle -------------------------------------------------------------------------
 
-/// What the work found when it wrote its buffer: whether the cleanup had been run.
+/// What the work saw when it wrote its buffer: whether the cleanup had run.
 type Found = Arc<Mutex<Option<bool>>>;
 
 fn flush(closed: &AtomicBool, found: &Found) {
@@ -159,7 +160,7 @@ fn idle_future(plain: bool) -> ! {
     exit_with(&report)
 }
 
-/// What the work holds is part of it.
+/// What the work owns is part of it.
 fn destructor() -> ! {
     struct Buffer(Found, Arc<AtomicBool>);
     impl Drop for Buffer {
@@ -188,7 +189,7 @@ fn destructor() -> ! {
     exit_with(&report)
 }
 
-/// No waker waits for the log, and the end of no work for more than a moment.
+/// No waker waits for the log, and the end of the work waits only for a moment.
 fn log_blocks() -> ! {
     ready();
     let registries = [Registry::new(), Registry::new()];
@@ -293,14 +294,15 @@ fn future_dropped() -> ! {
     let waits = shutdown.clone();
     let waiting = thread::spawn(move || waits.wait());
     shutdown.trigger();
-    // As long as a shutdown needs that does not wait.
+    // As long as a shutdown takes that does not wait.
     thread::sleep(FLUSH);
-    assert!(!waiting.is_finished(), "it is there");
+    assert!(!waiting.is_finished(), "the future still exists");
     drop(supervised);
     exit_with(&waiting.join().unwrap())
 }
 
-/// Futures that were never polled have not begun; one that is over has returned, if it is kept or not.
+/// A future that was never polled has not started; one that has ended has returned, whether it is
+/// kept or not.
 fn futures_not_polled() -> ! {
     ready();
     let registry = Registry::new();
@@ -316,7 +318,7 @@ fn futures_not_polled() -> ! {
     exit_with(&report)
 }
 
-/// Between two lives, nothing is at work: a restart is not waited for.
+/// Between two lives no work runs: the shutdown does not wait for a restart.
 fn restarting() -> ! {
     ready();
     let registry = Registry::new();
@@ -337,7 +339,7 @@ fn restarting() -> ! {
 
 // --- work that waits for the shutdown itself ----------------------------------------------------
 
-/// A worker that ends the process: it lost its lock, say. The main thread waits as well.
+/// A worker that ends the process, because it lost its lock, say. The main thread waits as well.
 fn thread_waits() -> ! {
     ready();
     let registry = Registry::new();
@@ -410,7 +412,7 @@ fn future_waits() -> ! {
     exit_with(&report)
 }
 
-/// It waited once: now it is waited for again.
+/// It stopped waiting for the shutdown: now the shutdown waits for it again.
 fn future_gives_up_waiting() -> ! {
     ready();
     let registry = Registry::new();
@@ -436,9 +438,9 @@ fn future_gives_up_waiting() -> ! {
     exit_with(&report)
 }
 
-// --- no thread to be had ------------------------------------------------------------------------
+// --- no more threads ----------------------------------------------------------------------------
 
-/// A worker hangs, and so do two of the threads that a shutdown would start, for want of them.
+/// A worker hangs, and no thread can be started: two that a shutdown would start are missing.
 fn no_threads(before: impl FnOnce()) -> ! {
     ready();
     let registry = Registry::new();
@@ -462,7 +464,7 @@ fn no_threads(before: impl FnOnce()) -> ! {
     rest()
 }
 
-/// A pipe that is not read, and is full.
+/// Makes stderr a pipe that is full and not read.
 fn stuff_stderr() {
     const CAPACITY: usize = 65_536;
     let (reader, writer) = pipe().unwrap();
@@ -513,7 +515,7 @@ fn no_exit_timeout() -> ! {
     let shutdown = shutdown(&registry).timeout(MOMENT).install().unwrap();
     shutdown.trigger();
     let report = shutdown.wait();
-    // It stands for the writing, and is longer than all that was allowed.
+    // It stands for the writing, and takes longer than all timeouts.
     thread::sleep(3 * MOMENT);
     exit_with(&report)
 }
@@ -528,14 +530,14 @@ fn exit_timeout_range() -> ! {
     std::process::exit(0)
 }
 
-// --- workers that die on their way out ----------------------------------------------------------
+// --- workers that die while they stop -----------------------------------------------------------
 
 fn dies() -> ! {
     ready();
     let registry = Registry::new();
     let shutdown = shutdown(&registry).install().unwrap();
     let supervisor = Supervisor::new(&registry);
-    // Before: that is no news of the shutdown.
+    // It died before: the shutdown does not report it.
     supervisor
         .spawn(worker("earlier"), |_| Err("at once".into()))
         .unwrap()
