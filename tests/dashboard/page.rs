@@ -37,7 +37,7 @@ fn ids(browser: &Browser) -> Vec<String> {
     serde_json::from_value(ids).unwrap()
 }
 
-/// Nothing was blocked, nothing went wrong, and nobody else was asked.
+/// Nothing was blocked, no error occurred, and no other host was contacted.
 #[track_caller]
 fn assert_calm(browser: &Browser, origin: &str) {
     assert_eq!(browser.complaints(), Vec::<String>::new());
@@ -46,7 +46,7 @@ fn assert_calm(browser: &Browser, origin: &str) {
         let name = name.as_str().unwrap();
         assert!(
             name.starts_with(origin) || name.starts_with("data:"),
-            "it asked {name}"
+            "it contacted {name}"
         );
     }
 }
@@ -71,7 +71,7 @@ fn each_worker_is_shown_with_its_task_its_ages_and_why_it_died() {
     browser.open(&server.url);
     browser.wait("document.querySelectorAll('.worker').length === 4");
 
-    // The worst first, and the summary says what is wrong.
+    // The worst first, and the summary names the faults.
     let order = ids(&browser);
     assert_eq!(order, ["importer-1", "indexer-1", "crawler-1", "mailer-1"]);
     let summary = browser.text("#summary");
@@ -120,7 +120,7 @@ fn each_worker_is_shown_with_its_task_its_ages_and_why_it_died() {
     );
     assert!(cell(&browser, "indexer-1", ".reason").contains(": segment 7 is empty, "));
 
-    // The call stack is folded, and asked for only when it is unfolded.
+    // The call stack is folded, and requested only when it is unfolded.
     browser.run(&format!(
         "{}.querySelector('.open').click()",
         row("indexer-1")
@@ -146,7 +146,7 @@ fn each_worker_is_shown_with_its_task_its_ages_and_why_it_died() {
     browser.wait_for_text(".more", "1.4.2");
     browser.wait_for_text(".more", "no limit for stalls");
 
-    // An age goes on counting, and a worker that beats gets young again.
+    // An age keeps counting, and that of a worker that beats becomes small again.
     browser.wait(&format!(
         "parseInt({}.querySelector('.c-age.progress').textContent) >= 3",
         row("crawler-1")
@@ -179,7 +179,7 @@ fn changes_are_shown_without_a_reload() {
     browser.wait_for_text("#log .error", "mailer-1");
     browser.wait(&format!("{}.classList.contains('bad')", row("mailer-1")));
     browser.wait_for_text("#summary", "1 of 2 workers needs attention: 1 dead");
-    // Who does not see it is told it.
+    // A screen reader is notified too.
     let live = browser.eval("document.querySelector('#announcer').getAttribute('aria-live')");
     assert_eq!(live, "polite");
     browser.wait("document.querySelector('#announcer').textContent.includes('connection refused')");
@@ -195,7 +195,7 @@ fn changes_are_shown_without_a_reload() {
     browser.wait(&format!("!({})", row("mailer-1")));
     assert_eq!(browser.eval("window.same"), true, "it was reloaded");
 
-    // What was, is there after a reload too: events and strips are kept by the server.
+    // The history survives a reload: the server keeps events and strips.
     browser.refresh();
     browser.wait_for_text("#log .error", "failed: connection refused");
     assert_calm(&browser, &server.url);
@@ -257,9 +257,9 @@ fn filter_and_order_survive_a_refresh_and_can_be_handed_on() {
     browser.wait("document.querySelectorAll('.worker').length === 3");
     assert!(browser.url().contains("type=crawler"));
     browser.click("#filter");
-    browser.keys("nobody");
+    browser.keys("unknown");
     browser.wait_for_text("#empty", "No worker matches the filter.");
-    // Nothing in an address can break the page.
+    // No address can break the page.
     for strange in [
         "#%",
         "#q=%E0%A4%A&sort=__proto__&state=constructor,,&view=x",
@@ -272,7 +272,7 @@ fn filter_and_order_survive_a_refresh_and_can_be_handed_on() {
     assert_calm(&browser, &server.url);
 }
 
-/// What would run, break out of an attribute or end the script, if it were not a text.
+/// Texts that would run, break out of an attribute or end the script, if they were not escaped.
 const EVIL: [&str; 6] = [
     "<script>window.pwned=1</script>",
     "</script><img src=x onerror=window.pwned=2>",
@@ -337,7 +337,7 @@ fn what_workers_report_is_escaped() {
     browser.wait("document.querySelector('.more .stack')");
     browser.run("document.querySelector('.more .stack').open = true");
     browser.wait_for_text(".more pre", &all);
-    // What turns the writing around, or cannot be seen, is shown by its number.
+    // Characters that change the direction of writing, or are invisible, are shown by their number.
     let task = cell(&browser, "turned", ".task");
     assert!(
         task.starts_with("gnp.⟨U+202E⟩exe⟨U+0007⟩⟨U+0000⟩"),
@@ -357,7 +357,8 @@ fn what_workers_report_is_escaped() {
         browser.eval("document.querySelectorAll('script').length"),
         1
     );
-    // Nothing was blocked, because nothing was tried. And no dialog is open, or nothing could be asked.
+    // Nothing was blocked, because nothing was tried. No dialog is open either: it would block
+    // every query.
     assert_calm(&browser, &server.url);
 }
 
@@ -407,7 +408,7 @@ fn stored(store: &impl HeartbeatStore, group: &str, id: &str, state: State) {
 }
 
 #[test]
-fn a_store_shows_its_groups_and_what_happens_to_them() {
+fn a_store_shows_its_groups_and_their_events() {
     let farm = Farm::new();
     let hb = farm
         .worker("crawler")
@@ -434,7 +435,7 @@ fn a_store_shows_its_groups_and_what_happens_to_them() {
     browser.run(&format!("{}.querySelector('.open').click()", row("gpu-1")));
     browser.wait_for_text(".more", "eu-1");
 
-    // What happens is found out from one reading to the next.
+    // Events are derived from the difference of two readings.
     let row_of = |id: &str| {
         let rows = store
             .list(&worker_heartbeat::fleet::WorkerFilter::default())
@@ -460,7 +461,7 @@ fn a_store_shows_its_groups_and_what_happens_to_them() {
     store.purge(Duration::ZERO).unwrap();
     browser.wait_for_text("#log", "removed from the store");
 
-    // The view is in the address. A store that fails is told, and all else goes on.
+    // The view is part of the address. If a store fails, the page says so, and all else continues.
     browser.refresh();
     browser.wait("document.querySelectorAll('.worker').length === 3");
     store.fail("no route to host");
@@ -481,7 +482,7 @@ fn a_store_shows_its_groups_and_what_happens_to_them() {
 }
 
 fn death(error: &str) -> Death {
-    // A death cannot be made by hand: one that happened is taken.
+    // A death cannot be constructed: this one is read from a registry.
     let registry = Registry::new();
     let hb = WorkerHeartbeat::builder("x")
         .registry(&registry)
@@ -495,7 +496,7 @@ fn death(error: &str) -> Death {
 }
 
 #[test]
-fn a_page_that_is_cut_off_says_so_and_comes_back_by_itself() {
+fn a_page_without_connection_says_so_and_reconnects() {
     let farm = Farm::new();
     let hb = farm.worker("crawler").id("crawler-1").start().unwrap();
     hb.beat();
@@ -524,7 +525,7 @@ fn a_page_that_is_cut_off_says_so_and_comes_back_by_itself() {
     assert_eq!(browser.text("#warnings"), "");
 }
 
-/// Presses the tabulator until what has the focus is this.
+/// Presses the tab key until this element has the focus.
 fn tab_to(browser: &Browser, expression: &str) {
     for _ in 0..60 {
         browser.keys(TAB);
@@ -557,7 +558,7 @@ fn the_keyboard_and_a_screen_reader_reach_everything() {
         "document.activeElement.closest('[data-sort=id]') !== null",
     );
     let outline = browser.eval("getComputedStyle(document.activeElement).outlineStyle");
-    assert_eq!(outline, "solid", "what has the focus is seen");
+    assert_eq!(outline, "solid", "the focus is visible");
     browser.keys(ENTER);
     browser
         .wait("document.querySelector('[data-sort=id]').getAttribute('aria-sort') === 'ascending'");
@@ -591,7 +592,7 @@ fn the_keyboard_and_a_screen_reader_reach_everything() {
         "Details of indexer-1, dead"
     );
 
-    // As the browser tells it to a screen reader.
+    // As the browser describes it to a screen reader.
     let tree = browser.devtools("Accessibility.getFullAXTree", &json!({}));
     let nodes = tree["nodes"].as_array().unwrap();
     let role = |node: &&Value| {
@@ -620,7 +621,7 @@ fn the_keyboard_and_a_screen_reader_reach_everything() {
     assert_calm(&browser, &server.url);
 }
 
-/// The lowest contrast of any text that is seen, and which.
+/// The lowest contrast of any visible text, and the text.
 const CONTRAST: &str = r"
 const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
 const colour = text => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
@@ -674,7 +675,7 @@ fn light_dark_and_narrow_all_can_be_read() {
     assert_calm(&browser, &server.url);
 }
 
-/// How long each frame took, and each piece of work that was too long, from now on.
+/// From now on: the duration of each frame, and of each long task.
 const MEASURE: &str = "
 window.frames_ = []; window.tasks = []; window.draws = [];
 new PerformanceObserver(list => list.getEntries().forEach(e => window.tasks.push(e.duration))).observe({ type: 'longtask' });
@@ -682,7 +683,7 @@ let last = performance.now();
 requestAnimationFrame(function next(now) { window.frames_.push(now - last); last = now;
   if (window.drawTook) { window.draws.push(window.drawTook); window.drawTook = 0; } requestAnimationFrame(next); });";
 
-/// Tells a thread to end, also when the test fails.
+/// Stops a thread, also when the test fails.
 struct Ended(Arc<AtomicBool>);
 
 impl Drop for Ended {
@@ -716,7 +717,7 @@ fn a_thousand_workers_that_all_change_each_second_stay_smooth() {
                 let task = format!("page {second} of site {n}");
                 hb.update_task("run-1", &task, Activity::Processing);
             }
-            // The pace of the world that is watched.
+            // The pace of the observed workers.
             for _ in 0..10 {
                 std::thread::sleep(Duration::from_millis(100));
                 if stop.load(Ordering::Relaxed) {
@@ -757,7 +758,7 @@ fn a_thousand_workers_that_all_change_each_second_stay_smooth() {
         tasks.len(),
         at(&tasks, 1.0)
     );
-    // Ten times what it takes on an idle machine: others may be at work here.
+    // Ten times the value of an idle machine: other processes may run here.
     assert!(at(&draws, 0.5) < 200.0, "{draws:?}");
     assert_calm(&browser, &server.url);
 }
@@ -783,7 +784,7 @@ fn a_picture_is_made_of_a_farm() {
     ];
     let paths = pictures.map(std::env::var_os);
     if paths.iter().any(Option::is_some) {
-        // Strips that show something: the farm has to have lived for a while.
+        // Strips with content: the farm must have lived for a while.
         farm.live_for(Duration::from_secs(100));
     }
     browser.run(&format!(

@@ -1,4 +1,5 @@
-//! The dashboard's routes over plain sockets: limits, strange requests, slow watchers, and the end.
+//! The dashboard's routes over plain sockets: limits, malformed requests, slow watchers, and the
+//! end.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -17,12 +18,12 @@ fn together() -> RwLockReadGuard<'static, ()> {
     TURNS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is measured of the process is not to be that of other tests.
+/// Measurements of the process must not include other tests.
 fn alone() -> RwLockWriteGuard<'static, ()> {
     TURNS.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As of a browser that was sent to this very host.
+/// As from a browser that was sent to this very host.
 fn ask(address: SocketAddr, path: &str) -> Reply {
     let bytes = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     exchange(address, bytes.as_bytes()).expect(path)
@@ -58,7 +59,7 @@ impl Watcher {
         }
     }
 
-    /// The next line that begins so; `None` if the stream ended.
+    /// The next line with this prefix; `None` if the stream ended.
     fn next(&mut self, beginning: &str) -> Option<String> {
         loop {
             let mut line = String::new();
@@ -99,7 +100,7 @@ fn the_page_needs_nothing_else_and_forbids_everything_else() {
         let allowed = page.body.replace("http://www.w3.org/2000/svg", "");
         assert!(!allowed.contains(outside), "{outside}");
     }
-    assert!(!page.body.contains("{{"), "a place was not filled");
+    assert!(!page.body.contains("{{"), "a placeholder was not filled");
     let nonce = |page: &Reply| {
         let (_, rest) = page.head.split_once("script-src 'nonce-").unwrap();
         rest.split('\'').next().unwrap().to_owned()
@@ -112,7 +113,7 @@ fn the_page_needs_nothing_else_and_forbids_everything_else() {
 }
 
 #[test]
-fn events_go_on_after_the_last_that_was_seen() {
+fn events_continue_after_the_last_one_received() {
     let _turn = together();
     let farm = Farm::new();
     let site = farm.serve();
@@ -138,7 +139,7 @@ fn events_go_on_after_the_last_that_was_seen() {
 }
 
 #[test]
-fn there_are_so_many_streams_and_no_more() {
+fn the_number_of_streams_is_limited() {
     let _turn = together();
     let farm = Farm::new();
     let site = farm.serve();
@@ -150,10 +151,10 @@ fn there_are_so_many_streams_and_no_more() {
     let refused = ask(address, "/v1/events");
     assert_eq!(refused.status, 503);
     assert!(refused.head.contains("retry-after: 10"), "{}", refused.head);
-    assert_eq!(ask(address, "/").status, 200, "all else goes on");
+    assert_eq!(ask(address, "/").status, 200, "other requests are served");
     assert!(watchers[63].next("data: ").unwrap().contains("\"rows\""));
     watchers.pop();
-    // A place is free as soon as the server notices that it was left.
+    // A slot is free as soon as the server notices that the client left.
     poll("free place", || {
         let again = Watcher::new(address, "/v1/events", "");
         (again.status == 200).then_some(())
@@ -170,7 +171,7 @@ fn a_watcher_that_reads_nothing_costs_nothing() {
         .collect();
     let site = farm.serve();
     let address = started(&site);
-    // Some MB for each of them, which none of them ever reads.
+    // Some MB for each client, which none of them ever reads.
     let slow: Vec<Watcher> = (0..40)
         .map(|_| Watcher::new(address, "/v1/events?view=process", ""))
         .collect();
@@ -178,7 +179,7 @@ fn a_watcher_that_reads_nothing_costs_nothing() {
     let before = resident();
     for _ in 0..5 {
         workers.iter().for_each(|hb| hb.beat());
-        // The pace of the dashboard's own looks.
+        // The interval of the dashboard's own readings.
         std::thread::sleep(Duration::from_secs(1));
     }
     workers[7].fail("seen by who reads");
@@ -196,7 +197,7 @@ fn a_watcher_that_reads_nothing_costs_nothing() {
     drop(site);
     assert!(
         begun.elapsed() < Duration::from_secs(5),
-        "they do not hold up the end"
+        "they do not delay the end"
     );
     drop(slow);
 }
@@ -210,7 +211,7 @@ fn resident() -> u64 {
 
 #[test]
 fn everything_ends_with_the_server() {
-    // It is less than a server waits for streams that do not end by themselves.
+    // Less than a server waits for streams that do not end by themselves.
     let _turn = alone();
     let farm = Farm::new();
     let hb = farm.worker("x").id("a").start().unwrap();
@@ -237,7 +238,7 @@ fn everything_ends_with_the_server() {
 }
 
 #[test]
-fn a_router_is_watched_only_as_long_as_it_is_there() {
+fn a_router_has_a_background_task_only_while_it_exists() {
     let _turn = together();
     let farm = Farm::new();
     let _hb = farm.worker("x").id("a").start().unwrap();
@@ -278,7 +279,7 @@ fn a_router_is_watched_only_as_long_as_it_is_there() {
 }
 
 #[test]
-fn a_store_that_hangs_stops_nothing_else() {
+fn a_hanging_store_blocks_no_other_request() {
     let _turn = together();
     let farm = Farm::new();
     let hb = farm.worker("x").id("a").start().unwrap();
@@ -320,15 +321,15 @@ fn a_request_with_another_host_name_is_refused() {
             .body
             .contains("s3cret")
     );
-    // Whoever decides what is shown, decides to whom.
+    // A custom disclosure also decides for whom reasons are shown.
     let open = farm.serve_with(|endpoint| endpoint.show_reasons(false));
     let page = exchange(started(&open), &request("GET", "/", "", b"")).unwrap();
     assert_eq!(page.status, 200);
     let stack = ask(started(&open), "/v1/worker/death?worker=a");
     assert_eq!(stack.status, 403);
-    let told = ask(started(&open), "/v1/worker/details?worker=a");
-    assert_eq!(told.status, 200);
-    assert!(!(told.body + &stack.body).contains("s3cret"));
+    let details = ask(started(&open), "/v1/worker/details?worker=a");
+    assert_eq!(details.status, 200);
+    assert!(!(details.body + &stack.body).contains("s3cret"));
 }
 
 #[test]
@@ -338,7 +339,7 @@ fn each_death_has_its_call_stack() {
     farm.panics("x", "a", "the first");
     let site = farm.serve();
     let address = started(&site);
-    // The first look subscribes: what comes from now on is remembered by its incarnation.
+    // The first reading subscribes: later events are kept with their incarnation.
     farm.panics("x", "a", "the second");
     farm.panics("x", "a", "the third");
     let death = |query: &str| ask(address, &format!("/v1/worker/death?worker=a{query}"));
@@ -452,11 +453,11 @@ fn a_thousand_workers_without_a_viewer_cost_little() {
         .collect();
     let _site = farm.serve();
     let before = used();
-    // The pace of the dashboard's own looks.
+    // The interval of the dashboard's own readings.
     std::thread::sleep(Duration::from_secs(5));
     let share = (used() - before) / 5.0;
     println!(
-        "1000 workers that nobody watches: {:.1} % of a core",
+        "1000 workers without a viewer: {:.1} % of a core",
         share * 100.0
     );
     assert!(share < 1.5, "{share}");

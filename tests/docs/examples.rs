@@ -35,7 +35,7 @@ fn examples() -> BTreeMap<String, PathBuf> {
 }
 
 #[test]
-fn every_example_says_how_to_run_it_and_has_a_test() {
+fn every_example_names_its_command_and_has_a_test() {
     let tests = concat!(include_str!("examples.rs"), include_str!("pages.rs"));
     for (name, source) in examples() {
         let source = fs::read_to_string(source).unwrap();
@@ -144,7 +144,7 @@ fn the_fleet_records_the_death_of_a_killed_process_and_frees_its_run() {
 
 #[cfg(all(feature = "beacon", feature = "http", feature = "systemd"))]
 #[test]
-fn the_service_says_where_it_can_be_asked() {
+fn the_service_prints_its_addresses() {
     let service = Example::start("service", &[]);
     let address = service.wait_for("its address", |said| {
         let (_, after) = said.split_once("http://")?;
@@ -158,7 +158,7 @@ fn the_service_says_where_it_can_be_asked() {
 }
 
 #[test]
-fn the_fleet_says_how_it_is_used() {
+fn the_fleet_prints_its_usage() {
     let ended = run("fleet", &["--help"]);
     assert!(ended.stderr.contains("usage: fleet"), "{ended:#?}");
 }
@@ -244,7 +244,7 @@ fn the_tour_shows_every_kind_of_worker_and_why_it_is_as_it_is() {
     assert!(pages.len() >= 4, "{stdout}");
     let last = pages[pages.len() - 1];
 
-    // Healthy, with its task and progress. Between two passes it has neither, for a moment.
+    // Healthy, with its task and progress. Between two passes it briefly has neither.
     for id in ["checksum-1", "checksum-2"] {
         let at_work = |page: &&&str| row(page, id).0.contains(" processing ");
         let (row, _) = row(pages.iter().find(at_work).unwrap(), id);
@@ -321,7 +321,7 @@ fn no_worker_of_the_tour_dies_of_a_shutdown() {
 
 fn end_of_the_tour_by(signal: Signal) -> String {
     let tour = Example::start("tour", &[]);
-    // By then one is dead, and the others work, wait, hang and spin.
+    // By then one worker is dead, and the others work, wait, hang and spin.
     tour.wait_for("a death", |out| out.contains("└ panicked").then_some(()));
     tour.send(signal);
     let ended = tour.end();
@@ -533,7 +533,7 @@ fn a_pool_of_threads_survives_its_jobs() {
 }
 
 #[test]
-fn tokio_tasks_begin_again_after_an_error() {
+fn tokio_tasks_restart_after_an_error() {
     let ended = run("11_tokio_tasks", &[]);
     ended.assert_success();
     ended.assert_prints(&["fetcher-3: Completed", "restarts: 1"]);
@@ -662,7 +662,7 @@ fn health_handler_refuses_what_it_does_not_understand() {
 }
 
 #[test]
-fn health_handler_is_not_held_up_by_slow_clients() {
+fn slow_clients_do_not_block_the_health_handler() {
     let (_handler, address) = health_handler(&[]);
     let silent: Vec<_> = (0..20).map(|_| connect(&address)).collect();
     let mut trickling = connect(&address);
@@ -716,7 +716,7 @@ fn coordinator_shows_the_life_of_a_worker_that_falls_silent() {
     ]);
 }
 
-/// The requests that the text shows with `curl`, for a worker at a coordinator: URL, headers, body.
+/// The `curl` requests in the text, for a worker at a coordinator: URL, headers, body.
 #[cfg(feature = "http")]
 fn shown_requests(text: &str) -> Vec<(String, Vec<String>, String)> {
     let text = text.replace("\\\n", " ");
@@ -724,7 +724,7 @@ fn shown_requests(text: &str) -> Vec<(String, Vec<String>, String)> {
     let commands = lines.filter(|line| line.starts_with("curl ") && line.contains("/api/worker/"));
     commands
         .map(|command| {
-            // Between quotes is one argument; outside of them, spaces separate.
+            // Quotes enclose one argument; outside of them, spaces separate.
             let arguments: Vec<String> = command
                 .split('\'')
                 .enumerate()
@@ -750,7 +750,7 @@ fn shown_requests(text: &str) -> Vec<(String, Vec<String>, String)> {
 #[cfg(feature = "http")]
 #[test]
 fn the_requests_that_the_documents_show_work_with_the_coordinator() {
-    // Those of the guide are sent, and their answers compared, in pages.rs.
+    // The requests of the guide are sent and compared in pages.rs.
     let mut requests = 0;
     for document in [
         sources().join("README.md"),
@@ -763,7 +763,7 @@ fn the_requests_that_the_documents_show_work_with_the_coordinator() {
         });
         let text = fs::read_to_string(&document).unwrap();
         for (url, headers, body) in shown_requests(&text) {
-            // The address of the command that the same documents show.
+            // The address of the coordinator's command in the same documents.
             let path = url.strip_prefix("localhost:7717").unwrap_or_else(|| {
                 panic!("{document:?} shows another address: {url}");
             });

@@ -34,11 +34,11 @@ fn prose(text: &str) -> String {
 }
 
 #[test]
-fn links_between_the_documents_and_to_files_lead_somewhere() {
+fn links_between_the_documents_and_to_files_have_a_target() {
     let mut links = 0;
     for document in documents() {
         let text = prose(&fs::read_to_string(&document).unwrap());
-        // Either in place, or as a definition on a line of its own.
+        // Either inline, or as a definition on a line of its own.
         let in_place = text
             .split("](")
             .skip(1)

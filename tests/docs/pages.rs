@@ -56,8 +56,8 @@ fn example(name: &str) -> (String, String) {
     (format!("{comment}\n\n"), program.to_owned())
 }
 
-/// The text without what differs from run to run: ages, the number of a run, large numbers, and the
-/// place in the kernel where a thread waits.
+/// The text without the parts that differ from run to run: ages, the number of a run, large
+/// numbers, and the place in the kernel where a thread waits.
 fn lasting(text: &str) -> String {
     let mut lasting = String::new();
     for line in text.lines() {
@@ -87,7 +87,7 @@ fn lasting(text: &str) -> String {
     lasting
 }
 
-/// The line without what is between these texts.
+/// The line without the text between these two.
 fn without(line: &str, before: &str, after: &str) -> String {
     let Some((start, rest)) = line.split_once(before) else {
         return line.to_owned();
@@ -119,7 +119,7 @@ fn no_page_hides_a_line_of_its_code() {
     for page in pages() {
         for block in blocks(&read(&page)) {
             if block.language.starts_with("rust") {
-                // Run by the tests of the documentation, without exception.
+                // The tests of the documentation run these, without exception.
                 assert_eq!(block.language, "rust", "{page}");
                 let hidden = |line: &str| line.trim() == "#" || line.trim().starts_with("# ");
                 assert!(!block.text.lines().any(hidden), "{page}: {}", block.text);
@@ -337,7 +337,7 @@ fn the_programs_of_the_readme_print_what_it_shows() {
     assert!(shown.next().is_none());
 }
 
-/// Commands of the documents that ask a server.
+/// Commands in the documents that query a server.
 #[cfg(all(
     feature = "beacon",
     feature = "cli",
@@ -351,11 +351,11 @@ mod commands {
     use super::{Block, PROGRAMS, blocks, lasting, read};
     use crate::support::examples::{Example, poll};
 
-    /// What an example is started with on a page: `cargo run --example NAME … -- ARGUMENTS`.
+    /// The command that starts an example on a page: `cargo run --example NAME … -- ARGUMENTS`.
     struct Started {
-        /// Its address as the page has it.
+        /// The address on the page.
         shown: String,
-        /// Its address here.
+        /// The address in this test.
         address: String,
         _example: Example,
     }
@@ -382,7 +382,7 @@ mod commands {
             let address = arguments
                 .split(' ')
                 .find(|argument| argument.contains("127.0.0.1:"))?;
-            // Another port than the page's: several tests may run at a time.
+            // A port other than the page's: several tests may run at a time.
             let arguments: Vec<_> = arguments
                 .split(' ')
                 .map(|argument| {
@@ -397,8 +397,8 @@ mod commands {
             Some(Self::from(name, &arguments, &format!("localhost:{port}")))
         }
 
-        /// Runs a block of the page in a shell until it prints what is shown; once, if that is not
-        /// known.
+        /// Runs a block of the page in a shell until it prints the output on the page; once, if the
+        /// page has none.
         fn ask(&self, commands: &str, shown: Option<&str>) {
             assert!(commands.contains(&self.shown), "{commands}");
             let script = commands.replace(&self.shown, &self.address);
@@ -432,7 +432,7 @@ mod commands {
         block.language == "sh" && block.text.contains("curl ")
     }
 
-    /// Asks what the page asks, in its order. Returns how many blocks of it ask something.
+    /// Sends the queries of the page, in its order. Returns how many blocks have a query.
     fn follow(page: &str, mut started: Option<Started>) -> usize {
         let blocks = blocks(&read(page));
         let mut asked = 0;

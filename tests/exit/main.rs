@@ -1,8 +1,8 @@
-//! Processes that end by themselves, and what their record says then.
+//! Processes that end by themselves, and what their record says afterwards.
 //!
-//! This test program has a `main` of its own, without the test harness: started again in a role, it is
-//! a program whose main thread returns, panics or exits. Each of these processes has an idle and a
-//! working worker, which holds a lease, on threads of their own.
+//! This test program has a `main` of its own, without the test harness: started again in a role, it
+//! is a program whose main thread returns, panics or exits. Each of these processes has an idle and
+//! a working worker, on threads of their own; the working one holds a lease.
 
 mod program;
 #[path = "../support/mod.rs"]
@@ -24,7 +24,7 @@ use support::process::{self, Ended, Process};
 use worker_heartbeat::fleet::{Claim, ClaimAnswer, Registration, WorkerFilter};
 use worker_heartbeat::{HeartbeatStore, SqliteStore, Sweeper};
 
-/// What an end may take on a busy machine where nothing hangs. The farewells are longer.
+/// How long an end may take on a busy machine where nothing hangs. The farewells are longer.
 const SOON: Duration = Duration::from_secs(8);
 const SHUTDOWNS: [&str; 2] = ["shutdown=no", "shutdown=yes"];
 const ENDED: &str = "stopped: its process ended";
@@ -52,26 +52,26 @@ checks! {
     a_shutdown_does_not_clean_up_after_workers_that_are_cut_off,
     a_panic_that_main_caught_is_not_the_reason,
     a_panic_of_a_main_that_holds_nothing_is_seen,
-    of_two_panics_none_is_blamed_without_knowing,
+    of_two_panics_neither_is_blamed_without_evidence,
     a_worker_of_main_dies_of_the_panic_that_it_unwinds_from,
     a_panic_that_makes_a_hook_or_a_destructor_exit,
     an_asynchronous_main,
     an_attachment_of_another_thread,
-    without_a_store_the_log_says_it,
-    a_registry_that_nothing_reports_is_left_alone,
+    without_a_store_the_end_is_logged,
+    a_registry_without_store_or_shutdown_is_left_alone,
     a_store_that_hangs_delays_the_end_by_the_farewell,
     a_store_that_hangs_is_not_waited_for_twice,
     a_log_that_hangs_keeps_no_store_waiting,
     a_log_may_end_the_process,
     workers_are_not_started_again,
-    workers_that_come_late_are_ended,
+    workers_that_register_late_are_ended,
     a_forked_child_ends_no_worker_of_its_parent,
     each_registry_is_ended,
     an_end_without_a_report_is_found_by_the_sweep,
     #[cfg(feature = "exit-hook")]
     any_thread_may_exit,
     #[cfg(feature = "beacon")]
-    a_beacon_says_why,
+    a_beacon_has_the_reason,
     #[cfg(feature = "systemd")]
     the_end_is_reported_to_systemd,
     #[cfg(feature = "postgres")]
@@ -80,7 +80,7 @@ checks! {
     a_store_behind_a_coordinator,
 }
 
-/// As the test harness would: arguments are parts of names.
+/// As in the test harness: arguments are parts of names.
 fn check_all() -> Result<(), String> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (flags, filters): (Vec<_>, Vec<_>) = arguments
@@ -124,9 +124,10 @@ fn check_all() -> Result<(), String> {
     }
 }
 
-// --- what a store says ----------------------------------------------------------------------------
+// --- the record in a store
+// ------------------------------------------------------------------------
 
-/// A store in a file that is gone with the test.
+/// A store in a file that is removed when the test ends.
 struct Place(PathBuf);
 
 impl Place {
@@ -147,7 +148,7 @@ impl Place {
         SqliteStore::open(self.file()).unwrap()
     }
 
-    /// Starts a process that keeps its record here.
+    /// Starts a process that keeps its record in this file.
     fn start(&self, settings: &str) -> Process {
         start(&format!(
             "{settings} store=sqlite:{}",
@@ -166,7 +167,7 @@ fn start(settings: &str) -> Process {
     Process::start(settings)
 }
 
-/// Runs a process to its end, which has to come soon and with this status.
+/// Runs a process to its end, which must come soon and with this status.
 fn run(process: Process, status: i32) -> Ended {
     let begun = Instant::now();
     let ended = process.wait();
@@ -183,7 +184,7 @@ fn health(store: &dyn HeartbeatStore) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Asserts that the record was true before any sweep, that the run is free, and who says what.
+/// Asserts that the record was true before any sweep, with these states, and that the run is free.
 #[track_caller]
 fn assert_reported(store: impl HeartbeatStore + Clone + 'static, idle: &str, working: &str) {
     let found = health(&store);
@@ -205,7 +206,7 @@ fn assert_free(store: &dyn HeartbeatStore) {
     assert!(matches!(answer, ClaimAnswer::Granted(_)), "{answer:?}");
 }
 
-/// Where the program panics at this end: file and line.
+/// The location of the panic at this end: file and line.
 fn place_of_panic(end: &str) -> String {
     let mark = format!("\"{end}\" => panic!");
     let line = include_str!("program.rs")
@@ -219,7 +220,7 @@ fn panicked(end: &str) -> String {
     format!("dead: panicked at {}: {PANIC}", place_of_panic(end))
 }
 
-/// Which panic it was, wherever it was.
+/// Asserts the message of the panic, whatever its location.
 #[track_caller]
 fn assert_died_of(place: &Place, words: &str) {
     for (id, health) in health(&place.store()) {
@@ -295,7 +296,7 @@ fn a_shutdown_that_is_forced_is_an_end_with_a_status() {
 
 fn a_shutdown_does_not_clean_up_after_workers_that_are_cut_off() {
     let place = Place::new();
-    // The store takes its time, which the other thread could use.
+    // The store is slow, so that the other thread could go on meanwhile.
     let settings = format!(
         "end=return-during-wait shutdown=yes store=slow:{}",
         place.file().display()
@@ -305,7 +306,7 @@ fn a_shutdown_does_not_clean_up_after_workers_that_are_cut_off() {
     ended.assert_not("@waited");
     let stopped = "stopped: by shutdown";
     assert_reported(std::sync::Arc::new(place.store()), stopped, ENDED);
-    // By force: the workers hang.
+    // A forced exit: the workers hang.
     let ended = run(start("end=report shutdown=yes timeout=200 force=yes"), 1);
     ended.assert_not("@cleanup");
 }
@@ -332,7 +333,7 @@ fn a_panic_of_a_main_that_holds_nothing_is_seen() {
     assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
 }
 
-fn of_two_panics_none_is_blamed_without_knowing() {
+fn of_two_panics_neither_is_blamed_without_evidence() {
     let place = Place::new();
     run(place.start("end=panic-in-panic"), 101);
     assert_died_of(&place, "more than once");
@@ -351,7 +352,7 @@ fn a_worker_of_main_dies_of_the_panic_that_it_unwinds_from() {
 fn a_panic_that_makes_a_hook_or_a_destructor_exit() {
     let place = Place::new();
     run(place.start("end=hook-exit"), 8);
-    // The application's hook took the place of ours.
+    // The application's hook replaced the library's.
     assert_died_of(&place, "its message was not seen");
     for end in ["found-hook-exit", "destructor-exit"] {
         let place = Place::new();
@@ -387,16 +388,17 @@ fn an_asynchronous_main() {
     }
 }
 
-/// The main thread has never heard of the library, and panics.
+/// The main thread does not use the library, and panics.
 fn an_attachment_of_another_thread() {
     let place = Place::new();
     run(place.start("end=panic by=other"), 101);
     assert_died_of(&place, PANIC);
 }
 
-// --- who hears of it ----------------------------------------------------------------------------------
+// --- where the end is reported
+// ------------------------------------------------------------------------
 
-fn without_a_store_the_log_says_it() {
+fn without_a_store_the_end_is_logged() {
     let ended = run(start("end=exit shutdown=yes log=print"), 3);
     let said = &ended.transcript;
     for id in ["idle", "working"] {
@@ -413,8 +415,8 @@ fn without_a_store_the_log_says_it() {
     }
 }
 
-/// A library is a guest.
-fn a_registry_that_nothing_reports_is_left_alone() {
+/// The library does not act on its own.
+fn a_registry_without_store_or_shutdown_is_left_alone() {
     for (end, status) in [("return", 0), ("exit", 3), ("panic", 101)] {
         let ended = run(start(&format!("end={end} log=print")), status);
         ended.assert_not("@log");
@@ -435,12 +437,12 @@ fn a_store_that_hangs_delays_the_end_by_the_farewell() {
         let ended = process.wait();
         ended.assert_code(status);
         let took = ended.at - hangs;
-        // It began to wait a moment before the store hung.
+        // The process began to wait a moment before the store hung.
         assert!(took > farewell / 5 && took < SOON, "{took:?}");
     }
 }
 
-/// The shutdown has waited for it, and its timeout bounds everything.
+/// The shutdown has waited for the store already, and its timeout bounds everything.
 fn a_store_that_hangs_is_not_waited_for_twice() {
     let settings = "end=report store=hung farewell=20000 workers=idle shutdown=yes timeout=400";
     let ended = run(start(settings), 0);
@@ -454,7 +456,8 @@ fn a_log_that_hangs_keeps_no_store_waiting() {
     assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
 }
 
-/// Within a call of ours: nothing of ours that it holds may keep the process from ending.
+/// The log exits inside a call of the library: no lock that the library holds may keep the process
+/// from ending.
 fn a_log_may_end_the_process() {
     let place = Place::new();
     run(place.start("end=logged log=exit"), 6);
@@ -476,7 +479,7 @@ fn workers_are_not_started_again() {
     }
 }
 
-fn workers_that_come_late_are_ended() {
+fn workers_that_register_late_are_ended() {
     let place = Place::new();
     let file = place.file();
     let settings = format!("end=newcomers store=slow:{}", file.display());
@@ -504,12 +507,12 @@ fn each_registry_is_ended() {
     let place = Place::new();
     run(place.start("end=two-registries"), 3);
     let found = health(&place.store());
-    // The second registry's workers have taken over the ids of the first one's.
+    // The second registry's workers have the same ids as the first one's.
     assert_eq!(found.len(), 2, "{found:?}");
     assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
 }
 
-/// Where nothing of ours can run, the sweep says what the kernel can prove, and no more.
+/// Where no code of the library can run, the sweep reports what the kernel can prove, and no more.
 fn an_end_without_a_report_is_found_by_the_sweep() {
     for (end, kill, collected, said) in [
         ("abort", None, false, "dead: its process was killed"),
@@ -532,7 +535,7 @@ fn an_end_without_a_report_is_found_by_the_sweep() {
         if let Some(signal) = kill {
             process.signal(signal);
         }
-        // Its streams are closed just before it can be collected.
+        // Its streams are closed just before it can be waited for.
         let process = if collected {
             process.wait();
             None
@@ -561,7 +564,7 @@ fn any_thread_may_exit() {
         run(place.start(&format!("end=exit-elsewhere {shutdown}")), 4);
         assert_reported(std::sync::Arc::new(place.store()), ENDED, ENDED);
     }
-    // Nothing of ours has run on the main thread.
+    // No code of the library has run on the main thread.
     for (end, status) in [("return", 0), ("exit", 3)] {
         let place = Place::new();
         run(place.start(&format!("end={end} by=other")), status);
@@ -570,7 +573,7 @@ fn any_thread_may_exit() {
 }
 
 #[cfg(feature = "beacon")]
-fn a_beacon_says_why() {
+fn a_beacon_has_the_reason() {
     use worker_heartbeat::Beacon;
     let died = format!(
         "{}: {PANIC}",
@@ -588,7 +591,7 @@ fn a_beacon_says_why() {
             status,
         );
         let why = Beacon::check(&file, Duration::from_secs(3600)).unwrap_err();
-        // Without the line.
+        // Without that line.
         let (start, rest) = said.split_once(": no module").unwrap_or((said, ""));
         assert!(why.starts_with(start), "{end}: {why}");
         assert!(rest.is_empty() || why.ends_with(PANIC), "{end}: {why}");

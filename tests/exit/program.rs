@@ -1,5 +1,5 @@
-//! What the processes in the tests of the end of a process do. Each has a `main` of its own: it is not
-//! a test in a test harness, which would have the main thread for itself.
+//! The processes that the tests of a process's end start. Each has a `main` of its own: it is not a
+//! test in a test harness, which would have the main thread for itself.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -20,7 +20,7 @@ use worker_heartbeat::{
 
 use crate::support::store::TestStore;
 
-/// What the panics in these programs say.
+/// The message of the panics in these programs.
 pub(crate) const PANIC: &str = "no module named server";
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -46,8 +46,8 @@ impl Settings {
 /// | `end` | how the process ends: see [`end`] |
 /// | `store` | `none`, `memory`, `sqlite:<file>`, `http:<url>`, `postgres:<schema>,<url>`, `hung`, `slow` |
 /// | `shutdown` | `yes`, `no`: whether a `Shutdown` is installed |
-/// | `held` | `yes`, `no`: whether `main` holds anything of the library |
-/// | `by` | `main`, `other`: which thread sets all up |
+/// | `held` | `yes`, `no`: whether `main` holds a handle of the library |
+/// | `by` | `main`, `other`: which thread sets everything up |
 /// | `log` | `none`, `print`, `block`, `exit` |
 /// | `farewell`, `timeout` | milliseconds |
 /// | `workers` | `idle`, `working`, or both |
@@ -119,7 +119,7 @@ fn work(registry: &Registry, id: &str, attached: bool, begun: &Sender<()>) {
     rest()
 }
 
-/// Does nothing any more, for ever.
+/// Sleeps for ever.
 pub(crate) fn rest() -> ! {
     loop {
         thread::park();
@@ -210,7 +210,7 @@ fn end(registry: &Registry, shutdown: Option<&Shutdown>, settings: &Settings) ->
             let error = process::Command::new("sleep").arg("1000").exec();
             panic!("{error}");
         }
-        // The panic is not the reason.
+        // This panic is not the reason.
         "caught-return" => caught(|| panic!("{PANIC}")),
         "caught-exit" => {
             caught(|| panic!("{PANIC}"));
@@ -246,7 +246,7 @@ fn end(registry: &Registry, shutdown: Option<&Shutdown>, settings: &Settings) ->
             let _careless = Careless;
             panic!("{PANIC}")
         }
-        // Panics that end the process, as an application may wish it.
+        // Panics that end the process, as an application may intend.
         "hook-exit" => {
             std::panic::set_hook(Box::new(|_| process::exit(8)));
             panic!("{PANIC}")
@@ -288,7 +288,7 @@ fn end(registry: &Registry, shutdown: Option<&Shutdown>, settings: &Settings) ->
             return Outcome::Report(shutdown.wait());
         }
         "runtime-return" | "runtime-exit" | "runtime-panic" => in_a_runtime(registry, what),
-        // Another thread waits for the workers, with a cleanup to come.
+        // Another thread waits for the workers, and would run a cleanup.
         "return-during-wait" => {
             let shutdown = shutdown.unwrap().clone();
             shutdown.trigger();
@@ -373,7 +373,7 @@ fn in_a_runtime(registry: &Registry, what: &str) {
     });
 }
 
-/// Workers that are started again and again, whatever they end of.
+/// Workers that are restarted again and again, however they end.
 fn restarting(registry: &Registry) -> ! {
     let supervisor = Supervisor::new(registry)
         .restart(Restart::always().backoff(Duration::from_millis(1), Duration::from_millis(1)));
@@ -382,7 +382,7 @@ fn restarting(registry: &Registry) -> ! {
             let builder = WorkerHeartbeat::builder("restarting").id(format!("restarting-{n}"));
             let work = |hb: &WorkerHeartbeat| {
                 hb.beat();
-                // Short lives, so that some are between two when the process ends.
+                // Short lives, so that some workers are between two when the process ends.
                 thread::sleep(Duration::from_millis(1));
                 Err(Error::AlreadyAttached.into())
             };
@@ -398,7 +398,7 @@ fn restarting(registry: &Registry) -> ! {
     process::exit(3)
 }
 
-/// Workers that go on coming while the process ends.
+/// Workers that keep registering while the process ends.
 fn newcomers(registry: &Registry) -> ! {
     static ENDING: AtomicBool = AtomicBool::new(false);
     let registry = registry.clone();
@@ -414,7 +414,7 @@ fn newcomers(registry: &Registry) -> ! {
                 std::mem::forget(hb);
                 rest();
             }
-            // So that it is not one of very many.
+            // So that there are not very many.
             thread::sleep(Duration::from_millis(1));
         }
     });
@@ -423,13 +423,13 @@ fn newcomers(registry: &Registry) -> ! {
 }
 
 fn fork_and_return() {
-    // SAFETY: the child does nothing but exit.
+    // SAFETY: the child only exits.
     match unsafe { nix::unistd::fork() }.unwrap() {
         nix::unistd::ForkResult::Child => process::exit(7),
         nix::unistd::ForkResult::Parent { child } => {
             let status = nix::sys::wait::waitpid(child, None).unwrap();
             say(&format!("@child {status:?}"));
-            // Until the test has looked at the store.
+            // Until the test has read the store.
             let mut line = String::new();
             std::io::stdin().read_line(&mut line).unwrap();
         }

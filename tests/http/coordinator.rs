@@ -1,4 +1,4 @@
-//! The coordinator as workers in any language see it: what is answered to whom.
+//! The coordinator as workers in any language see it: its answers to each kind of client.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ fn a_worker_in_any_language_is_seen() {
     assert_eq!(metadata(&seen, "capabilities").unwrap(), r#"{"gpu":[1,2]}"#);
     assert_eq!(metadata(&seen, "n").unwrap(), "7");
     assert_eq!(metadata(&seen, "no"), None);
-    assert_eq!(seen.info.thresholds, None, "it has none of its own");
+    assert_eq!(seen.info.thresholds, None, "the worker has none of its own");
     assert_eq!(seen.health().state(), State::Starting);
 
     let beat = format!(r#"{{"worker_id": "{id}", "status": "healthy", "current_load": 0.0}}"#);
@@ -95,7 +95,7 @@ fn words_for_states_are_understood_leniently() {
         ("unhealthy", State::Stalled, None),
         ("ok", State::Active, None),
         ("dancing", State::Active, Some("dancing")),
-        // Once a word was kept, it is the last one.
+        // After an unknown word was kept, later words are kept too.
         ("idle", State::Idle, Some("idle")),
     ] {
         let body = format!(r#"{{"worker_id": "a", "status": "{word}", "task": "t"}}"#);
@@ -133,7 +133,7 @@ fn a_refusal_names_its_reason() {
     refused("stop", &old, 409, "superseded");
     done(at, "heartbeat", r#"{"worker_id": "a"}"#);
 
-    // Registered by somebody who does not ask this coordinator.
+    // Registered by a program that does not use this coordinator.
     store.register(&[Registration::new("worker", "a")]).unwrap();
     done(at, "heartbeat", r#"{"worker_id": "a"}"#);
     assert_eq!(row(&store, "a").health().state(), State::Active);
@@ -149,7 +149,7 @@ fn a_refusal_names_its_reason() {
     done(at, "register", r#"{"worker_id": "a"}"#);
     done(at, "heartbeat", r#"{"worker_id": "a"}"#);
 
-    // Forgotten behind the coordinator's back.
+    // Removed from the store without the coordinator.
     done(at, "stop", r#"{"worker_id": "a"}"#);
     assert_eq!(store.purge(Duration::ZERO).unwrap(), 1);
     refused("heartbeat", r#"{"worker_id": "a"}"#, 404, "unknown");
@@ -253,7 +253,7 @@ fn absurd_requests_are_refused_with_a_reason() {
         assert_eq!(reply.status, 400, "{what} {rest}: {reply:?}");
         assert!(!reply.error().is_empty());
     }
-    // Heartbeats add to what is known, but not for ever.
+    // Heartbeats add to the known metadata, within a limit.
     let statuses: Vec<u16> = (0..70)
         .map(|n| {
             let body = format!(r#"{{"worker_id": "a", "key-{n}": {n}}}"#);
@@ -266,7 +266,7 @@ fn absurd_requests_are_refused_with_a_reason() {
 }
 
 #[test]
-fn paths_and_methods_that_are_not_there_are_refused() {
+fn unknown_paths_and_methods_are_refused() {
     let coordinator = start(&MemoryStore::new());
     let at = coordinator.local_addr();
     for path in [
@@ -307,7 +307,7 @@ fn another_version_of_the_protocol_is_refused_with_a_reason() {
 }
 
 #[test]
-fn only_who_knows_the_token_may_ask() {
+fn requests_without_the_token_are_refused() {
     let store = MemoryStore::new();
     let coordinator = Coordinator::new(store.clone())
         .token("s3cret")
@@ -389,7 +389,7 @@ fn too_many_workers_are_refused_and_those_that_ended_long_ago_make_room() {
     assert!(full.error().contains("3 are allowed"), "{full:?}");
     let batch = client(&coordinator).register(&[Registration::new("t", "e")]);
     assert!(batch.unwrap_err().to_string().contains("coordinator, 429"));
-    // Whoever is there already may come again, as often as it likes.
+    // Known workers may register again, as often as they like.
     for _ in 0..5 {
         assert_eq!(register("a").status, 200);
     }

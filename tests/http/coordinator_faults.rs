@@ -1,5 +1,5 @@
-//! The coordinator and its clients when something goes wrong: slow and mad clients, stores that hang
-//! and panic, coordinators that are gone, killed workers.
+//! The coordinator and its clients under faults: slow and malformed clients, stores that hang and
+//! panic, coordinators that are down, killed workers.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -43,7 +43,7 @@ fn large_bodies_are_refused() {
         assert_eq!(reply.status, 413, "{length}: {reply:?}");
         assert!(reply.error().contains("65536 bytes"), "{reply:?}");
     }
-    // One that does not say how long it is.
+    // A request without a length.
     let mut chunked = format!(
         "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     );
@@ -67,7 +67,7 @@ fn slow_clients_are_disconnected_and_delay_no_others() {
         .unwrap();
     let at = coordinator.local_addr();
     let begun = Instant::now();
-    // More than there are places for requests of one kind.
+    // More clients than the limit for requests of one kind.
     let slow: Vec<_> = (0..40)
         .map(|n| {
             let path = ["/api/worker/register", "/api/store/beat"][n % 2];
@@ -85,14 +85,14 @@ fn slow_clients_are_disconnected_and_delay_no_others() {
     let asked = begun.elapsed();
     assert!(asked < 5 * SECOND, "{asked:?}");
     for mut stream in slow {
-        // Drop by drop helps nothing.
+        // Sending single bytes does not extend the time.
         let _ = stream.write_all(b" ");
         let reply = read(stream).unwrap();
         assert_eq!(reply.status, 408, "{reply:?}");
         reply.error();
     }
     assert!(begun.elapsed() < 10 * SECOND, "{:?}", begun.elapsed());
-    // Closed, with or without a word.
+    // Closed, with or without an answer.
     for stream in heads {
         assert!(read(stream).is_none_or(|reply| reply.status == 408));
     }
@@ -118,7 +118,7 @@ fn a_client_that_does_not_read_is_given_up() {
     let list = request("POST", "/api/store/list", "", body);
     let page = exchange(coordinator.local_addr(), &list).unwrap();
     assert_eq!(page.status, 200);
-    // More than the system keeps for a client that does not read.
+    // More than the kernel buffers for a client that does not read.
     let mut stream = connect(coordinator.local_addr());
     let again = String::from_utf8(list)
         .unwrap()
@@ -130,7 +130,7 @@ fn a_client_that_does_not_read_is_given_up() {
     assert!(came < page.body.len() * pages, "{came} bytes after all");
 }
 
-/// Shared by all cases, so that what one leaves behind meets the others.
+/// Shared by all cases, so that the effects of one case would show in the others.
 static MAD: LazyLock<RunningCoordinator> = LazyLock::new(|| {
     let coordinator = start(&MemoryStore::new());
     let at = coordinator.local_addr();
@@ -235,7 +235,7 @@ fn json() -> impl Strategy<Value = String> {
     })
 }
 
-/// Requests that are nearly right.
+/// Requests that are almost valid.
 fn body() -> impl Strategy<Value = Vec<u8>> {
     let with = |prefix: &'static str| {
         json().prop_map(move |json| match json.strip_prefix('{') {
@@ -273,7 +273,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_http_does_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn malformed_http_does_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut stream = connect(MAD.local_addr());
         let _ = stream.write_all(&bytes);
         stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -339,7 +339,7 @@ fn a_hanging_panicking_or_failing_store_is_reported_and_the_coordinator_goes_on(
 }
 
 #[test]
-fn dropping_it_ends_its_thread_and_frees_its_port_whatever_is_going_on() {
+fn dropping_it_ends_its_thread_and_frees_its_port_even_during_requests() {
     let store = TestStore::default();
     let coordinator = Coordinator::new(store.clone())
         .serve("127.0.0.1:0")
@@ -359,7 +359,7 @@ fn dropping_it_ends_its_thread_and_frees_its_port_whatever_is_going_on() {
     let begun = Instant::now();
     drop(coordinator);
     assert!(begun.elapsed() < 6 * SECOND, "{:?}", begun.elapsed());
-    // Nobody is left waiting.
+    // No client is left waiting.
     drop(asked.join().unwrap());
     drop(read_lossy(idle));
     drop(read_lossy(half));
@@ -392,7 +392,7 @@ fn again_at(at: SocketAddr, store: &MemoryStore) -> RunningCoordinator {
 }
 
 #[test]
-fn a_coordinator_that_comes_back_empty_learns_of_all_workers_again() {
+fn after_a_restart_without_records_all_workers_register_again() {
     let first = MemoryStore::new();
     let coordinator = start(&first);
     let at = coordinator.local_addr();
@@ -413,7 +413,7 @@ fn a_coordinator_that_comes_back_empty_learns_of_all_workers_again() {
     });
     for hb in &workers {
         hb.beat();
-        assert!(hb.is_recent(), "the work goes on");
+        assert!(hb.is_recent(), "the worker is not affected");
     }
     let second = MemoryStore::new();
     let coordinator = again_at(at, &second);
@@ -436,7 +436,7 @@ fn a_coordinator_that_comes_back_empty_learns_of_all_workers_again() {
 }
 
 #[test]
-fn a_worker_that_is_not_let_in_does_not_silence_those_that_are() {
+fn a_refused_worker_does_not_silence_the_accepted_ones() {
     let store = MemoryStore::new();
     let coordinator = Coordinator::new(store.clone())
         .max_workers(1)
@@ -459,13 +459,13 @@ fn a_worker_that_is_not_let_in_does_not_silence_those_that_are() {
         a.beat();
         thread::sleep(SECOND / 10);
     }
-    // Otherwise it would be stale by now, and stay so.
+    // Otherwise the worker would be stale by now, and stay stale.
     poll("heartbeat", || is_active(&store, "a"));
     poll("lease", || lease.is_held().then_some(()));
     assert_eq!(rows(&store).len(), 1);
 }
 
-/// What the killed process does.
+/// The role of the killed process.
 pub(crate) fn play(url: &str) {
     let registry = Registry::new();
     let _attachment = registry
@@ -492,7 +492,7 @@ fn a_killed_workers_record_becomes_true() {
     });
     let silent = killed.elapsed();
     assert!(silent > SECOND / 2, "stale after {silent:?}, too early");
-    // A sweeper on the same host, which asks through the coordinator too, knows better.
+    // A sweeper on the same host, which also uses the coordinator, can prove the death.
     let report = Sweeper::new(client(&coordinator)).sweep().unwrap();
     assert_eq!(report.marked_offline, ["victim"]);
     let health = row(&store, "victim").health().to_string();
@@ -557,13 +557,13 @@ fn a_server_that_never_answers_fails_in_time_and_slows_no_worker() {
 
 #[test]
 fn an_answer_that_is_not_a_coordinators_is_an_error() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", nobody.local_addr().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
     let store = HttpStore::builder(&url)
         .timeout(5 * SECOND)
         .build()
         .unwrap();
-    for (answer, told) in [
+    for (answer, expected) in [
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
             "not a coordinator's answer",
@@ -585,7 +585,7 @@ fn an_answer_that_is_not_a_coordinators_is_an_error() {
     ] {
         let error = thread::scope(|scope| {
             scope.spawn(|| {
-                let (mut stream, _) = nobody.accept().unwrap();
+                let (mut stream, _) = listener.accept().unwrap();
                 let mut asked = [0; 4_096];
                 let _ = std::io::Read::read(&mut stream, &mut asked);
                 let _ = stream.write_all(answer.as_bytes());
@@ -593,10 +593,10 @@ fn an_answer_that_is_not_a_coordinators_is_an_error() {
             });
             store.purge(SECOND).unwrap_err().to_string()
         });
-        assert!(error.contains(told), "{error}");
+        assert!(error.contains(expected), "{error}");
         assert!(!error.chars().any(char::is_control), "{error:?}");
     }
-    drop(nobody);
+    drop(listener);
     let error = store.purge(SECOND).unwrap_err().to_string();
     assert!(error.starts_with("store: cannot purge: "), "{error}");
 }

@@ -29,9 +29,9 @@ impl Site {
         Self { world, server }
     }
 
-    /// The answer of now: not one that was read before what the test did last.
+    /// A fresh answer, read after the last action of the test.
     fn get(&self, path: &str) -> Reply {
-        // A reading is good for 50 ms of real time.
+        // The endpoint caches a reading for 50 ms of real time.
         std::thread::sleep(Duration::from_millis(60));
         get(self.server.local_addr(), path)
     }
@@ -64,16 +64,16 @@ fn the_process_and_each_worker_report_whether_they_are_alive_and_why_not() {
     hb.update_task("run-1", "Researching", Activity::Processing);
     let reply = site.get(path);
     assert!(reply.head.contains("cache-control: no-store"), "{reply:?}");
-    let told = reply.json();
-    assert_eq!(told["state"], "processing");
+    let worker = reply.json();
+    assert_eq!(worker["state"], "processing");
     let now = site.world.registry.clock().wall();
     let now = now
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
         .as_secs_f64();
     assert!(
-        (told["last_heartbeat"].as_f64().unwrap() - now).abs() < 2.0,
-        "{told}"
+        (worker["last_heartbeat"].as_f64().unwrap() - now).abs() < 2.0,
+        "{worker}"
     );
 
     hb.fail("no space left on device");
@@ -100,7 +100,7 @@ fn the_process_and_each_worker_report_whether_they_are_alive_and_why_not() {
     let other = site.world.worker("poller").id("b c").start().unwrap();
     other.beat();
     assert_eq!(site.status("/v1/worker/health?worker=b%20c"), 200);
-    assert_eq!(site.status("/v1/worker/health?worker=nobody"), 404);
+    assert_eq!(site.status("/v1/worker/health?worker=unknown"), 404);
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn a_worker_that_hangs_fails_the_liveness_probe() {
 #[test]
 fn a_process_is_started_once_all_that_are_expected_have_started() {
     let site = Site::new();
-    assert_eq!(site.status("/startupz"), 200, "nobody is expected");
+    assert_eq!(site.status("/startupz"), 200, "no worker is expected");
     site.world.registry.expect_workers("poller", 2);
     assert_eq!(site.status("/startupz"), 503);
     let workers = ["a", "b"].map(|id| site.world.worker("poller").id(id).start().unwrap());
@@ -313,7 +313,8 @@ fn the_endpoint_answers_while_workers_hold_their_locks_and_the_pacemaker_is_bloc
     let hb = site.world.worker("poller").id("a").start().unwrap();
     hb.beat();
     assert_eq!(site.status("/livez"), 200);
-    // Nobody ticks: the clock jumped, and only a reader that waits in vain finds out.
+    // The pacemaker does not tick: the clock jumped, and only a reader that waits in vain detects
+    // it.
     site.world.time.suspend(3_600 * SECOND);
     let begun = Instant::now();
     let reply = site.get("/livez");
@@ -324,7 +325,7 @@ fn the_endpoint_answers_while_workers_hold_their_locks_and_the_pacemaker_is_bloc
     );
 }
 
-/// A log that blocks, on the pacemaker's thread, when it is told of this worker.
+/// A log that blocks, on the pacemaker's thread, when it logs this worker's conviction.
 struct HeldUp(Mutex<()>);
 
 const HELD_UP: &str = "holds-up-the-log";
@@ -343,7 +344,7 @@ impl log::Log for HeldUp {
 }
 
 #[test]
-fn a_pacemaker_that_is_held_up_is_waited_for_once_and_not_for_each_worker() {
+fn a_blocked_pacemaker_is_waited_for_once_and_not_for_each_worker() {
     let gate = LOG.0.lock().unwrap();
     log::set_logger(&LOG).unwrap();
     log::set_max_level(log::LevelFilter::Warn);
@@ -373,7 +374,7 @@ fn a_pacemaker_that_is_held_up_is_waited_for_once_and_not_for_each_worker() {
     ] {
         let begun = Instant::now();
         let reply = get(server.local_addr(), path);
-        // A tenth of a second for each of two hundred workers would be twenty.
+        // A tenth of a second for each of two hundred workers would be twenty seconds.
         assert!(
             begun.elapsed() < 5 * SECOND,
             "{path}: {:?}",
@@ -467,7 +468,7 @@ fn unknown_paths_and_methods_are_refused() {
     drop(site);
     assert!(
         std::net::TcpStream::connect(address).is_err(),
-        "its port is free"
+        "the port is free"
     );
 }
 

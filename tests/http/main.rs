@@ -1,4 +1,4 @@
-//! What is served over HTTP: the coordinator and the health endpoint, over real sockets.
+//! The HTTP servers: the coordinator and the health endpoint, over real sockets.
 
 #[cfg(feature = "test-util")]
 mod coordinator;
@@ -8,7 +8,7 @@ mod protocol;
 #[path = "../support/mod.rs"]
 mod support;
 
-/// Not a test: what the process does that a test kills.
+/// Not a test: the process that a test kills runs this.
 #[test]
 fn stage() {
     if let Some(url) = support::process::role() {

@@ -317,7 +317,7 @@ fn a_client_sends_these_requests_and_reads_these_answers() {
     assert_eq!(held, [true]);
 }
 
-/// A store that keeps what it was called with, and always gives the same answers.
+/// A store that records its arguments, and always returns the same answers.
 #[derive(Clone, Debug, Default)]
 struct Script {
     called: Arc<Mutex<String>>,
@@ -336,7 +336,7 @@ impl HeartbeatStore for Script {
     }
 
     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        // What a heartbeat waited in the coordinator is added to its ages.
+        // The time that a heartbeat spent in the coordinator is added to its ages.
         let mut beats = beats.to_vec();
         for beat in &mut beats {
             let whole = |age: Duration| Duration::from_secs(age.as_secs());
@@ -487,7 +487,7 @@ fn the_location_of_a_panic_is_a_field_of_its_own() {
     assert_eq!(listed[0].ending, Some((ending, 3 * SECOND)));
 }
 
-/// What may be left out of a request, as other implementations do.
+/// Fields that a request may omit, as other implementations do.
 #[test]
 fn optional_fields_have_their_defaults() {
     let store = Script::default();
@@ -517,7 +517,7 @@ fn optional_fields_have_their_defaults() {
     assert_eq!(called(), format!("{:?}", [beat]));
 
     ask(address, "list", r#"{"version":1,"what":{"limit":10000}}"#);
-    // A page has at most 1,000 workers, whatever is asked for.
+    // A page has at most 1,000 workers, whatever the request's limit.
     let mut filter = WorkerFilter::default();
     filter.limit = 1_000;
     assert_eq!(called(), format!("{filter:?}"));

@@ -1,9 +1,9 @@
-//! Nothing is left of workers that came and went: no memory, no thread, no open file.
+//! Nothing is left of workers that have ended: no memory, no thread, no open file.
 //!
-//! One test, and alone in its program: it counts what the whole process has. Of memory it counts the
-//! allocations that are live: a buffer that is used again and a table that grows stay one, and what is
-//! kept of each worker makes thousands. Bytes are counted for what has no allocation of its own, an
-//! entry in a table.
+//! One test, alone in its program: it counts the usage of the whole process. Memory is counted in
+//! live allocations: a reused buffer and a growing table remain one allocation, while records that
+//! are kept for each worker make thousands. Bytes are counted for what has no allocation of its
+//! own, such as an entry in a table.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt;
@@ -21,24 +21,25 @@ use worker_heartbeat::{
     WorkerHeartbeat,
 };
 
-/// How many workers come and go in each round.
+/// How many workers register and end in each round.
 const WORKERS: usize = 5_000;
-/// Rounds that fill tables and buffers which are used again.
+/// Rounds that fill tables and reused buffers.
 const WARM_UP: usize = 2;
-/// Rounds after which there is no more than before them.
+/// Rounds that must add nothing.
 const MEASURED: usize = 3;
-/// How many more allocations there may be: one for each 150 workers. What the process itself keeps of
-/// the most threads that there were at once is up to the scheduler.
+/// How many more allocations there may be: one for each 150 workers. What the process itself keeps
+/// for the highest number of concurrent threads depends on the scheduler.
 const MORE_ALLOCATIONS: isize = (MEASURED * WORKERS / 150) as isize;
-/// By how many bytes tables may grow. One with a pointer for each worker has room for 16,384 after the
-/// rounds that warm up, and for 32,768 at the end: 128 KiB more. `parking_lot` doubles its own table
-/// with the most threads that there were at once, by some 20 KiB.
+/// By how many bytes tables may grow. One with a pointer for each worker has room for 16,384 after
+/// the warm-up rounds, and for 32,768 at the end: 128 KiB more. `parking_lot` doubles its own table
+/// with the highest number of concurrent threads, by some 20 KiB.
 const MORE_BYTES: isize = 96 * 1024;
 /// How long anything may take, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(30);
 const HOUR: Duration = Duration::from_secs(3600);
 
-// --- what the process has -----------------------------------------------------------------------
+// --- the usage of the process
+// ---------------------------------------------------------------------
 
 struct Counting;
 
@@ -50,7 +51,7 @@ fn count(allocations: isize, bytes: isize) {
     LIVE_BYTES.fetch_add(bytes, Ordering::Relaxed);
 }
 
-// SAFETY: everything is left to the system's allocator.
+// SAFETY: every call is passed to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(1, layout.size() as isize);
@@ -71,7 +72,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What the process has at one moment.
+/// The usage of the process at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Usage {
     threads: usize,
@@ -91,7 +92,7 @@ impl Usage {
         }
     }
 
-    /// What there is more than at that time, once all that is ending has ended.
+    /// The growth since that moment, once all threads that are ending have ended.
     fn growth_since(before: Self) -> Growth {
         let deadline = Instant::now() + PATIENCE / 3;
         loop {
@@ -105,7 +106,7 @@ impl Usage {
             if growth.is_none() || Instant::now() >= deadline {
                 return growth;
             }
-            // The kernel takes a moment to bury a thread that was joined.
+            // The kernel takes a moment to remove a thread that was joined.
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -143,12 +144,12 @@ impl fmt::Display for Growth {
     }
 }
 
-/// What was found to grow.
+/// The growth that was found.
 #[derive(Default)]
 struct Leaks(Vec<String>);
 
 impl Leaks {
-    /// Lets the same happen again and again, and notes what there is more of after the last rounds.
+    /// Repeats the same work, and records the growth over the last rounds.
     fn hunt(&mut self, what: &str, mut round: impl FnMut(usize)) {
         let started = Instant::now();
         (0..WARM_UP).for_each(&mut round);
@@ -165,7 +166,7 @@ impl Leaks {
 // --- workers ------------------------------------------------------------------------------------
 
 #[test]
-fn nothing_is_left_of_workers_that_came_and_went() {
+fn nothing_is_left_of_workers_that_ended() {
     // Supervised work panics here on purpose, and thousands of call stacks would only take time.
     std::panic::set_hook(Box::new(|_| {}));
     let mut leaks = Leaks::default();
@@ -181,7 +182,7 @@ fn nothing_is_left_of_workers_that_came_and_went() {
     stalls(&mut leaks);
     registries(&mut leaks);
 
-    // All registries are gone, and with them all that they knew.
+    // All registries are dropped, and with them all that they knew.
     let growth = Usage::growth_since(before);
     println!("all in all: {growth}");
     if !growth.is_none() {
@@ -189,7 +190,7 @@ fn nothing_is_left_of_workers_that_came_and_went() {
     }
     shutdown_receivers(&mut leaks);
 
-    // Told by the panic of this test, which is to be seen.
+    // The panic of this test reports the growth, and must be printed.
     drop(std::panic::take_hook());
     assert!(leaks.0.is_empty(), "{:#?}", leaks.0);
 }
@@ -209,7 +210,7 @@ fn purge(registry: &Registry) {
     registry.purge(Duration::ZERO);
 }
 
-/// Handles with all that a worker can have, under names that were never used before.
+/// Handles with every feature of a worker, under names that were never used before.
 fn handles(leaks: &mut Leaks) {
     let registry = Registry::new();
     let keeper = keeper(&registry);
@@ -249,7 +250,7 @@ fn handles(leaks: &mut Leaks) {
     drop(keeper);
 }
 
-/// Each takes over the id of the one before, some while that one still has its handle.
+/// Each worker takes the id of the one before, sometimes while that one still has its handle.
 fn successors(leaks: &mut Leaks) {
     let registry = Registry::new();
     let _keeper = keeper(&registry);
@@ -271,7 +272,7 @@ fn successors(leaks: &mut Leaks) {
     });
 }
 
-/// Nobody purges. The dead and the stopped stay visible, up to their bounds.
+/// Nothing is purged. Dead and stopped workers stay visible, up to their limits.
 fn tombstones(leaks: &mut Leaks) {
     const MOST_DEAD: usize = 1_024;
     const MOST_STOPPED: usize = 256;
@@ -349,8 +350,8 @@ fn supervised_threads(leaks: &mut Leaks) {
             }
             purge(&registry);
         }
-        // With each worker that it starts, a supervisor forgets those that have ended. How many of the
-        // last batch had ended by then is chance.
+        // With each worker that it starts, a supervisor forgets those that have ended. How many of
+        // the last batch had ended by then is chance.
         let last = supervisor.spawn(worker(&registry).finite(), |_| Ok(()));
         last.unwrap().join();
         purge(&registry);
@@ -397,7 +398,7 @@ fn supervised_futures(leaks: &mut Leaks) {
                 let polled = poll_once(supervised.as_mut());
                 assert_eq!(polled.is_pending(), kind == 2);
             }
-            // The same with restarts, that never come to it.
+            // The same with restarts, which never happen.
             let again = supervisor.supervise(worker(&registry), move |hb| async move {
                 hb.beat();
                 match kind {
@@ -416,7 +417,7 @@ fn supervised_futures(leaks: &mut Leaks) {
     });
 }
 
-/// Futures that are dropped while they wait to be started again.
+/// Futures that are dropped while they wait for their restart.
 fn cancelled_backoffs(leaks: &mut Leaks) {
     let registry = Registry::new();
     let _keeper = keeper(&registry);
@@ -449,7 +450,7 @@ fn waits_for_stop(leaks: &mut Leaks) {
     });
 }
 
-/// Stalled workers are looked at through files.
+/// Evidence about stalled workers is read from files.
 fn stalls(leaks: &mut Leaks) {
     const STALLED: usize = 20;
     let registry = Registry::new();
@@ -508,7 +509,7 @@ fn registries(leaks: &mut Leaks) {
     });
 }
 
-/// Channels that tell of a shutdown which does not come.
+/// Channels for a shutdown that never happens.
 fn shutdown_receivers(leaks: &mut Leaks) {
     let shutdown = Shutdown::builder().signals([]).install().unwrap();
     leaks.hunt("shutdown receivers", |_| {

@@ -22,7 +22,7 @@ use worker_heartbeat::{
 
 const PASSWORD: &str = "hunter2-secret";
 
-/// A folder of its own, gone when it is dropped.
+/// A directory that is removed when it is dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -66,7 +66,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Runs it to an end with this status, and returns what it said.
+/// Runs the program to an end with this status, and returns its output.
 #[track_caller]
 fn ends(arguments: &[&str], status: i32) -> String {
     let output = run(arguments);
@@ -316,7 +316,7 @@ fn a_file_that_is_not_there_is_not_made_by_asking() {
 
 #[test]
 fn a_password_is_never_shown() {
-    // Nobody listens at port 1.
+    // No server listens at port 1.
     let url = format!("postgres://app:{PASSWORD}@127.0.0.1:1/app");
     let broken = format!("postgres://app:{PASSWORD}@127.0.0.1:x/app");
     for command in ["status", "sweep", "purge", "check", "migrate"] {
@@ -330,7 +330,7 @@ fn a_password_is_never_shown() {
             said.contains("invalid url") && !said.contains(PASSWORD),
             "{said}"
         );
-        // In the wrong place.
+        // A password in the wrong place.
         for arguments in [
             &[command, &url][..],
             &[command, "--sqlite", &url],
@@ -432,7 +432,7 @@ fn watch_marks_the_dead_serves_everything_and_ends_in_good_order() {
         &beacon,
     ]));
     let address = watch.address();
-    // A worker says over HTTP that it lives, and then nothing more.
+    // A worker sends one heartbeat over HTTP, and then no more.
     let body = r#"{"worker_id": "gpu-7", "interval": 0.1, "stale_after": 0.3}"#;
     let post = |what: &str, body: &str| {
         let request = format!(
@@ -495,7 +495,11 @@ fn a_watch_over_a_store_that_is_down_says_so_and_no_password() {
             .then_some(ready)
     });
     assert_eq!(ready.status, 503);
-    assert_eq!(get(&address, "/livez").status, 200, "it is not its fault");
+    assert_eq!(
+        get(&address, "/livez").status,
+        200,
+        "the store does not affect liveness"
+    );
     for path in [
         "/",
         "/metrics",
@@ -557,7 +561,7 @@ fn every_command_works_on_postgresql() {
             .output()
             .unwrap();
         assert!(!stderr(&output).contains(postgres::PASSWORD), "{output:?}");
-        // What it logs is not what it says.
+        // Its log is not part of its output.
         let logged = output.status.success();
         let errors = if logged {
             String::new()
@@ -567,7 +571,7 @@ fn every_command_works_on_postgresql() {
         (output.status.code(), stdout(&output) + &errors)
     };
     let (status, said) = ask(&["status"]);
-    assert_eq!(status, Some(3), "nobody has set it up: {said}");
+    assert_eq!(status, Some(3), "the tables are missing: {said}");
     let (status, sql) = ask(&["migrate", "--print"]);
     assert_eq!(status, Some(0));
     assert!(

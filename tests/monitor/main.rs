@@ -1,4 +1,5 @@
-//! What watches a service from outside: `heartbeat-monitor`, systemd, and readers of a beacon.
+//! Programs that watch a service from outside: `heartbeat-monitor`, systemd, and readers of a
+//! beacon.
 
 mod heartbeat_monitor;
 mod service;

@@ -1,4 +1,4 @@
-//! A service under a service manager, and one that writes a beacon: real processes, of the example
+//! A service under a service manager, and one that writes a beacon: real processes of the example
 //! `service`.
 
 use std::fs;
@@ -16,7 +16,7 @@ use worker_heartbeat::{Beacon, Error, Registry, SystemdNotifier, WorkerHeartbeat
 
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// A folder of its own, gone when it is dropped.
+/// A directory that is removed when it is dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -41,7 +41,7 @@ impl Drop for Folder {
 struct Service(Child);
 
 impl Service {
-    /// `WATCHDOG_PID=$$` is its own.
+    /// `WATCHDOG_PID=$$` names the service itself.
     fn start(environment: &str, arguments: &[&str], socket: Option<&Path>) -> Self {
         let mut command = Command::new("sh");
         command
@@ -72,7 +72,7 @@ impl Drop for Service {
     }
 }
 
-/// What systemd hears.
+/// The socket of systemd, with the messages that it receives.
 struct Manager {
     socket: UnixDatagram,
     path: PathBuf,
@@ -112,7 +112,7 @@ impl Manager {
     }
 }
 
-/// Whether one of its lines begins so.
+/// Whether one of its lines begins with this.
 fn has(message: &str, word: &str) -> bool {
     message.lines().any(|line| line.starts_with(word))
 }
@@ -137,7 +137,7 @@ fn systemd_gets_ready_watchdog_status_and_stopping_notifications() {
         "{:#?}",
         manager.heard
     );
-    // More often than in each 0.4 s, or it would have been given up.
+    // More often than every 0.4 s, or systemd would have killed it.
     (0..4).for_each(|_| assert!(has(&manager.until("WATCHDOG=1"), "STATUS=2 active")));
 
     manager.until("STATUS=1 active, 0 dead, 1 stalled");
@@ -175,7 +175,7 @@ fn another_process_s_watchdog_is_not_fed() {
 
 #[test]
 fn without_a_service_manager_there_is_no_thread() {
-    // The tests are not run by one that waits for notifications.
+    // These tests do not run under a service manager that waits for notifications.
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
         return;
     }
@@ -200,7 +200,7 @@ fn a_beacon_shows_a_hung_worker_and_a_killed_process() {
     says("1 stalled");
     assert!(Beacon::check(&file, MAX_AGE).is_err());
     let mode = fs::metadata(&file).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600, "reasons are not for everybody");
+    assert_eq!(mode & 0o777, 0o600, "reasons are private");
     service.send(Signal::SIGKILL);
     service.0.wait().unwrap();
     let why = Beacon::check(&file, MAX_AGE).unwrap_err();

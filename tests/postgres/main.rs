@@ -831,7 +831,7 @@ fn a_server_that_crashes_stops_no_worker() {
     assert_eq!(*marked.lock().unwrap(), [""; 0]);
 }
 
-// --- who is gone --------------------------------------------------------------------------------
+// --- ended processes ----------------------------------------------------------------------------
 
 /// Not a test: the child process of the next test.
 #[test]
@@ -861,7 +861,7 @@ fn a_killed_process_is_dead_within_seconds_wherever_it_ran() {
     let name = schema("killed");
     let store = store(&name);
     let victim = Process::start(&format!("{name} {}", url()));
-    // Its session is terminated, and it comes back through another one.
+    // The worker's session is terminated, and the worker connects again.
     let terminate = "SELECT pg_terminate_backend(backend_pid) FROM $s.sessions"
         .replace("$s", &format!("\"{name}\""));
     for _ in 0..8 {
@@ -970,8 +970,8 @@ fn sessions_that_end_with_the_server_or_unwatched_prove_nothing() {
     }
 }
 
-/// The end of a process that forwards heartbeats of others proves nothing about these; neither does a
-/// store that is closed.
+/// The end of a process that forwards heartbeats of other processes proves nothing about those;
+/// neither does a store that is closed.
 #[test]
 fn only_workers_of_the_own_process_depend_on_its_session() {
     let name = schema("coordinator");
@@ -1248,7 +1248,7 @@ fn conflicting_transactions_are_retried_once() {
 struct Dice(u64);
 
 impl Dice {
-    /// Below `sides`.
+    /// Less than `sides`.
     fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self
             .0

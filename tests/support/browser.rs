@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 /// Long enough for a machine that is busy with other things; only a failure takes that long.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two questions whether something is so. A condition is waited for, not a time.
+/// Between two checks of a condition. A test waits for a condition, not for a time.
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub const ENTER: &str = "\u{e007}";
@@ -45,7 +45,7 @@ impl Drop for Driver {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // In good order, if it can; the driver's end ends it anyway.
+        // A clean end, if possible; the driver's end closes it anyway.
         let _ = self.agent.delete(&self.session).call();
         self.driver.end();
         let _ = std::fs::remove_dir_all(&self.profile);
@@ -184,12 +184,12 @@ impl Browser {
         self.get("/url").as_str().unwrap().to_owned()
     }
 
-    /// What this JavaScript returns.
+    /// The result of this JavaScript.
     pub fn run(&self, script: &str) -> Value {
         self.post("/execute/sync", &json!({"script": script, "args": []}))
     }
 
-    /// What this expression is.
+    /// The value of this expression.
     pub fn eval(&self, expression: &str) -> Value {
         self.run(&format!("return ({expression});"))
     }
@@ -241,7 +241,7 @@ impl Browser {
         );
     }
 
-    /// Real keys, to whatever has the focus.
+    /// Real key presses, for the element that has the focus.
     pub fn keys(&self, keys: &str) {
         let strokes: Vec<Value> = keys
             .chars()
@@ -257,7 +257,7 @@ impl Browser {
         self.post("/actions", &actions);
     }
 
-    /// What the devtools protocol calls by this name.
+    /// Calls this method of the devtools protocol.
     pub fn devtools(&self, command: &str, parameters: &Value) -> Value {
         let what = json!({"cmd": command, "params": parameters});
         self.post("/goog/cdp/execute", &what)
@@ -278,7 +278,7 @@ impl Browser {
         );
     }
 
-    /// A picture of what is seen, as PNG in base64.
+    /// A screenshot, as PNG in base64.
     pub fn picture(&self) -> String {
         let picture = self.get("/screenshot");
         picture.as_str().unwrap().to_owned()
@@ -288,7 +288,7 @@ impl Browser {
         std::fs::write(path, decode(&self.picture())).unwrap();
     }
 
-    /// What the browser's console was told since it was last asked: errors, what was blocked.
+    /// The messages of the browser's console since the last call: errors, and what was blocked.
     pub fn complaints(&self) -> Vec<String> {
         let log = self.post("/se/log", &json!({"type": "browser"}));
         let entries = log.as_array().unwrap().iter();

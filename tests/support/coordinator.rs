@@ -1,4 +1,4 @@
-//! A coordinator, and as little of an HTTP client as will do.
+//! A coordinator, and a minimal HTTP client.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -50,7 +50,7 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 /// Sends these bytes, and reads one answer. `None` if the connection was closed without one.
 pub fn exchange(address: SocketAddr, bytes: &[u8]) -> Option<Reply> {
     let mut stream = connect(address);
-    // Whoever refuses what is still being sent may close before it has all come.
+    // A server that refuses a request may close the connection before it has received all of it.
     let _ = stream.write_all(bytes);
     read(stream)
 }
@@ -88,7 +88,7 @@ pub fn post(address: SocketAddr, what: &str, body: &str) -> Reply {
     post_with(address, &format!("/api/worker/{what}"), "", body.as_bytes())
 }
 
-/// What is answered with 200.
+/// The body of an answer with status 200.
 #[track_caller]
 pub fn done(address: SocketAddr, what: &str, body: &str) -> Value {
     let reply = post(address, what, body);
@@ -110,7 +110,7 @@ pub fn metadata(row: &StoredWorker, name: &str) -> Option<String> {
     entry.map(|(_, value)| value.clone())
 }
 
-/// Asks until there is an answer.
+/// Repeats the request until there is an answer.
 #[track_caller]
 pub fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();

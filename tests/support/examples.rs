@@ -62,7 +62,7 @@ impl Example {
         let mut child = Command::new(binary(name))
             .args(arguments)
             .current_dir(folder)
-            // Call stacks on stderr would take their time.
+            // Call stacks on stderr would take time.
             .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -79,7 +79,7 @@ impl Example {
         }
     }
 
-    /// Waits until there is something in the output, and returns it.
+    /// Waits until the output contains a match, and returns it.
     #[track_caller]
     pub fn wait_for<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         poll(what, || find(&self.stdout.lock().unwrap()))
@@ -119,7 +119,7 @@ pub fn run(name: &str, arguments: &[&str]) -> Ended {
     Example::start(name, arguments).end()
 }
 
-/// Asks again and again until there is an answer.
+/// Repeats the request until there is an answer.
 #[track_caller]
 pub fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
@@ -128,13 +128,13 @@ pub fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
             return answer;
         }
         assert!(begun.elapsed() < PATIENCE, "waited for {what} in vain");
-        // Between two questions: there is nothing to be woken by.
+        // Between two requests: no event announces the answer.
         thread::sleep(Duration::from_millis(10));
     }
 }
 
 /// The executable, next to the test's own. `cargo test` builds it, `cargo test --test examples`
-/// does not: so that nobody tests what is not there any more, its age is checked.
+/// does not: its age is checked, so that no outdated program is tested.
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
@@ -161,7 +161,7 @@ fn modified(file: &Path) -> Option<SystemTime> {
     file.metadata().ok()?.modified().ok()
 }
 
-/// Reads everything as it comes, so that the example never waits for its reader.
+/// Reads the output as it arrives, so that the example never waits for its reader.
 fn collect(mut from: impl Read + Send + 'static) -> (Arc<Mutex<String>>, thread::JoinHandle<()>) {
     let text = Arc::new(Mutex::new(String::new()));
     let kept = Arc::clone(&text);
@@ -170,7 +170,7 @@ fn collect(mut from: impl Read + Send + 'static) -> (Arc<Mutex<String>>, thread:
         let mut chunk = [0; 4096];
         while let Ok(length @ 1..) = from.read(&mut chunk) {
             bytes.extend_from_slice(&chunk[..length]);
-            // A character may be cut in two at the end; it is whole the next time.
+            // A character may be cut at the end; the next read completes it.
             *kept.lock().unwrap() = String::from_utf8_lossy(&bytes).into_owned();
         }
     });

@@ -1,4 +1,4 @@
-//! Workers to look at, and a server that shows them.
+//! Workers to display, and a server that displays them.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -53,7 +53,7 @@ impl Farm {
         worker.unwrap().join();
     }
 
-    /// One worker in each state that can be had in a moment.
+    /// One worker in each state that can be reached in a moment.
     pub fn one_in_each_state(&self) -> Vec<WorkerHeartbeat> {
         let short = Duration::from_millis(100);
         let start = |builder: Builder| builder.start().unwrap();
@@ -88,7 +88,7 @@ impl Farm {
         workers
     }
 
-    /// Workers as a service has them.
+    /// Workers as a typical service has them.
     pub fn realistic(&self) -> Vec<WorkerHeartbeat> {
         let mut kept = Vec::new();
         for n in 1..=6_u64 {
@@ -108,7 +108,7 @@ impl Farm {
                 .unwrap();
             let task = hb.begin_task("batch-88", "embedding 4,096 documents");
             task.progress(900 * n, 4_096);
-            // The guard would mark it idle.
+            // Dropping the guard would mark the worker idle.
             std::mem::forget(task);
             kept.push(hb);
         }
@@ -158,12 +158,12 @@ impl Farm {
                 usize::try_from(done).unwrap(),
                 usize::try_from(5 + n).unwrap(),
             );
-            // The guard would mark it idle.
+            // Dropping the guard would mark the worker idle.
             std::mem::forget(task);
         }
     }
 
-    /// Workers come and go, work and rest for so long.
+    /// Workers register, end, work and rest for this long.
     pub fn live_for(&self, span: Duration) {
         let begun = Instant::now();
         let mut steps = 0;
@@ -173,7 +173,7 @@ impl Farm {
             if steps == 45 {
                 self.panics("indexer", "indexer-2", "segment 7 is empty");
             }
-            // The pace of what is pictured.
+            // The pace of the pictured workers.
             std::thread::sleep(Duration::from_secs(1));
         }
     }

@@ -1,4 +1,4 @@
-//! What the tests have in common: a registry on a mock clock.
+//! Shared by the tests: a registry on a mock clock, and waits for conditions and events.
 #![allow(dead_code, reason = "each test program uses its part")]
 
 #[cfg(feature = "http")]
@@ -50,7 +50,7 @@ impl World {
     }
 }
 
-/// A short name for an event, to compare sequences by.
+/// A short name for an event, to compare sequences with.
 pub fn name(event: &Event) -> String {
     match &event.kind {
         EventKind::Became(health) => health.state().to_string(),
@@ -64,12 +64,12 @@ pub fn name(event: &Event) -> String {
     }
 }
 
-/// The names of the events that are there now.
+/// The names of the events received so far.
 pub fn names(events: &Subscription) -> Vec<String> {
     events.try_iter().map(|event| name(&event)).collect()
 }
 
-/// Waits for an event of this name.
+/// Waits for an event with this name.
 pub fn wait_for(events: &Subscription, wanted: &str) -> Event {
     loop {
         let event = events.recv_timeout(PATIENCE).expect(wanted);
@@ -79,7 +79,7 @@ pub fn wait_for(events: &Subscription, wanted: &str) -> Event {
     }
 }
 
-/// Waits until something is true that real threads make so.
+/// Waits until a condition holds that real threads bring about.
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + PATIENCE;
     while !is_so() {

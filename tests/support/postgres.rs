@@ -20,15 +20,15 @@ const PASSWORD_IN_URL: &str = "cor-rect%3Aho%25rse%2Fbat%3Ftery";
 const MISSING: &str = "these tests need PostgreSQL: `apt-get install postgresql` or `brew install \
                        postgresql` (only its programs are used), or TEST_DATABASE_URL";
 
-/// Whether the server of one's own waits for the disk, as one in use does. Tests need not.
+/// Whether a private server syncs to disk, as one in production does. Tests need not.
 pub static WAITS_FOR_DISK: AtomicBool = AtomicBool::new(false);
 
-/// A server that is gone, with its files, when this program ends, however it does.
+/// A server that is stopped, with its files removed, when this program ends, however it ends.
 pub struct Cluster {
     directory: PathBuf,
     programs: PathBuf,
     port: u16,
-    /// Reads the end of this program from its standard input, and cleans up.
+    /// Cleans up when its standard input ends, which this program holds open.
     cleanup_process: Child,
 }
 
@@ -42,7 +42,7 @@ pub fn url() -> &'static str {
     })
 }
 
-/// A server of one's own, to be maltreated; `None` if there is only that of `TEST_DATABASE_URL`.
+/// A private server, for faults; `None` if there is only that of `TEST_DATABASE_URL`.
 pub fn own() -> Option<Cluster> {
     if programs().is_none() && env::var("TEST_DATABASE_URL").is_ok() {
         eprintln!("left out: it needs a server of its own; {MISSING}");
@@ -51,7 +51,7 @@ pub fn own() -> Option<Cluster> {
     Some(Cluster::start())
 }
 
-/// A name that no other test has.
+/// A unique name.
 pub fn schema(name: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -102,7 +102,7 @@ fn programs() -> Option<PathBuf> {
     found.into_iter().find(complete)
 }
 
-/// The server refuses to run as root; as whom it runs instead.
+/// The server refuses to run as root; this is the user that it runs as instead.
 fn unprivileged() -> Option<(u32, u32)> {
     if fs::metadata("/proc/self").ok()?.uid() != 0 {
         return None;
@@ -219,8 +219,8 @@ impl Cluster {
         self.ctl(&["-m", "immediate", "stop"]);
     }
 
-    /// The URL of a proxy before it that pools transactions; `None` if none is installed. It ends
-    /// with the server.
+    /// The URL of a proxy in front of it that pools transactions; `None` if none is installed. It
+    /// ends with the server.
     pub fn pooled_url(&self) -> Option<String> {
         let path = env::var_os("PATH").unwrap_or_default();
         let mut folders = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
@@ -241,7 +241,7 @@ impl Cluster {
             self.directory.join("pgbouncer.log").display(),
         );
         fs::write(&settings, text).unwrap();
-        // It is looked after by a shell, which sees when the server is gone.
+        // A shell supervises the proxy, and ends it with the server.
         let mut shell = Command::new("sh");
         shell
             .args([
@@ -261,8 +261,8 @@ impl Cluster {
         Some(url)
     }
 
-    /// From now on, it also speaks TLS: as `localhost` and `127.0.0.1`, with a certificate of an
-    /// authority that nobody knows. Returns that authority's.
+    /// From now on, it also accepts TLS, as `localhost` and `127.0.0.1`, with a certificate of an
+    /// unknown authority. Returns the path of the authority's certificate.
     pub fn enable_tls(&self) -> &'static str {
         let file = |name: &str, text: &str| {
             let path = self.directory.join("data").join(name);
@@ -300,7 +300,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         drop(self.cleanup_process.stdin.take());
-        // It says when it is done by closing its output.
+        // It closes its output when it is done.
         if let Some(mut output) = self.cleanup_process.stdout.take() {
             let _ = output.read_to_end(&mut Vec::new());
         }

@@ -1,5 +1,5 @@
-//! This test program once more, as a process of its own: in a role that [`stage`](STAGE) plays, or
-//! with one of its tests.
+//! This test program again, as a process of its own: in a role that [`stage`](STAGE) plays, or with
+//! one of its tests.
 
 use std::env;
 use std::fmt;
@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 
 /// The test function that plays the role.
 const STAGE: &str = "stage";
-/// Says which role it is; not set in an ordinary run of the tests.
+/// The variable that names the role; not set in an ordinary run of the tests.
 const ROLE: &str = "WORKER_HEARTBEAT_TEST_ROLE";
 /// Set in a process that runs one test; see [`in_child`].
 pub(crate) const CHILD: &str = "WORKER_HEARTBEAT_TEST_CHILD";
@@ -34,8 +34,8 @@ pub(crate) fn in_child(test: impl FnOnce()) {
     with_child(test, |_| {});
 }
 
-/// As [`in_child`], with something to do to the process meanwhile. One at a time: some of these
-/// processes take the processors for themselves.
+/// As [`in_child`], with actions on the process meanwhile. One at a time: some of these processes
+/// need all processors.
 pub(crate) fn with_child<F: FnOnce()>(test: F, meanwhile: impl FnOnce(&mut Process)) {
     if env::var_os(CHILD).is_some() {
         test();
@@ -44,7 +44,7 @@ pub(crate) fn with_child<F: FnOnce()>(test: F, meanwhile: impl FnOnce(&mut Proce
     }
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    // The closure is named after the test that it stands in.
+    // The closure's type name contains the name of its test.
     let name = std::any::type_name::<F>();
     let (_crate, name) = name.split_once("::").unwrap();
     let name = name.trim_end_matches("::{{closure}}");
@@ -58,7 +58,7 @@ pub(crate) fn with_child<F: FnOnce()>(test: F, meanwhile: impl FnOnce(&mut Proce
     }
 }
 
-/// A running process and what it has said so far.
+/// A running process and its output so far.
 pub(crate) struct Process {
     child: Child,
     stdin: ChildStdin,
@@ -80,7 +80,7 @@ pub(crate) enum Stream {
     Stderr,
 }
 
-/// Everything that a process has said, in the order in which it came in.
+/// The output of a process, in the order in which it was received.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Transcript(Vec<Line>);
 
@@ -93,12 +93,12 @@ pub(crate) struct Ended {
 }
 
 impl Process {
-    /// Starts the role, and waits until it says that it is ready.
+    /// Starts the role, and waits until it prints that it is ready.
     pub(crate) fn start(role: &str) -> Self {
         Self::start_as(Self::command(), role)
     }
 
-    /// As [`start`](Self::start), by a shell that runs this command before.
+    /// As [`start`](Self::start), by a shell that runs this command first.
     pub(crate) fn start_after(command: &str, role: &str) -> Self {
         Self::start_by(
             &["sh", "-c", &format!(r#"{command}; exec "$0" "$@""#)],
@@ -129,19 +129,19 @@ impl Process {
         Pid::from_raw(self.child.id().try_into().unwrap())
     }
 
-    /// Stops it, as Ctrl-Z and a suspended machine do, and lets it go on after this time.
+    /// Stops the process, as Ctrl-Z and a suspended machine do, and continues it after this time.
     pub(crate) fn stop_for(&self, time: Duration) {
         self.signal(Signal::SIGSTOP);
-        // This is the fault itself: it lasts as long as it is said to.
+        // This is the fault itself: it lasts exactly this long.
         thread::sleep(time);
         self.signal(Signal::SIGCONT);
     }
 
-    /// Waits until it has stopped itself, as by Ctrl-Z, and lets it go on after this time.
+    /// Waits until the process has stopped itself, as by Ctrl-Z, and continues it after this time.
     pub(crate) fn stays_stopped(&self, time: Duration) {
         let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
         assert_eq!(status, WaitStatus::Stopped(self.pid(), Signal::SIGSTOP));
-        // This is the fault itself: it lasts as long as it is said to.
+        // This is the fault itself: it lasts exactly this long.
         thread::sleep(time);
         self.signal(Signal::SIGCONT);
     }
@@ -167,7 +167,7 @@ impl Process {
         }
     }
 
-    /// Waits for a line with this text in it, from here on.
+    /// Waits for a later line that contains this text.
     #[track_caller]
     pub(crate) fn expect(&mut self, text: &str) -> Line {
         self.expect_within(text, PATIENCE)
@@ -199,13 +199,13 @@ impl Process {
         at
     }
 
-    /// Gives the role a command, without waiting for an answer.
+    /// Sends the role a command, without waiting for an answer.
     pub(crate) fn send_line(&mut self, command: &str) {
-        // It may be ending just now; what comes of that is seen in what it says.
+        // The process may be ending just now; its output shows the result.
         let _ = writeln!(self.stdin, "{command}");
     }
 
-    /// Asks the role; the answer is a line that begins with `@` and the question.
+    /// Sends the role a query; the answer is a line that begins with `@` and the query.
     pub(crate) fn ask(&mut self, question: &str) -> String {
         self.send_line(question);
         let mark = format!("@{question}: ");
@@ -213,17 +213,17 @@ impl Process {
         line.text[line.text.find(&mark).unwrap() + mark.len()..].to_owned()
     }
 
-    /// Asks the role until the answer begins with this text.
+    /// Repeats the query until the answer begins with this text.
     pub(crate) fn ask_until(&mut self, question: &str, answer: &str) {
         let deadline = Instant::now() + PATIENCE / 3;
         while !self.ask(question).starts_with(answer) {
             assert!(Instant::now() < deadline, "{}", self.transcript);
-            // Between two looks.
+            // Between two queries.
             thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Waits until the process has closed its streams, and leaves it to be collected.
+    /// Waits until the process has closed its streams, without collecting its status.
     pub(crate) fn drain(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -238,7 +238,7 @@ impl Process {
     /// Waits for the end of the process.
     pub(crate) fn wait(mut self) -> Ended {
         self.drain();
-        // Its streams are closed, which is the last thing but one that the kernel does.
+        // Its streams are closed, which the kernel does just before the process ends.
         let status = self.child.wait().unwrap();
         Ended {
             at: Instant::now(),
@@ -267,7 +267,7 @@ fn read(to: Stream, from: impl Read + Send + 'static, sender: Sender<Line>) {
 }
 
 impl Transcript {
-    /// The lines with this text in them.
+    /// The lines that contain this text.
     pub(crate) fn all(&self, text: &str) -> Vec<&Line> {
         let lines = self.0.iter();
         lines.filter(|line| line.text.contains(text)).collect()
@@ -282,7 +282,7 @@ impl Transcript {
         self.0.iter().any(|line| line.to == Stream::Stderr)
     }
 
-    /// Where the only line with this text is.
+    /// The position of the only line that contains this text.
     pub(crate) fn position(&self, text: &str) -> usize {
         let mut found = (0..self.0.len()).filter(|n| self.0[*n].text.contains(text));
         let Some(position) = found.next() else {
@@ -292,7 +292,7 @@ impl Transcript {
         position
     }
 
-    /// Asserts that these texts were said, each once and in this order.
+    /// Asserts that these texts were printed, each once and in this order.
     #[track_caller]
     pub(crate) fn assert_order(&self, texts: &[&str]) {
         let positions: Vec<_> = texts.iter().map(|text| self.position(text)).collect();
@@ -307,7 +307,7 @@ impl Ended {
         assert_eq!(status.code(), Some(code), "{status}; {}", self.transcript);
     }
 
-    /// Asserts that the signal ended it, as if nobody had cared for signals.
+    /// Asserts that the signal killed the process, by its default action.
     #[track_caller]
     pub(crate) fn assert_killed_by(&self, signal: Signal) {
         let Self {
@@ -331,7 +331,7 @@ impl fmt::Display for Transcript {
         f.write_str("it said:")?;
         let first = self.0.first().map(|line| line.at);
         for (n, line) in self.0.iter().enumerate() {
-            // Answers to a question that was asked often are shown once.
+            // Answers to a repeated query are shown once.
             if n > 0 && self.0[n - 1].text == line.text {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! A store that does what a test wants.
+//! A store whose behaviour a test sets.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use worker_heartbeat::{Error, HeartbeatStore, MemoryStore, StoredWorker, SweepRe
 /// Workers of this group are refused.
 pub const REFUSED: &str = "refused";
 
-/// A store in front of another one. Calls go through, fail, panic or hang, as its [`Mode`] says.
+/// A store in front of another one. Calls pass, fail, panic or hang, as its [`Mode`] says.
 #[derive(Clone)]
 pub struct TestStore(Arc<Shared>);
 
@@ -35,7 +35,7 @@ pub enum Mode {
     Failing(String),
     Panicking,
     Hanging,
-    /// Another sweeper is sweeping; all else is normal.
+    /// Another sweeper is sweeping; everything else works.
     SweptElsewhere,
     /// Lists ignore [`WorkerFilter::after`]; all else is normal.
     FirstPageOnly,
@@ -46,7 +46,7 @@ impl TestStore {
         Self::with(store, None)
     }
 
-    /// With something to do before each call of `stop`.
+    /// Runs a closure before each call of `stop`.
     pub fn before_stop(
         store: impl HeartbeatStore + 'static,
         act: impl Fn() + Send + Sync + 'static,
@@ -95,7 +95,7 @@ impl TestStore {
         Held(self)
     }
 
-    /// Calls go to this store from now on.
+    /// Later calls go to this store.
     pub fn replace(&self, store: impl HeartbeatStore + 'static) {
         *self.0.store.lock().unwrap() = Arc::new(store);
     }
@@ -110,7 +110,7 @@ impl TestStore {
         self.0.lists.load(Ordering::SeqCst)
     }
 
-    /// How many heartbeats came in each call since the last time.
+    /// The number of heartbeats in each call since the last query.
     pub fn take_beats(&self) -> Vec<usize> {
         std::mem::take(&mut *self.0.beats.lock().unwrap())
     }

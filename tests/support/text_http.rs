@@ -1,4 +1,4 @@
-//! As little of an HTTP client, and of JSON, as will do.
+//! A minimal client for HTTP and JSON.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -42,7 +42,7 @@ fn value(json: &str) -> (String, &str) {
     (json[..end].trim().to_owned(), &json[end..])
 }
 
-/// A text in quotes, and what comes after it.
+/// A quoted text, and what follows it.
 fn text(json: &str) -> (String, &str) {
     let mut characters = json.strip_prefix('"').unwrap().chars();
     let mut text = String::new();
