@@ -271,7 +271,7 @@ fn a_router_has_a_background_task_only_while_it_exists() {
         while Arc::strong_count(&store) > 1 {
             assert!(
                 begun.elapsed() < Duration::from_secs(20),
-                "its task goes on"
+                "the background task still runs"
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -231,7 +231,7 @@ fn the_tour_shows_every_kind_of_worker_and_why_it_is_as_it_is() {
     let stdout = &ended.stdout;
     assert!(
         !stdout.contains('\u{1b}'),
-        "there is no terminal to speak to:\n{stdout}"
+        "escape sequences without a terminal:\n{stdout}"
     );
     assert!(
         !stdout.contains('\u{202e}'),

@@ -295,7 +295,7 @@ fn links_of_pages_have_a_definition_for_the_built_documentation() {
             .filter_map(|rest| rest.split_once(')'))
         {
             let elsewhere = target.starts_with("https://") || target.starts_with('#');
-            assert!(elsewhere, "{page}: {target} has to be a definition");
+            assert!(elsewhere, "{page}: {target} must be a definition");
         }
         for line in text.lines().filter(|line| line.starts_with('[')) {
             let Some((label, _target)) = line.split_once("]: ") else {

@@ -269,7 +269,7 @@ fn a_log_that_holds_up_its_caller() {
         let gate = Arc::new(Gate::default());
         let at_gate = Arc::clone(&gate);
         log_with(move |record| {
-            if record.args().to_string().contains("held-up") {
+            if record.args().to_string().contains("blocked-at-") {
                 at_gate.pass();
             }
         });
@@ -289,29 +289,31 @@ fn a_log_that_holds_up_its_caller() {
             let worker = worker(registry, id).startup_grace(60 * SECOND);
             worker.start().unwrap()
         };
-        let stops = patient(&registry, "held-up-when-it-stops");
-        let falls = patient(&registry, "held-up-when-it-falls");
-        let (stopped, fallen) = (stops.probe(), falls.probe());
+        let stops = patient(&registry, "blocked-at-stop");
+        let panics = patient(&registry, "blocked-at-panic");
+        let (stopped, panicked) = (stops.probe(), panics.probe());
         gate.close();
-        let comes = registry.clone();
+        let registers = registry.clone();
         let threads = [
             thread::spawn(move || stops.stop()),
             thread::spawn(move || {
-                let fell = catch_unwind(AssertUnwindSafe(|| {
-                    let _hb = falls;
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    let _hb = panics;
                     resume_unwind(Box::new("simulated panic"))
                 }));
-                assert!(fell.is_err());
+                assert!(result.is_err());
             }),
-            thread::spawn(move || drop(patient(&comes, "held-up-when-it-comes"))),
+            thread::spawn(move || drop(patient(&registers, "blocked-at-registration"))),
         ];
-        eventually("both threads are blocked", || {
+        eventually("all threads are blocked", || {
             gate.waiting() == threads.len()
         });
         assert_eq!(stopped.health().state(), State::Stopped);
-        assert_eq!(fallen.health().state(), State::Dead);
-        let coming = registry.get("held-up-when-it-comes").unwrap();
-        eventually("starting", || coming.health().state() == State::Starting);
+        assert_eq!(panicked.health().state(), State::Dead);
+        let registered = registry.get("blocked-at-registration").unwrap();
+        eventually("starting", || {
+            registered.health().state() == State::Starting
+        });
         let others = registry.clone();
         promptly("registering and dropping", move || {
             let events = others.subscribe();
@@ -331,13 +333,13 @@ fn a_log_that_holds_up_its_caller() {
         assert_eq!(
             gate.waiting(),
             threads.len(),
-            "both threads are still blocked"
+            "all threads are still blocked"
         );
         gate.open();
         for thread in threads {
             thread.join().unwrap();
         }
-        assert_eq!(coming.health().state(), State::Stopped);
+        assert_eq!(registered.health().state(), State::Stopped);
         crew.dismiss();
     };
     in_child(play);

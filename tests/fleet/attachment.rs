@@ -227,10 +227,10 @@ fn a_run_is_claimed_without_blocking_on_any_executor() {
     let hb = WorkerHeartbeat::builder("w").registry(&registry).start();
     let hb = hb.unwrap();
     let lease = block_on(hb.claim_async("run-1", 60 * SECOND)).unwrap();
-    let lease = lease.expect("nobody else has it");
+    let lease = lease.expect("no other worker holds it");
     assert!(lease.is_held() && lease.fence() > 0);
     let again = block_on(hb.claim_async("run-1", 60 * SECOND)).unwrap();
-    assert!(again.is_none(), "it has it already");
+    assert!(again.is_none(), "the worker holds it already");
     for refused in [
         block_on(hb.claim_async("", 60 * SECOND)),
         block_on(hb.claim_async("run-2", Duration::ZERO)),

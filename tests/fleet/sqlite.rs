@@ -90,7 +90,7 @@ fn a_file_of_another_program_is_refused_and_unchanged() {
         );
         let kind = StoreErrorKind::Incompatible;
         assert!(matches!(refused, Error::Store { kind: is, .. } if is == kind));
-        says_its_source_once(&refused);
+        assert_source_is_not_repeated(&refused);
     };
     let foreign = Connection::open(place.file()).unwrap();
     foreign.execute_batch("CREATE TABLE theirs (x)").unwrap();
@@ -120,13 +120,13 @@ fn a_file_of_another_program_is_refused_and_unchanged() {
             ..
         }
     ));
-    says_its_source_once(&nowhere);
+    assert_source_is_not_repeated(&nowhere);
     let driver = nowhere.source().expect("the error of the driver");
     assert!(driver.is::<rusqlite::Error>());
 }
 
-/// What an error says is not what its source says.
-fn says_its_source_once(error: &Error) {
+/// The message of an error does not repeat that of its source.
+fn assert_source_is_not_repeated(error: &Error) {
     let text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

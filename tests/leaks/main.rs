@@ -299,7 +299,10 @@ fn tombstones(leaks: &mut Leaks) {
     assert_eq!(registry.workers().len(), summary.total);
     assert!(registry.get("early-0").is_some());
     worker(&registry).start().unwrap().fail("one too many");
-    assert!(registry.get("early-0").is_none(), "the oldest goes first");
+    assert!(
+        registry.get("early-0").is_none(),
+        "the oldest is removed first"
+    );
     assert!(registry.get("early-1").is_some());
 
     leaks.hunt("tombstones", |_| {

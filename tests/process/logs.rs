@@ -109,7 +109,7 @@ fn a_log_that_blocks_does_not_hold_up_the_next_pacemaker() {
             .registry(&registry)
     };
     let (reached, is_reached) = mpsc::channel();
-    let (let_go, held) = mpsc::channel::<()>();
+    let (unblock, held) = mpsc::channel::<()>();
     let held = Mutex::new(held);
     listen(move |(_, text)| {
         if text.starts_with("worker stuck: never started") {
@@ -128,7 +128,7 @@ fn a_log_that_blocks_does_not_hold_up_the_next_pacemaker() {
         events.try_iter().any(|event| name(&event) == "started")
     });
     assert!(next.is_recent());
-    drop(let_go);
+    drop(unblock);
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn a_handle_that_is_dropped_does_not_wait_for_the_log_of_its_children() {
     });
     is_dropped.recv_timeout(PATIENCE).expect("the drop returns");
     is_reached.recv_timeout(PATIENCE).unwrap();
-    drop(let_go);
+    drop(unblock);
     drop(go);
     assert!(child.join().is_completed());
 }

@@ -367,7 +367,7 @@ fn events_are_awaited_on_any_executor() {
     let mut waits = events.recv_async();
     assert!(Pin::new(&mut waits).poll(context).is_pending());
     drop((hb, world));
-    assert_eq!(woken(), 1, "the registry is gone");
+    assert_eq!(woken(), 1, "the registry was dropped");
     assert!(matches!(
         Pin::new(&mut waits).poll(context),
         Poll::Ready(Err(_))
@@ -452,7 +452,7 @@ fn a_subscription_is_read_by_a_loop() {
 }
 
 #[test]
-fn counters_count_what_happened_whoever_is_forgotten() {
+fn counters_include_workers_that_were_purged() {
     let world = World::new();
     let slow = world.registry.subscribe_with_capacity(1);
     let start = |id: &str| {
@@ -490,7 +490,7 @@ fn counters_count_what_happened_whoever_is_forgotten() {
     let mut all = std::collections::BTreeMap::new();
     counters.each(|name, labels, value| {
         let before = all.insert(format!("{name} {labels:?}"), value);
-        assert!(before.is_none(), "{name} {labels:?} comes twice");
+        assert!(before.is_none(), "{name} {labels:?} is exported twice");
     });
     let deaths = r#"deaths [("worker_type", "w"), ("cause", "failed")]"#;
     assert_eq!(all[deaths], 1);
@@ -630,7 +630,7 @@ fn the_pacemaker_is_one_thread_and_ends_with_the_last_handle() {
             "a pacemaker must notice that the worker is missing"
         );
         drop(registry);
-        assert_eq!(pacemakers(), 0, "gone with the registry");
+        assert_eq!(pacemakers(), 0, "ended with the registry");
     });
 }
 

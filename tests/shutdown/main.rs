@@ -1,5 +1,5 @@
-//! The shutdown, in processes of its own: a signal reaches the whole process, and a process can
-//! install one shutdown only.
+//! The shutdown, in processes of its own: a signal reaches the whole process, and one
+//! shutdown only can have it.
 //!
 //! Each test starts this program again, as [`stage`], in a role.
 

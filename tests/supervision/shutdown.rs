@@ -42,7 +42,7 @@ const WAYS: [ShutDown; 2] = [
     |supervisor, timeout| block_on(supervisor.shutdown_async(timeout)),
 ];
 
-// --- what comes meanwhile ---------------------------------------------------------------------
+// --- starts during a shutdown -----------------------------------------------------------------
 
 #[test]
 fn nothing_is_started_during_a_shutdown_and_after_it() {

@@ -105,7 +105,7 @@ fn a_death_names_its_run() {
     assert_eq!(
         died_in(|hb| {
             let _task = hb.begin_task("run-7", "x");
-            Err("the guard goes before the error comes out".into())
+            Err("the guard is dropped before the error is returned".into())
         }),
         run
     );

@@ -149,7 +149,11 @@ fn a_handle_that_a_thread_local_keeps_is_convicted_too() {
     });
     drop(finish);
     keeper.join().unwrap();
-    assert_eq!(probe.health().state(), State::Stopped, "its handle is gone");
+    assert_eq!(
+        probe.health().state(),
+        State::Stopped,
+        "the handle was dropped"
+    );
 }
 
 #[test]

@@ -410,7 +410,11 @@ fn a_step_is_shown_with_the_progress_of_its_task_and_ends_with_it() {
     drop(inner);
     assert_eq!(step().as_deref(), Some("uploading"));
     hb.update_task("run-7", "still nightly", Activity::Processing);
-    assert_eq!(step().as_deref(), Some("uploading"), "the same run goes on");
+    assert_eq!(
+        step().as_deref(),
+        Some("uploading"),
+        "the same run continues"
+    );
     hb.update_task("run-8", "nightly", Activity::Processing);
     assert_eq!(step(), None, "another run");
     drop(outer);

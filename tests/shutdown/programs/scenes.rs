@@ -187,8 +187,8 @@ fn trigger() -> ! {
     idle.mark_idle();
     let working = worker(&registry, "working");
     let task = working.begin_task("run-1", "working");
-    let told_before = shutdown.receiver();
-    assert!(!shutdown.requested() && told_before.is_empty());
+    let received_before = shutdown.receiver();
+    assert!(!shutdown.requested() && received_before.is_empty());
 
     let waiting = [(); 2].map(|()| {
         let shutdown = shutdown.clone();
@@ -198,9 +198,9 @@ fn trigger() -> ! {
     shutdown.trigger();
     assert!(shutdown.requested());
     assert_eq!(shutdown.signal(), None);
-    assert_eq!(told_before.recv().unwrap(), ShutdownCause::Triggered);
-    let told_after = shutdown.receiver().try_recv();
-    assert_eq!(told_after, Ok(ShutdownCause::Triggered));
+    assert_eq!(received_before.recv().unwrap(), ShutdownCause::Triggered);
+    let received_after = shutdown.receiver().try_recv();
+    assert_eq!(received_after, Ok(ShutdownCause::Triggered));
     let health = idle.health().to_string();
     assert!(health.starts_with("stopped: by shutdown"), "{health}");
     assert_eq!(working.health().state(), State::Stopping);
@@ -509,7 +509,7 @@ fn blocking_waker() -> ! {
     thread::spawn(move || exit_with(&waiting.wait()));
     let hb = worker(&registry, "stuck");
     let _task = hb.begin_task("run-1", "waiting to be asked");
-    let _asked = when_asked(&hb, || rest());
+    let _asked = on_stop_request(&hb, || rest());
     ready();
     shutdown.trigger();
     // The timeout ends the process.
@@ -531,7 +531,7 @@ fn polling_waker() -> ! {
     let seen = registry.clone();
     let hb = worker(&registry, "stuck");
     let _task = hb.begin_task("run-1", "waiting to be asked");
-    let _asked = when_asked(&hb, move || {
+    let _asked = on_stop_request(&hb, move || {
         let snapshot = seen.get("stuck").unwrap().snapshot();
         let _ = looked.lock().unwrap().send(snapshot.health.state());
     });
