@@ -8,7 +8,7 @@
 //! * A verdict is `{"state": "stale", "reason": "no heartbeat for 2 min, 1 min 30 s allowed"}`, with
 //!   a `reason` of `null` where none is needed.
 //!
-//! No call stack is in any of it: to resolve one takes long, and it is not for everybody.
+//! None of it has a call stack: to resolve one takes long, and it is confidential.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};

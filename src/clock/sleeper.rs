@@ -65,8 +65,8 @@ impl Sleeper {
         }
     }
 
-    /// Tells a mock clock that this thread has finished what was due, and does not depend on time
-    /// now.
+    /// Reports to a mock clock that this thread has finished what was due, and does not depend on
+    /// time now.
     pub(crate) fn step_away(&self) {
         if let Bell::Mock { state, id } = &self.alarm.0 {
             state.step_away(*id);

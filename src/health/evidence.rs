@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rises_tells_the_cause() {
+    fn the_counter_that_rises_gives_the_cause() {
         let start = Instant::now();
         let first = sample(start, 1_000, 1_000);
         let later = |cpu: u64, queued: u64| {
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn too_short_a_time_or_another_thread_tells_nothing() {
+    fn too_short_a_time_or_another_thread_gives_no_cause() {
         let start = Instant::now();
         let first = sample(start, 0, 0);
         let soon = sample(start + SHORTEST_WINDOW - Duration::from_nanos(1), 9, 0);

@@ -25,8 +25,8 @@ use crate::sync::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
 
 impl WorkerHeartbeat {
-    /// Runs a future on the worker's behalf, on any executor: each poll is a beat, a panic is
-    /// caught and told, and so are an error, the completion, and being dropped before it is done.
+    /// Runs a future on the worker's behalf, on any executor: each poll is a beat. A panic is
+    /// caught and reported; an error, the completion, and a drop before the end are reported too.
     ///
     /// A poll proves that the executor runs the task and that something woke it. It does not prove
     /// that every part of the future makes progress: in `join!(wedged, ticker)`, the ticker keeps
@@ -180,7 +180,7 @@ struct Life<F> {
     charge: Arc<dyn Charge>,
     /// It was made by a thread that was unwinding from a panic.
     born_unwinding: bool,
-    /// From the first poll until the end is told.
+    /// From the first poll until the end is reported.
     at_work: Option<AtWork>,
 }
 

@@ -446,11 +446,11 @@ impl Drop for Part {
 
 fn parted(membership: &Membership, report: &StopReport) {
     let worker = membership.worker_ref();
-    tell_hung(membership.registry(), worker, report);
+    report_hung(membership.registry(), worker, report);
     worker.unlink();
 }
 
-fn tell_hung(registry: &Registry, parent: &WorkerRef, report: &StopReport) {
+fn report_hung(registry: &Registry, parent: &WorkerRef, report: &StopReport) {
     for hung in &report.hung {
         let kind = EventKind::ChildHung {
             id: hung.id.clone(),

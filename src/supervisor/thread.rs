@@ -26,9 +26,9 @@ use crate::worker::{Builder, WorkerHeartbeat};
 impl Supervisor {
     /// Starts a worker on a thread of its own. The thread has the worker's id as its name.
     ///
-    /// The work gets the worker's handle, and runs again with each restart. It ought to end when
-    /// [`WorkerHeartbeat::stop_requested`] says so. However it ends is told: a panic, an error, and
-    /// a return that nobody asked for, unless the worker is [`finite`](Builder::finite).
+    /// The work gets the worker's handle, and runs again with each restart. It ought to return when
+    /// [`WorkerHeartbeat::stop_requested`] is true. Every end is reported: a panic, an error, and a
+    /// return without a request to stop, unless the worker is [`finite`](Builder::finite).
     ///
     /// The builder's registry is the supervisor's.
     ///
@@ -52,7 +52,7 @@ impl Supervisor {
     /// # Errors
     /// As [`Builder::start`]; [`Error::ShuttingDown`] during a [shutdown](Self#shutdown) of the
     /// supervisor, and after it; [`Error::Thread`] also if the worker's thread cannot be started, and
-    /// then the worker is told as failed.
+    /// then the worker is reported as failed.
     pub fn spawn<F>(&self, builder: Builder, work: F) -> Result<SupervisedWorker, Error>
     where
         F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError> // another error: |hb| Ok(work(hb)?)
@@ -66,12 +66,12 @@ impl Supervisor {
         let name = worker.id().to_owned();
         let ending = Arc::new(Finish::default());
         self.adopt(&worker_ref, &ending)?;
-        let told = Arc::clone(&ending);
+        let at_end = Arc::clone(&ending);
         let restart = self.restart.clone();
         // Between two lives too.
         let interest = Interest::new();
-        // The worker comes in a box that both sides can open, so that it can be told as failed if
-        // there is no thread to take it.
+        // Both threads can take the worker, so that it is reported as failed if its thread cannot
+        // be started.
         let crate_for_thread = Arc::new(Mutex::new(Some((worker, work))));
         let taken = Arc::clone(&crate_for_thread);
         // Made here, so that a mock clock knows of it from the start.
@@ -84,7 +84,7 @@ impl Supervisor {
             let at_work = worker.membership().begin_work();
             let _on_thread = at_work.on_this_thread();
             let exit = run(worker, work, restart, finite, sleeper);
-            told.set(exit);
+            at_end.set(exit);
         });
         let thread = spawned.map_err(|source| {
             let error = format!("its thread cannot be started: {source}");
@@ -255,8 +255,8 @@ impl SupervisedWorker {
         ask(&self.registry, &self.worker_ref);
     }
 
-    /// Waits for the worker's end after its last life, and tells how it ended. To be called by
-    /// another thread than the worker's own.
+    /// Waits for the worker's end after its last life, and returns how it ended. To be called on a
+    /// thread other than the worker's own.
     ///
     /// It blocks the calling thread: in an asynchronous context, use
     /// [`join_async`](Self::join_async).

@@ -89,7 +89,7 @@ impl Builder {
         self
     }
 
-    /// How often a store is told of the worker; 30 s by default, 1 ms to 365 days.
+    /// How often the worker's heartbeat is written to a store; 30 s by default, 1 ms to 365 days.
     ///
     /// ```
     /// use std::time::Duration;
@@ -173,8 +173,8 @@ impl Builder {
         self
     }
 
-    /// Nobody vouches for the worker: only its own progress moves its heartbeat, idle or not. Polls
-    /// of a supervised future are not its own progress.
+    /// The pacemaker does not vouch for the worker: only its own progress moves its heartbeat, idle
+    /// or not. Polls of a supervised future are not its own progress.
     ///
     /// ```
     /// use std::time::Duration;
@@ -194,7 +194,8 @@ impl Builder {
     }
 
     /// The worker's work has an end. A supervised worker that returns without an error has then
-    /// completed, and is stopped; otherwise, a worker that returns while nobody asked it to is dead.
+    /// completed, and is stopped; without this, a worker that returns without a request to stop is
+    /// dead.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};

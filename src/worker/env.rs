@@ -1,12 +1,12 @@
-//! The few things that a worker may be told by the environment.
+//! The settings that the environment can give a worker.
 
 use std::env;
 use std::time::Duration;
 
 use crate::error::Error;
 
-/// The variable that gives workers of this type their id: `company_research` is told by
-/// `COMPANY_RESEARCH_WORKER_ID`.
+/// The variable that gives workers of this type their id: `COMPANY_RESEARCH_WORKER_ID` for
+/// `company_research`.
 pub(super) fn id_variable(worker_type: &str) -> String {
     let name: String = worker_type
         .chars()

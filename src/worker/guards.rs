@@ -96,7 +96,7 @@ impl<'a> TaskGuard<'a> {
     ///
     /// let registry = Registry::new();
     /// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
-    /// for address in ["a@example.com", "nobody"] {
+    /// for address in ["a@example.com", "example"] {
     ///     let task = hb.begin_task(address, "sending");
     ///     if !address.contains('@') {
     ///         task.fail(format_args!("{address} is no address"));

@@ -276,7 +276,7 @@ impl WorkerHeartbeat {
         self.membership.worker_ref().bind_thread(threads::current());
     }
 
-    /// Whether somebody asked the worker to stop. Cheap enough for every turn of a loop.
+    /// Whether the worker was asked to stop. Cheap enough for every turn of a loop.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
@@ -298,7 +298,7 @@ impl WorkerHeartbeat {
         self.membership.worker_ref().cell().state().stop_requested
     }
 
-    /// Waits until somebody asks the worker to stop: for `select!` in an asynchronous worker.
+    /// Waits until the worker is asked to stop: for `select!` in an asynchronous worker.
     ///
     /// ```
     /// use worker_heartbeat::WorkerHeartbeat;
@@ -329,8 +329,8 @@ impl WorkerHeartbeat {
         }
     }
 
-    /// Waits until somebody asks the worker to stop, but no longer than this, by the registry's
-    /// clock. Returns whether somebody did. It blocks the calling thread.
+    /// Waits until the worker is asked to stop, but no longer than this, by the registry's clock.
+    /// Returns whether it was asked. It blocks the calling thread.
     ///
     /// For work that is due every so often, in place of a `sleep`. Waiting is not progress: mark the
     /// worker idle before, or announce the silence.
@@ -372,8 +372,9 @@ impl WorkerHeartbeat {
         }
     }
 
-    /// A channel that gets a message, and is closed, when somebody asks the worker to stop; at once
-    /// if that has been: for a thread that waits on channels, with [`crossbeam_channel::select!`].
+    /// A channel that gets a message, and is closed, when the worker is asked to stop; at once if
+    /// it was asked before. For a thread that waits on channels, with
+    /// [`crossbeam_channel::select!`].
     ///
     /// All receivers share one channel: take one message from each. Ask for one before a loop, not in
     /// every turn: of more than 131,072 in a life, dropped ones included, the others find a channel
@@ -601,7 +602,7 @@ impl WorkerHeartbeat {
     }
 }
 
-/// Resolves when somebody asks the worker to stop. Dropped, it leaves nothing behind.
+/// Resolves when the worker is asked to stop. Dropped, it leaves nothing behind.
 struct StopRequested<'a> {
     worker: &'a WorkerHeartbeat,
     number: Option<u64>,

@@ -56,7 +56,7 @@ impl LogLimiter {
             window.lines += 1;
             std::mem::take(&mut window.left_out)
         };
-        tell_left_out(kind, left_out);
+        log_left_out(kind, left_out);
         log_fields(level, format_args!("{event}"), &event.fields());
     }
 
@@ -79,7 +79,7 @@ impl LogLimiter {
             })
         };
         for (kind, left_out) in left_out.into_iter().enumerate() {
-            tell_left_out(kind, left_out);
+            log_left_out(kind, left_out);
         }
     }
 }
@@ -95,7 +95,7 @@ impl Window {
     }
 }
 
-fn tell_left_out(kind: usize, lines: u64) {
+fn log_left_out(kind: usize, lines: u64) {
     if lines > 0 {
         let (level, kind) = KINDS[kind];
         log_line(

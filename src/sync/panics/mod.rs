@@ -97,9 +97,9 @@ static LISTENER: OnceCell<Listener> = OnceCell::new();
 /// A listener for every panic of the process. It must not panic.
 #[derive(Clone, Copy)]
 pub(crate) struct Listener {
-    /// Called before the previous hook. The flag tells whether the work is supervised.
+    /// Called before the previous hook. The flag is set if the work is supervised.
     pub before: fn(&PanicHookInfo<'_>, bool),
-    /// Called after it. The flag tells whether the process is about to abort.
+    /// Called after it. The flag is set if the process is about to abort.
     pub after: fn(bool),
 }
 
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn nested_work_is_told_apart() {
+    fn nested_work_is_distinguished() {
         let outer = contain(|| {
             let inner = contain(|| panic!("inner"));
             assert_eq!(inner.unwrap_err().message, "inner");
