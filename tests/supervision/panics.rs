@@ -211,7 +211,11 @@ fn an_earlier_caught_panic_does_not_change_the_report() {
                 end();
             },
             move |report| {
-                assert_is_from(&report, line, "a_panic_that_was_handled_before");
+                assert_is_from(
+                    &report,
+                    line,
+                    "an_earlier_caught_panic_does_not_change_the_report",
+                );
             },
         );
     }
