@@ -440,7 +440,7 @@ pub(crate) fn play(role: &str) {
                     n += 1;
                     let text = n.to_string().repeat(1_000);
                     hb.update_task(
-                        &n.to_string(),
+                        n.to_string(),
                         &text[..1_000],
                         worker_heartbeat::Activity::Active,
                     );

@@ -311,13 +311,13 @@ fn a_stall_versus_the_next_task() {
         race(
             ROUNDS,
             |round| {
-                hb.update_task(&format!("old-{round}"), "stalls", Activity::Processing);
+                hb.update_task(format!("old-{round}"), "stalls", Activity::Processing);
                 world.millis(95);
                 round
             },
             &[&|_: &usize| world.millis(10), &|round| {
                 dawdle(chance(*round) % 30_000);
-                hb.update_task(&format!("new-{round}"), "goes on", Activity::Processing);
+                hb.update_task(format!("new-{round}"), "goes on", Activity::Processing);
             }],
             |round, _| {
                 for event in events.try_iter() {

@@ -652,7 +652,7 @@ fn a_worker_may_outlive_its_registry_variable() {
 fn long_and_odd_task_texts_do_no_harm() {
     let world = World::new();
     let hb = world.worker("w").start().unwrap();
-    hb.update_task(&"r".repeat(5_000), &"ü".repeat(5_000), Activity::Processing);
+    hb.update_task("r".repeat(5_000), "ü".repeat(5_000), Activity::Processing);
     let snapshot = hb.snapshot();
     let (run_id, task) = (snapshot.run_id.unwrap(), snapshot.task.unwrap());
     assert!(run_id.len() <= 200 && run_id.ends_with('…'));
