@@ -102,13 +102,17 @@ mod worker;
 pub use clock::{Clock, MockClock, Moment};
 pub use error::{BoxError, Error, StoreErrorKind};
 #[cfg(feature = "sqlite")]
+#[doc(inline)]
 pub use fleet::SqliteStore;
+#[doc(inline)]
 pub use fleet::{
     Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnOffline, StoredWorker, Sweeper,
 };
 #[cfg(feature = "http")]
+#[doc(inline)]
 pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 #[cfg(feature = "postgres")]
+#[doc(inline)]
 pub use fleet::{PostgresOptions, PostgresStore};
 pub use health::{
     Activity, Death, DeathCause, Ending, Exit, GroupState, GroupStats, Health, MissingWorkers,
@@ -119,12 +123,16 @@ pub use registry::core::events::{Event, EventKind, EventWorker};
 pub use registry::core::subscribers::Subscription;
 pub use registry::{Counters, Probe, Registry, Snapshot, TypeCounters};
 #[cfg(feature = "beacon")]
+#[doc(inline)]
 pub use serve::Beacon;
 #[cfg(feature = "prometheus")]
+#[doc(inline)]
 pub use serve::Metrics;
 #[cfg(feature = "systemd")]
+#[doc(inline)]
 pub use serve::SystemdNotifier;
 #[cfg(feature = "http")]
+#[doc(inline)]
 pub use serve::{HealthEndpoint, HealthServer};
 pub use shutdown::{
     CleanupReport, CleanupState, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,

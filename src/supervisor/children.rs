@@ -1,4 +1,4 @@
-//! The workers of a supervisor: listed before they can run, until they have ended.
+//! The workers of a supervisor, from before they run until they have ended.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Membership, Registry};
 use crate::sync::panics::Interest;
 
-/// How long the children of a life may take to end, by default.
+/// The default time limit for the children of a life to end.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
@@ -23,27 +23,27 @@ pub(super) struct Child {
     pub(super) ending: Arc<Finish>,
 }
 
-/// See the module. Shared by the clones of a supervisor and by the life that it is linked to.
+/// The children of a supervisor. Shared by its clones and by the life that it is linked to.
 #[derive(Debug)]
 pub(super) struct Children {
-    list: Mutex<List>,
+    list: Mutex<ChildList>,
     _interest: Interest,
 }
 
 #[derive(Debug)]
-struct List {
-    /// No more are taken.
+struct ChildList {
+    /// No more are accepted.
     closed: bool,
     /// In the order in which they were started.
     children: Vec<Child>,
-    /// How long they may take to end, once the life that they are linked to has ended.
+    /// Their time limit to end, once the life that they are linked to has ended.
     limit: Duration,
 }
 
 impl Default for Children {
     fn default() -> Self {
         Self {
-            list: Mutex::new(List {
+            list: Mutex::new(ChildList {
                 closed: false,
                 children: Vec::new(),
                 limit: DEFAULT_LIMIT,
@@ -58,7 +58,7 @@ impl Children {
         self.list.lock().closed
     }
 
-    /// Takes one more child. `false` if no more are taken.
+    /// Adds a child. `false` if no more are accepted.
     #[must_use]
     pub(super) fn adopt(&self, child: Child) -> bool {
         let mut list = self.list.lock();
@@ -70,7 +70,7 @@ impl Children {
         true
     }
 
-    /// Takes no more children from now on. Returns those that there are.
+    /// Accepts no more children from now on. Returns the present ones.
     pub(super) fn close(&self) -> Vec<Child> {
         let mut list = self.list.lock();
         list.closed = true;
@@ -111,12 +111,12 @@ impl Dependents for Children {
     }
 }
 
-/// Asks one worker to stop. The log may block, so it is not waited for.
+/// Asks one worker to stop. Does not wait for the log, which may block.
 pub(super) fn ask(registry: &Registry, worker: &WorkerRef) {
     registry.request_stop_of(worker, &StopCause::Supervisor);
 }
 
-/// Links children to the present life of a worker. If it is over, they take no more.
+/// Links children to the current life of a worker. If that has ended, they are closed.
 pub(super) fn link(membership: &Membership, children: &Arc<Children>) {
     let linked = Arc::clone(children) as Arc<dyn Dependents>;
     if !membership.worker_ref().link(linked) {
@@ -127,7 +127,7 @@ pub(super) fn link(membership: &Membership, children: &Arc<Children>) {
 /// The children that are linked to a worker's life.
 pub(super) fn linked(worker: &WorkerRef) -> Vec<Arc<Children>> {
     if !worker.is_current() {
-        // A handle that a former life left behind: these belong to the present one.
+        // A handle of an earlier life; the children belong to the current one.
         return Vec::new();
     }
     let dependents = worker

@@ -1,4 +1,4 @@
-//! What follows from how supervised work ended, and where it is left for waiters.
+//! The exit of supervised work: its result for callers, and a place for waiters.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -28,7 +28,7 @@ impl Exit {
         matches!(self, Self::Completed)
     }
 
-    /// For `?`: `Ok` only if the work returned without an error. Work that was cancelled did not.
+    /// Converts it for `?`: `Ok` only if the work returned without an error. Cancelled work did not.
     ///
     /// ```
     /// use worker_heartbeat::{Error, Registry, Supervisor, WorkerHeartbeat};
@@ -52,7 +52,7 @@ impl Exit {
         }
     }
 
-    /// How a life of this outcome ends the worker.
+    /// How the worker ends after a life with this exit.
     pub(super) fn end(&self, finite: bool) -> Termination {
         match self {
             Self::Completed if finite => Termination::Stopped(StopCause::Completed),
@@ -74,15 +74,15 @@ impl From<&PanicReport> for Exit {
     }
 }
 
-/// Where the exit of supervised work is left for those who wait for it.
+/// The exit of supervised work, once it is known, and the waiters for it.
 #[derive(Debug, Default)]
 pub(super) struct Finish {
-    state: Mutex<State>,
+    state: Mutex<FinishState>,
     set: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct FinishState {
     exit: Option<Exit>,
     waiting: Wakers,
 }
@@ -105,10 +105,10 @@ impl Finish {
         self.state.lock().exit.is_some()
     }
 
-    /// Waits for the exit, but no longer than this, if a time is given.
+    /// Waits for the exit, for at most this time if one is given.
     pub(super) fn wait(&self, at_most: Option<Duration>) -> Option<Exit> {
         let mut state = self.state.lock();
-        let is_open = |state: &mut State| state.exit.is_none();
+        let is_open = |state: &mut FinishState| state.exit.is_none();
         match at_most {
             Some(time) => {
                 self.set.wait_while_for(&mut state, is_open, time);
@@ -118,8 +118,8 @@ impl Finish {
         state.exit.clone()
     }
 
-    /// Wakes this task once there is an exit. `None`: there is one already. Otherwise the number to
-    /// replace the waker by, and to forget it by.
+    /// Wakes this task once there is an exit. `None`: there is one already. Otherwise a number with
+    /// which the waker can be replaced or removed.
     fn wake_later(&self, known: Option<u64>, waker: &Waker) -> Option<u64> {
         let waker = waker.clone();
         let mut state = self.state.lock();
@@ -139,7 +139,7 @@ impl Finish {
     }
 }
 
-/// A task's wait for an exit. Dropped, it leaves nothing behind.
+/// A task's wait for an exit. Dropping it releases its waker.
 #[derive(Debug)]
 pub(super) struct Wait {
     finish: Arc<Finish>,
@@ -158,7 +158,7 @@ impl Wait {
         Arc::ptr_eq(&self.finish, finish)
     }
 
-    /// The exit, if there is one; otherwise this task will be woken.
+    /// The exit, if there is one; otherwise the task is woken later.
     pub(super) fn poll(&mut self, waker: &Waker) -> Option<Exit> {
         self.number = self.finish.wake_later(self.number, waker);
         if self.number.is_none() {

@@ -10,7 +10,7 @@ use std::thread;
 use super::children::ask;
 use super::exit::Finish;
 use super::restarts::{Decision, Restarts};
-use super::stopping::Part;
+use super::stopping::StopLinked;
 use super::{
     Exit, InCharge, Outcome, Supervisor, begin_again, decide, end_life, end_of_drop, end_of_work,
 };
@@ -25,23 +25,23 @@ use crate::sync::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
 
 impl WorkerHeartbeat {
-    /// Runs a future on the worker's behalf, on any executor: each poll is a beat. A panic is
-    /// caught and reported; an error, the completion, and a drop before the end are reported too.
+    /// Supervises a future on any executor: each poll is a beat, and a panic is caught. The end is
+    /// recorded: completion, an error, a panic, or a drop before completion.
     ///
     /// A poll proves that the executor runs the task and that something woke it. It does not prove
-    /// that every part of the future makes progress: in `join!(wedged, ticker)`, the ticker keeps
-    /// the task polled. A worker that is built with [`Builder::beats_only`] has to beat by itself;
-    /// its polls are no progress.
+    /// that every part of the future makes progress: in `join!(wedged, ticker)`, the ticker keeps the
+    /// task polled. If a worker is built with [`Builder::beats_only`], polls are not progress: it
+    /// must beat by itself.
     ///
     /// The worker ends with the future: as stopped if it completed or was cancelled, as dead if it
     /// panicked or returned an error. It lives as long as the future, even if this handle is dropped
-    /// before: `tokio::spawn(hb.supervise(work))` is fine. A future that is dropped without ever having
-    /// been polled, as that of a disabled branch of `select!`, ends the worker only if this handle is
-    /// gone.
+    /// before: `tokio::spawn(hb.supervise(work))` works. A future that is dropped before its first
+    /// poll, such as that of a disabled branch of `select!`, ends the worker only if this handle was
+    /// dropped too.
     ///
     /// The result is the future's output, or [`Error::Panicked`].
     ///
-    /// The call puts in the panic hook, if no [`Supervisor`] has.
+    /// The call installs the panic hook, if no [`Supervisor`] has.
     ///
     /// ```
     /// # fn block_on<F: Future>(future: F) -> F::Output {
@@ -76,7 +76,7 @@ impl WorkerHeartbeat {
     }
 }
 
-/// A future that runs on a worker's behalf; made by [`WorkerHeartbeat::supervise`].
+/// A supervised future; made by [`WorkerHeartbeat::supervise`].
 ///
 /// ```
 /// use worker_heartbeat::{Supervised, WorkerHeartbeat};
@@ -121,7 +121,7 @@ impl<F> Supervised<F> {
         self.life.membership.probe()
     }
 
-    /// Asks the worker to stop. The future goes on until it sees that, for instance by
+    /// Asks the worker to stop. The future continues until it reacts, for instance to
     /// [`wait_for_stop`](WorkerHeartbeat::wait_for_stop).
     ///
     /// ```
@@ -155,8 +155,8 @@ where
             return Poll::Pending;
         };
         let result = life.conclude(result);
-        // To wait for them, the future would have to keep the output. Then it could only move between
-        // threads if the output could.
+        // The children are not awaited: that would require keeping the output, and then the future
+        // could move between threads only if the output could.
         life.membership.dismiss_dependents();
         Poll::Ready(result)
     }
@@ -170,15 +170,15 @@ impl<F> fmt::Debug for Supervised<F> {
     }
 }
 
-/// A future to its end. Dropped before, it ends the worker as cancelled, or as dead if the future
-/// panics as it is dropped, or if the thread unwinds already. If it was never polled, and others hold
-/// the worker, only a panic as it is dropped ends it.
+/// One life of a worker: polls a future to its end. Dropped before, it ends the worker as cancelled,
+/// or as dead if the drop of the future panics or the thread already unwinds. If it was never polled,
+/// and other handles of the worker exist, only a panic of the drop ends the worker.
 struct Life<F> {
-    /// `None` once it is over.
+    /// `None` after its end.
     future: Option<Pin<Box<F>>>,
     membership: Membership,
     charge: Arc<dyn Charge>,
-    /// It was made by a thread that was unwinding from a panic.
+    /// It was created while the thread was unwinding from a panic.
     born_unwinding: bool,
     /// From the first poll until the end is reported.
     at_work: Option<AtWork>,
@@ -195,7 +195,7 @@ impl<F> Life<F> {
         }
     }
 
-    /// Notes that the calling thread is at it.
+    /// Marks the calling thread as working on it.
     fn on_this_thread(&self) -> Option<OnThread<'_>> {
         self.at_work.as_ref().map(AtWork::on_this_thread)
     }
@@ -207,7 +207,7 @@ impl<F> Life<F> {
         self.at_work = None;
     }
 
-    /// A panic from before it was made is not its own.
+    /// A panic that began before its creation does not count.
     fn ends_by_unwinding(&self) -> bool {
         thread::panicking() && !self.born_unwinding
     }
@@ -216,7 +216,7 @@ impl<F> Life<F> {
 impl<F: Future> Life<F> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<F::Output, Box<PanicReport>>> {
         let Some(future) = &mut self.future else {
-            // Polled after its end.
+            // Polled after completion.
             return Poll::Pending;
         };
         let membership = &self.membership;
@@ -236,7 +236,7 @@ impl<F: Future> Life<F> {
             Ok(Poll::Ready(output)) => Ok(output),
             Err(report) => Err(report),
         };
-        // What the future still holds goes now, and may panic as it goes.
+        // The captured values are dropped now, which may panic.
         let future = self.future.take();
         let dropped = panics::supervise(&self.charge, || drop(future));
         match (result, dropped) {
@@ -245,7 +245,7 @@ impl<F: Future> Life<F> {
         }
     }
 
-    /// Ends the worker as its future ended.
+    /// Ends the worker according to the result of its future.
     fn conclude(&mut self, result: Result<F::Output, Box<PanicReport>>) -> Result<F::Output, Error>
     where
         F::Output: Outcome,
@@ -262,10 +262,10 @@ impl<F> Drop for Life<F> {
         let Some(future) = self.future.take() else {
             return;
         };
-        // Then the end is not the future's doing, whatever it does as it is dropped.
+        // The future is not the cause then, whatever its drop does.
         let unwinding = self.ends_by_unwinding().then(panics::unwinding);
         let dropped = panics::supervise(&self.charge, || drop(future));
-        // It never ran: a branch of `select!` that is disabled is made and dropped at once.
+        // It never ran: `select!` creates and drops the future of a disabled branch.
         let never_ran = self.at_work.is_none();
         if never_ran && dropped.is_ok() && !self.membership.is_last() {
             return;
@@ -279,15 +279,15 @@ impl<F> Drop for Life<F> {
 }
 
 impl Supervisor {
-    /// Runs futures on a worker's behalf, one after another, as the restart policy says; on any
-    /// executor, which needs no timer: the registry's pacemaker wakes it after the backoff.
+    /// Supervises futures, one per life of the worker, and restarts them according to the policy.
+    /// Works on any executor, without a timer: the registry's pacemaker wakes the task after the
+    /// backoff.
     ///
     /// `make` is called for each life of the worker, with its handle. The returned
-    /// [`SupervisedFuture`] does
-    /// nothing until it is polled, and resolves to how the last life ended. A future that completes
-    /// without an error is [`Exit::Completed`], and its worker is stopped, also if it is not
-    /// [`finite`](Builder::finite). Dropped before it is done, it ends the worker as cancelled, or as
-    /// dead if the work panics as it is dropped.
+    /// [`SupervisedFuture`] does nothing until it is polled, and resolves to how the last life ended.
+    /// A future that completes without an error is [`Exit::Completed`], and its worker is stopped,
+    /// whether it is [`finite`](Builder::finite) or not. Dropped before completion, it ends the
+    /// worker as cancelled, or as dead if the drop of the work panics.
     ///
     /// # Errors
     /// As [`Builder::start`]; [`Error::ShuttingDown`] during a [shutdown](Self#shutdown) of the
@@ -338,7 +338,7 @@ impl Supervisor {
             worker: Some(Arc::new(worker)),
             worker_ref,
             _interest: Interest::new(),
-            farewell: Farewell { ending, exit: None },
+            publisher: ExitPublisher { ending, exit: None },
         };
         Ok(SupervisedFuture {
             registry: self.registry.clone(),
@@ -348,8 +348,8 @@ impl Supervisor {
     }
 }
 
-/// A worker's futures, one after another, as the restart policy says; made by
-/// [`Supervisor::supervise`]. Resolves to how the last life ended.
+/// The lives of a worker as one future; made by [`Supervisor::supervise`]. Resolves to how the last
+/// life ended.
 ///
 /// ```
 /// use worker_heartbeat::{Exit, Registry, Supervisor, WorkerHeartbeat};
@@ -399,8 +399,8 @@ impl<F> SupervisedFuture<F> {
         Probe::new(self.registry.clone(), self.worker_ref.clone())
     }
 
-    /// Asks the worker to stop. It is not started again; its present future goes on until it sees
-    /// that, for instance by [`wait_for_stop`](WorkerHeartbeat::wait_for_stop).
+    /// Asks the worker to stop. It is not restarted; its current future continues until it reacts,
+    /// for instance to [`wait_for_stop`](WorkerHeartbeat::wait_for_stop).
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
@@ -438,16 +438,16 @@ impl<F> fmt::Debug for SupervisedFuture<F> {
 
 /// A worker's futures, one after another.
 struct Lives<M> {
-    /// `None` once it is over.
+    /// `None` after its end.
     make: Option<M>,
     restarts: Restarts,
-    /// The handle of the present life; `None` between two.
+    /// The handle of the current life; `None` between two lives.
     worker: Option<Arc<WorkerHeartbeat>>,
     worker_ref: WorkerRef,
-    /// Between two lives too.
+    /// Kept between two lives too.
     _interest: Interest,
-    /// Dropped as the last: at the news of the end, the worker's id is free.
-    farewell: Farewell,
+    /// Dropped last: when the exit is published, the worker's id is free.
+    publisher: ExitPublisher,
 }
 
 impl<M, F> Lives<M>
@@ -458,8 +458,8 @@ where
 {
     async fn run(mut self) -> Exit {
         let exit = self.live().await;
-        let exit = self.let_go(exit);
-        self.farewell.exit = Some(exit.clone());
+        let exit = self.drop_make(exit);
+        self.publisher.exit = Some(exit.clone());
         exit
     }
 
@@ -481,7 +481,7 @@ where
             let over = end_life(&membership, &mut self.restarts, outcome, true);
             drop(on_thread);
             drop(life);
-            Part::new(membership.clone()).await;
+            StopLinked::new(membership.clone()).await;
             let (exit, decision) = decide(&membership, &mut self.restarts, over);
             let Decision::Restart { delay, .. } = decision else {
                 return exit;
@@ -494,7 +494,7 @@ where
                 on_stop: None,
             }
             .await;
-            // What the last life left behind keeps its handle, which is of that life.
+            // Values that outlive the last life keep the handle of that life.
             self.worker = None;
             let Some(next) = begin_again(&membership) else {
                 return exit;
@@ -505,8 +505,8 @@ where
 }
 
 impl<M> Lives<M> {
-    /// Drops what the maker of the futures holds.
-    fn let_go(&mut self, exit: Exit) -> Exit {
+    /// Drops the captured values of `make`.
+    fn drop_make(&mut self, exit: Exit) -> Exit {
         let make = self.make.take();
         let dropped = panics::contain(|| drop(make));
         let worker = self.worker.as_ref();
@@ -517,7 +517,7 @@ impl<M> Lives<M> {
 impl<M> Drop for Lives<M> {
     fn drop(&mut self) {
         if let Some(worker) = &self.worker {
-            // If it was never polled; otherwise its last life has ended.
+            // Only if it was never polled; otherwise its last life has ended.
             let unwinds = thread::panicking() && !self.worker_ref.record.born_unwinding;
             worker.membership().end(if unwinds {
                 Termination::Dead(DeathCause::from(*panics::unwinding()))
@@ -525,17 +525,17 @@ impl<M> Drop for Lives<M> {
                 Termination::Stopped(StopCause::Cancelled)
             });
         }
-        if self.farewell.exit.is_none() {
+        if self.publisher.exit.is_none() {
             let ending = self.worker_ref.current().ending();
             let exit = ending.as_ref().and_then(panic_of);
-            self.farewell.exit = Some(self.let_go(exit.unwrap_or(Exit::Cancelled)));
+            self.publisher.exit = Some(self.drop_make(exit.unwrap_or(Exit::Cancelled)));
         }
-        // It is not started again, even if something of it is left.
+        // It is not restarted, even if a part of it still exists.
         self.worker_ref.record.detail().returns = false;
     }
 }
 
-/// The exit of a future that panicked as it was dropped.
+/// The exit of a future whose drop panicked.
 fn panic_of(ending: &Ending) -> Option<Exit> {
     let Ending::Dead(death) = ending else {
         return None;
@@ -551,20 +551,20 @@ fn panic_of(ending: &Ending) -> Option<Exit> {
     }
 }
 
-/// Leaves the exit for those who wait for it: cancelled, if there is no other.
-struct Farewell {
+/// Publishes the exit when it is dropped; cancelled, if there is none.
+struct ExitPublisher {
     ending: Arc<Finish>,
     exit: Option<Exit>,
 }
 
-impl Drop for Farewell {
+impl Drop for ExitPublisher {
     fn drop(&mut self) {
         self.ending.set(self.exit.take().unwrap_or(Exit::Cancelled));
     }
 }
 
-/// Waits for a moment, or until the worker is asked to stop. The pacemaker wakes the task. Dropped,
-/// it leaves nothing behind.
+/// Waits for the end of the backoff, or until the worker is asked to stop. The pacemaker wakes the
+/// task. Dropping it releases its timer and its waker.
 struct Backoff<'a> {
     membership: &'a Membership,
     due: Moment,

@@ -1,4 +1,4 @@
-//! Runs workers, on threads or in futures, so that no end of one goes unseen.
+//! Runs workers on threads or in futures, and reports how each of them ended.
 
 mod children;
 mod exit;
@@ -33,23 +33,23 @@ use exit::Finish;
 use restarts::{Decision, LifeEnd, Restarts};
 use stopping::{StopFuture, Stopping};
 
-/// Runs workers on threads of their own or in futures, reports how each of them ended, and starts
-/// them again as its policy says.
+/// Runs workers on threads of their own or in futures, reports how each of them ended, and restarts
+/// them according to a policy.
 ///
-/// The first supervisor puts a hook before the process's panic hook, on the thread that makes it: a
-/// hook that the application sets later has to call the one that it found. (On a thread that unwinds
-/// from a panic, no hook can be set: the next supervisor or supervised work puts it in.) The hook
-/// notes message, place and call stack of panics, and always calls the hook that it found. As long as there is a supervisor or
-/// supervised work, that includes panics of other threads, since their payloads may be passed on to
-/// the work: by rayon, or by a thread that is joined.
+/// The first supervisor installs a panic hook, on the thread that creates it. The hook records the
+/// message, the location and the call stack of panics, and always calls the previous hook; a hook
+/// that the application sets later must call the previous one as well. (A thread that unwinds from a
+/// panic can't set a hook; the next supervisor or supervised work does it.) While there is a
+/// supervisor or supervised work, the hook records panics of all threads, since their payloads may
+/// reach the work: through rayon, or through a thread that is joined.
 ///
-/// A cheap clone; clones have the same workers.
+/// A clone is cheap, and has the same workers.
 ///
 /// # Shutdown
-/// [`shutdown`](Self::shutdown) ends the workers of a supervisor for good. From its first moment on,
-/// every spawn is refused with [`Error::ShuttingDown`], by this supervisor and its clones, from
-/// threads of the application as well as from within a worker. So after a clean shutdown nothing that
-/// the supervisor started runs. To start workers again, make another supervisor.
+/// [`shutdown`](Self::shutdown) ends the workers of a supervisor for good. From then on, this
+/// supervisor and its clones refuse every spawn with [`Error::ShuttingDown`], from threads of the
+/// application as well as from a worker. After a clean shutdown, nothing that the supervisor started
+/// still runs. To start workers again, create another supervisor.
 ///
 /// Dropping a supervisor leaves its workers running.
 ///
@@ -57,7 +57,7 @@ use stopping::{StopFuture, Stopping};
 /// A supervised worker may start workers of its own. A supervisor that is made by
 /// [`linked_to`](Self::linked_to) ends them with the life of their parent. One that is made by
 /// [`new`](Self::new) does not: its workers outlive that life, a next life that uses the same ids is
-/// refused with [`Error::DuplicateId`], and the shutdown of the parent's supervisor does not know of
+/// refused with [`Error::DuplicateId`], and the shutdown of the parent's supervisor does not include
 /// them.
 ///
 /// ```
@@ -90,7 +90,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor whose workers belong to this registry, and are not started again.
+    /// A supervisor for workers of this registry, without restarts.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
@@ -112,22 +112,22 @@ impl Supervisor {
         }
     }
 
-    /// A supervisor whose workers belong to the registry of `parent`, and to its present life.
+    /// A supervisor for children of `parent`: workers of its registry that end with its current life.
     ///
-    /// When that life ends, by a return, an error or a panic, no more of them are started, and those
-    /// that there are are stopped as by [`shutdown`](Self::shutdown). The parent is reported as stopped or
-    /// dead at once. Its next life begins, and its supervisor regards it as ended, only when the
-    /// children have ended too, or after a [limit](Self::stop_children_within): then those that are
-    /// left are named by [`EventKind::ChildHung`](crate::EventKind::ChildHung) and in the log, and
-    /// are left running.
+    /// When that life ends, by a return, an error or a panic, the supervisor starts no more workers,
+    /// and stops the children as [`shutdown`](Self::shutdown) does. The parent is reported as stopped
+    /// or dead at once. Its next life begins, and its supervisor regards it as ended, once the
+    /// children have ended too, or after a [limit](Self::stop_children_within). After the limit, the
+    /// remaining children are named by [`EventKind::ChildHung`](crate::EventKind::ChildHung) and in
+    /// the log, and are left running.
     ///
     /// A parent that runs by [`spawn`](Self::spawn) waits on its own thread; one that runs by
-    /// [`supervise`](Self::supervise) waits without blocking its executor. If the
-    /// parent's future is dropped before it is done, if it runs by [`WorkerHeartbeat::supervise`], or
-    /// if the parent is not supervised and its handle is dropped, the children are asked to stop all
-    /// at once, and are not awaited.
+    /// [`supervise`](Self::supervise) waits without blocking its executor. In these cases the
+    /// children are asked to stop all at once, without waiting: the parent's future is dropped before
+    /// it completes; it runs by [`WorkerHeartbeat::supervise`]; or the parent is not supervised and
+    /// its handle is dropped.
     ///
-    /// If the life is over already, every spawn is refused.
+    /// If that life has ended already, every spawn is refused.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
@@ -149,7 +149,7 @@ impl Supervisor {
         supervisor
     }
 
-    /// When workers that are spawned from now on are started again.
+    /// The restart policy of workers that are spawned from now on.
     ///
     /// ```
     /// use std::time::Duration;
@@ -167,9 +167,9 @@ impl Supervisor {
         self
     }
 
-    /// How long the workers of a [linked](Self::linked_to) supervisor may take to end, all together,
-    /// once the parent's life has ended; 10 s of real time by default. If several supervisors are
-    /// linked to one life, the longest limit counts for all.
+    /// How long the workers of a [linked](Self::linked_to) supervisor may take to end in total, once
+    /// the parent's life has ended; 10 s of real time by default. If several supervisors are linked
+    /// to one life, the longest limit applies to all.
     ///
     /// ```
     /// use std::time::Duration;
@@ -185,26 +185,26 @@ impl Supervisor {
         self
     }
 
-    /// The registry that its workers belong to.
+    /// The registry of its workers.
     #[must_use]
     pub const fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Asks its workers to stop, those started last first, each after the one before has ended, or
-    /// has used up its share of the time; then waits for all that have not ended. Once one has used up
-    /// its share, the others are asked in the first half of the time, so that each has the second half.
-    /// Returns after `timeout` at the latest, and names those that did not end. They are left running: a
-    /// thread cannot be killed.
+    /// Asks its workers to stop, in reverse order of their start, and waits for them. Each is asked
+    /// after the previous one has ended or has used up its share of the time. Once one has used up
+    /// its share, the others are asked within the first half of the time, so that each has the second
+    /// half. Returns after `timeout` at the latest, and names the workers that did not end. They are
+    /// left running: a thread can't be killed.
     ///
-    /// The timeout is real time, whatever the registry's clock shows, without the time in which the
-    /// process did not run.
+    /// The timeout is real time, whatever the registry's clock shows. Time in which the process did
+    /// not run does not count.
     ///
-    /// No more workers are started, now and later; see [Shutdown](Self#shutdown). Several shutdowns at
-    /// once all wait, and each reports what is so when it returns.
+    /// No more workers are started: see [Shutdown](Self#shutdown). Concurrent shutdowns all wait, and
+    /// each reports the state at its return.
     ///
     /// One of its workers may call it. That worker is asked to stop as well, but not waited for: the
-    /// report names it as one that did not end.
+    /// report lists it among those that did not end.
     ///
     /// It blocks the calling thread: in an asynchronous context, use
     /// [`shutdown_async`](Self::shutdown_async).
@@ -227,13 +227,13 @@ impl Supervisor {
         self.stopping(timeout).wait()
     }
 
-    /// As [`shutdown`](Self::shutdown), without blocking a thread; on any executor, which needs no
+    /// As [`shutdown`](Self::shutdown), without blocking the thread. Works on any executor, without a
     /// timer.
     ///
-    /// It begins when the future is first polled. Dropped before it is done, it leaves nothing behind,
-    /// but those that were asked to stop remain so, and no more workers are started.
+    /// It begins at the first poll. If the future is dropped before it completes, the workers that
+    /// were asked to stop still stop, and no more workers are started.
     ///
-    /// While it waits, one thread of the process, `wh-timer`, keeps the time for all that wait.
+    /// While it waits, one thread of the process, `wh-timer`, provides the timers.
     ///
     /// ```
     /// # fn block_on<F: Future>(future: F) -> F::Output {
@@ -278,7 +278,7 @@ impl Supervisor {
         }
     }
 
-    /// Lists a worker, before it can run.
+    /// Adds a worker to the children before it can run.
     fn adopt(&self, worker: &WorkerRef, ending: &Arc<Finish>) -> Result<(), Error> {
         let child = Child {
             worker: worker.clone(),
@@ -292,7 +292,7 @@ impl Supervisor {
     }
 }
 
-/// Supervised work of a worker, as panics see it.
+/// The supervised work of a worker, in which panics are caught.
 struct InCharge {
     registry: Registry,
     worker: WorkerRef,
@@ -320,7 +320,7 @@ impl Charge for InCharge {
     }
 }
 
-/// How work that runs once ended: how its worker ends, and what its caller gets.
+/// The end of work that runs once: how its worker ends, and what its caller gets.
 fn end_of_work<T: Outcome>(
     charge: &Arc<dyn Charge>,
     id: &str,
@@ -328,7 +328,7 @@ fn end_of_work<T: Outcome>(
 ) -> (Termination, Result<T, Error>) {
     match outcome {
         Ok(output) => {
-            // Describing a failure runs code of the application too.
+            // Describing a failure runs code of the application, which may panic.
             let end = match panics::supervise(charge, || output.failure()) {
                 Ok(Some(error)) => Termination::Overruled(DeathCause::Failed { error }),
                 Ok(None) => Termination::Stopped(StopCause::Completed),
@@ -347,20 +347,20 @@ fn end_of_work<T: Outcome>(
     }
 }
 
-/// How a life ended, before it is decided what comes next.
-struct Over {
+/// How a life ended, before the decision about a restart.
+struct EndedLife {
     exit: Exit,
     /// The worker had been asked to stop.
     asked: bool,
 }
 
-/// One life is over: ends the incarnation.
+/// Ends the incarnation of a life that has ended.
 fn end_life(
     membership: &Membership,
     restarts: &mut Restarts,
     outcome: Result<Exit, Box<PanicReport>>,
     finite: bool,
-) -> Over {
+) -> EndedLife {
     let worker = membership.worker_ref();
     let asked = worker.stop_requested();
     let view = membership.registry().peek_observed_now();
@@ -371,7 +371,7 @@ fn end_life(
         Ok(exit) => {
             membership.end(exit.end(finite || asked));
             match (exit, worker.ending()) {
-                // It said so itself before it returned.
+                // The work called `fail` before it returned.
                 (Exit::Completed, Some(Ending::Dead(death))) => match &death.cause {
                     DeathCause::Failed { error } => Exit::Failed {
                         error: error.clone(),
@@ -387,11 +387,11 @@ fn end_life(
             exit
         }
     };
-    Over { exit, asked }
+    EndedLife { exit, asked }
 }
 
-/// What the work held has been dropped after its last life. A panic of that counts if the work had
-/// not failed before.
+/// The exit after the work's captured values were dropped. A panic of that drop counts if the work
+/// had not failed before.
 fn end_of_drop(
     membership: Option<&Membership>,
     exit: Exit,
@@ -409,10 +409,10 @@ fn end_of_drop(
     }
 }
 
-/// Decides what comes after a life.
-fn decide(membership: &Membership, restarts: &mut Restarts, over: Over) -> (Exit, Decision) {
+/// Decides whether the worker is restarted.
+fn decide(membership: &Membership, restarts: &mut Restarts, over: EndedLife) -> (Exit, Decision) {
     let worker = membership.worker_ref();
-    let Over { exit, asked } = over;
+    let EndedLife { exit, asked } = over;
     let fate = match worker.ending() {
         _ if asked || worker.stop_requested() => LifeEnd::Stopped,
         Some(Ending::Dead(death)) => LifeEnd::from(&death.cause),

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use crate::sync::random::random;
 
-/// When a supervised worker is started again, as in Erlang/OTP's `supervisor`: never (temporary),
-/// on failure (transient) or always (permanent); at most [`max`](Self::max) times, then it is given
-/// up.
+/// The restart policy of a supervised worker, as in Erlang/OTP's `supervisor`: never (temporary), on
+/// failure (transient) or always (permanent); at most [`max`](Self::max) times, after which the
+/// worker is given up.
 ///
-/// Between two lives the worker waits: exponential backoff with jitter, 100 ms at first and 30 s at
-/// most.
+/// Before each restart, the worker waits: exponential backoff with jitter, 100 ms at first and 30 s
+/// at most.
 ///
 /// # What counts
 /// There are two ways to count restarts. Each failure that would lead to a restart is handled as
@@ -73,7 +73,7 @@ impl Restart {
         }
     }
 
-    /// It is never started again.
+    /// The worker is never restarted.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Restart, Supervisor, WorkerHeartbeat};
@@ -88,7 +88,7 @@ impl Restart {
         Self::new(When::Never)
     }
 
-    /// It is started again when it panicked or failed, but not when it returned without an error.
+    /// The worker is restarted when it panicked or failed, but not when it returned without an error.
     ///
     /// ```
     /// use std::time::Duration;
@@ -110,7 +110,7 @@ impl Restart {
         Self::new(When::OnFailure)
     }
 
-    /// It is started again however it ended, unless it was asked to stop or stopped itself.
+    /// The worker is restarted however it ended, unless it was asked to stop or stopped itself.
     ///
     /// ```
     /// use std::time::Duration;
@@ -128,8 +128,9 @@ impl Restart {
         Self::new(When::Always)
     }
 
-    /// The most restarts in the [period](Self::within) or, with [`reset_after`](Self::reset_after),
-    /// in a row; 5 by default. One more failure, and the worker is given up.
+    /// The maximum number of restarts in the [period](Self::within) or, with
+    /// [`reset_after`](Self::reset_after), in a row; 5 by default. At the next failure, the worker is
+    /// given up.
     ///
     /// ```
     /// use std::time::Duration;
@@ -145,8 +146,8 @@ impl Restart {
         self
     }
 
-    /// The period in which restarts are counted; 60 s by default. It has to be longer than the waits
-    /// of [`max`](Self::max) restarts, or the worker is never given up.
+    /// The period in which restarts are counted; 60 s by default. It must be longer than the waits of
+    /// [`max`](Self::max) restarts; otherwise, the worker is never given up.
     ///
     /// With [`reset_after`](Self::reset_after) it has no effect.
     ///
@@ -166,10 +167,10 @@ impl Restart {
     /// Counts failures as consecutive until the worker was well for this long: `max` then limits the
     /// restarts in a row instead of those in a period, and the backoff grows with each of them.
     ///
-    /// A life was well for as long as it took, by the registry's clock, without the time in which the
-    /// process was suspended or stopped. A life was not well if it never made any progress within its
-    /// start-up grace, or was stalled or stale at its end. The wait before it does not belong to it.
-    /// A life that is shorter than this, however often, is one more failure.
+    /// The length of a life is measured by the registry's clock, without time in which the process
+    /// was suspended or stopped, and without the wait before it. A life was not well if it made no
+    /// progress within its start-up grace, or was stalled or stale at its end. Each life that is
+    /// shorter than `well` is one more failure.
     ///
     /// ```
     /// use std::time::Duration;
@@ -185,8 +186,8 @@ impl Restart {
         self
     }
 
-    /// How long the worker waits before the first restart that counts; twice as long before each
-    /// further one, but never longer than `longest`. See [what counts](Self#what-counts).
+    /// The wait before the first restart that counts. It doubles with each further restart, up to
+    /// `longest`. See [what counts](Self#what-counts).
     ///
     /// ```
     /// use std::time::Duration;

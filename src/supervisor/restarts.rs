@@ -73,8 +73,8 @@ impl Restarts {
     }
 
     /// Decides by the clock's time.
-    pub(super) fn decide(&mut self, fate: LifeEnd, now: Moment) -> Decision {
-        let wanted = match (self.policy.when, fate) {
+    pub(super) fn decide(&mut self, end: LifeEnd, now: Moment) -> Decision {
+        let wanted = match (self.policy.when, end) {
             (When::Never, _) | (_, LifeEnd::Stopped) | (When::OnFailure, LifeEnd::Returned) => {
                 false
             }

@@ -1,6 +1,6 @@
-//! Work on the thread that a worker already has.
+//! Supervises work on the calling thread.
 
-use super::stopping::part;
+use super::stopping::stop_linked;
 use super::{InCharge, Outcome, end_of_work};
 use crate::error::Error;
 use crate::sync::panics;
@@ -11,16 +11,16 @@ impl WorkerHeartbeat {
     /// Runs work on the calling thread and supervises it: for scoped threads, for jobs of a pool, for
     /// `main`. The work may borrow.
     ///
-    /// The worker ends with the work, as a [supervised future](Self::supervise) does: as stopped if
-    /// it completed, [`finite`](crate::Builder::finite) or not; as dead if it panicked, or returned a
-    /// [failure](Outcome). A panic is contained: the record keeps its message, its place and its call
-    /// stack, and it does not go on in the caller. Workers that are
-    /// [linked](crate::Supervisor::linked_to) to this one are stopped, and awaited.
+    /// The worker ends with the work, as with a [supervised future](Self::supervise): as stopped if
+    /// it completed, [`finite`](crate::Builder::finite) or not; as dead if it panicked or returned a
+    /// [failure](Outcome). A panic is caught: the record keeps its message, location and call stack,
+    /// and the caller does not unwind. Workers that are [linked](crate::Supervisor::linked_to) to
+    /// this one are stopped, and awaited.
     ///
-    /// A worker that is over already runs the work all the same. That changes its record only if the
-    /// work fails after an end in good order.
+    /// A worker that has ended already still runs the work. Its record changes only if it was stopped
+    /// and the work fails.
     ///
-    /// The call puts in the panic hook, if no [`Supervisor`](crate::Supervisor) has.
+    /// The call installs the panic hook, if no [`Supervisor`](crate::Supervisor) has.
     ///
     /// # Errors
     /// [`Error::Panicked`] if the work panicked. What the work returned is the `Ok` value, a
@@ -52,7 +52,7 @@ impl WorkerHeartbeat {
         let outcome = panics::supervise(&charge, work);
         let (end, result) = end_of_work(&charge, self.id(), outcome);
         membership.end(end);
-        part(membership);
+        stop_linked(membership);
         drop(on_thread);
         result
     }

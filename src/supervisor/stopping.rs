@@ -1,4 +1,4 @@
-//! Workers are stopped in order, and awaited: by a thread that waits, or by a task.
+//! Stops workers in order and waits for them, on a thread or in a task.
 
 use std::fmt;
 use std::future::Future;
@@ -17,10 +17,10 @@ use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Membership, Registry};
 
-/// How long a shutdown that blocks its thread waits for the log at its end.
+/// How long a blocking shutdown waits for the log at its end.
 const LOG_PATIENCE: Duration = Duration::from_millis(100);
 
-/// How a supervisor's workers came to their end. [`Display`](fmt::Display) makes a sentence of it.
+/// How the workers of a supervisor ended. [`Display`](fmt::Display) makes a sentence of it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -41,10 +41,10 @@ const LOG_PATIENCE: Duration = Duration::from_millis(100);
 pub struct StopReport {
     /// Ids of the workers that ended.
     pub ended: Vec<String>,
-    /// Those of them that died after they were asked to stop.
+    /// The workers among them that died after they were asked to stop.
     pub died: Vec<DeadWorker>,
-    /// The workers that did not end in time. One whose own life is over, but not the lives of the
-    /// workers that are [linked](crate::Supervisor::linked_to) to it, is followed by these.
+    /// The workers that did not end in time. If a worker has ended itself and only waits for workers
+    /// that are [linked](crate::Supervisor::linked_to) to it, these follow it.
     pub hung: Vec<HungWorker>,
     /// How long it took.
     pub took: Duration,
@@ -77,7 +77,7 @@ impl fmt::Display for StopReport {
     }
 }
 
-/// Names what there is of one kind, after what a report has said already.
+/// Lists the items of one kind, after the beginning of a report.
 fn listed(f: &mut fmt::Formatter<'_>, what: &str, all: &[impl fmt::Display]) -> fmt::Result {
     let mut separator = format!("; {what}: ");
     for one in all {
@@ -113,11 +113,11 @@ fn listed(f: &mut fmt::Formatter<'_>, what: &str, all: &[impl fmt::Display]) -> 
 pub struct HungWorker {
     /// Its id.
     pub id: String,
-    /// How it is. One that is stopped or dead already has work that has not returned.
+    /// Its health. If it is stopped or dead, its work has not returned.
     pub health: Health,
-    /// The run that it is at, if it has a name.
+    /// The run that it works on, if it has a name.
     pub run_id: Option<String>,
-    /// The task that it is at, if it has a name.
+    /// The task that it works on, if it has a name.
     pub task: Option<String>,
 }
 
@@ -139,7 +139,7 @@ impl fmt::Display for HungWorker {
         write!(f, "{} ({}", self.id, self.health)?;
         match &self.health {
             health if health.state().is_terminal() => f.write_str("; its work has not returned")?,
-            // It has them in its words.
+            // Its text contains them.
             Health::Stalled(_) => {}
             _ => during(f, self.run_id.as_deref(), self.task.as_deref())?,
         }
@@ -147,7 +147,7 @@ impl fmt::Display for HungWorker {
     }
 }
 
-/// A worker that died after it was asked to stop: it panicked or failed on its way out.
+/// A worker that died after it was asked to stop: it panicked or failed.
 ///
 /// ```
 /// use std::time::Duration;
@@ -172,7 +172,7 @@ pub struct DeadWorker {
 }
 
 impl DeadWorker {
-    /// `None` if it did not die so, or before this moment.
+    /// `None` if it did not die after it was asked to stop, or died before this moment.
     pub(crate) fn of(worker: &WorkerRef, since: Moment) -> Option<Self> {
         let record = &worker.record;
         Some(Self {
@@ -202,23 +202,22 @@ impl fmt::Display for DeadWorker {
     }
 }
 
-/// Children that are being stopped: those started last first, each after the one before has ended,
-/// or has used up its share of the time. What is left of the time then is for those that have not
-/// ended. Real time: real threads and tasks are waited for. Time in
-/// which the process did not run is not charged to them.
+/// Stops children in reverse order of their start, each after the previous one has ended or has used
+/// up its share of the time. The rest of the time is for those that have not ended. Real time, since
+/// real threads and tasks are awaited; time in which the process did not run does not count.
 #[derive(Debug)]
 pub(super) struct Stopping {
     registry: Registry,
     groups: Vec<Arc<Children>>,
     children: Vec<Child>,
-    /// Those whose own work asks for this: they are asked to stop, and cannot be waited for.
+    /// The children whose own work runs this: they are asked to stop, but can't be awaited.
     own: Vec<Arc<Finish>>,
     /// How many have neither ended nor used up their share; the last of them is next.
     left: usize,
-    /// One has used up its share: the others share what is left of the first half of the time, so that
-    /// each of them has the second half.
+    /// A child has used up its share. The others share the rest of the first half of the time, so
+    /// that each has the second half.
     late: bool,
-    /// It was asked to stop, and may take so long.
+    /// The share of the child that was asked to stop.
     asked: Option<Patience>,
     begun: Instant,
     timeout: Duration,
@@ -226,8 +225,7 @@ pub(super) struct Stopping {
 }
 
 impl Stopping {
-    /// They stay in their lists until they have ended, for others that stop them at the same time and
-    /// for the next time.
+    /// The children stay in their lists until they have ended, for concurrent and later shutdowns.
     pub(super) fn new(registry: &Registry, groups: Vec<Arc<Children>>, timeout: Duration) -> Self {
         let (begun, patience) = (Instant::now(), Patience::new(timeout));
         let children: Vec<_> = groups.iter().flat_map(|group| group.close()).collect();
@@ -249,7 +247,7 @@ impl Stopping {
         }
     }
 
-    /// The children of a life that is over. `None` if it had none.
+    /// The children of a life that has ended. `None` if it had none.
     pub(super) fn of_life(membership: &Membership) -> Option<Self> {
         let groups = linked(membership.worker_ref());
         let limit = groups.iter().map(|group| group.limit()).max()?;
@@ -261,8 +259,8 @@ impl Stopping {
         child.ending.is_set() || self.own.iter().any(|own| Arc::ptr_eq(own, &child.ending))
     }
 
-    /// Asks the next one. Returns which one to wait for, and how long until the next step;
-    /// `None` if all have ended or the time is over.
+    /// Asks the next child. Returns which one to wait for, and how long until the next step; `None`
+    /// if all have ended or the time has passed.
     fn step(&mut self) -> Option<(Arc<Finish>, Duration)> {
         while let Some(child) = self.children[..self.left].last() {
             let share = self.asked.get_or_insert_with(|| {
@@ -289,12 +287,12 @@ impl Stopping {
         Some((Arc::clone(&late.ending), self.patience.slice()?))
     }
 
-    /// Blocks until they have ended, or the time is over.
+    /// Blocks until they have ended or the time has passed.
     pub(super) fn wait(mut self) -> StopReport {
         while let Some((ending, slice)) = self.step() {
             ending.wait(Some(slice));
         }
-        // A log that is slow is waited for, one that blocks is not: the process may be about to end.
+        // Waits for a slow log, but not for one that blocks: the process may be about to end.
         let log = self.patience.left().min(LOG_PATIENCE);
         self.registry.wait_for_log(&self.patience.at_most(log));
         self.report()
@@ -319,7 +317,7 @@ impl Stopping {
     }
 }
 
-/// Names a child that did not end; if it only waits for children of its own, these too.
+/// Reports a child that did not end. If it only waits for its own children, these are reported too.
 fn name(child: &Child, observed: &ObservedNow, hung: &mut Vec<HungWorker>) {
     let worker = &*child.worker.current();
     hung.push(HungWorker::of(worker, observed));
@@ -335,13 +333,13 @@ fn name(child: &Child, observed: &ObservedNow, hung: &mut Vec<HungWorker>) {
     }
 }
 
-/// A task's wait for children to be stopped. Dropped, it leaves nothing behind.
+/// A future that stops children. Dropping it releases its waker and its timer.
 #[derive(Debug)]
 pub(super) struct StopFuture {
     stopping: Stopping,
     wait: Option<Wait>,
     timer: Timer,
-    /// In place of the timer, if there is no thread for it: one of the pacemaker's.
+    /// A timer of the pacemaker, if the timer thread can't be started.
     substitute: Option<u64>,
 }
 
@@ -398,29 +396,29 @@ impl Drop for StopFuture {
 
 // --- the end of a life ----------------------------------------------------------------------
 
-/// A worker's life is over: its children are stopped, awaited, and named if they do not end.
-pub(super) fn part(membership: &Membership) {
+/// Stops the children of a life that has ended, waits for them, and reports those that do not end.
+pub(super) fn stop_linked(membership: &Membership) {
     if let Some(stopping) = Stopping::of_life(membership) {
-        parted(membership, &stopping.wait());
+        linked_stopped(membership, &stopping.wait());
     }
 }
 
-/// As [`part`], for a task. Dropped before it is done, it asks all of them to stop.
+/// As [`stop_linked`], for a task. Dropped before it completes, it asks all of them to stop.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct StopLinked {
     membership: Membership,
-    /// `None` once it is done, or if there are no children.
+    /// `None` after completion, or if there are no children.
     stop: Option<StopFuture>,
 }
 
-impl Part {
+impl StopLinked {
     pub(super) fn new(membership: Membership) -> Self {
         let stop = Stopping::of_life(&membership).map(StopFuture::new);
         Self { membership, stop }
     }
 }
 
-impl Future for Part {
+impl Future for StopLinked {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
@@ -431,12 +429,12 @@ impl Future for Part {
             return Poll::Pending;
         };
         self.stop = None;
-        parted(&self.membership, &report);
+        linked_stopped(&self.membership, &report);
         Poll::Ready(())
     }
 }
 
-impl Drop for Part {
+impl Drop for StopLinked {
     fn drop(&mut self) {
         if self.stop.is_some() {
             self.membership.dismiss_dependents();
@@ -444,7 +442,7 @@ impl Drop for Part {
     }
 }
 
-fn parted(membership: &Membership, report: &StopReport) {
+fn linked_stopped(membership: &Membership, report: &StopReport) {
     let worker = membership.worker_ref();
     report_hung(membership.registry(), worker, report);
     worker.unlink();

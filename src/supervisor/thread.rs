@@ -12,7 +12,7 @@ use super::children::ask;
 use super::exit::{Finish, Wait};
 use super::restart::Restart;
 use super::restarts::{Decision, Restarts};
-use super::stopping::part;
+use super::stopping::stop_linked;
 use super::{Exit, InCharge, Supervisor, begin_again, decide, end_life, end_of_drop};
 use crate::clock::Sleeper;
 use crate::error::{BoxError, Error};
@@ -24,16 +24,16 @@ use crate::sync::threads;
 use crate::worker::{Builder, WorkerHeartbeat};
 
 impl Supervisor {
-    /// Starts a worker on a thread of its own. The thread has the worker's id as its name.
+    /// Starts a worker on a thread of its own, named by the worker's id.
     ///
-    /// The work gets the worker's handle, and runs again with each restart. It ought to return when
-    /// [`WorkerHeartbeat::stop_requested`] is true. Every end is reported: a panic, an error, and a
-    /// return without a request to stop, unless the worker is [`finite`](Builder::finite).
+    /// The work receives the worker's handle, and runs again at each restart. It should return when
+    /// [`WorkerHeartbeat::stop_requested`] is true. Every end is reported: a panic, an error, and an
+    /// unrequested return, unless the worker is [`finite`](Builder::finite).
     ///
-    /// The builder's registry is the supervisor's.
+    /// The worker belongs to the supervisor's registry.
     ///
-    /// A function with another error is called in a closure, where `?` makes it a [`BoxError`]. That
-    /// includes `anyhow::Result`.
+    /// To run a function with another error type, call it in a closure, where `?` converts the error
+    /// to a [`BoxError`]. This includes `anyhow::Result`.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
@@ -51,8 +51,8 @@ impl Supervisor {
     ///
     /// # Errors
     /// As [`Builder::start`]; [`Error::ShuttingDown`] during a [shutdown](Self#shutdown) of the
-    /// supervisor, and after it; [`Error::Thread`] also if the worker's thread cannot be started, and
-    /// then the worker is reported as failed.
+    /// supervisor, and after it; [`Error::Thread`] also if the worker's thread can't be started: then
+    /// the worker is failed.
     pub fn spawn<F>(&self, builder: Builder, work: F) -> Result<SupervisedWorker, Error>
     where
         F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError> // another error: |hb| Ok(work(hb)?)
@@ -68,13 +68,13 @@ impl Supervisor {
         self.adopt(&worker_ref, &ending)?;
         let at_end = Arc::clone(&ending);
         let restart = self.restart.clone();
-        // Between two lives too.
+        // Kept between two lives too.
         let interest = Interest::new();
         // Both threads can take the worker, so that it is reported as failed if its thread cannot
         // be started.
-        let crate_for_thread = Arc::new(Mutex::new(Some((worker, work))));
-        let taken = Arc::clone(&crate_for_thread);
-        // Made here, so that a mock clock knows of it from the start.
+        let shared_worker = Arc::new(Mutex::new(Some((worker, work))));
+        let taken = Arc::clone(&shared_worker);
+        // Created here, so that a mock clock waits for it from the start.
         let sleeper = Sleeper::new(self.registry.clock());
         let spawned = thread::Builder::new().name(name.clone()).spawn(move || {
             let Some((worker, work)) = taken.lock().take() else {
@@ -88,7 +88,7 @@ impl Supervisor {
         });
         let thread = spawned.map_err(|source| {
             let error = format!("its thread cannot be started: {source}");
-            if let Some((worker, _)) = crate_for_thread.lock().take() {
+            if let Some((worker, _)) = shared_worker.lock().take() {
                 worker.fail(&error);
             }
             ending.set(Exit::Failed { error });
@@ -107,7 +107,7 @@ impl Supervisor {
     }
 }
 
-/// The worker's thread: one life after another.
+/// Runs on the worker's thread: one life after another.
 fn run<F>(
     mut worker: WorkerHeartbeat,
     work: F,
@@ -118,7 +118,7 @@ fn run<F>(
 where
     F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError>,
 {
-    // `None` once what it holds has gone.
+    // `None` once its captured values were dropped.
     let mut work = Some(work);
     let mut restarts = Restarts::new(restart);
     worker.membership().worker_ref().record.detail().returns = true;
@@ -141,14 +141,14 @@ where
         let worker_ref = membership.worker_ref();
         let returned = matches!(outcome, Ok(Exit::Completed)) && !worker_ref.record.is_over();
         if returned && !finite && !worker_ref.stop_requested() && restarts.leaves_returned() {
-            // Its return is a death, which no other death overrules: so what it holds goes first, and
-            // may panic as it goes.
+            // An unrequested return is a death, which no later death replaces. So the captured values
+            // are dropped first: a panic of their drop counts.
             let held = work.take();
             let dropped = panics::supervise(&charge, || drop(held));
             outcome = dropped.map(|()| Exit::Completed);
         }
         let over = end_life(membership, &mut restarts, outcome, finite);
-        part(membership);
+        stop_linked(membership);
         sleeper.come_back();
         if work.is_none() {
             break over.exit;
@@ -171,7 +171,7 @@ where
     };
     let membership = worker.membership();
     if let Some(held) = work {
-        // What it holds may take its time to go.
+        // Dropping the captured values may take long.
         sleeper.step_away();
         let dropped = panics::contain(|| drop(held));
         sleeper.come_back();
@@ -237,7 +237,7 @@ impl SupervisedWorker {
         self.probe.clone()
     }
 
-    /// Asks the worker to stop. It is not waited for.
+    /// Asks the worker to stop, without waiting for it.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
@@ -258,8 +258,7 @@ impl SupervisedWorker {
     /// Waits for the worker's end after its last life, and returns how it ended. To be called on a
     /// thread other than the worker's own.
     ///
-    /// It blocks the calling thread: in an asynchronous context, use
-    /// [`join_async`](Self::join_async).
+    /// It blocks the calling thread. Async code uses [`join_async`](Self::join_async).
     ///
     /// ```
     /// use worker_heartbeat::{Exit, Registry, Supervisor, WorkerHeartbeat};
@@ -279,14 +278,14 @@ impl SupervisedWorker {
     pub fn join(&self) -> Exit {
         let exit = self.ending.wait(None).unwrap_or(Exit::Cancelled);
         if let Some(thread) = self.thread.lock().take() {
-            // Every panic of the work is contained, so there is nothing to learn from it.
+            // The thread can't panic: panics of the work are caught.
             drop(thread.join());
         }
         exit
     }
 
-    /// As [`join`](Self::join), without blocking a thread; on any executor. Dropped before it is done,
-    /// it leaves nothing behind.
+    /// As [`join`](Self::join), without blocking the thread. Works on any executor, and is
+    /// cancel-safe.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
@@ -307,7 +306,7 @@ impl SupervisedWorker {
         })
     }
 
-    /// How it ended, if it has.
+    /// How the worker ended; `None` while it runs.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};

@@ -1,8 +1,8 @@
-//! Wakes tasks at a moment of real time. One thread of the process keeps the time; it begins with the
-//! first timer and ends with the last.
+//! Wakes tasks at a moment of real time. One thread of the process serves all timers; it starts with
+//! the first timer and ends with the last.
 //!
-//! Not the pacemaker's timers, which go by the registry's clock: to wait for real threads and tasks
-//! takes real time, a mock clock may stand still, and the pacemaker may be held up by a log.
+//! These are not the pacemaker's timers, which use the registry's clock: waiting for real threads and
+//! tasks takes real time, while a mock clock may stand still and a log may delay the pacemaker.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,28 +20,28 @@ const THREAD_NAME: &str = "wh-timer";
 static TIMERS: Mutex<Timers> = Mutex::new(Timers {
     by_time: BTreeMap::new(),
     next: 0,
-    attended: false,
+    running: false,
 });
 static CHANGED: Condvar = Condvar::new();
 
-/// Each has a number, so that two of the same time are two.
+/// The number distinguishes timers of the same time.
 type Key = (Instant, u64);
 
 struct Timers {
     by_time: BTreeMap<Key, Waker>,
     next: u64,
-    /// The thread is there.
-    attended: bool,
+    /// The thread runs.
+    running: bool,
 }
 
-/// A timer of one task. Dropped, it is forgotten.
+/// A timer of one task. Dropping it cancels it.
 #[derive(Debug, Default)]
 pub(super) struct Timer(Option<Key>);
 
 impl Timer {
-    /// Wakes this task at that time, and the one that was to be woken before no more.
+    /// Wakes this task at that time, in place of an earlier setting.
     pub(super) fn set(&mut self, at: Instant, waker: &Waker) -> io::Result<()> {
-        // Neither made nor dropped under the lock: wakers belong to executors.
+        // Cloned and dropped outside the lock: wakers run code of executors.
         let waker = waker.clone();
         let mut timers = TIMERS.lock();
         let old = self.0.take().and_then(|key| timers.by_time.remove(&key));
@@ -49,16 +49,16 @@ impl Timer {
         let key = (at, timers.next);
         timers.by_time.insert(key, waker);
         self.0 = Some(key);
-        let attended = if timers.attended {
+        let running = if timers.running {
             CHANGED.notify_all();
             Ok(())
         } else {
-            // Under the lock: who comes now may rely on the thread.
-            background::detach(THREAD_NAME, attend).map(|()| timers.attended = true)
+            // Under the lock, so that a concurrent caller can rely on the thread.
+            background::detach(THREAD_NAME, serve).map(|()| timers.running = true)
         };
         drop(timers);
         drop(old);
-        attended
+        running
     }
 
     pub(super) fn clear(&mut self) {
@@ -76,8 +76,8 @@ impl Drop for Timer {
     }
 }
 
-/// The thread.
-fn attend() {
+/// Runs on the timer thread.
+fn serve() {
     let mut timers = TIMERS.lock();
     while let Some((at, _)) = timers.by_time.keys().next().copied() {
         if at > Instant::now() {
@@ -91,7 +91,7 @@ fn attend() {
         }
         timers = TIMERS.lock();
     }
-    timers.attended = false;
+    timers.running = false;
 }
 
 #[cfg(all(test, not(loom)))]
@@ -131,7 +131,7 @@ mod tests {
         assert!(woken.recv().is_err(), "its waker is gone");
         assert!(replaced.recv().is_err(), "so is the one before");
         drop(far);
-        while TIMERS.lock().attended {
+        while TIMERS.lock().running {
             thread::yield_now();
         }
     }

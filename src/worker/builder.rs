@@ -12,7 +12,7 @@ use crate::sync::printable::prefix;
 
 pub(crate) const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 pub(crate) const DEFAULT_GROUP: &str = "local";
-/// A heartbeat moves once a resolution; a shorter limit could not be kept by the healthiest worker.
+/// A heartbeat moves once per resolution: even a healthy worker could not keep a shorter limit.
 const SHORTEST_STALE_AFTER: Duration = Duration::from_millis(20);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -24,7 +24,7 @@ pub(crate) const MOST_METADATA: usize = 64;
 
 /// Describes a worker; made by [`WorkerHeartbeat::builder`].
 ///
-/// Nothing is checked before [`start`](Self::start), so that a chain reads undisturbed.
+/// [`start`](Self::start) checks all values.
 ///
 /// ```
 /// use std::time::Duration;
@@ -104,8 +104,8 @@ impl Builder {
         self
     }
 
-    /// How long the worker may be without a heartbeat; three intervals by default, at least two, and
-    /// 20 ms to 365 days.
+    /// The longest time without a heartbeat; three intervals by default, at least two, and 20 ms to
+    /// 365 days.
     ///
     /// ```
     /// use std::time::Duration;
@@ -124,8 +124,7 @@ impl Builder {
         self
     }
 
-    /// How long the worker may be at work without progress; by default as long as it takes. 10 ms
-    /// to 365 days.
+    /// The longest time at work without progress; unlimited by default. 10 ms to 365 days.
     ///
     /// ```
     /// use std::time::Duration;
@@ -149,7 +148,7 @@ impl Builder {
         self
     }
 
-    /// How long the worker may take to its first progress; `stale_after` by default. 10 ms to 365
+    /// The longest time from the start to the first progress; `stale_after` by default. 10 ms to 365
     /// days.
     ///
     /// ```
@@ -193,9 +192,8 @@ impl Builder {
         self
     }
 
-    /// The worker's work has an end. A supervised worker that returns without an error has then
-    /// completed, and is stopped; without this, a worker that returns without a request to stop is
-    /// dead.
+    /// The work is finite: a supervised worker that returns without an error has completed, and is
+    /// stopped. By default, a worker that returns without being asked to stop is dead.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
@@ -230,8 +228,8 @@ impl Builder {
         self
     }
 
-    /// Something else to know of the worker; the last value for a name counts. At most 64 names of
-    /// at most 200 bytes, with values of at most 1024 bytes.
+    /// Adds an entry of metadata; the last value of a name counts. At most 64 names of at most 200
+    /// bytes, with values of at most 1024 bytes.
     ///
     /// ```
     /// use worker_heartbeat::WorkerHeartbeat;
@@ -265,7 +263,7 @@ impl Builder {
         self
     }
 
-    /// Takes over what the environment says; what is not set stays as it is.
+    /// Applies environment variables; unset ones change nothing.
     ///
     /// | variable | meaning |
     /// | --- | --- |
@@ -303,7 +301,7 @@ impl Builder {
         Ok(self)
     }
 
-    /// Checks everything and starts the worker: it is registered, [`Health::Starting`], and watched.
+    /// Checks all values and starts the worker: it is registered, [`Health::Starting`], and observed.
     ///
     /// ```
     /// use worker_heartbeat::WorkerHeartbeat;
@@ -363,7 +361,7 @@ impl Builder {
     }
 }
 
-/// What is not given follows from the interval.
+/// Limits that are not given follow from the interval.
 pub(crate) fn check_limits(
     interval: Duration,
     stale_after: Option<Duration>,

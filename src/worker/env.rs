@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// The variable that gives workers of this type their id: `COMPANY_RESEARCH_WORKER_ID` for
+/// The variable with the id of workers of this type: `COMPANY_RESEARCH_WORKER_ID` for
 /// `company_research`.
 pub(super) fn id_variable(worker_type: &str) -> String {
     let name: String = worker_type
@@ -50,7 +50,7 @@ fn not_seconds(variable: &str, value: &str) -> Error {
     )
 }
 
-/// Says which variable a refused value came from.
+/// Names the variable of a refused value.
 pub(super) fn blame(variable: &str, error: Error) -> Error {
     match error {
         Error::Invalid { value, allowed, .. } => Error::Environment {

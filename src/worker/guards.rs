@@ -1,4 +1,4 @@
-//! What ends when it is dropped: a task, an announced silence.
+//! Guards: a task and an announced silence, which end when their guard is dropped.
 
 use std::fmt;
 
@@ -10,9 +10,9 @@ use crate::sync::describe::{chain, describe_text};
 /// A task in progress; made by [`WorkerHeartbeat::begin_task`]. Dropped, it ends the task: the
 /// worker is at the outer task again, as it was, or idle if there is none.
 ///
-/// A guard that is dropped out of order, or after [`WorkerHeartbeat::mark_idle`], brings nothing
-/// back. A panic that unwinds through the guard ends the task as well. If the worker dies of that
-/// panic, or of the error that dropped the guard, its death names the task.
+/// A guard that is dropped out of order, or after [`WorkerHeartbeat::mark_idle`], restores no task. A
+/// panic that unwinds through the guard ends the task as well. If that panic, or the error that
+/// dropped the guard, ends the worker, its death names the task.
 ///
 /// ```
 /// use worker_heartbeat::{Registry, WorkerHeartbeat};
@@ -88,8 +88,8 @@ impl<'a> TaskGuard<'a> {
     /// error's text in its alternate form (`{:#}`), and counts in [`Snapshot::failed_tasks`],
     /// [`Summary::failed_tasks`](crate::Summary::failed_tasks) and the metrics.
     ///
-    /// The task ends when the guard is dropped, as ever. A second failure of one task, like one that
-    /// comes after the task's end, changes nothing. Counts as a beat.
+    /// The task still ends when the guard is dropped. A second failure of a task, or one after its
+    /// end, changes nothing. Counts as a beat.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, WorkerHeartbeat};
@@ -112,7 +112,7 @@ impl<'a> TaskGuard<'a> {
             .fail_task(self.number, describe_text(error));
     }
 
-    /// As [`fail`](Self::fail), with an error and all that caused it.
+    /// As [`fail`](Self::fail), with the error and its causes.
     pub fn fail_with(&self, error: &(dyn std::error::Error + 'static)) {
         self.worker
             .membership()
@@ -126,8 +126,8 @@ impl Drop for TaskGuard<'_> {
     }
 }
 
-/// An announced silence; made by [`WorkerHeartbeat::expect_silence`]. Dropped, it takes the
-/// announcement back and counts as a beat.
+/// An announced silence; made by [`WorkerHeartbeat::expect_silence`]. Dropping it ends the
+/// announcement, and counts as a beat.
 ///
 /// ```
 /// use std::time::Duration;

@@ -76,7 +76,7 @@ impl WorkerHeartbeat {
         &self.membership
     }
 
-    /// Says "I made progress".
+    /// Reports progress.
     ///
     /// One relaxed load and store in the worker's own cache line: no clock, no lock, no allocation,
     /// no system call, wait-free. After the worker's end it changes nothing but
@@ -99,13 +99,13 @@ impl WorkerHeartbeat {
         self.membership.worker_ref().cell().beat();
     }
 
-    /// Says what the worker is at now. Counts as a beat, and binds the calling thread (see
+    /// Reports the current task. Counts as a beat, and binds the calling thread (see
     /// [`bind_thread`](Self::bind_thread)).
     ///
     /// The task's age counts from the first update with this `run_id`; with an empty `run_id`, each
-    /// update is a task of its own. The [texts](Text) are copied into buffers that are used again: once
-    /// they are large enough, nothing is allocated. A `run_id` of more than 200 bytes or a `task` of more
-    /// than 1024 is cut at a character boundary and ends in `…`.
+    /// update begins a new task. The [texts](Text) are copied into buffers that are reused: once
+    /// these are large enough, nothing is allocated. A `run_id` of more than 200 bytes or a `task` of
+    /// more than 1024 is cut at a character boundary and ends in `…`.
     ///
     /// After the worker's end it changes nothing but [`Snapshot::late_updates`].
     ///
@@ -135,7 +135,7 @@ impl WorkerHeartbeat {
         );
     }
 
-    /// Passes on what an update changed.
+    /// Delivers the effects of an update.
     #[inline]
     fn take(&self, updated: &Updated) {
         if updated.new_task {
@@ -146,10 +146,10 @@ impl WorkerHeartbeat {
         self.membership.end_if(updated.over);
     }
 
-    /// Says that the worker waits for work: no progress is expected. Ends its tasks, nested ones
+    /// Reports that the worker waits for work: no progress is expected. Ends its tasks, nested ones
     /// included. Counts as a beat, and binds the calling thread.
     ///
-    /// A worker that was asked to stop is stopped by it.
+    /// If the worker was asked to stop, this stops it.
     ///
     /// ```
     /// use worker_heartbeat::{Activity, State, WorkerHeartbeat};
@@ -172,11 +172,11 @@ impl WorkerHeartbeat {
     /// Begins a task at [`Activity::Processing`], as [`update_task`](Self::update_task) does, until
     /// the guard is dropped.
     ///
-    /// Tasks nest. When an inner one ends, the worker is at the outer one again, with its run,
-    /// text, progress and age, and can stall there; it is idle when the outermost one has ended.
-    /// `update_task` replaces the innermost one, [`mark_idle`](Self::mark_idle) ends all of them. A
-    /// task without a guard gives way to one with a guard, and does not come back. Of more than 256
-    /// open tasks, the outermost ones are forgotten.
+    /// Tasks nest. When an inner task ends, the worker returns to the outer one, with its run, text,
+    /// progress and age, and can stall there. When the outermost task ends, the worker is idle.
+    /// `update_task` replaces the innermost task; [`mark_idle`](Self::mark_idle) ends all tasks. A
+    /// task with a guard replaces a task without one for good. At most 256 open tasks are kept: the
+    /// outermost ones are dropped first.
     ///
     /// ```
     /// use worker_heartbeat::WorkerHeartbeat;
@@ -206,11 +206,11 @@ impl WorkerHeartbeat {
         self.take(&self.membership.worker_ref().end_task(number, now));
     }
 
-    /// Announces that no progress is to be expected for at most `at_most`: for a call that blocks
-    /// for long. The guard takes it back when it is dropped, which counts as a beat.
+    /// Announces that no progress is expected for at most `at_most`: for a call that blocks for long.
+    /// Dropping the guard ends the announcement, and counts as a beat.
     ///
-    /// Announcements nest; the one that lasts longest counts. A worker that is silent for longer
-    /// than announced, and than its own allowance, is convicted as usual.
+    /// Announcements nest; the longest one counts. A worker that is silent for longer than announced,
+    /// and than its own allowance, is convicted as usual.
     ///
     /// ```
     /// use std::time::Duration;
@@ -233,24 +233,24 @@ impl WorkerHeartbeat {
     /// ```
     #[must_use = "the silence ends when the guard is dropped"]
     pub fn expect_silence(&self, at_most: Duration) -> SilenceGuard<'_> {
-        // The time as it stands: a worker does not wait for a pacemaker that is overdue.
+        // The time is read without waiting for an overdue pacemaker.
         let until = self.registry().peek_observed_now().now.after(at_most);
         SilenceGuard::new(self, self.membership.worker_ref().begin_silence(until))
     }
 
     /// Binds the worker to the calling thread. Not a beat.
     ///
-    /// A stall of a bound worker comes with evidence: its thread is busy, blocked or starved. If the
-    /// thread ends while the worker is at work and the handle is still there, in an `Arc` or a static
-    /// for instance, the worker is stalled at the next look of the pacemaker, whatever its limits:
-    /// [`StallCause::ThreadEnded`](crate::StallCause::ThreadEnded). It recovers with its next sign.
+    /// A stall of a bound worker has evidence: its thread is busy, blocked or starved. If the thread
+    /// ends while the worker is at work and the handle still exists, for instance in an `Arc` or a
+    /// static, the worker is stalled at the next tick of the pacemaker, whatever its limits:
+    /// [`StallCause::ThreadEnded`](crate::StallCause::ThreadEnded). Its next report recovers it.
     ///
-    /// Supervised work is bound already, and its supervisor sees its end.
+    /// Supervised work is bound already, and its supervisor detects its end.
     /// [`update_task`](Self::update_task), [`begin_task`](Self::begin_task),
-    /// [`mark_idle`](Self::mark_idle) and [`expect_silence`](Self::expect_silence) bind too; a
-    /// worker that only beats may want to call this once. While another
-    /// thread that has reported for the worker lives, the worker may go on there, and is not convicted
-    /// for this; `bind_thread` says that it does not.
+    /// [`mark_idle`](Self::mark_idle) and [`expect_silence`](Self::expect_silence) bind too; a worker
+    /// that only beats can call this once. While another thread that has reported for the worker
+    /// lives, the end of one thread does not convict the worker, since it may continue there;
+    /// `bind_thread` excludes that.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -332,8 +332,8 @@ impl WorkerHeartbeat {
     /// Waits until the worker is asked to stop, but no longer than this, by the registry's clock.
     /// Returns whether it was asked. It blocks the calling thread.
     ///
-    /// For work that is due every so often, in place of a `sleep`. Waiting is not progress: mark the
-    /// worker idle before, or announce the silence.
+    /// For periodic work, in place of `sleep`. Waiting is not progress: mark the worker idle first,
+    /// or announce the silence.
     ///
     /// ```
     /// use std::time::Duration;
@@ -372,13 +372,12 @@ impl WorkerHeartbeat {
         }
     }
 
-    /// A channel that gets a message, and is closed, when the worker is asked to stop; at once if
-    /// it was asked before. For a thread that waits on channels, with
-    /// [`crossbeam_channel::select!`].
+    /// A channel that receives a message and closes when the worker is asked to stop, or at once if
+    /// it was asked before. For threads that wait on channels with [`crossbeam_channel::select!`].
     ///
     /// All receivers share one channel: take one message from each. Ask for one before a loop, not in
-    /// every turn: of more than 131,072 in a life, dropped ones included, the others find a channel
-    /// that is closed, and has no message.
+    /// every turn. Beyond 131,072 receivers in a life, dropped ones included, a receiver finds its
+    /// channel closed and empty.
     ///
     /// ```
     /// use crossbeam_channel::{never, select};
@@ -403,7 +402,7 @@ impl WorkerHeartbeat {
         self.membership.worker_ref().stop_receiver()
     }
 
-    /// Ends the worker in good order. A second call, like any update that follows, changes nothing.
+    /// Stops the worker. Later calls and updates change nothing.
     ///
     /// ```
     /// use worker_heartbeat::WorkerHeartbeat;
@@ -419,12 +418,12 @@ impl WorkerHeartbeat {
         self.membership.end(Termination::Stopped(StopCause::Stop));
     }
 
-    /// Ends the worker as failed, with this reason; also one that was just stopped because it was
-    /// asked to, and fails on its way out. The reason is the error's text in its alternate form
-    /// (`{:#}`), in which `anyhow::Error` and `eyre::Report` have their causes.
+    /// Ends the worker as failed, with this reason. This also applies to a worker that has just
+    /// stopped because it was asked to. The reason is the error's text in its alternate form
+    /// (`{:#}`), which for `anyhow::Error` and `eyre::Report` includes the causes.
     ///
-    /// That a value is an error cannot be seen through [`Display`](fmt::Display): to include the
-    /// causes of any error, use [`fail_with`](Self::fail_with).
+    /// [`Display`](fmt::Display) gives no access to the causes of an error: to include them, use
+    /// [`fail_with`](Self::fail_with).
     ///
     /// ```
     /// use worker_heartbeat::WorkerHeartbeat;
@@ -438,7 +437,7 @@ impl WorkerHeartbeat {
         self.end_as_failed(describe_text(error));
     }
 
-    /// As [`fail`](Self::fail), with an error and all that caused it.
+    /// As [`fail`](Self::fail), with the error and its causes.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, WorkerHeartbeat};
@@ -471,7 +470,7 @@ impl WorkerHeartbeat {
         self.membership.end(Termination::Failed(cause));
     }
 
-    /// Whether the worker is over: stopped or dead.
+    /// Whether the worker has ended: stopped or dead.
     ///
     /// ```
     /// use worker_heartbeat::WorkerHeartbeat;
@@ -613,7 +612,7 @@ impl Future for StopRequested<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let worker = self.worker.membership.worker_ref();
-        // A worker that is over does not get to see the request in its cell any more.
+        // After the worker's end, its cell no longer shows the request.
         if self.worker.stop_requested() || (self.worker.is_over() && worker.stop_requested()) {
             return Poll::Ready(());
         }

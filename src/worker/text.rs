@@ -1,4 +1,4 @@
-//! What may name a run, a task or a step.
+//! Texts that name a run, a task or a step.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use crate::sync::describe::write_to;
 
-/// What may name a run, a task or a step: a text, a number, or what [`format_args!`] makes.
+/// A name of a run, a task or a step: a text, a number, or the result of [`format_args!`].
 ///
-/// A text is used as it stands. All else is formatted into a buffer of the calling thread that is
-/// used again, so nothing is allocated once that is large enough.
+/// A text is used unchanged. Other values are formatted into a reused buffer of the calling thread;
+/// once that is large enough, nothing is allocated.
 ///
 /// ```
 /// use worker_heartbeat::{Activity, Registry, WorkerHeartbeat};
@@ -50,20 +50,20 @@ pub trait Text {
     fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R;
 }
 
-/// A thread keeps a buffer of this size at most.
+/// The largest buffer that a thread keeps.
 const LARGEST_KEPT: usize = 4 * 1_024;
 
 thread_local! {
     static BUFFER: Cell<String> = const { Cell::new(String::new()) };
 }
 
-/// The buffer is taken while it is in use: what is formatted may name a task itself.
+/// The buffer is taken while in use: formatting a value may name a task itself.
 impl Text for fmt::Arguments<'_> {
     fn with_str<R>(&self, read: impl FnOnce(&str) -> R) -> R {
         if let Some(text) = self.as_str() {
             return read(text);
         }
-        // A thread that is about to end has no thread-locals any more.
+        // At the end of a thread, its thread-locals are gone.
         let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
         write_to(&mut buffer, *self);
         let result = read(&buffer);
