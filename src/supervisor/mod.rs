@@ -3,6 +3,7 @@
 mod children;
 mod exit;
 mod future;
+mod futures;
 mod outcome;
 mod restart;
 mod restarts;
@@ -15,7 +16,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use future::{Supervised, SupervisedFuture};
+pub use future::Supervised;
+pub use futures::SupervisedFuture;
 pub use outcome::Outcome;
 pub use restart::Restart;
 pub use stopping::{DeadWorker, HungWorker, StopReport};
