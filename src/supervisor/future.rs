@@ -24,7 +24,7 @@ impl WorkerHeartbeat {
     ///
     /// A poll proves that the executor runs the task and that something woke it. It does not prove
     /// that every part of the future makes progress: in `join!(wedged, ticker)`, the ticker keeps the
-    /// task polled. If a worker is built with [`Builder::beats_only`], polls are not progress: it
+    /// task polled. If a worker is built with [`Builder::beats_only`](crate::Builder::beats_only), polls are not progress: it
     /// must beat by itself.
     ///
     /// The worker ends with the future: as stopped if it completed or was cancelled, as dead if it
@@ -35,7 +35,7 @@ impl WorkerHeartbeat {
     ///
     /// The result is the future's output, or [`Error::Panicked`].
     ///
-    /// The call installs the panic hook, if no [`Supervisor`] has.
+    /// The call installs the panic hook, if no [`Supervisor`](crate::Supervisor) has.
     ///
     /// ```
     /// # fn block_on<F: Future>(future: F) -> F::Output {
