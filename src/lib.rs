@@ -133,7 +133,7 @@ pub use serve::Metrics;
 pub use serve::SystemdNotifier;
 #[cfg(feature = "http")]
 #[doc(inline)]
-pub use serve::{HealthEndpoint, HealthServer};
+pub use serve::{HealthEndpoint, RunningHealthEndpoint};
 pub use shutdown::{
     CleanupReport, CleanupState, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
 };

@@ -42,7 +42,7 @@ unwind_safe!(
     #[cfg(feature = "http")]
     crate::HealthEndpoint,
     #[cfg(feature = "http")]
-    crate::HealthServer,
+    crate::RunningHealthEndpoint,
     #[cfg(feature = "beacon")]
     crate::Beacon,
     #[cfg(feature = "prometheus")]

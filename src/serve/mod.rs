@@ -31,7 +31,7 @@ mod systemd;
 #[cfg(feature = "beacon")]
 pub use beacon::{Beacon, RunningBeacon};
 #[cfg(feature = "http")]
-pub use health::{HealthEndpoint, HealthServer};
+pub use health::{HealthEndpoint, RunningHealthEndpoint};
 #[cfg(feature = "prometheus")]
 pub use metrics::Metrics;
 #[cfg(feature = "systemd")]

@@ -9,12 +9,12 @@ use crate::support::coordinator::{Reply, exchange, poll, request};
 use crate::support::{SECOND, World};
 use proptest::prelude::*;
 use serde_json::Value;
-use worker_heartbeat::serve::HealthServer;
+use worker_heartbeat::serve::RunningHealthEndpoint;
 use worker_heartbeat::{Activity, HealthEndpoint, Registry, Shutdown, State, WorkerHeartbeat};
 
 struct Site {
     world: World,
-    server: HealthServer,
+    server: RunningHealthEndpoint,
 }
 
 impl Site {

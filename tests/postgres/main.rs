@@ -682,7 +682,7 @@ fn calls_time_out_if_the_server_does_not_answer() {
         .connect_timeout(limit)
         .statement_timeout(limit)
         .schema("x")
-        .open(&cluster.url())
+        .connect_lazy(&cluster.url())
         .unwrap();
     let registration = [Registration::new("poller", "a")];
     let key = retried(|| store.register(&registration)).remove(0);
@@ -730,7 +730,7 @@ fn a_server_that_crashes_stops_no_worker() {
     let open = || {
         PostgresOptions::new()
             .schema("crash")
-            .open(&cluster.url())
+            .connect_lazy(&cluster.url())
             .unwrap()
     };
     assert!(PostgresOptions::new().connect(&cluster.url()).is_err());

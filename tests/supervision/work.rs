@@ -587,7 +587,7 @@ fn handles_are_unwind_safe() {
     #[cfg(feature = "http")]
     safe::<worker_heartbeat::HttpStore>();
     #[cfg(feature = "http")]
-    safe::<worker_heartbeat::HealthServer>();
+    safe::<worker_heartbeat::RunningHealthEndpoint>();
     #[cfg(feature = "beacon")]
     safe::<worker_heartbeat::Beacon>();
     #[cfg(feature = "prometheus")]

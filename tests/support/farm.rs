@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use worker_heartbeat::serve::HealthServer;
+use worker_heartbeat::serve::RunningHealthEndpoint;
 use worker_heartbeat::{
     Activity, BoxError, Builder, HealthEndpoint, Registry, Restart, Supervisor, WorkerHeartbeat,
 };
@@ -14,7 +14,7 @@ pub struct Farm {
 }
 
 pub struct Site {
-    pub server: HealthServer,
+    pub server: RunningHealthEndpoint,
     pub url: String,
 }
 

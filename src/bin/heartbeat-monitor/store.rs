@@ -15,8 +15,8 @@ impl StoreArgs {
     pub fn open_or_create(&self) -> Result<Arc<dyn HeartbeatStore>, BoxError> {
         self.check_file()?;
         Ok(match &self.sqlite {
-            Some(file) => Arc::new(SqliteStore::open_later(file)),
-            None => Arc::new(self.postgres().open(&self.url()?)?),
+            Some(file) => Arc::new(SqliteStore::open_lazy(file)),
+            None => Arc::new(self.postgres().connect_lazy(&self.url()?)?),
         })
     }
 
@@ -29,7 +29,9 @@ impl StoreArgs {
             }
             Some(_) => self.open_or_create(),
             None => Ok(Arc::new(
-                self.postgres().migrations(false).open(&self.url()?)?,
+                self.postgres()
+                    .migrations(false)
+                    .connect_lazy(&self.url()?)?,
             )),
         }
     }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use worker_heartbeat::{
-    Beacon, BoxError, Coordinator, Error, HealthEndpoint, HealthServer, HeartbeatStore, Metrics,
-    Registry, Shutdown, SweepReport, Sweeper, SystemdNotifier, WorkerHeartbeat,
+    Beacon, BoxError, Coordinator, Error, HealthEndpoint, HeartbeatStore, Metrics, Registry,
+    RunningHealthEndpoint, Shutdown, SweepReport, Sweeper, SystemdNotifier, WorkerHeartbeat,
 };
 
 use crate::args::WatchArgs;
@@ -81,7 +81,7 @@ fn serve(
     shutdown: &Shutdown,
     failure: StoreFailure,
     metrics: Metrics,
-) -> Result<Option<HealthServer>, BoxError> {
+) -> Result<Option<RunningHealthEndpoint>, BoxError> {
     let Some(address) = args.listen else {
         return Ok(None);
     };

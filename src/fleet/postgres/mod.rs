@@ -95,21 +95,21 @@ impl PostgresStore {
         PostgresOptions::new().connect(url)
     }
 
-    /// Connects at the first use, with the default options: [`PostgresOptions::open`].
+    /// Connects at the first use, with the default options: [`PostgresOptions::connect_lazy`].
     ///
     /// ```
     /// use worker_heartbeat::{FleetConfig, PostgresStore, Registry};
     ///
     /// // The process starts even while the database is down.
-    /// let store = PostgresStore::open("postgres://app@localhost/app")?;
+    /// let store = PostgresStore::connect_lazy("postgres://app@localhost/app")?;
     /// # let _ = store;
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] if the URL is not allowed.
-    pub fn open(url: &str) -> Result<Self, Error> {
-        PostgresOptions::new().open(url)
+    pub fn connect_lazy(url: &str) -> Result<Self, Error> {
+        PostgresOptions::new().connect_lazy(url)
     }
 
     fn new(settings: Settings) -> Self {

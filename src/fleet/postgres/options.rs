@@ -170,7 +170,7 @@ impl PostgresOptions {
     /// [`Error::Invalid`] if the URL or an option is not allowed; [`Error::Store`] if the server
     /// cannot be reached, or refuses.
     pub fn connect(self, url: &str) -> Result<PostgresStore, Error> {
-        let store = self.open(url)?;
+        let store = self.connect_lazy(url)?;
         store.ensure_connected()?;
         Ok(store)
     }
@@ -181,15 +181,15 @@ impl PostgresOptions {
     /// ```
     /// use worker_heartbeat::{Error, PostgresOptions};
     ///
-    /// let store = PostgresOptions::new().open("postgres://app@db.example.com/app")?;
-    /// let refused = PostgresOptions::new().open("db.example.com");
+    /// let store = PostgresOptions::new().connect_lazy("postgres://app@db.example.com/app")?;
+    /// let refused = PostgresOptions::new().connect_lazy("db.example.com");
     /// assert!(matches!(refused, Err(Error::Invalid { .. })));
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] if the URL or an option is not allowed.
-    pub fn open(self, url: &str) -> Result<PostgresStore, Error> {
+    pub fn connect_lazy(self, url: &str) -> Result<PostgresStore, Error> {
         Ok(PostgresStore::new(self.settings(url)?))
     }
 
@@ -345,7 +345,7 @@ mod tests {
             "hunter2",
         ] {
             let options = PostgresOptions::new();
-            let error = options.open(url).unwrap_err();
+            let error = options.connect_lazy(url).unwrap_err();
             for text in [error.to_string(), format!("{error:?}")] {
                 assert!(
                     !text.contains("hunter2") && !text.contains("ter2"),

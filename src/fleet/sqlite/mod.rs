@@ -106,11 +106,11 @@ impl SqliteStore {
     /// ```
     /// use worker_heartbeat::{HeartbeatStore, SqliteStore};
     ///
-    /// let store = SqliteStore::open_later("/not/mounted/yet/fleet.db");
+    /// let store = SqliteStore::open_lazy("/not/mounted/yet/fleet.db");
     /// assert!(store.summary().is_err());
     /// ```
     #[must_use]
-    pub fn open_later(path: impl AsRef<Path>) -> Self {
+    pub fn open_lazy(path: impl AsRef<Path>) -> Self {
         Self::lazy(path, DEFAULT_BUSY_TIMEOUT)
     }
 

@@ -275,7 +275,10 @@ impl HealthEndpoint {
     /// [`Error::Invalid`] if the [`coordinator`](Self::coordinator) must not be served at this
     /// address; [`Error::Listen`] if the address is not available; [`Error::Thread`] if the thread
     /// can't be started.
-    pub fn serve(self, address: impl ToSocketAddrs + fmt::Debug) -> Result<HealthServer, Error> {
+    pub fn serve(
+        self,
+        address: impl ToSocketAddrs + fmt::Debug,
+    ) -> Result<RunningHealthEndpoint, Error> {
         let display = format!("{address:?}");
         let addresses = server::resolve(&address, &display)?;
         if let Some(coordinator) = &self.coordinator {
@@ -292,7 +295,7 @@ impl HealthEndpoint {
         let router = self.routes(&dashboard, disclosure).fallback(not_found);
         let server = Server::start(&addresses, &display, router)?;
         dashboard.start(server.runtime());
-        Ok(HealthServer { dashboard, server })
+        Ok(RunningHealthEndpoint { dashboard, server })
     }
 }
 
@@ -327,12 +330,12 @@ impl fmt::Debug for HealthEndpoint {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "the server stops when this is dropped"]
-pub struct HealthServer {
+pub struct RunningHealthEndpoint {
     dashboard: Arc<Dashboard>,
     server: Server,
 }
 
-impl HealthServer {
+impl RunningHealthEndpoint {
     /// The address with the actual port, if port 0 was requested.
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
@@ -340,16 +343,16 @@ impl HealthServer {
     }
 }
 
-impl Drop for HealthServer {
+impl Drop for RunningHealthEndpoint {
     fn drop(&mut self) {
         // The server waits for its responses, and the dashboard's streams never end by themselves.
         self.dashboard.close();
     }
 }
 
-impl fmt::Debug for HealthServer {
+impl fmt::Debug for RunningHealthEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HealthServer")
+        f.debug_struct("RunningHealthEndpoint")
             .field("server", &self.server)
             .finish_non_exhaustive()
     }
