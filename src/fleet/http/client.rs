@@ -265,7 +265,7 @@ impl HttpStore {
                 429 => StoreErrorKind::Busy,
                 _ => StoreErrorKind::Other,
             };
-            let message = format_args!("the coordinator answers {}{text}", status.as_u16());
+            let message = format!("the coordinator answers {}{text}", status.as_u16());
             return Err(Error::store_kind(operation, kind, message));
         }
         serde_json::from_slice(&answer).map_err(|error| {

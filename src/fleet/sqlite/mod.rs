@@ -179,7 +179,7 @@ impl SqliteStore {
     }
 
     fn foreign(&self, why: &str) -> Error {
-        let message = format_args!("{}: {why}", self.path.display());
+        let message = format!("{}: {why}", self.path.display());
         Error::store_kind("open", StoreErrorKind::Incompatible, message)
     }
 
