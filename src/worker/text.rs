@@ -54,7 +54,35 @@ pub trait Text {
 const LARGEST_KEPT: usize = 4 * 1_024;
 
 thread_local! {
-    static BUFFER: Cell<String> = const { Cell::new(String::new()) };
+    /// As many as one call uses at once: for a run and its task.
+    static BUFFERS: [Cell<String>; 2] = const { [const { Cell::new(String::new()) }; 2] };
+}
+
+/// A buffer that no text of this thread is in.
+fn take_buffer() -> String {
+    let taken = BUFFERS.try_with(|[first, second]| {
+        let buffer = first.take();
+        if buffer.capacity() > 0 {
+            buffer
+        } else {
+            second.take()
+        }
+    });
+    // At the end of a thread, its thread-locals are gone.
+    taken.unwrap_or_default()
+}
+
+fn keep_buffer(mut buffer: String) {
+    if buffer.capacity() > LARGEST_KEPT {
+        return;
+    }
+    buffer.clear();
+    let _ = BUFFERS.try_with(|[first, second]| {
+        let kept = first.replace(buffer);
+        if kept.capacity() > 0 {
+            second.set(kept);
+        }
+    });
 }
 
 /// The buffer is taken while in use: formatting a value may name a task itself.
@@ -63,14 +91,10 @@ impl Text for fmt::Arguments<'_> {
         if let Some(text) = self.as_str() {
             return read(text);
         }
-        // At the end of a thread, its thread-locals are gone.
-        let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
+        let mut buffer = take_buffer();
         write_to(&mut buffer, *self);
         let result = read(&buffer);
-        if buffer.capacity() <= LARGEST_KEPT {
-            buffer.clear();
-            let _ = BUFFER.try_with(|place| place.set(buffer));
-        }
+        keep_buffer(buffer);
         result
     }
 }
@@ -122,3 +146,48 @@ macro_rules! formatted {
 formatted!(
     char, u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_buffers_of_a_run_and_of_its_task_are_both_kept() {
+        let capacities = || {
+            BUFFERS.with(|kept| {
+                kept.each_ref().map(|one| {
+                    let buffer = one.take();
+                    let capacity = buffer.capacity();
+                    one.set(buffer);
+                    capacity
+                })
+            })
+        };
+        let (run, task) = ("r".repeat(300), "t".repeat(200));
+        let name = || {
+            format_args!("{run}").with_str(|run| {
+                format_args!("{task}")
+                    .with_str(|task| assert_eq!((run.len(), task.len()), (300, 200)));
+            });
+        };
+        // In the first turns each buffer grows to the longer text.
+        (0..3).for_each(|_| name());
+        let before = capacities();
+        assert!(before.iter().all(|capacity| *capacity >= 200), "{before:?}");
+        name();
+        let mut after = capacities();
+        after.sort_unstable();
+        let mut before = before;
+        before.sort_unstable();
+        assert_eq!(after, before, "nothing is allocated any more");
+        // A large buffer is not kept, and takes no other with it.
+        format_args!("{}", "x".repeat(LARGEST_KEPT + 1)).with_str(|text| {
+            assert_eq!(text.len(), LARGEST_KEPT + 1);
+        });
+        assert!(
+            capacities()
+                .iter()
+                .all(|capacity| *capacity <= LARGEST_KEPT)
+        );
+    }
+}
