@@ -234,7 +234,8 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
 /// The workers of a store, page by page: [`limit`](WorkerFilter::limit) is the size of a page.
 ///
 /// Each worker comes once, and the iterator ends, even if the store ignores
-/// [`after`](WorkerFilter::after) and returns its first page again and again.
+/// [`after`](WorkerFilter::after) and returns its first page again and again. No worker is left out
+/// if the store returns fewer than asked for: the last page is the one after which nothing comes.
 ///
 /// ```
 /// use worker_heartbeat::MemoryStore;
@@ -252,7 +253,7 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
 #[must_use = "the store is read as this is iterated over"]
 pub struct Pages<'a, S: ?Sized> {
     store: &'a S,
-    /// `None` after the last page.
+    /// `None` at the end.
     filter: Option<WorkerFilter>,
 }
 
@@ -273,8 +274,8 @@ impl<S: HeartbeatStore + ?Sized> Iterator for Pages<'_, S> {
             Ok(page) => page,
             Err(error) => return Some(Err(error)),
         };
-        let is_full = page.len() >= filter.limit;
-        if advance(&mut filter, &mut page) && is_full {
+        // A page below the limit may not be the last: a store may have a limit of its own.
+        if advance(&mut filter, &mut page) {
             self.filter = Some(filter);
         }
         (!page.is_empty()).then_some(Ok(page))

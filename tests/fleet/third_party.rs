@@ -377,3 +377,20 @@ fn pages_contain_each_worker_once_and_end_even_if_the_store_ignores_the_filter()
     assert_eq!(ids(&odd, by_two), [["a", "b"]]);
     assert_eq!(odd.summary().unwrap().total, 4, "one page is enough");
 }
+
+#[test]
+fn pages_contain_all_workers_even_if_the_store_has_a_limit_of_its_own() {
+    let store = MemoryStore::new();
+    let workers = ["a", "b", "c", "d", "e"].map(|id| Registration::new("poller", id));
+    store.register(&workers).unwrap();
+    let odd = TestStore::new(store);
+    odd.set(Mode::ShortPages(2));
+    for limit in [3, 1_000, usize::MAX] {
+        let pages = ids(&odd, WorkerFilter::new().limit(limit));
+        assert_eq!(
+            pages,
+            [&["a", "b"][..], &["c", "d"], &["e"]],
+            "limit {limit}"
+        );
+    }
+}

@@ -39,6 +39,8 @@ pub enum Mode {
     SweptElsewhere,
     /// Lists ignore [`WorkerFilter::after`]; all else is normal.
     FirstPageOnly,
+    /// Lists have no more workers than this, whatever is asked for; all else is normal.
+    ShortPages(usize),
 }
 
 impl TestStore {
@@ -180,10 +182,12 @@ impl HeartbeatStore for TestStore {
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
         self.0.lists.fetch_add(1, Ordering::SeqCst);
         let store = self.call()?;
-        if *self.0.mode.lock().unwrap() == Mode::FirstPageOnly {
-            return store.list(&WorkerFilter::new().limit(filter.limit));
+        let mode = self.0.mode.lock().unwrap().clone();
+        match mode {
+            Mode::FirstPageOnly => store.list(&WorkerFilter::new().limit(filter.limit)),
+            Mode::ShortPages(most) => store.list(&filter.clone().limit(filter.limit.min(most))),
+            _ => store.list(filter),
         }
-        store.list(filter)
     }
 
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
