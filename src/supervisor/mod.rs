@@ -373,10 +373,16 @@ fn end_life(
         Ok(exit) => {
             membership.end(exit.end(finite || asked));
             match (exit, worker.ending()) {
-                // The work called `fail` before it returned.
+                // Before it returned, the work called `fail`, or contained a panic that ended its worker.
                 (Exit::Completed, Some(Ending::Dead(death))) => match &death.cause {
                     DeathCause::Failed { error } => Exit::Failed {
                         error: error.clone(),
+                    },
+                    DeathCause::Panicked {
+                        message, location, ..
+                    } => Exit::Panicked {
+                        message: message.clone(),
+                        location: location.clone(),
                     },
                     _ => Exit::Completed,
                 },

@@ -614,3 +614,49 @@ fn a_panic_in_the_drop_of_a_future_factory_is_reported_on_cancellation() {
         assert!(reported.contains(WHEN_DROPPED), "{reported}");
     }
 }
+
+#[test]
+fn a_panic_that_nested_work_contained_is_the_exit_of_its_worker() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let thread = supervisor.spawn(world.worker("w").id("thread"), |hb| {
+        let contained = hb.run(|| panic!("no such table"));
+        assert!(matches!(contained, Err(Error::Panicked { .. })));
+        Ok(())
+    });
+    let future = supervisor.supervise(world.worker("w").id("future"), |hb| async move {
+        let contained = hb.supervise(async { panic!("no such table") }).await;
+        assert!(matches!(contained, Err(Error::Panicked { .. })));
+    });
+    for (exit, id) in [
+        (thread.unwrap().join(), "thread"),
+        (block_on(future.unwrap()), "future"),
+    ] {
+        let health = world.registry.get(id).unwrap().health().to_string();
+        assert!(health.starts_with("dead: panicked at "), "{health}");
+        let Exit::Panicked {
+            message,
+            location: Some(location),
+            ..
+        } = &exit
+        else {
+            panic!("{exit:?}, but {health}");
+        };
+        assert_eq!(message, "no such table");
+        assert!(location.starts_with(file!()), "{location}");
+    }
+}
+
+#[test]
+fn a_panic_after_nested_work_completed_is_the_end_of_its_worker() {
+    let world = World::new();
+    let supervisor = Supervisor::new(&world.registry);
+    let worker = supervisor.spawn(world.worker("w").id("w"), |hb| {
+        assert_eq!(hb.run(|| 7)?, 7);
+        panic!("no such table")
+    });
+    let exit = worker.unwrap().join();
+    assert!(matches!(exit, Exit::Panicked { .. }), "{exit:?}");
+    let health = world.registry.get("w").unwrap().health().to_string();
+    assert!(health.contains("no such table"), "{health}");
+}
