@@ -9,6 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::WorkerHeartbeat;
+use crate::cell::Phase;
 use crate::clock::Sleeper;
 
 impl WorkerHeartbeat {
@@ -31,7 +32,10 @@ impl WorkerHeartbeat {
     /// ```
     #[must_use]
     pub fn stop_requested(&self) -> bool {
-        self.membership.worker_ref().cell().state().stop_requested
+        let worker = self.membership.worker_ref();
+        let state = worker.cell().state();
+        // A request that came after the worker's end is not in its cell. The work may go on.
+        state.stop_requested || (state.phase != Phase::Live && worker.stop_requested())
     }
 
     /// Waits until the worker is asked to stop: for `select!` in an asynchronous worker.
@@ -149,11 +153,10 @@ impl Future for StopRequested<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let worker = self.worker.membership.worker_ref();
-        // After the worker's end, its cell no longer shows the request.
-        if self.worker.stop_requested() || (self.worker.is_over() && worker.stop_requested()) {
+        if self.worker.stop_requested() {
             return Poll::Ready(());
         }
+        let worker = self.worker.membership.worker_ref();
         self.number = Some(worker.on_stop(self.number, context.waker()));
         Poll::Pending
     }

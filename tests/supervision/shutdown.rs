@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::support::executor::{block_on, poll_once};
 use crate::support::{PATIENCE, SECOND, World, eventually, wait_for};
 use worker_heartbeat::{
-    BoxError, Error, Exit, Health, Restart, State, StopCause, StopReport, Supervisor,
+    BoxError, Error, Exit, Health, Registry, Restart, State, StopCause, StopReport, Supervisor,
     WorkerHeartbeat,
 };
 
@@ -494,5 +494,40 @@ fn once_one_is_late_all_others_are_asked_in_the_first_half_of_the_time() {
             stopping.join().unwrap()
         });
         assert!(report.is_clean(), "{report:?}");
+    }
+}
+
+#[test]
+fn work_that_goes_on_after_its_worker_ended_sees_that_it_is_asked_to_stop() {
+    type Wait = fn(&WorkerHeartbeat);
+    let waits: [Wait; 4] = [
+        |hb| {
+            while !hb.stop_requested() {
+                thread::yield_now();
+            }
+        },
+        |hb| assert!(hb.wait_for_stop_timeout(Duration::MAX)),
+        |hb| block_on(hb.wait_for_stop()),
+        |hb| assert!(hb.stop_receiver().recv().is_ok()),
+    ];
+    let ends: [Wait; 2] = [|hb| hb.fail("disk full"), WorkerHeartbeat::stop];
+    for wait in waits {
+        for end in ends {
+            let registry = Registry::new();
+            let supervisor = Supervisor::new(&registry);
+            let (ended, has_ended) = mpsc::channel();
+            let work = move |hb: &WorkerHeartbeat| {
+                end(hb);
+                assert!(!hb.stop_requested(), "its own end is no request");
+                ended.send(())?;
+                wait(hb);
+                Ok(())
+            };
+            let worker = WorkerHeartbeat::builder("w").registry(&registry);
+            supervisor.spawn(worker, work).unwrap();
+            has_ended.recv().unwrap();
+            let report = supervisor.shutdown(PATIENCE);
+            assert!(report.is_clean(), "{report}");
+        }
     }
 }
