@@ -12,8 +12,8 @@ use super::uploader::Uploader;
 use super::uploader::session::{ClockReading, LeaseState};
 use crate::error::Error;
 use crate::registry::core::worker_ref::WorkerRef;
-use crate::sync::background::Background;
 use crate::sync::catch::catch;
+use crate::sync::crew::Crew;
 use crate::sync::wakers::wake;
 use crate::worker::{WorkerHeartbeat, check_id};
 
@@ -199,9 +199,10 @@ impl WorkerHeartbeat {
 
     /// As [`claim`](Self::claim), without blocking the thread; on any executor.
     ///
-    /// The claim begins when the future is first polled: a thread, `wh-claim`, calls the store and ends
-    /// with its answer. A future that is dropped before it is done leaves no lease behind: a lease that
-    /// is granted later is released.
+    /// The claim begins when the future is first polled: a thread, `wh-claim`, calls the store. Of an
+    /// attachment's claims, 64 at a time are with the store; others wait their turn, without a time
+    /// limit. A future that is dropped before it is done leaves no lease behind: a claim that waits is
+    /// not made, and a lease that is granted later is released.
     ///
     /// # Errors
     /// As [`claim`](Self::claim); [`Error::Thread`] if the thread cannot be started.
@@ -270,14 +271,51 @@ impl ClaimRequest {
         let uploader = self.uploader;
         Ok(held.map(|held| Lease { held, uploader }))
     }
+
+    fn send_in_background(self) -> Result<WaitingClaim, Error> {
+        let slot = Arc::<Mutex<ClaimSlot>>::default();
+        let claims = self.uploader.claims().clone();
+        let place = Arc::clone(&slot);
+        let number = claims.add(move || {
+            let answer = catch(|| self.send());
+            let answer = answer.unwrap_or_else(|_| Err(Error::store("claim", "it panicked")));
+            let mut slot = place.lock();
+            slot.answer = Some(answer);
+            let waiting = slot.waker.take();
+            drop(slot);
+            drop(place);
+            waiting.into_iter().for_each(wake);
+        })?;
+        Ok(WaitingClaim {
+            slot,
+            claims,
+            number,
+        })
+    }
 }
 
 /// A claim that an async task waits for.
 enum AsyncClaim {
     /// Before the first poll. `None` after the end.
     Ready(Option<Result<ClaimRequest, Error>>),
-    /// A thread calls the store.
-    Waiting(Arc<Mutex<ClaimSlot>>),
+    /// A thread calls the store, or will.
+    Waiting(WaitingClaim),
+}
+
+/// Dropped, it leaves no waker behind, and no claim that has not been sent.
+struct WaitingClaim {
+    slot: Arc<Mutex<ClaimSlot>>,
+    claims: Crew,
+    number: u64,
+}
+
+impl Drop for WaitingClaim {
+    fn drop(&mut self) {
+        self.claims.withdraw(self.number);
+        let waker = self.slot.lock().waker.take();
+        // Not under the lock: the waker belongs to an executor.
+        drop(waker);
+    }
 }
 
 /// Where the thread puts the result. A lease that no task takes is released when this is dropped.
@@ -296,24 +334,12 @@ impl AsyncClaim {
                 // Polled after its end.
                 None => return Poll::Pending,
             };
-            let slot = Arc::<Mutex<ClaimSlot>>::default();
-            *self = Self::Waiting(Arc::clone(&slot));
-            let work = move || {
-                let answer = catch(|| claim.send());
-                let answer = answer.unwrap_or_else(|_| Err(Error::store("claim", "it panicked")));
-                let mut place = slot.lock();
-                place.answer = Some(answer);
-                let waiting = place.waker.take();
-                drop(place);
-                drop(slot);
-                waiting.into_iter().for_each(wake);
-            };
-            if let Err(error) = Background::start("wh-claim", work) {
-                *self = Self::Ready(None);
-                return Poll::Ready(Err(error));
+            match claim.send_in_background() {
+                Ok(waiting) => *self = Self::Waiting(waiting),
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
-        let Self::Waiting(slot) = self else {
+        let Self::Waiting(WaitingClaim { slot, .. }) = self else {
             return Poll::Pending;
         };
         let waker = waker.clone();

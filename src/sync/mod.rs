@@ -2,6 +2,7 @@
 
 pub(crate) mod background;
 pub(crate) mod catch;
+pub(crate) mod crew;
 pub(crate) mod describe;
 pub(crate) mod last_words;
 pub(crate) mod latch;

@@ -1,8 +1,9 @@
 //! A registry and its store: what is uploaded, when, and what happens when the store fails or
 //! refuses.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use crate::support::executor::{block_on, poll_once};
@@ -261,6 +262,44 @@ fn a_run_is_claimed_without_blocking_on_any_executor() {
         matches!(unattached, Err(Error::NotAttached { .. })),
         "{unattached:?}"
     );
+}
+
+#[test]
+fn claims_that_were_given_up_leave_nothing_behind_while_the_store_hangs() {
+    const CLAIMS: usize = 300;
+    struct Woken;
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {}
+    }
+    let store = TestStore::default();
+    let registry = Registry::new();
+    let attachment = registry.attach(store.clone(), FleetConfig::new()).unwrap();
+    let hb = WorkerHeartbeat::builder("w").registry(&registry).start();
+    let hb = hb.unwrap();
+    assert!(attachment.flush(PATIENCE));
+    let blocked = store.hold();
+    let before = store.calls();
+    let woken = Arc::new(Woken);
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut context = Context::from_waker(&waker);
+    let mut claims: Vec<_> = (0..CLAIMS)
+        .map(|n| hb.claim_async(&format!("run-{n}"), 60 * SECOND))
+        .collect();
+    for claim in &mut claims {
+        assert!(Pin::new(claim).poll(&mut context).is_pending());
+    }
+    drop(claims);
+    drop(waker);
+    assert_eq!(Arc::strong_count(&woken), 1, "a waker keeps its task");
+    drop(blocked);
+    for n in [0, CLAIMS - 1] {
+        eventually("the run is free", || {
+            let lease = block_on(hb.claim_async(&format!("run-{n}"), 60 * SECOND));
+            lease.unwrap().is_some()
+        });
+    }
+    let calls = store.calls() - before;
+    assert!(calls < CLAIMS, "{calls} calls: those that waited were made");
 }
 
 #[test]

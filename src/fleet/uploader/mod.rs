@@ -26,12 +26,18 @@ use crate::registry::at_exit::Witness;
 use crate::registry::core::store_hook::StoreHook;
 use crate::registry::{Registry, WeakRegistry};
 use crate::sync::background::Background;
+use crate::sync::crew::Crew;
 pub use config::{FleetConfig, OnOffline};
 use session::ClockReading;
 use sync_state::{SyncState, SyncedWorker};
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-uploader";
+/// Threads that call the store for async tasks.
+const CLAIM_THREAD_NAME: &str = "wh-claim";
+/// Claims beyond that wait their turn, so that a store that hangs does not get a thread for each
+/// claim that was given up.
+const MOST_CLAIM_THREADS: usize = 64;
 /// The shortest wait for the thread at the end of an attachment.
 const LEAST_FAREWELL: Duration = Duration::from_secs(1);
 
@@ -53,6 +59,8 @@ pub(crate) struct Uploader {
     round_done: Condvar,
     thread: Mutex<Option<Background>>,
     thread_id: Mutex<Option<ThreadId>>,
+    /// Claims for async tasks.
+    claims: Crew,
 }
 
 /// The rounds of calls to the store, and what came of them.
@@ -121,6 +129,7 @@ impl Registry {
             round_done: Condvar::new(),
             thread: Mutex::new(None),
             thread_id: Mutex::new(None),
+            claims: Crew::new(CLAIM_THREAD_NAME, MOST_CLAIM_THREADS),
         });
         if !self.store_hook().set(uploader.clone()) {
             return Err(Error::AlreadyAttached);
