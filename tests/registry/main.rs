@@ -375,6 +375,35 @@ fn events_are_awaited_on_any_executor() {
 }
 
 #[test]
+fn a_task_that_is_woken_and_given_up_leaves_its_event_to_the_others() {
+    let registry = Registry::new();
+    let events = registry.subscribe();
+    let [first, second] = [(); 2].map(|()| Arc::new(Alarm::default()));
+    let [first_waker, second_waker] = [&first, &second].map(|one| Waker::from(Arc::clone(one)));
+    let woken = |alarm: &Alarm| alarm.0.swap(0, Ordering::SeqCst);
+    let mut given_up = events.recv_async();
+    let mut waits = events.recv_async();
+    let context = &mut Context::from_waker(&first_waker);
+    assert!(Pin::new(&mut given_up).poll(context).is_pending());
+    let context = &mut Context::from_waker(&second_waker);
+    assert!(Pin::new(&mut waits).poll(context).is_pending());
+    let hb = WorkerHeartbeat::builder("w").registry(&registry).start();
+    assert_eq!(woken(&first), 1);
+    drop(given_up);
+    assert_eq!(woken(&second), 1);
+    assert!(Pin::new(&mut waits).poll(context).is_ready());
+
+    // A future that moves to another task wakes that one only.
+    let mut moved = events.recv_async();
+    for waker in [&first_waker, &second_waker] {
+        let context = &mut Context::from_waker(waker);
+        assert!(Pin::new(&mut moved).poll(context).is_pending());
+    }
+    drop(hb);
+    assert_eq!((woken(&first), woken(&second)), (0, 1));
+}
+
+#[test]
 fn several_tasks_at_one_subscription_share_its_events() {
     const EVENTS: usize = 400;
     let registry = Registry::new();

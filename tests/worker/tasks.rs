@@ -541,3 +541,31 @@ fn runs_and_tasks_are_named_by_what_can_be_shown() {
     hb.update_task(9_u64, format_args!("a constant"), Activity::Active);
     same(named(), "9", "a constant");
 }
+
+#[test]
+fn tasks_can_be_named_in_a_destructor_at_the_end_of_a_thread() {
+    struct LastTask(std::sync::Arc<WorkerHeartbeat>);
+    impl Drop for LastTask {
+        fn drop(&mut self) {
+            let (run, task) = (7, "flushing");
+            self.0
+                .update_task(run, format_args!("{task} {run}"), Activity::Processing);
+        }
+    }
+    thread_local! {
+        static LAST: std::cell::RefCell<Option<LastTask>> = const { std::cell::RefCell::new(None) };
+    }
+    let world = World::new();
+    let hb = std::sync::Arc::new(world.worker("w").start().unwrap());
+    let last = LastTask(std::sync::Arc::clone(&hb));
+    let thread = std::thread::spawn(move || {
+        LAST.set(Some(last));
+        // Its buffers are made after the destructor is registered, and dropped before it runs.
+        let hb = LAST.with_borrow(|last| last.as_ref().map(|last| std::sync::Arc::clone(&last.0)));
+        hb.unwrap().update_task(1, 2, Activity::Active);
+    });
+    thread.join().unwrap();
+    let snapshot = hb.snapshot();
+    assert_eq!(snapshot.run_id.as_deref(), Some("7"));
+    assert_eq!(snapshot.task.as_deref(), Some("flushing 7"));
+}
