@@ -96,7 +96,7 @@ if [ "$level" = quick ]; then
     step cargo test --no-fail-fast --lib --test fleet --test registry --test supervision --test worker
     step cargo test --doc
 else
-    echo "Full: on two quiet cores, compiling takes up to eight minutes at first, and the tests up to five."
+    echo "Full: on two cores, compiling takes some minutes at first, and the tests about eight."
     install
     step cargo test --no-fail-fast --all-features
     step models
