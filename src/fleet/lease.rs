@@ -13,7 +13,7 @@ use super::uploader::session::{ClockReading, LeaseState};
 use crate::error::Error;
 use crate::registry::core::worker_ref::WorkerRef;
 use crate::sync::catch::catch;
-use crate::sync::crew::Crew;
+use crate::sync::thread_pool::ThreadPool;
 use crate::sync::wakers::wake;
 use crate::worker::{WorkerHeartbeat, check_id};
 
@@ -305,7 +305,7 @@ enum AsyncClaim {
 /// Dropped, it leaves no waker behind, and no claim that has not been sent.
 struct WaitingClaim {
     slot: Arc<Mutex<ClaimSlot>>,
-    claims: Crew,
+    claims: ThreadPool,
     number: u64,
 }
 

@@ -2,7 +2,6 @@
 
 pub(crate) mod background;
 pub(crate) mod catch;
-pub(crate) mod crew;
 pub(crate) mod describe;
 pub(crate) mod last_words;
 pub(crate) mod latch;
@@ -11,5 +10,6 @@ pub(crate) mod panics;
 pub(crate) mod printable;
 pub(crate) mod procfs;
 pub(crate) mod random;
+pub(crate) mod thread_pool;
 pub(crate) mod threads;
 pub(crate) mod wakers;

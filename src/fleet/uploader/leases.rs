@@ -15,13 +15,13 @@ use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
 use crate::registry::core::store_hook::StoreHook;
 use crate::registry::core::worker_ref::WorkerRef;
-use crate::sync::crew::Crew;
+use crate::sync::thread_pool::ThreadPool;
 
 /// How long a claim waits for its worker to be registered.
 const REGISTRATION_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Uploader {
-    pub(in crate::fleet) const fn claims(&self) -> &Crew {
+    pub(in crate::fleet) const fn claims(&self) -> &ThreadPool {
         &self.claims
     }
 

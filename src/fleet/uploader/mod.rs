@@ -26,7 +26,7 @@ use crate::registry::at_exit::Witness;
 use crate::registry::core::store_hook::StoreHook;
 use crate::registry::{Registry, WeakRegistry};
 use crate::sync::background::Background;
-use crate::sync::crew::Crew;
+use crate::sync::thread_pool::ThreadPool;
 pub use config::{FleetConfig, OnOffline};
 use session::ClockReading;
 use sync_state::{SyncState, SyncedWorker};
@@ -60,7 +60,7 @@ pub(crate) struct Uploader {
     thread: Mutex<Option<Background>>,
     thread_id: Mutex<Option<ThreadId>>,
     /// Claims for async tasks.
-    claims: Crew,
+    claims: ThreadPool,
 }
 
 /// The rounds of calls to the store, and what came of them.
@@ -129,7 +129,7 @@ impl Registry {
             round_done: Condvar::new(),
             thread: Mutex::new(None),
             thread_id: Mutex::new(None),
-            claims: Crew::new(CLAIM_THREAD_NAME, MOST_CLAIM_THREADS),
+            claims: ThreadPool::new(CLAIM_THREAD_NAME, MOST_CLAIM_THREADS),
         });
         if !self.store_hook().set(uploader.clone()) {
             return Err(Error::AlreadyAttached);

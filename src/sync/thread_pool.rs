@@ -1,4 +1,5 @@
-//! Jobs that block, done by a limited number of threads. A thread ends when there is no job left.
+//! A thread pool for jobs that block: a limited number of threads, each of which ends when no job is
+//! left.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,9 +13,9 @@ use crate::error::Error;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// See the module. A cheap clone. Jobs begin in the order in which they came.
+/// See the module. A cheap clone. Jobs begin in the order in which they were added.
 #[derive(Clone)]
-pub(crate) struct Crew {
+pub(crate) struct ThreadPool {
     name: &'static str,
     most: usize,
     jobs: Arc<Mutex<Jobs>>,
@@ -22,13 +23,13 @@ pub(crate) struct Crew {
 
 #[derive(Default)]
 struct Jobs {
-    /// Those that have not begun.
+    /// The jobs that have not begun.
     waiting: BTreeMap<u64, Job>,
     last: u64,
     threads: usize,
 }
 
-impl Crew {
+impl ThreadPool {
     /// At most this many threads, with this name.
     pub(crate) fn new(name: &'static str, most: usize) -> Self {
         Self {
@@ -84,10 +85,10 @@ fn work(jobs: &Mutex<Jobs>) {
     }
 }
 
-impl fmt::Debug for Crew {
+impl fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let jobs = self.jobs.lock();
-        f.debug_struct("Crew")
+        f.debug_struct("ThreadPool")
             .field("name", &self.name)
             .field("waiting", &jobs.waiting.len())
             .field("threads", &jobs.threads)
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn jobs_beyond_the_limit_wait_and_can_be_withdrawn() {
-        let crew = Crew::new("crew", 2);
+        let pool = ThreadPool::new("pool", 2);
         let (done, is_done) = mpsc::channel();
         let (release, held) = mpsc::channel::<()>();
         let held = Arc::new(Mutex::new(held));
@@ -117,12 +118,12 @@ mod tests {
                         panic!("contained");
                     }
                 };
-                crew.add(job).unwrap()
+                pool.add(job).unwrap()
             })
             .collect();
-        assert_eq!(crew.jobs.lock().threads, 2);
-        assert!(crew.withdraw(numbers[4]));
-        assert!(!crew.withdraw(numbers[4]), "it is gone");
+        assert_eq!(pool.jobs.lock().threads, 2);
+        assert!(pool.withdraw(numbers[4]));
+        assert!(!pool.withdraw(numbers[4]), "it is gone");
         drop(release);
         let patience = Duration::from_secs(60);
         let mut ran: Vec<_> = (0..5)
@@ -130,15 +131,15 @@ mod tests {
             .collect();
         ran.sort_unstable();
         assert_eq!(ran, [0, 1, 2, 3, 5]);
-        assert!(!crew.withdraw(numbers[0]), "it has run");
+        assert!(!pool.withdraw(numbers[0]), "it has run");
     }
 
     #[test]
     fn threads_end_and_others_start_as_jobs_come() {
-        let crew = Crew::new("crew", 1);
+        let pool = ThreadPool::new("pool", 1);
         for turn in 0..100 {
             let (done, is_done) = mpsc::channel();
-            crew.add(move || done.send(turn).unwrap()).unwrap();
+            pool.add(move || done.send(turn).unwrap()).unwrap();
             assert_eq!(is_done.recv_timeout(Duration::from_secs(60)), Ok(turn));
         }
     }
