@@ -12,13 +12,13 @@ use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use program::{Outcome, PANIC};
 #[cfg(feature = "postgres")]
+use support::folder::Folder;
 use support::postgres;
 use support::process::{self, Ended, Process};
 use worker_heartbeat::fleet::{Claim, ClaimAnswer, Registration, WorkerFilter};
@@ -125,19 +125,13 @@ fn check_all() -> Result<(), String> {
 }
 
 // --- the record in a store
-// ------------------------------------------------------------------------
 
 /// A store in a file that is removed when the test ends.
-struct Place(PathBuf);
+struct Place(Folder);
 
 impl Place {
     fn new() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("worker-heartbeat-exit-{}-{n}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Folder::new("exit"))
     }
 
     fn file(&self) -> PathBuf {
@@ -154,12 +148,6 @@ impl Place {
             "{settings} store=sqlite:{}",
             self.file().display()
         ))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -396,7 +384,6 @@ fn an_attachment_of_another_thread() {
 }
 
 // --- where the end is reported
-// ------------------------------------------------------------------------
 
 fn without_a_store_the_end_is_logged() {
     let ended = run(start("end=exit shutdown=yes log=print"), 3);

@@ -2,9 +2,9 @@
 
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::folder::Folder;
 use crate::support::process::Process;
 use crate::support::{PATIENCE, SECOND, eventually};
 use nix::sys::signal::Signal;
@@ -18,17 +18,12 @@ use worker_heartbeat::{
     StoredWorker, Sweeper, WorkerHeartbeat,
 };
 
-/// A directory that is removed when the test ends.
-struct Place(PathBuf);
+/// A store in a folder that is removed when the test ends.
+struct Place(Folder);
 
 impl Place {
     fn new() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("worker-heartbeat-sqlite-{}-{n}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Folder::new("sqlite"))
     }
 
     fn file(&self) -> PathBuf {
@@ -37,12 +32,6 @@ impl Place {
 
     fn store(&self) -> SqliteStore {
         SqliteStore::open(self.file()).unwrap()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

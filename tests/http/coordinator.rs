@@ -437,7 +437,7 @@ fn many_workers_take_many_requests() {
     assert_eq!(client.list(&some).unwrap().len(), 1_234);
 }
 
-/// `cargo test --features http,test-util --test coordinator -- --ignored --nocapture`
+/// `cargo test --features http --test http how_many -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn how_many_heartbeats_a_second() {

@@ -39,7 +39,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const HOUR: Duration = Duration::from_secs(3600);
 
 // --- the usage of the process
-// ---------------------------------------------------------------------
 
 struct Counting;
 

@@ -133,7 +133,7 @@ pub fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// The executable, next to the test's own. `cargo test` builds it, `cargo test --test examples`
+/// The executable, next to the test's own. `cargo test` builds it, `cargo test --test docs`
 /// does not: its age is checked, so that no outdated program is tested.
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();

@@ -9,6 +9,7 @@ pub mod examples;
 pub mod executor;
 #[cfg(feature = "http")]
 pub mod farm;
+pub mod folder;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod process;
