@@ -55,8 +55,8 @@ pub use postgres::{PostgresOptions, PostgresStore};
 #[cfg(feature = "http")]
 pub(crate) use shapes::summarize;
 pub use shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredEnding, StoredWorker,
-    Sweep, WorkerFilter, WorkerInfo, WorkerKey, WorkerStatus,
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Stop, StoredEnding,
+    StoredWorker, Sweep, WorkerFilter, WorkerInfo, WorkerKey, WorkerStatus,
 };
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredWorker, Sweep,
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Stop, StoredWorker, Sweep,
     WorkerFilter, WorkerKey, summarize,
 };
 use crate::error::Error;
@@ -170,6 +170,16 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error>;
 
+    /// As [`renew`](Self::renew), and tells a lease that is lost from one whose record is locked at
+    /// present. By default, it calls `renew`.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store cannot be reached or fails.
+    fn try_renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<Renewal>, Error> {
+        let held = self.renew(leases, ttl)?;
+        Ok(held.into_iter().map(Renewal::from).collect())
+    }
+
     /// Releases leases. Answers in the same order whether each was held until now.
     ///
     /// # Errors
@@ -219,6 +229,9 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     }
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
         (**self).renew(leases, ttl)
+    }
+    fn try_renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<Renewal>, Error> {
+        (**self).try_renew(leases, ttl)
     }
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
         (**self).release(leases)

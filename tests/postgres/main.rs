@@ -546,7 +546,7 @@ fn an_older_schema_is_brought_up_to_date() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("is of version 6, this program needs 13"),
+        error.contains("is of version 6, this program needs 20"),
         "{error}"
     );
     assert_eq!(beat(&store(&name), &key), Answer::Accepted);

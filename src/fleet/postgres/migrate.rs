@@ -10,16 +10,16 @@ use crate::sync::log::log_line;
 
 /// In their order. A released migration is never changed; a change is a new migration.
 ///
-/// Versions 1 to 6 are from before the first release. Every statement can be run again, so running
+/// Versions 1 to 13 are from before the first release. Every statement can be run again, so running
 /// all of these brings a schema of such a version up to date.
 const MIGRATIONS: [(i32, &str, &str); 7] = [
-    (7, "tables", include_str!("sql/007_tables.sql")),
-    (8, "judging", include_str!("sql/008_judging.sql")),
-    (9, "sessions", include_str!("sql/009_sessions.sql")),
-    (10, "workers", include_str!("sql/010_workers.sql")),
-    (11, "leases", include_str!("sql/011_leases.sql")),
-    (12, "sweep", include_str!("sql/012_sweep.sql")),
-    (13, "views", include_str!("sql/013_views.sql")),
+    (14, "tables", include_str!("sql/tables.sql")),
+    (15, "judging", include_str!("sql/judging.sql")),
+    (16, "sessions", include_str!("sql/sessions.sql")),
+    (17, "workers", include_str!("sql/workers.sql")),
+    (18, "leases", include_str!("sql/leases.sql")),
+    (19, "sweep", include_str!("sql/sweep.sql")),
+    (20, "views", include_str!("sql/views.sql")),
 ];
 const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].0;
 /// Includes the wait for other processes that migrate the same schema.

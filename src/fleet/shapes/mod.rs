@@ -7,7 +7,7 @@ mod stored;
 mod worker;
 
 pub use key::{LeaseKey, WorkerKey};
-pub use request::{Answer, Claim, ClaimAnswer, Stop, Sweep, WorkerFilter};
+pub use request::{Answer, Claim, ClaimAnswer, Renewal, Stop, Sweep, WorkerFilter};
 pub(crate) use stored::{DEFAULT_THRESHOLD, summarize};
 pub use stored::{StoredEnding, StoredWorker};
 pub use worker::{Beat, Registration, WorkerInfo, WorkerStatus};

@@ -37,6 +37,45 @@ pub enum Answer {
     Superseded,
     /// Refused: this incarnation has ended, or a sweep marked it offline.
     Ended,
+    /// Nothing was written, because another client of the store locks the worker's record. Ask again
+    /// later: it is neither accepted nor refused.
+    Busy,
+}
+
+/// Whether a store extended a lease.
+///
+/// ```
+/// use std::time::Duration;
+/// use worker_heartbeat::MemoryStore;
+/// use worker_heartbeat::fleet::{HeartbeatStore, LeaseKey, Renewal, WorkerKey};
+///
+/// let unknown = LeaseKey::new(WorkerKey::new("indexer-1", 7), "run-123", 8);
+/// let renewals = MemoryStore::new().try_renew(&[unknown], Duration::from_secs(60))?;
+/// assert_eq!(renewals, [Renewal::Lost]);
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum Renewal {
+    /// The lease is held, and was extended.
+    Renewed,
+    /// The lease is not held any more.
+    Lost,
+    /// Nothing was changed, because another client of the store locks the record of the lease or of
+    /// its worker. Ask again later: the lease is held until it expires.
+    Busy,
+}
+
+impl From<bool> for Renewal {
+    /// `true`: it is held.
+    fn from(held: bool) -> Self {
+        if held { Self::Renewed } else { Self::Lost }
+    }
 }
 
 /// The end of an incarnation.
@@ -226,6 +265,13 @@ pub struct Claim {
     /// How long the lease lasts unless it is renewed.
     #[cfg_attr(feature = "serde", serde(rename = "ttl_s", with = "serial::seconds"))]
     pub ttl: Duration,
+    /// Identifies this attempt to claim the run. A worker that does not know the outcome of an attempt
+    /// asks again with the same number: if the run was granted, it gets the same fence.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
+    pub attempt: Option<u64>,
 }
 
 impl Claim {
@@ -237,7 +283,15 @@ impl Claim {
             worker,
             run_id,
             ttl,
+            attempt: None,
         }
+    }
+
+    /// With this number of the attempt, which no other attempt of the worker has.
+    #[must_use]
+    pub const fn attempt(mut self, attempt: u64) -> Self {
+        self.attempt = Some(attempt);
+        self
     }
 }
 

@@ -274,6 +274,8 @@ impl Uploader {
                         synced.sent = Some(due.state);
                         continue;
                     }
+                    // Sent again by the next round.
+                    Answer::Busy => continue,
                     Answer::Unknown => false,
                     // By its own registration, which arrived late.
                     Answer::Superseded if self.clock.now() < synced.unsure_until => false,

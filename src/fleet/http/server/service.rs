@@ -90,6 +90,11 @@ impl Refusal {
                 "it was stopped, or marked offline because it was silent: register it again with \
                  POST /api/worker/register",
             ),
+            Answer::Busy => (
+                503,
+                "busy",
+                "another client of the store locks its record: try again",
+            ),
             Answer::Unknown | Answer::Accepted => (
                 404,
                 "unknown",

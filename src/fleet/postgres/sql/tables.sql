@@ -52,7 +52,7 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     CHECK ((status IN ('stopped', 'dead')) = (ended_at IS NOT NULL))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.5);
 
--- For schemas of versions 1 to 6.
+-- For schemas of versions 1 to 13.
 ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS ended_location text;
 
 CREATE INDEX IF NOT EXISTS worker_heartbeats_group ON @schema@.worker_heartbeats (worker_group);

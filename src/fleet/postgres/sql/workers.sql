@@ -172,7 +172,7 @@ BEGIN
         WHERE NOT EXISTS (SELECT FROM unnest(v_taken) t (ord) WHERE t.ord = b.ord);
 END $$;
 
--- Of versions 1 to 6.
+-- Of versions 1 to 13.
 DROP FUNCTION IF EXISTS @schema@.stop_workers(text[], bigint[], boolean[], text[], text[], bigint[]);
 
 -- Each worker at most once in a batch. Returns the refused ones.
