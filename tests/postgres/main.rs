@@ -2,6 +2,7 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+mod upgrades;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
@@ -567,7 +568,9 @@ fn a_script_can_set_up_the_schema() {
     worker(&store, "a");
     sql(
         url(),
-        &format!("INSERT INTO \"{name}\".schema_migrations VALUES (99, 'of the future')"),
+        &format!(
+            "INSERT INTO \"{name}\".schema_migrations (version, name) VALUES (99, 'of the future')"
+        ),
     );
     for migrations in [true, false] {
         let error = options()

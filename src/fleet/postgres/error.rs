@@ -38,6 +38,11 @@ impl PgError {
         self.code().is_some_and(|code| codes.contains(code))
     }
 
+    /// A lock could not be had within `lock_timeout`.
+    pub(super) fn is_lock_timeout(&self) -> bool {
+        self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+
     /// The kind of an [`Error::Store`](crate::Error::Store) that is made of it.
     pub(super) fn kind(&self) -> StoreErrorKind {
         let Self::Postgres(_) = self else {

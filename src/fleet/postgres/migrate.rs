@@ -1,6 +1,6 @@
 //! Migrations: set up a schema, and bring it up to date.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
@@ -22,26 +22,59 @@ const MIGRATIONS: [(i32, &str, &str); 7] = [
     (20, "views", include_str!("sql/views.sql")),
 ];
 const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].0;
+/// The oldest program, by the latest version that it knows, that may use the schema as these
+/// migrations leave it. A migration that only adds keeps this number, so that instances of both
+/// versions work during an upgrade. One that removes or changes what older programs use raises it.
+const OLDEST_PROGRAM: i32 = LATEST;
 /// Includes the wait for other processes that migrate the same schema.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a migration waits for a table that another transaction uses. Heartbeats wait behind it
+/// meanwhile, so the wait is short, and is repeated after a pause in which they are served.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(500);
 
 /// Concurrent migrations wait for each other. `CREATE SCHEMA IF NOT EXISTS` would need the right to
-/// create a schema even if it exists.
+/// create a schema even if it exists. Tables of the same names that another program created are not
+/// taken for this crate's.
 const LOCK: &str = "\
 SELECT pg_advisory_xact_lock(hashtextextended('worker_heartbeat migrate @schema@', 0));
-DO $$ BEGIN
+SET LOCAL lock_timeout = @lock_timeout@;
+DO $$
+DECLARE
+    v_table text;
+BEGIN
     IF to_regnamespace('@schema@') IS NULL THEN
         CREATE SCHEMA @schema@;
     END IF;
     IF to_regclass('@schema@.schema_migrations') IS NULL THEN
+        FOREACH v_table IN ARRAY ARRAY['worker_heartbeats', 'leases', 'sessions'] LOOP
+            IF to_regclass('@schema@.' || v_table) IS NOT NULL THEN
+                RAISE EXCEPTION 'the schema has a table % of another program; use a schema of its own',
+                    v_table USING ERRCODE = 'duplicate_table';
+            END IF;
+        END LOOP;
         CREATE TABLE @schema@.schema_migrations (
             version integer PRIMARY KEY,
             name text NOT NULL,
             applied_at timestamptz NOT NULL DEFAULT now()
         );
     END IF;
+    -- The oldest program that may use the schema since then, by the latest version that it knows.
+    ALTER TABLE @schema@.schema_migrations ADD COLUMN IF NOT EXISTS oldest_program integer;
 END $$;
 ";
+/// The versions in the table, if it is this crate's. NULL in `oldest_program`: of that version itself.
+const VERSIONS: &str = "\
+SELECT m.version, coalesce((to_jsonb(m) ->> 'oldest_program')::integer, m.version)
+FROM @schema@.schema_migrations m ORDER BY m.version DESC LIMIT 1";
+/// Whether there is a table of migrations, and whether it is this crate's. Other tools use the same
+/// name with other columns.
+const IS_OWN: &str = "\
+SELECT to_regclass('@schema@.schema_migrations') IS NOT NULL, (
+    SELECT count(*) = 3 FROM pg_attribute a
+    WHERE a.attrelid = to_regclass('@schema@.schema_migrations')
+    AND (a.attname, a.atttypid) IN (('version', 'pg_catalog.int4'::regtype),
+        ('name', 'pg_catalog.text'::regtype), ('applied_at', 'pg_catalog.timestamptz'::regtype)))";
 
 /// The migrations after version `from`, without a transaction around them.
 fn migrations(schema: &str, from: i32) -> String {
@@ -50,7 +83,8 @@ fn migrations(schema: &str, from: i32) -> String {
         if version > from {
             text.push_str(&format!(
                 "\n-- {version}: {name}\n\n{sql}\nINSERT INTO @schema@.schema_migrations \
-                 (version, name) VALUES ({version}, '{name}') ON CONFLICT DO NOTHING;\n"
+                 (version, name, oldest_program) VALUES ({version}, '{name}', {OLDEST_PROGRAM}) \
+                 ON CONFLICT DO NOTHING;\n"
             ));
         }
     }
@@ -59,25 +93,37 @@ fn migrations(schema: &str, from: i32) -> String {
 
 /// All migrations as one script, for `psql`.
 pub(super) fn script(schema: &str) -> String {
-    let lock = expand(LOCK, schema);
+    let lock = expand(&lock(), schema);
     let migrations = migrations(schema, 0);
     format!("BEGIN;\n{lock}{migrations}\nCOMMIT;\n")
 }
 
-/// Checks that the schema is of the version that this program needs, and migrates it if that is
-/// switched on.
+fn lock() -> String {
+    let timeout = LOCK_TIMEOUT.as_millis().to_string();
+    LOCK.replace("@lock_timeout@", &timeout)
+}
+
+/// What the table of migrations says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Version {
+    /// 0 if there is none.
+    newest: i32,
+    /// The oldest program that may use the schema.
+    oldest_program: i32,
+}
+
+/// Checks that this program may use the schema, and migrates an older one if that is switched on.
 pub(super) async fn check(client: &Client, settings: &Settings) -> Result<(), PgError> {
     let version = with_timeout(settings.statement_timeout, version(client, settings)).await?;
-    if version < LATEST && settings.migrations {
+    if version.newest < LATEST && settings.migrations {
         return with_timeout(TIMEOUT, apply(client, settings)).await;
     }
     check_version(version, settings)
 }
 
-fn check_version(version: i32, settings: &Settings) -> Result<(), PgError> {
+fn check_version(version: Version, settings: &Settings) -> Result<(), PgError> {
     let schema = &settings.schema;
-    match version {
-        LATEST => Ok(()),
+    match version.newest {
         0 => Err(PgError::Other(format!(
             "the schema {schema} is not set up; run what PostgresOptions::migration_sql() returns, or \
              leave migrations on"
@@ -86,41 +132,72 @@ fn check_version(version: i32, settings: &Settings) -> Result<(), PgError> {
             "the schema {schema} is of version {older}, this program needs {LATEST}; run what \
              PostgresOptions::migration_sql() returns, or leave migrations on"
         ))),
-        newer => Err(PgError::Other(format!(
-            "the schema {schema} is of version {newer}, this program knows versions up to {LATEST}; \
-             use a newer worker-heartbeat"
+        newer if version.oldest_program > LATEST => Err(PgError::Other(format!(
+            "the schema {schema} is of version {newer}, for programs that know version {} or later; \
+             this one knows versions up to {LATEST}; use a newer worker-heartbeat",
+            version.oldest_program
         ))),
+        _ => Ok(()),
     }
 }
 
-/// 0 if there is none.
-async fn version(client: &Client, settings: &Settings) -> Result<i32, PgError> {
-    let exists = "SELECT to_regclass('@schema@.schema_migrations') IS NOT NULL";
-    let row = client.query_typed_one(&settings.sql(exists), &[]).await?;
-    if !row.try_get::<_, bool>(0)? {
-        return Ok(0);
+async fn version(client: &Client, settings: &Settings) -> Result<Version, PgError> {
+    let row = client.query_typed_one(&settings.sql(IS_OWN), &[]).await?;
+    match (row.try_get(0)?, row.try_get(1)?) {
+        (false, _) => return Ok(Version::default()),
+        (true, false) => {
+            return Err(PgError::Other(format!(
+                "the schema {} has a table schema_migrations of another program; use a schema of its \
+                 own",
+                settings.schema
+            )));
+        }
+        (true, true) => {}
     }
-    let newest = "SELECT coalesce(max(version), 0) FROM @schema@.schema_migrations";
-    let row = client.query_typed_one(&settings.sql(newest), &[]).await?;
-    Ok(row.try_get(0)?)
+    let rows = client.query_typed(&settings.sql(VERSIONS), &[]).await?;
+    let Some(row) = rows.first() else {
+        return Ok(Version::default());
+    };
+    Ok(Version {
+        newest: row.try_get(0)?,
+        oldest_program: row.try_get(1)?,
+    })
+}
+
+/// Migrates. Where another transaction uses a table, it tries again for as long as the time limit
+/// allows.
+async fn apply(client: &Client, settings: &Settings) -> Result<(), PgError> {
+    let started = Instant::now();
+    loop {
+        match apply_once(client, settings).await {
+            Err(error)
+                if error.is_lock_timeout()
+                    && started.elapsed() + 3 * LOCK_TIMEOUT + LOCK_PAUSE < TIMEOUT =>
+            {
+                client.batch_execute("ROLLBACK").await?;
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 /// In one transaction: a connection that breaks in the middle leaves nothing behind.
-async fn apply(client: &Client, settings: &Settings) -> Result<(), PgError> {
+async fn apply_once(client: &Client, settings: &Settings) -> Result<(), PgError> {
     client
-        .batch_execute(&settings.sql(&format!("BEGIN; {LOCK}")))
+        .batch_execute(&settings.sql(&format!("BEGIN; {}", lock())))
         .await?;
     let version = version(client, settings).await?;
-    if version < LATEST {
+    if version.newest < LATEST {
         client
-            .batch_execute(&migrations(&settings.schema, version))
+            .batch_execute(&migrations(&settings.schema, version.newest))
             .await?;
         client.batch_execute("COMMIT").await?;
         log_line(
             log::Level::Info,
             format_args!(
-                "postgres: migrated the schema {} from version {version} to {LATEST}",
-                settings.schema
+                "postgres: migrated the schema {} from version {} to {LATEST}",
+                settings.schema, version.newest
             ),
         );
         return Ok(());
