@@ -10,6 +10,7 @@ use super::shapes::{
 };
 use crate::error::Error;
 use crate::health::{Summary, SweepReport};
+use crate::sync::describe::chain;
 
 /// Where heartbeats go beyond the process.
 ///
@@ -87,6 +88,34 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails; [`Error::Invalid`] if it refuses.
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error>;
+
+    /// As [`register`](Self::register), with an answer for each worker: a worker that is refused
+    /// ([`Error::Invalid`]), or whose record another client locks
+    /// ([`StoreErrorKind::Busy`](crate::StoreErrorKind::Busy)), does not keep the others from being
+    /// registered. By default, it calls `register`, with fewer and fewer workers as long as it refuses.
+    ///
+    /// ```
+    /// use worker_heartbeat::fleet::{HeartbeatStore, Registration};
+    /// use worker_heartbeat::MemoryStore;
+    ///
+    /// let workers = ["a", "b"].map(|id| Registration::new("indexer", id));
+    /// for (worker, answer) in workers.iter().zip(MemoryStore::new().register_each(&workers)?) {
+    ///     match answer {
+    ///         Ok(key) => println!("{key}"),
+    ///         Err(refusal) => eprintln!("{}: {refusal}", worker.id),
+    ///     }
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store cannot be reached or fails.
+    fn register_each(
+        &self,
+        workers: &[Registration],
+    ) -> Result<Vec<Result<WorkerKey, Error>>, Error> {
+        register_in_parts(self, workers)
+    }
 
     /// Stores heartbeats, each in full or not at all. Answers in the same order.
     ///
@@ -206,6 +235,12 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
         (**self).register(workers)
     }
+    fn register_each(
+        &self,
+        workers: &[Registration],
+    ) -> Result<Vec<Result<WorkerKey, Error>>, Error> {
+        (**self).register_each(workers)
+    }
     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
         (**self).beat(beats)
     }
@@ -303,6 +338,49 @@ pub(crate) fn advance(filter: &mut WorkerFilter, page: &mut Vec<StoredWorker>) -
     let advanced = last.is_some();
     filter.after = last.cloned().or(filter.after.take());
     advanced
+}
+
+/// The most refusals that are searched for one by one. With more of them, the store is usually full.
+const MOST_REFUSALS: usize = 32;
+
+/// Registers these workers. Where the store refuses one of them, the others are registered without it.
+fn register_in_parts<S: HeartbeatStore + ?Sized>(
+    store: &S,
+    workers: &[Registration],
+) -> Result<Vec<Result<WorkerKey, Error>>, Error> {
+    let mut answers = Vec::with_capacity(workers.len());
+    let mut refusals = 0;
+    // The parts that are left, the next one last.
+    let mut parts = vec![workers];
+    while let Some(part) = parts.pop() {
+        match store.register(part) {
+            Ok(keys) => {
+                let keys = check_count("register", part.len(), Ok(keys))?;
+                answers.extend(keys.into_iter().map(Ok));
+            }
+            Err(Error::Invalid { .. }) if part.len() > 1 && refusals < MOST_REFUSALS => {
+                let (some, others) = part.split_at(part.len() / 2);
+                parts.extend([others, some]);
+            }
+            Err(Error::Invalid {
+                field,
+                value,
+                allowed,
+            }) => {
+                refusals += 1;
+                let refusal = || Err(Error::invalid(field, value.clone(), allowed.clone()));
+                answers.extend(part.iter().map(|_| refusal()));
+            }
+            // Those that are registered already must not be registered again.
+            Err(error) if !answers.is_empty() => {
+                let rest = workers.len() - answers.len();
+                answers.extend((0..rest).map(|_| Err(Error::store("register", chain(&error)))));
+                return Ok(answers);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(answers)
 }
 
 /// The answers of a store, if there are as many as questions. Otherwise none of them can be trusted.

@@ -1,6 +1,7 @@
 //! Stores: what a registry writes to them, and what each of them guarantees.
 
 mod attachment;
+mod busy;
 #[cfg(feature = "test-util")]
 mod memory;
 #[cfg(all(feature = "sqlite", feature = "test-util"))]

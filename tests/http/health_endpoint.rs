@@ -166,8 +166,11 @@ fn a_process_is_started_once_all_that_are_expected_have_started() {
 #[test]
 fn a_process_that_drains_is_live_and_not_ready() {
     let world = World::new();
+    // It must not end this process, in which other tests run.
     let shutdown = Shutdown::builder()
         .registry(&world.registry)
+        .timeout(Duration::from_secs(3_600))
+        .force_exit(false)
         .install()
         .unwrap();
     let broken = Arc::new(AtomicBool::new(true));

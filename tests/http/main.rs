@@ -5,6 +5,7 @@ mod coordinator;
 mod coordinator_faults;
 mod health_endpoint;
 mod protocol;
+mod proxies;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -13,6 +13,8 @@ pub mod folder;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod process;
+#[cfg(feature = "http")]
+pub mod proxy;
 pub mod store;
 pub mod text_http;
 

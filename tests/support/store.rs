@@ -41,6 +41,8 @@ pub enum Mode {
     FirstPageOnly,
     /// Lists have no more workers than this, whatever is asked for; all else is normal.
     ShortPages(usize),
+    /// Another client locks the record of this worker; all else is normal.
+    Locked(String),
 }
 
 impl TestStore {
@@ -117,6 +119,28 @@ impl TestStore {
         std::mem::take(&mut *self.0.beats.lock().unwrap())
     }
 
+    /// Asks about all but the worker whose record is locked.
+    fn unlocked<T: Clone>(
+        &self,
+        items: &[T],
+        key: impl Fn(&T) -> &WorkerKey,
+        ask: impl FnOnce(&[T]) -> Result<Vec<Answer>, Error>,
+    ) -> Result<Vec<Answer>, Error> {
+        let mode = self.0.mode.lock().unwrap().clone();
+        let is_locked = |item: &&T| matches!(&mode, Mode::Locked(id) if *id == key(item).id);
+        let others: Vec<T> = items
+            .iter()
+            .filter(|item| !is_locked(item))
+            .cloned()
+            .collect();
+        let mut answers = ask(&others)?.into_iter();
+        let answer = |item: &T| match is_locked(&item) {
+            true => Some(Answer::Busy),
+            false => answers.next(),
+        };
+        Ok(items.iter().map_while(answer).collect())
+    }
+
     fn call(&self) -> Result<Arc<dyn HeartbeatStore>, Error> {
         self.0.calls.fetch_add(1, Ordering::SeqCst);
         let mode = self.0.mode.lock().unwrap_or_else(PoisonError::into_inner);
@@ -169,14 +193,16 @@ impl HeartbeatStore for TestStore {
         if !beats.is_empty() {
             self.0.beats.lock().unwrap().push(beats.len());
         }
-        self.call()?.beat(beats)
+        let store = self.call()?;
+        self.unlocked(beats, |beat| &beat.key, |beats| store.beat(beats))
     }
 
     fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
         if let Some(act) = &self.0.before_stop {
             act();
         }
-        self.call()?.stop(stops)
+        let store = self.call()?;
+        self.unlocked(stops, |stop| &stop.key, |stops| store.stop(stops))
     }
 
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {

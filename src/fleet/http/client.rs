@@ -1,41 +1,43 @@
 //! A store behind a coordinator, over HTTP.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use ureq::http::Uri;
 
-use super::wire::{self, Answers, One, Page, SweepRequest};
-use crate::error::{Error, StoreErrorKind};
-use crate::fleet::store::{advance, check_count};
+use super::batch::{Answered, Batches, json};
+use super::builder::HttpStoreBuilder;
+use super::reduce::Reduce;
+use super::response::{Failure, Head, Scope, unanswered, unreadable};
+use super::wire::{self, One, Page, SweepRequest};
+use crate::error::Error;
+use crate::fleet::store::advance;
 use crate::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Stop, StoredWorker,
-    Sweep, WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Renewal, Stop,
+    StoredWorker, Sweep, WorkerFilter, WorkerKey,
 };
 use crate::health::SweepReport;
 use crate::serial::Seconds;
-use crate::sync::printable::Printable;
 
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Shorter than the coordinator keeps an idle connection, so that no closing connection is reused.
-const LONGEST_IDLE: Duration = Duration::from_secs(8);
-/// Fits a page with the worker that ended it, and the report of a sweep of very many workers.
-const LARGEST_ANSWER: u64 = 64 * 1024 * 1024;
-/// Requests stay well below the coordinator's limits.
-const LARGEST_BATCH: usize = wire::LARGEST_REQUEST / 4;
-const MOST_IN_BATCH: usize = wire::MOST_ITEMS / 5;
-/// The most characters of a coordinator's message in an error.
-const LONGEST_MESSAGE: usize = 300;
-
+/// Fits a page with the worker that ended it.
+const LARGEST_ANSWER: u64 = 2 * wire::LARGEST_PAGE as u64;
+/// Fits the report of a sweep of very many workers.
+const LARGEST_REPORT: u64 = 64 * 1024 * 1024;
 /// A [`HeartbeatStore`] behind a [`Coordinator`](crate::Coordinator): for workers without access to a
 /// database.
 ///
 /// Each call has a limit for the connection and one for its total time; each answer has a size limit.
-/// Redirections are not followed, and no proxy is used, so the token reaches only the coordinator. A
-/// clone shares its connections.
+/// Redirections are not followed, and no proxy of the environment is used, so the token reaches only
+/// the coordinator. A clone shares its connections.
+///
+/// Requests about many workers are cut by their size: see
+/// [`max_request_bytes`](HttpStoreBuilder::max_request_bytes). A worker that the coordinator, or a proxy
+/// before it, refuses does not affect others: it is sent again without its long texts, and if it is
+/// refused still, it alone is not stored. The log tells that once for each worker, and
+/// [`items_reduced`](Self::items_reduced) counts it.
 ///
 /// ```no_run
 /// use worker_heartbeat::{FleetConfig, HttpStore, Registry};
@@ -46,111 +48,10 @@ const LONGEST_MESSAGE: usize = 300;
 /// ```
 #[derive(Clone)]
 pub struct HttpStore {
-    base: String,
-    authorization: Option<String>,
-    agent: ureq::Agent,
-}
-
-/// Builds an [`HttpStore`]; made by [`HttpStore::builder`].
-///
-/// ```
-/// use std::time::Duration;
-/// use worker_heartbeat::HttpStore;
-///
-/// let store = HttpStore::builder("https://coordinator.example:8443")
-///     .token("s3cret")
-///     .timeout(Duration::from_secs(5))
-///     .build()?;
-/// # Ok::<(), worker_heartbeat::Error>(())
-/// ```
-#[derive(Clone)]
-#[must_use = "nothing happens before build()"]
-pub struct HttpStoreBuilder {
-    url: String,
-    token: Option<String>,
-    connect_timeout: Duration,
-    timeout: Duration,
-}
-
-impl HttpStoreBuilder {
-    /// The coordinator's token, sent as `Authorization: Bearer`. Over `http://`, it is readable on
-    /// the network.
-    ///
-    /// ```
-    /// use worker_heartbeat::HttpStore;
-    ///
-    /// let store = HttpStore::builder("https://coordinator.example:8443").token("s3cret").build()?;
-    /// assert!(!format!("{store:?}").contains("s3cret"));
-    /// # Ok::<(), worker_heartbeat::Error>(())
-    /// ```
-    pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(token.into());
-        self
-    }
-
-    /// The time limit to resolve and connect to the coordinator; 3 s by default.
-    pub const fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
-        self.connect_timeout = connect_timeout;
-        self
-    }
-
-    /// The total time limit of a request; 10 s by default. (A large batch takes several requests.)
-    pub const fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Checks the options. Nothing is sent yet: the coordinator may start later.
-    ///
-    /// ```
-    /// use worker_heartbeat::{Error, HttpStore};
-    ///
-    /// let refused = HttpStore::builder("coordinator.example").build();
-    /// assert!(matches!(refused, Err(Error::Invalid { field: "url", .. })));
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] names an invalid option.
-    pub fn build(self) -> Result<HttpStore, Error> {
-        let base = base(&self.url)?;
-        let authorization = self.token.map(|token| check_token(&token)).transpose()?;
-        for (name, limit) in [
-            ("connect_timeout", self.connect_timeout),
-            ("timeout", self.timeout),
-        ] {
-            if limit < Duration::from_millis(1) || limit > Duration::from_secs(3_600) {
-                return Err(Error::invalid(name, format!("{limit:?}"), "1 ms to 1 h"));
-            }
-        }
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(self.timeout))
-            .timeout_resolve(Some(self.connect_timeout))
-            .timeout_connect(Some(self.connect_timeout))
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .proxy(None)
-            .user_agent(concat!("worker-heartbeat/", env!("CARGO_PKG_VERSION")))
-            .max_idle_age(LONGEST_IDLE)
-            .max_idle_connections_per_host(4)
-            .build();
-        Ok(HttpStore {
-            base,
-            authorization,
-            agent: ureq::Agent::new_with_config(config),
-        })
-    }
-}
-
-impl fmt::Debug for HttpStoreBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // An invalid URL may contain a password.
-        f.debug_struct("HttpStoreBuilder")
-            .field("url", &base(&self.url).ok())
-            .field("token", &self.token.as_ref().map(|_| "…"))
-            .field("connect_timeout", &self.connect_timeout)
-            .field("timeout", &self.timeout)
-            .finish()
-    }
+    pub(super) base: String,
+    pub(super) authorization: Option<String>,
+    pub(super) agent: ureq::Agent,
+    pub(super) batches: Arc<Batches>,
 }
 
 impl fmt::Debug for HttpStore {
@@ -159,42 +60,6 @@ impl fmt::Debug for HttpStore {
             .field("url", &self.base)
             .finish_non_exhaustive()
     }
-}
-
-/// The URL without a slash at its end. An error shows a refused URL only if it contains no password.
-fn base(url: &str) -> Result<String, Error> {
-    const ALLOWED: &str =
-        "http://HOST[:PORT][/PATH] or https://…, without user, password, query and fragment";
-    let refused = |shown: &str| Error::invalid("url", shown, ALLOWED);
-    if url.contains('@') {
-        return Err(refused("(one with a user or password; use token())"));
-    }
-    if url.contains(['?', '#']) {
-        return Err(refused("(one with a query or fragment)"));
-    }
-    let shown = || format!("{:?}", crate::worker::shortened(url));
-    let parsed: Uri = url.parse().map_err(|_| refused(&shown()))?;
-    let is_web = matches!(parsed.scheme_str(), Some("http" | "https"));
-    let authority = parsed
-        .authority()
-        .map_or("", |authority| authority.as_str());
-    let host = parsed.host().unwrap_or_default();
-    let odd_port = authority.len() > host.len() && parsed.port_u16().is_none();
-    if !is_web || host.is_empty() || odd_port {
-        return Err(refused(&shown()));
-    }
-    Ok(url.trim_end_matches('/').to_owned())
-}
-
-fn check_token(token: &str) -> Result<String, Error> {
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Error::invalid(
-            "token",
-            "(not shown)",
-            "one or more visible ASCII characters, no spaces",
-        ));
-    }
-    Ok(format!("Bearer {token}"))
 }
 
 impl HttpStore {
@@ -208,12 +73,7 @@ impl HttpStore {
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
     pub fn builder(url: impl Into<String>) -> HttpStoreBuilder {
-        HttpStoreBuilder {
-            url: url.into(),
-            token: None,
-            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-            timeout: DEFAULT_TIMEOUT,
-        }
+        HttpStoreBuilder::new(url.into())
     }
 
     /// As [`builder`](Self::builder), without a token and with the default time limits.
@@ -233,8 +93,43 @@ impl HttpStore {
         Self::builder(url).build()
     }
 
-    fn call<T: DeserializeOwned>(&self, operation: &'static str, body: &[u8]) -> Result<T, Error> {
-        let fail = |error| failed(operation, error);
+    /// How many registrations, heartbeats, ends and leases the coordinator, or a proxy before it,
+    /// refused one by one since the store was built: those that were sent without their long texts, and
+    /// those that were not stored. Clones share the count.
+    ///
+    /// ```
+    /// use worker_heartbeat::HttpStore;
+    ///
+    /// let store = HttpStore::new("http://10.0.0.5:7717")?;
+    /// assert_eq!(store.items_reduced(), 0);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    #[must_use]
+    pub fn items_reduced(&self) -> u64 {
+        self.batches.reduced()
+    }
+
+    /// One request, and once more if the connection was closed without an answer: a server may close
+    /// an idle one at the moment of its use.
+    fn call<T: DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        body: &[u8],
+        retry: bool,
+    ) -> Result<T, Failure> {
+        match self.call_once(operation, body) {
+            Err(failure) if retry && failure.scope == Scope::Connection => {
+                self.call_once(operation, body)
+            }
+            answer => answer,
+        }
+    }
+
+    fn call_once<T: DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        body: &[u8],
+    ) -> Result<T, Failure> {
         let mut request = self
             .agent
             .post(format!("{}/api/store/{operation}", self.base))
@@ -242,36 +137,27 @@ impl HttpStore {
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization);
         }
-        let mut response = request.send(body).map_err(fail)?;
-        let status = response.status();
-        let answer = response
-            .body_mut()
-            .with_config()
-            .limit(LARGEST_ANSWER)
-            .read_to_vec()
-            .map_err(fail)?;
-        if !status.is_success() {
-            let text = message(&answer);
-            // A fault of this registration: the coordinator may accept others.
-            if operation == "register" && matches!(status.as_u16(), 400 | 413 | 429) {
-                return Err(Error::invalid(
-                    "registration",
-                    format!("refused by the coordinator, {}", status.as_u16()),
-                    text.trim_start_matches(": "),
-                ));
-            }
-            let kind = match status.as_u16() {
-                401 | 403 => StoreErrorKind::Denied,
-                429 => StoreErrorKind::Busy,
-                _ => StoreErrorKind::Other,
-            };
-            let message = format!("the coordinator answers {}{text}", status.as_u16());
-            return Err(Error::store_kind(operation, kind, message));
+        let response = request.send(body);
+        let response = response.map_err(|error| unanswered(operation, error))?;
+        let (parts, mut answer) = response.into_parts();
+        let head = Head {
+            status: parts.status.as_u16(),
+            headers: &parts.headers,
+        };
+        let largest = if operation == "sweep" {
+            LARGEST_REPORT
+        } else {
+            LARGEST_ANSWER
+        };
+        let answer = answer.with_config().limit(largest).read_to_vec();
+        if !parts.status.is_success() {
+            // A refusal is one, even if its text is incomplete.
+            return Err(head.refusal(operation, &answer.unwrap_or_default()));
         }
-        serde_json::from_slice(&answer).map_err(|error| {
-            let message = "this is not a coordinator's answer";
-            Error::store_failed(operation, StoreErrorKind::Incompatible, message, error)
-        })
+        let answer =
+            answer.map_err(|error| Failure::call(unreadable(operation, largest, error)))?;
+        serde_json::from_slice(&answer)
+            .map_err(|error| Failure::call(head.misunderstood(operation, error)))
     }
 
     fn one<Q: Serialize, A: DeserializeOwned>(
@@ -279,86 +165,87 @@ impl HttpStore {
         operation: &'static str,
         what: Q,
     ) -> Result<A, Error> {
+        self.one_if(operation, what, true)
+    }
+
+    /// `retry`: the request may be repeated.
+    fn one_if<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        what: Q,
+        retry: bool,
+    ) -> Result<A, Error> {
         let version = wire::VERSION;
-        self.call(operation, &json(operation, &One { version, what })?)
+        let body = json(operation, &One { version, what })?;
+        self.call(operation, &body, retry)
+            .map_err(|failure| failure.error)
     }
 
     /// Sends all items, in as many requests as necessary.
-    fn each<T: Serialize, A: DeserializeOwned>(
+    fn send<T: Reduce + Serialize, A: DeserializeOwned>(
         &self,
         operation: &'static str,
         items: &[T],
         ttl: Option<Duration>,
-    ) -> Result<Vec<A>, Error> {
-        let mut answers = Vec::with_capacity(items.len());
-        let mut items = items.iter().peekable();
-        while items.peek().is_some() {
-            let mut body = format!("{{\"version\":{}", wire::VERSION).into_bytes();
-            if let Some(ttl) = ttl {
-                body.extend_from_slice(b",\"ttl_s\":");
-                body.extend(json(operation, &Seconds(ttl))?);
-            }
-            body.extend_from_slice(b",\"items\":[");
-            let mut count = 0;
-            while count < MOST_IN_BATCH && body.len() < LARGEST_BATCH {
-                let Some(item) = items.next() else { break };
-                if count > 0 {
-                    body.push(b',');
+    ) -> Result<Answered<A>, Error> {
+        let call = |body: &[u8]| self.call(operation, body, true);
+        self.batches.send(operation, items, ttl, call)
+    }
+
+    /// Sends a sweep with as many of its workers as fit into one request. Returns the report and the
+    /// rest.
+    fn sweep_part(&self, sweep: &Sweep) -> Result<(SweepReport, Sweep), Error> {
+        let mut limit = self.batches.limit();
+        let mut is_lower = false;
+        loop {
+            let (request, rest) = SweepRequest::new(sweep, limit);
+            let version = wire::VERSION;
+            let count = request.killed.len();
+            let body = json(
+                "sweep",
+                &One {
+                    version,
+                    what: request,
+                },
+            )?;
+            match self.call("sweep", &body, true) {
+                Ok(report) => {
+                    if is_lower {
+                        self.batches.lower(limit);
+                    }
+                    return Ok((report, rest));
                 }
-                body.extend(json(operation, item)?);
-                count += 1;
+                Err(failure) if failure.scope == Scope::Size && count > 1 => {
+                    limit = body.len() / 2;
+                    is_lower = true;
+                }
+                Err(failure) => return Err(failure.error),
             }
-            body.extend_from_slice(b"]}");
-            let reply = self.call(operation, &body);
-            let reply = reply.map(|Answers { answers }| answers);
-            answers.extend(check_count(operation, count, reply)?);
         }
-        Ok(answers)
-    }
-}
-
-/// There is no answer.
-fn failed(operation: &'static str, error: ureq::Error) -> Error {
-    let (kind, message) = match &error {
-        ureq::Error::Timeout(_) => (StoreErrorKind::Timeout, "no answer in time"),
-        _ => (
-            StoreErrorKind::Unreachable,
-            "the coordinator cannot be reached",
-        ),
-    };
-    Error::store_failed(operation, kind, message, error)
-}
-
-fn json(operation: &'static str, what: &impl Serialize) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(what).map_err(|error| Error::store(operation, error))
-}
-
-/// The message of a refusal, on one line and shortened: `: the token is missing or wrong`.
-fn message(answer: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct ErrorBody {
-        error: String,
-    }
-    match serde_json::from_slice::<ErrorBody>(answer) {
-        Ok(body) => {
-            let words: String = body.error.chars().take(LONGEST_MESSAGE).collect();
-            format!(": {}", Printable(&words))
-        }
-        Err(_) => String::new(),
     }
 }
 
 impl HeartbeatStore for HttpStore {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        self.each("register", workers, None)
+        self.send("register", workers, None)?.all()
     }
 
+    fn register_each(
+        &self,
+        workers: &[Registration],
+    ) -> Result<Vec<Result<WorkerKey, Error>>, Error> {
+        self.send("register", workers, None)?.each()
+    }
+
+    /// [`Answer::Busy`] for heartbeats that are refused one by one, and for those after a request that
+    /// failed, if an earlier one did not.
     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        self.each("beat", beats, None)
+        self.send("beat", beats, None)?.or(Answer::Busy)
     }
 
+    /// As [`beat`](Self::beat).
     fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.each("stop", stops, None)
+        self.send("stop", stops, None)?.or(Answer::Busy)
     }
 
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
@@ -375,10 +262,20 @@ impl HeartbeatStore for HttpStore {
         }
     }
 
-    /// Of very many [killed](Sweep::killed) and [gone](Sweep::gone) workers, it sends as many as fit
-    /// into one request; the next sweep finds the others.
+    /// Very many [killed](Sweep::killed) and [gone](Sweep::gone) workers take several sweeps, with one
+    /// report. If a later one fails, the next call finds the workers that are left.
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        self.one("sweep", SweepRequest::new(sweep, LARGEST_BATCH))
+        let (mut report, mut rest) = self.sweep_part(sweep)?;
+        while !rest.killed.is_empty() || !rest.gone.is_empty() {
+            let Ok((next, left)) = self.sweep_part(&rest) else {
+                break;
+            };
+            merge(&mut report.marked_offline, next.marked_offline);
+            merge(&mut report.affected_groups, next.affected_groups);
+            merge(&mut report.released_leases, next.released_leases);
+            rest = left;
+        }
+        Ok(report)
     }
 
     fn purge(&self, age: Duration) -> Result<usize, Error> {
@@ -386,69 +283,33 @@ impl HeartbeatStore for HttpStore {
     }
 
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
-        self.one("claim", claim)
+        // Without a number of the attempt, a second request would find the run taken.
+        self.one_if("claim", claim, claim.attempt.is_some())
     }
 
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.each("renew", leases, Some(ttl))
+        self.send("renew", leases, Some(ttl))?.all()
     }
 
+    /// [`Renewal::Busy`] for leases that are refused one by one, and for those after a request that
+    /// failed, if an earlier one did not.
+    fn try_renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<Renewal>, Error> {
+        let held: Answered<bool> = self.send("renew", leases, Some(ttl))?;
+        held.map(Renewal::from).or(Renewal::Busy)
+    }
+
+    /// `false` for leases that are refused one by one: the coordinator can't hold them.
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
-        self.each("release", leases, None)
+        self.send("release", leases, None)?.refused_as(false)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_is_checked_and_never_shows_a_password() {
-        for url in [
-            "http://127.0.0.1:7717",
-            "https://coordinator.example/fleet/",
-            "http://[::1]:80",
-        ] {
-            assert!(HttpStore::new(url).is_ok(), "{url}");
-        }
-        for url in [
-            "",
-            "coordinator:7717",
-            "/api",
-            "ftp://host",
-            "http://",
-            "http://user:hunter2@host",
-            "hunter2@host",
-            "http://host/?key=hunter2",
-            "http://host/#hunter2",
-            "http://host:99999999/",
-            "http://a b/",
-        ] {
-            let builder = HttpStore::builder(url).token("hunter2");
-            assert!(!format!("{builder:?}").contains("hunter2"), "{builder:?}");
-            let error = builder.build().expect_err(url).to_string();
-            assert!(error.starts_with("invalid url: "), "{error}");
-            assert!(!error.contains("hunter2"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_token_is_never_shown() {
-        for token in ["", "two words", "line\nbreak", "ä"] {
-            let error = HttpStore::builder("http://host").token(token).build();
-            let error = error.expect_err(token).to_string();
-            assert!(error.starts_with("invalid token: (not shown)"), "{error}");
-        }
-        let store = HttpStore::builder("http://host").token("hunter2").build();
-        let debug = format!("{:?}", store.unwrap());
-        assert!(!debug.contains("hunter2"), "{debug}");
-    }
-
-    #[test]
-    fn a_coordinators_message_stays_on_one_line_and_short() {
-        assert_eq!(message(b"{\"error\":\"a\\nb\"}"), ": a\\nb");
-        assert_eq!(message(b"<html>"), "");
-        let long = format!("{{\"error\":\"{}\"}}", "x".repeat(10_000));
-        assert!(message(long.as_bytes()).len() < 400);
-    }
+/// Adds the names that are not there yet.
+fn merge(names: &mut Vec<String>, more: Vec<String>) {
+    let known: BTreeSet<&String> = names.iter().collect();
+    let new: Vec<String> = more
+        .into_iter()
+        .filter(|name| !known.contains(name))
+        .collect();
+    names.extend(new);
 }

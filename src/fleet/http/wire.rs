@@ -71,29 +71,55 @@ pub(crate) struct SweepRequest {
 }
 
 impl SweepRequest {
-    /// As much of the sweep as fits into this number of bytes.
-    pub(crate) fn new(sweep: &Sweep, largest: usize) -> Self {
-        let mut size = 0;
+    /// As much of the sweep as fits into this number of bytes, one worker at least, and the rest.
+    pub(crate) fn new(sweep: &Sweep, largest: usize) -> (Self, Sweep) {
+        // Of the other fields, and of what encloses them.
+        let mut size = 256;
+        let mut count = 0;
         let mut fits = |key: &WorkerKey, times: usize| {
-            // An escaped character takes six bytes at most.
-            size += (64 + key.id.len() * 6) * times;
-            size < largest
+            size += (escaped_len(&key.id) + 48) * times;
+            count += 1;
+            count == 1 || size < largest
         };
-        let killed = sweep.killed.iter();
-        let mut killed: Vec<_> = killed.take_while(|key| fits(key, 1)).cloned().collect();
         let proved: HashSet<&WorkerKey> = sweep.killed.iter().collect();
         let gone = sweep.gone.iter().filter(|key| !proved.contains(key));
-        // Each is sent twice.
-        let gone: Vec<_> = gone.take_while(|key| fits(key, 2)).cloned().collect();
+        let mut gone: Vec<_> = gone.cloned().collect();
+        let mut killed = sweep.killed.clone();
+        let fitting = killed.iter().take_while(|key| fits(key, 1)).count();
+        let more_killed = killed.split_off(fitting);
+        let mut more_gone = gone.clone();
+        if more_killed.is_empty() {
+            // Each is sent twice.
+            let fitting = gone.iter().take_while(|key| fits(key, 2)).count();
+            more_gone = gone.split_off(fitting);
+        } else {
+            gone.clear();
+        }
         killed.extend(gone.iter().cloned());
-        Self {
+        let request = Self {
             threshold_s: Seconds(sweep.threshold),
             watched_for_s: Seconds(sweep.watched_for),
             killed,
             gone,
             dry_run: sweep.dry_run,
-        }
+        };
+        let rest = Sweep {
+            killed: more_killed,
+            gone: more_gone,
+            ..*sweep
+        };
+        (request, rest)
     }
+}
+
+/// The bytes of a text in JSON.
+fn escaped_len(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' => 2,
+        ..0x20 => 6,
+        _ => 1,
+    };
+    text.bytes().map(escaped).sum()
 }
 
 impl From<SweepRequest> for Sweep {
@@ -141,7 +167,8 @@ mod tests {
             gone: vec![key(1), key(2)],
             ..Sweep::default()
         };
-        let request = SweepRequest::new(&sweep, LARGEST);
+        let (request, rest) = SweepRequest::new(&sweep, LARGEST);
+        assert!(rest.killed.is_empty() && rest.gone.is_empty());
         // It knows this field only.
         assert_eq!(request.killed, [key(1), key(2)]);
         assert_eq!(request.gone, [key(2)]);
@@ -149,9 +176,16 @@ mod tests {
             gone: (0..100_000).map(key).collect(),
             ..Sweep::default()
         };
-        let text = serde_json::to_vec(&SweepRequest::new(&many, LARGEST)).unwrap();
-        assert!(text.len() < 2 * LARGEST, "{} bytes", text.len());
-        let none = serde_json::to_value(SweepRequest::new(&Sweep::default(), LARGEST)).unwrap();
+        let (request, rest) = SweepRequest::new(&many, LARGEST);
+        let text = serde_json::to_vec(&request).unwrap();
+        let length = text.len();
+        assert!(length < LARGEST && length > LARGEST / 2, "{length} bytes");
+        assert_eq!(request.gone.len() + rest.gone.len(), 100_000);
+        let (one, rest) = SweepRequest::new(&rest, 1);
+        assert_eq!((one.killed.len(), one.gone.len()), (1, 1));
+        assert!(rest.killed.is_empty());
+        let none = SweepRequest::new(&Sweep::default(), LARGEST).0;
+        let none = serde_json::to_value(none).unwrap();
         assert!(none.get("gone").is_none());
     }
 }

@@ -312,9 +312,10 @@ impl Uploader {
         self.urgent.store(true, Ordering::Release);
         self.alarm.ring();
         let sent = self.wait(patience, |rounds| {
+            let complete = rounds.done >= wanted && !self.is_busy();
             let gives_up =
                 rounds.status.failures_in_a_row > 0 || self.closing.load(Ordering::Acquire);
-            (rounds.done >= wanted || gives_up).then_some(rounds.done >= wanted)
+            (complete || gives_up).then_some(complete)
         });
         sent.unwrap_or(false)
             && !self
@@ -322,6 +323,12 @@ impl Uploader {
                 .lock()
                 .unfinished()
                 .any(SyncedWorker::is_refused)
+    }
+
+    /// The store was busy with a worker, and has not answered since.
+    fn is_busy(&self) -> bool {
+        let sync_state = self.sync_state.lock();
+        sync_state.unfinished().any(|synced| synced.busy.is_some())
     }
 
     /// Waits for an answer for as long as the patience lasts.

@@ -15,7 +15,7 @@ use crate::clock::Moment;
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::shapes::{
-    Answer, Beat, Registration, Stop, StoredEnding, WorkerInfo, WorkerStatus,
+    Answer, Beat, Registration, Stop, StoredEnding, WorkerInfo, WorkerKey, WorkerStatus,
 };
 use crate::fleet::store::check_count;
 use crate::registry::Registry;
@@ -27,8 +27,6 @@ use crate::sync::describe::written;
 
 /// The most workers in one call.
 const BATCH: usize = 5_000;
-/// The most refusals that are isolated in one round. With more of them, the store is usually full.
-const MOST_REFUSALS: usize = 32;
 
 /// A worker to register, and its incarnation as the process counts it.
 type Newcomer = (WorkerRef, u32);
@@ -83,7 +81,6 @@ impl Uploader {
     }
 
     pub(super) fn register(&self, registry: &Registry) -> Result<(), Error> {
-        let mut refusals = 0;
         loop {
             let observed = registry.observed_now();
             let now = self.clock.now();
@@ -107,63 +104,68 @@ impl Uploader {
             if newcomers.is_empty() {
                 return Ok(());
             }
-            self.register_batch(registry, &newcomers, &mut refusals)?;
+            self.register_batch(registry, &newcomers)?;
         }
     }
 
-    /// Registers these workers. Where the store refuses one of them, the others are registered
-    /// without it.
-    fn register_batch(
-        &self,
-        registry: &Registry,
-        newcomers: &[Newcomer],
-        refusals: &mut usize,
-    ) -> Result<(), Error> {
+    fn register_batch(&self, registry: &Registry, newcomers: &[Newcomer]) -> Result<(), Error> {
         let process = ProcessIdentity::current();
         let registrations: Vec<_> = newcomers
             .iter()
             .map(|(worker, _)| registration(worker, &process))
             .collect();
         let sent = ClockReading::of(&self.clock);
-        let keys = match self.unless_closing("register", self.store.register(&registrations)) {
+        let answers = self.store.register_each(&registrations);
+        let keys = match self.unless_closing("register", answers) {
             Err(refusal @ Error::Invalid { .. }) => {
-                if newcomers.len() == 1 || *refusals >= MOST_REFUSALS {
-                    *refusals += 1;
-                    self.refuse(registry, newcomers, &refusal);
-                    return Ok(());
-                }
-                let (some, others) = newcomers.split_at(newcomers.len() / 2);
-                self.register_batch(registry, some, refusals)?;
-                return self.register_batch(registry, others, refusals);
+                self.refuse(registry, newcomers, &refusal);
+                return Ok(());
             }
             Err(error) => {
-                let mut sync_state = self.sync_state.lock();
-                for (worker, _) in newcomers {
-                    if let Some(synced) = sync_state.get_mut(worker) {
-                        // It may reach the store late, and supersede the next one.
-                        let stale_after = worker.record.profile.thresholds.stale_after;
-                        synced.unsure_until = self.clock.now().after(stale_after);
-                    }
-                }
+                newcomers
+                    .iter()
+                    .for_each(|(worker, _)| self.be_unsure(worker));
                 return Err(error);
             }
             keys => check_count("register", registrations.len(), keys)?,
         };
-        let mut sync_state = self.sync_state.lock();
-        for ((worker, incarnation), key) in newcomers.iter().zip(keys) {
-            worker.record.adopt(&key.id);
-            let stale_after = worker.record.profile.thresholds.stale_after;
-            let synced = sync_state.get_mut(worker);
-            if let Some(synced) = synced.filter(|synced| synced.incarnation == *incarnation) {
-                let session =
-                    StoreSession::new(key, stale_after, worker.clone(), *incarnation, &sent);
-                synced.session = Some(Arc::new(session));
-                synced.sent = None;
-                synced.swept = false;
-                synced.refused_until = None;
+        let mut failure = None;
+        for (newcomer, key) in newcomers.iter().zip(keys) {
+            match key {
+                Ok(key) => self.registered(newcomer, key, &sent),
+                Err(refusal @ Error::Invalid { .. }) => {
+                    self.refuse(registry, std::slice::from_ref(newcomer), &refusal);
+                }
+                Err(error) => {
+                    self.be_unsure(&newcomer.0);
+                    failure = failure.or(Some(error));
+                }
             }
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// A registration has no answer. It may reach the store late, and supersede the next one.
+    fn be_unsure(&self, worker: &WorkerRef) {
+        if let Some(synced) = self.sync_state.lock().get_mut(worker) {
+            let stale_after = worker.record.profile.thresholds.stale_after;
+            synced.unsure_until = self.clock.now().after(stale_after);
+        }
+    }
+
+    fn registered(&self, (worker, incarnation): &Newcomer, key: WorkerKey, sent: &ClockReading) {
+        worker.record.adopt(&key.id);
+        let stale_after = worker.record.profile.thresholds.stale_after;
+        let mut sync_state = self.sync_state.lock();
+        let synced = sync_state.get_mut(worker);
+        if let Some(synced) = synced.filter(|synced| synced.incarnation == *incarnation) {
+            let session = StoreSession::new(key, stale_after, worker.clone(), *incarnation, sent);
+            synced.session = Some(Arc::new(session));
+            synced.sent = None;
+            synced.busy = None;
+            synced.swept = false;
+            synced.refused_until = None;
+        }
     }
 
     /// Notes that the store refused these workers, with one event for each.
@@ -208,6 +210,7 @@ impl Uploader {
             .lock()
             .unfinished()
             .filter(|synced| synced.is_present())
+            .filter(|synced| synced.busy.is_none_or(|busy| busy.until <= now))
             .filter_map(|synced| {
                 let ended = synced.worker.record.ended()?;
                 let session = synced.session.clone()?;
@@ -229,6 +232,10 @@ impl Uploader {
                 let Some(synced) = synced.filter(|synced| synced.is_session(session)) else {
                     continue;
                 };
+                if answer == Answer::Busy {
+                    synced.retry_busy(self.clock.now());
+                    continue;
+                }
                 if answer == Answer::Unknown {
                     // It is registered again, and its end is sent then.
                     synced.forget();
@@ -272,10 +279,13 @@ impl Uploader {
                     Answer::Accepted => {
                         due.session.accepted(&sent, beat.heartbeat_age);
                         synced.sent = Some(due.state);
+                        synced.busy = None;
                         continue;
                     }
-                    // Sent again by the next round.
-                    Answer::Busy => continue,
+                    Answer::Busy => {
+                        synced.retry_busy(self.clock.now());
+                        continue;
+                    }
                     Answer::Unknown => false,
                     // By its own registration, which arrived late.
                     Answer::Superseded if self.clock.now() < synced.unsure_until => false,

@@ -2,13 +2,18 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::session::{LeaseState, StoreSession};
+use super::thread::retry_pause;
 use crate::clock::Moment;
 use crate::fleet::shapes::LeaseKey;
 use crate::health::State;
 use crate::registry::core::record::Record;
 use crate::registry::core::worker_ref::WorkerRef;
+
+/// The shortest pause before a busy store is asked again.
+const SHORTEST_BUSY: Duration = Duration::from_millis(10);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -56,6 +61,17 @@ pub(super) struct SyncedWorker {
     pub unsure_until: Moment,
     /// The store refused to register it; the next attempt is then.
     pub refused_until: Option<Moment>,
+    /// The store was busy with it, or did not answer for it alone.
+    pub busy: Option<Busy>,
+}
+
+/// A store that answered [`Answer::Busy`](crate::fleet::Answer::Busy) for a worker.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Busy {
+    /// The next attempt.
+    pub until: Moment,
+    /// How often in a row.
+    times: u32,
 }
 
 /// What a heartbeat contained, as far as a change of it is urgent.
@@ -77,12 +93,16 @@ impl SyncedWorker {
             swept: false,
             unsure_until: Moment::ZERO,
             refused_until: None,
+            busy: None,
         }
     }
 
     /// Whether a heartbeat is due: its time has come, or something changed.
     pub(super) fn is_due(&self, now: &SentState) -> bool {
         let interval = self.worker.record.profile.interval;
+        if let Some(busy) = self.busy {
+            return busy.until <= now.at;
+        }
         self.sent.is_none_or(|sent| {
             (sent.state, sent.task) != (now.state, now.task)
                 // A round that comes a little early counts for this worker too.
@@ -95,7 +115,22 @@ impl SyncedWorker {
         self.worker.record.incarnation() == self.incarnation
     }
 
+    /// Its heartbeat or its end is sent again after a pause, which grows up to a quarter of its
+    /// interval.
+    pub(super) fn retry_busy(&mut self, now: Moment) {
+        let times = self.busy.map_or(0, |busy| busy.times);
+        let longest = self.worker.record.profile.interval / 4;
+        let pause = retry_pause(times).min(longest.max(SHORTEST_BUSY));
+        self.busy = Some(Busy {
+            until: now.after(pause),
+            times: times.saturating_add(1),
+        });
+    }
+
     fn due_at(&self) -> Option<Moment> {
+        if let Some(busy) = self.busy {
+            return Some(busy.until);
+        }
         Some(self.sent?.at.after(self.worker.record.profile.interval))
     }
 
@@ -118,6 +153,7 @@ impl SyncedWorker {
             session.break_off();
         }
         self.sent = None;
+        self.busy = None;
     }
 
     pub(super) fn is_session(&self, session: &Arc<StoreSession>) -> bool {
@@ -129,6 +165,7 @@ impl SyncedWorker {
     pub(super) fn finish(&mut self) {
         self.forget();
         self.finished = true;
+        self.busy = None;
         self.worker.record.set_end_stored(self.incarnation);
     }
 }

@@ -21,6 +21,11 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
+/// The pause before the next attempt, after this number of earlier failures.
+pub(super) fn retry_pause(times: u32) -> Duration {
+    (FIRST_RETRY * 2_u32.pow(times.min(16))).min(LONGEST_RETRY)
+}
+
 impl Uploader {
     pub(super) fn run(&self, sleeper: &Sleeper) {
         let mut jitter = Jitter::new();
@@ -112,8 +117,8 @@ impl Uploader {
                 status.failures += 1;
                 status.failures_in_a_row += 1;
                 status.last_error = Some(error.clone());
-                let doublings = (status.failures_in_a_row - 1).min(16) as u32;
-                let pause = (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY);
+                let times = u32::try_from(status.failures_in_a_row - 1).unwrap_or(u32::MAX);
+                let pause = retry_pause(times);
                 // A session that is kept alive must come back before its grace is over.
                 let limit = self.shortest_interval() / 4;
                 let limit = limit.min(self.store.keep_alive_interval().unwrap_or(limit));
