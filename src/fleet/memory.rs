@@ -53,7 +53,7 @@ impl MemoryStore {
 
     /// An empty store on this clock.
     ///
-    /// Its numbers begin at the milliseconds of the wall clock, so that they are higher than those of
+    /// Its numbers begin at the microseconds of the wall clock, so that they are higher than those of
     /// a store that was lost.
     ///
     /// ```
@@ -75,7 +75,7 @@ impl MemoryStore {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         let tables = MemoryTables {
-            last_number: since_epoch.as_millis() as u64,
+            last_number: since_epoch.as_micros() as u64,
             ..MemoryTables::default()
         };
         Self {

@@ -33,6 +33,7 @@ mod lease;
 #[cfg(all(test, not(loom)))]
 mod lease_model;
 mod memory;
+mod numbers;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod rules;

@@ -68,7 +68,8 @@ use crate::sync::describe::chain;
 #[doc = include_str!("../guide/links/elsewhere.md")]
 pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// Begins a new incarnation for each of these workers, with a number higher than any before.
-    /// Answers in the same order.
+    /// Answers in the same order. A store that lost its data must continue with higher numbers, too:
+    /// a process refuses a number that is not higher than those that it was given.
     ///
     /// An [explicit](Registration::explicit) id is kept: its earlier incarnation is superseded. In
     /// place of another id, the store may assign one. Leases of the earlier incarnation can't be

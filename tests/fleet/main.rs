@@ -4,6 +4,7 @@ mod attachment;
 mod busy;
 #[cfg(feature = "test-util")]
 mod memory;
+mod numbers;
 #[cfg(all(feature = "sqlite", feature = "test-util"))]
 mod sqlite;
 #[path = "../support/mod.rs"]

@@ -2,6 +2,9 @@
 //! that `TEST_DATABASE_URL` names.
 #![allow(dead_code, reason = "each program uses its part")]
 
+#[path = "standby.rs"]
+mod standby;
+
 use std::env;
 use std::fs;
 use std::io::{self, Read};
@@ -83,7 +86,8 @@ pub fn try_sql(url: &str, text: &str) -> Result<Vec<Vec<String>>, tokio_postgres
     })
 }
 
-fn programs() -> Option<PathBuf> {
+/// Where programs may be.
+fn folders() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut found: Vec<PathBuf> = env::split_paths(&path).collect();
     let mut packaged: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
@@ -95,11 +99,15 @@ fn programs() -> Option<PathBuf> {
     packaged.sort();
     packaged.reverse();
     found.extend(packaged);
+    found
+}
+
+fn programs() -> Option<PathBuf> {
     let complete = |folder: &PathBuf| {
         let there = |name| folder.join(name).exists();
         there("initdb") && there("pg_ctl") && there("postgres")
     };
-    found.into_iter().find(complete)
+    folders().into_iter().find(complete)
 }
 
 /// The server refuses to run as root; this is the user that it runs as instead.
@@ -139,20 +147,13 @@ fn run(command: Command) {
 
 impl Cluster {
     pub fn start() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let programs = programs().expect(MISSING);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("worker-heartbeat-pg-{}-{n}", std::process::id());
-        let directory = env::temp_dir().join(name);
-        fs::create_dir(&directory).unwrap();
-        let cleanup_process = start_cleanup_process(&programs, &directory);
+        let cluster = Self::prepare();
+        let directory = &cluster.directory;
         fs::write(directory.join("password"), PASSWORD).unwrap();
         if let Some((user, group)) = unprivileged() {
-            for path in [&directory, &directory.join("password")] {
-                chown(path, Some(user), Some(group)).unwrap();
-            }
+            chown(directory.join("password"), Some(user), Some(group)).unwrap();
         }
-        let mut initdb = Command::new(programs.join("initdb"));
+        let mut initdb = Command::new(cluster.programs.join("initdb"));
         initdb
             .args([
                 "-U",
@@ -168,14 +169,28 @@ impl Cluster {
             .arg("-D")
             .arg(directory.join("data"));
         run(initdb);
-        let cluster = Self {
+        cluster.restart();
+        cluster
+    }
+
+    /// A directory for a server that does not run yet.
+    fn prepare() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let programs = programs().expect(MISSING);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("worker-heartbeat-pg-{}-{n}", std::process::id());
+        let directory = env::temp_dir().join(name);
+        fs::create_dir(&directory).unwrap();
+        let cleanup_process = start_cleanup_process(&programs, &directory);
+        if let Some((user, group)) = unprivileged() {
+            chown(&directory, Some(user), Some(group)).unwrap();
+        }
+        Self {
             programs,
             port: free_port(),
             directory,
             cleanup_process,
-        };
-        cluster.restart();
-        cluster
+        }
     }
 
     pub fn url(&self) -> String {

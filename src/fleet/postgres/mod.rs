@@ -50,9 +50,16 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 ///   and cut off. This needs a sweep every few seconds; see
 ///   [`Sweeper::interval`](crate::Sweeper::interval).
 ///
+/// * Incarnations and fences never go back: a server that takes over, a restored backup, a logical copy
+///   and a schema that was dropped and set up again all continue with higher numbers. After a failover,
+///   claims have to wait for 10 s ([`claim`](crate::WorkerHeartbeat::claim) finds each run taken), while
+///   processes learn which leases the new server has lost.
+///
 /// Limitations: a standby that was promoted before it received all changes, or a restored backup, has
-/// lost granted claims, and may give their numbers again. Replicate synchronously where leases matter.
-/// The clock of the database decides: if it is set forward, workers become stale and leases end
+/// lost granted claims. A process that is cut off from the new server for longer than these 10 s may
+/// still believe in such a lease, until it expires; a resource that checks fences refuses its writes.
+/// Replicate synchronously where that matters. A backup that is restored into a running database, with
+/// the values of sequences, is not recognized as such. The clock of the database decides: if it is set forward, workers become stale and leases end
 /// earlier.
 ///
 /// It may be called from async code; it blocks the calling thread.

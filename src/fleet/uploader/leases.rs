@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Uploader;
@@ -45,9 +46,15 @@ impl Uploader {
         };
         let claim = Claim::new(session.key.clone(), run_id, ttl);
         let sent = ClockReading::of(&self.clock);
+        let numbers = self.numbers.before_request();
         match self.store.claim(&claim)? {
             ClaimAnswer::Granted(fence) => {
                 let key = LeaseKey::new(claim.worker, claim.run_id, fence);
+                if let Err(error) = self.numbers.check_fence(numbers, fence) {
+                    self.sync_state.lock().to_release.push(key);
+                    self.lose_all();
+                    return Err(error);
+                }
                 let held = Arc::new(LeaseState::new(key, ttl, Arc::clone(&session), &sent));
                 self.hold(&held, &session);
                 // The thread must know when to renew it.
@@ -186,8 +193,9 @@ impl Uploader {
     pub(super) fn renew(&self, registry: &Registry) -> Result<(), Error> {
         let now = self.clock.now();
         let mut by_ttl = HashMap::<Duration, Vec<Arc<LeaseState>>>::new();
+        let all = self.doubted.load(Ordering::Acquire);
         for lease in &self.sync_state.lock().leases {
-            if lease.renewal_due() <= now {
+            if all || lease.renewal_due() <= now {
                 by_ttl.entry(lease.ttl).or_default().push(Arc::clone(lease));
             }
         }
@@ -204,8 +212,19 @@ impl Uploader {
                 }
             }
         }
+        self.doubted.store(false, Ordering::Release);
         self.lose_leases(registry);
         Ok(())
+    }
+
+    /// Ends all leases: the store's numbers went back, so that it may have granted them to others.
+    pub(super) fn lose_all(&self) {
+        let leases = self.sync_state.lock().leases.clone();
+        if let Some(registry) = self.registry.upgrade() {
+            for lease in leases {
+                self.lose(&registry, &lease);
+            }
+        }
     }
 
     /// Ends the leases of broken sessions.

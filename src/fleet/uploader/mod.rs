@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::numbers::HighestNumbers;
 use super::store::HeartbeatStore;
 use crate::clock::{Alarm, Clock, Moment, Patience, Sleeper};
 use crate::error::Error;
@@ -54,7 +55,11 @@ pub(crate) struct Uploader {
     /// A new task is to be sent soon.
     task: AtomicBool,
     closing: AtomicBool,
+    /// The connection to the store broke: another server may have taken over, without the latest
+    /// leases. All are renewed at once.
+    doubted: AtomicBool,
     sync_state: Mutex<SyncState>,
+    numbers: HighestNumbers,
     rounds: Mutex<Rounds>,
     round_done: Condvar,
     thread: Mutex<Option<Background>>,
@@ -124,7 +129,9 @@ impl Registry {
             urgent: AtomicBool::new(true),
             task: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             sync_state: Mutex::default(),
+            numbers: HighestNumbers::default(),
             rounds: Mutex::default(),
             round_done: Condvar::new(),
             thread: Mutex::new(None),

@@ -115,6 +115,7 @@ impl Uploader {
             .map(|(worker, _)| registration(worker, &process))
             .collect();
         let sent = ClockReading::of(&self.clock);
+        let numbers = self.numbers.before_request();
         let answers = self.store.register_each(&registrations);
         let keys = match self.unless_closing("register", answers) {
             Err(refusal @ Error::Invalid { .. }) => {
@@ -129,6 +130,11 @@ impl Uploader {
             }
             keys => check_count("register", registrations.len(), keys)?,
         };
+        let given = keys.iter().flatten();
+        if let Err(error) = self.numbers.check_incarnations(numbers, given) {
+            self.lose_all();
+            return Err(error);
+        }
         let mut failure = None;
         for (newcomer, key) in newcomers.iter().zip(keys) {
             match key {

@@ -87,6 +87,7 @@ impl Uploader {
             Ok(Err(_)) | Err(_) => true,
         };
         if renewed {
+            self.doubted.store(true, Ordering::Release);
             for synced in self.sync_state.lock().workers.values_mut() {
                 synced.sent = None;
             }
@@ -112,6 +113,7 @@ impl Uploader {
                 (jitter.shorten(interval), event)
             }
             Err(error) => {
+                self.doubted.store(true, Ordering::Release);
                 let error = chain(&error);
                 registry.counts().store_failures.add(1);
                 status.failures += 1;

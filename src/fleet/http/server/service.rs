@@ -11,8 +11,12 @@ use parking_lot::Mutex;
 
 use super::incarnation_cache::{IncarnationCache, just_before};
 use crate::error::Error;
+use crate::fleet::numbers::HighestNumbers;
 use crate::fleet::store::check_count;
-use crate::fleet::{Answer, HeartbeatStore, StoredWorker, WorkerFilter, WorkerKey};
+use crate::fleet::{
+    Answer, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, StoredWorker, WorkerFilter,
+    WorkerKey,
+};
 use crate::sync::describe::{chain, written};
 use crate::sync::log::log_line;
 use crate::sync::printable::Printable;
@@ -34,6 +38,9 @@ pub(super) struct Service {
     /// An upper bound of the number of workers, and the time of the count.
     count: Mutex<Option<(usize, Instant)>>,
     failing: AtomicBool,
+    numbers: HighestNumbers,
+    /// The store's numbers went back, as the log says.
+    went_back: AtomicBool,
 }
 
 /// A request that has been read.
@@ -123,6 +130,8 @@ impl Service {
             known: Mutex::new(IncarnationCache::new(most_workers)),
             most_workers,
             count: Mutex::default(),
+            numbers: HighestNumbers::default(),
+            went_back: AtomicBool::new(false),
             failing: AtomicBool::new(false),
         }
     }
@@ -164,6 +173,47 @@ impl Service {
             answers.pop().ok_or_else(none)
         });
         self.asked(answer)
+    }
+
+    /// Registers workers, unless the store's incarnations go back.
+    pub(super) fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Refusal> {
+        let before = self.numbers.before_request();
+        let keys = check_count("answer", workers.len(), self.store.register(workers));
+        let keys = self.asked(keys)?;
+        self.check_numbers(self.numbers.check_incarnations(before, keys.iter()))?;
+        Ok(keys)
+    }
+
+    /// Claims a run, unless the store's fences go back.
+    pub(super) fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Refusal> {
+        let before = self.numbers.before_request();
+        let answer = self.asked(self.store.claim(claim))?;
+        match answer {
+            // An attempt that is repeated gets its earlier fence again.
+            ClaimAnswer::Granted(fence) if claim.attempt.is_none() => {
+                let checked = self.check_numbers(self.numbers.check_fence(before, fence));
+                if checked.is_err() {
+                    let lease = LeaseKey::new(claim.worker.clone(), &claim.run_id, fence);
+                    self.asked(self.store.release(&[lease]))?;
+                }
+                checked?;
+            }
+            _ => {}
+        }
+        Ok(answer)
+    }
+
+    /// Logs once that numbers went back.
+    fn check_numbers(&self, checked: Result<(), Error>) -> Result<(), Refusal> {
+        checked.map_err(|error| {
+            if !self.went_back.swap(true, Ordering::Relaxed) {
+                log_line(Level::Error, format_args!("coordinator: {error}"));
+            }
+            Refusal::new(
+                503,
+                "the store's numbers went back; the coordinator's log says why",
+            )
+        })
     }
 
     /// The worker as the store knows it now.

@@ -67,15 +67,15 @@ pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>>
     }
     let ids: Vec<&str> = workers.iter().map(|worker| worker.id.as_str()).collect();
     service.admit(&ids)?;
-    let keys = service.store.register(&workers);
+    let keys = service.register(&workers)?;
     // Workers that are registered here name their incarnation in each heartbeat. It need not be
     // cached, but a cached one of the same id is out of date.
     let mut known = service.known.lock();
-    for key in keys.iter().flatten() {
+    for key in &keys {
         known.forget(&key.id);
     }
     drop(known);
-    answers(service, workers.len(), keys)
+    write(&Answers { answers: keys })
 }
 
 pub(super) fn beat(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
@@ -154,7 +154,7 @@ pub(super) fn purge(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
 pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let claim: Claim = one(body)?;
     validation::check_claim(&claim)?;
-    write(&service.asked(service.store.claim(&claim))?)
+    write(&service.claim(&claim)?)
 }
 
 pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {

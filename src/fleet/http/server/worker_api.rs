@@ -59,7 +59,8 @@ pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     registration.info.metadata = fields.rest()?;
     registration.info.thresholds = thresholds;
     service.admit(&[&registration.id])?;
-    let key = service.asked_one(service.store.register(std::slice::from_ref(&registration)))?;
+    let mut keys = service.register(std::slice::from_ref(&registration))?;
+    let key = keys.pop().ok_or_else(|| Refusal::new(500, "no answer"))?;
     let info = registration.info;
     service.known.lock().learn(&key, 0, &info.metadata);
     let stale_after = info
@@ -201,7 +202,7 @@ pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let (run_id, ttl) = (fields.run_id()?, fields.ttl()?);
     let (key, fence) = service.act_as(&id, named, |key| {
         let claim = Claim::new(key, &run_id, ttl);
-        let answer = service.asked(service.store.claim(&claim))?;
+        let answer = service.claim(&claim)?;
         Ok(match answer {
             ClaimAnswer::Granted(fence) => Ok(Some(fence)),
             ClaimAnswer::Taken => Ok(None),

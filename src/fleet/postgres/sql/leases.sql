@@ -29,6 +29,11 @@ BEGIN
     IF answer IS NOT NULL THEN
         RETURN;
     END IF;
+    -- Not even by the holder: its release may be lost, and the claim of another worker.
+    IF @schema@.claims_wait() THEN
+        answer := 'taken';
+        RETURN;
+    END IF;
     INSERT INTO @schema@.leases AS l (run_id, worker_id, incarnation, fence, expires_at)
         VALUES (p_run_id, p_worker_id, p_incarnation, 0, now() + @schema@.micros(p_ttl))
         ON CONFLICT ON CONSTRAINT leases_pkey DO UPDATE SET
@@ -42,7 +47,8 @@ BEGIN
     END IF;
     answer := 'granted';
     -- Drawn once the run is locked, so that no earlier claim of the run has a higher fence.
-    UPDATE @schema@.leases l SET fence = nextval('@schema@.numbers') WHERE l.run_id = p_run_id
+    UPDATE @schema@.leases l SET fence = @schema@.next_number(greatest(l.fence, l.incarnation))
+        WHERE l.run_id = p_run_id
         RETURNING l.fence INTO claim_run.fence;
     PERFORM @schema@.show_leases(ARRAY[p_worker_id], p_run_id);
 END $$;

@@ -10,7 +10,7 @@ $$;
 -- NULL if the server does not show the start of this session.
 CREATE OR REPLACE FUNCTION @schema@.open_session() RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
-    v_session bigint := nextval('@schema@.numbers');
+    v_session bigint := @schema@.next_number();
 BEGIN
     INSERT INTO @schema@.sessions (session_id, backend_pid, backend_start, server_epoch)
         SELECT v_session, a.pid, a.backend_start, @schema@.server_epoch()

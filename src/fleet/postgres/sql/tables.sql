@@ -1,6 +1,3 @@
--- Incarnations and fences. Rows may be purged; a number is never given twice.
-CREATE SEQUENCE IF NOT EXISTS @schema@.numbers AS bigint;
-
 -- Heartbeats are heap-only updates, so the table does not grow: each page has room for the next
 -- version of its rows, and no index covers a column that a heartbeat writes.
 CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (

@@ -64,7 +64,7 @@ BEGIN
                 WHERE w.worker_id = register_workers.worker_id FOR UPDATE;
             v_known := FOUND;
             -- After the row is locked: a later registration has a higher number.
-            incarnation := nextval('@schema@.numbers');
+            incarnation := @schema@.next_number(v_old.incarnation);
             IF v_known AND NOT r.explicit AND worker_id = r.id AND (r.pid IS NULL
                 OR (v_old.hostname, v_old.pid, v_old.process_started, v_old.boot_id, v_old.pid_namespace)
                 IS DISTINCT FROM (r.hostname, r.pid, r.process_started, r.boot_id, r.pid_namespace))
