@@ -7,6 +7,8 @@ mod memory;
 mod numbers;
 #[cfg(all(feature = "sqlite", feature = "test-util"))]
 mod sqlite;
+#[cfg(all(feature = "sqlite", feature = "test-util"))]
+mod sqlite_shared;
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(feature = "test-util")]

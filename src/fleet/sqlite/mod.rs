@@ -27,9 +27,15 @@ const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const SCHEMA: &str = include_str!("schema.sql");
 /// Distinguishes these files from those of other programs.
 const APPLICATION_ID: i32 = 0x7768_6274;
+/// In the field `user_version` of the file. A later version that only adds to the tables writes the
+/// oldest version that may still use them into the upper 16 bits, so that processes of both work
+/// during an upgrade.
 const SCHEMA_VERSION: i32 = 2;
 /// Brings a file of version 1 up to date.
 const MIGRATION: &str = "ALTER TABLE workers ADD COLUMN ending_location TEXT";
+
+/// The write-ahead log grows while another process reads for long. It is cut to this size afterwards.
+const LARGEST_WAL: i64 = 8 * 1024 * 1024;
 
 /// A [`HeartbeatStore`] in a SQLite file, for all processes of one host.
 ///
@@ -130,10 +136,14 @@ impl SqliteStore {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&self.path, flags).map_err(failed)?;
         connection.busy_timeout(self.busy_timeout).map_err(failed)?;
-        self.check(&mut connection)?;
+        // Without a lock, so that readers don't wait for another process that is writing.
+        if !is_usable(&connection).map_err(failed)? {
+            self.check(&mut connection)?;
+        }
         connection
             .pragma_update(None, "journal_mode", "WAL")
             .and_then(|()| connection.pragma_update(None, "synchronous", "FULL"))
+            .and_then(|()| connection.pragma_update(None, "journal_size_limit", LARGEST_WAL))
             .map_err(failed)?;
         connection.set_prepared_statement_cache_capacity(32);
         Ok(connection)
@@ -246,6 +256,16 @@ impl SqliteStore {
             items.iter().map(|item| act(tables, item, now)).collect()
         })
     }
+}
+
+/// Whether the file has the tables of this version, or of a newer one that this version may use.
+fn is_usable(connection: &Connection) -> rusqlite::Result<bool> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let (application, version) = (pragma("application_id")?, pragma("user_version")?);
+    Ok(application == APPLICATION_ID
+        && (version == SCHEMA_VERSION
+            || (version & 0xffff > SCHEMA_VERSION
+                && (1..=SCHEMA_VERSION).contains(&(version >> 16)))))
 }
 
 impl HeartbeatStore for SqliteStore {

@@ -1,10 +1,11 @@
 //! Workers and leases as rows of a SQLite file, within one transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row as SqlRow, named_params, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row as SqlRow, named_params};
 
 use crate::clock::{Moment, nanos};
 use crate::error::{Error, StoreErrorKind};
@@ -14,6 +15,58 @@ use crate::fleet::shapes::{
     LeaseKey, StoredEnding, StoredWorker, WorkerFilter, WorkerInfo, WorkerKey, WorkerStatus,
 };
 use crate::health::{State, Thresholds};
+
+/// The columns that this version writes. A newer version may have added some, which are kept.
+const WORKER_COLUMNS: &[&str] = &[
+    "worker_id",
+    "incarnation",
+    "worker_type",
+    "worker_group",
+    "interval_ns",
+    "stale_after_ns",
+    "stall_after_ns",
+    "startup_grace_ns",
+    "beats_only",
+    "metadata",
+    "restarts",
+    "pid",
+    "process_started",
+    "hostname",
+    "boot_id",
+    "pid_namespace",
+    "status",
+    "reason",
+    "registered_at",
+    "heartbeat_at",
+    "progress_at",
+    "run_id",
+    "task",
+    "steps_done",
+    "steps_total",
+    "beats",
+    "ended_at",
+    "stopped",
+    "ending_cause",
+    "ending_detail",
+    "ending_location",
+];
+const LEASE_COLUMNS: &[&str] = &["run_id", "worker_id", "incarnation", "fence", "expires_at"];
+
+static PUT_WORKER: LazyLock<String> = LazyLock::new(|| upsert("workers", WORKER_COLUMNS));
+static PUT_LEASE: LazyLock<String> = LazyLock::new(|| upsert("leases", LEASE_COLUMNS));
+
+/// Inserts or updates a row by its first column. The parameters have the names of the columns.
+fn upsert(table: &str, columns: &[&str]) -> String {
+    let key = columns.first().copied().unwrap_or_default();
+    let new: Vec<String> = columns.iter().map(|name| format!(":{name}")).collect();
+    let set: Vec<String> = columns
+        .iter()
+        .skip(1)
+        .map(|name| format!("{name} = excluded.{name}"))
+        .collect();
+    let (names, new, set) = (columns.join(", "), new.join(", "), set.join(", "));
+    format!("INSERT INTO {table} ({names}) VALUES ({new}) ON CONFLICT ({key}) DO UPDATE SET {set}")
+}
 
 /// The tables within one transaction.
 pub(super) struct InTransaction<'a> {
@@ -143,13 +196,7 @@ impl Tables for InTransaction<'_> {
         let limits = row.info.thresholds.as_ref();
         let ending = row.ending.as_ref();
         self.execute(
-            "INSERT OR REPLACE INTO workers VALUES (
-                :worker_id, :incarnation, :worker_type, :worker_group, :interval_ns,
-                :stale_after_ns, :stall_after_ns, :startup_grace_ns, :beats_only, :metadata,
-                :restarts, :pid, :process_started, :hostname, :boot_id, :pid_namespace, :status,
-                :reason, :registered_at, :heartbeat_at, :progress_at, :run_id, :task, :steps_done,
-                :steps_total, :beats, :ended_at, :stopped, :ending_cause, :ending_detail,
-                :ending_location)",
+            &PUT_WORKER,
             named_params! {
                 ":worker_id": row.key.id,
                 ":incarnation": signed(row.key.incarnation),
@@ -218,14 +265,14 @@ impl Tables for InTransaction<'_> {
 
     fn put_lease(&mut self, lease: &LeaseEntry) -> Result<(), Error> {
         self.execute(
-            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?)",
-            params![
-                lease.key.run_id,
-                lease.key.worker.id,
-                signed(lease.key.worker.incarnation),
-                signed(lease.key.fence),
-                time(lease.expires_at),
-            ],
+            &PUT_LEASE,
+            named_params! {
+                ":run_id": lease.key.run_id,
+                ":worker_id": lease.key.worker.id,
+                ":incarnation": signed(lease.key.worker.incarnation),
+                ":fence": signed(lease.key.fence),
+                ":expires_at": time(lease.expires_at),
+            },
         )?;
         Ok(())
     }
