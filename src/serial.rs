@@ -138,6 +138,8 @@ report! {
     StoreStatus(this) {
         "registered": this.registered,
         "refused": this.refused,
+        "busy": this.busy,
+        "replaced_texts": this.replaced_texts,
         "failures": this.failures,
         "failures_in_a_row": this.failures_in_a_row,
         "last_error": this.last_error,

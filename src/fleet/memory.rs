@@ -147,6 +147,12 @@ impl HeartbeatStore for MemoryStore {
             .collect()
     }
 
+    fn find(&self, id: &str) -> Result<Option<StoredWorker>, Error> {
+        let mut tables = self.tables.lock();
+        let now = self.now();
+        rules::find(&mut *tables, id, now)
+    }
+
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
         let mut tables = self.tables.lock();
         let now = self.now();

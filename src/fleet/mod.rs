@@ -26,6 +26,7 @@
 
 #[cfg(feature = "test-util")]
 pub mod conformance;
+mod defaults;
 pub(crate) mod host;
 #[cfg(feature = "http")]
 mod http;

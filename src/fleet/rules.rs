@@ -168,6 +168,17 @@ pub(crate) fn register(
     Ok(key)
 }
 
+/// See [`HeartbeatStore::find`](super::HeartbeatStore::find).
+pub(crate) fn find(
+    tables: &mut dyn Tables,
+    id: &str,
+    now: Moment,
+) -> Result<Option<StoredWorker>, Error> {
+    let leases = tables.leases_of(id)?;
+    let row = tables.worker(id)?;
+    Ok(row.map(|row| row.stored(now, &leases)))
+}
+
 /// See [`HeartbeatStore::beat`](super::HeartbeatStore::beat).
 pub(crate) fn beat(tables: &mut dyn Tables, beat: &Beat, now: Moment) -> Result<Answer, Error> {
     let mut row = tables.worker(&beat.key.id)?;

@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::defaults::{find_in_list, register_in_parts};
 use super::shapes::{
     Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Stop, StoredWorker, Sweep,
     WorkerFilter, WorkerKey, summarize,
 };
 use crate::error::Error;
 use crate::health::{Summary, SweepReport};
-use crate::sync::describe::chain;
 
 /// Where heartbeats go beyond the process.
 ///
@@ -118,14 +118,16 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
         register_in_parts(self, workers)
     }
 
-    /// Stores heartbeats, each in full or not at all. Answers in the same order.
+    /// Stores heartbeats, each in full or not at all. Answers in the same order. The trouble of one
+    /// heartbeat is its own: see [`Answer::Busy`] and [`Answer::Invalid`].
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error>;
 
     /// Ends incarnations, and releases their leases. Answers in the same order. An incarnation that
-    /// has ended already is not changed.
+    /// has ended already is not changed. [`Answer::Busy`]: it may have ended, but a lease of it is not
+    /// released.
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
@@ -147,6 +149,26 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error>;
+
+    /// The worker with this id; `None` if there is none. By default, it is read by
+    /// [`list`](Self::list).
+    ///
+    /// ```
+    /// use worker_heartbeat::fleet::{HeartbeatStore, Registration};
+    /// use worker_heartbeat::MemoryStore;
+    ///
+    /// let store = MemoryStore::new();
+    /// store.register(&[Registration::new("indexer", "indexer-1")])?;
+    /// assert!(store.find("indexer-1")?.is_some());
+    /// assert!(store.find("indexer-2")?.is_none());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store cannot be reached or fails.
+    fn find(&self, id: &str) -> Result<Option<StoredWorker>, Error> {
+        find_in_list(self, id)
+    }
 
     /// The summary of all workers.
     ///
@@ -197,7 +219,9 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// held; an expired one is not, even if no other worker has claimed its run.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store cannot be reached or fails.
+    /// [`Error::Store`] if the store cannot be reached or fails; of the kind
+    /// [`Busy`](crate::StoreErrorKind::Busy), if another client locks the record of one: the others
+    /// are extended.
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error>;
 
     /// As [`renew`](Self::renew), and tells a lease that is lost from one whose record is locked at
@@ -213,8 +237,16 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// Releases leases. Answers in the same order whether each was held until now.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store cannot be reached or fails.
+    /// [`Error::Store`] if the store cannot be reached or fails; of the kind
+    /// [`Busy`](crate::StoreErrorKind::Busy), if another client locks the record of one: the others
+    /// are released.
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error>;
+
+    /// How many texts the store has changed so far, because it cannot keep all of their characters; by
+    /// default 0.
+    fn replaced_texts(&self) -> u64 {
+        0
+    }
 
     /// The interval between calls of [`keep_alive`](Self::keep_alive), apart from heartbeats; by
     /// default it is never called.
@@ -251,6 +283,9 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
         (**self).list(filter)
     }
+    fn find(&self, id: &str) -> Result<Option<StoredWorker>, Error> {
+        (**self).find(id)
+    }
     fn summary(&self) -> Result<Summary, Error> {
         (**self).summary()
     }
@@ -271,6 +306,9 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     }
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
         (**self).release(leases)
+    }
+    fn replaced_texts(&self) -> u64 {
+        (**self).replaced_texts()
     }
     fn keep_alive_interval(&self) -> Option<Duration> {
         (**self).keep_alive_interval()
@@ -339,49 +377,6 @@ pub(crate) fn advance(filter: &mut WorkerFilter, page: &mut Vec<StoredWorker>) -
     let advanced = last.is_some();
     filter.after = last.cloned().or(filter.after.take());
     advanced
-}
-
-/// The most refusals that are searched for one by one. With more of them, the store is usually full.
-const MOST_REFUSALS: usize = 32;
-
-/// Registers these workers. Where the store refuses one of them, the others are registered without it.
-fn register_in_parts<S: HeartbeatStore + ?Sized>(
-    store: &S,
-    workers: &[Registration],
-) -> Result<Vec<Result<WorkerKey, Error>>, Error> {
-    let mut answers = Vec::with_capacity(workers.len());
-    let mut refusals = 0;
-    // The parts that are left, the next one last.
-    let mut parts = vec![workers];
-    while let Some(part) = parts.pop() {
-        match store.register(part) {
-            Ok(keys) => {
-                let keys = check_count("register", part.len(), Ok(keys))?;
-                answers.extend(keys.into_iter().map(Ok));
-            }
-            Err(Error::Invalid { .. }) if part.len() > 1 && refusals < MOST_REFUSALS => {
-                let (some, others) = part.split_at(part.len() / 2);
-                parts.extend([others, some]);
-            }
-            Err(Error::Invalid {
-                field,
-                value,
-                allowed,
-            }) => {
-                refusals += 1;
-                let refusal = || Err(Error::invalid(field, value.clone(), allowed.clone()));
-                answers.extend(part.iter().map(|_| refusal()));
-            }
-            // Those that are registered already must not be registered again.
-            Err(error) if !answers.is_empty() => {
-                let rest = workers.len() - answers.len();
-                answers.extend((0..rest).map(|_| Err(Error::store("register", chain(&error)))));
-                return Ok(answers);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(answers)
 }
 
 /// The answers of a store, if there are as many as questions. Otherwise none of them can be trusted.

@@ -26,6 +26,11 @@ pub struct StoreStatus {
     pub registered: usize,
     /// Workers that the store refuses; they are retried every 10 s.
     pub refused: usize,
+    /// Workers whose records another client of the store locks; they are retried each second, or at
+    /// their interval if that is shorter.
+    pub busy: usize,
+    /// Texts that the store changed, because it cannot keep all of their characters, in total.
+    pub replaced_texts: u64,
     /// Failed calls to the store, in total.
     pub failures: u64,
     /// Failed calls since the last success; 0 while the store answers.

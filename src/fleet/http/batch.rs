@@ -273,6 +273,9 @@ impl<A: DeserializeOwned, C: Fn(&[u8]) -> Result<Answers<A>, Failure>> Sending<'
             body.extend_from_slice(b",\"ttl_s\":");
             body.extend(json(self.operation, &Seconds(ttl))?);
         }
+        if matches!(self.operation, "register" | "renew") {
+            body.extend_from_slice(b",\"each\":true");
+        }
         body.extend_from_slice(b",\"items\":[");
         let mut count = 0;
         for item in items.iter().take(MOST_IN_BATCH) {

@@ -12,8 +12,8 @@ use super::batch::{Answered, Batches, json};
 use super::builder::HttpStoreBuilder;
 use super::reduce::Reduce;
 use super::response::{Failure, Head, Scope, unanswered, unreadable};
-use super::wire::{self, One, Page, SweepRequest};
-use crate::error::Error;
+use super::wire::{self, One, Page, Registered, Renewed, SweepRequest};
+use crate::error::{Error, StoreErrorKind};
 use crate::fleet::store::advance;
 use crate::fleet::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Renewal, Stop,
@@ -227,14 +227,23 @@ impl HttpStore {
 
 impl HeartbeatStore for HttpStore {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        self.send("register", workers, None)?.all()
+        self.register_each(workers)?.into_iter().collect()
     }
 
     fn register_each(
         &self,
         workers: &[Registration],
     ) -> Result<Vec<Result<WorkerKey, Error>>, Error> {
-        self.send("register", workers, None)?.each()
+        let answers = self.send("register", workers, None)?.each()?;
+        let answers = answers.into_iter().map(|answer| match answer? {
+            Registered::Key(key) => Ok(key),
+            Registered::Busy { .. } => Err(busy("register")),
+            Registered::Refused { refused } => {
+                let value = "refused by the coordinator's store";
+                Err(Error::invalid("registration", value, refused))
+            }
+        });
+        Ok(answers.collect())
     }
 
     /// [`Answer::Busy`] for heartbeats that are refused one by one, and for those after a request that
@@ -260,6 +269,10 @@ impl HeartbeatStore for HttpStore {
                 return Ok(workers);
             }
         }
+    }
+
+    fn find(&self, id: &str) -> Result<Option<StoredWorker>, Error> {
+        self.one("find", id)
     }
 
     /// Very many [killed](Sweep::killed) and [gone](Sweep::gone) workers take several sweeps, with one
@@ -288,20 +301,34 @@ impl HeartbeatStore for HttpStore {
     }
 
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
-        self.send("renew", leases, Some(ttl))?.all()
+        let renewals: Answered<Renewed> = self.send("renew", leases, Some(ttl))?;
+        let renewals = renewals.map(Renewal::from).all()?;
+        if renewals.contains(&Renewal::Busy) {
+            return Err(busy("renew"));
+        }
+        let held = renewals
+            .into_iter()
+            .map(|renewal| renewal == Renewal::Renewed);
+        Ok(held.collect())
     }
 
     /// [`Renewal::Busy`] for leases that are refused one by one, and for those after a request that
     /// failed, if an earlier one did not.
     fn try_renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<Renewal>, Error> {
-        let held: Answered<bool> = self.send("renew", leases, Some(ttl))?;
-        held.map(Renewal::from).or(Renewal::Busy)
+        let renewals: Answered<Renewed> = self.send("renew", leases, Some(ttl))?;
+        renewals.map(Renewal::from).or(Renewal::Busy)
     }
 
     /// `false` for leases that are refused one by one: the coordinator can't hold them.
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
         self.send("release", leases, None)?.refused_as(false)
     }
+}
+
+/// The coordinator's store has a record that another client locks.
+fn busy(operation: &'static str) -> Error {
+    let message = "another client of the coordinator's store locks the record";
+    Error::store_kind(operation, StoreErrorKind::Busy, message)
 }
 
 /// Adds the names that are not there yet.

@@ -51,6 +51,11 @@ impl Head<'_> {
     /// The meaning of an answer whose status is not a success.
     pub(super) fn refusal(&self, operation: &'static str, body: &[u8]) -> Failure {
         let said = message(body);
+        if self.status == 503 && is_busy(body) {
+            let message = said.unwrap_or_default();
+            let message = format!("the coordinator answers 503: {message}");
+            return Failure::call(Error::store_kind(operation, StoreErrorKind::Busy, message));
+        }
         let scope = match (self.status, &said) {
             (413, _) => Scope::Size,
             // Another version of the protocol is a matter of the whole call.
@@ -205,6 +210,16 @@ fn message(body: &[u8]) -> Option<String> {
     let body = serde_json::from_slice::<ErrorBody>(body).ok()?;
     let words: String = body.error.chars().take(LONGEST_MESSAGE).collect();
     Some(Printable(&words).to_string())
+}
+
+/// Whether the coordinator's store, or one record of it, is busy.
+fn is_busy(body: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct ErrorBody<'a> {
+        #[serde(borrow)]
+        code: std::borrow::Cow<'a, str>,
+    }
+    serde_json::from_slice::<ErrorBody<'_>>(body).is_ok_and(|body| body.code == "busy")
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{StoredWorker, Sweep, WorkerKey};
+use crate::fleet::{Renewal, StoredWorker, Sweep, WorkerKey};
 use crate::serial::Seconds;
 
 /// The version that both sides must speak.
@@ -28,6 +28,38 @@ pub(crate) struct Items<T> {
     pub items: Vec<T>,
     /// How long renewed leases last.
     pub ttl_s: Option<Seconds>,
+    /// The client reads an answer of its own for each item that is refused or busy: to registrations a
+    /// [`Registered`], to renewals a [`Renewal`].
+    #[serde(default)]
+    pub each: bool,
+}
+
+/// The answer to one renewal.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Renewed {
+    /// From a coordinator that does not know `each`.
+    Held(bool),
+    Answer(Renewal),
+}
+
+impl From<Renewed> for Renewal {
+    fn from(renewed: Renewed) -> Self {
+        match renewed {
+            Renewed::Held(held) => Self::from(held),
+            Renewed::Answer(renewal) => renewal,
+        }
+    }
+}
+
+/// The answer to one registration. A coordinator that does not know `each` answers all with keys, or
+/// none.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Registered {
+    Key(WorkerKey),
+    Busy { busy: bool },
+    Refused { refused: String },
 }
 
 /// The answers to it, in the same order.

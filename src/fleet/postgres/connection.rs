@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, NoTls, Row};
 
-use super::error::{PgError, with_timeout};
+use super::error::{Failed, PgError, with_timeout};
 use super::migrate;
 use super::settings::Settings;
 use crate::error::Error;
@@ -98,6 +98,18 @@ impl Connection {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Vec<Row>, Error> {
+        let rows = self.try_query(operation, idempotent, sql, params);
+        rows.map_err(|failed| failed.error)
+    }
+
+    /// As [`query`](Self::query), and tells whether an item of the statement is at fault.
+    pub(super) fn try_query(
+        &self,
+        operation: &'static str,
+        idempotent: bool,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, Failed> {
         let sql = self.settings.sql(sql);
         self.outside_runtime(|| {
             let mut slot = self.lock(operation)?;
@@ -105,20 +117,22 @@ impl Connection {
             loop {
                 let was_open = slot.is_some();
                 match self.send(&mut slot, &sql, params) {
-                    Ok(rows) => return Ok(rows),
+                    Ok(rows) => return Ok(Ok(rows)),
                     Err(error) => {
                         if error.breaks_connection() {
                             *slot = None;
                         }
                         let broke = idempotent && was_open && error.is_closed();
                         if !(first && (broke || error.is_conflict())) {
-                            return Err(self.settings.error(operation, &error));
+                            let cause = error.cause();
+                            let error = self.settings.error(operation, &error);
+                            return Ok(Err(Failed { cause, error }));
                         }
                         first = false;
                     }
                 }
             }
-        })
+        })?
     }
 
     fn send(

@@ -6,13 +6,40 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
-use crate::error::StoreErrorKind;
+use crate::error::{Error, StoreErrorKind};
 
 #[derive(Debug)]
 pub(super) enum PgError {
     Postgres(tokio_postgres::Error),
     Timeout(Duration),
     Other(String),
+}
+
+/// A statement that failed, and whether that is the fault of one of its items.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub cause: Cause,
+    pub error: Error,
+}
+
+/// See [`Failed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Another transaction locks a row, or a table, for longer than the statement waits.
+    Locked,
+    /// The encoding of the database lacks a character of a text.
+    Encoding,
+    /// The database cannot keep a value.
+    Data,
+    /// No fault of an item.
+    Other,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        let cause = Cause::Other;
+        Self { cause, error }
+    }
 }
 
 impl From<tokio_postgres::Error> for PgError {
@@ -41,6 +68,15 @@ impl PgError {
     /// A lock could not be had within `lock_timeout`.
     pub(super) fn is_lock_timeout(&self) -> bool {
         self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+
+    pub(super) fn cause(&self) -> Cause {
+        match self.code().map(SqlState::code) {
+            Some("55P03") => Cause::Locked,
+            Some("22021" | "22P05") => Cause::Encoding,
+            Some(code) if code.starts_with("22") || code.starts_with("23") => Cause::Data,
+            _ => Cause::Other,
+        }
     }
 
     /// The kind of an [`Error::Store`](crate::Error::Store) that is made of it.

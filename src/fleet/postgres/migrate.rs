@@ -48,7 +48,8 @@ BEGIN
         CREATE SCHEMA @schema@;
     END IF;
     IF to_regclass('@schema@.schema_migrations') IS NULL THEN
-        FOREACH v_table IN ARRAY ARRAY['worker_heartbeats', 'leases', 'sessions'] LOOP
+        FOREACH v_table IN ARRAY ARRAY['worker_heartbeats', 'leases', 'sessions',
+            'deferred_heartbeats'] LOOP
             IF to_regclass('@schema@.' || v_table) IS NOT NULL THEN
                 RAISE EXCEPTION 'the schema has a table % of another program; use a schema of its own',
                     v_table USING ERRCODE = 'duplicate_table';

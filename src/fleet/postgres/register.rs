@@ -2,23 +2,87 @@
 
 use tokio_postgres::types::Type;
 
-use super::connection::Connection;
-use super::{column, rows};
+use super::batch::{Batch, Fault, Item};
+use super::error::{Cause, Failed};
+use super::{Connections, column, leases, rows};
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::shapes::{Registration, WorkerKey};
 
-pub(super) fn register(
-    connection: &Connection,
-    workers: &[Registration],
-) -> Result<Vec<WorkerKey>, Error> {
+impl Connections {
+    /// All of them, or none.
+    pub(super) fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+        let workers: Vec<&Registration> = workers.iter().collect();
+        loop {
+            let names = workers.iter().find(|worker| !self.texts.fits(&worker.id));
+            if let Some(worker) = names {
+                return Err(unnamed(worker));
+            }
+            let failed = match send(self, &workers) {
+                Ok(keys) => return Ok(keys),
+                Err(failed) => failed,
+            };
+            return Err(match failed.cause {
+                Cause::Locked => leases::locked("register"),
+                Cause::Data => refused(&failed.error),
+                Cause::Encoding => {
+                    let texts = workers
+                        .iter()
+                        .flat_map(|worker| worker.texts().into_iter().chain(worker.names()));
+                    let learned = self.texts.learn(&self.heartbeats, texts);
+                    if learned.map_err(|failed| failed.error)? {
+                        continue;
+                    }
+                    refused(&failed.error)
+                }
+                Cause::Other => failed.error,
+            });
+        }
+    }
+
+    pub(super) fn register_each(
+        &self,
+        workers: &[Registration],
+    ) -> Result<Vec<Result<WorkerKey, Error>>, Error> {
+        let workers: Vec<&Registration> = workers.iter().collect();
+        let written = Batch {
+            connection: &self.heartbeats,
+            texts: &self.texts,
+            suspects: &self.suspects,
+            send: &|workers| send(self, workers),
+            locked: &|workers| self.locked_workers(&column(workers, |worker| &*worker.id), true),
+        }
+        .write(&workers)?;
+        let answered = workers.iter().zip(written).map(|(worker, written)| {
+            written.map_err(|fault| match fault {
+                Fault::Locked => leases::locked("register"),
+                Fault::Name => unnamed(worker),
+                Fault::Data(why) => refused(&why),
+            })
+        });
+        Ok(answered.collect())
+    }
+}
+
+fn unnamed(worker: &Registration) -> Error {
+    let allowed = "characters that the encoding of the database has";
+    Error::invalid("id", format!("{:?}", worker.id), allowed)
+}
+
+fn refused(why: &dyn std::fmt::Display) -> Error {
+    let allowed = format!("what the database can keep ({why})");
+    Error::invalid("registration", "one that the database refuses", allowed)
+}
+
+fn send(connections: &Connections, workers: &[&Registration]) -> Result<Vec<WorkerKey>, Failed> {
     if workers.is_empty() {
         return Ok(Vec::new());
     }
     let here = ProcessIdentity::current();
     let own = |worker: &&Registration| worker.info.process.as_ref() == Some(&here);
-    let texts = |of: fn(&Registration) -> &str| column(workers, |worker| rows::text(of(worker)));
-    let ids = texts(|worker| &worker.id);
+    let kept = |text: &str| connections.texts.text(text).into_owned();
+    let texts = |of: fn(&Registration) -> &str| column(workers, |worker| kept(of(worker)));
+    let ids = column(workers, |worker| rows::text(&worker.id));
     let explicit = column(workers, |worker| worker.explicit);
     let types = texts(|worker| &worker.info.worker_type);
     let groups = texts(|worker| &worker.info.group);
@@ -52,14 +116,16 @@ pub(super) fn register(
             .as_ref()
             .is_some_and(|own| own.beats_only)
     });
-    let metadata = column(workers, |worker| rows::json(&worker.info.metadata));
+    let metadata = column(workers, |worker| {
+        connections.texts.json(&worker.info.metadata)
+    });
     let restarts = column(workers, |worker| i64::from(worker.info.restarts));
     let process = |of: fn(&ProcessIdentity) -> i64| {
         column(workers, |worker| worker.info.process.as_ref().map(of))
     };
     let named = |of: fn(&ProcessIdentity) -> &str| {
         column(workers, |worker| {
-            worker.info.process.as_ref().map(|own| rows::text(of(own)))
+            worker.info.process.as_ref().map(|own| kept(of(own)))
         })
     };
     let hostnames = named(|process| &process.hostname);
@@ -68,7 +134,7 @@ pub(super) fn register(
     let boot_ids = named(|process| &process.boot_id);
     let namespaces = process(|process| rows::number(process.pid_namespace));
     let own: Vec<bool> = workers.iter().map(|worker| own(&worker)).collect();
-    let answers = connection.query(
+    let answers = connections.heartbeats.try_query(
         "register",
         true,
         "SELECT ord, worker_id, incarnation FROM @schema@.register_workers($1, $2, $3, $4, $5, \

@@ -16,24 +16,28 @@ use crate::health::{State, Thresholds};
 /// A hundred years: a sum of such times stays within the range of the database.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// The columns that `list` reads.
+/// The columns that `list` reads. A worker that is silent by its row may have been heard from while
+/// its row was locked.
 pub(super) const COLUMNS: &str = "\
 w.worker_id, w.incarnation, w.worker_type, w.worker_group, \
-(extract(epoch FROM w.heartbeat_interval) * 1000000)::bigint AS heartbeat_interval, \
-(extract(epoch FROM w.stale_after) * 1000000)::bigint AS stale_after, \
-(extract(epoch FROM w.stall_after) * 1000000)::bigint AS stall_after, \
-(extract(epoch FROM w.startup_grace) * 1000000)::bigint AS startup_grace, \
+(extract(epoch FROM @schema@.bounded(w.heartbeat_interval)) * 1000000)::bigint AS heartbeat_interval, \
+(extract(epoch FROM @schema@.bounded(w.stale_after)) * 1000000)::bigint AS stale_after, \
+(extract(epoch FROM @schema@.bounded(w.stall_after)) * 1000000)::bigint AS stall_after, \
+(extract(epoch FROM @schema@.bounded(w.startup_grace)) * 1000000)::bigint AS startup_grace, \
 w.beats_only, w.metadata::text AS metadata, w.restarts, w.hostname, w.pid, w.process_started, \
 w.boot_id, w.pid_namespace, coalesce(w.last_status, w.status) AS reported, w.reason, \
-(extract(epoch FROM now() - w.started_at) * 1000000)::bigint AS registered_age, \
-(extract(epoch FROM now() - w.last_heartbeat_at) * 1000000)::bigint AS heartbeat_age, \
-(extract(epoch FROM now() - w.last_progress_at) * 1000000)::bigint AS progress_age, \
+@schema@.age_micros(w.started_at) AS registered_age, \
+CASE WHEN w.ended_at IS NULL AND @schema@.silence(w) > \
+@schema@.allowed_silence(w, @schema@.default_stale_after()) THEN @schema@.age_micros(greatest( \
+w.last_heartbeat_at, @schema@.deferred_heartbeat(w.worker_id, w.incarnation))) \
+ELSE @schema@.age_micros(w.last_heartbeat_at) END AS heartbeat_age, \
+@schema@.age_micros(w.last_progress_at) AS progress_age, \
 w.current_run_id, w.current_task, w.progress_done, w.progress_total, w.beats, \
-(SELECT (extract(epoch FROM max(l.expires_at) - now()) * 1000000)::bigint FROM @schema@.leases l \
+(SELECT -@schema@.age_micros(max(l.expires_at)) FROM @schema@.leases l \
 WHERE l.worker_id = w.worker_id AND l.incarnation = w.incarnation AND l.expires_at > now()) \
 AS lease_remaining, \
 w.status = 'stopped' AS stopped, w.ended_cause, w.ended_detail, w.ended_location, \
-(extract(epoch FROM now() - w.ended_at) * 1000000)::bigint AS ended_age";
+@schema@.age_micros(w.ended_at) AS ended_age";
 
 /// An age in whole microseconds, rounded down: ages are never over-estimated.
 pub(super) fn age(age: Duration) -> i64 {
@@ -73,13 +77,6 @@ pub(super) fn text(text: &str) -> Cow<'_, str> {
     }
 }
 
-pub(super) fn json(metadata: &[(String, String)]) -> String {
-    let fields = metadata
-        .iter()
-        .map(|(name, value)| (text(name).into_owned(), text(value).into()));
-    Value::Object(fields.collect()).to_string()
-}
-
 /// Other programs may have written values that are not strings; these are shown as JSON.
 fn metadata(json: &str) -> Vec<(String, String)> {
     let fields: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
@@ -105,6 +102,7 @@ pub(super) fn answer(name: &str) -> Answer {
     match name {
         "superseded" => Answer::Superseded,
         "ended" => Answer::Ended,
+        "busy" => Answer::Busy,
         _ => Answer::Unknown,
     }
 }
@@ -216,9 +214,8 @@ mod tests {
         let read = metadata(r#"{"a": "b", "load": 0.5, "x": [1, null]}"#);
         let expected = [("a", "b"), ("load", "0.5"), ("x", "[1,null]")];
         assert_eq!(read, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
-        assert_eq!(
-            json(&[("a\0".into(), "\"".into())]),
-            "{\"a\u{fffd}\":\"\\\"\"}"
-        );
+        for none in ["null", "[1]", "7", ""] {
+            assert_eq!(metadata(none), []);
+        }
     }
 }

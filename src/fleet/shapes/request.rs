@@ -40,6 +40,8 @@ pub enum Answer {
     /// Nothing was written, because another client of the store locks the worker's record. Ask again
     /// later: it is neither accepted nor refused.
     Busy,
+    /// Refused: the store cannot keep what this report contains.
+    Invalid,
 }
 
 /// Whether a store extended a lease.

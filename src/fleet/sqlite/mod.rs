@@ -285,6 +285,10 @@ impl HeartbeatStore for SqliteStore {
         self.transact("list", false, |tables, now| tables.list(filter, now))
     }
 
+    fn find(&self, id: &str) -> Result<Option<StoredWorker>, Error> {
+        self.transact("find", false, |tables, now| rules::find(tables, id, now))
+    }
+
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
         self.write("sweep", |tables, now| rules::sweep(tables, sweep, now))
     }

@@ -35,7 +35,16 @@ CREATE TABLE workers (
     stopped          INTEGER,
     ending_cause     TEXT,
     ending_detail    TEXT,
-    ending_location  TEXT
+    ending_location  TEXT,
+    -- Absurd values are refused at the door, whichever program writes them.
+    CONSTRAINT limits_are_0_to_100_years CHECK (
+        interval_ns BETWEEN 0 AND 3153600000000000000
+        AND (stale_after_ns IS NULL OR stale_after_ns BETWEEN 0 AND 3153600000000000000)
+        AND (stall_after_ns IS NULL OR stall_after_ns BETWEEN 0 AND 3153600000000000000)
+        AND (startup_grace_ns IS NULL OR startup_grace_ns BETWEEN 0 AND 3153600000000000000)),
+    CONSTRAINT times_are_integers CHECK (typeof(registered_at) = 'integer'
+        AND typeof(heartbeat_at) IN ('integer', 'null') AND typeof(progress_at) IN ('integer', 'null')
+        AND typeof(ended_at) IN ('integer', 'null'))
 ) WITHOUT ROWID;
 CREATE INDEX workers_living ON workers (worker_id) WHERE ended_at IS NULL;
 CREATE INDEX workers_by_group ON workers (worker_group);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use rusqlite::types::Value;
+use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row as SqlRow, named_params};
 
 use crate::clock::{Moment, nanos};
@@ -295,83 +295,135 @@ impl Tables for InTransaction<'_> {
     }
 }
 
+/// Other programs may write to the file. A column of another type is read as far as it makes sense, so
+/// that no row keeps others from being read.
+struct Columns<'a>(&'a SqlRow<'a>);
+
+impl Columns<'_> {
+    fn some_integer(&self, column: &str) -> rusqlite::Result<Option<i64>> {
+        Ok(match self.0.get_ref(column)? {
+            ValueRef::Null | ValueRef::Blob(_) => None,
+            ValueRef::Integer(number) => Some(number),
+            // Saturates.
+            ValueRef::Real(number) => Some(number as i64),
+            ValueRef::Text(text) => String::from_utf8_lossy(text).trim().parse().ok(),
+        })
+    }
+
+    fn integer(&self, column: &str) -> rusqlite::Result<i64> {
+        Ok(self.some_integer(column)?.unwrap_or(0))
+    }
+
+    fn number(&self, column: &str) -> rusqlite::Result<u64> {
+        self.integer(column).map(unsigned)
+    }
+
+    fn small(&self, column: &str) -> rusqlite::Result<u32> {
+        let number = self.number(column)?;
+        Ok(u32::try_from(number).unwrap_or(u32::MAX))
+    }
+
+    fn flag(&self, column: &str) -> rusqlite::Result<bool> {
+        Ok(self.integer(column)? != 0)
+    }
+
+    fn some_text(&self, column: &str) -> rusqlite::Result<Option<String>> {
+        Ok(match self.0.get_ref(column)? {
+            ValueRef::Null => None,
+            ValueRef::Integer(number) => Some(number.to_string()),
+            ValueRef::Real(number) => Some(number.to_string()),
+            ValueRef::Text(text) | ValueRef::Blob(text) => {
+                Some(String::from_utf8_lossy(text).into_owned())
+            }
+        })
+    }
+
+    fn text(&self, column: &str) -> rusqlite::Result<String> {
+        Ok(self.some_text(column)?.unwrap_or_default())
+    }
+
+    fn length(&self, column: &str) -> rusqlite::Result<Option<Duration>> {
+        Ok(self.some_integer(column)?.map(span))
+    }
+
+    fn at(&self, column: &str) -> rusqlite::Result<Option<Moment>> {
+        Ok(self.some_integer(column)?.map(moment))
+    }
+}
+
 fn worker(row: &SqlRow<'_>) -> rusqlite::Result<WorkerEntry> {
-    let length = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(span));
-    let at = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(moment));
-    let number = |column| row.get::<_, i64>(column).map(unsigned);
-    let thresholds = length("stale_after_ns")?
-        .map(|stale_after| {
-            Ok::<_, rusqlite::Error>(Thresholds {
-                stale_after,
-                stall_after: length("stall_after_ns")?,
-                startup_grace: length("startup_grace_ns")?.unwrap_or(stale_after),
-                beats_only: row.get("beats_only")?,
-            })
-        })
-        .transpose()?;
-    let process = row
-        .get::<_, Option<u32>>("pid")?
-        .map(|pid| {
-            Ok::<_, rusqlite::Error>(ProcessIdentity {
-                hostname: row.get("hostname")?,
-                pid,
-                started: number("process_started")?,
-                boot_id: row.get("boot_id")?,
-                pid_namespace: number("pid_namespace")?,
-            })
-        })
-        .transpose()?;
-    let ending = at("ended_at")?
-        .map(|at| {
+    let row = Columns(row);
+    let thresholds = match row.length("stale_after_ns")? {
+        None => None,
+        Some(stale_after) => Some(Thresholds {
+            stale_after,
+            stall_after: row.length("stall_after_ns")?,
+            startup_grace: row.length("startup_grace_ns")?.unwrap_or(stale_after),
+            beats_only: row.flag("beats_only")?,
+        }),
+    };
+    let process = match row.some_integer("pid")? {
+        None => None,
+        Some(_) => Some(ProcessIdentity {
+            hostname: row.text("hostname")?,
+            pid: row.small("pid")?,
+            started: row.number("process_started")?,
+            boot_id: row.text("boot_id")?,
+            pid_namespace: row.number("pid_namespace")?,
+        }),
+    };
+    let ending = match row.at("ended_at")? {
+        None => None,
+        Some(at) => {
             let ending = StoredEnding {
-                stopped: row.get("stopped")?,
-                cause: row.get("ending_cause")?,
-                detail: row.get("ending_detail")?,
-                location: row.get("ending_location")?,
+                stopped: row.flag("stopped")?,
+                cause: row.text("ending_cause")?,
+                detail: row.some_text("ending_detail")?,
+                location: row.some_text("ending_location")?,
             };
-            Ok::<_, rusqlite::Error>((ending, at))
-        })
-        .transpose()?;
-    let done: Option<i64> = row.get("steps_done")?;
-    let total: Option<i64> = row.get("steps_total")?;
+            Some((ending, at))
+        }
+    };
+    let done = row.some_integer("steps_done")?;
+    let total = row.some_integer("steps_total")?;
     Ok(WorkerEntry {
-        key: WorkerKey::new(row.get::<_, String>("worker_id")?, number("incarnation")?),
+        key: WorkerKey::new(row.text("worker_id")?, row.number("incarnation")?),
         info: WorkerInfo {
-            worker_type: row.get("worker_type")?,
-            group: row.get("worker_group")?,
-            interval: span(row.get("interval_ns")?),
+            worker_type: row.text("worker_type")?,
+            group: row.text("worker_group")?,
+            interval: row.length("interval_ns")?.unwrap_or_default(),
             thresholds,
-            metadata: metadata(&row.get::<_, String>("metadata")?),
-            restarts: row.get("restarts")?,
+            metadata: metadata(&row.text("metadata")?),
+            restarts: row.small("restarts")?,
             process,
         },
         status: WorkerStatus {
-            // Other programs may write to the file.
-            state: State::from_name(&row.get::<_, String>("status")?).unwrap_or(State::Active),
-            reason: row.get("reason")?,
-            run_id: row.get("run_id")?,
-            task: row.get("task")?,
+            state: State::from_name(&row.text("status")?).unwrap_or(State::Active),
+            reason: row.some_text("reason")?,
+            run_id: row.some_text("run_id")?,
+            task: row.some_text("task")?,
             progress: done.zip(total).map(|(d, t)| (unsigned(d), unsigned(t))),
-            beats: number("beats")?,
+            beats: row.number("beats")?,
         },
-        registered_at: moment(row.get("registered_at")?),
-        heartbeat_at: at("heartbeat_at")?,
-        progress_at: at("progress_at")?,
+        registered_at: moment(row.integer("registered_at")?),
+        heartbeat_at: row.at("heartbeat_at")?,
+        progress_at: row.at("progress_at")?,
         ending,
     })
 }
 
 fn lease(row: &SqlRow<'_>) -> rusqlite::Result<LeaseEntry> {
+    let row = Columns(row);
     Ok(LeaseEntry {
         key: LeaseKey {
             worker: WorkerKey {
-                id: row.get("worker_id")?,
-                incarnation: unsigned(row.get("incarnation")?),
+                id: row.text("worker_id")?,
+                incarnation: row.number("incarnation")?,
             },
-            run_id: row.get("run_id")?,
-            fence: unsigned(row.get("fence")?),
+            run_id: row.text("run_id")?,
+            fence: row.number("fence")?,
         },
-        expires_at: moment(row.get("expires_at")?),
+        expires_at: moment(row.integer("expires_at")?),
     })
 }
 
@@ -406,8 +458,11 @@ fn moment(time: i64) -> Moment {
     Moment::from_nanos(unsigned(time))
 }
 
+/// The longest limit of a worker: the file holds no longer one.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 fn length(duration: Duration) -> i64 {
-    signed(nanos(duration))
+    signed(nanos(duration.min(LONGEST)))
 }
 
 fn span(length: i64) -> Duration {

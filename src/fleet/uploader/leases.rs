@@ -9,8 +9,8 @@ use super::Uploader;
 use super::session::{ClockReading, LeaseState, StoreSession};
 use super::sync_state::address;
 use crate::clock::Patience;
-use crate::error::Error;
-use crate::fleet::shapes::{Claim, ClaimAnswer, LeaseKey};
+use crate::error::{Error, StoreErrorKind};
+use crate::fleet::shapes::{Claim, ClaimAnswer, LeaseKey, Renewal};
 use crate::fleet::store::check_count;
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
@@ -20,6 +20,8 @@ use crate::sync::thread_pool::ThreadPool;
 
 /// How long a claim waits for its worker to be registered.
 const REGISTRATION_PATIENCE: Duration = Duration::from_secs(10);
+/// The longest pause before a lease is renewed, or released, again whose record is locked.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
 
 impl Uploader {
     pub(in crate::fleet) const fn claims(&self) -> &ThreadPool {
@@ -131,7 +133,14 @@ impl Uploader {
         if let Some(session) = session() {
             return Ok(session);
         }
-        self.flush(&Patience::new(REGISTRATION_PATIENCE));
+        // Whatever becomes of others. A worker whose record is locked is sent again by later rounds.
+        let is_busy = || {
+            let mut sync_state = self.sync_state.lock();
+            sync_state
+                .get_mut(worker)
+                .is_some_and(|synced| synced.is_busy())
+        };
+        self.settle(&Patience::new(REGISTRATION_PATIENCE), || !is_busy());
         session().ok_or_else(|| {
             let status = self.status();
             Error::store(
@@ -178,11 +187,21 @@ impl Uploader {
     }
 
     pub(super) fn release(&self) -> Result<(), Error> {
-        let keys = self.sync_state.lock().to_release.clone();
-        if keys.is_empty() {
+        let now = self.clock.now();
+        let sync_state = self.sync_state.lock();
+        if sync_state.to_release.is_empty() || now < sync_state.release_at {
             return Ok(());
         }
-        self.unless_closing("release", self.store.release(&keys))?;
+        let keys = sync_state.to_release.clone();
+        drop(sync_state);
+        match self.unless_closing("release", self.store.release(&keys)) {
+            // The others are released; to release them again does no harm.
+            Err(Error::Store { kind, .. }) if kind == StoreErrorKind::Busy => {
+                self.sync_state.lock().release_at = self.clock.now().after(BUSY_RETRY);
+                return Ok(());
+            }
+            released => released?,
+        };
         self.sync_state
             .lock()
             .to_release
@@ -202,13 +221,15 @@ impl Uploader {
         for (ttl, leases) in by_ttl {
             let keys: Vec<_> = leases.iter().map(|lease| lease.key.clone()).collect();
             let sent = ClockReading::of(&self.clock);
-            let answers = self.unless_closing("renew", self.store.renew(&keys, ttl));
+            let answers = self.unless_closing("renew", self.store.try_renew(&keys, ttl));
             let answers = check_count("renew", keys.len(), answers)?;
-            for (lease, held) in leases.iter().zip(answers) {
-                if held {
-                    lease.renewed(&sent);
-                } else {
-                    self.lose(registry, lease);
+            for (lease, renewal) in leases.iter().zip(answers) {
+                match renewal {
+                    Renewal::Renewed => lease.renewed(&sent),
+                    Renewal::Lost => self.lose(registry, lease),
+                    Renewal::Busy => {
+                        lease.postpone(self.clock.now().after(BUSY_RETRY.min(ttl / 10)))
+                    }
                 }
             }
         }

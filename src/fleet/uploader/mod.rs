@@ -78,6 +78,8 @@ struct Rounds {
     succeeded_at: Option<Moment>,
     /// The round in which a farewell timed out.
     given_up: Option<u64>,
+    /// The log names a worker whose record is locked.
+    told_busy: bool,
 }
 
 impl Registry {
@@ -283,6 +285,7 @@ impl StoreHook for Uploader {
     fn status(&self) -> StoreStatus {
         let rounds = self.rounds.lock();
         StoreStatus {
+            replaced_texts: self.store.replaced_texts(),
             last_success_age: rounds.succeeded_at.map(|at| self.clock.now().since(at)),
             ..rounds.status.clone()
         }
@@ -311,6 +314,13 @@ impl Uploader {
     }
 
     fn flush(&self, patience: &Patience) -> bool {
+        let any = |is: fn(&SyncedWorker) -> bool| self.sync_state.lock().unfinished().any(is);
+        self.settle(patience, || !any(SyncedWorker::is_busy)) && !any(SyncedWorker::is_refused)
+    }
+
+    /// Waits for a round that has seen everything up to now, and for later ones until this is settled.
+    /// Returns whether that came about.
+    fn settle(&self, patience: &Patience, settled: impl Fn() -> bool) -> bool {
         if *self.thread_id.lock() == Some(std::thread::current().id()) {
             return false;
         }
@@ -319,23 +329,12 @@ impl Uploader {
         self.urgent.store(true, Ordering::Release);
         self.alarm.ring();
         let sent = self.wait(patience, |rounds| {
-            let complete = rounds.done >= wanted && !self.is_busy();
             let gives_up =
                 rounds.status.failures_in_a_row > 0 || self.closing.load(Ordering::Acquire);
-            (complete || gives_up).then_some(complete)
+            let done = rounds.done >= wanted && settled();
+            (done || gives_up).then_some(done)
         });
         sent.unwrap_or(false)
-            && !self
-                .sync_state
-                .lock()
-                .unfinished()
-                .any(SyncedWorker::is_refused)
-    }
-
-    /// The store was busy with a worker, and has not answered since.
-    fn is_busy(&self) -> bool {
-        let sync_state = self.sync_state.lock();
-        sync_state.unfinished().any(|synced| synced.busy.is_some())
     }
 
     /// Waits for an answer for as long as the patience lasts.

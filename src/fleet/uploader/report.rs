@@ -12,7 +12,7 @@ use super::session::{ClockReading, StoreSession};
 use super::sync_state::{SentState, SyncedWorker, address};
 use super::thread::LONGEST_RETRY;
 use crate::clock::Moment;
-use crate::error::Error;
+use crate::error::{Error, StoreErrorKind};
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::shapes::{
     Answer, Beat, Registration, Stop, StoredEnding, WorkerInfo, WorkerKey, WorkerStatus,
@@ -36,6 +36,8 @@ struct Due {
     worker: WorkerRef,
     session: Arc<StoreSession>,
     state: SentState,
+    /// Its record was locked when it was sent last.
+    was_busy: bool,
 }
 
 impl Uploader {
@@ -87,7 +89,7 @@ impl Uploader {
             // A worker that was marked offline and is not well would be marked again and again.
             let is_due = |synced: &SyncedWorker| {
                 let state = synced.worker.health(&observed).state();
-                synced.refused_until.is_none_or(|until| until <= now)
+                synced.may_be_sent(now)
                     && (!synced.swept || state.is_recent() || state.is_terminal())
             };
             let mut newcomers: Vec<Newcomer> = self
@@ -117,18 +119,15 @@ impl Uploader {
         let sent = ClockReading::of(&self.clock);
         let numbers = self.numbers.before_request();
         let answers = self.store.register_each(&registrations);
-        let keys = match self.unless_closing("register", answers) {
-            Err(refusal @ Error::Invalid { .. }) => {
-                self.refuse(registry, newcomers, &refusal);
-                return Ok(());
-            }
+        let answers = self.unless_closing("register", answers);
+        let keys = match check_count("register", registrations.len(), answers) {
+            Ok(keys) => keys,
             Err(error) => {
                 newcomers
                     .iter()
                     .for_each(|(worker, _)| self.be_unsure(worker));
                 return Err(error);
             }
-            keys => check_count("register", registrations.len(), keys)?,
         };
         let given = keys.iter().flatten();
         if let Err(error) = self.numbers.check_incarnations(numbers, given) {
@@ -141,6 +140,11 @@ impl Uploader {
                 Ok(key) => self.registered(newcomer, key, &sent),
                 Err(refusal @ Error::Invalid { .. }) => {
                     self.refuse(registry, std::slice::from_ref(newcomer), &refusal);
+                }
+                Err(Error::Store { kind, .. }) if kind == StoreErrorKind::Busy => {
+                    if let Some(synced) = self.sync_state.lock().get_mut(&newcomer.0) {
+                        synced.retry_busy(self.clock.now());
+                    }
                 }
                 Err(error) => {
                     self.be_unsure(&newcomer.0);
@@ -176,6 +180,9 @@ impl Uploader {
 
     /// Notes that the store refused these workers, with one event for each.
     fn refuse(&self, registry: &Registry, newcomers: &[Newcomer], refusal: &Error) {
+        if newcomers.is_empty() {
+            return;
+        }
         let error = written(format_args!("{refusal}"));
         let until = self.clock.now().after(LONGEST_RETRY);
         let mut refused = Vec::new();
@@ -211,12 +218,12 @@ impl Uploader {
     /// Sends the ends of workers.
     pub(super) fn stop(&self, registry: &Registry) -> Result<(), Error> {
         let now = registry.observed_now().clock;
+        let sent_at = self.clock.now();
         let ended: Vec<(WorkerRef, Arc<StoreSession>, Stop)> = self
             .sync_state
             .lock()
             .unfinished()
-            .filter(|synced| synced.is_present())
-            .filter(|synced| synced.busy.is_none_or(|busy| busy.until <= now))
+            .filter(|synced| synced.is_present() && synced.may_be_sent(sent_at))
             .filter_map(|synced| {
                 let ended = synced.worker.record.ended()?;
                 let session = synced.session.clone()?;
@@ -228,32 +235,41 @@ impl Uploader {
                 Some((synced.worker.clone(), session, stop))
             })
             .collect();
+        let mut refused = Vec::new();
         for batch in ended.chunks(BATCH) {
             let stops: Vec<Stop> = batch.iter().map(|(_, _, stop)| stop.clone()).collect();
             let answers = self.unless_closing("stop", self.store.stop(&stops));
             let answers = check_count("stop", stops.len(), answers)?;
-            let mut sync_state = self.sync_state.lock();
             for ((worker, session, _), answer) in batch.iter().zip(answers) {
-                let synced = sync_state.get_mut(worker);
+                let mut sync_state = self.sync_state.lock();
+                let sync_state = &mut *sync_state;
+                let synced = sync_state.workers.get_mut(&address(&worker.record));
                 let Some(synced) = synced.filter(|synced| synced.is_session(session)) else {
                     continue;
                 };
-                if answer == Answer::Busy {
-                    synced.retry_busy(self.clock.now());
-                    continue;
+                match answer {
+                    Answer::Unknown => {
+                        // It is registered again, and its end is sent then.
+                        synced.forget();
+                        continue;
+                    }
+                    Answer::Busy => {
+                        synced.retry_busy(self.clock.now());
+                        continue;
+                    }
+                    Answer::Invalid => {
+                        refused.push((worker.clone(), synced.incarnation));
+                        continue;
+                    }
+                    Answer::Accepted | Answer::Superseded | Answer::Ended => synced.finish(),
                 }
-                if answer == Answer::Unknown {
-                    // It is registered again, and its end is sent then.
-                    synced.forget();
-                    continue;
-                }
-                synced.finish();
                 // The store released its leases.
                 sync_state
                     .leases
                     .retain(|lease| !(lease.belongs_to(session) && lease.end()));
             }
         }
+        self.refuse(registry, &refused, &not_kept());
         Ok(())
     }
 
@@ -261,7 +277,11 @@ impl Uploader {
     pub(super) fn beat(&self, registry: &Registry) -> Result<bool, Error> {
         let mut all_known = true;
         let mut fenced = Vec::new();
-        for batch in self.due(registry).chunks(BATCH) {
+        let mut not_kept_ones = Vec::new();
+        // Workers whose records were locked are sent apart from the others.
+        let (waiting, due): (Vec<Due>, Vec<Due>) =
+            self.due(registry).into_iter().partition(|due| due.was_busy);
+        for batch in due.chunks(BATCH).chain(waiting.chunks(BATCH)) {
             let sent = ClockReading::of(&self.clock);
             // One for all: a pacemaker that is late is waited for once.
             let observed = registry.observed_now();
@@ -286,10 +306,15 @@ impl Uploader {
                         due.session.accepted(&sent, beat.heartbeat_age);
                         synced.sent = Some(due.state);
                         synced.busy = None;
+                        synced.refused_until = None;
                         continue;
                     }
                     Answer::Busy => {
                         synced.retry_busy(self.clock.now());
+                        continue;
+                    }
+                    Answer::Invalid => {
+                        not_kept_ones.push((due.worker.clone(), synced.incarnation));
                         continue;
                     }
                     Answer::Unknown => false,
@@ -315,6 +340,7 @@ impl Uploader {
                 }
             }
         }
+        self.refuse(registry, &not_kept_ones, &not_kept());
         for (worker, incarnation) in fenced {
             registry.fence(&worker, incarnation);
             if let Some(synced) = self.sync_state.lock().get_mut(&worker) {
@@ -338,6 +364,7 @@ impl Uploader {
                 worker: synced.worker.clone(),
                 session,
                 state,
+                was_busy: synced.busy.is_some(),
             })
         });
         due.collect()
@@ -379,6 +406,11 @@ impl Uploader {
         }
         Some(beat)
     }
+}
+
+/// The refusal of a report that the store cannot keep.
+fn not_kept() -> Error {
+    Error::invalid("report", "one that the store refuses", "what it can keep")
 }
 
 fn registration(worker: &WorkerRef, process: &ProcessIdentity) -> Registration {

@@ -23,6 +23,8 @@ pub(in crate::fleet) struct LeaseState {
     session: Arc<StoreSession>,
     until: Mutex<Deadline>,
     renewed_at: Mutex<Moment>,
+    /// Its record was locked: it is not renewed before.
+    postponed_until: Mutex<Moment>,
     /// It was lost or released.
     over: AtomicBool,
 }
@@ -135,6 +137,7 @@ impl LeaseState {
             session,
             until: Mutex::new(sent.deadline(ttl, Duration::ZERO)),
             renewed_at: Mutex::new(sent.moment),
+            postponed_until: Mutex::new(Moment::ZERO),
             over: AtomicBool::new(false),
         }
     }
@@ -151,7 +154,12 @@ impl LeaseState {
 
     /// When to renew it: at a third of its `ttl`.
     pub(super) fn renewal_due(&self) -> Moment {
-        self.renewed_at.lock().after(self.ttl / 3)
+        let due = self.renewed_at.lock().after(self.ttl / 3);
+        due.max(*self.postponed_until.lock())
+    }
+
+    pub(super) fn postpone(&self, until: Moment) {
+        *self.postponed_until.lock() = until;
     }
 
     /// Ends it. `false` if it had ended before.

@@ -24,6 +24,8 @@ pub(super) struct SyncState {
     /// Worker and run of each claim in progress.
     pub claiming: HashSet<(usize, String)>,
     pub to_release: Vec<LeaseKey>,
+    /// The record of one of them is locked; the next attempt is then.
+    pub release_at: Moment,
 }
 
 impl SyncState {
@@ -59,7 +61,7 @@ pub(super) struct SyncedWorker {
     pub swept: bool,
     /// Until then, a registration without an answer may still reach the store.
     pub unsure_until: Moment,
-    /// The store refused to register it; the next attempt is then.
+    /// The store refused it; the next attempt is then.
     pub refused_until: Option<Moment>,
     /// The store was busy with it, or did not answer for it alone.
     pub busy: Option<Busy>,
@@ -69,9 +71,9 @@ pub(super) struct SyncedWorker {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Busy {
     /// The next attempt.
-    pub until: Moment,
+    until: Moment,
     /// How often in a row.
-    times: u32,
+    pub times: u32,
 }
 
 /// What a heartbeat contained, as far as a change of it is urgent.
@@ -97,17 +99,25 @@ impl SyncedWorker {
         }
     }
 
+    pub(super) const fn is_busy(&self) -> bool {
+        self.busy.is_some() && !self.finished
+    }
+
+    /// Whether it is not to be left alone for a while.
+    pub(super) fn may_be_sent(&self, now: Moment) -> bool {
+        self.refused_until.is_none_or(|until| until <= now)
+            && self.busy.is_none_or(|busy| busy.until <= now)
+    }
+
     /// Whether a heartbeat is due: its time has come, or something changed.
     pub(super) fn is_due(&self, now: &SentState) -> bool {
         let interval = self.worker.record.profile.interval;
-        if let Some(busy) = self.busy {
-            return busy.until <= now.at;
-        }
-        self.sent.is_none_or(|sent| {
+        let changed = |sent: SentState| {
             (sent.state, sent.task) != (now.state, now.task)
                 // A round that comes a little early counts for this worker too.
                 || now.at.since(sent.at) >= interval / 4 * 3
-        })
+        };
+        self.may_be_sent(now.at) && (self.busy.is_some() || self.sent.is_none_or(changed))
     }
 
     /// Whether the worker is still in this incarnation.
@@ -141,10 +151,10 @@ impl SyncedWorker {
     /// When the next call for it is due at the latest.
     pub(super) fn next_at(&self) -> Option<Moment> {
         if self.finished {
-            None
-        } else {
-            self.due_at().or(self.refused_until)
+            return None;
         }
+        let waiting = self.refused_until.max(self.busy.map(|busy| busy.until));
+        waiting.or_else(|| self.due_at())
     }
 
     /// The store does not know this incarnation, or no longer.

@@ -11,6 +11,8 @@ use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
 use crate::sync::catch::catch;
 use crate::sync::describe::chain;
+use crate::sync::log::log_line;
+use crate::sync::printable::Printable;
 use crate::sync::random::Jitter;
 
 /// The shortest time between two rounds for new tasks.
@@ -172,15 +174,46 @@ impl Uploader {
         let registered = unfinished().filter(|synced| synced.session.is_some());
         let registered = registered.count();
         let refused = unfinished().filter(|synced| synced.is_refused()).count();
+        let busy = unfinished().filter(|synced| synced.is_busy()).count();
+        // The first attempt may have met a transaction that is over in a moment.
+        let locked = unfinished().find(|synced| synced.busy.is_some_and(|busy| busy.times > 1));
+        let locked = locked.map(|synced| synced.worker.record.id().to_owned());
         let renewals = sync_state.leases.iter().map(|lease| lease.renewal_due());
+        let releases = (!sync_state.to_release.is_empty()).then_some(sync_state.release_at);
         let next = unfinished().filter_map(SyncedWorker::next_at);
-        let next = next.chain(renewals).min();
+        let next = next.chain(renewals).chain(releases).min();
         drop(sync_state);
         let mut rounds = self.rounds.lock();
         rounds.status.registered = registered;
         rounds.status.refused = refused;
+        rounds.status.busy = busy;
+        let tell = match &locked {
+            Some(_) => !std::mem::replace(&mut rounds.told_busy, true),
+            None => busy == 0 && std::mem::take(&mut rounds.told_busy),
+        };
         drop(rounds);
+        if tell {
+            tell_busy(locked.as_deref(), busy);
+        }
         let now = self.clock.now();
         Ok(next.map_or(crate::worker::DEFAULT_INTERVAL, |due| due.since(now)))
+    }
+}
+
+/// Once when records are locked, and once when none is any more.
+fn tell_busy(locked: Option<&str>, count: usize) {
+    match locked {
+        Some(id) => log_line(
+            log::Level::Warn,
+            format_args!(
+                "store: another client locks the record of worker {} ({count} in total); it is sent \
+                 again until that ends",
+                Printable(id)
+            ),
+        ),
+        None => log_line(
+            log::Level::Info,
+            format_args!("store: no record of a worker is locked any more"),
+        ),
     }
 }

@@ -137,42 +137,9 @@ impl IncarnationCache {
     }
 }
 
-/// A text before this id, with no other id in between: a list after it begins with the id.
-///
-/// In the order of bytes, which is that of code points, `b` follows right after `a` with as many of
-/// the last code point as an id can hold.
-pub(super) fn just_before(id: &str, longest: usize) -> String {
-    let mut characters = id.chars();
-    let last = characters.next_back();
-    let mut before = characters.as_str().to_owned();
-    let previous = last.and_then(|last| match last {
-        '\u{e000}' => Some('\u{d7ff}'),
-        last => char::from_u32((last as u32).checked_sub(1)?),
-    });
-    if let Some(previous) = previous {
-        before.push(previous);
-        while before.len() <= longest {
-            before.push(char::MAX);
-        }
-    }
-    before
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_id_lies_between() {
-        let ids = ["a", "ab", "b", "a\u{e000}", "ä", "🦀", "a 1", "a-1", "a-0z"];
-        for id in ids {
-            let before = just_before(id, 512);
-            assert!(*before < *id, "{id}");
-            for other in ids.iter().chain(&["", "aa", "a-0", "a\u{d7ff}\u{10ffff}"]) {
-                assert!(**other <= *before || **other >= *id, "{other} and {id}");
-            }
-        }
-    }
 
     #[test]
     fn metadata_is_bounded_however_many_heartbeats_bring_it() {

@@ -61,7 +61,7 @@ const MOST_WORKERS: usize = 100_000;
 /// Unknown fields are kept as metadata of the worker. A worker that names its `incarnation` is refused
 /// once another incarnation has taken its place; without one, a request is for the current
 /// incarnation of the id. Every error is `{"error": "…"}`, with a `code` of `unknown` (404: register),
-/// `superseded` or `ended` (409) where a worker is refused. `400` and `413`: the request is invalid or
+/// `superseded` or `ended` (409), `busy` (503: retry) or `invalid` (400) where a worker is refused. `400` and `413`: the request is invalid or
 /// too large. `401` and `403`: the token is missing or wrong. `429`: too many workers. `503`: too many
 /// requests at once, or the store fails or is too slow; retry.
 ///
@@ -304,6 +304,7 @@ const ROUTES: &[(&str, Handler)] = &[
     ("/api/store/beat", Handler::Batch(store_api::beat)),
     ("/api/store/stop", Handler::Batch(store_api::stop)),
     ("/api/store/list", Handler::Batch(store_api::list)),
+    ("/api/store/find", Handler::Batch(store_api::find)),
     ("/api/store/sweep", Handler::Batch(store_api::sweep)),
     ("/api/store/purge", Handler::Batch(store_api::purge)),
     ("/api/store/claim", Handler::Batch(store_api::claim)),

@@ -9,13 +9,12 @@ use axum::body::Bytes;
 use log::Level;
 use parking_lot::Mutex;
 
-use super::incarnation_cache::{IncarnationCache, just_before};
-use crate::error::Error;
+use super::incarnation_cache::IncarnationCache;
+use crate::error::{Error, StoreErrorKind};
 use crate::fleet::numbers::HighestNumbers;
 use crate::fleet::store::check_count;
 use crate::fleet::{
-    Answer, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, StoredWorker, WorkerFilter,
-    WorkerKey,
+    Answer, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, StoredWorker, WorkerKey,
 };
 use crate::sync::describe::{chain, written};
 use crate::sync::log::log_line;
@@ -28,6 +27,8 @@ pub(super) const LONGEST_ID: usize = 512;
 const MAKE_ROOM_AGE: Duration = Duration::from_secs(3_600);
 /// The shortest time between two counts of all workers.
 const COUNT_PAUSE: Duration = Duration::from_secs(1);
+/// The shortest time between two lines of the log about a busy store.
+const BUSY_PAUSE: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub(super) struct Service {
     numbers: HighestNumbers,
     /// The store's numbers went back, as the log says.
     went_back: AtomicBool,
+    /// When the log told that the store is busy.
+    told_busy: Mutex<Option<Instant>>,
 }
 
 /// A request that has been read.
@@ -102,6 +105,7 @@ impl Refusal {
                 "busy",
                 "another client of the store locks its record: try again",
             ),
+            Answer::Invalid => (400, "invalid", "the store cannot keep what it reports"),
             Answer::Unknown | Answer::Accepted => (
                 404,
                 "unknown",
@@ -133,6 +137,7 @@ impl Service {
             numbers: HighestNumbers::default(),
             went_back: AtomicBool::new(false),
             failing: AtomicBool::new(false),
+            told_busy: Mutex::default(),
         }
     }
 
@@ -150,6 +155,19 @@ impl Service {
                 Ok(answer)
             }
             Err(error @ Error::Invalid { .. }) => Err(error.into()),
+            Err(Error::Store {
+                kind: StoreErrorKind::Busy,
+                ref message,
+                ..
+            }) => {
+                self.tell_busy(message);
+                Err(Refusal {
+                    status: 503,
+                    reason: "the store, or the record that this is about, is busy: try again"
+                        .to_owned(),
+                    code: Some("busy"),
+                })
+            }
             Err(error) => {
                 if !self.failing.swap(true, Ordering::Relaxed) {
                     let error = chain(&error);
@@ -166,6 +184,18 @@ impl Service {
         }
     }
 
+    /// At most once a minute: a single record may be locked for long.
+    fn tell_busy(&self, why: &str) {
+        let mut told = self.told_busy.lock();
+        if told.is_none_or(|at| at.elapsed() >= BUSY_PAUSE) {
+            *told = Some(Instant::now());
+            log_line(
+                Level::Warn,
+                format_args!("coordinator: the store is busy: {}", Printable(why)),
+            );
+        }
+    }
+
     /// The single answer to a single question.
     pub(super) fn asked_one<T>(&self, answers: Result<Vec<T>, Error>) -> Result<T, Refusal> {
         let answer = check_count("answer", 1, answers).and_then(|mut answers| {
@@ -175,12 +205,22 @@ impl Service {
         self.asked(answer)
     }
 
-    /// Registers workers, unless the store's incarnations go back.
-    pub(super) fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Refusal> {
+    /// Registers workers, unless the store's incarnations go back. `each`: otherwise all of them, or none.
+    pub(super) fn register(
+        &self,
+        workers: &[Registration],
+        each: bool,
+    ) -> Result<Vec<Result<WorkerKey, Error>>, Refusal> {
         let before = self.numbers.before_request();
-        let keys = check_count("answer", workers.len(), self.store.register(workers));
-        let keys = self.asked(keys)?;
-        self.check_numbers(self.numbers.check_incarnations(before, keys.iter()))?;
+        let keys = if each {
+            self.store.register_each(workers)
+        } else {
+            let keys = self.store.register(workers);
+            keys.map(|keys| keys.into_iter().map(Ok).collect())
+        };
+        let keys = self.asked(check_count("answer", workers.len(), keys))?;
+        let given = keys.iter().flatten();
+        self.check_numbers(self.numbers.check_incarnations(before, given))?;
         Ok(keys)
     }
 
@@ -218,12 +258,7 @@ impl Service {
 
     /// The worker as the store knows it now.
     pub(super) fn look_up(&self, id: &str) -> Result<Option<StoredWorker>, Refusal> {
-        let next = WorkerFilter::new().after(just_before(id, LONGEST_ID));
-        let found = self.store.list(&next.limit(1));
-        let found = self
-            .asked(found)?
-            .into_iter()
-            .find(|worker| worker.key.id == id);
+        let found = self.asked(self.store.find(id))?;
         let mut known = self.known.lock();
         match &found {
             Some(worker) => known.refresh(worker),
@@ -256,7 +291,8 @@ impl Service {
                 Ok(done) => return Ok((key, done)),
                 Err(refused) => refused,
             };
-            if looked_up || named.is_some() || refused == Answer::Ended {
+            let is_current = matches!(refused, Answer::Ended | Answer::Busy | Answer::Invalid);
+            if looked_up || named.is_some() || is_current {
                 return Err(Refusal::of(refused, id));
             }
             current = self.look_up(id)?.map(|worker| worker.key.incarnation);

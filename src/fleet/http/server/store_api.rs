@@ -5,9 +5,10 @@ use serde::de::DeserializeOwned;
 
 use super::service::{ReceivedBody, Refusal, Reply, Service};
 use super::validation;
-use crate::error::Error;
+use crate::error::{Error, StoreErrorKind};
 use crate::fleet::http::wire::{
-    Answers, Items, LARGEST_PAGE, MOST_ITEMS, MOST_ON_PAGE, One, SweepRequest, VERSION, Versioned,
+    Answers, Items, LARGEST_PAGE, MOST_ITEMS, MOST_ON_PAGE, One, Registered, SweepRequest, VERSION,
+    Versioned,
 };
 use crate::fleet::store::check_count;
 use crate::fleet::{Beat, Claim, LeaseKey, Registration, Stop, Sweep, WorkerFilter};
@@ -61,21 +62,34 @@ fn answers<A: Serialize>(
 }
 
 pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
-    let workers = items::<Registration>(body)?.items;
+    let request = items::<Registration>(body)?;
+    let workers = request.items;
     for worker in &workers {
         validation::check_registration(worker)?;
     }
     let ids: Vec<&str> = workers.iter().map(|worker| worker.id.as_str()).collect();
     service.admit(&ids)?;
-    let keys = service.register(&workers)?;
+    let keys = service.register(&workers, request.each)?;
     // Workers that are registered here name their incarnation in each heartbeat. It need not be
     // cached, but a cached one of the same id is out of date.
     let mut known = service.known.lock();
-    for key in &keys {
+    for key in keys.iter().flatten() {
         known.forget(&key.id);
     }
     drop(known);
-    write(&Answers { answers: keys })
+    let registered = keys.into_iter().map(|key| match key {
+        Ok(key) => Ok(Registered::Key(key)),
+        Err(refused @ Error::Invalid { .. }) => Ok(Registered::Refused {
+            refused: refused.to_string(),
+        }),
+        Err(Error::Store {
+            kind: StoreErrorKind::Busy,
+            ..
+        }) => Ok(Registered::Busy { busy: true }),
+        Err(error) => service.asked(Err(error)),
+    });
+    let answers = registered.collect::<Reply<Vec<_>>>()?;
+    write(&Answers { answers })
 }
 
 pub(super) fn beat(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
@@ -112,6 +126,11 @@ pub(super) fn stop(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
         validation::check_stop(stop)?;
     }
     answers(service, stops.len(), service.store.stop(&stops))
+}
+
+pub(super) fn find(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
+    let id: String = one(body)?;
+    write(&service.asked(service.store.find(&id))?)
 }
 
 /// `{"workers": […], "more": bool}`. A page that has grown large ends before the requested limit.
@@ -163,6 +182,9 @@ pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let ttl = ttl.ok_or_else(|| Refusal::bad("ttl_s is missing"))?.0;
     crate::fleet::check_ttl(ttl)?;
     let leases = request.items;
+    if request.each {
+        return answers(service, leases.len(), service.store.try_renew(&leases, ttl));
+    }
     answers(service, leases.len(), service.store.renew(&leases, ttl))
 }
 

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use super::service::{ReceivedBody, Refusal, Reply, Service};
 use super::validation::{Fields, check_id};
 use crate::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredEnding, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Stop, StoredEnding,
+    WorkerKey,
 };
 use crate::health::{DeathCause, State, StopCause, Thresholds};
 use crate::sync::random::unpredictable;
@@ -59,8 +60,8 @@ pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     registration.info.metadata = fields.rest()?;
     registration.info.thresholds = thresholds;
     service.admit(&[&registration.id])?;
-    let mut keys = service.register(std::slice::from_ref(&registration))?;
-    let key = keys.pop().ok_or_else(|| Refusal::new(500, "no answer"))?;
+    let mut keys = service.register(std::slice::from_ref(&registration), false)?;
+    let key = keys.pop().ok_or_else(|| Refusal::new(500, "no answer"))??;
     let info = registration.info;
     service.known.lock().learn(&key, 0, &info.metadata);
     let stale_after = info
@@ -246,7 +247,11 @@ pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let mut fields = Fields::read(body)?;
     let ttl = fields.ttl()?;
     let lease = lease(service, &mut fields)?;
-    let held = service.asked_one(service.store.renew(std::slice::from_ref(&lease), ttl))?;
+    let renewal = service.asked_one(service.store.try_renew(std::slice::from_ref(&lease), ttl))?;
+    if renewal == Renewal::Busy {
+        return Err(Refusal::of(Answer::Busy, &lease.worker.id));
+    }
+    let held = renewal == Renewal::Renewed;
     let mut known = service.known.lock();
     if held {
         known.leased(&lease.worker, &lease.run_id, ttl);

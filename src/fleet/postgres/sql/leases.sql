@@ -16,7 +16,7 @@ $$;
 CREATE OR REPLACE FUNCTION @schema@.claim_run(
     p_worker_id text, p_incarnation bigint, p_run_id text, p_ttl bigint,
     OUT answer text, OUT fence bigint
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
 DECLARE
     v_incarnation bigint;
@@ -56,7 +56,7 @@ END $$;
 -- Returns the fences of the leases that are still held.
 CREATE OR REPLACE FUNCTION @schema@.renew_leases(
     p_ids text[], p_incarnations bigint[], p_run_ids text[], p_fences bigint[], p_ttl bigint
-) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+) RETURNS SETOF bigint LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM @schema@.durably();
@@ -77,7 +77,7 @@ END $$;
 -- Returns the fences of the leases that were held until now.
 CREATE OR REPLACE FUNCTION @schema@.release_leases(
     p_ids text[], p_incarnations bigint[], p_run_ids text[], p_fences bigint[]
-) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
+) RETURNS SETOF bigint LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -87,4 +87,18 @@ BEGIN
             AND l.fence = k.fence AND l.expires_at > now()
         RETURNING l.fence;
     PERFORM @schema@.show_leases(p_ids, NULL);
+END $$;
+
+-- Those of these runs whose lease, or the row of whose worker, other transactions lock.
+CREATE OR REPLACE FUNCTION @schema@.locked_leases(p_run_ids text[], p_ids text[]) RETURNS SETOF text
+    LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM @schema@.wait_for_tables();
+    RETURN QUERY SELECT l.run_id FROM @schema@.leases l WHERE l.run_id = ANY (p_run_ids)
+        EXCEPT SELECT h.run_id FROM (SELECT l.run_id FROM @schema@.leases l
+            WHERE l.run_id = ANY (p_run_ids) ORDER BY l.run_id FOR UPDATE SKIP LOCKED) h;
+    RETURN QUERY SELECT k.run_id FROM unnest(p_run_ids, p_ids) AS k (run_id, id)
+        WHERE EXISTS (SELECT FROM @schema@.worker_heartbeats w WHERE w.worker_id = k.id)
+        AND k.id NOT IN (SELECT h.worker_id FROM (SELECT w.worker_id FROM @schema@.worker_heartbeats w
+            WHERE w.worker_id = ANY (p_ids) ORDER BY w.worker_id FOR KEY SHARE SKIP LOCKED) h);
 END $$;

@@ -47,15 +47,20 @@ BEGIN
                 ELSE s.lost_for + least(now() - s.looked_at, p_grace / 2) END,
             lost_at = coalesce(s.lost_at, now()),
             looked_at = now()
-        WHERE s.server_epoch = v_epoch AND (s.looked_at IS NULL OR s.looked_at < now())
+        -- A row that another transaction locks is looked at by a later sweep.
+        WHERE s.session_id = ANY (ARRAY(SELECT s.session_id FROM @schema@.sessions s
+            WHERE s.server_epoch = v_epoch AND (s.looked_at IS NULL OR s.looked_at < now())
             AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = s.backend_pid
                 -- backend_start is NULL if this role may not see it: that proves nothing.
-                AND (a.backend_start = s.backend_start OR a.backend_start IS NULL));
+                AND (a.backend_start = s.backend_start OR a.backend_start IS NULL))
+            FOR UPDATE SKIP LOCKED));
         -- Ended sessions that no living worker refers to.
         DELETE FROM @schema@.sessions s
+            WHERE s.session_id = ANY (ARRAY(SELECT s.session_id FROM @schema@.sessions s
             WHERE (s.lost_at IS NOT NULL OR s.server_epoch <> v_epoch)
             AND NOT EXISTS (SELECT FROM @schema@.worker_heartbeats w
-                WHERE w.session_id = s.session_id AND w.ended_at IS NULL);
+                WHERE w.session_id = s.session_id AND w.ended_at IS NULL)
+            FOR UPDATE SKIP LOCKED));
     END IF;
     SELECT array_agg(s.session_id) INTO v_lost FROM @schema@.sessions s
         WHERE s.server_epoch = v_epoch AND s.lost_at IS NOT NULL AND s.lost_for >= p_grace;

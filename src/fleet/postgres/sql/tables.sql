@@ -70,6 +70,17 @@ CREATE TABLE IF NOT EXISTS @schema@.leases (
 
 CREATE INDEX IF NOT EXISTS leases_worker ON @schema@.leases (worker_id);
 
+-- Heartbeats that arrived while another transaction locked the worker's row, or the table: proof that
+-- the worker is not silent, until its next heartbeat is written to its row. Rows are only added and
+-- deleted, and nothing is unique, so that no writer waits.
+CREATE TABLE IF NOT EXISTS @schema@.deferred_heartbeats (
+    worker_id text COLLATE "C" NOT NULL,
+    incarnation bigint NOT NULL,
+    heartbeat_at timestamptz NOT NULL
+);
+
+CREATE INDEX IF NOT EXISTS deferred_heartbeats_worker ON @schema@.deferred_heartbeats (worker_id);
+
 -- Sessions of processes that have workers. If a session is missing from pg_stat_activity, and its
 -- workers have not come back through another one, its process is gone.
 CREATE TABLE IF NOT EXISTS @schema@.sessions (
@@ -85,3 +96,56 @@ CREATE TABLE IF NOT EXISTS @schema@.sessions (
     looked_at timestamptz,
     lost_for interval NOT NULL DEFAULT '0'
 );
+
+-- Absurd values are refused at the door. Rows that hold some are brought within the bounds first: each
+-- later write to them would be refused. In days: intervals are compared as if a month had 30 of them.
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conname = 'limits_are_0_to_100_years'
+            AND c.conrelid = '@schema@.worker_heartbeats'::regclass) THEN
+        UPDATE @schema@.worker_heartbeats w SET
+            heartbeat_interval = least(greatest(w.heartbeat_interval, '0'), '36525 days'),
+            stale_after = CASE WHEN w.stale_after IS NOT NULL
+                THEN least(greatest(w.stale_after, '0'), '36525 days') END,
+            stall_after = CASE WHEN w.stall_after IS NOT NULL
+                THEN least(greatest(w.stall_after, '0'), '36525 days') END,
+            startup_grace = CASE WHEN w.startup_grace IS NOT NULL
+                THEN least(greatest(w.startup_grace, '0'), '36525 days') END
+            WHERE NOT (w.heartbeat_interval BETWEEN '0' AND '36525 days'
+                AND coalesce(w.stale_after, '0') BETWEEN '0' AND '36525 days'
+                AND coalesce(w.stall_after, '0') BETWEEN '0' AND '36525 days'
+                AND coalesce(w.startup_grace, '0') BETWEEN '0' AND '36525 days');
+        ALTER TABLE @schema@.worker_heartbeats ADD CONSTRAINT limits_are_0_to_100_years CHECK (
+            heartbeat_interval BETWEEN '0' AND '36525 days' AND stale_after BETWEEN '0' AND '36525 days'
+            AND stall_after BETWEEN '0' AND '36525 days' AND startup_grace BETWEEN '0' AND '36525 days')
+            NOT VALID;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conname = 'times_are_1900_to_2500'
+            AND c.conrelid = '@schema@.worker_heartbeats'::regclass) THEN
+        UPDATE @schema@.worker_heartbeats w SET
+            started_at = CASE WHEN w.started_at BETWEEN '1900-01-01Z' AND '2500-01-01Z'
+                THEN w.started_at ELSE now() END,
+            last_heartbeat_at = CASE WHEN w.last_heartbeat_at BETWEEN '1900-01-01Z' AND '2500-01-01Z'
+                THEN w.last_heartbeat_at END,
+            last_progress_at = CASE WHEN w.last_progress_at BETWEEN '1900-01-01Z' AND '2500-01-01Z'
+                THEN w.last_progress_at END,
+            ended_at = CASE WHEN w.ended_at IS NOT NULL
+                THEN CASE WHEN w.ended_at BETWEEN '1900-01-01Z' AND '2500-01-01Z'
+                    THEN w.ended_at ELSE now() END END
+            WHERE NOT (w.started_at BETWEEN '1900-01-01Z' AND '2500-01-01Z'
+                AND coalesce(w.last_heartbeat_at, now()) BETWEEN '1900-01-01Z' AND '2500-01-01Z'
+                AND coalesce(w.last_progress_at, now()) BETWEEN '1900-01-01Z' AND '2500-01-01Z'
+                AND coalesce(w.ended_at, now()) BETWEEN '1900-01-01Z' AND '2500-01-01Z');
+        ALTER TABLE @schema@.worker_heartbeats ADD CONSTRAINT times_are_1900_to_2500 CHECK (
+            started_at BETWEEN '1900-01-01Z' AND '2500-01-01Z'
+            AND last_heartbeat_at BETWEEN '1900-01-01Z' AND '2500-01-01Z'
+            AND last_progress_at BETWEEN '1900-01-01Z' AND '2500-01-01Z'
+            AND ended_at BETWEEN '1900-01-01Z' AND '2500-01-01Z') NOT VALID;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conname = 'times_are_1900_to_2500'
+            AND c.conrelid = '@schema@.leases'::regclass) THEN
+        UPDATE @schema@.leases l SET expires_at = now()
+            WHERE NOT l.expires_at BETWEEN '1900-01-01Z' AND '2500-01-01Z';
+        ALTER TABLE @schema@.leases ADD CONSTRAINT times_are_1900_to_2500 CHECK (
+            expires_at BETWEEN '1900-01-01Z' AND '2500-01-01Z') NOT VALID;
+    END IF;
+END $$;

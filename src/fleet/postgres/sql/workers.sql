@@ -17,13 +17,75 @@ END $$;
 CREATE OR REPLACE FUNCTION @schema@.micros(p_micros bigint) RETURNS interval
     LANGUAGE sql IMMUTABLE AS $$ SELECT p_micros * interval '1 microsecond' $$;
 
+-- Waits for a lock on a whole table, such as that of CREATE INDEX. Other waits are for rows, and short:
+-- the functions below set lock_timeout, and a caller that gets lock_not_available asks locked_workers,
+-- or locked_leases, which rows it has to do without.
+CREATE OR REPLACE FUNCTION @schema@.wait_for_tables() RETURNS void
+    LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
+BEGIN
+    LOCK TABLE @schema@.worker_heartbeats, @schema@.leases IN ROW EXCLUSIVE MODE;
+END $$;
+
+-- Those of these workers whose rows other transactions lock. p_ends: a lock against reading the key
+-- counts too, and one of the worker's leases.
+CREATE OR REPLACE FUNCTION @schema@.locked_workers(p_ids text[], p_ends boolean) RETURNS SETOF text
+    LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM @schema@.wait_for_tables();
+    IF p_ends THEN
+        RETURN QUERY SELECT w.worker_id FROM @schema@.worker_heartbeats w WHERE w.worker_id = ANY (p_ids)
+            EXCEPT SELECT h.worker_id FROM (SELECT w.worker_id FROM @schema@.worker_heartbeats w
+                WHERE w.worker_id = ANY (p_ids) ORDER BY w.worker_id FOR UPDATE SKIP LOCKED) h;
+        RETURN QUERY SELECT l.worker_id FROM @schema@.leases l WHERE l.worker_id = ANY (p_ids)
+            AND l.run_id NOT IN (SELECT h.run_id FROM (SELECT l.run_id FROM @schema@.leases l
+                WHERE l.worker_id = ANY (p_ids) ORDER BY l.run_id FOR UPDATE SKIP LOCKED) h);
+    ELSE
+        RETURN QUERY SELECT w.worker_id FROM @schema@.worker_heartbeats w WHERE w.worker_id = ANY (p_ids)
+            EXCEPT SELECT h.worker_id FROM (SELECT w.worker_id FROM @schema@.worker_heartbeats w
+                WHERE w.worker_id = ANY (p_ids) ORDER BY w.worker_id FOR NO KEY UPDATE SKIP LOCKED) h;
+    END IF;
+END $$;
+
+-- Those of these characters, as UTF-8, that the encoding of the database lacks.
+CREATE OR REPLACE FUNCTION @schema@.missing_characters(p_characters bytea[]) RETURNS SETOF bytea
+    LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    v_character bytea;
+BEGIN
+    FOREACH v_character IN ARRAY p_characters LOOP
+        BEGIN
+            PERFORM convert_from(v_character, 'UTF8');
+        EXCEPTION WHEN data_exception THEN
+            RETURN NEXT v_character;
+        END;
+    END LOOP;
+END $$;
+
+-- Records heartbeats that cannot be written to the workers' rows now, because these are locked: see
+-- the table deferred_heartbeats.
+CREATE OR REPLACE FUNCTION @schema@.defer_heartbeats(
+    p_ids text[], p_incarnations bigint[], p_heartbeat_ages bigint[]
+) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO @schema@.deferred_heartbeats (worker_id, incarnation, heartbeat_at)
+    SELECT b.id, b.incarnation, now() - @schema@.micros(b.heartbeat_age)
+    FROM unnest(p_ids, p_incarnations, p_heartbeat_ages) AS b (id, incarnation, heartbeat_age)
+    WHERE b.heartbeat_age IS NOT NULL
+$$;
+
 -- New values replace old ones of the same name. New names are added up to @max_metadata@ in total,
--- so that metadata from heartbeats does not grow without bound.
+-- so that metadata from heartbeats does not grow without bound. Anything but an object is no metadata.
 CREATE OR REPLACE FUNCTION @schema@.merged(p_old jsonb, p_new jsonb) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
-    v_room bigint := @max_metadata@ - (SELECT count(*) FROM jsonb_object_keys(p_old));
+    v_room bigint;
 BEGIN
+    IF jsonb_typeof(p_old) IS DISTINCT FROM 'object' THEN
+        p_old := '{}';
+    END IF;
+    IF jsonb_typeof(p_new) IS DISTINCT FROM 'object' THEN
+        RETURN p_old;
+    END IF;
+    v_room := @max_metadata@ - (SELECT count(*) FROM jsonb_object_keys(p_old));
     RETURN p_old || coalesce((SELECT jsonb_object_agg(n.name, p_new -> n.name) FROM (
         SELECT k.name, p_old ? k.name AS known, count(*) FILTER (WHERE NOT p_old ? k.name)
             OVER (ORDER BY k.ord) AS place
@@ -37,7 +99,8 @@ CREATE OR REPLACE FUNCTION @schema@.register_workers(
     p_metadata text[], p_restarts bigint[], p_hostnames text[], p_pids bigint[],
     p_process_started bigint[], p_boot_ids text[], p_pid_namespaces bigint[], p_own boolean[],
     p_session bigint
-) RETURNS TABLE (ord bigint, worker_id text, incarnation bigint) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (ord bigint, worker_id text, incarnation bigint)
+LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
 DECLARE
     r record;
@@ -127,7 +190,7 @@ CREATE OR REPLACE FUNCTION @schema@.beat_workers(
     p_heartbeat_ages bigint[], p_progress_ages bigint[], p_run_ids text[], p_tasks text[],
     p_done bigint[], p_total bigint[], p_beats bigint[], p_metadata text[], p_session bigint,
     p_pid bigint, p_process_started bigint, p_boot_id text, p_pid_namespace bigint
-) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
 DECLARE
     v_session bigint := CASE WHEN @schema@.is_session(p_session) THEN p_session END;
@@ -138,9 +201,12 @@ BEGIN
         UPDATE @schema@.worker_heartbeats w SET
             status = b.status,
             reason = b.reason,
-            -- Never moves back: reports may arrive out of order.
-            last_heartbeat_at = greatest(w.last_heartbeat_at, now() - @schema@.micros(b.heartbeat_age)),
-            last_progress_at = greatest(w.last_progress_at, now() - @schema@.micros(b.progress_age)),
+            -- Never moves back: reports may arrive out of order. A time in the future, which another
+            -- program wrote, does not stay.
+            last_heartbeat_at = greatest(now() - @schema@.micros(b.heartbeat_age),
+                CASE WHEN w.last_heartbeat_at <= clock_timestamp() THEN w.last_heartbeat_at END),
+            last_progress_at = greatest(now() - @schema@.micros(b.progress_age),
+                CASE WHEN w.last_progress_at <= clock_timestamp() THEN w.last_progress_at END),
             current_run_id = b.run_id,
             current_task = b.task,
             progress_done = b.done,
@@ -162,6 +228,12 @@ BEGIN
         RETURNING b.ord
     )
     SELECT array_agg(taken.ord) INTO v_taken FROM taken;
+    IF EXISTS (SELECT FROM @schema@.deferred_heartbeats) THEN
+        DELETE FROM @schema@.deferred_heartbeats d WHERE d.ctid = ANY (ARRAY(
+            SELECT d.ctid FROM @schema@.deferred_heartbeats d
+            WHERE d.worker_id IN (SELECT p_ids[t.ord] FROM unnest(v_taken) t (ord))
+            FOR UPDATE SKIP LOCKED));
+    END IF;
     IF cardinality(v_taken) = cardinality(p_ids) THEN
         RETURN;
     END IF;
@@ -175,26 +247,36 @@ END $$;
 -- Of versions 1 to 13.
 DROP FUNCTION IF EXISTS @schema@.stop_workers(text[], bigint[], boolean[], text[], text[], bigint[]);
 
--- Each worker at most once in a batch. Returns the refused ones.
+-- Each worker at most once in a batch. Returns the refused ones, and as 'busy' those that have ended
+-- now and have a lease that is locked: another call releases it.
 CREATE OR REPLACE FUNCTION @schema@.stop_workers(
     p_ids text[], p_incarnations bigint[], p_stopped boolean[], p_causes text[], p_details text[],
     p_locations text[], p_agos bigint[]
-) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
+DECLARE
+    v_left text[];
 BEGIN
     PERFORM @schema@.durably();
     PERFORM FROM @schema@.worker_heartbeats w WHERE w.worker_id = ANY (p_ids)
         ORDER BY w.worker_id FOR UPDATE;
-    RETURN QUERY
-        SELECT s.ord, @schema@.refusal(s.incarnation, w.incarnation, w.ended_at)
-        FROM unnest(p_ids, p_incarnations) WITH ORDINALITY AS s (id, incarnation, ord)
-        LEFT JOIN @schema@.worker_heartbeats w ON w.worker_id = s.id
-        WHERE @schema@.refusal(s.incarnation, w.incarnation, w.ended_at) IS NOT NULL;
     -- The worker itself reports its end, so it no longer believes in its leases.
-    DELETE FROM @schema@.leases l
-        USING unnest(p_ids, p_incarnations) AS s (id, incarnation), @schema@.worker_heartbeats w
-        WHERE l.worker_id = s.id AND l.incarnation = s.incarnation
-        AND w.worker_id = s.id AND w.incarnation >= s.incarnation;
+    DELETE FROM @schema@.leases l WHERE l.run_id = ANY (ARRAY(
+        SELECT l.run_id FROM @schema@.leases l
+        WHERE (l.worker_id, l.incarnation) IN (SELECT * FROM unnest(p_ids, p_incarnations))
+        ORDER BY l.run_id FOR UPDATE SKIP LOCKED))
+        AND EXISTS (SELECT FROM @schema@.worker_heartbeats w
+            WHERE w.worker_id = l.worker_id AND w.incarnation >= l.incarnation);
+    v_left := ARRAY(SELECT l.worker_id FROM @schema@.leases l
+        WHERE (l.worker_id, l.incarnation) IN (SELECT * FROM unnest(p_ids, p_incarnations)));
+    RETURN QUERY
+        SELECT f.ord, f.answer FROM (
+            SELECT s.ord, CASE
+                WHEN s.id = ANY (v_left) AND w.incarnation >= s.incarnation THEN 'busy'
+                ELSE @schema@.refusal(s.incarnation, w.incarnation, w.ended_at) END AS answer
+            FROM unnest(p_ids, p_incarnations) WITH ORDINALITY AS s (id, incarnation, ord)
+            LEFT JOIN @schema@.worker_heartbeats w ON w.worker_id = s.id
+        ) f WHERE f.answer IS NOT NULL;
     UPDATE @schema@.worker_heartbeats w SET
         last_status = w.status, status = CASE WHEN s.stopped THEN 'stopped' ELSE 'dead' END,
         ended_at = now() - @schema@.micros(s.ago), ended_cause = s.cause,
