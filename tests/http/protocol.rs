@@ -141,7 +141,7 @@ fn stops() -> Vec<Stop> {
 }
 
 const REGISTRATIONS: &str = concat!(
-    r#"{"version":1,"items":[{"id":"a","explicit":false,"worker_type":"poller","#,
+    r#"{"version":1,"each":true,"items":[{"id":"a","explicit":false,"worker_type":"poller","#,
     r#""group":"machine-7","interval_s":1.5,"thresholds":{"stale_after_s":90.0,"#,
     r#""stall_after_s":300.0,"startup_grace_s":7.0,"beats_only":true},"#,
     r#""metadata":{"version":"1.4.2","a":"\""},"restarts":3,"process":{"hostname":"host-1","#,
@@ -180,7 +180,7 @@ const CLAIM: &str =
     r#"{"version":1,"what":{"worker":{"id":"a","incarnation":1},"run_id":"run-1","ttl_s":60.0}}"#;
 
 const RENEW: &str = concat!(
-    r#"{"version":1,"ttl_s":60.0,"items":[{"worker":{"id":"a","incarnation":1},"#,
+    r#"{"version":1,"ttl_s":60.0,"each":true,"items":[{"worker":{"id":"a","incarnation":1},"#,
     r#""run_id":"run-1","fence":9}]}"#,
 );
 
@@ -451,7 +451,11 @@ fn a_coordinator_reads_these_requests_and_gives_these_answers() {
         assert!(called().contains(run_id), "{}", called());
     }
 
-    assert_eq!(ask(address, "renew", RENEW), r#"{"answers":[true]}"#);
+    assert_eq!(ask(address, "renew", RENEW), r#"{"answers":["renewed"]}"#);
+    assert_eq!(called(), format!("{:?} 60s", [lease()]));
+    // From a client that does not know answers of their own.
+    let renew = RENEW.replace(r#""each":true,"#, "");
+    assert_eq!(ask(address, "renew", &renew), r#"{"answers":[true]}"#);
     assert_eq!(called(), format!("{:?} 60s", [lease()]));
     assert_eq!(ask(address, "release", RELEASE), r#"{"answers":[false]}"#);
     assert_eq!(called(), format!("{:?}", [lease()]));
