@@ -66,7 +66,9 @@ impl ProcessIdentity {
                 hostname
             },
             pid,
-            started: Stat::read("/proc/self/stat").map_or(0, |stat| stat.started),
+            started: Stat::read("/proc/self/stat")
+                .filter(|_| !shifts_time())
+                .map_or(0, |stat| stat.started),
             boot_id: line("/proc/sys/kernel/random/boot_id"),
             pid_namespace: fs::read_link("/proc/self/ns/pid")
                 .ok()
@@ -98,13 +100,14 @@ impl ProcessIdentity {
         if !self.is_local() {
             return None;
         }
-        match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
+        let fate = match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
             Ok(text) => fate(&Stat::parse(&text)?, self.started),
             // Only "not found" proves anything.
             Err(error) => {
                 (error.kind() == std::io::ErrorKind::NotFound && sees_all()).then_some(Fate::Gone)
             }
-        }
+        };
+        fate.filter(|_| is_own_proc())
     }
 }
 
@@ -128,6 +131,30 @@ pub(crate) fn uptime() -> Option<std::time::Duration> {
     }
     #[cfg(not(target_os = "linux"))]
     None
+}
+
+/// Whether `/proc` shows the processes of this process's own pid namespace. In a new namespace it shows
+/// those of another one, under other numbers, until it is mounted again.
+fn is_own_proc() -> bool {
+    let here = std::process::id().to_string();
+    let shows_here = fs::read_link("/proc/self").is_ok_and(|link| link.to_str() == Some(&*here));
+    // This process's number in each namespace, from that of `/proc` to its own. Old kernels lack it.
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    shows_here
+        && numbers.is_none_or(|numbers| numbers.split_whitespace().eq([&*here]))
+        && Stat::read("/proc/self/stat")
+            .is_some_and(|stat| stat.started == ProcessIdentity::current().started)
+}
+
+/// Whether the time since boot is another one for this process than for others of the host: it is in
+/// a time namespace (time_namespaces(7)), and so sees other start times of processes.
+fn shifts_time() -> bool {
+    let offsets = fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+    let mut fields = offsets
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("boottime"));
+    fields.any(|offset| offset.split_whitespace().any(|part| part != "0"))
 }
 
 /// Whether `/proc` shows the processes of other users too: the mount option `hidepid` hides them

@@ -8,6 +8,8 @@ mod numbers;
 #[cfg(all(feature = "sqlite", feature = "test-util"))]
 mod sqlite;
 #[cfg(all(feature = "sqlite", feature = "test-util"))]
+mod sqlite_files;
+#[cfg(all(feature = "sqlite", feature = "test-util"))]
 mod sqlite_shared;
 #[path = "../support/mod.rs"]
 mod support;

@@ -10,8 +10,8 @@ use crate::support::{PATIENCE, SECOND, eventually};
 use nix::sys::signal::Signal;
 use rusqlite::Connection;
 use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, Registration, Stop, StoredEnding, Sweep, WorkerFilter,
-    WorkerKey, conformance,
+    Answer, Beat, Claim, ClaimAnswer, ProcessIdentity, Registration, Stop, StoredEnding, Sweep,
+    WorkerFilter, WorkerKey, conformance,
 };
 use worker_heartbeat::{
     DeathCause, Error, FleetConfig, HeartbeatStore, Registry, SqliteStore, State, StoreErrorKind,
@@ -423,6 +423,16 @@ pub(crate) fn play(role: &str) {
             },
             ("held", _) => say(&lease.as_ref().is_some_and(|own| own.is_held()).to_string()),
             ("recent", _) => say(&hb.is_recent().to_string()),
+            ("gone", _) => say(&ProcessIdentity::current().is_gone().to_string()),
+            ("sweep", _) => {
+                let sweeper = Sweeper::new(SqliteStore::open(file).unwrap());
+                let report = sweeper.watched_for(Duration::ZERO).sweep().unwrap();
+                say(&report.marked_offline.join(" "));
+            }
+            ("list", _) => match SqliteStore::open_read_only(file) {
+                Ok(store) => say(&rows(&store).len().to_string()),
+                Err(error) => say(&error.to_string()),
+            },
             ("fill", _) => {
                 let mut n = 0;
                 while attachment.status().failures_in_a_row == 0 {

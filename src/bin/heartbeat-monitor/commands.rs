@@ -14,7 +14,7 @@ use crate::{UNHEALTHY, table};
 pub type CommandResult = Result<ExitCode, BoxError>;
 
 pub fn status(args: &StatusArgs) -> CommandResult {
-    let store = args.store.open()?;
+    let store = args.store.open_to_read()?;
     let pages = Pages::new(&*store, WorkerFilter::new());
     let workers: Vec<StoredWorker> = pages.collect::<Result<Vec<_>, _>>()?.concat();
     let summary = store.summary()?;
@@ -75,7 +75,7 @@ pub fn check(args: &CheckArgs) -> CommandResult {
     let result = match &args.file {
         Some(file) => Beacon::check(file, args.max_age),
         None => {
-            let summary = args.store.open()?.summary()?;
+            let summary = args.store.open_to_read()?.summary()?;
             let text = table::clean(&summary.to_string());
             if summary.is_healthy() {
                 Ok(text)

@@ -36,6 +36,17 @@ impl StoreArgs {
         }
     }
 
+    /// Opens an existing store to read it. A SQLite file need not be writable.
+    pub fn open_to_read(&self) -> Result<Arc<dyn HeartbeatStore>, BoxError> {
+        match &self.sqlite {
+            Some(file) if file.exists() => {
+                self.check_file()?;
+                Ok(Arc::new(SqliteStore::open_read_only(file)?))
+            }
+            _ => self.open(),
+        }
+    }
+
     /// Refuses SQLite names that are not files.
     fn check_file(&self) -> Result<(), UsageError> {
         let file = self.sqlite.as_ref().and_then(|file| file.to_str());

@@ -1,15 +1,18 @@
 //! A store in a SQLite file: without a server or set-up.
 
+mod file;
+mod reader;
 mod tables;
 mod time;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::rules::{self, Tables};
 use super::shapes::{
@@ -20,10 +23,13 @@ use super::store::HeartbeatStore;
 use crate::clock::Moment;
 use crate::error::{Error, StoreErrorKind};
 use crate::health::SweepReport;
+use file::{FileId, OpenFile};
 use tables::InTransaction;
 
 /// How long a call waits for another process that is writing.
 const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a process checks that its file was not replaced, apart from calls.
+const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 const SCHEMA: &str = include_str!("schema.sql");
 /// Distinguishes these files from those of other programs.
 const APPLICATION_ID: i32 = 0x7768_6274;
@@ -41,8 +47,14 @@ const LARGEST_WAL: i64 = 8 * 1024 * 1024;
 ///
 /// The file is in WAL mode, and every commit is synced to disk, so that incarnations and fences are
 /// never given twice, even after a power failure. Time is counted from the host's boot: setting the
-/// wall clock has no effect. The file must not be on a network file system, and all its users must run
-/// on one kernel.
+/// wall clock has no effect. All users of the file must run on one kernel; a file on NFS, SMB, AFS, Ceph
+/// or Lustre is refused.
+///
+/// If the file is replaced or removed, or its `-wal` or `-shm` is, other processes do not see any more
+/// what this one writes. A call that finds that fails, and the next one opens the file that is there
+/// now. Workers that it does not know are registered again; their leases are lost. Each process checks
+/// that before and after each transaction, and at least every 1.5 s; until then, it believes in its
+/// leases. Incarnations and fences continue with higher numbers in any case.
 ///
 /// ```
 /// # #[cfg(feature = "sqlite")]
@@ -66,8 +78,11 @@ const LARGEST_WAL: i64 = 8 * 1024 * 1024;
 pub struct SqliteStore {
     path: Arc<Path>,
     busy_timeout: Duration,
+    read_only: bool,
     /// `None` until the next call opens it.
-    connection: Arc<Mutex<Option<Connection>>>,
+    connection: Arc<Mutex<Option<OpenFile>>>,
+    /// The highest incarnation or fence that the file has had.
+    highest: Arc<AtomicI64>,
 }
 
 impl SqliteStore {
@@ -120,15 +135,70 @@ impl SqliteStore {
         Self::lazy(path, DEFAULT_BUSY_TIMEOUT)
     }
 
+    /// Opens an existing file to read it: `list` and `summary` work, all other calls fail. It changes
+    /// nothing, so that a user who may not write the file or its folder can do that.
+    ///
+    /// While no other process has the file open, and if the folder may not be written, it reads the file
+    /// as it is; a process that begins to write meanwhile is seen by the next call. The file must have
+    /// been set up by this version of the library.
+    ///
+    /// ```
+    /// use worker_heartbeat::{HeartbeatStore, SqliteStore};
+    ///
+    /// # let directory = std::env::temp_dir().join(format!("worker-heartbeat-read-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&directory)?;
+    /// # drop(SqliteStore::open(directory.join("fleet.db"))?);
+    /// let store = SqliteStore::open_read_only(directory.join("fleet.db"))?;
+    /// println!("{}", store.summary()?);
+    /// assert!(store.purge(std::time::Duration::ZERO).is_err());
+    /// # drop(store);
+    /// # std::fs::remove_dir_all(&directory)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Store`] if it cannot be opened or read, is not set up, belongs to another program, or
+    /// was set up by another version of this library.
+    pub fn open_read_only(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let mut store = Self::lazy(path, DEFAULT_BUSY_TIMEOUT);
+        store.read_only = true;
+        *store.connection.lock() = Some(store.connect()?);
+        Ok(store)
+    }
+
     fn lazy(path: impl AsRef<Path>, busy_timeout: Duration) -> Self {
+        let path = path.as_ref();
+        // The process may change its current folder. SQLite knows these two names.
+        let absolute = match path.to_str() {
+            Some("" | ":memory:") => None,
+            _ => std::path::absolute(path).ok(),
+        };
         Self {
-            path: path.as_ref().into(),
+            path: absolute.as_deref().unwrap_or(path).into(),
             busy_timeout,
+            read_only: false,
             connection: Arc::default(),
+            highest: Arc::default(),
         }
     }
 
-    fn connect(&self) -> Result<Connection, Error> {
+    fn connect(&self) -> Result<OpenFile, Error> {
+        if let Ok(Some(network)) = file::network(&self.path) {
+            let why =
+                format!("it is on a network file system ({network}), whose locks are not reliable");
+            return Err(self.foreign(&why));
+        }
+        let before = FileId::at(&self.path);
+        let (connection, frozen) = if self.read_only {
+            self.open_to_read()?
+        } else {
+            (self.open_to_write()?, false)
+        };
+        OpenFile::new(connection, &self.path, before, frozen)
+            .map_err(|why| self.replaced("open", &why))
+    }
+
+    fn open_to_write(&self) -> Result<Connection, Error> {
         let failed = |error| self.cannot_open(error);
         // Without SQLITE_OPEN_URI: a path is never taken for a URI.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -137,7 +207,7 @@ impl SqliteStore {
         let mut connection = Connection::open_with_flags(&self.path, flags).map_err(failed)?;
         connection.busy_timeout(self.busy_timeout).map_err(failed)?;
         // Without a lock, so that readers don't wait for another process that is writing.
-        if !is_usable(&connection).map_err(failed)? {
+        if !is_usable(versions(&connection).map_err(failed)?) {
             self.check(&mut connection)?;
         }
         connection
@@ -146,6 +216,10 @@ impl SqliteStore {
             .and_then(|()| connection.pragma_update(None, "journal_size_limit", LARGEST_WAL))
             .map_err(failed)?;
         connection.set_prepared_statement_cache_capacity(32);
+        // Creates the -wal and -shm that all processes share.
+        connection
+            .query_row("SELECT last FROM numbers", [], |_| Ok(()))
+            .map_err(failed)?;
         Ok(connection)
     }
 
@@ -193,6 +267,12 @@ impl SqliteStore {
         Error::store_kind("open", StoreErrorKind::Incompatible, message)
     }
 
+    /// Other processes use other files than this one.
+    fn replaced(&self, operation: &'static str, why: &str) -> Error {
+        let message = format!("{why}: what was written to it is lost");
+        Error::store_kind(operation, StoreErrorKind::Incompatible, message)
+    }
+
     fn cannot_open(&self, error: rusqlite::Error) -> Error {
         let (kind, why) = tables::described(&error);
         let message = format!("{}: {why}", self.path.display());
@@ -206,11 +286,20 @@ impl SqliteStore {
         writes: bool,
         act: impl FnOnce(&mut InTransaction<'_>, Moment) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        if writes && self.read_only {
+            let message = format!("{}: it was opened to be read only", self.path.display());
+            return Err(Error::store_kind(
+                operation,
+                StoreErrorKind::Denied,
+                message,
+            ));
+        }
         let mut place = self.connection.lock();
-        let connection = match &mut *place {
-            Some(connection) => connection,
+        let open = match &mut *place {
+            Some(open) => open,
             closed => closed.insert(self.connect()?),
         };
+        let frozen = open.frozen;
         let done = (|| {
             let failed = |error| tables::failed(operation, error);
             let behavior = if writes {
@@ -218,17 +307,30 @@ impl SqliteStore {
             } else {
                 TransactionBehavior::Deferred
             };
-            let transaction = connection
-                .transaction_with_behavior(behavior)
-                .map_err(failed)?;
+            // Its borrow is of the connection alone.
+            let transaction =
+                Transaction::new_unchecked(&open.connection, behavior).map_err(failed)?;
+            let check = || open.check().map_err(|why| self.replaced(operation, &why));
+            check()?;
             // Read once the transaction has started, so that a later write has a later time.
             let now = time::now(&transaction, writes).map_err(failed)?;
             let mut tables = InTransaction::new(&transaction, operation);
+            if writes && !open.raised {
+                // The file may be a new one, or an earlier copy.
+                let least = self.highest.load(Ordering::Acquire);
+                tables.raise_numbers(least.max(time::wall_micros()))?;
+            }
             let done = act(&mut tables, now)?;
+            if writes {
+                let last = tables.last_number()?;
+                self.highest.fetch_max(last, Ordering::AcqRel);
+            }
             transaction.commit().map_err(failed)?;
+            check()?;
             Ok(done)
         })();
-        if done.is_err() {
+        open.raised |= writes;
+        if done.is_err() || frozen {
             // The next call opens the file again: it may have been replaced.
             *place = None;
         }
@@ -258,14 +360,18 @@ impl SqliteStore {
     }
 }
 
-/// Whether the file has the tables of this version, or of a newer one that this version may use.
-fn is_usable(connection: &Connection) -> rusqlite::Result<bool> {
-    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-    let (application, version) = (pragma("application_id")?, pragma("user_version")?);
-    Ok(application == APPLICATION_ID
+/// Whether a file has the tables of this version, or of a newer one that this version may use.
+fn is_usable((application, version): (i32, i32)) -> bool {
+    application == APPLICATION_ID
         && (version == SCHEMA_VERSION
             || (version & 0xffff > SCHEMA_VERSION
-                && (1..=SCHEMA_VERSION).contains(&(version >> 16)))))
+                && (1..=SCHEMA_VERSION).contains(&(version >> 16))))
+}
+
+/// The application that a file belongs to, and the version of its tables.
+fn versions(connection: &Connection) -> rusqlite::Result<(i32, i32)> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get(0));
+    Ok((pragma("application_id")?, pragma("user_version")?))
 }
 
 impl HeartbeatStore for SqliteStore {
@@ -309,6 +415,19 @@ impl HeartbeatStore for SqliteStore {
 
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
         self.each("release", leases, rules::release)
+    }
+
+    fn keep_alive_interval(&self) -> Option<Duration> {
+        Some(KEEP_ALIVE)
+    }
+
+    /// Finds out early that the file was replaced.
+    fn keep_alive(&self) -> Result<bool, Error> {
+        // A call in progress checks it itself.
+        let Some(mut place) = self.connection.try_lock() else {
+            return Ok(false);
+        };
+        Ok(place.take_if(|open| open.check().is_err()).is_some())
     }
 }
 

@@ -59,10 +59,10 @@ CREATE TABLE leases (
 CREATE INDEX leases_by_worker ON leases (worker_id);
 CREATE INDEX leases_by_expiry ON leases (expires_at);
 
--- The last incarnation or fence that was given. It begins with the Unix time, so that a file that
--- replaces a lost one gives higher numbers.
+-- The last incarnation or fence that was given. The first write of each process that opens the file
+-- raises it to the Unix time in microseconds, so that a file that replaces a lost one gives higher numbers.
 CREATE TABLE numbers (last INTEGER NOT NULL);
-INSERT INTO numbers VALUES (unixepoch() * 1000);
+INSERT INTO numbers VALUES (0);
 
 -- The store's time is the time since this boot plus the offset, so that setting the wall clock
 -- makes no worker stale and ends no lease.

@@ -136,6 +136,22 @@ impl<'a> InTransaction<'a> {
         self.wrap_error(read())
     }
 
+    /// From now on, incarnations and fences are higher than this.
+    pub(super) fn raise_numbers(&self, least: i64) -> Result<(), Error> {
+        self.execute("UPDATE numbers SET last = max(last, ?)", [least])?;
+        Ok(())
+    }
+
+    /// The last incarnation or fence that was given.
+    pub(super) fn last_number(&self) -> Result<i64, Error> {
+        let read = || {
+            self.connection
+                .prepare_cached("SELECT last FROM numbers")?
+                .query_row([], |row| row.get(0))
+        };
+        self.wrap_error(read())
+    }
+
     fn execute(&self, sql: &str, given: impl rusqlite::Params) -> Result<usize, Error> {
         let write = || self.connection.prepare_cached(sql)?.execute(given);
         self.wrap_error(write())

@@ -49,6 +49,11 @@ fn wall() -> i64 {
     to_i64(since.unwrap_or_default())
 }
 
+/// For numbers that are higher than those of a file that was lost.
+pub(super) fn wall_micros() -> i64 {
+    wall() / 1_000
+}
+
 fn to_i64(duration: Duration) -> i64 {
     i64::try_from(nanos(duration)).unwrap_or(i64::MAX)
 }
