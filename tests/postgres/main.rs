@@ -1,5 +1,6 @@
 //! The store in PostgreSQL, on a real server.
 
+mod exhausted;
 mod failover;
 mod locks;
 #[path = "../support/mod.rs"]

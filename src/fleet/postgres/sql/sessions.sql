@@ -31,6 +31,25 @@ CREATE OR REPLACE FUNCTION @schema@.is_session(p_session bigint) RETURNS boolean
             WHERE s.session_id = p_session AND s.backend_pid = pg_backend_pid())
 $$;
 
+-- How much of the time between two sweeps counts as the absence of a session. None while the server, the
+-- database or the role has no free connection: processes that lost theirs cannot come back.
+CREATE OR REPLACE FUNCTION @schema@.longest_absence(p_grace interval) RETURNS interval
+    LANGUAGE sql STABLE AS $$
+    SELECT CASE
+        WHEN (SELECT sum(d.numbackends) FROM pg_stat_database d) >= (
+            SELECT sum(CASE s.name WHEN 'max_connections' THEN 1 ELSE -1 END * s.setting::integer)
+            FROM pg_settings s WHERE s.name IN ('max_connections', 'superuser_reserved_connections',
+                'reserved_connections'))
+        OR EXISTS (SELECT FROM pg_database d JOIN pg_stat_database a ON a.datid = d.oid
+            WHERE d.datname = current_database() AND d.datconnlimit >= 0
+            AND a.numbackends >= d.datconnlimit)
+        OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = session_user AND r.rolconnlimit >= 0
+            AND r.rolconnlimit <= (SELECT count(*) FROM pg_stat_activity a WHERE a.usesysid = r.oid))
+        THEN interval '0'
+        ELSE p_grace / 2
+    END
+$$;
+
 -- The sessions that are missing for longer than the grace. A process whose connection broke comes
 -- back through another session within that time.
 CREATE OR REPLACE FUNCTION @schema@.look_for_sessions(p_grace interval, p_dry_run boolean)
@@ -44,7 +63,8 @@ BEGIN
         -- no process could come back.
         UPDATE @schema@.sessions s SET
             lost_for = CASE WHEN s.lost_at IS NULL THEN interval '0'
-                ELSE s.lost_for + least(now() - s.looked_at, p_grace / 2) END,
+                ELSE s.lost_for + least(now() - s.looked_at, (SELECT @schema@.longest_absence(p_grace)))
+            END,
             lost_at = coalesce(s.lost_at, now()),
             looked_at = now()
         -- A row that another transaction locks is looked at by a later sweep.
