@@ -191,8 +191,13 @@ impl WorkerHeartbeat {
     ///
     /// # Errors
     /// [`Error::Invalid`] names an invalid argument; [`Error::NotAttached`] if the registry has no
-    /// store; [`Error::Store`] if the store cannot be reached; [`Error::Refused`] if the worker has
-    /// ended, or another incarnation has taken its place.
+    /// store; [`Error::Store`] if the store cannot be reached, or its answer is lost;
+    /// [`Error::Refused`] if the worker has ended, or another incarnation has taken its place.
+    ///
+    /// Without an answer, nobody knows here whether the run was granted. This worker does not hold it:
+    /// the claim is [withdrawn](crate::HeartbeatStore::withdraw) in the background as soon as the store
+    /// can be reached, until `ttl` has passed, so that the run is free for others again. A claim of the
+    /// same run by the same worker withdraws the earlier one first.
     pub fn claim(&self, run_id: &str, ttl: Duration) -> Result<Option<Lease>, Error> {
         ClaimRequest::new(self, run_id, ttl)?.send()
     }

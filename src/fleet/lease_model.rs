@@ -5,12 +5,13 @@
 //! still, crash and take the id from each other, in which sweeps run and time passes. In every state:
 //!
 //! * at most one process believes that it holds the run;
-//! * a granted fence is higher than every one before;
-//! * a run that was released, or whose lease expired, can be claimed.
+//! * a granted fence is higher than every one before, or that of the same attempt;
+//! * a run that was released, or whose lease expired, can be claimed;
+//! * an attempt that was withdrawn holds no run, even if its request arrives later.
 //!
 //! Visited states are identified by 64 bits of their hash.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +34,8 @@ struct Bounds {
     seconds: u64,
     /// Requests of one process.
     requests: u8,
+    /// A claim that was given up is withdrawn before the next one.
+    withdrawals: bool,
     /// Messages on their way at a time.
     in_flight: usize,
     /// Both processes register under one id.
@@ -52,6 +55,8 @@ struct World {
     messages: Vec<Message>,
     highest_fence: u64,
     sweeps: u8,
+    /// Attempts that the store withdrew.
+    withdrawn: BTreeSet<(WorkerKey, u8)>,
     /// Messages that may still arrive twice.
     duplicates: u8,
 }
@@ -67,6 +72,8 @@ struct Process {
     lease: Option<(LeaseKey, Deadline)>,
     /// The claim that it waits for: one at a time.
     claiming: Option<u8>,
+    /// A claim whose outcome it does not know, which it withdraws before the next one.
+    unresolved: Option<u8>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,6 +87,7 @@ enum Request {
     Register,
     Beat(WorkerKey),
     Claim(WorkerKey, u8),
+    Withdraw(WorkerKey, u8),
     Renew(LeaseKey),
     Release(LeaseKey),
 }
@@ -89,7 +97,12 @@ enum Response {
     Registered(WorkerKey),
     Beaten(WorkerKey, Answer),
     Claimed(LeaseKey, u8),
+    Withdrawn(u8),
     Renewed(LeaseKey, bool),
+}
+
+fn attempt(worker: &WorkerKey, serial: u8, bounds: &Bounds) -> Claim {
+    Claim::new(worker.clone(), RUN, bounds.ttl).attempt(serial.into())
 }
 
 fn now(second: u64) -> ClockReading {
@@ -126,9 +139,10 @@ impl Process {
                 requests.push(Request::Renew(lease.clone()));
                 requests.push(Request::Release(lease.clone()));
             }
-            None if self.claiming.is_none() => {
-                requests.push(Request::Claim(key.clone(), self.requests));
-            }
+            None if self.claiming.is_none() => requests.push(match self.unresolved {
+                Some(attempt) => Request::Withdraw(key.clone(), attempt),
+                None => Request::Claim(key.clone(), self.requests),
+            }),
             _ => {}
         }
         requests
@@ -161,7 +175,11 @@ impl World {
             }
             if process.claiming.is_some() {
                 // It gives up. The claim may still arrive.
-                add(&|world| world.processes[i].claiming = None);
+                add(&|world| {
+                    let process = &mut world.processes[i];
+                    let claim = process.claiming.take();
+                    process.unresolved = claim.filter(|_| bounds.withdrawals);
+                });
             }
             if process.lease.is_some() {
                 add(&|world| {
@@ -247,6 +265,11 @@ impl World {
                             }
                         }
                     }
+                    Response::Withdrawn(attempt) => {
+                        process
+                            .unresolved
+                            .take_if(|unresolved| *unresolved == attempt);
+                    }
                     Response::Renewed(key, held) => {
                         let lease = process.lease.take_if(|(lease, _)| *lease == key);
                         if let Some((lease, until)) = lease.filter(|_| held) {
@@ -278,14 +301,19 @@ impl World {
                 Some(Response::Beaten(key, answer))
             }
             Request::Claim(worker, serial) => {
-                let claim = Claim::new(worker.clone(), RUN, bounds.ttl);
-                let free = tables
-                    .leases
-                    .get(RUN)
-                    .is_none_or(|lease| lease.expires_at <= at);
+                let claim = attempt(&worker, serial, bounds);
+                let held = tables.leases.get(RUN).cloned();
+                let held = held.filter(|lease| lease.expires_at > at);
+                let free = held.is_none() && !self.withdrawn.contains(&(worker.clone(), serial));
                 match rules::claim(tables, &claim, at).unwrap() {
                     ClaimAnswer::Granted(fence) => {
-                        assert!(fence > self.highest_fence, "fences grow");
+                        let again = held.is_some_and(|lease| {
+                            lease.key.worker == worker && lease.attempt == claim.attempt
+                        });
+                        assert!(
+                            fence > self.highest_fence || again && fence == self.highest_fence,
+                            "fences grow"
+                        );
                         self.highest_fence = fence;
                         let lease = LeaseKey::new(worker, RUN, fence);
                         Some(Response::Claimed(lease, serial))
@@ -296,6 +324,11 @@ impl World {
                     }
                     ClaimAnswer::Refused(_) => None,
                 }
+            }
+            Request::Withdraw(worker, serial) => {
+                rules::withdraw(tables, &attempt(&worker, serial, bounds), at).unwrap();
+                self.withdrawn.insert((worker, serial));
+                Some(Response::Withdrawn(serial))
             }
             Request::Renew(lease) => {
                 let held = rules::renew(tables, &lease, bounds.ttl, at).unwrap();
@@ -332,6 +365,7 @@ fn explore(bounds: &Bounds) -> (usize, usize) {
         messages: Vec::new(),
         highest_fence: 0,
         sweeps: bounds.sweeps,
+        withdrawn: BTreeSet::new(),
         duplicates: bounds.duplicates,
     };
     // The first process is registered at the start; with ids of their own, both are.
@@ -349,6 +383,13 @@ fn explore(bounds: &Bounds) -> (usize, usize) {
             "two processes believe that they hold the run: {world:#?}"
         );
         believers += holders;
+        let locked = world.tables.leases.get(RUN).is_some_and(|lease| {
+            let withdrawn = |(worker, serial): &(WorkerKey, u8)| {
+                *worker == lease.key.worker && lease.attempt == Some((*serial).into())
+            };
+            lease.expires_at > now.moment && world.withdrawn.iter().any(withdrawn)
+        });
+        assert!(!locked, "a withdrawn attempt holds the run: {world:#?}");
         let next = world.next(bounds).into_iter();
         open.extend(next.filter(|world| seen.insert(hasher.hash_one(world))));
     }
@@ -362,6 +403,7 @@ fn two_processes_never_both_believe_in_a_lease() {
         stale_after: 90 * SECOND,
         seconds: 2,
         requests: 2,
+        withdrawals: false,
         in_flight: 2,
         one_id: false,
         beats: false,
@@ -382,6 +424,7 @@ fn two_processes_never_both_believe_in_a_lease_that_outlasts_the_heartbeat_limit
         stale_after: SECOND,
         seconds: 2,
         requests: 2,
+        withdrawals: false,
         in_flight: 2,
         one_id: false,
         beats: true,
@@ -402,12 +445,34 @@ fn two_processes_with_one_id_never_both_believe_in_a_lease() {
         stale_after: SECOND,
         seconds: 2,
         requests: 2,
+        withdrawals: false,
         in_flight: 2,
         one_id: true,
         beats: false,
         renewals: false,
         sweeps: 1,
         duplicates: 0,
+    });
+    assert!(
+        states > 10_000 && believers > 500,
+        "{states} states, {believers} with a holder"
+    );
+}
+
+#[test]
+fn a_claim_that_was_withdrawn_locks_no_run_and_leads_to_no_second_holder() {
+    let (states, believers) = explore(&Bounds {
+        ttl: 90 * SECOND,
+        stale_after: 90 * SECOND,
+        seconds: 0,
+        requests: 3,
+        withdrawals: true,
+        in_flight: 2,
+        one_id: false,
+        beats: false,
+        renewals: false,
+        sweeps: 0,
+        duplicates: 1,
     });
     assert!(
         states > 10_000 && believers > 500,

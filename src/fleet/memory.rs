@@ -170,6 +170,10 @@ impl HeartbeatStore for MemoryStore {
         rules::claim(&mut *tables, claim, now)
     }
 
+    fn withdraw(&self, claims: &[Claim]) -> Result<Vec<bool>, Error> {
+        self.each(claims, rules::withdraw)
+    }
+
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
         self.each(leases, |tables, key, now| {
             rules::renew(tables, key, ttl, now)

@@ -16,6 +16,10 @@ use crate::clock::Moment;
 use crate::error::Error;
 use crate::health::{DeathCause, GroupState, State, StateCounts, SweepReport};
 
+/// How many withdrawn attempts of an incarnation are remembered: more than a worker loses answers
+/// while a request is on its way.
+pub(crate) const MOST_WITHDRAWN: usize = 64;
+
 /// A worker in the tables.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct WorkerEntry {
@@ -26,6 +30,8 @@ pub(crate) struct WorkerEntry {
     pub heartbeat_at: Option<Moment>,
     pub progress_at: Option<Moment>,
     pub ending: Option<(StoredEnding, Moment)>,
+    /// Attempts to claim a run that are never granted, the latest last.
+    pub withdrawn: Vec<u64>,
 }
 
 /// A lease in the tables.
@@ -34,6 +40,8 @@ pub(crate) struct LeaseEntry {
     pub key: LeaseKey,
     /// It is held before this moment.
     pub expires_at: Moment,
+    /// The attempt that it was granted to.
+    pub attempt: Option<u64>,
 }
 
 /// The tables of a store, in one transaction.
@@ -66,6 +74,7 @@ impl WorkerEntry {
             heartbeat_at: None,
             progress_at: None,
             ending: None,
+            withdrawn: Vec::new(),
         }
     }
 
@@ -218,15 +227,28 @@ pub(crate) fn claim(
     let mut row = tables.worker(&claim.worker.id)?;
     match (admit(row.as_ref(), &claim.worker), &mut row) {
         (Answer::Accepted, Some(row)) => {
-            let lease = tables.lease(&claim.run_id)?;
-            if lease.is_some_and(|lease| lease.expires_at > now && lease.key.worker != claim.worker)
-            {
+            let is_withdrawn = |attempt| row.withdrawn.contains(&attempt);
+            if claim.attempt.is_some_and(is_withdrawn) {
                 return Ok(ClaimAnswer::Taken);
+            }
+            let expires_at = now.after(claim.ttl);
+            let lease = tables.lease(&claim.run_id)?;
+            if let Some(mut lease) = lease.filter(|lease| lease.expires_at > now) {
+                if lease.key.worker != claim.worker {
+                    return Ok(ClaimAnswer::Taken);
+                }
+                if claim.attempt.is_some() && lease.attempt == claim.attempt {
+                    // The answer was lost, or the request came twice.
+                    lease.expires_at = lease.expires_at.max(expires_at);
+                    tables.put_lease(&lease)?;
+                    return Ok(ClaimAnswer::Granted(lease.key.fence));
+                }
             }
             let fence = tables.next_number()?;
             tables.put_lease(&LeaseEntry {
                 key: LeaseKey::new(claim.worker.clone(), &claim.run_id, fence),
-                expires_at: now.after(claim.ttl),
+                expires_at,
+                attempt: claim.attempt,
             })?;
             if row.status.run_id.is_none() {
                 row.status.run_id = Some(claim.run_id.clone());
@@ -236,6 +258,28 @@ pub(crate) fn claim(
         }
         (refused, _) => Ok(ClaimAnswer::Refused(refused)),
     }
+}
+
+/// See [`HeartbeatStore::withdraw`](super::HeartbeatStore::withdraw).
+pub(crate) fn withdraw(tables: &mut dyn Tables, claim: &Claim, now: Moment) -> Result<bool, Error> {
+    let row = tables.worker(&claim.worker.id)?;
+    // All claims of an earlier incarnation, and of one that has ended, are refused anyway.
+    let row = row.filter(|row| row.key == claim.worker && row.ending.is_none());
+    if let (Some(mut row), Some(attempt)) = (row, claim.attempt) {
+        if !row.withdrawn.contains(&attempt) {
+            let surplus = (row.withdrawn.len() + 1).saturating_sub(MOST_WITHDRAWN);
+            row.withdrawn.drain(..surplus);
+            row.withdrawn.push(attempt);
+            tables.put_worker(&row)?;
+        }
+    }
+    let lease = tables.lease(&claim.run_id)?.filter(|lease| {
+        lease.key.worker == claim.worker && lease.attempt == claim.attempt && lease.expires_at > now
+    });
+    if lease.is_some() {
+        tables.remove_lease(&claim.run_id)?;
+    }
+    Ok(lease.is_some())
 }
 
 /// See [`HeartbeatStore::renew`](super::HeartbeatStore::renew).

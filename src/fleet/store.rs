@@ -215,6 +215,34 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error>;
 
+    /// Gives up claims whose outcome the caller does not know: releases what they were granted, and
+    /// refuses them if they arrive later. Answers in the same order whether a lease was released.
+    ///
+    /// A store recognizes a claim by its worker, its run and its [attempt](Claim::attempt). By default,
+    /// each run is claimed again with the same attempt, and released: right for every store, but a claim
+    /// that arrives later still takes the run for its `ttl`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::MemoryStore;
+    /// use worker_heartbeat::fleet::{Claim, ClaimAnswer, HeartbeatStore, Registration};
+    ///
+    /// let store = MemoryStore::new();
+    /// let worker = store.register(&[Registration::new("indexer", "indexer-1")])?.remove(0);
+    /// let claim = Claim::new(worker, "run-123", Duration::from_secs(60)).attempt(7);
+    /// store.claim(&claim)?; // the answer is lost
+    /// assert_eq!(store.withdraw(&[claim.clone()])?, [true]);
+    /// // The request arrives once more.
+    /// assert_eq!(store.claim(&claim)?, ClaimAnswer::Taken);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store cannot be reached or fails.
+    fn withdraw(&self, claims: &[Claim]) -> Result<Vec<bool>, Error> {
+        claim_and_release(self, claims)
+    }
+
     /// Extends leases to their `ttl` from now on. Answers in the same order whether each is still
     /// held; an expired one is not, even if no other worker has claimed its run.
     ///
@@ -298,6 +326,9 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
         (**self).claim(claim)
     }
+    fn withdraw(&self, claims: &[Claim]) -> Result<Vec<bool>, Error> {
+        (**self).withdraw(claims)
+    }
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
         (**self).renew(leases, ttl)
     }
@@ -377,6 +408,22 @@ pub(crate) fn advance(filter: &mut WorkerFilter, page: &mut Vec<StoredWorker>) -
     let advanced = last.is_some();
     filter.after = last.cloned().or(filter.after.take());
     advanced
+}
+
+/// Withdraws claims from a store that has no call for it.
+pub(crate) fn claim_and_release<S: HeartbeatStore + ?Sized>(
+    store: &S,
+    claims: &[Claim],
+) -> Result<Vec<bool>, Error> {
+    let withdraw = |claim: &Claim| match store.claim(claim)? {
+        ClaimAnswer::Granted(fence) => {
+            let lease = LeaseKey::new(claim.worker.clone(), &claim.run_id, fence);
+            let released = store.release(&[lease])?;
+            Ok(released.first().copied().unwrap_or(false))
+        }
+        ClaimAnswer::Taken | ClaimAnswer::Refused(_) => Ok(false),
+    };
+    claims.iter().map(withdraw).collect()
 }
 
 /// The answers of a store, if there are as many as questions. Otherwise none of them can be trusted.

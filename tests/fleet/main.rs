@@ -2,6 +2,7 @@
 
 mod attachment;
 mod busy;
+mod lost_answers;
 #[cfg(feature = "test-util")]
 mod memory;
 mod numbers;

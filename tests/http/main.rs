@@ -4,6 +4,7 @@
 mod coordinator;
 mod coordinator_faults;
 mod health_endpoint;
+mod lost_answers;
 mod protocol;
 mod proxies;
 #[path = "../support/mod.rs"]

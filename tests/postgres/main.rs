@@ -9,6 +9,8 @@ mod support;
 mod texts;
 mod upgrades;
 
+mod lost_answers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::process::Command;

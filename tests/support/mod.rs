@@ -10,6 +10,7 @@ pub mod executor;
 #[cfg(feature = "http")]
 pub mod farm;
 pub mod folder;
+pub mod losing_proxy;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod process;

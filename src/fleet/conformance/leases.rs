@@ -20,6 +20,45 @@ pub(super) fn one_holder(bench: &Bench<'_>) -> Checked {
     Ok(())
 }
 
+/// A store may ignore attempts: then a repeated claim gets a new fence, as any claim of the holder.
+pub(super) fn given_up(bench: &Bench<'_>) -> Checked {
+    let (a, b) = (bench.worker("a")?, bench.worker("b")?);
+    let attempt = |worker: &WorkerKey, attempt| {
+        Claim::new(worker.clone(), bench.id("run"), 60 * SECOND).attempt(attempt)
+    };
+    let claim = attempt(&a, 7);
+    let ClaimAnswer::Granted(first) = bench.store.claim(&claim)? else {
+        return Err(Violation("a free run is not granted".to_owned()));
+    };
+    let ClaimAnswer::Granted(again) = bench.store.claim(&claim)? else {
+        return Err(Violation("a repeated claim is not granted".to_owned()));
+    };
+    ensure!(again >= first, "{again} after {first}");
+    let lease = LeaseKey::new(a.clone(), bench.id("run"), again);
+    ensure!(bench.renew(&lease, 60 * SECOND)?, "the holder is refused");
+    ensure_eq!(bench.store.withdraw(&[claim.clone()])?, [true]);
+    ensure!(
+        !bench.renew(&lease, SECOND)?,
+        "renewed after it was given up"
+    );
+    let other = bench.lease(&b, "run", 60 * SECOND)?;
+    ensure!(other.fence > again, "{other:?} after {lease:?}");
+    ensure_eq!(bench.store.withdraw(&[claim.clone()])?, [false]);
+    ensure!(bench.renew(&other, 60 * SECOND)?, "the holder is refused");
+    ensure!(bench.release(&other)?, "the holder is refused");
+    if again == first {
+        // The store knows attempts. The request arrives late.
+        ensure_eq!(bench.store.claim(&claim)?, ClaimAnswer::Taken);
+        // One that is withdrawn before it arrives.
+        let claims = [attempt(&a, 8), attempt(&b, 8)];
+        ensure_eq!(bench.store.withdraw(&claims[..1])?, [false]);
+        ensure_eq!(bench.store.claim(&claims[0])?, ClaimAnswer::Taken);
+        let granted = bench.store.claim(&claims[1])?;
+        ensure!(matches!(granted, ClaimAnswer::Granted(_)), "{granted:?}");
+    }
+    Ok(())
+}
+
 pub(super) fn expiry(bench: &Bench<'_>) -> Checked {
     let (a, b) = (bench.worker("a")?, bench.worker("b")?);
     let begun = Instant::now();

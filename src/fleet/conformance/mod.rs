@@ -144,6 +144,7 @@ cases! {
     "the summary counts every state": sweeps::summaries,
     "a purge removes ended workers, by age": sweeps::purges,
     "one worker holds a run at a time, and fences grow": leases::one_holder,
+    "a claim that is given up releases its run": leases::given_up,
     "a lease expires, and can be renewed before": leases::expiry,
     "a lease is released once, by its own fence": leases::releases,
     "a lease needs a living worker": leases::leases_of_the_living,

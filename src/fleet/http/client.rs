@@ -14,7 +14,7 @@ use super::reduce::Reduce;
 use super::response::{Failure, Head, Scope, unanswered, unreadable};
 use super::wire::{self, One, Page, Registered, Renewed, SweepRequest};
 use crate::error::{Error, StoreErrorKind};
-use crate::fleet::store::advance;
+use crate::fleet::store::{advance, claim_and_release};
 use crate::fleet::{
     Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Renewal, Stop,
     StoredWorker, Sweep, WorkerFilter, WorkerKey,
@@ -298,6 +298,17 @@ impl HeartbeatStore for HttpStore {
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
         // Without a number of the attempt, a second request would find the run taken.
         self.one_if("claim", claim, claim.attempt.is_some())
+    }
+
+    fn withdraw(&self, claims: &[Claim]) -> Result<Vec<bool>, Error> {
+        match self.send("withdraw", claims, None) {
+            // The coordinator is of a version that does not have this request.
+            Err(Error::Store {
+                kind: StoreErrorKind::Incompatible,
+                ..
+            }) => claim_and_release(self, claims),
+            withdrawn => withdrawn?.refused_as(false),
+        }
     }
 
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {

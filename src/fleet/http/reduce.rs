@@ -1,6 +1,6 @@
 //! Items without their long texts, for a coordinator or a proxy that refuses them. Pure.
 
-use crate::fleet::{Beat, LeaseKey, Registration, Stop};
+use crate::fleet::{Beat, Claim, LeaseKey, Registration, Stop};
 use crate::sync::printable::cut;
 
 /// An item that may be stored without its long texts.
@@ -62,6 +62,16 @@ impl Reduce for Beat {
             shorten_metadata(&mut reduced.metadata, longest),
         ];
         shortened.contains(&true).then_some(reduced)
+    }
+}
+
+impl Reduce for Claim {
+    fn name(&self) -> &str {
+        &self.worker.id
+    }
+
+    fn reduced(&self, _longest: usize) -> Option<Self> {
+        None
     }
 }
 

@@ -47,12 +47,13 @@ impl Connections {
             self.leases.try_query(
                 "claim",
                 true,
-                "SELECT answer, fence FROM @schema@.claim_run($1, $2, $3, $4)",
+                "SELECT answer, fence FROM @schema@.claim_run($1, $2, $3, $4, $5)",
                 &[
                     (&rows::text(&claim.worker.id), Type::TEXT),
                     (&rows::ordered(claim.worker.incarnation), Type::INT8),
                     (&rows::text(&claim.run_id), Type::TEXT),
                     (&rows::limit(claim.ttl), Type::INT8),
+                    (&claim.attempt.map(rows::number), Type::INT8),
                 ],
             )
         };
@@ -86,6 +87,60 @@ impl Connections {
             }
             refused => Ok(ClaimAnswer::Refused(rows::answer(refused))),
         }
+    }
+
+    pub(super) fn withdraw(&self, claims: &[Claim]) -> Result<Vec<bool>, Error> {
+        match self.withdrawn(claims) {
+            // One of them at fault must not keep others.
+            Err(failed) if claims.len() > 1 && failed.cause != Cause::Other => {
+                let each: Vec<_> = claims.chunks(1).map(|claim| self.withdraw(claim)).collect();
+                let each: Result<Vec<_>, _> = each.into_iter().collect();
+                Ok(each?.concat())
+            }
+            Err(failed) => match failed.cause {
+                Cause::Locked => Err(locked("withdraw")),
+                // The claim could not be stored either.
+                Cause::Encoding | Cause::Data => Ok(vec![false; claims.len()]),
+                Cause::Other => Err(failed.error),
+            },
+            Ok(withdrawn) => Ok(withdrawn),
+        }
+    }
+
+    fn withdrawn(&self, claims: &[Claim]) -> Result<Vec<bool>, Failed> {
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        let incarnation = |claim: &Claim| rows::ordered(claim.worker.incarnation);
+        let released = self.leases.try_query(
+            "withdraw",
+            true,
+            "SELECT ord FROM @schema@.withdraw_claims($1, $2, $3, $4) ord",
+            &[
+                (
+                    &column(claims, |claim| rows::text(&claim.worker.id)),
+                    Type::TEXT_ARRAY,
+                ),
+                (&column(claims, incarnation), Type::INT8_ARRAY),
+                (
+                    &column(claims, |claim| rows::text(&claim.run_id)),
+                    Type::TEXT_ARRAY,
+                ),
+                (
+                    &column(claims, |claim| claim.attempt.map(rows::number)),
+                    Type::INT8_ARRAY,
+                ),
+            ],
+        )?;
+        let places: HashSet<i64> = released
+            .iter()
+            .map(|row| row.try_get(0))
+            .collect::<Result<_, _>>()
+            .map_err(|error| rows::unreadable("withdraw", &error))?;
+        Ok((1..)
+            .take(claims.len())
+            .map(|place| places.contains(&place))
+            .collect())
     }
 
     pub(super) fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<Renewal>, Error> {

@@ -211,6 +211,10 @@ impl HeartbeatStore for PostgresStore {
         self.connections.claim(claim)
     }
 
+    fn withdraw(&self, claims: &[Claim]) -> Result<Vec<bool>, Error> {
+        self.connections.withdraw(claims)
+    }
+
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
         let renewals = self.connections.renew(leases, ttl)?;
         if renewals.contains(&Renewal::Busy) {

@@ -268,7 +268,8 @@ pub struct Claim {
     #[cfg_attr(feature = "serde", serde(rename = "ttl_s", with = "serial::seconds"))]
     pub ttl: Duration,
     /// Identifies this attempt to claim the run. A worker that does not know the outcome of an attempt
-    /// asks again with the same number: if the run was granted, it gets the same fence.
+    /// asks again with the same number: if the run was granted, it gets the same fence. Or it
+    /// [withdraws](crate::HeartbeatStore::withdraw) the claim.
     #[cfg_attr(
         feature = "serde",
         serde(default, skip_serializing_if = "Option::is_none")

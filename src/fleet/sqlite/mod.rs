@@ -36,9 +36,13 @@ const APPLICATION_ID: i32 = 0x7768_6274;
 /// In the field `user_version` of the file. A later version that only adds to the tables writes the
 /// oldest version that may still use them into the upper 16 bits, so that processes of both work
 /// during an upgrade.
-const SCHEMA_VERSION: i32 = 2;
-/// Brings a file of version 1 up to date.
-const MIGRATION: &str = "ALTER TABLE workers ADD COLUMN ending_location TEXT";
+const SCHEMA_VERSION: i32 = 3;
+/// Columns that files of older versions lack, by table.
+const LATER_COLUMNS: [(&str, &str, &str); 3] = [
+    ("workers", "ending_location", "TEXT"),
+    ("workers", "withdrawn", "TEXT"),
+    ("leases", "attempt", "INTEGER"),
+];
 
 /// The write-ahead log grows while another process reads for long. It is cut to this size afterwards.
 const LARGEST_WAL: i64 = 8 * 1024 * 1024;
@@ -235,8 +239,7 @@ impl SqliteStore {
         let version = pragma("user_version").map_err(failed)?;
         match (application, version) {
             (APPLICATION_ID, SCHEMA_VERSION) => {}
-            (APPLICATION_ID, 1) => transaction
-                .execute_batch(MIGRATION)
+            (APPLICATION_ID, 1..SCHEMA_VERSION) => add_columns(&transaction)
                 .and_then(|()| transaction.pragma_update(None, "user_version", SCHEMA_VERSION))
                 .map_err(failed)?,
             (0, 0) => {
@@ -374,6 +377,17 @@ fn versions(connection: &Connection) -> rusqlite::Result<(i32, i32)> {
     Ok((pragma("application_id")?, pragma("user_version")?))
 }
 
+/// Brings the tables of an older version up to date.
+fn add_columns(transaction: &Connection) -> rusqlite::Result<()> {
+    for (table, column, column_type) in LATER_COLUMNS {
+        if !transaction.column_exists(None, table, column)? {
+            let add = format!("ALTER TABLE {table} ADD COLUMN {column} {column_type}");
+            transaction.execute_batch(&add)?;
+        }
+    }
+    Ok(())
+}
+
 impl HeartbeatStore for SqliteStore {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
         self.each("register", workers, rules::register)
@@ -405,6 +419,10 @@ impl HeartbeatStore for SqliteStore {
 
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
         self.write("claim", |tables, now| rules::claim(tables, claim, now))
+    }
+
+    fn withdraw(&self, claims: &[Claim]) -> Result<Vec<bool>, Error> {
+        self.each("withdraw", claims, rules::withdraw)
     }
 
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {

@@ -36,6 +36,8 @@ CREATE TABLE workers (
     ending_cause     TEXT,
     ending_detail    TEXT,
     ending_location  TEXT,
+    -- Attempts to claim a run that are never granted, as JSON.
+    withdrawn        TEXT,
     -- Absurd values are refused at the door, whichever program writes them.
     CONSTRAINT limits_are_0_to_100_years CHECK (
         interval_ns BETWEEN 0 AND 3153600000000000000
@@ -54,7 +56,9 @@ CREATE TABLE leases (
     worker_id   TEXT NOT NULL,
     incarnation INTEGER NOT NULL,
     fence       INTEGER NOT NULL,
-    expires_at  INTEGER NOT NULL
+    expires_at  INTEGER NOT NULL,
+    -- The attempt that it was granted to.
+    attempt     INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX leases_by_worker ON leases (worker_id);
 CREATE INDEX leases_by_expiry ON leases (expires_at);

@@ -49,8 +49,16 @@ const WORKER_COLUMNS: &[&str] = &[
     "ending_cause",
     "ending_detail",
     "ending_location",
+    "withdrawn",
 ];
-const LEASE_COLUMNS: &[&str] = &["run_id", "worker_id", "incarnation", "fence", "expires_at"];
+const LEASE_COLUMNS: &[&str] = &[
+    "run_id",
+    "worker_id",
+    "incarnation",
+    "fence",
+    "expires_at",
+    "attempt",
+];
 
 static PUT_WORKER: LazyLock<String> = LazyLock::new(|| upsert("workers", WORKER_COLUMNS));
 static PUT_LEASE: LazyLock<String> = LazyLock::new(|| upsert("leases", LEASE_COLUMNS));
@@ -208,6 +216,8 @@ impl Tables for InTransaction<'_> {
             .map(|(name, value)| (name.clone(), value.clone().into()))
             .collect();
         let metadata = serde_json::Value::Object(metadata).to_string();
+        let withdrawn = (!row.withdrawn.is_empty())
+            .then(|| serde_json::Value::from(row.withdrawn.clone()).to_string());
         let process = row.info.process.as_ref();
         let limits = row.info.thresholds.as_ref();
         let ending = row.ending.as_ref();
@@ -245,6 +255,7 @@ impl Tables for InTransaction<'_> {
                 ":ending_cause": ending.map(|(ending, _)| &ending.cause),
                 ":ending_detail": ending.and_then(|(ending, _)| ending.detail.as_ref()),
                 ":ending_location": ending.and_then(|(ending, _)| ending.location.as_ref()),
+                ":withdrawn": withdrawn,
             },
         )?;
         Ok(())
@@ -288,6 +299,8 @@ impl Tables for InTransaction<'_> {
                 ":incarnation": signed(lease.key.worker.incarnation),
                 ":fence": signed(lease.key.fence),
                 ":expires_at": time(lease.expires_at),
+                // All bits of it: it is only compared.
+                ":attempt": lease.attempt.map(u64::cast_signed),
             },
         )?;
         Ok(())
@@ -425,6 +438,10 @@ fn worker(row: &SqlRow<'_>) -> rusqlite::Result<WorkerEntry> {
         heartbeat_at: row.at("heartbeat_at")?,
         progress_at: row.at("progress_at")?,
         ending,
+        withdrawn: row
+            .some_text("withdrawn")?
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default(),
     })
 }
 
@@ -440,6 +457,7 @@ fn lease(row: &SqlRow<'_>) -> rusqlite::Result<LeaseEntry> {
             fence: row.number("fence")?,
         },
         expires_at: moment(row.integer("expires_at")?),
+        attempt: row.some_integer("attempt")?.map(i64::cast_unsigned),
     })
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Uploader;
+use super::resolve::{ClaimCall, OccupiedPlace};
 use super::session::{ClockReading, LeaseState, StoreSession};
 use super::sync_state::address;
 use crate::clock::Patience;
@@ -16,6 +17,7 @@ use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
 use crate::registry::core::store_hook::StoreHook;
 use crate::registry::core::worker_ref::WorkerRef;
+use crate::sync::random::random;
 use crate::sync::thread_pool::ThreadPool;
 
 /// How long a claim waits for its worker to be registered.
@@ -43,13 +45,15 @@ impl Uploader {
         let session = self.session_of(worker)?;
         // One claim at a time: of two that the store grants one after the other, only the second is
         // valid there, and the process would believe in the first until it expires.
-        let Some(_claiming) = self.begin_claim(worker, &session, run_id) else {
+        let Some(place) = self.begin_claim(worker, &session, run_id) else {
             return Ok(None);
         };
-        let claim = Claim::new(session.key.clone(), run_id, ttl);
+        // For the same reason, no later claim is made before an earlier one is given up.
+        self.withdraw_earlier(&place)?;
+        let claim = Claim::new(session.key.clone(), run_id, ttl).attempt(random());
         let sent = ClockReading::of(&self.clock);
         let numbers = self.numbers.before_request();
-        match self.store.claim(&claim)? {
+        match place.send(&claim)? {
             ClaimAnswer::Granted(fence) => {
                 let key = LeaseKey::new(claim.worker, claim.run_id, fence);
                 if let Err(error) = self.numbers.check_fence(numbers, fence) {
@@ -105,20 +109,19 @@ impl Uploader {
         worker: &WorkerRef,
         session: &Arc<StoreSession>,
         run_id: &str,
-    ) -> Option<Claiming<'_>> {
+    ) -> Option<OccupiedPlace<'_>> {
+        let place = (address(&worker.record), run_id.to_owned());
+        let mut sync_state = self.wait_for_withdrawal(&place);
         let now = ClockReading::of(&self.clock);
-        let mut sync_state = self.sync_state.lock();
         let held = sync_state
             .leases_of(session)
             .any(|lease| lease.key.run_id == run_id && !lease.remaining(&now).is_zero());
-        let place = (address(&worker.record), run_id.to_owned());
-        if held || !sync_state.claiming.insert(place.clone()) {
+        if held || sync_state.calls.contains_key(&place) {
             return None;
         }
-        Some(Claiming {
-            uploader: self,
-            place,
-        })
+        sync_state.calls.insert(place.clone(), ClaimCall::Claim);
+        drop(sync_state);
+        Some(OccupiedPlace::new(self, place))
     }
 
     /// The worker's session with the store. Waits for the registration of a worker that has just
@@ -272,17 +275,5 @@ impl Uploader {
                 },
             );
         }
-    }
-}
-
-/// A claim in progress.
-struct Claiming<'a> {
-    uploader: &'a Uploader,
-    place: (usize, String),
-}
-
-impl Drop for Claiming<'_> {
-    fn drop(&mut self) {
-        self.uploader.sync_state.lock().claiming.remove(&self.place);
     }
 }

@@ -6,6 +6,7 @@
 mod config;
 mod leases;
 mod report;
+mod resolve;
 pub(super) mod session;
 mod sync_state;
 mod thread;
@@ -60,6 +61,8 @@ pub(crate) struct Uploader {
     doubted: AtomicBool,
     sync_state: Mutex<SyncState>,
     numbers: HighestNumbers,
+    /// A call about claims is done: see [`resolve`].
+    claims_changed: Condvar,
     rounds: Mutex<Rounds>,
     round_done: Condvar,
     thread: Mutex<Option<Background>>,
@@ -134,6 +137,7 @@ impl Registry {
             doubted: AtomicBool::new(false),
             sync_state: Mutex::default(),
             numbers: HighestNumbers::default(),
+            claims_changed: Condvar::new(),
             rounds: Mutex::default(),
             round_done: Condvar::new(),
             thread: Mutex::new(None),

@@ -1,9 +1,10 @@
 //! What the store has been sent, worker by worker.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::resolve::{ClaimCall, ClaimPlace, UnresolvedClaim};
 use super::session::{LeaseState, StoreSession};
 use super::thread::retry_pause;
 use crate::clock::Moment;
@@ -21,8 +22,10 @@ pub(super) struct SyncState {
     /// By the address of their records, which they keep alive.
     pub workers: HashMap<usize, SyncedWorker>,
     pub leases: Vec<Arc<LeaseState>>,
-    /// Worker and run of each claim in progress.
-    pub claiming: HashSet<(usize, String)>,
+    /// The claims that are with the store.
+    pub calls: HashMap<ClaimPlace, ClaimCall>,
+    /// Claims whose outcome is not known.
+    pub unresolved: Vec<UnresolvedClaim>,
     pub to_release: Vec<LeaseKey>,
     /// The record of one of them is locked; the next attempt is then.
     pub release_at: Moment,

@@ -169,6 +169,8 @@ impl Uploader {
         }
         self.release()?;
         self.renew(registry)?;
+        // The last one: an unknown outcome may be the fault of one claim.
+        self.resolve_claims()?;
         let sync_state = self.sync_state.lock();
         let unfinished = || sync_state.unfinished();
         let registered = unfinished().filter(|synced| synced.session.is_some());

@@ -53,9 +53,9 @@ const MOST_WORKERS: usize = 100_000;
 /// | `/api/worker/register` | any object; known fields are `worker_id`, `worker_type`, `group`, `interval`, `stale_after`, `stall_after`, `startup_grace` (seconds), `metadata` | `worker_id`, `incarnation`, `heartbeat_interval_s`, `stale_after_s` |
 /// | `/api/worker/heartbeat` | `worker_id`; further known fields are `incarnation`, `status`, `reason`, `run_id`, `task`, `progress` | `accepted` |
 /// | `/api/worker/stop` | `worker_id`; `error`, if it failed | `stopped` |
-/// | `/api/worker/claim` | `worker_id`, `run_id`, `ttl_s` | `granted`, and its `fence` |
+/// | `/api/worker/claim` | `worker_id`, `run_id`, `ttl_s`; optional: `attempt` | `granted`, and its `fence` |
 /// | `/api/worker/renew` | `worker_id`, `run_id`, `fence`, `ttl_s` | `held` |
-/// | `/api/worker/release` | `worker_id`, `run_id`, `fence` | `released` |
+/// | `/api/worker/release` | `worker_id`, `run_id`, `fence` or `attempt` | `released` |
 /// | `/api/store/…` | the protocol of `HttpStore` | |
 ///
 /// Unknown fields are kept as metadata of the worker. A worker that names its `incarnation` is refused
@@ -308,6 +308,7 @@ const ROUTES: &[(&str, Handler)] = &[
     ("/api/store/sweep", Handler::Batch(store_api::sweep)),
     ("/api/store/purge", Handler::Batch(store_api::purge)),
     ("/api/store/claim", Handler::Batch(store_api::claim)),
+    ("/api/store/withdraw", Handler::Batch(store_api::withdraw)),
     ("/api/store/renew", Handler::Batch(store_api::renew)),
     ("/api/store/release", Handler::Batch(store_api::release)),
 ];

@@ -176,6 +176,14 @@ pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     write(&service.claim(&claim)?)
 }
 
+pub(super) fn withdraw(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
+    let claims = items::<Claim>(body)?.items;
+    for claim in &claims {
+        validation::check_claim(claim)?;
+    }
+    answers(service, claims.len(), service.store.withdraw(&claims))
+}
+
 pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let request = items::<LeaseKey>(body)?;
     let ttl = request.ttl_s;

@@ -1,5 +1,7 @@
 //! The requests of workers in any language: `/api/worker/…`.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::service::{ReceivedBody, Refusal, Reply, Service};
@@ -201,8 +203,10 @@ pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
     let (run_id, ttl) = (fields.run_id()?, fields.ttl()?);
+    let attempt = fields.whole(&["attempt"])?;
     let (key, fence) = service.act_as(&id, named, |key| {
-        let claim = Claim::new(key, &run_id, ttl);
+        let mut claim = Claim::new(key, &run_id, ttl);
+        claim.attempt = attempt;
         let answer = service.claim(&claim)?;
         Ok(match answer {
             ClaimAnswer::Granted(fence) => Ok(Some(fence)),
@@ -229,18 +233,22 @@ pub(super) fn claim(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     Ok(reply)
 }
 
-/// The lease that a request names. It belongs to an incarnation, which is looked up.
-fn lease(service: &Service, fields: &mut Fields) -> Result<LeaseKey, Refusal> {
+/// The incarnation that a request about a lease means; the current one is looked up.
+fn holder(service: &Service, fields: &mut Fields) -> Result<WorkerKey, Refusal> {
     let id = fields.worker_id()?;
     let named = fields.whole(&["incarnation"])?;
-    let run_id = fields.run_id()?;
-    let fence = fields.whole(&["fence"])?;
-    let fence = fence.ok_or_else(|| Refusal::bad("fence is missing"))?;
     let current = service.look_up(&id)?;
     let current = current.ok_or_else(|| Refusal::of(Answer::Unknown, &id))?;
     let incarnation = named.unwrap_or(current.key.incarnation);
-    let worker = WorkerKey::new(id, incarnation);
-    Ok(LeaseKey::new(worker, run_id, fence))
+    Ok(WorkerKey::new(id, incarnation))
+}
+
+/// The lease that a request names.
+fn lease(service: &Service, fields: &mut Fields) -> Result<LeaseKey, Refusal> {
+    let fence = fields.whole(&["fence"])?;
+    let fence = fence.ok_or_else(|| Refusal::bad("fence is missing"))?;
+    let run_id = fields.run_id()?;
+    Ok(LeaseKey::new(holder(service, fields)?, run_id, fence))
 }
 
 pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply<Value> {
@@ -263,6 +271,15 @@ pub(super) fn renew(service: &Service, body: &ReceivedBody) -> Reply<Value> {
 
 pub(super) fn release(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let mut fields = Fields::read(body)?;
+    if let Some(attempt) = fields.whole(&["attempt"])? {
+        // The worker does not know whether it was granted the run.
+        let run_id = fields.run_id()?;
+        let worker = holder(service, &mut fields)?;
+        let claim = Claim::new(worker, run_id, Duration::from_secs(1)).attempt(attempt);
+        let held = service.asked_one(service.store.withdraw(std::slice::from_ref(&claim)))?;
+        service.known.lock().released(&claim.worker, &claim.run_id);
+        return Ok(json!({"run_id": claim.run_id, "attempt": attempt, "released": held}));
+    }
     let lease = lease(service, &mut fields)?;
     let held = service.asked_one(service.store.release(std::slice::from_ref(&lease)))?;
     service.known.lock().released(&lease.worker, &lease.run_id);

@@ -46,11 +46,14 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     -- The status before the end.
     last_status text,
     metadata jsonb NOT NULL DEFAULT '{}',
+    -- Attempts to claim a run that are never granted, the latest last.
+    withdrawn bigint[],
     CHECK ((status IN ('stopped', 'dead')) = (ended_at IS NOT NULL))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.5);
 
 -- For schemas of versions 1 to 13.
 ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS ended_location text;
+ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS withdrawn bigint[];
 
 CREATE INDEX IF NOT EXISTS worker_heartbeats_group ON @schema@.worker_heartbeats (worker_group);
 CREATE INDEX IF NOT EXISTS worker_heartbeats_host
@@ -65,8 +68,13 @@ CREATE TABLE IF NOT EXISTS @schema@.leases (
     -- Grows with every claim. A worker passes it along with every write, so that the resource can
     -- refuse late writers.
     fence bigint NOT NULL,
-    expires_at timestamptz NOT NULL
+    expires_at timestamptz NOT NULL,
+    -- The attempt that it was granted to.
+    attempt bigint
 ) WITH (fillfactor = 70);
+
+-- For schemas of versions 1 to 13.
+ALTER TABLE @schema@.leases ADD COLUMN IF NOT EXISTS attempt bigint;
 
 CREATE INDEX IF NOT EXISTS leases_worker ON @schema@.leases (worker_id);
 

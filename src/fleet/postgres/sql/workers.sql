@@ -165,7 +165,7 @@ BEGIN
                     process_started = excluded.process_started, boot_id = excluded.boot_id,
                     pid_namespace = excluded.pid_namespace, session_id = excluded.session_id,
                     ended_at = NULL, ended_cause = NULL, ended_detail = NULL, ended_location = NULL,
-                    last_status = NULL, metadata = excluded.metadata
+                    last_status = NULL, metadata = excluded.metadata, withdrawn = NULL
                 -- If a concurrent registration inserted the row meanwhile, start over with it.
                 WHERE v_known AND w.incarnation = v_old.incarnation;
             EXIT WHEN FOUND;
