@@ -84,29 +84,22 @@ impl<A> Answered<A> {
         }
     }
 
-    /// The answers, with this one for items that have none; if no item has an answer, the error.
-    pub(super) fn or(self, none: A) -> Result<Vec<A>, Error>
+    /// The answers, with these for items that were refused and for items without an answer; after a
+    /// failure without any answer, the error.
+    pub(super) fn or(self, refused: A, none: A) -> Result<Vec<A>, Error>
     where
         A: Copy,
     {
-        let asked = self.answers.len();
-        let mut first = self.failure;
-        let mut answers = Vec::with_capacity(asked);
-        let mut known = 0;
-        for answer in self.answers {
-            known += usize::from(matches!(answer, Some(Ok(_))));
-            answers.push(match answer {
-                Some(Ok(answer)) => answer,
-                Some(Err(error)) => {
-                    first = first.or(Some(error));
-                    none
-                }
-                None => none,
-            });
-        }
-        match first {
-            Some(error) if known == 0 => Err(error),
-            _ => Ok(answers),
+        let is_known = |answer: &Option<Result<A, Error>>| matches!(answer, Some(Ok(_)));
+        match self.failure {
+            Some(error) if !self.answers.iter().any(is_known) => Err(error),
+            _ => {
+                let answers = self.answers.into_iter();
+                let answer = |answer: Option<Result<A, Error>>| {
+                    answer.map_or(none, |answer| answer.unwrap_or(refused))
+                };
+                Ok(answers.map(answer).collect())
+            }
         }
     }
 

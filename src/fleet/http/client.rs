@@ -246,15 +246,17 @@ impl HeartbeatStore for HttpStore {
         Ok(answers.collect())
     }
 
-    /// [`Answer::Busy`] for heartbeats that are refused one by one, and for those after a request that
-    /// failed, if an earlier one did not.
+    /// [`Answer::Invalid`] for heartbeats that are refused one by one; [`Answer::Busy`] for those after
+    /// a request that failed, if an earlier one did not.
     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        self.send("beat", beats, None)?.or(Answer::Busy)
+        self.send("beat", beats, None)?
+            .or(Answer::Invalid, Answer::Busy)
     }
 
     /// As [`beat`](Self::beat).
     fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.send("stop", stops, None)?.or(Answer::Busy)
+        self.send("stop", stops, None)?
+            .or(Answer::Invalid, Answer::Busy)
     }
 
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
@@ -327,7 +329,7 @@ impl HeartbeatStore for HttpStore {
     /// failed, if an earlier one did not.
     fn try_renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<Renewal>, Error> {
         let renewals: Answered<Renewed> = self.send("renew", leases, Some(ttl))?;
-        renewals.map(Renewal::from).or(Renewal::Busy)
+        renewals.map(Renewal::from).or(Renewal::Busy, Renewal::Busy)
     }
 
     /// `false` for leases that are refused one by one: the coordinator can't hold them.
