@@ -6,10 +6,14 @@
 //! cargo bench --bench soak --features http,prometheus -- --write docs/BENCHMARKS.md
 //! ```
 //!
+//! With `fleet`, and the feature `cli`, an hour of a fleet on PostgreSQL, under faults: see `fleet/mod.rs`.
+//!
 //! The service is a process of its own, so that its memory is its own. What it says of each worker is
 //! compared with what the worker really did.
 
 mod client;
+#[cfg(feature = "cli")]
+mod fleet;
 mod service;
 
 #[path = "../figures/page.rs"]
@@ -28,6 +32,13 @@ fn main() {
     if arguments.first().is_some_and(|word| word == "--serve") {
         return service::serve();
     }
+    #[cfg(feature = "cli")]
+    if arguments
+        .first()
+        .is_some_and(|word| word == "--fleet-process")
+    {
+        return fleet::play(&arguments[1..]);
+    }
     // Cargo's own: `cargo bench` passes it, `cargo test --all-targets` does not.
     if !arguments.iter().any(|word| word == "--bench") {
         println!("run by `cargo bench`, this measures; otherwise it does nothing");
@@ -37,16 +48,40 @@ fn main() {
         let at = arguments.iter().position(|word| word == name)?;
         arguments.get(at + 1)
     };
-    let minutes: f64 = value("--minutes").map_or(10.0, |text| text.parse().expect("minutes"));
+    let is_fleet = arguments.iter().any(|word| word == "fleet");
+    let (name, default) = if is_fleet {
+        ("soak fleet", 60.0)
+    } else {
+        ("soak", 10.0)
+    };
+    let minutes: f64 = value("--minutes").map_or(default, |text| text.parse().expect("minutes"));
+    let time = Duration::from_secs_f64(minutes * 60.0);
     let file = value("--write");
     if let Some(file) = file {
-        page::check(file, "soak").unwrap_or_else(|error| panic!("{file}: {error}"));
+        page::check(file, name).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
-    let table = soak(Duration::from_secs_f64(minutes * 60.0));
+    let table = if is_fleet {
+        let seed = value("--seed").map(|text| text.parse().expect("a number"));
+        let synchronous = !arguments.iter().any(|word| word == "--asynchronous");
+        soak_fleet(time, seed, synchronous)
+    } else {
+        soak(time)
+    };
     println!("{table}");
     if let Some(file) = file {
-        page::rewrite(file, "soak", &table).unwrap_or_else(|error| panic!("{file}: {error}"));
+        page::rewrite(file, name, &table).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
+}
+
+#[cfg(feature = "cli")]
+fn soak_fleet(time: Duration, seed: Option<u64>, synchronous: bool) -> String {
+    let seed = seed.unwrap_or_else(|| fleet::micros() % 1_000_000);
+    fleet::soak(time, seed, synchronous)
+}
+
+#[cfg(not(feature = "cli"))]
+fn soak_fleet(_: Duration, _: Option<u64>, _: bool) -> String {
+    panic!("`fleet` needs the feature cli");
 }
 
 fn soak(time: Duration) -> String {

@@ -47,6 +47,7 @@ pages! {
     #[cfg(all(feature = "systemd", feature = "beacon"))]
     systemd: "../../docs/guide/systemd.md",
     monitor: "../../docs/guide/monitor.md",
+    capacity: "../../docs/guide/capacity.md",
     troubleshooting: "../../docs/guide/troubleshooting.md",
     limitations: "../../docs/guide/limitations.md",
     glossary: "../../docs/glossary.md",

@@ -3,6 +3,7 @@
 mod exhausted;
 mod failover;
 mod locks;
+mod replica;
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(feature = "http")]
