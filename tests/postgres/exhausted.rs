@@ -8,10 +8,11 @@ use worker_heartbeat::fleet::{Answer, ProcessIdentity, Registration, Sweep, Work
 use worker_heartbeat::{HeartbeatStore, PostgresOptions, PostgresStore, State};
 
 use crate::SECOND;
-use crate::support::postgres::{schema, sql, url};
+use crate::support::postgres::{role, schema, sql, url};
 
 struct Place {
     name: String,
+    url: String,
     runtime: Runtime,
     /// Connections of others.
     held: Vec<Client>,
@@ -19,9 +20,7 @@ struct Place {
 
 impl Place {
     fn url(&self, application: &str) -> String {
-        let at = url().split_once('@').unwrap().1;
-        let name = &self.name;
-        format!("postgres://{name}:x@{at}?application_name={application}")
+        format!("{}?application_name={application}", self.url)
     }
 
     fn store(&self, application: &str) -> PostgresStore {
@@ -58,15 +57,9 @@ fn sweep(store: &PostgresStore, times: usize) -> Vec<String> {
 #[test]
 fn a_process_that_cannot_connect_again_is_not_gone() {
     let name = schema("exhausted");
-    sql(
-        url(),
-        &format!(
-            "CREATE ROLE {name} LOGIN PASSWORD 'x' CONNECTION LIMIT 8;
-             GRANT CREATE ON DATABASE postgres TO {name}"
-        ),
-    );
     let mut place = Place {
         name: name.clone(),
+        url: role(&name, "CONNECTION LIMIT 8"),
         runtime: Runtime::new().unwrap(),
         held: Vec::new(),
     };

@@ -61,6 +61,23 @@ pub fn schema(name: &str) -> String {
     format!("test_{name}_{}_{n}", std::process::id())
 }
 
+/// Creates a role with the password `x` that may create schemas, and returns its URL.
+pub fn role(name: &str, options: &str) -> String {
+    // One at a time: concurrent grants on one database fail.
+    sql(
+        url(),
+        &format!(
+            "SELECT pg_advisory_xact_lock(4711);
+             CREATE ROLE {name} LOGIN PASSWORD 'x' {options};
+             DO $$ BEGIN
+                 EXECUTE format('GRANT CREATE ON DATABASE %I TO {name}', current_database());
+             END $$"
+        ),
+    );
+    let (_, at) = url().split_once('@').unwrap();
+    format!("postgres://{name}:x@{at}")
+}
+
 /// The rows that the statements return, as text; NULL as such.
 pub fn sql(url: &str, text: &str) -> Vec<Vec<String>> {
     try_sql(url, text).unwrap_or_else(|error| panic!("{text}: {error:?}"))

@@ -1,6 +1,7 @@
 //! A store in PostgreSQL: for many hosts.
 
 mod batch;
+mod clock;
 mod connection;
 mod error;
 mod leases;
@@ -30,6 +31,7 @@ use super::store::HeartbeatStore;
 use crate::error::Error;
 use crate::health::SweepReport;
 use batch::Suspects;
+use clock::ClockWatch;
 use connection::Connection;
 pub use options::PostgresOptions;
 use settings::Settings;
@@ -64,8 +66,8 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 /// lost granted claims. A process that is cut off from the new server for longer than these 10 s may
 /// still believe in such a lease, until it expires; a resource that checks fences refuses its writes.
 /// Replicate synchronously where that matters. A backup that is restored into a running database, with
-/// the values of sequences, is not recognized as such. The clock of the database decides: if it is set forward, workers become stale and leases end
-/// earlier.
+/// the values of sequences, is not recognized as such. The clock of the database decides: if it is set
+/// forward, leases end earlier. Sweeps notice that, and count silence anew.
 ///
 /// It may be called from async code; it blocks the calling thread.
 ///
@@ -87,6 +89,7 @@ struct Connections {
     leases: Connection,
     /// Sweeps, lists and purges.
     scans: Connection,
+    clock: ClockWatch,
     texts: Texts,
     suspects: Suspects,
     suspects_among_leases: Suspects,
@@ -135,6 +138,7 @@ impl PostgresStore {
                 heartbeats: Connection::new(Arc::clone(&settings), true),
                 leases: Connection::new(Arc::clone(&settings), false),
                 scans: Connection::new(Arc::clone(&settings), false),
+                clock: ClockWatch::default(),
                 settings,
                 texts: Texts::default(),
                 suspects: Suspects::default(),
@@ -190,7 +194,9 @@ impl HeartbeatStore for PostgresStore {
     }
 
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        sweep::sweep(&self.connections.scans, sweep)
+        let scans = &self.connections.scans;
+        self.connections.clock.check(scans, sweep.dry_run)?;
+        sweep::sweep(scans, sweep)
     }
 
     fn purge(&self, age: Duration) -> Result<usize, Error> {
