@@ -81,9 +81,18 @@ impl Cluster {
     /// Kills all processes of the server at once.
     pub fn kill(&self) {
         let pids = self.processes();
-        let pids = pids.iter().map(ToString::to_string);
-        let status = Command::new("kill").arg("-KILL").args(pids).status();
-        assert!(status.unwrap().success());
+        let kill = |pids: &[i32]| {
+            let pids = pids.iter().map(ToString::to_string);
+            Command::new("kill")
+                .arg("-KILL")
+                .args(pids)
+                .output()
+                .unwrap()
+        };
+        let (main, others) = pids.split_at(1);
+        assert!(kill(main).status.success());
+        // Some may have ended meanwhile.
+        kill(others);
     }
 
     /// This standby becomes a primary, which waits for no standby.

@@ -11,17 +11,21 @@ CREATE SEQUENCE IF NOT EXISTS @schema@.numbers_source AS bigint MINVALUE 0;
 CREATE SEQUENCE IF NOT EXISTS @schema@.numbers_cluster AS bigint MINVALUE 0;
 CREATE SEQUENCE IF NOT EXISTS @schema@.claims_from AS bigint MINVALUE 0;
 
+-- These are single expressions, and STABLE as what they call, so that they are inlined.
 CREATE OR REPLACE FUNCTION @schema@.unix_micros(p_time timestamptz) RETURNS bigint
-    LANGUAGE sql IMMUTABLE AS $$ SELECT (extract(epoch FROM p_time) * 1000000)::bigint $$;
+    LANGUAGE sql STABLE AS $$ SELECT (extract(epoch FROM p_time) * 1000000)::bigint $$;
 
 -- What the numbers come from: this start of this server, and this file of the sequence. Another server
 -- of the cluster, a restored backup or snapshot, a copy and a sequence that was reset differ in one of
 -- them.
-CREATE OR REPLACE FUNCTION @schema@.current_source() RETURNS bigint LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    RETURN hashtextextended(concat_ws('/', @schema@.unix_micros(pg_postmaster_start_time()),
-        pg_relation_filepath('@schema@.numbers')), 0) & 9223372036854775807;
-END $$;
+CREATE OR REPLACE FUNCTION @schema@.current_source() RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT hashtextextended(concat(@schema@.unix_micros(pg_postmaster_start_time()), '/',
+        pg_relation_filepath('@schema@.numbers')), 0) & 9223372036854775807
+$$;
+
+CREATE OR REPLACE FUNCTION @schema@.is_current_source() RETURNS boolean LANGUAGE sql AS $$
+    SELECT coalesce(pg_sequence_last_value('@schema@.numbers_source') = @schema@.current_source(), false)
+$$;
 
 -- The same for all starts of a server, and another one after a promotion: that raises the timeline.
 CREATE OR REPLACE FUNCTION @schema@.current_cluster() RETURNS bigint LANGUAGE plpgsql STABLE AS $$
@@ -32,11 +36,6 @@ BEGIN
         & 9223372036854775807;
 EXCEPTION WHEN insufficient_privilege OR feature_not_supported OR undefined_function THEN
     RETURN @schema@.current_source();
-END $$;
-
-CREATE OR REPLACE FUNCTION @schema@.is_current_source() RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN (SELECT s.last_value FROM @schema@.numbers_source s) = @schema@.current_source();
 END $$;
 
 -- A row or a clock that is far off must not use up the numbers: beyond this, it does not count.
@@ -90,7 +89,7 @@ BEGIN
             WHERE w.incarnation < v_most),
         v_margin + (SELECT max(l.fence) FROM @schema@.leases l WHERE l.fence < v_most)))));
     IF NOT @schema@.is_current_source() THEN
-        SELECT c.last_value INTO v_known FROM @schema@.numbers_cluster c;
+        v_known := coalesce(pg_sequence_last_value('@schema@.numbers_cluster'), 0);
         IF v_known <> @schema@.current_cluster() THEN
             -- Not in a new schema. A copy without its sequences has leases.
             IF v_known > 0 OR EXISTS (SELECT FROM @schema@.leases) THEN
@@ -112,5 +111,5 @@ BEGIN
     IF NOT @schema@.is_current_source() THEN
         PERFORM @schema@.renumber(0);
     END IF;
-    RETURN @schema@.unix_micros(now()) < (SELECT c.last_value FROM @schema@.claims_from c);
+    RETURN coalesce(@schema@.unix_micros(now()) < pg_sequence_last_value('@schema@.claims_from'), false);
 END $$;
