@@ -5,6 +5,7 @@ mod coordinator;
 mod coordinator_faults;
 mod health_endpoint;
 mod lost_answers;
+mod numbers;
 mod protocol;
 mod proxies;
 #[path = "../support/mod.rs"]

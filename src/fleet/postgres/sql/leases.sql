@@ -34,11 +34,6 @@ BEGIN
     IF answer IS NOT NULL THEN
         RETURN;
     END IF;
-    -- Not even by the holder: its release may be lost, and the claim of another worker.
-    IF @schema@.claims_wait() THEN
-        answer := 'taken';
-        RETURN;
-    END IF;
     IF p_attempt = ANY (v_withdrawn) THEN
         answer := 'taken';
         RETURN;
@@ -50,6 +45,11 @@ BEGIN
     IF FOUND THEN
         -- The answer was lost, or the request came twice.
         answer := 'granted';
+        RETURN;
+    END IF;
+    -- Not even by the holder: its release may be lost, and the claim of another worker.
+    IF @schema@.claims_wait() THEN
+        answer := 'taken';
         RETURN;
     END IF;
     INSERT INTO @schema@.leases AS l (run_id, worker_id, incarnation, fence, expires_at, attempt)
