@@ -460,3 +460,89 @@ pub(crate) fn play(role: &str) {
         }
     }
 }
+
+#[test]
+fn absurd_values_are_refused_with_a_reason() {
+    let place = Place::new();
+    let store = place.store();
+    register(&store, "a");
+    let file = Connection::open(place.file()).unwrap();
+    for (column, value, reason) in [
+        (
+            "stale_after_ns",
+            "4000000000000000000",
+            "limits_are_0_to_100_years",
+        ),
+        ("interval_ns", "-1", "limits_are_0_to_100_years"),
+        ("heartbeat_at", "'yesterday'", "times_are_integers"),
+    ] {
+        let update = format!("UPDATE workers SET {column} = {value}");
+        let refused = file.execute(&update, []).unwrap_err().to_string();
+        assert!(refused.contains(reason), "{refused}");
+    }
+    let mut longest = Registration::new("poller", "longest");
+    longest.info.thresholds = Some(worker_heartbeat::Thresholds::new(Duration::MAX));
+    assert!(store.register(&[longest]).is_ok());
+}
+
+/// Such as one that another program wrote to a file without these constraints.
+#[test]
+fn a_bad_row_does_no_harm() {
+    let place = Place::new();
+    let store = place.store();
+    let key = register(&store, "good");
+    let file = Connection::open(place.file()).unwrap();
+    file.execute_batch(
+        "PRAGMA ignore_check_constraints = ON;
+         INSERT INTO workers SELECT * FROM workers WHERE false;
+         INSERT INTO workers (worker_id, incarnation, worker_type, worker_group, interval_ns,
+            stale_after_ns, stall_after_ns, beats_only, metadata, restarts, pid, hostname, status,
+            reason, registered_at, heartbeat_at, steps_done, steps_total, beats)
+            VALUES ('bad-1', -1, 7, x'ff', 'often', 9e300, -1, 'yes', 'null', -1, 'none', 7.5, 0, x'ff00',
+                'then', 9223372036854775807, 'x', 1, 1e30);
+         INSERT INTO workers (worker_id, incarnation, worker_type, worker_group, interval_ns,
+            stale_after_ns, beats_only, metadata, restarts, pid, status, registered_at, heartbeat_at,
+            beats, ended_at)
+            VALUES ('bad-2', 2, '', '', 0, -9223372036854775808, 2, '[1]', 9223372036854775807, -1, 'well',
+                -1, -1, -1, NULL);
+         INSERT INTO leases VALUES ('run', 'bad-1', 'x', 1e300, 'never');",
+    )
+    .unwrap();
+    assert_eq!(rows(&store).len(), 3);
+    assert_eq!(store.summary().unwrap().total, 3);
+    assert!(store.find("bad-1").unwrap().is_some());
+    let beat = Beat::new(key.clone(), State::Idle);
+    assert_eq!(store.beat(&[beat]).unwrap(), [Answer::Accepted]);
+    let swept = store.sweep(&Sweep::default()).unwrap();
+    assert!(!swept.marked_offline.contains(&key.id), "{swept:?}");
+    assert_eq!(state(&store, "good"), Some(State::Idle));
+}
+
+#[test]
+fn an_item_that_the_file_refuses_is_refused_alone() {
+    let place = Place::new();
+    let store = place.store();
+    let keys = ["a", "b", "c"].map(|id| register(&store, id));
+    let file = Connection::open(place.file()).unwrap();
+    file.execute_batch(
+        "CREATE TRIGGER checked BEFORE INSERT ON workers WHEN NEW.task = 'bad' OR NEW.worker_type = 'bad'
+         BEGIN SELECT RAISE(ABORT, 'no bad ones'); END",
+    )
+    .unwrap();
+    let mut beats = keys.map(|key| Beat::new(key, State::Idle));
+    beats[1].status.task = Some("bad".into());
+    let answers = store.beat(&beats).unwrap();
+    assert_eq!(
+        answers,
+        [Answer::Accepted, Answer::Invalid, Answer::Accepted]
+    );
+    assert_eq!(state(&store, "b"), Some(State::Starting));
+    assert_eq!(state(&store, "c"), Some(State::Idle));
+    let new = [("d", "poller"), ("e", "bad"), ("f", "poller")];
+    let new = new.map(|(id, worker_type)| Registration::new(worker_type, id));
+    let registered = store.register_each(&new).unwrap();
+    let is_known: Vec<bool> = registered.iter().map(Result::is_ok).collect();
+    assert_eq!(is_known, [true, false, true]);
+    let reason = registered[1].as_ref().unwrap_err().to_string();
+    assert!(reason.contains("no bad ones"), "{reason}");
+}

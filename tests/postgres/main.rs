@@ -1,5 +1,6 @@
 //! The store in PostgreSQL, on a real server.
 
+mod absurd;
 mod clock;
 mod exhausted;
 mod failover;

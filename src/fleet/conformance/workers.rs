@@ -395,3 +395,69 @@ pub(super) fn empty_batches(bench: &Bench<'_>) -> Checked {
     ensure_eq!(bench.store.release(&[])?.len(), 0);
     Ok(())
 }
+
+pub(super) fn found(bench: &Bench<'_>) -> Checked {
+    // Ids that come just before and just behind it in a list.
+    let names = ["b", "a", "b-1", "b0", "c"];
+    let keys: Vec<_> = names
+        .iter()
+        .map(|name| bench.start(name))
+        .collect::<Result<_, _>>()?;
+    for key in &keys {
+        let found = bench.store.find(&key.id)?;
+        ensure_eq!(found.map(|worker| worker.key), Some(key.clone()));
+    }
+    for name in ["", "b-", "b-0", "d", "B", "\u{e9}", "\u{10ffff}"] {
+        let found = bench.store.find(&bench.id(name))?;
+        ensure!(found.is_none(), "{found:?} found by {name:?}");
+    }
+    Ok(())
+}
+
+pub(super) fn each_registered(bench: &Bench<'_>) -> Checked {
+    let all = ["a", "b", "c"].map(|name| bench.registration(name));
+    let keys = bench.store.register_each(&all)?;
+    ensure_eq!(keys.len(), all.len());
+    for (registration, key) in all.iter().zip(keys) {
+        ensure_eq!(key?.id, registration.id);
+    }
+    ensure_eq!(bench.rows()?.len(), all.len());
+    Ok(())
+}
+
+/// A store keeps as much of them as it can.
+pub(super) fn odd_values(bench: &Bench<'_>) -> Checked {
+    const LONG: Duration = Duration::from_secs(9 * 365 * 86_400);
+    let well = bench.worker("well")?;
+    let mut registration = bench.registration("odd");
+    registration.info.interval = LONG;
+    registration.info.restarts = u32::MAX;
+    registration.info.metadata = vec![("\0 \u{1f980} name".into(), "\0".into())];
+    let mut thresholds = Thresholds::new(LONG);
+    thresholds.stall_after = Some(LONG);
+    registration.info.thresholds = Some(thresholds);
+    let key = bench.register(registration)?;
+    let mut odd = Beat::new(key.clone(), State::Processing);
+    odd.heartbeat_age = Some(Duration::MAX);
+    odd.progress_age = Some(Duration::MAX);
+    odd.status.task = Some("\0 \u{1f980} \u{10ffff} \u{202e}".into());
+    odd.status.reason = Some("x".repeat(100_000));
+    odd.status.progress = Some((u64::MAX, u64::MAX));
+    odd.status.beats = u64::MAX;
+    let beats = [odd, Beat::new(well.clone(), State::Idle)];
+    let answers = bench.store.beat(&beats)?;
+    ensure_eq!(answers[1], Answer::Accepted);
+    ensure_eq!(bench.state(&well)?, State::Idle);
+    ensure_eq!(bench.rows()?.len(), 2);
+    bench.sweep(&Sweep::default())?;
+    ensure_eq!(bench.state(&well)?, State::Idle);
+    let mut ending = stopped();
+    ending.cause = "\0".into();
+    ending.detail = Some("\0 \u{1f980}".into());
+    let mut stop = Stop::new(key, ending);
+    stop.ago = Duration::MAX;
+    let stops = [stop, Stop::new(well.clone(), stopped())];
+    ensure_eq!(bench.store.stop(&stops)?[1], Answer::Accepted);
+    ensure_eq!(bench.state(&well)?, State::Stopped);
+    Ok(())
+}

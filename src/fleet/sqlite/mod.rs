@@ -1,5 +1,6 @@
 //! A store in a SQLite file: without a server or set-up.
 
+mod columns;
 mod file;
 mod reader;
 mod tables;
@@ -23,6 +24,7 @@ use super::store::HeartbeatStore;
 use crate::clock::Moment;
 use crate::error::{Error, StoreErrorKind};
 use crate::health::SweepReport;
+use crate::sync::describe::chain;
 use file::{FileId, OpenFile};
 use tables::InTransaction;
 
@@ -361,6 +363,27 @@ impl SqliteStore {
             items.iter().map(|item| act(tables, item, now)).collect()
         })
     }
+
+    /// As [`each`](Self::each). An item that the file refuses, such as by a constraint that another
+    /// program added, does not keep the others from being written.
+    fn each_alone<T>(
+        &self,
+        operation: &'static str,
+        items: &[T],
+        act: impl Fn(&mut dyn Tables, &T, Moment) -> Result<Answer, Error>,
+    ) -> Result<Vec<Answer>, Error> {
+        match self.each(operation, items, &act) {
+            Err(error) if tables::is_about_data(&error) => {}
+            answers => return answers,
+        }
+        self.write(operation, |tables, now| {
+            let alone = |item| match tables.alone(|tables| act(tables, item, now)) {
+                Err(error) if tables::is_about_data(&error) => Ok(Answer::Invalid),
+                answer => answer,
+            };
+            items.iter().map(alone).collect()
+        })
+    }
 }
 
 /// Whether a file has the tables of this version, or of a newer one that this version may use.
@@ -390,15 +413,22 @@ fn add_columns(transaction: &Connection) -> rusqlite::Result<()> {
 
 impl HeartbeatStore for SqliteStore {
     fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
-        self.each("register", workers, rules::register)
+        let keys = self.each("register", workers, rules::register);
+        keys.map_err(|error| {
+            if tables::is_about_data(&error) {
+                let allowed = format!("what the file can keep ({})", chain(&error));
+                return Error::invalid("registration", "one that the file refuses", allowed);
+            }
+            error
+        })
     }
 
     fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
-        self.each("beat", beats, rules::beat)
+        self.each_alone("beat", beats, rules::beat)
     }
 
     fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
-        self.each("stop", stops, rules::stop)
+        self.each_alone("stop", stops, rules::stop)
     }
 
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {

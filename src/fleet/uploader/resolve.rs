@@ -12,7 +12,7 @@ use parking_lot::MutexGuard;
 use super::Uploader;
 use super::sync_state::SyncState;
 use crate::clock::Moment;
-use crate::error::Error;
+use crate::error::{Error, StoreErrorKind};
 use crate::fleet::shapes::{Claim, ClaimAnswer};
 use crate::fleet::store::check_count;
 use crate::registry::core::store_hook::StoreHook;
@@ -162,7 +162,14 @@ impl Uploader {
         drop(sync_state);
         let withdrawn = self.withdraw(&unresolved);
         drop(withdrawals);
-        withdrawn
+        match withdrawn {
+            // Another client locks the record of one; the next round repeats it.
+            Err(Error::Store {
+                kind: StoreErrorKind::Busy,
+                ..
+            }) => Ok(()),
+            withdrawn => withdrawn,
+        }
     }
 
     fn withdraw(&self, unresolved: &[UnresolvedClaim]) -> Result<(), Error> {

@@ -44,8 +44,8 @@ BEGIN
         RAISE EXCEPTION 'status %: allowed are starting, idle, active, processing, stopping, stopped', p_status
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF v_stale_after < interval '0' THEN
-        RAISE EXCEPTION 'stale_after: %; allowed are 0 and more', p_stale_after
+    IF v_stale_after NOT BETWEEN interval '0' AND interval '36525 days' THEN
+        RAISE EXCEPTION 'stale_after: %; allowed are 0 to 100 years', p_stale_after
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     SELECT w.incarnation INTO v_incarnation FROM @schema@.worker_heartbeats w

@@ -23,7 +23,8 @@ CREATE OR REPLACE FUNCTION @schema@.micros(p_micros bigint) RETURNS interval
 CREATE OR REPLACE FUNCTION @schema@.wait_for_tables() RETURNS void
     LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 BEGIN
-    LOCK TABLE @schema@.worker_heartbeats, @schema@.leases IN ROW EXCLUSIVE MODE;
+    LOCK TABLE @schema@.worker_heartbeats, @schema@.leases, @schema@.sessions,
+        @schema@.deferred_heartbeats IN ROW EXCLUSIVE MODE;
 END $$;
 
 -- Those of these workers whose rows other transactions lock. p_ends: a lock against reading the key
@@ -62,15 +63,23 @@ BEGIN
 END $$;
 
 -- Records heartbeats that cannot be written to the workers' rows now, because these are locked: see
--- the table deferred_heartbeats.
+-- the table deferred_heartbeats. Earlier ones are not needed any more.
 CREATE OR REPLACE FUNCTION @schema@.defer_heartbeats(
     p_ids text[], p_incarnations bigint[], p_heartbeat_ages bigint[]
-) RETURNS void LANGUAGE sql AS $$
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM @schema@.deferred_heartbeats d WHERE d.ctid = ANY (ARRAY(
+        SELECT d.ctid FROM @schema@.deferred_heartbeats d
+        WHERE d.heartbeat_at < now() - interval '1 day' OR EXISTS (
+            SELECT FROM unnest(p_ids, p_incarnations, p_heartbeat_ages) AS b (id, incarnation, age)
+            WHERE d.worker_id = b.id AND d.incarnation = b.incarnation
+                AND d.heartbeat_at <= now() - @schema@.micros(b.age))
+        FOR UPDATE SKIP LOCKED));
     INSERT INTO @schema@.deferred_heartbeats (worker_id, incarnation, heartbeat_at)
-    SELECT b.id, b.incarnation, now() - @schema@.micros(b.heartbeat_age)
-    FROM unnest(p_ids, p_incarnations, p_heartbeat_ages) AS b (id, incarnation, heartbeat_age)
-    WHERE b.heartbeat_age IS NOT NULL
-$$;
+        SELECT b.id, b.incarnation, now() - @schema@.micros(b.age)
+        FROM unnest(p_ids, p_incarnations, p_heartbeat_ages) AS b (id, incarnation, age)
+        WHERE b.age IS NOT NULL;
+END $$;
 
 -- New values replace old ones of the same name. New names are added up to @max_metadata@ in total,
 -- so that metadata from heartbeats does not grow without bound. Anything but an object is no metadata.
@@ -194,6 +203,8 @@ CREATE OR REPLACE FUNCTION @schema@.beat_workers(
 #variable_conflict use_column
 DECLARE
     v_session bigint := CASE WHEN @schema@.is_session(p_session) THEN p_session END;
+    -- Later than any write that this call waits for.
+    v_latest timestamptz := clock_timestamp() + interval '10 seconds';
     v_taken bigint[];
 BEGIN
     PERFORM @schema@.durably();
@@ -204,9 +215,9 @@ BEGIN
             -- Never moves back: reports may arrive out of order. A time in the future, which another
             -- program wrote, does not stay.
             last_heartbeat_at = greatest(now() - @schema@.micros(b.heartbeat_age),
-                CASE WHEN w.last_heartbeat_at <= clock_timestamp() THEN w.last_heartbeat_at END),
+                CASE WHEN w.last_heartbeat_at <= v_latest THEN w.last_heartbeat_at END),
             last_progress_at = greatest(now() - @schema@.micros(b.progress_age),
-                CASE WHEN w.last_progress_at <= clock_timestamp() THEN w.last_progress_at END),
+                CASE WHEN w.last_progress_at <= v_latest THEN w.last_progress_at END),
             current_run_id = b.run_id,
             current_task = b.task,
             progress_done = b.done,
