@@ -505,7 +505,8 @@ fn a_bad_row_does_no_harm() {
             beats, ended_at)
             VALUES ('bad-2', 2, '', '', 0, -9223372036854775808, 2, '[1]', 9223372036854775807, -1, 'well',
                 -1, -1, -1, NULL);
-         INSERT INTO leases VALUES ('run', 'bad-1', 'x', 1e300, 'never');",
+         INSERT INTO leases (run_id, worker_id, incarnation, fence, expires_at)
+            VALUES ('run', 'bad-1', 'x', 1e300, 'never');",
     )
     .unwrap();
     assert_eq!(rows(&store).len(), 3);
