@@ -99,6 +99,7 @@ report! {
         "task": this.task,
         "at": unix(Some(this.at)),
         "gave_up_after": this.gave_up_after,
+        "unheard_for_s": this.unheard_for.map(Seconds),
     }
     Summary(this) {
         "total_active": this.total_active,
@@ -148,10 +149,15 @@ report! {
     SweepTotals(this) {
         "successes": this.successes,
         "skipped": this.skipped,
+        "unneeded": this.unneeded,
         "failures": this.failures,
         "marked_offline": this.marked_offline,
         "released_leases": this.released_leases,
+        "forgotten": this.forgotten,
+        "slow": this.slow,
+        "last_duration_s": this.last_duration.map(Seconds),
         "last_success_age_s": this.last_success_age.map(Seconds),
+        "overdue": this.overdue,
     }
     Event(this) {
         "at": unix(Some(this.at)),

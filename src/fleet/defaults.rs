@@ -1,7 +1,10 @@
 //! What a store does by default, by calls that every store has.
 
+use std::collections::HashSet;
+
+use super::host::ProcessIdentity;
 use super::shapes::{Registration, StoredWorker, WorkerFilter, WorkerKey};
-use super::store::{HeartbeatStore, check_count};
+use super::store::{HeartbeatStore, Pages, check_count};
 use crate::error::Error;
 use crate::sync::describe::chain;
 
@@ -97,4 +100,16 @@ mod tests {
             }
         }
     }
+}
+
+/// The processes of a host by its workers.
+pub(crate) fn processes_by_list<S: HeartbeatStore + ?Sized>(
+    store: &S,
+    host: &ProcessIdentity,
+) -> Result<Vec<ProcessIdentity>, Error> {
+    let mut processes = HashSet::new();
+    for page in Pages::new(store, WorkerFilter::new().host(host.clone())) {
+        processes.extend(page?.into_iter().filter_map(|worker| worker.info.process));
+    }
+    Ok(processes.into_iter().collect())
 }

@@ -88,6 +88,13 @@ impl ProcessIdentity {
             && self.started != 0
     }
 
+    /// Whether both are the same process; the host's name is for people.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (self.pid, self.started, self.pid_namespace)
+            == (other.pid, other.started, other.pid_namespace)
+            && self.boot_id == other.boot_id
+    }
+
     /// Whether the kernel reports that the process is gone: no process has its pid, or a younger one
     /// has, or it is a zombie. `false` if it runs elsewhere, or if that cannot be known.
     #[must_use]

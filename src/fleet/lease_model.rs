@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 use super::memory::MemoryTables;
 use super::rules;
 use super::shapes::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Sweep, WorkerKey};
+use super::sweep_rules;
 use super::uploader::session::{ClockReading, Deadline};
 use crate::clock::Moment;
 use crate::health::{State as Health, Thresholds};
@@ -348,7 +349,13 @@ impl World {
             killed: gone.filter_map(|process| process.key.clone()).collect(),
             ..Sweep::default()
         };
-        rules::sweep(&mut self.tables, &sweep, now(self.second).moment).unwrap();
+        sweep_rules::sweep(
+            &mut self.tables,
+            &sweep,
+            now(self.second).moment,
+            usize::MAX,
+        )
+        .unwrap();
     }
 }
 

@@ -1,18 +1,20 @@
 //! A store in memory: for tests, and for a coordinator whose workers need not survive its process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
-use super::rules::{self, LeaseEntry, Tables, WorkerEntry};
+use super::host::ProcessIdentity;
+use super::rules::{self, LeaseEntry, SweepMark, Tables, WorkerEntry};
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredWorker, Sweep,
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Retention, Stop, StoredWorker, Sweep,
     WorkerFilter, WorkerKey,
 };
 use super::store::HeartbeatStore;
+use super::sweep_rules;
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::health::SweepReport;
@@ -41,6 +43,7 @@ pub(crate) struct MemoryTables {
     pub leases: BTreeMap<String, LeaseEntry>,
     /// The leases by worker: worker and run of each.
     held: BTreeSet<(String, String)>,
+    last_sweep: Option<SweepMark>,
     pub last_number: u64,
 }
 
@@ -153,15 +156,24 @@ impl HeartbeatStore for MemoryStore {
         rules::find(&mut *tables, id, now)
     }
 
+    fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
+        let tables = self.tables.lock();
+        let on_host = WorkerFilter::new().host(host.clone());
+        let rows = tables.workers.values().filter(|row| on_host.admits(row));
+        let processes: HashSet<_> = rows.filter_map(|row| row.info.process.as_ref()).collect();
+        Ok(processes.into_iter().cloned().collect())
+    }
+
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
         let mut tables = self.tables.lock();
         let now = self.now();
-        rules::sweep(&mut *tables, sweep, now)
+        sweep_rules::sweep(&mut *tables, sweep, now, usize::MAX)
     }
 
     fn purge(&self, age: Duration) -> Result<usize, Error> {
         let mut tables = self.tables.lock();
-        tables.forget_ended(self.now().before(age))
+        let now = self.now();
+        tables.forget(&sweep_rules::purge_after(age), now, false, usize::MAX)
     }
 
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
@@ -199,6 +211,10 @@ impl WorkerFilter {
                             && process.pid_namespace == host.pid_namespace
                     })
             })
+            && self.process.as_ref().is_none_or(|wanted| {
+                let process = row.info.process.as_ref();
+                row.ending.is_none() && process.is_some_and(|process| process.is_same(wanted))
+            })
     }
 }
 
@@ -212,24 +228,72 @@ impl Tables for MemoryTables {
         Ok(())
     }
 
-    fn living(&mut self) -> Result<Vec<WorkerEntry>, Error> {
-        let living = self.workers.values().filter(|row| row.ending.is_none());
-        Ok(living.cloned().collect())
+    fn silent(&mut self, threshold: Duration, now: Moment) -> Result<Vec<WorkerEntry>, Error> {
+        let silent = self.workers.values().filter(|row| {
+            let limits = row.info.thresholds.as_ref();
+            let allowed = limits.map_or(threshold, |own| own.stale_after.min(own.startup_grace));
+            let heard = row.heartbeat_at.unwrap_or(row.registered_at);
+            row.ending.is_none() && now.since(heard) > allowed
+        });
+        Ok(silent.cloned().collect())
     }
 
-    fn in_groups(&mut self, groups: &BTreeSet<String>) -> Result<Vec<WorkerEntry>, Error> {
-        let inside = self
-            .workers
-            .values()
-            .filter(|row| groups.contains(&row.info.group));
-        Ok(inside.cloned().collect())
+    fn any_in_group(
+        &mut self,
+        group: &str,
+        wanted: &mut dyn FnMut(&WorkerEntry) -> bool,
+    ) -> Result<bool, Error> {
+        let mut inside = self.workers.values().filter(|row| row.info.group == group);
+        Ok(inside.any(wanted))
     }
 
-    fn forget_ended(&mut self, until: Moment) -> Result<usize, Error> {
-        let before = self.workers.len();
-        self.workers
-            .retain(|_, row| row.ending.as_ref().is_none_or(|(_, at)| *at > until));
-        Ok(before - self.workers.len())
+    fn forget(
+        &mut self,
+        retention: &Retention,
+        now: Moment,
+        dry_run: bool,
+        most: usize,
+    ) -> Result<usize, Error> {
+        let over =
+            |kept: Option<Duration>, at: Moment| kept.is_some_and(|kept| now.before(kept) >= at);
+        // The last registration of a living worker, by type and group.
+        let mut newest = HashMap::<(&str, &str), Moment>::new();
+        if retention.replaced.is_some() {
+            for row in self.workers.values().filter(|row| row.ending.is_none()) {
+                let of = newest.entry((&row.info.worker_type, &row.info.group));
+                let at = of.or_insert(row.registered_at);
+                *at = row.registered_at.max(*at);
+            }
+        }
+        let is_replaced = |row: &WorkerEntry| {
+            let heard = row.heartbeat_at.unwrap_or(row.registered_at);
+            let newest = newest.get(&(&*row.info.worker_type, &*row.info.group));
+            newest.is_some_and(|newest| *newest > heard)
+        };
+        let is_over = |row: &&WorkerEntry| match &row.ending {
+            None => false,
+            Some((ending, at)) if ending.stopped => over(retention.stopped, *at),
+            Some((_, at)) => {
+                over(retention.dead, *at) || over(retention.replaced, *at) && is_replaced(row)
+            }
+        };
+        let forgotten = self.workers.values().filter(is_over).take(most);
+        let forgotten: Vec<String> = forgotten.map(|row| row.key.id.clone()).collect();
+        if !dry_run {
+            for id in &forgotten {
+                self.workers.remove(id);
+            }
+        }
+        Ok(forgotten.len())
+    }
+
+    fn last_sweep(&mut self) -> Result<Option<SweepMark>, Error> {
+        Ok(self.last_sweep)
+    }
+
+    fn note_sweep(&mut self, mark: &SweepMark) -> Result<(), Error> {
+        self.last_sweep = Some(*mark);
+        Ok(())
     }
 
     fn lease(&mut self, run_id: &str) -> Result<Option<LeaseEntry>, Error> {

@@ -42,6 +42,7 @@ mod shapes;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;
+mod sweep_rules;
 mod sweeper;
 mod uploader;
 
@@ -57,8 +58,9 @@ pub use postgres::{PostgresOptions, PostgresStore};
 #[cfg(feature = "http")]
 pub(crate) use shapes::summarize;
 pub use shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Stop, StoredEnding,
-    StoredWorker, Sweep, WorkerFilter, WorkerInfo, WorkerKey, WorkerStatus,
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Retention, Stop,
+    StoredEnding, StoredWorker, Sweep, WatchedSpan, WorkerFilter, WorkerInfo, WorkerKey,
+    WorkerStatus,
 };
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;

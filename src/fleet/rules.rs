@@ -5,16 +5,15 @@
 //! leases exhaustively on this code; the conformance suite checks stores that implement the rules in
 //! a database.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, DEFAULT_THRESHOLD, LeaseKey, Registration, Stop,
-    StoredEnding, StoredWorker, Sweep, WorkerInfo, WorkerKey, WorkerStatus,
+    Answer, Beat, Claim, ClaimAnswer, DEFAULT_THRESHOLD, LeaseKey, Registration, Retention, Stop,
+    StoredEnding, StoredWorker, WorkerInfo, WorkerKey, WorkerStatus,
 };
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::health::{DeathCause, GroupState, State, StateCounts, SweepReport};
+use crate::health::State;
 
 /// How many withdrawn attempts of an incarnation are remembered: more than a worker loses answers
 /// while a request is on its way.
@@ -44,16 +43,39 @@ pub(crate) struct LeaseEntry {
     pub attempt: Option<u64>,
 }
 
+/// A sweep that was noted, so that other sweepers need not do the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SweepMark {
+    pub at: Moment,
+    /// Since when the sweeper had watched the store.
+    pub watched_since: Moment,
+    pub threshold: Duration,
+}
+
 /// The tables of a store, in one transaction.
 pub(crate) trait Tables {
     fn worker(&mut self, id: &str) -> Result<Option<WorkerEntry>, Error>;
     fn put_worker(&mut self, row: &WorkerEntry) -> Result<(), Error>;
-    /// Workers that have not ended.
-    fn living(&mut self) -> Result<Vec<WorkerEntry>, Error>;
-    /// All workers of these groups.
-    fn in_groups(&mut self, groups: &BTreeSet<String>) -> Result<Vec<WorkerEntry>, Error>;
-    /// Deletes workers that ended at this moment or before.
-    fn forget_ended(&mut self, until: Moment) -> Result<usize, Error>;
+    /// Living workers that are silent for longer than they may; workers without limits, for longer
+    /// than `threshold`. It may return others too: each is judged.
+    fn silent(&mut self, threshold: Duration, now: Moment) -> Result<Vec<WorkerEntry>, Error>;
+    /// Whether there is such a worker in this group.
+    fn any_in_group(
+        &mut self,
+        group: &str,
+        wanted: &mut dyn FnMut(&WorkerEntry) -> bool,
+    ) -> Result<bool, Error>;
+    /// Deletes workers whose retention is over, at most so many. `dry_run`: only counts them.
+    fn forget(
+        &mut self,
+        retention: &Retention,
+        now: Moment,
+        dry_run: bool,
+        most: usize,
+    ) -> Result<usize, Error>;
+    /// The last sweep that was noted.
+    fn last_sweep(&mut self) -> Result<Option<SweepMark>, Error>;
+    fn note_sweep(&mut self, mark: &SweepMark) -> Result<(), Error>;
     fn lease(&mut self, run_id: &str) -> Result<Option<LeaseEntry>, Error>;
     /// The leases of all incarnations of this worker.
     fn leases_of(&mut self, worker_id: &str) -> Result<Vec<LeaseEntry>, Error>;
@@ -98,7 +120,7 @@ impl WorkerEntry {
 
     /// From this moment on, a process that runs this incarnation believes in none of its leases: see
     /// [`Lease::is_held`](super::Lease::is_held).
-    fn belief_ends(&self) -> Moment {
+    pub(super) fn belief_ends(&self) -> Moment {
         let limits = self.info.thresholds.as_ref();
         let limit = limits.map_or(DEFAULT_THRESHOLD, |own| own.stale_after);
         // Its first heartbeat may be older than its registration, from which on it believes.
@@ -313,94 +335,4 @@ pub(crate) fn release(tables: &mut dyn Tables, key: &LeaseKey, now: Moment) -> R
 fn held(tables: &mut dyn Tables, key: &LeaseKey, now: Moment) -> Result<Option<LeaseEntry>, Error> {
     let lease = tables.lease(&key.run_id)?;
     Ok(lease.filter(|lease| lease.key == *key && lease.expires_at > now))
-}
-
-/// See [`HeartbeatStore::sweep`](super::HeartbeatStore::sweep).
-pub(crate) fn sweep(
-    tables: &mut dyn Tables,
-    sweep: &Sweep,
-    now: Moment,
-) -> Result<SweepReport, Error> {
-    let killed: HashSet<&WorkerKey> = sweep.killed.iter().collect();
-    let gone: HashSet<&WorkerKey> = sweep.gone.iter().collect();
-    let mut report = SweepReport {
-        success: true,
-        ..SweepReport::default()
-    };
-    let mut groups = BTreeSet::new();
-    let mut convicted = HashSet::new();
-    for mut row in tables.living()? {
-        let stored = row.stored(now, &[]);
-        let cause = if killed.contains(&row.key) {
-            DeathCause::Killed
-        } else if gone.contains(&row.key) {
-            DeathCause::Gone
-        } else if stored
-            .judged(sweep.threshold, sweep.watched_for)
-            .state()
-            .is_offline()
-        {
-            DeathCause::Lost
-        } else {
-            continue;
-        };
-        report.marked_offline.push(row.key.id.clone());
-        groups.insert(row.info.group.clone());
-        convicted.insert(row.key.id.clone());
-        for mut lease in tables.leases_of(&row.key.id)? {
-            if lease.key.worker != row.key {
-                continue;
-            }
-            // A process that is gone believes in no lease; a silent one may.
-            let end = match cause {
-                DeathCause::Killed | DeathCause::Gone => now,
-                _ => row.belief_ends(),
-            };
-            if lease.expires_at.min(end) <= now {
-                report.released_leases.push(lease.key.run_id.clone());
-                if !sweep.dry_run {
-                    tables.remove_lease(&lease.key.run_id)?;
-                }
-            } else if lease.expires_at > end && !sweep.dry_run {
-                lease.expires_at = end;
-                tables.put_lease(&lease)?;
-            }
-        }
-        if !sweep.dry_run {
-            row.ending = Some((StoredEnding::dead(&cause), now));
-            tables.put_worker(&row)?;
-        }
-    }
-    for lease in tables.expired_leases(now)? {
-        let owner = &lease.key.worker;
-        let gone = tables
-            .worker(&owner.id)?
-            .is_none_or(|row| row.key.incarnation != owner.incarnation || row.ending.is_some());
-        if gone {
-            report.released_leases.push(lease.key.run_id.clone());
-        }
-        if !sweep.dry_run {
-            tables.remove_lease(&lease.key.run_id)?;
-        }
-    }
-    report.released_leases.sort_unstable();
-    report.released_leases.dedup();
-    let mut counts = BTreeMap::<String, StateCounts>::new();
-    for row in tables.in_groups(&groups)? {
-        let state = if convicted.contains(&row.key.id) {
-            State::Dead
-        } else {
-            row.stored(now, &[])
-                .judged(sweep.threshold, sweep.watched_for)
-                .state()
-        };
-        counts.entry(row.info.group).or_default().add(state);
-    }
-    report.affected_groups = counts
-        .into_iter()
-        .filter(|(_, counts)| GroupState::of(counts) == GroupState::Offline)
-        .map(|(group, _)| group)
-        .collect();
-    report.marked_offline.sort_unstable();
-    Ok(report)
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::defaults::{find_in_list, register_in_parts};
+use super::defaults::{find_in_list, processes_by_list, register_in_parts};
+use super::host::ProcessIdentity;
 use super::shapes::{
     Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Stop, StoredWorker, Sweep,
     WorkerFilter, WorkerKey, summarize,
@@ -187,8 +188,33 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
         Ok(summarize(workers.iter().flatten()))
     }
 
-    /// Marks stale workers offline and releases their leases. One sweep runs at a time; another one
-    /// that begins meanwhile does nothing, and reports no `success`.
+    /// The processes on this host that have workers which have not ended, each once. By default, it
+    /// [lists](Self::list) the workers of the host.
+    ///
+    /// ```
+    /// use worker_heartbeat::MemoryStore;
+    /// use worker_heartbeat::fleet::{HeartbeatStore, ProcessIdentity, Registration};
+    ///
+    /// let here = ProcessIdentity::current();
+    /// let store = MemoryStore::new();
+    /// let mut workers = ["a", "b"].map(|id| Registration::new("indexer", id));
+    /// for worker in &mut workers {
+    ///     worker.info.process = Some(here.clone());
+    /// }
+    /// store.register(&workers)?;
+    /// assert_eq!(store.processes(&here)?, [here]);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store cannot be reached or fails.
+    fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
+        processes_by_list(self, host)
+    }
+
+    /// Marks stale workers offline and releases their leases. Of several sweeps at the same time, one
+    /// marks each worker. A store may let one sweep run at a time; another one that begins meanwhile
+    /// then does nothing, and reports no `success`.
     ///
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
@@ -316,6 +342,9 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     }
     fn summary(&self) -> Result<Summary, Error> {
         (**self).summary()
+    }
+    fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
+        (**self).processes(host)
     }
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
         (**self).sweep(sweep)

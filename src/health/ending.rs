@@ -3,7 +3,7 @@
 use std::backtrace::Backtrace;
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::sync::printable::Printable;
 
@@ -168,6 +168,10 @@ pub struct Death {
     pub at: SystemTime,
     /// The number of restarts after which its supervisor gave it up; `None` if it did not.
     pub gave_up_after: Option<u32>,
+    /// For a death that was found from outside (killed, gone, fenced, lost): how long the worker had
+    /// not been heard of when it was found. [`at`](Self::at) is when it was found. `None` if its
+    /// process reported the death.
+    pub unheard_for: Option<Duration>,
 }
 
 /// Why a worker died.
@@ -333,7 +337,6 @@ impl fmt::Display for DeathCause {
 mod tests {
     use super::*;
     use crate::health::Health;
-    use std::time::Duration;
 
     fn death(cause: DeathCause) -> Health {
         Health::Dead {
@@ -343,6 +346,7 @@ mod tests {
                 task: None,
                 at: SystemTime::UNIX_EPOCH,
                 gave_up_after: None,
+                unheard_for: None,
             }),
             ago: Duration::from_secs(3),
         }

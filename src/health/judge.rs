@@ -262,6 +262,7 @@ mod tests {
                 task: None,
                 at: SystemTime::UNIX_EPOCH,
                 gave_up_after: None,
+                unheard_for: None,
             })),
             SECOND,
         ));

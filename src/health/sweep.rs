@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::sync::printable::Printable;
+#[cfg(feature = "serde")]
+use crate::serial;
+use crate::sync::printable::{Age, Printable};
 
 /// The state of the connection between a registry and its store.
 ///
@@ -57,7 +59,8 @@ pub struct StoreStatus {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct SweepReport {
-    /// Whether the workers were judged: `false` if they were not observed.
+    /// Whether the workers were judged: `false` if they were not observed, if another sweep was
+    /// running, or if none was needed: see [`recently_swept`](Self::recently_swept).
     pub success: bool,
     /// Ids of the workers that this sweep marked offline.
     pub marked_offline: Vec<String>,
@@ -65,14 +68,62 @@ pub struct SweepReport {
     pub affected_groups: Vec<String>,
     /// Runs whose leases were released. Leases belong to stores: always empty for a registry.
     pub released_leases: Vec<String>,
+    /// Ids of workers that would have been marked offline, but whose record, or the record of a lease
+    /// of theirs, another client of the store locks. The next sweep judges them again.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Vec::is_empty")
+    )]
+    pub busy: Vec<String>,
+    /// Ended workers that were forgotten, because their retention is over.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "is_default"))]
+    pub forgotten: usize,
+    /// Nothing was swept, because another process had swept the store this long ago.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "recently_swept_s",
+            default,
+            with = "serial::optional_seconds",
+            skip_serializing_if = "is_default"
+        )
+    )]
+    pub recently_swept: Option<Duration>,
+    /// How long the sweep took, as [`Sweeper`](crate::Sweeper) measured it.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "duration_s",
+            default,
+            with = "serial::seconds",
+            skip_serializing_if = "is_default"
+        )
+    )]
+    pub duration: Duration,
+    /// It took longer than a second and a quarter of the sweeper's interval, so that deaths are found
+    /// later.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "is_default"))]
+    pub slow: bool,
+}
+
+#[cfg(feature = "serde")]
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl fmt::Display for SweepReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (false, Some(age)) = (self.success, self.recently_swept) {
+            return write!(f, "swept by another process {} ago", Age(age));
+        }
         if !self.success {
             return f.write_str("nothing was swept");
         }
-        if self.marked_offline.is_empty() && self.released_leases.is_empty() {
+        if self.marked_offline.is_empty()
+            && self.released_leases.is_empty()
+            && self.busy.is_empty()
+            && self.forgotten == 0
+        {
             return f.write_str("nothing to mark offline");
         }
         let mut separator = "";
@@ -80,6 +131,7 @@ impl fmt::Display for SweepReport {
             ("marked offline: ", &self.marked_offline),
             ("groups offline: ", &self.affected_groups),
             ("leases released: ", &self.released_leases),
+            ("locked by other clients: ", &self.busy),
         ] {
             if !names.is_empty() {
                 write!(f, "{separator}{what}")?;
@@ -87,7 +139,10 @@ impl fmt::Display for SweepReport {
                 separator = "; ";
             }
         }
-        Ok(())
+        match self.forgotten {
+            0 => Ok(()),
+            forgotten => write!(f, "{separator}forgotten: {forgotten}"),
+        }
     }
 }
 
@@ -122,12 +177,24 @@ pub struct SweepTotals {
     pub successes: u64,
     /// Sweeps that did nothing: another one was running, or the workers were not observed.
     pub skipped: u64,
+    /// Sweeps that were not needed, because another process had just swept the store.
+    pub unneeded: u64,
     /// Sweeps that failed.
     pub failures: u64,
     /// Workers that were marked offline.
     pub marked_offline: u64,
     /// Leases that were released.
     pub released_leases: u64,
-    /// Time since the last success; `None` if there was none.
+    /// Ended workers that were forgotten.
+    pub forgotten: u64,
+    /// Sweeps that were [slow](SweepReport::slow).
+    pub slow: u64,
+    /// How long the last sweep took.
+    pub last_duration: Option<Duration>,
+    /// Time since the last success, also of another process that made a sweep of this one unneeded;
+    /// `None` if there was none.
     pub last_success_age: Option<Duration>,
+    /// The last success is too long ago: see [`Sweeper::check`](crate::Sweeper::check). Always
+    /// `false` for a registry.
+    pub overdue: bool,
 }

@@ -196,7 +196,15 @@ impl fmt::Display for Health {
             }
             Self::Dead { death, ago } => {
                 write!(f, "dead: {}", death.cause)?;
-                since(f, *ago)?;
+                match death.unheard_for.filter(|unheard| !unheard.is_zero()) {
+                    Some(unheard) => write!(
+                        f,
+                        ", last heard of {} ago, found {} ago",
+                        Age(ago.saturating_add(unheard)),
+                        Age(*ago)
+                    )?,
+                    None => since(f, *ago)?,
+                }
                 during(f, death.run_id.as_deref(), death.task.as_deref())?;
                 if let Some(restarts) = death.gave_up_after {
                     write!(f, "; gave up after {restarts} restarts")?;

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::process_health::ProcessHealth;
 use super::reporter::{Report, Reporter};
 use crate::error::Error;
-use crate::fleet::ProcessIdentity;
 use crate::fleet::host::uptime;
+use crate::fleet::{ProcessIdentity, Sweeper};
 use crate::health::State;
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
@@ -70,6 +70,7 @@ pub struct Beacon {
     registry: Registry,
     file: BeaconFile,
     interval: Duration,
+    sweepers: Vec<Sweeper>,
 }
 
 impl Beacon {
@@ -86,6 +87,7 @@ impl Beacon {
             registry: registry.clone(),
             file: BeaconFile(path.into()),
             interval: DEFAULT_INTERVAL,
+            sweepers: Vec::new(),
         }
     }
 
@@ -102,6 +104,22 @@ impl Beacon {
     /// ```
     pub const fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
+        self
+    }
+
+    /// The file also reports a failure while this sweeper is not up to date: [`Sweeper::check`]. Call
+    /// it before `start()`, which consumes the sweeper.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::{Beacon, MemoryStore, Registry, Sweeper};
+    ///
+    /// let sweeper = Sweeper::new(MemoryStore::new());
+    /// let beacon = Beacon::new(Registry::global(), "/run/mailer/beacon.json").sweeper(&sweeper);
+    /// let (beacon, sweeper) = (beacon.start()?, sweeper.start()?);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn sweeper(mut self, sweeper: &Sweeper) -> Self {
+        self.sweepers.push(sweeper.clone());
         self
     }
 
@@ -126,8 +144,8 @@ impl Beacon {
                 format!("at least {SHORTEST_INTERVAL:?}"),
             ));
         }
-        let file = self.file;
-        let first = health_record(&ProcessHealth::read(&self.registry));
+        let (file, sweepers) = (self.file, self.sweepers);
+        let first = health_record(&ProcessHealth::read(&self.registry), &sweepers);
         file.replace(&first).map_err(|error| Error::File {
             path: file.0.display().to_string(),
             error,
@@ -135,7 +153,7 @@ impl Beacon {
         let mut failing = false;
         let write = move |report: Report<'_>| {
             let written = file.replace(&match report {
-                Report::Health(process) => health_record(process),
+                Report::Health(process) => health_record(process, &sweepers),
                 Report::End(end) => end_record(end),
             });
             if let (Err(error), false) = (&written, failing) {
@@ -215,8 +233,15 @@ pub struct RunningBeacon {
     _reporter: Reporter,
 }
 
-fn health_record(process: &ProcessHealth) -> Value {
+fn health_record(process: &ProcessHealth, sweepers: &[Sweeper]) -> Value {
     let mut record = process.to_json();
+    let failures = sweepers.iter().filter_map(|sweeper| sweeper.check().err());
+    let failures: Vec<String> = failures.collect();
+    if !failures.is_empty() {
+        let reason = record["reason"].as_str().unwrap_or_default();
+        record["reason"] = format!("{}; {reason}", failures.join("; ")).into();
+        record["alive"] = false.into();
+    }
     add_origin(&mut record);
     record
 }

@@ -14,6 +14,7 @@ mod sqlite_files;
 mod sqlite_shared;
 #[path = "../support/mod.rs"]
 mod support;
+mod sweeper;
 #[cfg(feature = "test-util")]
 mod third_party;
 

@@ -10,6 +10,7 @@ mod protocol;
 mod proxies;
 #[path = "../support/mod.rs"]
 mod support;
+mod sweepers;
 
 /// Not a test: the process that a test kills runs this.
 #[test]

@@ -362,6 +362,14 @@ fn the_results_of_sweeps_are_exported() {
         (swept("store", "failure"), swept("store", "skipped")),
         (1.0, 1.0)
     );
+    assert_eq!(of("sweep_overdue{target=\"store\"}"), 0.0);
+    world.seconds(394);
+    assert!(!sweeper.sweep().unwrap().success);
+    assert_eq!(
+        of("sweep_overdue{target=\"store\"}"),
+        1.0,
+        "skipped is not done"
+    );
 
     hb.fail("no luck");
     assert_eq!(world.registry.sweep().marked_offline.len(), 1);

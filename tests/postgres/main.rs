@@ -8,6 +8,7 @@ mod locks;
 mod replica;
 #[path = "../support/mod.rs"]
 mod support;
+mod sweeps;
 #[cfg(feature = "http")]
 mod texts;
 mod upgrades;

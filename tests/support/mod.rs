@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod process;
 #[cfg(feature = "http")]
 pub mod proxy;
+pub mod retention;
 pub mod store;
 pub mod text_http;
 

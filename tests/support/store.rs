@@ -6,7 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, Sweep, WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, ProcessIdentity, Registration, Stop, Sweep,
+    WorkerFilter, WorkerKey,
 };
 use worker_heartbeat::{Error, HeartbeatStore, MemoryStore, StoredWorker, SweepReport};
 
@@ -214,6 +215,10 @@ impl HeartbeatStore for TestStore {
             Mode::ShortPages(most) => store.list(&filter.clone().limit(filter.limit.min(most))),
             _ => store.list(filter),
         }
+    }
+
+    fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
+        self.call()?.processes(host)
     }
 
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {

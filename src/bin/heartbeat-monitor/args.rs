@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use worker_heartbeat::fleet::Retention;
 
 /// Monitors the workers in a heartbeat store
 #[derive(Parser)]
@@ -64,8 +65,12 @@ pub struct WatchArgs {
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration)]
     pub threshold: Duration,
 
-    /// Delete the records of workers that ended this long ago [default: never]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[command(flatten)]
+    pub retention: RetentionArgs,
+
+    /// Delete the records of all workers that ended this long ago; the same as all `--keep-` options
+    #[arg(long, value_name = "TIME", value_parser = duration,
+        conflicts_with_all = ["keep_stopped", "keep_dead", "keep_replaced"])]
     pub purge_after: Option<Duration>,
 
     /// Serve the dashboard, metrics, probes and a coordinator at this address, e.g. 127.0.0.1:7717
@@ -105,9 +110,48 @@ pub struct SweepArgs {
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration)]
     pub threshold: Duration,
 
-    /// Print the changes without making them
+    #[command(flatten)]
+    pub retention: RetentionArgs,
+
+    /// Print the changes without making them; needs no right to write
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// How long the records of ended workers are kept.
+#[derive(Args)]
+pub struct RetentionArgs {
+    /// Delete the records of workers that stopped this long ago, or `never`
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = age)]
+    pub keep_stopped: Age,
+
+    /// Delete the records of workers that died this long ago, or `never`
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = age)]
+    pub keep_dead: Age,
+
+    /// Delete the records of workers that died this long ago and were replaced, or `never`
+    #[arg(long, value_name = "TIME", default_value = "1d", value_parser = age)]
+    pub keep_replaced: Age,
+}
+
+impl RetentionArgs {
+    pub fn retention(&self) -> Retention {
+        Retention::none()
+            .stopped(self.keep_stopped.0)
+            .dead(self.keep_dead.0)
+            .replaced(self.keep_replaced.0)
+    }
+}
+
+/// `None`: never.
+#[derive(Clone, Copy)]
+pub struct Age(pub Option<Duration>);
+
+fn age(text: &str) -> Result<Age, String> {
+    match text {
+        "never" => Ok(Age(None)),
+        _ => duration(text).map(|age| Age(Some(age))),
+    }
 }
 
 #[derive(Args)]

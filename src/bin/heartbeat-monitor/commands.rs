@@ -34,6 +34,7 @@ pub fn sweep(args: &SweepArgs) -> CommandResult {
         .threshold(args.threshold)
         .watched_for(Duration::MAX)
         .dry_run(args.dry_run)
+        .retention(args.retention.retention())
         .sweep()?;
     if !report.success {
         return Err("another sweep is running; nothing was done".into());
@@ -48,6 +49,16 @@ pub fn sweep(args: &SweepArgs) -> CommandResult {
         for name in names {
             writeln!(out, "{kind} {}: {would_be}{change}", table::clean(name))?;
         }
+    }
+    for name in &report.busy {
+        let name = table::clean(name);
+        writeln!(
+            out,
+            "worker {name}: not marked, because another client locks it"
+        )?;
+    }
+    if report.forgotten > 0 {
+        writeln!(out, "{} {would_be}forgotten", report.forgotten)?;
     }
     let count = report.marked_offline.len();
     writeln!(out, "{count} {would_be}marked offline")?;

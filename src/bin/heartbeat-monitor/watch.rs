@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use worker_heartbeat::fleet::Retention;
 use worker_heartbeat::{
     Beacon, BoxError, Coordinator, Error, HealthEndpoint, HeartbeatStore, Metrics, Registry,
     RunningHealthEndpoint, Shutdown, SweepReport, Sweeper, SystemdNotifier, WorkerHeartbeat,
@@ -17,7 +18,8 @@ use crate::table::clean;
 
 /// The longest time that a sweep may take.
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(30);
-const PURGE_INTERVAL: Duration = Duration::from_secs(600);
+/// The most names in a log line.
+const MOST_NAMES: usize = 5;
 
 pub fn run(args: &WatchArgs) -> CommandResult {
     let store = args.store.open_or_create()?;
@@ -33,25 +35,28 @@ pub fn run(args: &WatchArgs) -> CommandResult {
     let failure: StoreFailure = Arc::new(Mutex::new(Some("not swept yet".to_owned())));
     let observer = SweepObserver {
         hb,
-        store: Arc::clone(&store),
-        purge_after: args.purge_after,
         failure: Arc::clone(&failure),
-        progress: Mutex::default(),
+        failures_in_a_row: Mutex::default(),
+    };
+    let retention = match args.purge_after {
+        Some(age) => Retention::none().stopped(age).dead(age),
+        None => args.retention.retention(),
     };
     let sweeper = Sweeper::new(Arc::clone(&store))
         .interval(args.interval)
-        .threshold(args.threshold);
+        .threshold(args.threshold)
+        .retention(retention);
     let metrics = Metrics::new(registry)
         .fleet(Arc::clone(&store))
         .sweeper(&sweeper);
-    let server = serve(args, &store, &shutdown, failure, metrics)?;
+    let server = serve(args, &store, &shutdown, failure, metrics, &sweeper)?;
     if let Some(server) = &server {
         log::info!("listening at http://{}/#view=fleet", server.local_addr());
     }
     let beacon = args
         .beacon
         .as_ref()
-        .map(|file| Beacon::new(registry, file).start())
+        .map(|file| Beacon::new(registry, file).sweeper(&sweeper).start())
         .transpose()?;
     let systemd = SystemdNotifier::start(registry)?;
     let running = sweeper
@@ -81,6 +86,7 @@ fn serve(
     shutdown: &Shutdown,
     failure: StoreFailure,
     metrics: Metrics,
+    sweeper: &Sweeper,
 ) -> Result<Option<RunningHealthEndpoint>, BoxError> {
     let Some(address) = args.listen else {
         return Ok(None);
@@ -95,6 +101,7 @@ fn serve(
         .shutdown(shutdown)
         .fleet(Arc::clone(store))
         .metrics(metrics)
+        .sweeper(sweeper)
         .check("store", move || failure.lock().clone().map_or(Ok(()), Err))
         .coordinator(coordinator);
     if args.show_reasons {
@@ -109,26 +116,18 @@ type StoreFailure = Arc<Mutex<Option<String>>>;
 /// Receives the result of every sweep, on the sweeper's thread.
 struct SweepObserver {
     hb: WorkerHeartbeat,
-    store: Arc<dyn HeartbeatStore>,
-    purge_after: Option<Duration>,
     failure: StoreFailure,
-    progress: Mutex<SweepProgress>,
-}
-
-#[derive(Default)]
-struct SweepProgress {
-    failures_in_a_row: u64,
-    last_purge: Option<Instant>,
+    failures_in_a_row: Mutex<u64>,
 }
 
 impl SweepObserver {
     fn observe(&self, result: &Result<SweepReport, Error>) {
         self.hb.bind_thread();
         self.hb.beat();
-        let mut progress = self.progress.lock();
+        let mut failures = self.failures_in_a_row.lock();
         match result {
             Ok(report) => {
-                if std::mem::take(&mut progress.failures_in_a_row) > 0 {
+                if std::mem::take(&mut *failures) > 0 {
                     log::info!("the store is reachable again");
                 }
                 log_report(report);
@@ -136,34 +135,61 @@ impl SweepObserver {
             }
             Err(error) => {
                 let text = clean(&chain(error));
-                if progress.failures_in_a_row == 0 {
+                if *failures == 0 {
                     log::warn!("{text}");
                 }
-                progress.failures_in_a_row += 1;
+                *failures += 1;
                 *self.failure.lock() = Some(text);
-            }
-        }
-        let last_purge = progress.last_purge;
-        let is_due = result.is_ok() && last_purge.is_none_or(|at| at.elapsed() >= PURGE_INTERVAL);
-        if let Some(age) = self.purge_after.filter(|_| is_due) {
-            progress.last_purge = Some(Instant::now());
-            match self.store.purge(age) {
-                Ok(0) => {}
-                Ok(count) => log::info!("deleted {count} workers that ended long ago"),
-                Err(error) => log::warn!("{}", clean(&chain(&error))),
             }
         }
     }
 }
 
+/// One line for each kind of change, however many workers it concerns.
 fn log_report(report: &SweepReport) {
-    for id in &report.marked_offline {
-        log::warn!("worker {} marked offline", clean(id));
+    match &report.marked_offline[..] {
+        [] => {}
+        [id] => log::warn!("worker {} marked offline", clean(id)),
+        ids => log::warn!("{} workers marked offline: {}", ids.len(), few(ids)),
     }
-    for group in &report.affected_groups {
-        log::warn!("group {} is offline as a whole", clean(group));
+    match &report.affected_groups[..] {
+        [] => {}
+        [group] => log::warn!("group {} is offline as a whole", clean(group)),
+        groups => log::warn!(
+            "{} groups are offline as a whole: {}",
+            groups.len(),
+            few(groups)
+        ),
     }
-    for run in &report.released_leases {
-        log::info!("lease of {} released", clean(run));
+    match &report.released_leases[..] {
+        [] => {}
+        [run] => log::info!("lease of {} released", clean(run)),
+        runs => log::info!("{} leases released: {}", runs.len(), few(runs)),
     }
+    match &report.busy[..] {
+        [] => {}
+        ids => log::warn!(
+            "{} silent workers not marked, because other clients lock them: {}",
+            ids.len(),
+            few(ids)
+        ),
+    }
+    if report.forgotten > 0 {
+        log::info!("forgot {} workers that ended long ago", report.forgotten);
+    }
+}
+
+/// The first few names, and whether there are more.
+fn few(names: &[String]) -> String {
+    let first: Vec<String> = names
+        .iter()
+        .take(MOST_NAMES)
+        .map(|name| clean(name))
+        .collect();
+    let more = if names.len() > MOST_NAMES {
+        ", …"
+    } else {
+        ""
+    };
+    format!("{}{more}", first.join(", "))
 }

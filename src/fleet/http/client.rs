@@ -14,10 +14,11 @@ use super::reduce::Reduce;
 use super::response::{Failure, Head, Scope, unanswered, unreadable};
 use super::wire::{self, One, Page, Registered, Renewed, SweepRequest};
 use crate::error::{Error, StoreErrorKind};
+use crate::fleet::defaults::processes_by_list;
 use crate::fleet::store::{advance, claim_and_release};
 use crate::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, Renewal, Stop,
-    StoredWorker, Sweep, WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, ProcessIdentity, Registration,
+    Renewal, Stop, StoredWorker, Sweep, WorkerFilter, WorkerKey,
 };
 use crate::health::SweepReport;
 use crate::serial::Seconds;
@@ -277,6 +278,17 @@ impl HeartbeatStore for HttpStore {
         self.one("find", id)
     }
 
+    fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
+        match self.one("processes", host) {
+            // An older coordinator does not know the request.
+            Err(Error::Store {
+                kind: StoreErrorKind::Incompatible,
+                ..
+            }) => processes_by_list(self, host),
+            answer => answer,
+        }
+    }
+
     /// Very many [killed](Sweep::killed) and [gone](Sweep::gone) workers take several sweeps, with one
     /// report. If a later one fails, the next call finds the workers that are left.
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
@@ -288,6 +300,8 @@ impl HeartbeatStore for HttpStore {
             merge(&mut report.marked_offline, next.marked_offline);
             merge(&mut report.affected_groups, next.affected_groups);
             merge(&mut report.released_leases, next.released_leases);
+            merge(&mut report.busy, next.busy);
+            report.forgotten += next.forgotten;
             rest = left;
         }
         Ok(report)

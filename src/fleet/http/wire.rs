@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{Renewal, StoredWorker, Sweep, WorkerKey};
+use crate::fleet::{Renewal, Retention, StoredWorker, Sweep, WatchedSpan, WorkerKey};
 use crate::serial::Seconds;
 
 /// The version that both sides must speak.
@@ -93,6 +93,9 @@ pub(crate) struct Page {
 pub(crate) struct SweepRequest {
     pub threshold_s: Seconds,
     pub watched_for_s: Seconds,
+    /// Earlier spans: how long ago each began and ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watched_before_s: Vec<(Seconds, Seconds)>,
     /// All workers whose process is gone. A coordinator that does not know [`gone`](Self::gone)
     /// marks them as killed, and releases their leases at once.
     pub killed: Vec<WorkerKey>,
@@ -100,13 +103,45 @@ pub(crate) struct SweepRequest {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gone: Vec<WorkerKey>,
     pub dry_run: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unless_swept_within_s: Option<Seconds>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionRequest>,
+}
+
+/// A [`Retention`].
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct RetentionRequest {
+    pub stopped_s: Option<Seconds>,
+    pub dead_s: Option<Seconds>,
+    pub replaced_s: Option<Seconds>,
+}
+
+impl From<Retention> for RetentionRequest {
+    fn from(retention: Retention) -> Self {
+        Self {
+            stopped_s: retention.stopped.map(Seconds),
+            dead_s: retention.dead.map(Seconds),
+            replaced_s: retention.replaced.map(Seconds),
+        }
+    }
+}
+
+impl From<RetentionRequest> for Retention {
+    fn from(request: RetentionRequest) -> Self {
+        let age = |seconds: Option<Seconds>| seconds.map(|seconds| seconds.0);
+        Self::none()
+            .stopped(age(request.stopped_s))
+            .dead(age(request.dead_s))
+            .replaced(age(request.replaced_s))
+    }
 }
 
 impl SweepRequest {
     /// As much of the sweep as fits into this number of bytes, one worker at least, and the rest.
     pub(crate) fn new(sweep: &Sweep, largest: usize) -> (Self, Sweep) {
         // Of the other fields, and of what encloses them.
-        let mut size = 256;
+        let mut size = 512 + 48 * sweep.watched_before.len();
         let mut count = 0;
         let mut fits = |key: &WorkerKey, times: usize| {
             size += (escaped_len(&key.id) + 48) * times;
@@ -131,13 +166,21 @@ impl SweepRequest {
         let request = Self {
             threshold_s: Seconds(sweep.threshold),
             watched_for_s: Seconds(sweep.watched_for),
+            watched_before_s: sweep
+                .watched_before
+                .iter()
+                .map(|span| (Seconds(span.began), Seconds(span.ended)))
+                .collect(),
             killed,
             gone,
             dry_run: sweep.dry_run,
+            unless_swept_within_s: sweep.unless_swept_within.map(Seconds),
+            retention: sweep.retention.map(RetentionRequest::from),
         };
         let rest = Sweep {
             killed: more_killed,
             gone: more_gone,
+            watched_before: sweep.watched_before.clone(),
             ..*sweep
         };
         (request, rest)
@@ -162,9 +205,16 @@ impl From<SweepRequest> for Sweep {
         Self {
             threshold: request.threshold_s.0,
             watched_for: request.watched_for_s.0,
+            watched_before: request
+                .watched_before_s
+                .into_iter()
+                .map(|(began, ended)| WatchedSpan::new(began.0, ended.0))
+                .collect(),
             killed,
             gone: request.gone,
             dry_run: request.dry_run,
+            unless_swept_within: request.unless_swept_within_s.map(|within| within.0),
+            retention: request.retention.map(Retention::from),
         }
     }
 }

@@ -63,11 +63,14 @@ impl Connections {
 
     fn page(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Failed> {
         let host = filter.host.as_ref();
+        let process = filter.process.as_ref();
         let sql = format!(
             "SELECT {} FROM @schema@.worker_heartbeats w \
              WHERE ($1 IS NULL OR w.worker_type = $1) AND ($2 IS NULL OR w.worker_group = $2) \
              AND ($3 IS NULL OR w.ended_at IS NULL AND w.pid IS NOT NULL AND w.boot_id = $3 \
              AND w.pid_namespace = $4) \
+             AND ($7 IS NULL OR w.ended_at IS NULL AND w.pid = $7 AND w.process_started = $8 \
+             AND w.boot_id = $9 AND w.pid_namespace = $10) \
              AND ($5 IS NULL OR w.worker_id > $5) ORDER BY w.worker_id LIMIT $6",
             rows::COLUMNS
         );
@@ -87,6 +90,16 @@ impl Connections {
                 ),
                 (&clean(&filter.after), Type::TEXT),
                 (&i64::try_from(filter.limit).unwrap_or(i64::MAX), Type::INT8),
+                (&process.map(|process| i64::from(process.pid)), Type::INT8),
+                (
+                    &process.map(|process| rows::number(process.started)),
+                    Type::INT8,
+                ),
+                (&process.map(|process| process.boot_id.as_str()), Type::TEXT),
+                (
+                    &process.map(|process| rows::number(process.pid_namespace)),
+                    Type::INT8,
+                ),
             ],
         )?;
         let workers: Result<Vec<_>, _> = found.iter().map(rows::worker).collect();

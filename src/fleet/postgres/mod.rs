@@ -21,13 +21,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
 
+use super::host::ProcessIdentity;
 use super::shapes::{
     Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Stop, StoredWorker, Sweep,
     WorkerFilter, WorkerKey,
 };
 use super::store::HeartbeatStore;
+use super::sweep_rules::purge_after;
 use crate::error::Error;
 use crate::health::SweepReport;
 use batch::Suspects;
@@ -193,6 +194,10 @@ impl HeartbeatStore for PostgresStore {
         self.connections.find(id)
     }
 
+    fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
+        sweep::processes(&self.connections.scans, host)
+    }
+
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
         let scans = &self.connections.scans;
         self.connections.clock.check(scans, sweep.dry_run)?;
@@ -200,17 +205,7 @@ impl HeartbeatStore for PostgresStore {
     }
 
     fn purge(&self, age: Duration) -> Result<usize, Error> {
-        let purged = self.connections.scans.query(
-            "purge",
-            false,
-            "WITH ended AS MATERIALIZED (SELECT worker_id FROM @schema@.worker_heartbeats \
-             WHERE ended_at <= now() - @schema@.micros($1) FOR UPDATE SKIP LOCKED), \
-             purged AS (DELETE FROM @schema@.worker_heartbeats w USING ended e \
-             WHERE w.worker_id = e.worker_id RETURNING 1) SELECT count(*) FROM purged",
-            &[(&rows::limit(age), Type::INT8)],
-        )?;
-        let count: i64 = one(&purged, "purge")?;
-        Ok(usize::try_from(count).unwrap_or(0))
+        sweep::forget(&self.connections.scans, &purge_after(age), false)
     }
 
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {

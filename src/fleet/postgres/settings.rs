@@ -10,7 +10,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::error::PgError;
 use crate::error::Error;
 use crate::fleet::rules::MOST_WITHDRAWN;
-use crate::fleet::shapes::DEFAULT_THRESHOLD;
+use crate::fleet::shapes::{DEFAULT_THRESHOLD, PIECES};
 
 /// Placeholder for the name of the schema, with its quotes.
 const SCHEMA: &str = "@schema@";
@@ -79,6 +79,7 @@ pub(super) fn expand(sql: &str, schema: &str) -> String {
     sql.replace(SCHEMA, schema)
         .replace("@max_metadata@", &crate::worker::MOST_METADATA.to_string())
         .replace("@most_withdrawn@", &MOST_WITHDRAWN.to_string())
+        .replace("@pieces@", &PIECES.to_string())
         .replace(
             "@default_stale_after@",
             &DEFAULT_THRESHOLD.as_micros().to_string(),

@@ -4,10 +4,14 @@
 mod key;
 mod request;
 mod stored;
+mod sweep;
 mod worker;
 
 pub use key::{LeaseKey, WorkerKey};
-pub use request::{Answer, Claim, ClaimAnswer, Renewal, Stop, Sweep, WorkerFilter};
+pub use request::{Answer, Claim, ClaimAnswer, Renewal, Stop, WorkerFilter};
 pub(crate) use stored::{DEFAULT_THRESHOLD, summarize};
 pub use stored::{StoredEnding, StoredWorker};
+#[cfg(feature = "postgres")]
+pub(crate) use sweep::PIECES;
+pub use sweep::{Retention, Sweep, WatchedSpan};
 pub use worker::{Beat, Registration, WorkerInfo, WorkerStatus};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DEFAULT_THRESHOLD, StoredEnding, WorkerKey};
+use super::{StoredEnding, WorkerKey};
 use crate::fleet::host::ProcessIdentity;
 #[cfg(feature = "serde")]
 use crate::serial;
@@ -142,6 +142,12 @@ pub struct WorkerFilter {
     /// Only workers that have not ended, in processes on the host with this boot id and pid
     /// namespace.
     pub host: Option<ProcessIdentity>,
+    /// Only workers of this process that have not ended.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
+    pub process: Option<ProcessIdentity>,
     /// Only workers with a greater id, in the order of bytes.
     pub after: Option<String>,
     /// The greatest number of workers; 10,000 by default.
@@ -156,6 +162,7 @@ impl WorkerFilter {
             worker_type: None,
             group: None,
             host: None,
+            process: None,
             after: None,
             limit: 10_000,
         }
@@ -182,6 +189,13 @@ impl WorkerFilter {
         self
     }
 
+    /// Only workers of this process that have not ended.
+    #[must_use]
+    pub fn process(mut self, process: ProcessIdentity) -> Self {
+        self.process = Some(process);
+        self
+    }
+
     /// Only workers with a greater id.
     #[must_use]
     pub fn after(mut self, id: impl Into<String>) -> Self {
@@ -200,46 +214,6 @@ impl WorkerFilter {
 impl Default for WorkerFilter {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// One pass over a store: stale workers are marked offline, their leases are released.
-///
-/// ```
-/// use worker_heartbeat::MemoryStore;
-/// use worker_heartbeat::fleet::{HeartbeatStore, Sweep};
-///
-/// let report = MemoryStore::new().sweep(&Sweep::default())?;
-/// assert!(report.success && report.marked_offline.is_empty());
-/// # Ok::<(), worker_heartbeat::Error>(())
-/// ```
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Sweep {
-    /// Longest time without a heartbeat, for workers without a limit of their own; 90 s by default.
-    pub threshold: Duration,
-    /// How long the caller has watched the store without a gap; for ever by default. Silence before
-    /// that is not charged to any worker.
-    pub watched_for: Duration,
-    /// Workers whose process was killed by a signal, as the kernel of their host reports. They are
-    /// marked dead at once.
-    pub killed: Vec<WorkerKey>,
-    /// Workers whose process is gone, as the kernel of their host reports, for an unknown reason.
-    /// They are marked dead at once.
-    pub gone: Vec<WorkerKey>,
-    /// Report what would be done, and change nothing.
-    pub dry_run: bool,
-}
-
-impl Default for Sweep {
-    fn default() -> Self {
-        Self {
-            threshold: DEFAULT_THRESHOLD,
-            watched_for: Duration::MAX,
-            killed: Vec::new(),
-            gone: Vec::new(),
-            dry_run: false,
-        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::{WorkerInfo, WorkerKey, WorkerStatus};
+use super::{Sweep, WorkerInfo, WorkerKey, WorkerStatus};
 use crate::clock::Moment;
 use crate::health::{
     Activity, Death, DeathCause, Ending, Health, Reading, StallCause, Stalled, State, StateCounts,
@@ -125,14 +125,22 @@ impl StoredEnding {
         }
     }
 
-    fn ending(&self, status: &WorkerStatus, ago: Duration) -> Ending {
+    /// `heard`: how long ago it was last heard of.
+    fn ending(&self, status: &WorkerStatus, ago: Duration, heard: Duration) -> Ending {
         let detail = self.detail.as_deref();
         if self.stopped {
             return Ending::Stopped(StopCause::from_name(&self.cause, detail));
         }
         let at = SystemTime::now();
+        let cause = DeathCause::from_name(&self.cause, detail, self.location.as_deref());
+        // Nobody reported these: a store, or a process on its behalf, found them later.
+        let was_found = matches!(
+            cause,
+            DeathCause::Killed | DeathCause::Gone | DeathCause::Fenced | DeathCause::Lost
+        );
         Ending::Dead(Arc::new(Death {
-            cause: DeathCause::from_name(&self.cause, detail, self.location.as_deref()),
+            cause,
+            unheard_for: was_found.then(|| heard.saturating_sub(ago)),
             run_id: status.run_id.clone(),
             task: status.task.clone(),
             at: at.checked_sub(ago).unwrap_or(at),
@@ -169,17 +177,28 @@ impl StoredWorker {
     /// The verdict on it, by the judge that also judges in its process.
     #[must_use]
     pub fn health(&self) -> Health {
-        self.judged(DEFAULT_THRESHOLD, Duration::MAX)
+        self.judged_in(&Sweep::default())
     }
 
     /// The verdict, with a limit for workers that have none of their own. Silence before
     /// `watched_for` is not charged.
     ///
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn judged(&self, threshold: Duration, watched_for: Duration) -> Health {
+        self.judged_in(&Sweep {
+            threshold,
+            watched_for,
+            ..Sweep::default()
+        })
+    }
+
+    /// The verdict of this sweep.
+    ///
     /// In a store, the worker's process takes the part that the pacemaker has in a registry: it
     /// vouches for the worker, and the worker is stale once that has not happened for too long.
-    pub(crate) fn judged(&self, threshold: Duration, watched_for: Duration) -> Health {
+    pub(crate) fn judged_in(&self, sweep: &Sweep) -> Health {
         const NOW: Moment = Moment::from_nanos(u64::MAX / 2);
-        let seen = |age: Duration| NOW.before(age.min(watched_for));
+        let seen = |age: Duration| NOW.before(sweep.charged(age));
         let mut reading = Reading::new(seen(self.registered_age));
         reading.heartbeat_at = self.heartbeat_age.map(seen);
         reading.progress_at = reading.heartbeat_at;
@@ -189,10 +208,15 @@ impl StoredWorker {
             State::Processing => Activity::Processing,
             _ => Activity::Active,
         };
-        reading.ending =
-            (self.ending.as_ref()).map(|(ending, ago)| (ending.ending(&self.status, *ago), *ago));
+        let heard = self
+            .heartbeat_age
+            .map_or(self.registered_age, |age| age.min(self.registered_age));
+        reading.ending = self
+            .ending
+            .as_ref()
+            .map(|(ending, ago)| (ending.ending(&self.status, *ago, heard), *ago));
         let own = self.info.thresholds.clone();
-        let mut thresholds = own.unwrap_or_else(|| Thresholds::new(threshold));
+        let mut thresholds = own.unwrap_or_else(|| Thresholds::new(sweep.threshold));
         let stall_after = thresholds.stall_after.take();
         // Its own pacemaker knows better what kind of silence it was.
         thresholds.beats_only = false;
@@ -305,6 +329,44 @@ mod tests {
         let judged = |watched| worker.judged(DEFAULT_THRESHOLD, watched).state();
         assert_eq!(judged(90 * SECOND), State::Processing);
         assert_eq!(judged(91 * SECOND), State::Stale);
+    }
+
+    #[test]
+    fn a_death_that_was_found_says_when_the_worker_was_last_heard_of() {
+        let mut worker = worker();
+        worker.heartbeat_age = Some(13 * SECOND);
+        let mut said = |cause: &DeathCause, ago: Duration| {
+            worker.ending = Some((StoredEnding::dead(cause), ago));
+            worker.health().to_string()
+        };
+        let ago = Duration::from_millis(45);
+        assert_eq!(
+            said(&DeathCause::Killed, ago),
+            "dead: its process was killed, last heard of 13 s ago, found 45 ms ago"
+        );
+        for cause in [DeathCause::Gone, DeathCause::Lost, DeathCause::Fenced] {
+            let said = said(&cause, 3 * SECOND);
+            assert!(
+                said.ends_with(", last heard of 13 s ago, found 3 s ago"),
+                "{said}"
+            );
+        }
+        // Its process reported the time itself.
+        let failed = DeathCause::Failed {
+            error: "no disk".into(),
+        };
+        assert_eq!(said(&failed, 3 * SECOND), "dead: failed: no disk, 3 s ago");
+        assert_eq!(
+            said(&DeathCause::Exited, ago),
+            "dead: returned while not asked to, 45 ms ago"
+        );
+        worker.heartbeat_age = None;
+        worker.registered_age = 20 * SECOND;
+        worker.ending = Some((StoredEnding::dead(&DeathCause::Gone), ago));
+        assert_eq!(
+            worker.health().to_string(),
+            "dead: its process is gone, last heard of 20 s ago, found 45 ms ago"
+        );
     }
 
     #[test]

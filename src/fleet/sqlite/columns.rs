@@ -166,7 +166,7 @@ pub(super) fn unsigned(number: i64) -> u64 {
     number.max(0).unsigned_abs()
 }
 
-fn moment(time: i64) -> Moment {
+pub(super) fn moment(time: i64) -> Moment {
     Moment::from_nanos(unsigned(time))
 }
 

@@ -3,6 +3,7 @@
 mod columns;
 mod file;
 mod reader;
+mod sweeps;
 mod tables;
 mod time;
 
@@ -15,12 +16,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
+use super::host::ProcessIdentity;
 use super::rules::{self, Tables};
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredWorker, Sweep,
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Retention, Stop, StoredWorker, Sweep,
     WorkerFilter, WorkerKey,
 };
 use super::store::HeartbeatStore;
+use super::sweep_rules;
 use crate::clock::Moment;
 use crate::error::{Error, StoreErrorKind};
 use crate::health::SweepReport;
@@ -32,13 +35,17 @@ use tables::InTransaction;
 const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a process checks that its file was not replaced, apart from calls.
 const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
-const SCHEMA: &str = include_str!("schema.sql");
+const SCHEMA: &str = concat!(include_str!("schema.sql"), include_str!("sweeps.sql"));
+/// For files of older versions.
+const SWEEPS: &str = include_str!("sweeps.sql");
+/// How many workers one transaction forgets.
+const BATCH: usize = 2_000;
 /// Distinguishes these files from those of other programs.
 const APPLICATION_ID: i32 = 0x7768_6274;
 /// In the field `user_version` of the file. A later version that only adds to the tables writes the
 /// oldest version that may still use them into the upper 16 bits, so that processes of both work
 /// during an upgrade.
-const SCHEMA_VERSION: i32 = 3;
+const SCHEMA_VERSION: i32 = 4;
 /// Columns that files of older versions lack, by table.
 const LATER_COLUMNS: [(&str, &str, &str); 3] = [
     ("workers", "ending_location", "TEXT"),
@@ -242,6 +249,7 @@ impl SqliteStore {
         match (application, version) {
             (APPLICATION_ID, SCHEMA_VERSION) => {}
             (APPLICATION_ID, 1..SCHEMA_VERSION) => add_columns(&transaction)
+                .and_then(|()| transaction.execute_batch(SWEEPS))
                 .and_then(|()| transaction.pragma_update(None, "user_version", SCHEMA_VERSION))
                 .map_err(failed)?,
             (0, 0) => {
@@ -350,6 +358,18 @@ impl SqliteStore {
         self.transact(operation, true, act)
     }
 
+    /// Forgets in batches, each in a transaction of its own, as long as the last one was full.
+    fn forget(&self, retention: &Retention, mut last: usize) -> Result<usize, Error> {
+        let mut forgotten = 0;
+        while last >= BATCH {
+            last = self.write("purge", |tables, now| {
+                tables.forget(retention, now, false, BATCH)
+            })?;
+            forgotten += last;
+        }
+        Ok(forgotten)
+    }
+
     fn each<T, A>(
         &self,
         operation: &'static str,
@@ -439,12 +459,22 @@ impl HeartbeatStore for SqliteStore {
         self.transact("find", false, |tables, now| rules::find(tables, id, now))
     }
 
+    fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
+        self.transact("list", false, |tables, _| tables.processes(host))
+    }
+
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        self.write("sweep", |tables, now| rules::sweep(tables, sweep, now))
+        let mut report = self.transact("sweep", !sweep.dry_run, |tables, now| {
+            sweep_rules::sweep(tables, sweep, now, BATCH)
+        })?;
+        if let (Some(retention), false) = (&sweep.retention, sweep.dry_run) {
+            report.forgotten += self.forget(retention, report.forgotten)?;
+        }
+        Ok(report)
     }
 
     fn purge(&self, age: Duration) -> Result<usize, Error> {
-        self.write("purge", |tables, now| tables.forget_ended(now.before(age)))
+        self.forget(&sweep_rules::purge_after(age), BATCH)
     }
 
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {

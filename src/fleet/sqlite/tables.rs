@@ -1,6 +1,6 @@
 //! Workers and leases as rows of a SQLite file, within one transaction.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, named_params};
 use super::columns::{lease, unsigned, worker};
 use crate::clock::{Moment, nanos};
 use crate::error::{Error, StoreErrorKind};
-use crate::fleet::rules::{LeaseEntry, Tables, WorkerEntry};
-use crate::fleet::shapes::{StoredWorker, WorkerFilter};
+use crate::fleet::rules::{LeaseEntry, SweepMark, Tables, WorkerEntry};
+use crate::fleet::shapes::{Retention, StoredWorker, WorkerFilter};
 
 /// The columns that this version writes. A newer version may have added some, which are kept.
 const WORKER_COLUMNS: &[&str] = &[
@@ -75,7 +75,7 @@ fn upsert(table: &str, columns: &[&str]) -> String {
 
 /// The tables within one transaction.
 pub(super) struct InTransaction<'a> {
-    connection: &'a Connection,
+    pub(super) connection: &'a Connection,
     /// The operation that errors name.
     operation: &'static str,
 }
@@ -143,11 +143,15 @@ impl<'a> InTransaction<'a> {
         done
     }
 
-    fn wrap_error<T>(&self, result: rusqlite::Result<T>) -> Result<T, Error> {
+    pub(super) fn wrap_error<T>(&self, result: rusqlite::Result<T>) -> Result<T, Error> {
         result.map_err(|error| failed(self.operation, error))
     }
 
-    fn workers(&self, condition: &str, given: Vec<Value>) -> Result<Vec<WorkerEntry>, Error> {
+    pub(super) fn workers(
+        &self,
+        condition: &str,
+        given: Vec<Value>,
+    ) -> Result<Vec<WorkerEntry>, Error> {
         let read = || {
             self.connection
                 .prepare_cached(&format!("SELECT * FROM workers WHERE {condition}"))?
@@ -183,7 +187,7 @@ impl<'a> InTransaction<'a> {
         self.wrap_error(read())
     }
 
-    fn execute(&self, sql: &str, given: impl rusqlite::Params) -> Result<usize, Error> {
+    pub(super) fn execute(&self, sql: &str, given: impl rusqlite::Params) -> Result<usize, Error> {
         let write = || self.connection.prepare_cached(sql)?.execute(given);
         self.wrap_error(write())
     }
@@ -207,6 +211,19 @@ impl<'a> InTransaction<'a> {
             equal("boot_id", Some(host.boot_id.clone().into()));
             equal("pid_namespace", Some(signed(host.pid_namespace).into()));
             conditions.push("ended_at IS NULL".to_owned());
+        }
+        if let Some(process) = &filter.process {
+            conditions.push(
+                "ended_at IS NULL AND pid = ? AND process_started = ? AND boot_id = ? \
+                 AND pid_namespace = ?"
+                    .to_owned(),
+            );
+            given.extend([
+                i64::from(process.pid).into(),
+                signed(process.started).into(),
+                process.boot_id.clone().into(),
+                signed(process.pid_namespace).into(),
+            ]);
         }
         given.push(signed(filter.limit as u64).into());
         let condition = format!("{} ORDER BY worker_id LIMIT ?", conditions.join(" AND "));
@@ -284,20 +301,34 @@ impl Tables for InTransaction<'_> {
         Ok(())
     }
 
-    fn living(&mut self) -> Result<Vec<WorkerEntry>, Error> {
-        self.workers("ended_at IS NULL ORDER BY worker_id", Vec::new())
+    fn silent(&mut self, threshold: Duration, now: Moment) -> Result<Vec<WorkerEntry>, Error> {
+        self.silent_workers(threshold, now)
     }
 
-    fn in_groups(&mut self, groups: &BTreeSet<String>) -> Result<Vec<WorkerEntry>, Error> {
-        let mut inside = Vec::new();
-        for group in groups {
-            inside.extend(self.workers("worker_group = ?", vec![group.clone().into()])?);
-        }
-        Ok(inside)
+    fn any_in_group(
+        &mut self,
+        group: &str,
+        wanted: &mut dyn FnMut(&WorkerEntry) -> bool,
+    ) -> Result<bool, Error> {
+        self.any_worker_in(group, wanted)
     }
 
-    fn forget_ended(&mut self, until: Moment) -> Result<usize, Error> {
-        self.execute("DELETE FROM workers WHERE ended_at <= ?", [time(until)])
+    fn forget(
+        &mut self,
+        retention: &Retention,
+        now: Moment,
+        dry_run: bool,
+        most: usize,
+    ) -> Result<usize, Error> {
+        self.forget_ended(retention, now, dry_run, most)
+    }
+
+    fn last_sweep(&mut self) -> Result<Option<SweepMark>, Error> {
+        self.read_last_sweep()
+    }
+
+    fn note_sweep(&mut self, mark: &SweepMark) -> Result<(), Error> {
+        self.write_last_sweep(mark)
     }
 
     fn lease(&mut self, run_id: &str) -> Result<Option<LeaseEntry>, Error> {
@@ -348,17 +379,17 @@ impl Tables for InTransaction<'_> {
 }
 
 /// SQLite's numbers are signed; nothing that is counted here comes near the difference.
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn time(moment: Moment) -> i64 {
+pub(super) fn time(moment: Moment) -> i64 {
     signed(moment.as_nanos())
 }
 
 /// The longest limit of a worker: the file holds no longer one.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-fn length(duration: Duration) -> i64 {
+pub(super) fn length(duration: Duration) -> i64 {
     signed(nanos(duration.min(LONGEST)))
 }

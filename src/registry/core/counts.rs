@@ -167,10 +167,19 @@ impl CountsByType {
 pub(crate) struct SweepCounts {
     successes: Count,
     skipped: Count,
+    unneeded: Count,
     pub failures: Count,
     marked_offline: Count,
     released_leases: Count,
-    last_success: Mutex<Option<Moment>>,
+    forgotten: Count,
+    slow: Count,
+    latest: Mutex<LatestSweeps>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct LatestSweeps {
+    success: Option<Moment>,
+    duration: Option<Duration>,
 }
 
 impl SweepCounts {
@@ -180,23 +189,38 @@ impl SweepCounts {
             self.marked_offline.add(report.marked_offline.len() as u64);
             self.released_leases
                 .add(report.released_leases.len() as u64);
+            self.forgotten.add(report.forgotten as u64);
         }
-        if report.success {
-            self.successes.add(1);
-            *self.last_success.lock() = Some(now);
-        } else {
-            self.skipped.add(1);
+        self.slow.add(u64::from(report.slow));
+        let mut latest = self.latest.lock();
+        match (report.success, report.recently_swept) {
+            (true, _) => {
+                self.successes.add(1);
+                latest.success = Some(now);
+                latest.duration = Some(report.duration);
+            }
+            (false, Some(ago)) => {
+                self.unneeded.add(1);
+                latest.success = latest.success.max(Some(now.before(ago)));
+            }
+            (false, None) => self.skipped.add(1),
         }
     }
 
     pub(crate) fn totals(&self, now: Moment) -> SweepTotals {
+        let latest = *self.latest.lock();
         SweepTotals {
             successes: self.successes.get(),
             skipped: self.skipped.get(),
+            unneeded: self.unneeded.get(),
             failures: self.failures.get(),
             marked_offline: self.marked_offline.get(),
             released_leases: self.released_leases.get(),
-            last_success_age: self.last_success.lock().map(|at| now.since(at)),
+            forgotten: self.forgotten.get(),
+            slow: self.slow.get(),
+            last_duration: latest.duration,
+            last_success_age: latest.success.map(|at| now.since(at)),
+            overdue: false,
         }
     }
 }

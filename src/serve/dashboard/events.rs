@@ -157,6 +157,7 @@ mod tests {
             heartbeat_age: None,
             progress_age: None,
             ended_age: None,
+            heard_age: None,
             restarts: 0,
             incarnation,
             died: false,

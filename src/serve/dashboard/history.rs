@@ -272,6 +272,7 @@ mod tests {
             task: None,
             at: SystemTime::UNIX_EPOCH,
             gave_up_after: None,
+            unheard_for: None,
         });
         for n in 1..=100 {
             log.push(DashboardEvent {

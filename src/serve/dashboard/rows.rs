@@ -48,6 +48,9 @@ pub(super) struct WorkerRow {
     pub progress_age: Option<Duration>,
     #[serde(skip)]
     pub ended_age: Option<Duration>,
+    /// For a death that was found later than the worker was last heard of.
+    #[serde(skip)]
+    pub heard_age: Option<Duration>,
     pub restarts: u32,
     pub incarnation: u32,
     /// Whether a death of it is known.
@@ -175,6 +178,7 @@ impl WorkerRow {
                 Health::Dead { ago, .. } | Health::Stopped { ago, .. } => Some(*ago),
                 _ => None,
             },
+            heard_age: heard_age(health),
             died: snapshot.last_death.is_some() || health.state() == State::Dead,
             id: snapshot.id,
             worker_type: cut(snapshot.worker_type),
@@ -207,6 +211,7 @@ impl WorkerRow {
             heartbeat_age: worker.heartbeat_age,
             progress_age: worker.progress_age,
             ended_age: worker.ending.as_ref().map(|(_, ago)| *ago),
+            heard_age: heard_age(&health),
             restarts: worker.info.restarts,
             incarnation: u32::try_from(worker.key.incarnation).unwrap_or(u32::MAX),
             died: health.state() == State::Dead,
@@ -223,12 +228,22 @@ impl WorkerRow {
             ("heartbeat", self.heartbeat_age),
             ("progress", self.progress_age),
             ("ended", self.ended_age),
+            ("heard", self.heard_age),
         ] {
             let time = age.map(|age| ((now - age.as_secs_f64()) * 10.0).round() / 10.0);
             fields.insert(name.to_owned(), time.into());
         }
         fields
     }
+}
+
+/// How long ago a worker was last heard of whose death was found later.
+fn heard_age(health: &Health) -> Option<Duration> {
+    let Health::Dead { death, ago } = health else {
+        return None;
+    };
+    let unheard = death.unheard_for.filter(|unheard| !unheard.is_zero())?;
+    Some(ago.saturating_add(unheard))
 }
 
 /// The reason without ages and without the task, which the row shows beside it.

@@ -16,7 +16,7 @@ use super::disclosure::Disclosure;
 #[cfg(feature = "prometheus")]
 use super::metrics::{self, Metrics};
 use crate::error::Error;
-use crate::fleet::{Coordinator, HeartbeatStore};
+use crate::fleet::{Coordinator, HeartbeatStore, Sweeper};
 use crate::net::response::{RequestError, with_timeout};
 use crate::net::server::{self, Server};
 use crate::registry::Registry;
@@ -103,6 +103,23 @@ impl HealthEndpoint {
     pub fn shutdown(mut self, shutdown: &Shutdown) -> Self {
         self.shutdown = Some(shutdown.clone());
         self
+    }
+
+    /// Adds the condition for readiness that this sweeper is up to date: [`Sweeper::check`]. Sweeps that
+    /// are skipped, or fail, for too long make the process unready. Call it before `start()`, which
+    /// consumes the sweeper.
+    ///
+    /// ```
+    /// use worker_heartbeat::{HealthEndpoint, MemoryStore, Registry, Sweeper};
+    ///
+    /// let sweeper = Sweeper::new(MemoryStore::new());
+    /// let endpoint = HealthEndpoint::new(Registry::global()).sweeper(&sweeper);
+    /// let sweeper = sweeper.start()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn sweeper(self, sweeper: &Sweeper) -> Self {
+        let sweeper = sweeper.clone();
+        self.check("sweeper", move || sweeper.check())
     }
 
     /// Adds a condition for readiness, such as a database connection. `/readyz` calls `check` at

@@ -273,6 +273,7 @@ fn encode_sweeps(
         [
             ("success", totals.successes),
             ("skipped", totals.skipped),
+            ("unneeded", totals.unneeded),
             ("failure", totals.failures),
         ]
         .map(|(result, count)| ([("target", *target), ("result", result)], count))
@@ -296,13 +297,38 @@ fn encode_sweeps(
         "Leases that sweeps of this process released",
         samples(|totals| totals.released_leases),
     )?;
+    encoder.counters(
+        "sweep_forgotten_workers",
+        "Ended workers that sweeps of this process forgot",
+        samples(|totals| totals.forgotten),
+    )?;
+    encoder.counters(
+        "sweep_slow",
+        "Sweeps of this process that took so long that deaths are found later",
+        samples(|totals| totals.slow),
+    )?;
+    let overdue = sweeps.iter();
+    encoder.gauges(
+        "sweep_overdue",
+        "1 if the last successful sweep is too long ago",
+        overdue.map(|(target, totals)| ([("target", *target)], u32::from(totals.overdue))),
+    )?;
+    let durations = sweeps.iter().filter_map(|(target, totals)| {
+        let duration = totals.last_duration?;
+        (*target == "store").then(|| ([("target", *target)], duration.as_secs_f64()))
+    });
+    encoder.gauges(
+        "sweep_last_duration_seconds",
+        "How long the last sweep of a store by this process took",
+        durations,
+    )?;
     let ages = sweeps.iter().filter_map(|(target, totals)| {
         let age = totals.last_success_age?;
         Some(([("target", *target)], age.as_secs_f64()))
     });
     encoder.gauges(
         "sweep_last_success_age_seconds",
-        "Time since the last successful sweep of this process",
+        "Time since the last successful sweep of this process, or of one that made it unneeded",
         ages,
     )
 }
@@ -396,6 +422,11 @@ fn add_totals(one: SweepTotals, other: SweepTotals) -> SweepTotals {
     sum.failures += one.failures;
     sum.marked_offline += one.marked_offline;
     sum.released_leases += one.released_leases;
+    sum.unneeded += one.unneeded;
+    sum.forgotten += one.forgotten;
+    sum.slow += one.slow;
+    sum.last_duration = sum.last_duration.max(one.last_duration);
+    sum.overdue |= one.overdue;
     sum.last_success_age = latest.into_iter().flatten().min();
     sum
 }

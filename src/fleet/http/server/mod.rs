@@ -305,6 +305,7 @@ const ROUTES: &[(&str, Handler)] = &[
     ("/api/store/stop", Handler::Batch(store_api::stop)),
     ("/api/store/list", Handler::Batch(store_api::list)),
     ("/api/store/find", Handler::Batch(store_api::find)),
+    ("/api/store/processes", Handler::Batch(store_api::processes)),
     ("/api/store/sweep", Handler::Batch(store_api::sweep)),
     ("/api/store/purge", Handler::Batch(store_api::purge)),
     ("/api/store/claim", Handler::Batch(store_api::claim)),

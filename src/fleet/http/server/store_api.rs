@@ -11,7 +11,9 @@ use crate::fleet::http::wire::{
     Versioned,
 };
 use crate::fleet::store::check_count;
-use crate::fleet::{Beat, Claim, LeaseKey, Registration, Stop, Sweep, WorkerFilter};
+use crate::fleet::{
+    Beat, Claim, LeaseKey, ProcessIdentity, Registration, Stop, Sweep, WorkerFilter,
+};
 use crate::serial::Seconds;
 
 /// Reads a request of this version of the protocol.
@@ -158,6 +160,11 @@ pub(super) fn list(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let more = written < workers.len() || (workers.len() == filter.limit && wanted > filter.limit);
     page.extend_from_slice(format!("],\"more\":{more}}}").as_bytes());
     Ok(page)
+}
+
+pub(super) fn processes(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
+    let host: ProcessIdentity = one(body)?;
+    write(&service.asked(service.store.processes(&host))?)
 }
 
 pub(super) fn sweep(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {

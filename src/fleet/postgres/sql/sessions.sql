@@ -1,23 +1,32 @@
 -- Sessions: the end of a process's session proves that the process is gone.
 
 -- Changes when the server is started, crashes or is promoted: these end sessions, too, and prove
--- nothing about processes.
-CREATE OR REPLACE FUNCTION @schema@.server_epoch() RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT concat_ws('/', extract(epoch FROM pg_postmaster_start_time()),
-        (SELECT extract(epoch FROM b.stats_reset) FROM pg_stat_bgwriter b))
-$$;
+-- nothing about processes. 'unknown' if this role may not see it.
+CREATE OR REPLACE FUNCTION @schema@.server_epoch() RETURNS text LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN concat_ws('/', extract(epoch FROM pg_postmaster_start_time()),
+        (SELECT extract(epoch FROM b.stats_reset) FROM pg_stat_bgwriter b));
+EXCEPTION WHEN insufficient_privilege THEN
+    RETURN 'unknown';
+END $$;
 
 -- NULL if the server does not show the start of this session.
 CREATE OR REPLACE FUNCTION @schema@.open_session() RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     v_session bigint := @schema@.next_number();
+    v_epoch text := @schema@.server_epoch();
+    v_start timestamptz;
 BEGIN
-    INSERT INTO @schema@.sessions (session_id, backend_pid, backend_start, server_epoch)
-        SELECT v_session, a.pid, a.backend_start, @schema@.server_epoch()
-        FROM pg_stat_activity a WHERE a.pid = pg_backend_pid() AND a.backend_start IS NOT NULL;
-    IF NOT FOUND THEN
+    BEGIN
+        SELECT a.backend_start INTO v_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid();
+    EXCEPTION WHEN insufficient_privilege THEN
+        RETURN NULL;
+    END;
+    IF v_start IS NULL OR v_epoch = 'unknown' THEN
         RETURN NULL;
     END IF;
+    INSERT INTO @schema@.sessions (session_id, backend_pid, backend_start, server_epoch)
+        VALUES (v_session, pg_backend_pid(), v_start, v_epoch);
     PERFORM set_config('worker_heartbeat.session', v_session::text, false);
     RETURN v_session;
 END $$;
@@ -51,14 +60,24 @@ CREATE OR REPLACE FUNCTION @schema@.longest_absence(p_grace interval) RETURNS in
 $$;
 
 -- The sessions that are missing for longer than the grace. A process whose connection broke comes
--- back through another session within that time.
+-- back through another session within that time. None if this role may not see the sessions of the
+-- server: then they prove nothing. p_dry_run: only reads. Rows that others lock are skipped.
 CREATE OR REPLACE FUNCTION @schema@.look_for_sessions(p_grace interval, p_dry_run boolean)
     RETURNS bigint[] LANGUAGE plpgsql AS $$
 DECLARE
     v_epoch text := @schema@.server_epoch();
-    v_lost bigint[];
+    v_missing bigint[];
 BEGIN
     IF NOT p_dry_run THEN
+        BEGIN
+            SELECT array_agg(s.session_id) INTO v_missing FROM @schema@.sessions s
+                WHERE s.server_epoch = v_epoch
+                AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = s.backend_pid
+                    -- backend_start is NULL if this role may not see it: that proves nothing.
+                    AND (a.backend_start = s.backend_start OR a.backend_start IS NULL));
+        EXCEPTION WHEN insufficient_privilege THEN
+            RETURN '{}';
+        END;
         -- A long gap between two sweeps is not charged in full: if the server itself was suspended,
         -- no process could come back.
         UPDATE @schema@.sessions s SET
@@ -67,22 +86,17 @@ BEGIN
             END,
             lost_at = coalesce(s.lost_at, now()),
             looked_at = now()
-        -- A row that another transaction locks is looked at by a later sweep.
-        WHERE s.session_id = ANY (ARRAY(SELECT s.session_id FROM @schema@.sessions s
-            WHERE s.server_epoch = v_epoch AND (s.looked_at IS NULL OR s.looked_at < now())
-            AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = s.backend_pid
-                -- backend_start is NULL if this role may not see it: that proves nothing.
-                AND (a.backend_start = s.backend_start OR a.backend_start IS NULL))
-            FOR UPDATE SKIP LOCKED));
+        WHERE s.session_id IN (SELECT l.session_id FROM @schema@.sessions l
+            WHERE l.session_id = ANY (v_missing) AND (l.looked_at IS NULL OR l.looked_at < now())
+            FOR UPDATE SKIP LOCKED);
         -- Ended sessions that no living worker refers to.
-        DELETE FROM @schema@.sessions s
-            WHERE s.session_id = ANY (ARRAY(SELECT s.session_id FROM @schema@.sessions s
-            WHERE (s.lost_at IS NOT NULL OR s.server_epoch <> v_epoch)
+        DELETE FROM @schema@.sessions s WHERE s.session_id IN (SELECT l.session_id
+            FROM @schema@.sessions l
+            WHERE (l.lost_at IS NOT NULL OR l.server_epoch <> v_epoch)
             AND NOT EXISTS (SELECT FROM @schema@.worker_heartbeats w
-                WHERE w.session_id = s.session_id AND w.ended_at IS NULL)
-            FOR UPDATE SKIP LOCKED));
+                WHERE w.session_id = l.session_id AND w.ended_at IS NULL)
+            FOR UPDATE SKIP LOCKED);
     END IF;
-    SELECT array_agg(s.session_id) INTO v_lost FROM @schema@.sessions s
-        WHERE s.server_epoch = v_epoch AND s.lost_at IS NOT NULL AND s.lost_for >= p_grace;
-    RETURN coalesce(v_lost, '{}');
+    RETURN coalesce((SELECT array_agg(s.session_id) FROM @schema@.sessions s
+        WHERE s.server_epoch = v_epoch AND s.lost_at IS NOT NULL AND s.lost_for >= p_grace), '{}');
 END $$;

@@ -22,76 +22,259 @@ BEGIN
         WHERE l.worker_id = f.id AND l.incarnation = f.incarnation AND l.expires_at > f.leases_end;
 END $$;
 
--- One pass over at most p_limit workers, so that their rows are not locked for long. p_ended_*: the
--- workers whose processes are known to have ended, as the kernel of their host proves. Returns
--- nothing if another sweep is running; otherwise 'swept', then each 'worker' with its group, and each
--- 'lease' that is released.
+-- How much of a silence is charged: Sweep::charged in Rust. p_began, p_ended: how many microseconds ago
+-- earlier spans of watched time began and ended.
+CREATE OR REPLACE FUNCTION @schema@.charged_silence(
+    p_silence interval, p_watched_for interval, p_began bigint[], p_ended bigint[]
+) RETURNS interval LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT greatest(least(p_silence, p_watched_for), (least(p_silence, p_watched_for)
+        + (SELECT coalesce(sum(least(p_silence, @schema@.micros(s.began))
+                - least(p_silence, @schema@.micros(s.ended))), interval '0')
+            FROM unnest(p_began, p_ended) s (began, ended))) / @pieces@)
+$$;
+
+-- One pass: the workers that a sweep would mark, at most p_limit. Locks and changes nothing.
+-- p_longest: no silence is charged with more. p_began, p_ended: NULL if there are no earlier spans.
+-- p_lost: sessions that ended. p_proved_*: the workers whose processes have ended, as the kernel of
+-- their host proves.
+CREATE OR REPLACE FUNCTION @schema@.sweep_candidates(
+    p_threshold interval, p_longest interval, p_watched_for interval, p_began bigint[], p_ended bigint[],
+    p_lost bigint[], p_proved_ids text[], p_proved_incarnations bigint[], p_limit integer
+) RETURNS TABLE (worker_id text, incarnation bigint) LANGUAGE sql STABLE AS $$
+    SELECT f.worker_id, f.incarnation FROM (
+        SELECT w.worker_id, w.incarnation FROM @schema@.worker_heartbeats w
+            WHERE @schema@.is_stale(w, p_threshold, p_longest)
+            AND (p_began IS NULL
+                OR @schema@.charged_silence(@schema@.silence(w), p_watched_for, p_began, p_ended)
+                    > @schema@.allowed_silence(w, p_threshold))
+        UNION
+        SELECT w.worker_id, w.incarnation FROM @schema@.worker_heartbeats w
+            WHERE w.session_id = ANY (p_lost) AND w.ended_at IS NULL
+        UNION
+        SELECT w.worker_id, w.incarnation
+            FROM unnest(p_proved_ids, p_proved_incarnations) e (id, incarnation)
+            JOIN @schema@.worker_heartbeats w ON w.worker_id = e.id AND w.incarnation = e.incarnation
+            WHERE w.ended_at IS NULL
+    ) f LIMIT p_limit
+$$;
+
+-- Why a sweep marks this worker; NULL if it does not. p_proved: the cause that the kernel proves.
+CREATE OR REPLACE FUNCTION @schema@.sweep_verdict(
+    worker @schema@.worker_heartbeats, p_proved text, p_lost bigint[], p_threshold interval,
+    p_watched_for interval, p_began bigint[], p_ended bigint[]
+) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT CASE
+        WHEN worker.ended_at IS NOT NULL THEN NULL
+        WHEN p_proved IS NOT NULL THEN p_proved
+        WHEN worker.session_id = ANY (p_lost) THEN 'gone'
+        WHEN @schema@.is_stale(worker, p_threshold,
+            @schema@.charged_silence(@schema@.silence(worker), p_watched_for, p_began, p_ended))
+            THEN 'lost'
+    END
+$$;
+
+-- Those of these workers one of whose leases another transaction locks, such as one that checks a
+-- fence. The other leases are locked from now on.
+CREATE OR REPLACE FUNCTION @schema@.workers_with_locked_leases(p_ids text[], p_incarnations bigint[])
+    RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+    v_free text[];
+BEGIN
+    SELECT array_agg(f.run_id) INTO v_free FROM (
+        SELECT l.run_id FROM @schema@.leases l
+            WHERE (l.worker_id, l.incarnation) IN (SELECT * FROM unnest(p_ids, p_incarnations))
+            FOR UPDATE SKIP LOCKED) f;
+    RETURN (SELECT array_agg(DISTINCT l.worker_id) FROM @schema@.leases l
+        WHERE (l.worker_id, l.incarnation) IN (SELECT * FROM unnest(p_ids, p_incarnations))
+        AND NOT EXISTS (SELECT FROM unnest(v_free) f (run_id) WHERE f.run_id = l.run_id));
+END $$;
+
+-- Marks those of these workers that deserve it, in one short transaction: each row is judged again
+-- once it is locked. Rows, and rows with leases, that other transactions lock are skipped. Returns each
+-- 'worker' with its group, each 'lease' that is released, and each worker that is 'busy': it would be
+-- marked, but is locked. p_dry_run: only reads.
+CREATE OR REPLACE FUNCTION @schema@.sweep_batch(
+    p_ids text[], p_incarnations bigint[], p_proved text[], p_lost bigint[], p_threshold interval,
+    p_watched_for interval, p_began bigint[], p_ended bigint[], p_dry_run boolean
+) RETURNS TABLE (what text, name text, worker_group text) LANGUAGE plpgsql
+    -- The rows of a batch are few, even if the planner takes the table for a small one.
+    SET enable_seqscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_ids text[];
+    v_incarnations bigint[];
+    v_groups text[];
+    v_causes text[];
+    v_leases_end timestamptz[];
+    v_locked text[];
+BEGIN
+    IF p_dry_run THEN
+        RETURN QUERY WITH found AS MATERIALIZED (
+            SELECT w.worker_id, w.incarnation, w.worker_group, c.proved,
+                @schema@.belief_ends(w) AS belief_ends
+            FROM unnest(p_ids, p_incarnations, p_proved) c (id, incarnation, proved)
+            JOIN @schema@.worker_heartbeats w ON w.worker_id = c.id AND w.incarnation = c.incarnation
+            WHERE @schema@.sweep_verdict(w, c.proved, p_lost, p_threshold, p_watched_for, p_began,
+                p_ended) IS NOT NULL
+        )
+        SELECT 'worker', f.worker_id, f.worker_group FROM found f
+        UNION ALL
+        SELECT 'lease', l.run_id, NULL FROM found f
+            JOIN @schema@.leases l ON l.worker_id = f.worker_id AND l.incarnation = f.incarnation
+            WHERE l.expires_at <= now() OR f.proved IS NOT NULL OR f.belief_ends <= now();
+        RETURN;
+    END IF;
+    -- A process that is proved to have ended believes in no lease; one that is silent or cut off may
+    -- still do.
+    WITH found AS MATERIALIZED (
+        SELECT w.worker_id, w.incarnation, w.worker_group,
+            @schema@.sweep_verdict(w, c.proved, p_lost, p_threshold, p_watched_for, p_began, p_ended)
+                AS cause,
+            CASE WHEN c.proved IS NULL THEN @schema@.belief_ends(w) ELSE now() END AS leases_end
+        FROM unnest(p_ids, p_incarnations, p_proved) c (id, incarnation, proved)
+        JOIN @schema@.worker_heartbeats w ON w.worker_id = c.id AND w.incarnation = c.incarnation
+        WHERE @schema@.sweep_verdict(w, c.proved, p_lost, p_threshold, p_watched_for, p_began, p_ended)
+            IS NOT NULL
+        FOR UPDATE OF w SKIP LOCKED
+    )
+    SELECT array_agg(f.worker_id), array_agg(f.incarnation), array_agg(f.worker_group),
+        array_agg(f.cause), array_agg(f.leases_end)
+        INTO v_ids, v_incarnations, v_groups, v_causes, v_leases_end FROM found f;
+    -- By later statements than the one that locked the rows: these see every claim until then.
+    v_locked := @schema@.workers_with_locked_leases(v_ids, v_incarnations);
+    IF v_locked IS NOT NULL THEN
+        SELECT array_agg(f.id), array_agg(f.incarnation), array_agg(f.grp), array_agg(f.cause),
+            array_agg(f.leases_end)
+            INTO v_ids, v_incarnations, v_groups, v_causes, v_leases_end
+            FROM unnest(v_ids, v_incarnations, v_groups, v_causes, v_leases_end)
+                f (id, incarnation, grp, cause, leases_end)
+            WHERE f.id <> ALL (v_locked);
+    END IF;
+    RETURN QUERY SELECT 'worker', f.id, f.grp FROM unnest(v_ids, v_groups) f (id, grp);
+    RETURN QUERY SELECT 'lease', m.run_id, NULL::text
+        FROM @schema@.mark_offline(v_ids, v_incarnations, v_causes, v_leases_end) m (run_id);
+    RETURN QUERY SELECT 'busy', w.worker_id, NULL::text
+        FROM unnest(p_ids, p_incarnations, p_proved) c (id, incarnation, proved)
+        JOIN @schema@.worker_heartbeats w ON w.worker_id = c.id AND w.incarnation = c.incarnation
+        WHERE @schema@.sweep_verdict(w, c.proved, p_lost, p_threshold, p_watched_for, p_began, p_ended)
+            IS NOT NULL;
+END $$;
+
+-- Deletes those of these leases that have expired and that no other transaction locks. Returns the runs
+-- whose holders have ended.
+CREATE OR REPLACE FUNCTION @schema@.release_expired(p_run_ids text[]) RETURNS SETOF text
+    LANGUAGE sql AS $$
+    WITH expired AS MATERIALIZED (
+        SELECT l.run_id FROM @schema@.leases l
+            WHERE l.run_id = ANY (p_run_ids) AND l.expires_at <= now() FOR UPDATE SKIP LOCKED
+    ), removed AS (
+        DELETE FROM @schema@.leases l USING expired e WHERE l.run_id = e.run_id
+        RETURNING l.run_id, l.worker_id, l.incarnation
+    )
+    SELECT r.run_id FROM removed r WHERE @schema@.has_ended(r.worker_id, r.incarnation)
+$$;
+
+-- Whether a sweep by another sweeper makes this one unneeded: how long ago it was. It began within
+-- p_within, with a limit that is as short, by a sweeper that has watched for as long. Otherwise this
+-- sweep is noted, unless p_dry_run, and NULL is returned.
+CREATE OR REPLACE FUNCTION @schema@.begin_sweep(
+    p_within interval, p_threshold interval, p_watched_for interval, p_dry_run boolean
+) RETURNS interval LANGUAGE plpgsql AS $$
+DECLARE
+    v_ago interval;
+BEGIN
+    SELECT now() - s.swept_at INTO v_ago FROM @schema@.last_sweep s
+        WHERE s.swept_at > now() - p_within AND s.threshold <= p_threshold
+        AND s.watched_since <= now() - p_watched_for;
+    IF v_ago IS NULL AND NOT p_dry_run THEN
+        INSERT INTO @schema@.last_sweep (id, swept_at, watched_since, threshold)
+            VALUES (1, '-infinity', now(), p_threshold) ON CONFLICT DO NOTHING;
+        -- Another transaction that locks the row delays nobody.
+        UPDATE @schema@.last_sweep s SET swept_at = now(), watched_since = now() - p_watched_for,
+            threshold = p_threshold
+            WHERE s.id IN (SELECT l.id FROM @schema@.last_sweep l FOR UPDATE SKIP LOCKED);
+    END IF;
+    RETURN v_ago;
+END $$;
+
+-- Forgets at most p_limit workers that ended this long ago: stopped ones, dead ones, and dead ones that
+-- were replaced by a living worker of the same type and group, which was registered after they were last
+-- heard of. NULL: never. Returns how many. p_dry_run: only counts.
+CREATE OR REPLACE FUNCTION @schema@.forget_workers(
+    p_stopped interval, p_dead interval, p_replaced interval, p_dry_run boolean, p_limit integer
+) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_ids text[];
+    v_forgotten bigint;
+BEGIN
+    SELECT array_agg(f.worker_id) INTO v_ids FROM (
+        SELECT w.worker_id FROM @schema@.worker_heartbeats w
+            WHERE w.status = 'stopped' AND w.ended_at <= now() - p_stopped
+        UNION ALL
+        SELECT w.worker_id FROM @schema@.worker_heartbeats w
+            WHERE w.status = 'dead' AND w.ended_at <= now() - p_dead
+        UNION ALL
+        SELECT w.worker_id FROM @schema@.worker_heartbeats w
+            WHERE w.status = 'dead' AND w.ended_at <= now() - p_replaced
+            AND (w.ended_at <= now() - p_dead) IS NOT TRUE
+            AND EXISTS (SELECT FROM @schema@.worker_heartbeats o
+                WHERE o.worker_group = w.worker_group AND o.worker_type = w.worker_type
+                AND o.ended_at IS NULL AND o.started_at > coalesce(w.last_heartbeat_at, w.started_at))
+        LIMIT p_limit) f;
+    IF p_dry_run OR v_ids IS NULL THEN
+        RETURN coalesce(cardinality(v_ids), 0);
+    END IF;
+    -- A worker that is registered again meanwhile lives again.
+    WITH locked AS MATERIALIZED (
+        SELECT w.worker_id FROM @schema@.worker_heartbeats w
+            WHERE w.worker_id = ANY (v_ids)
+            AND w.ended_at <= now() - least(p_stopped, p_dead, p_replaced)
+            FOR UPDATE SKIP LOCKED
+    ), deleted AS (
+        DELETE FROM @schema@.worker_heartbeats w USING locked l WHERE w.worker_id = l.worker_id
+        RETURNING 1
+    )
+    SELECT count(*) INTO v_forgotten FROM deleted;
+    RETURN v_forgotten;
+END $$;
+
+-- A sweep in one transaction, of at most p_limit workers. p_ended_*: the workers whose processes are
+-- known to have ended. Returns 'swept', then each 'worker' with its group, and each 'lease' that is
+-- released.
 CREATE OR REPLACE FUNCTION @schema@.sweep_workers(
     p_threshold interval, p_watched_for interval, p_ended_ids text[], p_ended_incarnations bigint[],
     p_ended_causes text[], p_session_grace interval, p_dry_run boolean, p_limit integer
 ) RETURNS TABLE (what text, name text, worker_group text) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    v_lost bigint[];
+    v_lost bigint[] := @schema@.look_for_sessions(p_session_grace, p_dry_run);
     v_ids text[];
     v_incarnations bigint[];
-    v_groups text[];
-    v_causes text[];
-    v_leases_end timestamptz[];
+    v_proved text[];
+    v_run_ids text[];
 BEGIN
-    IF NOT p_dry_run AND NOT pg_try_advisory_xact_lock(
-        hashtextextended('worker_heartbeat sweep @schema@', 0)) THEN
-        RETURN;
-    END IF;
     RETURN QUERY SELECT 'swept', NULL::text, NULL::text;
-    v_lost := @schema@.look_for_sessions(p_session_grace, p_dry_run);
-
-    -- Judged and locked in one statement: a worker whose heartbeat arrives meanwhile is skipped, or
-    -- judged again. A process that is proved to have ended believes in no lease; one that is silent
-    -- or cut off may still do.
-    WITH found AS MATERIALIZED (
-        SELECT w.worker_id, w.incarnation, w.worker_group, w.session_id,
-            @schema@.belief_ends(w) AS belief_ends
-        FROM @schema@.worker_heartbeats w
-        WHERE w.ended_at IS NULL AND (@schema@.is_stale(w, p_threshold, p_watched_for)
-            OR w.session_id = ANY (v_lost)
-            OR (w.worker_id, w.incarnation) IN (SELECT * FROM unnest(p_ended_ids, p_ended_incarnations)))
-        LIMIT p_limit
-        FOR UPDATE SKIP LOCKED
-    )
-    SELECT array_agg(f.worker_id), array_agg(f.incarnation), array_agg(f.worker_group),
-        array_agg(coalesce(e.cause, CASE WHEN f.session_id = ANY (v_lost) THEN 'gone' ELSE 'lost' END)),
-        array_agg(CASE WHEN e.cause IS NULL THEN f.belief_ends ELSE now() END)
-        INTO v_ids, v_incarnations, v_groups, v_causes, v_leases_end
-        FROM found f LEFT JOIN (
+    SELECT array_agg(f.worker_id), array_agg(f.incarnation), array_agg(e.cause)
+        INTO v_ids, v_incarnations, v_proved
+        FROM @schema@.sweep_candidates(p_threshold, p_watched_for, p_watched_for, NULL, NULL, v_lost,
+            p_ended_ids, p_ended_incarnations, p_limit) f
+        LEFT JOIN (
             -- 'killed' takes precedence over 'gone'.
             SELECT u.id, u.incarnation, max(u.cause) AS cause
             FROM unnest(p_ended_ids, p_ended_incarnations, p_ended_causes) u (id, incarnation, cause)
             GROUP BY u.id, u.incarnation
         ) e ON e.id = f.worker_id AND e.incarnation = f.incarnation;
-    RETURN QUERY SELECT 'worker', f.id, f.grp FROM unnest(v_ids, v_groups) f (id, grp);
-
+    RETURN QUERY SELECT b.what, b.name, b.worker_group
+        FROM @schema@.sweep_batch(v_ids, v_incarnations, v_proved, v_lost, p_threshold, p_watched_for,
+            NULL, NULL, p_dry_run) b WHERE b.what <> 'busy';
     IF p_dry_run THEN
-        RETURN QUERY SELECT 'lease', l.run_id, NULL::text FROM @schema@.leases l
-            JOIN unnest(v_ids, v_incarnations, v_leases_end) f (id, incarnation, leases_end)
-            ON l.worker_id = f.id AND l.incarnation = f.incarnation
-            WHERE least(l.expires_at, f.leases_end) <= now();
         RETURN QUERY SELECT 'lease', l.run_id, NULL::text FROM @schema@.leases l
             WHERE l.expires_at <= now() AND @schema@.has_ended(l.worker_id, l.incarnation);
         RETURN;
     END IF;
-    -- By later statements than the one that locked the rows: these see every claim until then.
-    RETURN QUERY SELECT 'lease', m.run_id, NULL::text
-        FROM @schema@.mark_offline(v_ids, v_incarnations, v_causes, v_leases_end) m (run_id);
-    RETURN QUERY WITH expired AS MATERIALIZED (
-        SELECT l.run_id FROM @schema@.leases l WHERE l.expires_at <= now()
-        LIMIT p_limit FOR UPDATE SKIP LOCKED
-    ), removed AS (
-        DELETE FROM @schema@.leases l USING expired e WHERE l.run_id = e.run_id
-        RETURNING l.run_id, l.worker_id, l.incarnation
-    )
-    SELECT 'lease', r.run_id, NULL::text FROM removed r
-    WHERE @schema@.has_ended(r.worker_id, r.incarnation);
+    SELECT array_agg(f.run_id) INTO v_run_ids FROM (
+        SELECT l.run_id FROM @schema@.leases l WHERE l.expires_at <= now() LIMIT p_limit) f;
+    RETURN QUERY SELECT 'lease', r.run_id, NULL::text FROM @schema@.release_expired(v_run_ids) r (run_id);
 END $$;
 
 -- The same, where all ended processes were killed.
@@ -110,8 +293,9 @@ CREATE OR REPLACE FUNCTION @schema@.offline_groups(
 ) RETURNS SETOF text LANGUAGE sql STABLE AS $$
     SELECT g.name FROM unnest(p_groups) g (name)
     WHERE NOT EXISTS (SELECT FROM @schema@.worker_heartbeats w
-        WHERE w.worker_group = g.name AND w.ended_at IS NULL AND w.worker_id <> ALL (p_convicted)
-        AND NOT @schema@.is_stale(w, p_threshold, p_watched_for))
+        WHERE w.worker_group = g.name AND w.ended_at IS NULL
+        AND NOT @schema@.is_stale(w, p_threshold, p_watched_for)
+        AND NOT EXISTS (SELECT FROM unnest(p_convicted) c (id) WHERE c.id = w.worker_id))
     AND EXISTS (SELECT FROM @schema@.worker_heartbeats w
         WHERE w.worker_group = g.name AND w.status <> 'stopped')
 $$;
@@ -120,12 +304,17 @@ $$;
 -- silent worker has not ended before a sweep, or cleanup_stale_workers, marks it.
 CREATE OR REPLACE FUNCTION @schema@.release_dead_worker_leases()
 RETURNS TABLE (run_id text, worker_id text, fence bigint) LANGUAGE sql AS $$
-    DELETE FROM @schema@.leases l
-        WHERE l.expires_at <= now() AND @schema@.has_ended(l.worker_id, l.incarnation)
+    WITH expired AS MATERIALIZED (
+        SELECT l.run_id FROM @schema@.leases l
+            WHERE l.expires_at <= now() AND @schema@.has_ended(l.worker_id, l.incarnation)
+            FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM @schema@.leases l USING expired e WHERE l.run_id = e.run_id
         RETURNING l.run_id, l.worker_id, l.fence
 $$;
 
--- Marks workers offline that are silent for longer than p_minutes and than their own limit allows.
+-- Marks workers offline that are silent for longer than p_minutes and than their own limit allows. A
+-- transaction that calls it delays nobody: others skip the rows that it locks, and it skips theirs.
 CREATE OR REPLACE FUNCTION @schema@.cleanup_stale_workers(p_minutes integer DEFAULT 60)
 RETURNS TABLE (worker_id text, worker_type text, last_heartbeat_at timestamptz, current_run_id text)
 LANGUAGE plpgsql AS $$
@@ -136,22 +325,27 @@ DECLARE
     v_incarnations bigint[];
     v_causes text[];
     v_leases_end timestamptz[];
+    v_locked text[];
 BEGIN
     IF p_minutes IS NULL OR p_minutes < 0 THEN
         RAISE EXCEPTION 'minutes: %; allowed are 0 and more', p_minutes
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- Waits for a sweep that is running: when this call returns, the stale workers are marked.
-    PERFORM pg_advisory_xact_lock(hashtextextended('worker_heartbeat sweep @schema@', 0));
-    -- A row that was waited for is judged again.
     WITH found AS MATERIALIZED (
         SELECT w.worker_id, w.incarnation, @schema@.belief_ends(w) AS belief_ends
         FROM @schema@.worker_heartbeats w
         WHERE @schema@.is_stale(w, v_threshold) AND @schema@.silence(w) > v_threshold
-        ORDER BY w.worker_id FOR UPDATE
+        FOR UPDATE SKIP LOCKED
     )
     SELECT array_agg(f.worker_id), array_agg(f.incarnation), array_agg('lost'::text),
         array_agg(f.belief_ends) INTO v_ids, v_incarnations, v_causes, v_leases_end FROM found f;
+    v_locked := @schema@.workers_with_locked_leases(v_ids, v_incarnations);
+    IF v_locked IS NOT NULL THEN
+        SELECT array_agg(f.id), array_agg(f.incarnation), array_agg(f.cause), array_agg(f.leases_end)
+            INTO v_ids, v_incarnations, v_causes, v_leases_end
+            FROM unnest(v_ids, v_incarnations, v_causes, v_leases_end) f (id, incarnation, cause, leases_end)
+            WHERE f.id <> ALL (v_locked);
+    END IF;
     PERFORM @schema@.mark_offline(v_ids, v_incarnations, v_causes, v_leases_end);
     PERFORM @schema@.release_dead_worker_leases();
     RETURN QUERY SELECT w.worker_id, w.worker_type, w.last_heartbeat_at, w.current_run_id

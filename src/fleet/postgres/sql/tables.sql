@@ -56,8 +56,16 @@ ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS ended_location t
 ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS withdrawn bigint[];
 
 CREATE INDEX IF NOT EXISTS worker_heartbeats_group ON @schema@.worker_heartbeats (worker_group);
-CREATE INDEX IF NOT EXISTS worker_heartbeats_host
-    ON @schema@.worker_heartbeats (boot_id, pid_namespace) WHERE ended_at IS NULL;
+-- Whether a living worker replaces a dead one, or keeps its group online.
+CREATE INDEX IF NOT EXISTS worker_heartbeats_living
+    ON @schema@.worker_heartbeats (worker_group, worker_type, started_at) WHERE ended_at IS NULL;
+-- For those that are dead, and those whose retention is over.
+CREATE INDEX IF NOT EXISTS worker_heartbeats_ended
+    ON @schema@.worker_heartbeats (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS worker_heartbeats_process
+    ON @schema@.worker_heartbeats (boot_id, pid_namespace, pid, process_started) WHERE ended_at IS NULL;
+-- Of versions 1 to 13.
+DROP INDEX IF EXISTS @schema@.worker_heartbeats_host;
 CREATE INDEX IF NOT EXISTS worker_heartbeats_session
     ON @schema@.worker_heartbeats (session_id) WHERE ended_at IS NULL;
 
@@ -157,3 +165,11 @@ DO $$ BEGIN
             expires_at BETWEEN '1900-01-01Z' AND '2500-01-01Z') NOT VALID;
     END IF;
 END $$;
+-- The last sweep of a sweeper, in one row, so that those of other processes need not do the same.
+CREATE TABLE IF NOT EXISTS @schema@.last_sweep (
+    id integer PRIMARY KEY CHECK (id = 1),
+    swept_at timestamptz NOT NULL,
+    -- Since when the sweeper had watched.
+    watched_since timestamptz NOT NULL,
+    threshold interval NOT NULL
+);

@@ -404,6 +404,7 @@ fn death(mut cause: DeathCause, (run_id, task): TaskNames, at: SystemTime) -> Ar
         task,
         at,
         gave_up_after: None,
+        unheard_for: None,
     })
 }
 

@@ -37,7 +37,10 @@ function paintAges(row) {
   const now = serverTime(), parts = row.parts;
   put(parts.heartbeat, row.heartbeat == null ? 'never' : age(now - row.heartbeat));
   put(parts.progress, row.progress == null ? '–' : age(now - row.progress));
-  if (row.reason) putPlain(parts.reason, row.ended == null ? row.reason : row.reason + ', ' + age(now - row.ended) + ' ago');
+  if (!row.reason) return;
+  const ended = row.ended == null ? '' : age(now - row.ended) + ' ago';
+  const heard = row.heard == null ? '' : 'last heard of ' + age(now - row.heard) + ' ago, found ';
+  putPlain(parts.reason, ended ? row.reason + ', ' + heard + ended : row.reason);
 }
 function paintStrip(row) {
   row.stripDirty = false;

@@ -1,32 +1,33 @@
 //! Marks workers offline whose processes can't do it themselves.
 
+mod condition;
+mod local;
+mod running;
+mod watch;
+
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::host::{Fate, ProcessIdentity};
-use super::shapes::{DEFAULT_THRESHOLD, Sweep, WorkerFilter, WorkerKey};
-use super::store::{HeartbeatStore, Pages};
-use crate::clock::{Alarm, Clock, Moment, Sleeper};
+use super::shapes::{DEFAULT_THRESHOLD, Retention, Sweep};
+use super::store::HeartbeatStore;
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::health::{SweepReport, SweepTotals};
 use crate::registry::core::counts::SweepCounts;
-use crate::sync::background::Background;
-use crate::sync::catch::catch;
-use crate::sync::random::Jitter;
+use condition::Condition;
+pub use running::RunningSweeper;
+use watch::Watch;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(120);
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
-/// Name of the thread; the kernel keeps 15 bytes of it.
-const THREAD_NAME: &str = "wh-sweeper";
 
 type OnReport = Arc<dyn Fn(&Result<SweepReport, Error>) + Send + Sync>;
 
-/// Sweeps a store: marks stale workers offline and releases their leases. Any number of processes may
-/// have a sweeper for one store: one of them works at a time.
+/// Sweeps a store: marks stale workers offline, releases their leases, and forgets workers that ended
+/// long ago. Any number of processes may have a sweeper for one store: those on threads leave most of
+/// the work to one of them.
 ///
 /// * A worker is stale by its own limits; without limits of its own, by the
 ///   [`threshold`](Self::threshold).
@@ -36,7 +37,10 @@ type OnReport = Arc<dyn Fn(&Result<SweepReport, Error>) + Send + Sync>;
 ///   status; otherwise it is [gone](crate::DeathCause::Gone).
 /// * Silence that was not watched is not charged: after its start, after a pause of its own, and
 ///   after the store could not be reached, a sweeper watches for as long as a worker may be silent
-///   before it convicts.
+///   before it convicts. Time that its own sweeps take is watched. Gaps that come again and again
+///   only delay a conviction: after four times as long in pieces, it convicts too.
+/// * A sweep that is skipped, because another one is running, was not done, and neither was one that
+///   failed: see [`check`](Self::check).
 ///
 /// ```
 /// use worker_heartbeat::{MemoryStore, Sweeper};
@@ -54,19 +58,11 @@ pub struct Sweeper {
     interval: Duration,
     threshold: Duration,
     dry_run: bool,
+    retention: Retention,
     on_report: Option<OnReport>,
-    watch: Arc<Mutex<Option<WatchedTime>>>,
+    watch: Arc<Mutex<Watch>>,
     counts: Arc<SweepCounts>,
-}
-
-/// How long the store has been watched without a gap.
-#[derive(Clone, Copy, Debug)]
-struct WatchedTime {
-    since: Moment,
-    /// Watched time before that.
-    before: Duration,
-    last: Moment,
-    last_wall: std::time::SystemTime,
+    condition: Arc<Mutex<Condition>>,
 }
 
 impl Sweeper {
@@ -86,9 +82,11 @@ impl Sweeper {
             interval: DEFAULT_INTERVAL,
             threshold: DEFAULT_THRESHOLD,
             dry_run: false,
+            retention: Retention::new(),
             on_report: None,
             watch: Arc::default(),
             counts: Arc::default(),
+            condition: Arc::default(),
         }
     }
 
@@ -112,7 +110,25 @@ impl Sweeper {
         self
     }
 
-    /// Report what would be done, and change nothing.
+    /// How long the records of ended workers are kept. By default, stopped workers are forgotten after
+    /// an hour, dead ones after seven days, dead ones that were replaced after a day.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::fleet::Retention;
+    /// use worker_heartbeat::{MemoryStore, Sweeper};
+    ///
+    /// let day = Duration::from_secs(86_400);
+    /// let sweeper = Sweeper::new(MemoryStore::new()).retention(Retention::new().stopped(day));
+    /// assert_eq!(sweeper.sweep()?.forgotten, 0);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub const fn retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Report what would be done, and change nothing. It needs no right to write.
     ///
     /// ```
     /// use std::time::Duration;
@@ -173,13 +189,8 @@ impl Sweeper {
     /// How long the caller has already watched the store; for a command, for example, that sweeps
     /// once at an operator's request.
     pub fn watched_for(self, watched_for: Duration) -> Self {
-        let now = self.clock.now();
-        *self.watch.lock() = Some(WatchedTime {
-            since: now,
-            before: watched_for,
-            last: now,
-            last_wall: self.clock.wall(),
-        });
+        let now = self.now();
+        *self.watch.lock() = Watch::for_long(watched_for, now);
         self
     }
 
@@ -196,26 +207,67 @@ impl Sweeper {
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
     pub fn sweep(&self) -> Result<SweepReport, Error> {
+        self.sweep_unless(None)
+    }
+
+    /// Sweeps, unless another sweeper has done the same within this time.
+    fn sweep_unless(&self, swept_within: Option<Duration>) -> Result<SweepReport, Error> {
         let mut watch = self.watch.lock();
-        let swept = self.ended().and_then(|(killed, gone)| {
-            let watched_for = self.look(&mut watch);
-            self.store.sweep(&Sweep {
-                threshold: self.threshold,
-                watched_for,
-                killed,
-                gone,
-                dry_run: self.dry_run,
-            })
+        let begun = self.now();
+        watch.begin(begun, self.interval);
+        let swept = self.ask_store(&watch, swept_within);
+        let ended = self.now();
+        let swept = swept.map(|mut report| {
+            report.duration = ended.clock.since(begun.clock);
+            report.slow = report.duration > watch::slack(self.interval);
+            report
         });
         match &swept {
-            Ok(report) => self.counts.note(report, self.dry_run, self.clock.now()),
+            Ok(report) => {
+                watch.work_done(ended, self.interval);
+                self.counts.note(report, self.dry_run, ended.clock);
+            }
             Err(_) => {
                 self.counts.failures.add(1);
                 // Meanwhile, no worker could send heartbeats to the store either.
-                *watch = None;
+                watch.interrupt(begun.clock);
             }
         }
+        drop(watch);
+        let line = self.condition.lock().note(&swept, begun.clock);
+        if let Some(line) = line {
+            line.log();
+        }
+        self.note_overdue();
         swept
+    }
+
+    fn ask_store(
+        &self,
+        watch: &Watch,
+        swept_within: Option<Duration>,
+    ) -> Result<SweepReport, Error> {
+        let ended = local::ended_workers(&*self.store)?;
+        let now = self.clock.now();
+        let forgets = swept_within.is_none() || self.condition.lock().forgets(now);
+        self.store.sweep(&Sweep {
+            threshold: self.threshold,
+            watched_for: watch.unbroken(now),
+            watched_before: watch.before(now),
+            // What the kernel of this host proves, no other sweeper may know.
+            unless_swept_within: swept_within.filter(|_| ended.is_empty()),
+            killed: ended.killed,
+            gone: ended.gone,
+            dry_run: self.dry_run,
+            retention: forgets.then_some(self.retention),
+        })
+    }
+
+    fn now(&self) -> watch::Now {
+        watch::Now {
+            clock: self.clock.now(),
+            wall: self.clock.wall(),
+        }
     }
 
     /// The totals of all sweeps of this sweeper and its clones, those on threads included.
@@ -231,99 +283,54 @@ impl Sweeper {
     /// ```
     #[must_use]
     pub fn totals(&self) -> SweepTotals {
-        self.counts.totals(self.clock.now())
+        let mut totals = self.counts.totals(self.clock.now());
+        totals.overdue = self.overdue(&totals).is_some();
+        totals
     }
 
-    /// Continues the watch, or begins a new one after a gap. Returns how long it has lasted.
-    fn look(&self, watch: &mut Option<WatchedTime>) -> Duration {
-        let (now, wall) = (self.clock.now(), self.clock.wall());
-        let slack = Duration::from_secs(1).saturating_add(self.interval / 4);
-        let unbroken = watch.filter(|watch| {
-            let paused = now.since(watch.last);
-            // The monotonic clock stops while a machine is suspended, the wall clock does not.
-            let by_wall = wall.duration_since(watch.last_wall).unwrap_or_default();
-            paused <= self.interval.saturating_add(slack) && by_wall <= paused.saturating_add(slack)
-        });
-        let watch = watch.insert(WatchedTime {
-            since: unbroken.map_or(now, |watch| watch.since),
-            before: unbroken.map_or(Duration::ZERO, |watch| watch.before),
-            last: now,
-            last_wall: wall,
-        });
-        now.since(watch.since).saturating_add(watch.before)
-    }
-
-    /// The workers of this host whose processes were killed, and those whose processes are gone for
-    /// an unknown reason.
-    fn ended(&self) -> Result<(Vec<WorkerKey>, Vec<WorkerKey>), Error> {
-        let here = ProcessIdentity::current();
-        let (mut killed, mut gone) = (Vec::new(), Vec::new());
-        if !here.is_local() {
-            return Ok((killed, gone));
-        }
-        for page in Pages::new(&*self.store, WorkerFilter::new().host(here)) {
-            for worker in page? {
-                let process = worker.info.process.as_ref();
-                match process.and_then(ProcessIdentity::fate) {
-                    Some(Fate::Killed) => killed.push(worker.key),
-                    Some(Fate::Gone) => gone.push(worker.key),
-                    None => {}
-                }
-            }
-        }
-        Ok((killed, gone))
-    }
-
-    /// Sweeps on a background thread, at each interval, until the returned value is dropped.
+    /// Whether sweeping is up to date: the last successful sweep, or that of another process that made
+    /// one unneeded, is no longer ago than the [`threshold`](Self::threshold), or twice the
+    /// [`interval`](Self::interval) if that is longer. For probes and alerts.
     ///
     /// ```
-    /// use std::time::Duration;
-    /// use worker_heartbeat::{Error, MemoryStore, Sweeper};
+    /// use worker_heartbeat::{MemoryStore, Sweeper};
     ///
-    /// let running = Sweeper::new(MemoryStore::new()).start()?;
-    /// let refused = Sweeper::new(MemoryStore::new()).interval(Duration::ZERO).start();
-    /// assert!(matches!(refused, Err(Error::Invalid { field: "interval", .. })));
+    /// let sweeper = Sweeper::new(MemoryStore::new());
+    /// assert_eq!(sweeper.check().unwrap_err(), "the store was not swept yet");
+    /// sweeper.sweep()?;
+    /// assert_eq!(sweeper.check(), Ok(()));
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the interval is too short; [`Error::Thread`] if the thread cannot be
-    /// started.
-    pub fn start(self) -> Result<RunningSweeper, Error> {
-        if self.interval < SHORTEST_INTERVAL {
-            return Err(Error::invalid(
-                "interval",
-                format!("{:?}", self.interval),
-                format!("at least {SHORTEST_INTERVAL:?}"),
-            ));
-        }
-        let sleeper = Sleeper::new(&self.clock);
-        let alarm = sleeper.alarm();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = Background::start(THREAD_NAME, move || self.run(&sleeper, &stopped))?;
-        Ok(RunningSweeper {
-            alarm,
-            stop,
-            thread: Some(thread),
-        })
-    }
-
-    fn run(&self, sleeper: &Sleeper, stop: &AtomicBool) {
-        let mut jitter = Jitter::new();
-        while !stop.load(Ordering::Acquire) {
-            match catch(|| self.sweep()) {
-                Ok(swept) => self.report(&swept),
-                Err(_) => self.counts.failures.add(1),
+    /// The reason why it is not up to date.
+    pub fn check(&self) -> Result<(), String> {
+        let totals = self.counts.totals(self.clock.now());
+        match self.overdue(&totals) {
+            Some(reason) => Err(reason),
+            None if self.condition.lock().is_untried() => {
+                Err("the store was not swept yet".to_owned())
             }
-            let next = self.clock.now().after(jitter.shorten(self.interval));
-            sleeper.sleep_until(next);
+            None => Ok(()),
         }
     }
 
-    fn report(&self, swept: &Result<SweepReport, Error>) {
-        if let Some(on_report) = &self.on_report {
-            drop(catch(|| on_report(swept)));
+    /// Why the last success is too long ago, if it is.
+    fn overdue(&self, totals: &SweepTotals) -> Option<String> {
+        let allowed = self.threshold.max(self.interval.saturating_mul(2));
+        let condition = self.condition.lock();
+        let age = totals
+            .last_success_age
+            .or_else(|| condition.tried_for(self.clock.now()))?;
+        (age > allowed).then(|| condition.overdue(age, allowed))
+    }
+
+    /// Logs when the last success becomes too long ago, and when it no longer is.
+    fn note_overdue(&self) {
+        let overdue = self.overdue(&self.counts.totals(self.clock.now()));
+        let line = self.condition.lock().note_overdue(overdue);
+        if let Some(line) = line {
+            line.log();
         }
     }
 }
@@ -335,35 +342,7 @@ impl fmt::Debug for Sweeper {
             .field("interval", &self.interval)
             .field("threshold", &self.threshold)
             .field("dry_run", &self.dry_run)
+            .field("retention", &self.retention)
             .finish_non_exhaustive()
-    }
-}
-
-/// A sweeper on a background thread; made by [`Sweeper::start`]. Dropping it ends the thread, after
-/// the current sweep.
-///
-/// ```
-/// use worker_heartbeat::{MemoryStore, Sweeper};
-///
-/// let running = Sweeper::new(MemoryStore::new()).start()?;
-/// // while it lives, the store is swept
-/// drop(running);
-/// # Ok::<(), worker_heartbeat::Error>(())
-/// ```
-#[derive(Debug)]
-#[must_use = "sweeping ends when this is dropped"]
-pub struct RunningSweeper {
-    alarm: Alarm,
-    stop: Arc<AtomicBool>,
-    thread: Option<Background>,
-}
-
-impl Drop for RunningSweeper {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.alarm.ring();
-        if let Some(thread) = self.thread.take() {
-            thread.join();
-        }
     }
 }
