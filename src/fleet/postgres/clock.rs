@@ -1,5 +1,6 @@
 //! Steps of the database's clock, as the monotonic clock of this process sees them.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -8,6 +9,7 @@ use tokio_postgres::types::Type;
 use super::connection::Connection;
 use super::one;
 use crate::error::{Error, StoreErrorKind};
+use crate::fleet::shapes::Sweep;
 use crate::sync::log::log_line;
 
 /// Smaller steps, and drifts of less than a twentieth, are not charged to the clock.
@@ -18,7 +20,11 @@ const BATCH: i64 = 10_000;
 
 /// When the database's clock was read last, and what it showed.
 #[derive(Debug, Default)]
-pub(super) struct ClockWatch(Mutex<Option<Reading>>);
+pub(super) struct ClockWatch {
+    last: Mutex<Option<Reading>>,
+    /// When the clock was last found to be set forward.
+    set_forward: Mutex<Option<Instant>>,
+}
 
 /// The database read its clock between two moments.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +46,7 @@ impl ClockWatch {
     /// an error once, after which a sweeper counts silence anew. If it was set back, heartbeats are from
     /// the future, and would hide a silence: they count from now on.
     pub(super) fn check(&self, connection: &Connection, dry_run: bool) -> Result<(), Error> {
-        let mut last = self.0.lock();
+        let mut last = self.last.lock();
         let before = Instant::now();
         let sql = "SELECT (extract(epoch FROM now()) * 1000000)::bigint";
         let rows = connection.query("sweep", true, sql, &[])?;
@@ -52,13 +58,17 @@ impl ClockWatch {
         let step = last.replace(reading).and_then(|last| reading.step(&last));
         drop(last);
         match step {
-            Some(Step::Forward(by)) => Err(Error::store_kind(
-                "sweep",
-                StoreErrorKind::Other,
-                format!(
-                    "the clock of the database was set forward by {by:.1?}; silence is counted anew"
-                ),
-            )),
+            Some(Step::Forward(by)) => {
+                *self.set_forward.lock() = Some(Instant::now());
+                Err(Error::store_kind(
+                    "sweep",
+                    StoreErrorKind::Other,
+                    format!(
+                        "the clock of the database was set forward by {by:.1?}; silence is counted \
+                         anew"
+                    ),
+                ))
+            }
             Some(Step::Back(by)) if !dry_run => {
                 log_line(
                     log::Level::Warn,
@@ -71,6 +81,20 @@ impl ClockWatch {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The sweep without the time that was watched before the clock was set forward: by the new time,
+    /// a worker seems to have been silent in it.
+    pub(super) fn clip<'a>(&self, sweep: &'a Sweep) -> Cow<'a, Sweep> {
+        let Some(set) = *self.set_forward.lock() else {
+            return Cow::Borrowed(sweep);
+        };
+        let mut sweep = sweep.clone();
+        for span in &mut sweep.watched_before {
+            span.began = span.began.min(set.elapsed());
+        }
+        sweep.watched_before.retain(|span| span.began > span.ended);
+        Cow::Owned(sweep)
     }
 }
 
@@ -117,6 +141,25 @@ fn correct(connection: &Connection) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_charged_that_was_watched_before_the_clock_was_set() {
+        use crate::fleet::shapes::WatchedSpan;
+
+        let second = Duration::from_secs(1);
+        let mut sweep = Sweep::default();
+        sweep.watched_for = Duration::ZERO;
+        sweep.watched_before = [(900, 60), (50, 20)]
+            .map(|(began, ended)| WatchedSpan::new(began * second, ended * second))
+            .to_vec();
+        let watch = ClockWatch::default();
+        assert_eq!(watch.clip(&sweep).charged(3_600 * second), 870 * second / 4);
+        *watch.set_forward.lock() = Instant::now().checked_sub(40 * second);
+        let charged = watch.clip(&sweep).charged(3_600 * second);
+        assert!(charged < 21 * second / 4, "{charged:?}");
+        *watch.set_forward.lock() = Some(Instant::now());
+        assert_eq!(watch.clip(&sweep).charged(3_600 * second), Duration::ZERO);
+    }
 
     #[test]
     fn only_a_step_that_the_duration_of_the_calls_cannot_explain_is_one() {

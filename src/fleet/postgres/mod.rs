@@ -201,7 +201,7 @@ impl HeartbeatStore for PostgresStore {
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
         let scans = &self.connections.scans;
         self.connections.clock.check(scans, sweep.dry_run)?;
-        sweep::sweep(scans, sweep)
+        sweep::sweep(scans, &self.connections.clock.clip(sweep))
     }
 
     fn purge(&self, age: Duration) -> Result<usize, Error> {
