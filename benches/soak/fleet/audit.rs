@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use worker_heartbeat::fleet::StoredWorker;
-use worker_heartbeat::{Error, SweepReport};
+use worker_heartbeat::{Error, HeartbeatStore, PostgresStore, SweepReport};
 
 use super::{INTERVAL, STALE_AFTER, micros};
 
@@ -107,7 +107,8 @@ impl Audit {
         records.running.remove(&process);
     }
 
-    pub(crate) fn swept(&self, swept: &Result<SweepReport, Error>) {
+    /// Notes the report of a sweep of this store.
+    pub(crate) fn swept(&self, swept: &Result<SweepReport, Error>, store: &PostgresStore) {
         let mut records = self.records.lock().expect("no panic");
         let report = match swept {
             Ok(report) => report,
@@ -126,7 +127,12 @@ impl Audit {
             let ran = ran.map(|since| Duration::from_micros(now.saturating_sub(*since)));
             match ran {
                 Some(ran) if ran > grace => {
-                    let what = format!("{id}, whose process had run for {ran:?}, at {now}");
+                    // Unless it has come back meanwhile.
+                    let found = store.find(id).ok().flatten();
+                    let ending = found.and_then(|worker| Some(worker.ending?.0.cause));
+                    let what = format!(
+                        "{id}, whose process had run for {ran:?}, at {now}, cause {ending:?}"
+                    );
                     eprintln!("false death: {what}");
                     records.found.false_deaths.push(what);
                 }

@@ -88,9 +88,10 @@ pub(crate) fn soak(time: Duration, seed: u64, synchronous: bool) -> String {
     let sweepers: Vec<_> = (0..2)
         .map(|_| {
             let audit = Arc::clone(&audit);
-            Sweeper::new(open(&servers.url()))
+            let store = open(&servers.url());
+            Sweeper::new(store.clone())
                 .interval(INTERVAL)
-                .on_report(move |swept| audit.swept(swept))
+                .on_report(move |swept| audit.swept(swept, &store))
                 .start()
                 .expect("a thread")
         })
