@@ -269,3 +269,33 @@ fn behind_a_coordinator_a_locked_worker_is_busy_and_the_others_do_not_wait() {
         assert_eq!(post("heartbeat", r#"{"worker_id":"b"}"#).status, 200);
     }
 }
+
+/// A database without an encoding does not check what another client sends.
+#[test]
+fn bytes_that_are_no_text_are_refused_alone() {
+    let database = database("SQL_ASCII");
+    let store = store_in(&database);
+    register(&store, "a");
+    let upsert = |arguments: &str| {
+        let text = format!(
+            "SET client_encoding = 'SQL_ASCII';
+             SELECT worker_heartbeat.upsert_worker_heartbeat({arguments})"
+        );
+        support::postgres::try_sql(&database, &text)
+    };
+    upsert(r"'b', E'caf\303\251'").unwrap();
+    for arguments in [
+        r"E'bad\377', 'poller'",
+        r"'b', E'bad\377'",
+        r"'b', 'poller', 'active', E'bad\377'",
+        r"'b', 'poller', 'active', 'run', E'bad\377'",
+        r#"'b', 'poller', 'active', 'run', 'task', E'{"name": "bad\377"}'"#,
+        r"'b', 'poller', 'active', 'run', 'task', '{}', E'bad\377'",
+    ] {
+        let error = upsert(arguments).unwrap_err();
+        let error = error.as_db_error().unwrap().message();
+        assert!(error.contains("invalid byte sequence"), "{error}");
+    }
+    assert_eq!(store.list(&WorkerFilter::default()).unwrap().len(), 2);
+    assert_eq!(store.summary().unwrap().total, 2);
+}

@@ -48,6 +48,9 @@ BEGIN
         RAISE EXCEPTION 'stale_after: %; allowed are 0 to 100 years', p_stale_after
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    -- A database without an encoding takes any bytes, which make every reader of the row fail.
+    PERFORM convert_to(concat_ws(' ', p_worker_id, p_worker_type, p_worker_group, p_current_run_id,
+        p_current_task, p_metadata), 'UTF8');
     SELECT w.incarnation INTO v_incarnation FROM @schema@.worker_heartbeats w
         WHERE w.worker_id = p_worker_id AND w.ended_at IS NULL FOR UPDATE;
     IF NOT FOUND THEN
