@@ -92,6 +92,30 @@ fn a_standby_that_lags_repeats_no_number() {
     assert_eq!(survivor.renew(&[next], 60 * SECOND).unwrap(), [true]);
 }
 
+/// Neither knows of the other one. Each gives numbers of its own.
+#[test]
+fn two_standbys_that_are_both_promoted_give_different_numbers() {
+    let Some(primary) = own() else { return };
+    let before = connect(&primary.url());
+    worker(&before, "svc-1");
+    let standbys = [primary.standby(), primary.standby()];
+    standbys.iter().for_each(Cluster::cut_off);
+    let highest = (0..20)
+        .map(|_| register(&before, "svc-1").incarnation)
+        .max();
+    primary.kill();
+    standbys.iter().for_each(Cluster::promote);
+    let mut given = BTreeSet::new();
+    for standby in &standbys {
+        let after = connect(&standby.url());
+        for _ in 0..200 {
+            let key = register(&after, "svc-1");
+            assert!(Some(key.incarnation) > highest && key.incarnation < LARGEST_IN_JSON);
+            assert!(given.insert(key.incarnation), "{key:?} was given twice");
+        }
+    }
+}
+
 /// Whoever held a run on the lost server believes in it for a moment longer.
 #[test]
 fn runs_are_free_once_their_lost_holders_know() {

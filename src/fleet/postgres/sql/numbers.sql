@@ -68,6 +68,7 @@ DECLARE
     -- First: a standby refuses it.
     v_next bigint := nextval('@schema@.numbers');
     v_known bigint;
+    v_is_same boolean;
 BEGIN
     WHILE NOT pg_try_advisory_xact_lock(hashtextextended('worker_heartbeat numbers @schema@', 0)) LOOP
         PERFORM pg_sleep(0.005);
@@ -83,24 +84,25 @@ BEGIN
     IF v_next > p_above AND @schema@.is_current_source() THEN
         RETURN v_next;
     END IF;
-    PERFORM setval('@schema@.numbers', greatest(v_next + v_margin, least(v_most, greatest(p_above + v_margin,
-        @schema@.unix_micros(clock_timestamp()),
-        v_margin + (SELECT max(w.incarnation) FROM @schema@.worker_heartbeats w
-            WHERE w.incarnation < v_most),
-        v_margin + (SELECT max(l.fence) FROM @schema@.leases l WHERE l.fence < v_most)))));
-    IF NOT @schema@.is_current_source() THEN
-        v_known := coalesce(pg_sequence_last_value('@schema@.numbers_cluster'), 0);
-        IF v_known <> @schema@.current_cluster() THEN
-            -- Not in a new schema. A copy without its sequences has leases.
-            IF v_known > 0 OR EXISTS (SELECT FROM @schema@.leases) THEN
-                PERFORM setval('@schema@.claims_from', @schema@.unix_micros(
-                    clock_timestamp() + interval '10 seconds'));
-            END IF;
-            PERFORM setval('@schema@.numbers_cluster', @schema@.current_cluster());
+    v_known := coalesce(pg_sequence_last_value('@schema@.numbers_cluster'), 0);
+    v_is_same := v_known = @schema@.current_cluster();
+    PERFORM setval('@schema@.numbers', greatest(
+        -- Two standbys that are both promoted go on differently.
+        v_next + CASE WHEN v_is_same THEN 0 ELSE v_margin + @schema@.current_source() % v_margin END,
+        least(v_most, greatest(p_above + v_margin, @schema@.unix_micros(clock_timestamp()),
+            v_margin + (SELECT max(w.incarnation) FROM @schema@.worker_heartbeats w
+                WHERE w.incarnation < v_most),
+            v_margin + (SELECT max(l.fence) FROM @schema@.leases l WHERE l.fence < v_most)))));
+    IF NOT v_is_same THEN
+        -- Not in a new schema. A copy without its sequences has leases.
+        IF v_known > 0 OR EXISTS (SELECT FROM @schema@.leases) THEN
+            PERFORM setval('@schema@.claims_from', @schema@.unix_micros(
+                clock_timestamp() + interval '10 seconds'));
         END IF;
-        -- Last: from now on, other transactions draw numbers.
-        PERFORM setval('@schema@.numbers_source', @schema@.current_source());
+        PERFORM setval('@schema@.numbers_cluster', @schema@.current_cluster());
     END IF;
+    -- Last: from now on, other transactions draw numbers.
+    PERFORM setval('@schema@.numbers_source', @schema@.current_source());
     RETURN nextval('@schema@.numbers');
 END $$;
 
