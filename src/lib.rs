@@ -113,7 +113,7 @@ pub use fleet::{
 pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 #[cfg(feature = "postgres")]
 #[doc(inline)]
-pub use fleet::{PostgresOptions, PostgresStore};
+pub use fleet::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
 pub use health::{
     Activity, Death, DeathCause, Ending, Exit, GroupState, GroupStats, Health, MissingWorkers,
     Reading, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,

@@ -54,7 +54,7 @@ pub use lease::Lease;
 pub(crate) use lease::{check_run_id, check_ttl};
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
-pub use postgres::{PostgresOptions, PostgresStore};
+pub use postgres::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
 #[cfg(feature = "http")]
 pub(crate) use shapes::summarize;
 pub use shapes::{

@@ -13,6 +13,9 @@ mod sweeps;
 mod texts;
 mod upgrades;
 
+mod connections;
+mod credentials;
+mod hosts;
 mod lost_answers;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -254,6 +254,11 @@ impl Cluster {
     /// The URL of a proxy in front of it that pools transactions; `None` if none is installed. It
     /// ends with the server.
     pub fn pooled_url(&self) -> Option<String> {
+        self.proxy_url("transaction")
+    }
+
+    /// The same, with the proxy's `pool_mode`. It has three connections to the server.
+    pub fn proxy_url(&self, mode: &str) -> Option<String> {
         let path = env::var_os("PATH").unwrap_or_default();
         let mut folders = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
         let program = folders.find_map(|folder| {
@@ -261,13 +266,13 @@ impl Cluster {
             program.exists().then_some(program)
         })?;
         let port = free_port();
-        let settings = self.directory.join("pgbouncer.ini");
+        let settings = self.directory.join(format!("pgbouncer-{port}.ini"));
         let text = format!(
             "[databases]\n\
              postgres = host=127.0.0.1 port={} user=tester password='{PASSWORD}'\n\
              [pgbouncer]\n\
              listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
-             auth_type = any\npool_mode = transaction\ndefault_pool_size = 3\n\
+             auth_type = any\npool_mode = {mode}\ndefault_pool_size = 3\n\
              server_round_robin = 1\nlogfile = {}\n",
             self.port,
             self.directory.join("pgbouncer.log").display(),

@@ -180,7 +180,7 @@ pub struct CheckArgs {
     pub store: StoreArgs,
 
     /// Check this beacon file instead of a store
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["sqlite", "postgres", "schema"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sqlite", "postgres", "schema", "sslrootcert"])]
     pub file: Option<PathBuf>,
 
     /// Maximum age of the beacon file
@@ -201,6 +201,10 @@ pub struct StoreArgs {
     /// PostgreSQL schema of the store
     #[arg(long, value_name = "NAME", default_value = "worker_heartbeat")]
     pub schema: String,
+
+    /// PEM file with the root certificates for PostgreSQL's certificate
+    #[arg(long, value_name = "FILE", conflicts_with = "sqlite")]
+    pub sslrootcert: Option<PathBuf>,
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

@@ -63,7 +63,11 @@ impl StoreArgs {
     }
 
     pub fn postgres(&self) -> PostgresOptions {
-        PostgresOptions::new().schema(self.schema.as_str())
+        let options = PostgresOptions::new().schema(self.schema.as_str());
+        match &self.sslrootcert {
+            Some(file) => options.root_certificate(file),
+            None => options,
+        }
     }
 
     fn url(&self) -> Result<String, BoxError> {

@@ -12,6 +12,17 @@ use crate::error::{Error, StoreErrorKind};
 pub(super) enum PgError {
     Postgres(tokio_postgres::Error),
     Timeout(Duration),
+    /// There was no answer to a commit: it may have been done.
+    Commit(Duration),
+    /// No connection is free, or an earlier call is not finished.
+    Busy(String),
+    Unreachable(String),
+    /// The server is not of the wanted kind.
+    Unwanted(&'static str),
+    /// Of each host.
+    Hosts(Vec<(String, PgError)>),
+    /// The failure of another caller that tried the same meanwhile.
+    Shared(StoreErrorKind, String),
     Other(String),
 }
 
@@ -49,6 +60,23 @@ impl From<tokio_postgres::Error> for PgError {
 }
 
 impl PgError {
+    pub(super) fn hosts(mut errors: Vec<(String, Self)>) -> Self {
+        match errors.pop() {
+            None => Self::Unreachable("there is no host".to_owned()),
+            Some((_, only)) if errors.is_empty() => only,
+            Some(last) => {
+                errors.push(last);
+                Self::Hosts(errors)
+            }
+        }
+    }
+
+    /// The server, or a proxy, does not accept a parameter of the request to connect.
+    pub(super) fn is_refused_parameter(error: &tokio_postgres::Error) -> bool {
+        let class = error.code().and_then(|code| code.code().get(..2));
+        matches!(class, Some("08" | "0A" | "22" | "42" | "XX"))
+    }
+
     fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Postgres(error) => error.code(),
@@ -81,17 +109,24 @@ impl PgError {
 
     /// The kind of an [`Error::Store`](crate::Error::Store) that is made of it.
     pub(super) fn kind(&self) -> StoreErrorKind {
-        let Self::Postgres(_) = self else {
-            return match self {
-                Self::Timeout(_) => StoreErrorKind::Timeout,
-                _ => StoreErrorKind::Other,
-            };
-        };
+        match self {
+            Self::Postgres(_) => {}
+            Self::Timeout(_) | Self::Commit(_) | Self::Busy(_) => return StoreErrorKind::Timeout,
+            Self::Unreachable(_) | Self::Unwanted(_) => return StoreErrorKind::Unreachable,
+            Self::Hosts(errors) => {
+                let last = errors.last().map(|(_, error)| error.kind());
+                return last.unwrap_or(StoreErrorKind::Unreachable);
+            }
+            Self::Shared(kind, _) => return *kind,
+            Self::Other(_) => return StoreErrorKind::Other,
+        }
         // By the class of its code.
         match self.code().map(SqlState::code) {
             None => StoreErrorKind::Unreachable,
             Some("40001" | "40P01") => StoreErrorKind::Busy,
             Some("42501") => StoreErrorKind::Denied,
+            // Cancelled, as by statement_timeout.
+            Some("57014") => StoreErrorKind::Timeout,
             Some(code) => match code.get(..2) {
                 Some("08") => StoreErrorKind::Unreachable,
                 Some("28") => StoreErrorKind::Denied,
@@ -112,18 +147,24 @@ impl PgError {
                 let code = code.code();
                 code.starts_with("57P") || code.starts_with("08") || code == "25006"
             }
-            (Self::Postgres(_) | Self::Timeout(_), None) => true,
+            (Self::Postgres(_), None) => true,
             _ => false,
         }
     }
 
-    /// The connection was closed before there was an answer.
-    pub(super) fn is_closed(&self) -> bool {
-        self.breaks_connection() && !matches!(self, Self::Timeout(_))
+    /// There was no answer in time.
+    pub(super) const fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout(_) | Self::Commit(_))
     }
 
-    /// The server is starting, or has no free connection: a later attempt may succeed.
+    /// The server is starting, has no free connection, or is to be promoted: a later attempt may
+    /// succeed.
     pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Unwanted(_) => return true,
+            Self::Hosts(errors) => return errors.iter().any(|(_, error)| error.is_transient()),
+            _ => {}
+        }
         let codes = [SqlState::TOO_MANY_CONNECTIONS, SqlState::CANNOT_CONNECT_NOW];
         self.code().is_some_and(|code| codes.contains(code))
     }
@@ -147,7 +188,22 @@ impl fmt::Display for PgError {
                 Ok(())
             }
             Self::Timeout(limit) => write!(f, "no answer within {limit:?}"),
-            Self::Other(text) => f.write_str(text),
+            Self::Commit(limit) => write!(
+                f,
+                "no answer to the commit within {limit:?}: it may wait for a standby"
+            ),
+            Self::Unwanted(missing) => f.write_str(missing),
+            Self::Hosts(errors) => {
+                for (n, (host, error)) in errors.iter().enumerate() {
+                    let separator = if n == 0 { "" } else { "; " };
+                    write!(f, "{separator}{host}: {error}")?;
+                }
+                Ok(())
+            }
+            Self::Busy(text)
+            | Self::Unreachable(text)
+            | Self::Shared(_, text)
+            | Self::Other(text) => f.write_str(text),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::types::{ToSql, Type};
 
 use super::batch::{Batch, Fault};
+use super::connection::Connection;
 use super::error::{Cause, Failed};
 use super::writes::names;
 use super::{Connections, column, one, rows};
@@ -180,7 +181,7 @@ impl Connections {
         sorted.sort_unstable_by_key(|(_, lease)| &lease.run_id);
         let (places, sorted): (Vec<usize>, Vec<&LeaseKey>) = sorted.into_iter().unzip();
         let written = Batch {
-            connection: &self.leases,
+            connection: self.for_leases(ttl),
             texts: &self.texts,
             suspects: &self.suspects_among_leases,
             send: &|leases| self.fences(operation, sql, leases, ttl),
@@ -190,6 +191,14 @@ impl Connections {
         let mut answers: Vec<_> = places.into_iter().zip(written).collect();
         answers.sort_unstable_by_key(|(place, _)| *place);
         Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+    }
+
+    /// A claim that waits must not cost the process its leases, so renewals go with heartbeats.
+    const fn for_leases(&self, ttl: Option<i64>) -> &Connection {
+        match ttl {
+            Some(_) => &self.heartbeats,
+            None => &self.leases,
+        }
     }
 
     fn fences(
@@ -217,7 +226,9 @@ impl Connections {
         }
         // A release that succeeded, and is sent again, would find nothing to release.
         let idempotent = ttl.is_some();
-        let found = self.leases.try_query(operation, idempotent, sql, &params)?;
+        let found = self
+            .for_leases(ttl)
+            .try_query(operation, idempotent, sql, &params)?;
         let found: HashSet<i64> = found
             .iter()
             .map(|row| row.try_get(0))

@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use super::error::{PgError, with_timeout};
 use super::settings::{Settings, expand};
+use super::transaction;
 use crate::sync::log::log_line;
 
 /// In their order. A released migration is never changed; a change is a new migration.
@@ -116,7 +117,13 @@ struct Version {
 
 /// Checks that this program may use the schema, and migrates an older one if that is switched on.
 pub(super) async fn check(client: &Client, settings: &Settings) -> Result<(), PgError> {
-    let version = with_timeout(settings.statement_timeout, version(client, settings)).await?;
+    let version = with_timeout(settings.statement_timeout, async {
+        client.batch_execute(&settings.begin).await?;
+        let version = version(client, settings).await?;
+        client.batch_execute("COMMIT").await?;
+        Ok::<_, PgError>(version)
+    })
+    .await?;
     if version.newest < LATEST && settings.migrations {
         return with_timeout(TIMEOUT, apply(client, settings)).await;
     }
@@ -186,8 +193,9 @@ async fn apply(client: &Client, settings: &Settings) -> Result<(), PgError> {
 
 /// In one transaction: a connection that breaks in the middle leaves nothing behind.
 async fn apply_once(client: &Client, settings: &Settings) -> Result<(), PgError> {
+    let begin = transaction::begin(TIMEOUT);
     client
-        .batch_execute(&settings.sql(&format!("BEGIN; {}", lock())))
+        .batch_execute(&settings.sql(&format!("{begin}; {}", lock())))
         .await?;
     let version = version(client, settings).await?;
     if version.newest < LATEST {

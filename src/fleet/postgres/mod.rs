@@ -3,17 +3,25 @@
 mod batch;
 mod clock;
 mod connection;
+mod credentials;
 mod error;
+mod hosts;
 mod leases;
+mod lent;
 mod lists;
 mod migrate;
+mod open;
 mod options;
+mod pool;
 mod register;
 mod rows;
+mod session;
 mod settings;
 mod sweep;
 mod texts;
 mod tls;
+mod transaction;
+mod url;
 mod writes;
 
 use std::fmt;
@@ -34,7 +42,11 @@ use crate::health::SweepReport;
 use batch::Suspects;
 use clock::ClockWatch;
 use connection::Connection;
+pub use credentials::PostgresCredentials;
+pub use lent::LentClient;
+use lent::Source;
 pub use options::PostgresOptions;
+use pool::Pool;
 use settings::Settings;
 use texts::{Texts, Told};
 
@@ -47,11 +59,13 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 /// * All tables, views and functions are in one schema, which is set up at the first connection.
 ///   `psql`, `cron` and other languages use its views and functions, which work on the same rows.
 /// * All times are the database's own.
-/// * It opens one connection for heartbeats, a second one at the first claim, and a third one at the
-///   first sweep or list, so that a claim does not wait for a batch of heartbeats, nor a heartbeat for
-///   a sweep. The next call reopens a connection that was lost. Every call has a time limit: see
-///   [`PostgresOptions`].
-/// * The end of the connection for heartbeats proves that a process is gone: if its session is
+/// * It opens one connection. Heartbeats, claims, sweeps and lists don't wait for each other: if the
+///   connection is in use for longer than 100 ms, another one is opened for the meantime, up to four,
+///   and a fifth one for a moment where a server does not answer. The next call reopens a
+///   connection that was lost. Every call has a time limit: see [`PostgresOptions`].
+/// * The application may lend its own connections: [`with_client`](Self::with_client) and
+///   [`PostgresOptions::with_pool`].
+/// * The end of the connection proves that a process is gone: if its session is
 ///   missing, and its workers don't come back through another one within 5 s, a sweep marks them gone.
 ///   The end of a session together with the server proves nothing. The leases of workers that are gone
 ///   are released only when no process can believe in them any more, because the process may be alive
@@ -86,9 +100,13 @@ pub struct PostgresStore {
 
 struct Connections {
     settings: Arc<Settings>,
+    pool: Arc<Pool>,
+    /// Renewals too: a claim that waits must not cost the process its leases.
     heartbeats: Connection,
     leases: Connection,
-    /// Sweeps, lists and purges.
+    /// Sweeps and purges.
+    sweeps: Connection,
+    /// Lists. They don't wait for a sweep whose commit waits for a standby.
     scans: Connection,
     clock: ClockWatch,
     texts: Texts,
@@ -132,13 +150,25 @@ impl PostgresStore {
         PostgresOptions::new().connect_lazy(url)
     }
 
-    fn new(settings: Settings) -> Self {
+    /// On a connection that the application lends, with the default options:
+    /// [`PostgresOptions::with_client`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if an option is not allowed.
+    pub fn with_client(client: tokio_postgres::Client) -> Result<Self, Error> {
+        PostgresOptions::new().with_client(client)
+    }
+
+    fn new(settings: Settings, source: Source) -> Self {
         let settings = Arc::new(settings);
+        let pool = Arc::new(Pool::new(Arc::clone(&settings), source));
         Self {
             connections: Arc::new(Connections {
-                heartbeats: Connection::new(Arc::clone(&settings), true),
-                leases: Connection::new(Arc::clone(&settings), false),
-                scans: Connection::new(Arc::clone(&settings), false),
+                heartbeats: Connection::new(Arc::clone(&pool), true),
+                leases: Connection::new(Arc::clone(&pool), false),
+                sweeps: Connection::new(Arc::clone(&pool), false),
+                scans: Connection::new(Arc::clone(&pool), false),
+                pool,
                 clock: ClockWatch::default(),
                 settings,
                 texts: Texts::default(),
@@ -151,6 +181,12 @@ impl PostgresStore {
 
     fn ensure_connected(&self) -> Result<(), Error> {
         self.connections.heartbeats.connect()
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.heartbeats.close();
     }
 }
 
@@ -199,13 +235,13 @@ impl HeartbeatStore for PostgresStore {
     }
 
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
-        let scans = &self.connections.scans;
-        self.connections.clock.check(scans, sweep.dry_run)?;
-        sweep::sweep(scans, &self.connections.clock.clip(sweep))
+        let sweeps = &self.connections.sweeps;
+        self.connections.clock.check(sweeps, sweep.dry_run)?;
+        sweep::sweep(sweeps, &self.connections.clock.clip(sweep))
     }
 
     fn purge(&self, age: Duration) -> Result<usize, Error> {
-        sweep::forget(&self.connections.scans, &purge_after(age), false)
+        sweep::forget(&self.connections.sweeps, &purge_after(age), false)
     }
 
     fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
@@ -241,8 +277,8 @@ impl HeartbeatStore for PostgresStore {
 
     fn keep_alive_interval(&self) -> Option<Duration> {
         self.connections
-            .settings
-            .session_liveness
+            .pool
+            .tracks_sessions()
             .then_some(KEEP_ALIVE)
     }
 

@@ -3,14 +3,21 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::PostgresStore;
+use super::credentials::{PostgresCredentials, Provider};
+use super::hosts::Wanted;
+use super::lent::Source;
 use super::migrate;
 use super::settings::{Settings, Target};
 use super::tls;
-use crate::error::Error;
+use super::transaction;
+use super::url::{self, Root, Url};
+use crate::error::{BoxError, Error};
 
 const DEFAULT_SCHEMA: &str = "worker_heartbeat";
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +50,7 @@ pub struct PostgresOptions {
     tcp_user_timeout: Option<Duration>,
     session_liveness: bool,
     root_certificate: Option<PathBuf>,
+    credentials: Option<Provider>,
 }
 
 impl PostgresOptions {
@@ -56,6 +64,7 @@ impl PostgresOptions {
             tcp_user_timeout: None,
             session_liveness: true,
             root_certificate: None,
+            credentials: None,
         }
     }
 
@@ -89,16 +98,24 @@ impl PostgresOptions {
         self
     }
 
-    /// Time limit for opening a connection; that of the URL by default, or 5 s.
+    /// Time limit for opening a connection; that of the URL by default, or 5 s. Several hosts are
+    /// tried one by one, each within its share of what is left, so that one that accepts connections
+    /// and never answers does not use up the time of the others.
     pub const fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = Some(timeout);
         self
     }
 
-    /// Time limit for a call, without the time to connect; 5 s by default. Both sides enforce it: a
-    /// server that responds cancels the statement, and the client gives up on a server that does not.
-    /// Without [`session_liveness`](Self::session_liveness), only the client enforces it. Migrations
-    /// may take a minute.
+    /// Time limit for a call, without the time to connect; 5 s by default.
+    ///
+    /// Both sides enforce it: the server cancels a statement that takes longer than 0.9 of it, and one
+    /// that waits for a lock longer than 0.6 of it. The limits are those of the statement's
+    /// transaction, so that they also hold behind a proxy, and reach no other client. The caller asks
+    /// a server that does not answer to cancel, which may take up to another half of the time.
+    ///
+    /// A commit that waits for a synchronous standby is never cancelled. The call fails in time; its
+    /// connection is kept, and later calls of the same kind wait for it, so that no write is repeated
+    /// behind it. Migrations may take a minute.
     pub const fn statement_timeout(mut self, timeout: Duration) -> Self {
         self.statement_timeout = timeout;
         self
@@ -115,9 +132,9 @@ impl PostgresOptions {
     /// workers are dead within seconds then, instead of after `stale_after`. It costs a small statement
     /// every 1.5 s.
     ///
-    /// **Switch it off behind a proxy that pools transactions**, such as PgBouncer with
-    /// `pool_mode = transaction`: there, processes share sessions. Where such a proxy is detected, the
-    /// end of a session proves nothing; but settings of a session may reach other clients.
+    /// Behind a proxy that pools connections, such as PgBouncer, processes share sessions, so their end
+    /// proves nothing. A store detects such a proxy when it connects, and does without. Where you know
+    /// of one, switch this off: connecting takes one attempt less then.
     ///
     /// ```no_run
     /// use worker_heartbeat::PostgresOptions;
@@ -133,12 +150,12 @@ impl PostgresOptions {
         self
     }
 
-    /// A PEM file with the root certificates that the server's certificate is checked against; those
-    /// of the system by default.
+    /// A PEM file with the root certificates that the server's certificate is checked against; the
+    /// `sslrootcert` of the URL by default, or those of the system.
     ///
     /// They are used with `sslmode=require`, which checks the server's certificate and its name;
-    /// `verify-ca` and `verify-full` mean the same. With `sslmode=prefer`, the
-    /// default, nothing is checked unless this file is given.
+    /// `verify-ca` and `verify-full` mean the same. With `sslmode=prefer`, the default, and with
+    /// `allow`, nothing is checked unless there is a file.
     ///
     /// ```no_run
     /// use worker_heartbeat::PostgresOptions;
@@ -153,8 +170,63 @@ impl PostgresOptions {
         self
     }
 
+    /// Asks for the credentials at each connect, for passwords that change, such as the tokens of a
+    /// cloud's IAM or the users of a Vault. They take precedence over the URL's.
+    ///
+    /// It returns a password, as a `String`, or [`PostgresCredentials`] with a user. It is called on a
+    /// thread of its own, within [`connect_timeout`](Self::connect_timeout). Connections that are open
+    /// stay as they are.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::{BoxError, PostgresCredentials, PostgresOptions};
+    ///
+    /// # fn token() -> Result<String, std::io::Error> { unimplemented!() }
+    /// # fn lease() -> Result<(String, String), std::io::Error> { unimplemented!() }
+    /// let store = PostgresOptions::new().credentials(token).connect("postgres://app@db/app")?;
+    /// let store = PostgresOptions::new()
+    ///     .credentials(|| {
+    ///         let (user, password) = lease()?;
+    ///         Ok::<_, BoxError>(PostgresCredentials::new(password).user(user))
+    ///     })
+    ///     .connect("postgres://db/app")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn credentials<C, E>(
+        mut self,
+        credentials: impl Fn() -> Result<C, E> + Send + Sync + 'static,
+    ) -> Self
+    where
+        C: Into<PostgresCredentials>,
+        E: Into<BoxError>,
+    {
+        self.credentials = Some(Provider::new(credentials));
+        self
+    }
+
+    /// Reads the password from a file at each connect, for a secret that is mounted as a file and
+    /// replaced from time to time. The file has the password alone; a line break at its end does not
+    /// belong to it.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::PostgresOptions;
+    ///
+    /// let store = PostgresOptions::new()
+    ///     .password_file("/run/secrets/postgres-password")
+    ///     .connect("postgres://app@db/app")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn password_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.credentials = Some(Provider::file(path.into()));
+        self
+    }
+
     /// Connects, and sets up the schema unless that is switched off. The URL has libpq's format:
     /// `postgres://user:password@host:port/database?sslmode=require`, or `host=... user=...`.
+    ///
+    /// Of several hosts, the store uses the first one that is as `target_session_attrs` asks: with
+    /// `read-write`, their default, one that accepts writes. `primary`, `standby`, `prefer-standby`,
+    /// `read-only` and `any` are the others. After a failover, the next call finds the new primary. A
+    /// parameter that is not understood is an error that names it.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -190,7 +262,7 @@ impl PostgresOptions {
     /// # Errors
     /// [`Error::Invalid`] if the URL or an option is not allowed.
     pub fn connect_lazy(self, url: &str) -> Result<PostgresStore, Error> {
-        Ok(PostgresStore::new(self.settings(url)?))
+        Ok(PostgresStore::new(self.settings(url)?, Source::Own))
     }
 
     /// The migrations as plain SQL, for `psql` and a role with the necessary rights. The script can be
@@ -211,31 +283,17 @@ impl PostgresOptions {
     }
 
     fn settings(self, url: &str) -> Result<Settings, Error> {
-        let schema = quoted(&self.schema)?;
-        let mut config = parsed(url)?;
-        let connect_timeout = self
-            .connect_timeout
-            .or_else(|| config.get_connect_timeout().copied())
-            .unwrap_or(DEFAULT_CONNECT_TIMEOUT);
+        let Url {
+            mut config,
+            wanted,
+            root,
+        } = url::parse(url)?;
         let tcp_user_timeout = self
             .tcp_user_timeout
             .or_else(|| config.get_tcp_user_timeout().copied())
             .unwrap_or(DEFAULT_TCP_USER_TIMEOUT);
-        for (name, timeout) in [
-            ("connect_timeout", connect_timeout),
-            ("statement_timeout", self.statement_timeout),
-            ("tcp_user_timeout", tcp_user_timeout),
-        ] {
-            if timeout < SHORTEST_TIMEOUT {
-                let allowed = format!("at least {SHORTEST_TIMEOUT:?}");
-                return Err(Error::invalid(name, format!("{timeout:?}"), allowed));
-            }
-        }
-        // Leaves time to try the last one of several hosts.
-        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len());
-        let hosts = u32::try_from(hosts.max(1)).unwrap_or(u32::MAX);
+        long_enough("tcp_user_timeout", tcp_user_timeout)?;
         config
-            .connect_timeout(connect_timeout / hosts)
             .tcp_user_timeout(tcp_user_timeout)
             .keepalives_idle(tcp_user_timeout);
         if config.get_application_name().is_none() {
@@ -243,26 +301,68 @@ impl PostgresOptions {
         }
         let remote = |host: &Host| matches!(host, Host::Tcp(_));
         let mode = config.get_ssl_mode();
-        let tls = if config.get_hosts().iter().any(remote) || mode != SslMode::Prefer {
-            tls::connector(mode, self.root_certificate.as_deref())?
+        let is_remote = config.get_hosts().iter().any(remote) || config.get_hosts().is_empty();
+        let root = self.root_certificate.clone().or(match root {
+            Some(Root::File(path)) => Some(path),
+            Some(Root::System) | None => None,
+        });
+        let tls = if is_remote || mode != SslMode::Prefer {
+            tls::connector(mode, root.as_deref())?
         } else {
             None
         };
+        self.settings_of(config, wanted, tls)
+    }
+
+    /// For connections that the application opens. Requests to cancel may need TLS.
+    pub(super) fn lent_settings(self) -> Result<Settings, Error> {
+        let tls = tls::connector(SslMode::Prefer, None)?;
+        let mut settings = self.settings_of(Config::new(), Wanted::Any, tls)?;
+        settings.session_liveness = false;
+        settings.target = Target::lent();
+        Ok(settings)
+    }
+
+    fn settings_of(
+        self,
+        config: Config,
+        wanted: Wanted,
+        tls: Option<MakeRustlsConnect>,
+    ) -> Result<Settings, Error> {
+        let connect_timeout = self
+            .connect_timeout
+            .or_else(|| config.get_connect_timeout().copied())
+            .unwrap_or(DEFAULT_CONNECT_TIMEOUT);
+        long_enough("connect_timeout", connect_timeout)?;
+        long_enough("statement_timeout", self.statement_timeout)?;
+        let secret = config
+            .get_password()
+            .map(|password| String::from_utf8_lossy(password).into_owned())
+            .filter(|password| !password.is_empty());
         Ok(Settings {
             target: Target::of(&config),
-            secret: config
-                .get_password()
-                .map(|password| String::from_utf8_lossy(password).into_owned())
-                .filter(|password| !password.is_empty()),
+            secrets: Mutex::new(secret.into_iter().collect()),
             config,
+            wanted,
+            credentials: self.credentials,
             tls,
-            schema,
+            schema: quoted(&self.schema)?,
             migrations: self.migrations,
             connect_timeout,
             statement_timeout: self.statement_timeout,
-            session_liveness: self.session_liveness,
+            begin: transaction::begin(self.statement_timeout),
+            // A session is recorded by a write.
+            session_liveness: self.session_liveness && !wanted.reads_only(),
         })
     }
+}
+
+fn long_enough(name: &'static str, timeout: Duration) -> Result<(), Error> {
+    if timeout < SHORTEST_TIMEOUT {
+        let allowed = format!("at least {SHORTEST_TIMEOUT:?}");
+        return Err(Error::invalid(name, format!("{timeout:?}"), allowed));
+    }
+    Ok(())
 }
 
 impl Default for PostgresOptions {
@@ -287,26 +387,6 @@ fn quoted(schema: &str) -> Result<String, Error> {
             "1 to 63 ASCII letters, digits, `_` and `-`, not beginning with `pg_`",
         ))
     }
-}
-
-/// The error does not quote the URL, because any part of it may be the password.
-fn parsed(url: &str) -> Result<Config, Error> {
-    let strict = url
-        .replace("sslmode=verify-full", "sslmode=require")
-        .replace("sslmode=verify-ca", "sslmode=require");
-    let invalid = |what: &str| {
-        Error::invalid(
-            "url",
-            format!("{what} (not shown, because it may contain a password)"),
-            "postgres://user:password@host:port/database?sslmode=require, special characters as \
-             %XX, or host=.. port=.. user=.. password=.. dbname=..",
-        )
-    };
-    let config: Config = strict.parse().map_err(|_| invalid("cannot be read"))?;
-    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-        return Err(invalid("names no host"));
-    }
-    Ok(config)
 }
 
 #[cfg(test)]
@@ -338,7 +418,8 @@ mod tests {
     fn errors_do_not_quote_the_url() {
         for url in [
             "postgres://app:hunter2@/db",
-            "postgres://app:x@host/db?hunter2=1",
+            "postgres://app:x?hunter2=1",
+            "host=h password=x hunter2=1",
             "postgres://app:hunter2@host:port/db",
             "host=h password='hunter2",
             "password=hunter2",

@@ -3,29 +3,39 @@
 use std::fmt;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::credentials::{PostgresCredentials, Provider};
 use super::error::PgError;
+use super::hosts::Wanted;
 use crate::error::Error;
 use crate::fleet::rules::MOST_WITHDRAWN;
 use crate::fleet::shapes::{DEFAULT_THRESHOLD, PIECES};
 
 /// Placeholder for the name of the schema, with its quotes.
 const SCHEMA: &str = "@schema@";
+/// How many passwords that were in use are kept out of errors.
+const MOST_SECRETS: usize = 4;
 
 /// Not `Debug`: it contains the password.
 pub(super) struct Settings {
     pub target: Target,
-    pub secret: Option<String>,
+    /// The passwords in use, the newest first.
+    pub secrets: Mutex<Vec<String>>,
     pub config: Config,
+    pub wanted: Wanted,
+    pub credentials: Option<Provider>,
     pub tls: Option<MakeRustlsConnect>,
     /// With its quotes.
     pub schema: String,
     pub migrations: bool,
     pub connect_timeout: Duration,
     pub statement_timeout: Duration,
+    /// Begins a transaction with its time limits.
+    pub begin: String,
     pub session_liveness: bool,
 }
 
@@ -37,10 +47,29 @@ impl Settings {
     pub(super) fn error(&self, operation: &'static str, error: &PgError) -> Error {
         // A process may use several servers.
         let mut message = format!("{:?}: {error}", self.target);
-        if let Some(secret) = &self.secret {
+        for secret in self.secrets.lock().iter() {
             message = message.replace(secret.as_str(), "***");
         }
         Error::store_kind(operation, error.kind(), message)
+    }
+
+    /// What to connect with, instead of what the URL has. Asks the application.
+    pub(super) async fn credentials(&self) -> Result<PostgresCredentials, PgError> {
+        let Some(provider) = &self.credentials else {
+            return Ok(PostgresCredentials::default());
+        };
+        let credentials = provider.ask().await?;
+        if let Some(password) = credentials
+            .password
+            .as_ref()
+            .filter(|text| !text.is_empty())
+        {
+            let mut secrets = self.secrets.lock();
+            secrets.retain(|known| known != password);
+            secrets.insert(0, password.clone());
+            secrets.truncate(MOST_SECRETS);
+        }
+        Ok(credentials)
     }
 }
 
@@ -65,6 +94,11 @@ impl Target {
         let user = config.get_user().unwrap_or_default();
         let database = config.get_dbname().unwrap_or(user);
         Self(format!("{user}@{}:{ports}/{database}", hosts.join(",")))
+    }
+
+    /// A server that only the application knows.
+    pub(super) fn lent() -> Self {
+        Self("a connection of the application's".to_owned())
     }
 }
 
