@@ -405,3 +405,28 @@ fn sweeps_and_purges_do_not_wait_for_locked_rows() {
     assert_eq!(swept.marked_offline, ["b"]);
     assert_eq!(in_time(|| store.purge(30 * SECOND)).unwrap(), 0);
 }
+
+#[test]
+fn a_worker_whose_id_is_locked_is_registered_later_and_the_others_at_once() {
+    let name = schema("locked_id");
+    let store = store(&name);
+    let earlier = worker(&store, "w-0");
+    let locked = lock_worker(&name, "w-0", "KEY SHARE");
+    let registry = Registry::new();
+    let attachment = registry.attach(store.clone(), FleetConfig::new()).unwrap();
+    let workers = ["w-0", "w-1", "w-2"].map(|id| {
+        let builder = WorkerHeartbeat::builder("poller").id(id);
+        builder.registry(&registry).start().unwrap()
+    });
+    until("the others are registered", || {
+        attachment.status().registered == 2 && attachment.status().busy == 1
+    });
+    let status = attachment.status();
+    assert_eq!((status.failures, status.refused), (0, 0), "{status:?}");
+    assert!(workers[1].claim("run-1", 60 * SECOND).unwrap().is_some());
+    drop(locked);
+    assert!(attachment.flush(60 * SECOND));
+    assert_eq!(attachment.status().registered, 3);
+    let found = store.find("w-0").unwrap().unwrap();
+    assert!(found.key.incarnation > earlier.incarnation);
+}
