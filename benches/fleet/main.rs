@@ -184,6 +184,8 @@ impl Table {
         } else {
             format!("{median:.d$} {unit} ({min:.d$}..{max:.d$})")
         };
+        // A number of things has no unit.
+        let spread = spread.trim_end();
         let must = most.map_or("-".to_owned(), |most| format!("<= {most} {unit}"));
         let reached = match most {
             Some(most) if median <= most => "yes",
@@ -213,7 +215,7 @@ fn measure_fleet(table: &mut Table, kind: Kind, size: usize, quick: bool) {
     table.place = format!("{} | {}", kind.name(), short(size));
     let place = Place::new(kind, size);
     let repeats = if quick { 2 } else { 5 };
-    // At a million workers, and in proportion to the rows that a client keeps below that.
+    // The bounds are those of a million workers.
     let bound = |most: f64| (size >= 1_000_000).then_some(most);
 
     let filled = place.client(Work::Fill, size, if quick { 1 } else { 3 });
