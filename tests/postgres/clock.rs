@@ -86,3 +86,18 @@ fn a_clock_that_is_set_back_hides_no_silence() {
     let swept = place.store().sweep(&Sweep::default()).unwrap();
     assert_eq!(swept.marked_offline, ["silent"]);
 }
+
+#[test]
+fn a_sweep_of_the_future_replaces_none() {
+    let place = Place::new("future");
+    let mut sweep = Sweep::default();
+    sweep.unless_swept_within = Some(60 * SECOND);
+    sweep.watched_for = 7_200 * SECOND;
+    place.set("1 hour");
+    assert!(place.store().sweep(&sweep).unwrap().success);
+    place.set("0");
+    sweep.watched_for = SECOND;
+    let store = place.store();
+    assert_eq!(store.sweep(&sweep).unwrap().recently_swept, None);
+    assert!(store.sweep(&sweep).unwrap().recently_swept.is_some());
+}

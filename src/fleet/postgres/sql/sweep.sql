@@ -184,7 +184,8 @@ DECLARE
     v_ago interval;
 BEGIN
     SELECT now() - s.swept_at INTO v_ago FROM @schema@.last_sweep s
-        WHERE s.swept_at > now() - p_within AND s.threshold <= p_threshold
+        -- One of the future is from before the clock was set back.
+        WHERE s.swept_at > now() - p_within AND s.swept_at <= now() AND s.threshold <= p_threshold
         AND s.watched_since <= now() - p_watched_for;
     IF v_ago IS NULL AND NOT p_dry_run THEN
         INSERT INTO @schema@.last_sweep (id, swept_at, watched_since, threshold)
