@@ -330,3 +330,91 @@ fn the_processes_of_a_host_are_listed_once_each() {
         .collect();
     assert_eq!(ids, keys[20..30]);
 }
+
+/// Of a data centre that is gone, while heartbeats of the others go on.
+#[test]
+#[ignore = "a measurement: cargo test --features postgres,http --test postgres -- --ignored --nocapture"]
+fn how_long_a_sweep_of_a_million_takes() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+
+    let Some(cluster) = own() else { return };
+    let url = cluster.url();
+    let options = || {
+        PostgresOptions::new()
+            .schema("million")
+            .statement_timeout(60 * SECOND)
+    };
+    let store = options().connect(&url).unwrap();
+    let keys = store
+        .register(
+            &(0..1_000)
+                .map(|n| Registration::new("poller", format!("beating-{n:04}")))
+                .collect::<Vec<_>>(),
+        )
+        .unwrap();
+    for (percent, group) in [(1, "few"), (30, "centre")] {
+        sql(
+            &url,
+            &format!(
+                "DELETE FROM million.worker_heartbeats WHERE worker_group <> 'local';
+                 INSERT INTO million.worker_heartbeats (worker_id, worker_type, incarnation, status,
+                    last_heartbeat_at, stale_after, worker_group)
+                 SELECT 'w-' || n, 'poller', n, 'active',
+                    now() + CASE WHEN n % 100 < {percent} THEN interval '-1 h' ELSE interval '1 h' END,
+                    interval '90 s', CASE WHEN n % 100 < {percent} THEN '{group}' ELSE 'there' END
+                 FROM generate_series(1, 999000) n"
+            ),
+        );
+        sql(&url, "VACUUM ANALYZE million.worker_heartbeats");
+        sql(&url, "CHECKPOINT");
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let beating = scope.spawn(|| {
+                let beats: Vec<_> = keys
+                    .iter()
+                    .map(|key| Beat::new(key.clone(), State::Active))
+                    .collect();
+                let mut took = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    let answers = store.beat(&beats).unwrap();
+                    assert!(answers.iter().all(|answer| *answer == Answer::Accepted));
+                    took.push(begun.elapsed());
+                }
+                took.sort();
+                took
+            });
+            let watching = scope.spawn(|| {
+                let longest = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)
+                    FROM pg_stat_activity WHERE query LIKE '%sweep_batch%' AND pid <> pg_backend_pid()";
+                let mut found = 0.0_f64;
+                while !done.load(Ordering::Relaxed) {
+                    found = found.max(sql(&url, longest)[0][0].parse().unwrap());
+                }
+                found
+            });
+            let sweeper = options().connect(&url).unwrap();
+            for dry_run in [true, false] {
+                let mut sweep = Sweep::default();
+                sweep.dry_run = dry_run;
+                let begun = Instant::now();
+                let report = sweeper.sweep(&sweep).unwrap();
+                println!(
+                    "{percent} %, dry run {dry_run}: {} marked in {:?}",
+                    report.marked_offline.len(),
+                    begun.elapsed()
+                );
+            }
+            done.store(true, Ordering::Relaxed);
+            let longest = watching.join().unwrap();
+            let beats = beating.join().unwrap();
+            println!(
+                "longest batch {longest:.3} s; {} calls of 1,000 heartbeats: median {:?}, longest {:?}",
+                beats.len(),
+                beats[beats.len() / 2],
+                beats.last()
+            );
+        });
+    }
+}

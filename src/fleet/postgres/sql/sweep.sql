@@ -58,21 +58,6 @@ CREATE OR REPLACE FUNCTION @schema@.sweep_candidates(
     ) f LIMIT p_limit
 $$;
 
--- Why a sweep marks this worker; NULL if it does not. p_proved: the cause that the kernel proves.
-CREATE OR REPLACE FUNCTION @schema@.sweep_verdict(
-    worker @schema@.worker_heartbeats, p_proved text, p_lost bigint[], p_threshold interval,
-    p_watched_for interval, p_began bigint[], p_ended bigint[]
-) RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT CASE
-        WHEN worker.ended_at IS NOT NULL THEN NULL
-        WHEN p_proved IS NOT NULL THEN p_proved
-        WHEN worker.session_id = ANY (p_lost) THEN 'gone'
-        WHEN @schema@.is_stale(worker, p_threshold,
-            @schema@.charged_silence(@schema@.silence(worker), p_watched_for, p_began, p_ended))
-            THEN 'lost'
-    END
-$$;
-
 -- Those of these workers one of whose leases another transaction locks, such as one that checks a
 -- fence. The other leases are locked from now on.
 CREATE OR REPLACE FUNCTION @schema@.workers_with_locked_leases(p_ids text[], p_incarnations bigint[])
@@ -107,6 +92,9 @@ DECLARE
     v_causes text[];
     v_leases_end timestamptz[];
     v_locked text[];
+    -- No silence is charged with more. Only inlined functions are called for each row.
+    v_longest interval := CASE WHEN p_began IS NULL THEN p_watched_for ELSE @schema@.charged_silence(
+        interval '36525 days', p_watched_for, p_began, p_ended) END;
 BEGIN
     IF p_dry_run THEN
         RETURN QUERY WITH found AS MATERIALIZED (
@@ -114,8 +102,10 @@ BEGIN
                 @schema@.belief_ends(w) AS belief_ends
             FROM unnest(p_ids, p_incarnations, p_proved) c (id, incarnation, proved)
             JOIN @schema@.worker_heartbeats w ON w.worker_id = c.id AND w.incarnation = c.incarnation
-            WHERE @schema@.sweep_verdict(w, c.proved, p_lost, p_threshold, p_watched_for, p_began,
-                p_ended) IS NOT NULL
+            WHERE w.ended_at IS NULL AND (c.proved IS NOT NULL OR w.session_id = ANY (p_lost)
+                OR @schema@.is_stale(w, p_threshold, v_longest) AND (p_began IS NULL
+                    OR @schema@.charged_silence(@schema@.silence(w), p_watched_for, p_began, p_ended)
+                        > @schema@.allowed_silence(w, p_threshold)))
         )
         SELECT 'worker', f.worker_id, f.worker_group FROM found f
         UNION ALL
@@ -128,13 +118,15 @@ BEGIN
     -- still do.
     WITH found AS MATERIALIZED (
         SELECT w.worker_id, w.incarnation, w.worker_group,
-            @schema@.sweep_verdict(w, c.proved, p_lost, p_threshold, p_watched_for, p_began, p_ended)
-                AS cause,
+            CASE WHEN c.proved IS NOT NULL THEN c.proved
+                WHEN w.session_id = ANY (p_lost) THEN 'gone' ELSE 'lost' END AS cause,
             CASE WHEN c.proved IS NULL THEN @schema@.belief_ends(w) ELSE now() END AS leases_end
         FROM unnest(p_ids, p_incarnations, p_proved) c (id, incarnation, proved)
         JOIN @schema@.worker_heartbeats w ON w.worker_id = c.id AND w.incarnation = c.incarnation
-        WHERE @schema@.sweep_verdict(w, c.proved, p_lost, p_threshold, p_watched_for, p_began, p_ended)
-            IS NOT NULL
+        WHERE w.ended_at IS NULL AND (c.proved IS NOT NULL OR w.session_id = ANY (p_lost)
+                OR @schema@.is_stale(w, p_threshold, v_longest) AND (p_began IS NULL
+                    OR @schema@.charged_silence(@schema@.silence(w), p_watched_for, p_began, p_ended)
+                        > @schema@.allowed_silence(w, p_threshold)))
         FOR UPDATE OF w SKIP LOCKED
     )
     SELECT array_agg(f.worker_id), array_agg(f.incarnation), array_agg(f.worker_group),
@@ -156,8 +148,10 @@ BEGIN
     RETURN QUERY SELECT 'busy', w.worker_id, NULL::text
         FROM unnest(p_ids, p_incarnations, p_proved) c (id, incarnation, proved)
         JOIN @schema@.worker_heartbeats w ON w.worker_id = c.id AND w.incarnation = c.incarnation
-        WHERE @schema@.sweep_verdict(w, c.proved, p_lost, p_threshold, p_watched_for, p_began, p_ended)
-            IS NOT NULL;
+        WHERE w.ended_at IS NULL AND (c.proved IS NOT NULL OR w.session_id = ANY (p_lost)
+                OR @schema@.is_stale(w, p_threshold, v_longest) AND (p_began IS NULL
+                    OR @schema@.charged_silence(@schema@.silence(w), p_watched_for, p_began, p_ended)
+                        > @schema@.allowed_silence(w, p_threshold)));
 END $$;
 
 -- Deletes those of these leases that have expired and that no other transaction locks. Returns the runs
