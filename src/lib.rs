@@ -106,7 +106,8 @@ pub use error::{BoxError, Error, StoreErrorKind};
 pub use fleet::SqliteStore;
 #[doc(inline)]
 pub use fleet::{
-    Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnOffline, StoredWorker, Sweeper,
+    Attachment, FleetConfig, HeartbeatStore, Lease, MemoryStore, OnDuplicate, OnOffline,
+    StoredWorker, Sweeper,
 };
 #[cfg(feature = "http")]
 #[doc(inline)]

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 
-use crate::fleet::{Beat, StoredEnding, StoredWorker};
+use crate::fleet::{Beat, StoredDeath, StoredEnding, StoredWorker};
 use crate::health::{
     Activity, Death, DeathCause, GroupState, GroupStats, Health, MissingWorkers, State,
     StateCounts, StopCause, StoreStatus, Summary, SweepTotals, TypeStats, UnwellWorker,
@@ -26,15 +26,21 @@ use crate::registry::core::events::{Event, EventKind, EventWorker};
 use crate::shutdown::{CleanupReport, ShutdownReport};
 use crate::supervisor::{DeadWorker, HungWorker, StopReport};
 
-/// Each type with its names and values.
+/// Each type with its names and values; after a `?`, those that are left out if they are `None`.
 macro_rules! report {
-    ($($type:ident($this:ident) { $($name:literal: $value:expr,)* })*) => {$(
+    ($($type:ident($this:ident) {
+        $($name:literal: $value:expr,)* $(? $optional:literal: $option:expr,)*
+    })*) => {$(
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 let $this = self;
-                let fields = [$($name),*].len();
-                let mut object = serializer.serialize_struct(stringify!($type), fields)?;
+                let fields: &[&str] = &[$($name,)* $($optional),*];
+                let mut object = serializer.serialize_struct(stringify!($type), fields.len())?;
                 $(object.serialize_field($name, &$value)?;)*
+                $(match &$option {
+                    Some(value) => object.serialize_field($optional, value)?,
+                    None => object.skip_field($optional)?,
+                })*
                 object.end()
             }
         }
@@ -246,6 +252,14 @@ report! {
         "beats": this.status.beats,
         "metadata": Pairs(&this.metadata),
     }
+    StoredDeath(this) {
+        "ending": this.ending,
+        "reason": this.cause().to_string(),
+        "run_id": this.run_id,
+        "task": this.task,
+        "at": unix(SystemTime::now().checked_sub(this.age)),
+        "age_s": this.age.as_secs_f64(),
+    }
     StoredWorker(this) {
         "id": this.key.id,
         "incarnation": this.key.incarnation,
@@ -269,6 +283,7 @@ report! {
         "thresholds": this.info.thresholds,
         "metadata": Pairs(&this.info.metadata),
         "process": this.info.process,
+        ? "last_death": this.last_death,
     }
 }
 

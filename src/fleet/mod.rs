@@ -59,11 +59,11 @@ pub use postgres::{LentClient, PostgresCredentials, PostgresOptions, PostgresSto
 pub(crate) use shapes::summarize;
 pub use shapes::{
     Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Retention, Stop,
-    StoredEnding, StoredWorker, Sweep, WatchedSpan, WorkerFilter, WorkerInfo, WorkerKey,
-    WorkerStatus,
+    StoredDeath, StoredEnding, StoredWorker, Sweep, WatchedSpan, WorkerFilter, WorkerInfo,
+    WorkerKey, WorkerStatus,
 };
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 pub use store::{HeartbeatStore, Pages};
 pub use sweeper::{RunningSweeper, Sweeper};
-pub use uploader::{Attachment, FleetConfig, OnOffline};
+pub use uploader::{Attachment, FleetConfig, OnDuplicate, OnOffline};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::shapes::{
     Answer, Beat, Claim, ClaimAnswer, DEFAULT_THRESHOLD, LeaseKey, Registration, Retention, Stop,
-    StoredEnding, StoredWorker, WorkerInfo, WorkerKey, WorkerStatus,
+    StoredDeath, StoredEnding, StoredWorker, WorkerInfo, WorkerKey, WorkerStatus,
 };
 use crate::clock::Moment;
 use crate::error::Error;
@@ -29,6 +29,8 @@ pub(crate) struct WorkerEntry {
     pub heartbeat_at: Option<Moment>,
     pub progress_at: Option<Moment>,
     pub ending: Option<(StoredEnding, Moment)>,
+    /// The death of an earlier incarnation, of the age 0, and its time.
+    pub last_death: Option<(StoredDeath, Moment)>,
     /// Attempts to claim a run that are never granted, the latest last.
     pub withdrawn: Vec<u64>,
 }
@@ -96,6 +98,7 @@ impl WorkerEntry {
             heartbeat_at: None,
             progress_at: None,
             ending: None,
+            last_death: None,
             withdrawn: Vec::new(),
         }
     }
@@ -145,7 +148,49 @@ impl WorkerEntry {
                 .map(|lease| lease.expires_at.since(now))
                 .max(),
             ending: ending.map(|(ending, at)| (ending.clone(), now.since(*at))),
+            last_death: self.last_death.as_ref().map(|(death, at)| StoredDeath {
+                age: now.since(*at),
+                ..death.clone()
+            }),
         }
+    }
+
+    /// The last death up to now, this incarnation's included.
+    fn latest_death(&self) -> Option<(StoredDeath, Moment)> {
+        match &self.ending {
+            Some((ending, at)) if !ending.stopped => {
+                let death = StoredDeath {
+                    run_id: self.status.run_id.clone(),
+                    task: self.status.task.clone(),
+                    ..StoredDeath::new(ending.clone(), Duration::ZERO)
+                };
+                Some((death, *at))
+            }
+            _ => self.last_death.clone(),
+        }
+    }
+
+    /// Refuses a registration that must not supersede a living worker of another process.
+    fn check_duplicate(&self, registration: &Registration, now: Moment) -> Result<(), Error> {
+        let process = &self.info.process;
+        let is_other = *process != registration.info.process || process.is_none();
+        let is_living = !self.stored(now, &[]).health().state().is_offline();
+        if !registration.explicit
+            || !registration.refuse_duplicate
+            || !is_other
+            || self.ending.is_some()
+            || !is_living
+        {
+            return Ok(());
+        }
+        let holder = process.as_ref().map_or_else(String::new, |process| {
+            format!(" of process {} on {}", process.pid, process.hostname)
+        });
+        let age = now.since(self.registered_at).as_secs();
+        let allowed = format!(
+            "an id that no living worker has; this one belongs to a worker{holder}, registered {age} s ago"
+        );
+        Err(Error::invalid("id", format!("{:?}", self.key.id), allowed))
     }
 }
 
@@ -184,7 +229,32 @@ pub(crate) fn register(
         id = format!("{id}-{incarnation}");
         before = tables.worker(&id)?;
     }
+    let mut row = WorkerEntry::new(
+        info,
+        WorkerKey {
+            id: id.clone(),
+            incarnation,
+        },
+        now,
+    );
+    let of_process = registration.last_death.as_ref().map(|death| {
+        let at = now.before(death.age);
+        let age = Duration::ZERO;
+        (
+            StoredDeath {
+                age,
+                ..death.clone()
+            },
+            at,
+        )
+    });
+    let of_store = before.as_ref().and_then(WorkerEntry::latest_death);
+    row.last_death = of_process
+        .into_iter()
+        .chain(of_store)
+        .max_by_key(|(_, at)| *at);
     if let Some(before) = before {
+        before.check_duplicate(registration, now)?;
         // The earlier incarnation may still be at work.
         let end = before.belief_ends();
         for mut lease in tables.leases_of(&id)? {
@@ -194,9 +264,8 @@ pub(crate) fn register(
             }
         }
     }
-    let key = WorkerKey { id, incarnation };
-    tables.put_worker(&WorkerEntry::new(info, key.clone(), now))?;
-    Ok(key)
+    tables.put_worker(&row)?;
+    Ok(row.key)
 }
 
 /// See [`HeartbeatStore::find`](super::HeartbeatStore::find).

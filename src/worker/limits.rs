@@ -14,7 +14,7 @@ const SHORTEST_STALE_AFTER: Duration = Duration::from_millis(20);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
 pub(super) const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Bytes of an id, a type, a group or a name of a metadata entry.
-const LONGEST_NAME: usize = 200;
+pub(crate) const LONGEST_NAME: usize = 200;
 /// Bytes of the value of a metadata entry.
 pub(crate) const LONGEST_VALUE: usize = 1_024;
 pub(crate) const MOST_METADATA: usize = 64;

@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime};
 
 pub use builder::Builder;
 pub use guards::{SilenceGuard, TaskGuard};
+#[cfg(feature = "postgres")]
+pub(crate) use limits::LONGEST_NAME;
 pub(crate) use limits::{DEFAULT_GROUP, DEFAULT_INTERVAL, MOST_METADATA, check_id};
 #[cfg(feature = "http")]
 pub(crate) use limits::{LONGEST_VALUE, check_limits, check_metadata, check_name, shortened};

@@ -2,6 +2,7 @@
 
 mod attachment;
 mod busy;
+mod lives;
 mod lost_answers;
 #[cfg(feature = "test-util")]
 mod memory;

@@ -71,3 +71,15 @@ fn a_worker_in_any_language_asks_again_with_its_attempt_or_gives_it_up() {
     let odd = r#"{"worker_id": "b", "run_id": "run", "attempt": -1}"#;
     assert_eq!(post(at, "release", odd).status, 400);
 }
+
+#[test]
+fn the_lives_of_workers_are_kept_behind_a_coordinator() {
+    use crate::support::duties;
+    for duty in [
+        duties::last_deaths_are_kept as fn(&dyn worker_heartbeat::HeartbeatStore),
+        duties::duplicates_are_refused_on_request,
+    ] {
+        let coordinator = start(&MemoryStore::new());
+        duty(&client(&coordinator));
+    }
+}

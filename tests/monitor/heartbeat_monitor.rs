@@ -578,6 +578,10 @@ fn every_command_works_on_postgresql() {
         sql.contains(&schema) && sql.contains("CREATE TABLE"),
         "{sql}"
     );
+    let (status, sql) = ask(&["migrate", "--grants", "app"]);
+    assert_eq!(status, Some(0));
+    let grant = format!("GRANT USAGE ON SCHEMA \"{schema}\" TO \"app\";");
+    assert!(sql.starts_with(&grant), "{sql}");
     assert_eq!(
         ask(&["migrate"]),
         (Some(0), "the tables are up to date\n".to_owned())

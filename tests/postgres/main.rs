@@ -17,6 +17,7 @@ mod connections;
 mod credentials;
 mod hosts;
 mod lost_answers;
+mod sql_users;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;

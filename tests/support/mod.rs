@@ -5,6 +5,7 @@
 pub mod browser;
 #[cfg(feature = "http")]
 pub mod coordinator;
+pub mod duties;
 pub mod examples;
 pub mod executor;
 #[cfg(feature = "http")]

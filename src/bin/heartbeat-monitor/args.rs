@@ -172,6 +172,10 @@ pub struct MigrateArgs {
     /// Print the SQL for PostgreSQL instead of executing it; requires no connection
     #[arg(long, conflicts_with = "sqlite")]
     pub print: bool,
+
+    /// Print the grants that this role of PostgreSQL needs instead of migrating; requires no connection
+    #[arg(long, value_name = "ROLE", conflicts_with_all = ["sqlite", "print"])]
+    pub grants: Option<String>,
 }
 
 #[derive(Args)]

@@ -72,7 +72,10 @@ pub fn purge(args: &PurgeArgs) -> CommandResult {
 }
 
 pub fn migrate(args: &MigrateArgs) -> CommandResult {
-    if args.print {
+    if let Some(role) = &args.grants {
+        let sql = args.store.postgres().grants_sql(role)?;
+        write!(io::stdout(), "{sql}")?;
+    } else if args.print {
         let sql = args.store.postgres().migration_sql()?;
         write!(io::stdout(), "{sql}")?;
     } else {

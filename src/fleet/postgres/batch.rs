@@ -191,9 +191,15 @@ impl Item for Registration {
         let info = &self.info;
         let process = info.process.iter();
         let process = process.flat_map(|process| [&*process.hostname, &*process.boot_id]);
+        let death = self.last_death.iter().flat_map(|death| {
+            let ending = &death.ending;
+            let more = [&ending.detail, &ending.location, &death.run_id, &death.task];
+            more.into_iter().flatten().chain([&ending.cause])
+        });
         [&*info.worker_type, &*info.group]
             .into_iter()
             .chain(process)
+            .chain(death.map(String::as_str))
             .chain(pairs(&info.metadata))
             .collect()
     }

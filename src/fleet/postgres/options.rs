@@ -282,6 +282,37 @@ impl PostgresOptions {
         Ok(migrate::script(&quoted(&self.schema)?))
     }
 
+    /// The grants that a role needs to use the schema, as plain SQL, for a role that owns it. The role
+    /// needs no other rights, and connects with [`migrations`](Self::migrations) switched off. Run them
+    /// again after a migration.
+    ///
+    /// To see `status` and `check`, `USAGE` of the schema and `SELECT` on its tables suffice: of these
+    /// statements, the first one, and the second one with `SELECT` only.
+    ///
+    /// ```
+    /// use worker_heartbeat::PostgresOptions;
+    ///
+    /// let sql = PostgresOptions::new().grants_sql("app")?;
+    /// assert!(sql.starts_with("GRANT USAGE ON SCHEMA"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the name of the schema or of the role is not allowed.
+    pub fn grants_sql(&self, role: &str) -> Result<String, Error> {
+        if role.is_empty() || role.len() > LONGEST_NAME || role.contains('\0') {
+            let allowed = format!("1 to {LONGEST_NAME} bytes without zero bytes");
+            return Err(Error::invalid("role", format!("{role:?}"), allowed));
+        }
+        let (schema, role) = (quoted(&self.schema)?, role.replace('"', "\"\""));
+        Ok(format!(
+            "GRANT USAGE ON SCHEMA {schema} TO \"{role}\";\n\
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO \"{role}\";\n\
+             GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA {schema} TO \"{role}\";\n\
+             GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO \"{role}\";\n"
+        ))
+    }
+
     fn settings(self, url: &str) -> Result<Settings, Error> {
         let Url {
             mut config,

@@ -134,11 +134,26 @@ fn send(connections: &Connections, workers: &[&Registration]) -> Result<Vec<Work
     let boot_ids = named(|process| &process.boot_id);
     let namespaces = process(|process| rows::number(process.pid_namespace));
     let own: Vec<bool> = workers.iter().map(|worker| own(&worker)).collect();
+    let deaths = column(workers, |worker| {
+        let death = worker.last_death.as_ref()?;
+        let ending = &death.ending;
+        let some = |text: &Option<String>| text.as_deref().map(kept);
+        let fields = serde_json::json!({
+            "cause": kept(&ending.cause),
+            "detail": some(&ending.detail),
+            "location": some(&ending.location),
+            "run_id": some(&death.run_id),
+            "task": some(&death.task),
+            "age": rows::age(death.age),
+        });
+        Some(fields.to_string())
+    });
+    let refuse = column(workers, |worker| worker.refuse_duplicate);
     let answers = connections.heartbeats.try_query(
         "register",
         true,
         "SELECT ord, worker_id, incarnation FROM @schema@.register_workers($1, $2, $3, $4, $5, \
-     $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, @session@)",
+     $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, @session@, $18, $19)",
         &[
             (&ids, Type::TEXT_ARRAY),
             (&explicit, Type::BOOL_ARRAY),
@@ -157,6 +172,8 @@ fn send(connections: &Connections, workers: &[&Registration]) -> Result<Vec<Work
             (&boot_ids, Type::TEXT_ARRAY),
             (&namespaces, Type::INT8_ARRAY),
             (&own, Type::BOOL_ARRAY),
+            (&deaths, Type::TEXT_ARRAY),
+            (&refuse, Type::BOOL_ARRAY),
         ],
     )?;
     let mut keys = answers

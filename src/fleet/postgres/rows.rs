@@ -9,7 +9,7 @@ use tokio_postgres::Row;
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::shapes::{
-    Answer, StoredEnding, StoredWorker, WorkerInfo, WorkerKey, WorkerStatus,
+    Answer, StoredDeath, StoredEnding, StoredWorker, WorkerInfo, WorkerKey, WorkerStatus,
 };
 use crate::health::{State, Thresholds};
 
@@ -37,7 +37,9 @@ w.current_run_id, w.current_task, w.progress_done, w.progress_total, w.beats, \
 WHERE l.worker_id = w.worker_id AND l.incarnation = w.incarnation AND l.expires_at > now()) \
 AS lease_remaining, \
 w.status = 'stopped' AS stopped, w.ended_cause, w.ended_detail, w.ended_location, \
-@schema@.age_micros(w.ended_at) AS ended_age";
+@schema@.age_micros(w.ended_at) AS ended_age, w.last_death_cause, w.last_death_detail, \
+w.last_death_location, w.last_death_run_id, w.last_death_task, \
+@schema@.age_micros(w.last_death_at) AS last_death_age";
 
 /// An age in whole microseconds, rounded down: ages are never over-estimated.
 pub(super) fn age(age: Duration) -> i64 {
@@ -181,6 +183,22 @@ pub(super) fn worker(row: &Row) -> Result<StoredWorker, tokio_postgres::Error> {
         progress_age: time("progress_age")?,
         lease_remaining: time("lease_remaining")?,
         ending,
+        last_death: match time("last_death_age")? {
+            None => None,
+            Some(age) => Some(StoredDeath {
+                ending: StoredEnding {
+                    stopped: false,
+                    cause: row
+                        .try_get::<_, Option<_>>("last_death_cause")?
+                        .unwrap_or_default(),
+                    detail: row.try_get("last_death_detail")?,
+                    location: row.try_get("last_death_location")?,
+                },
+                run_id: row.try_get("last_death_run_id")?,
+                task: row.try_get("last_death_task")?,
+                age,
+            }),
+        },
     })
 }
 

@@ -14,6 +14,7 @@ use super::hosts::Wanted;
 use crate::error::Error;
 use crate::fleet::rules::MOST_WITHDRAWN;
 use crate::fleet::shapes::{DEFAULT_THRESHOLD, PIECES};
+use crate::worker::LONGEST_NAME;
 
 /// Placeholder for the name of the schema, with its quotes.
 const SCHEMA: &str = "@schema@";
@@ -112,6 +113,7 @@ impl fmt::Debug for Target {
 pub(super) fn expand(sql: &str, schema: &str) -> String {
     sql.replace(SCHEMA, schema)
         .replace("@max_metadata@", &crate::worker::MOST_METADATA.to_string())
+        .replace("@longest_name@", &LONGEST_NAME.to_string())
         .replace("@most_withdrawn@", &MOST_WITHDRAWN.to_string())
         .replace("@pieces@", &PIECES.to_string())
         .replace(

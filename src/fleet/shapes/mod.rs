@@ -10,7 +10,7 @@ mod worker;
 pub use key::{LeaseKey, WorkerKey};
 pub use request::{Answer, Claim, ClaimAnswer, Renewal, Stop, WorkerFilter};
 pub(crate) use stored::{DEFAULT_THRESHOLD, summarize};
-pub use stored::{StoredEnding, StoredWorker};
+pub use stored::{StoredDeath, StoredEnding, StoredWorker};
 #[cfg(feature = "postgres")]
 pub(crate) use sweep::PIECES;
 pub use sweep::{Retention, Sweep, WatchedSpan};

@@ -72,6 +72,63 @@ pub struct StoredWorker {
     /// How it ended, and how long ago.
     #[cfg_attr(feature = "serde", serde(flatten, deserialize_with = "serial::ended"))]
     pub ending: Option<(StoredEnding, Duration)>,
+    /// How an earlier incarnation of it died last: kept through registrations, and through
+    /// incarnations that stopped in good order.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub last_death: Option<StoredDeath>,
+}
+
+/// The death of an earlier incarnation.
+///
+/// ```
+/// use worker_heartbeat::{DeathCause, HeartbeatStore, MemoryStore};
+/// use worker_heartbeat::fleet::{Registration, Stop, StoredEnding, WorkerFilter};
+///
+/// let store = MemoryStore::new();
+/// let registration = Registration::new("indexer", "indexer-1");
+/// let first = store.register(&[registration.clone()])?.remove(0);
+/// let ending = StoredEnding::dead(&DeathCause::Failed { error: "no disk".into() });
+/// store.stop(&[Stop::new(first, ending)])?;
+/// store.register(&[registration])?;
+/// let worker = store.list(&WorkerFilter::new())?.remove(0);
+/// assert!(worker.ending.is_none());
+/// assert_eq!(worker.last_death.expect("it died").cause().to_string(), "failed: no disk");
+/// # Ok::<(), worker_heartbeat::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[non_exhaustive]
+pub struct StoredDeath {
+    /// How it died.
+    pub ending: StoredEnding,
+    /// The run that it was working on.
+    pub run_id: Option<String>,
+    /// The task that it was working on.
+    pub task: Option<String>,
+    /// How long ago.
+    #[cfg_attr(feature = "serde", serde(rename = "age_s", with = "serial::seconds"))]
+    pub age: Duration,
+}
+
+impl StoredDeath {
+    /// A death this long ago, at no run or task.
+    #[must_use]
+    pub const fn new(ending: StoredEnding, age: Duration) -> Self {
+        Self {
+            ending,
+            run_id: None,
+            task: None,
+            age,
+        }
+    }
+
+    /// Why it died.
+    #[must_use]
+    pub fn cause(&self) -> DeathCause {
+        let ending = &self.ending;
+        let detail = ending.detail.as_deref();
+        DeathCause::from_name(&ending.cause, detail, ending.location.as_deref())
+    }
 }
 
 /// How an incarnation ended, in a form that every store can keep.
@@ -171,6 +228,7 @@ impl StoredWorker {
             progress_age: None,
             lease_remaining: None,
             ending: None,
+            last_death: None,
         }
     }
 

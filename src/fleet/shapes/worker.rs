@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::WorkerKey;
+use super::{StoredDeath, WorkerKey};
 use crate::fleet::host::ProcessIdentity;
 use crate::health::{State, Thresholds};
 #[cfg(feature = "serde")]
@@ -126,6 +126,20 @@ pub struct Registration {
     /// What the worker is.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub info: WorkerInfo,
+    /// The last death of an earlier incarnation, as far as its process knows one: it may not have
+    /// reached the store.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
+    pub last_death: Option<StoredDeath>,
+    /// Refuse an [explicit](Self::explicit) id that belongs to a living worker of another process:
+    /// [`Error::Invalid`](crate::Error::Invalid) says which. Otherwise, the new worker supersedes it.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "std::ops::Not::not")
+    )]
+    pub refuse_duplicate: bool,
 }
 
 impl Registration {
@@ -136,6 +150,8 @@ impl Registration {
             id: id.into(),
             explicit: true,
             info: WorkerInfo::new(worker_type),
+            last_death: None,
+            refuse_duplicate: false,
         }
     }
 }

@@ -8,8 +8,10 @@ use rusqlite::types::ValueRef;
 use crate::clock::Moment;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::rules::{LeaseEntry, WorkerEntry};
-use crate::fleet::shapes::{LeaseKey, StoredEnding, WorkerInfo, WorkerKey, WorkerStatus};
-use crate::health::{State, Thresholds};
+use crate::fleet::shapes::{
+    LeaseKey, StoredDeath, StoredEnding, WorkerInfo, WorkerKey, WorkerStatus,
+};
+use crate::health::{DeathCause, State, Thresholds};
 
 /// Other programs may write to the file. A column of another type is read as far as it makes sense, so
 /// that no row keeps others from being read.
@@ -125,6 +127,10 @@ pub(super) fn worker(row: &SqlRow<'_>) -> rusqlite::Result<WorkerEntry> {
         heartbeat_at: row.at("heartbeat_at")?,
         progress_at: row.at("progress_at")?,
         ending,
+        last_death: row
+            .at("last_death_at")?
+            .zip(row.some_text("last_death")?)
+            .map(|(at, text)| (death(&text), at)),
         withdrawn: row
             .some_text("withdrawn")?
             .and_then(|text| serde_json::from_str(&text).ok())
@@ -172,4 +178,19 @@ pub(super) fn moment(time: i64) -> Moment {
 
 fn span(length: i64) -> Duration {
     Duration::from_nanos(unsigned(length))
+}
+
+/// Another program may have written anything.
+fn death(text: &str) -> StoredDeath {
+    let fields: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+    let field = |name: &str| fields.get(name)?.as_str().map(str::to_owned);
+    let mut ending = StoredEnding::dead(&DeathCause::Lost);
+    ending.cause = field("cause").unwrap_or_default();
+    ending.detail = field("detail");
+    ending.location = field("location");
+    StoredDeath {
+        run_id: field("run_id"),
+        task: field("task"),
+        ..StoredDeath::new(ending, Duration::ZERO)
+    }
 }

@@ -47,10 +47,12 @@ const APPLICATION_ID: i32 = 0x7768_6274;
 /// during an upgrade.
 const SCHEMA_VERSION: i32 = 4;
 /// Columns that files of older versions lack, by table.
-const LATER_COLUMNS: [(&str, &str, &str); 3] = [
+const LATER_COLUMNS: [(&str, &str, &str); 5] = [
     ("workers", "ending_location", "TEXT"),
     ("workers", "withdrawn", "TEXT"),
     ("leases", "attempt", "INTEGER"),
+    ("workers", "last_death_at", "INTEGER"),
+    ("workers", "last_death", "TEXT"),
 ];
 
 /// The write-ahead log grows while another process reads for long. It is cut to this size afterwards.

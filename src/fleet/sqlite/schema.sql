@@ -38,6 +38,9 @@ CREATE TABLE workers (
     ending_location  TEXT,
     -- Attempts to claim a run that are never granted, as JSON.
     withdrawn        TEXT,
+    -- The death of an earlier incarnation: its cause, detail, location, run and task, as JSON.
+    last_death_at    INTEGER,
+    last_death       TEXT,
     -- Absurd values are refused at the door, whichever program writes them.
     CONSTRAINT limits_are_0_to_100_years CHECK (
         interval_ns BETWEEN 0 AND 3153600000000000000

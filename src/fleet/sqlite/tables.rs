@@ -11,7 +11,7 @@ use super::columns::{lease, unsigned, worker};
 use crate::clock::{Moment, nanos};
 use crate::error::{Error, StoreErrorKind};
 use crate::fleet::rules::{LeaseEntry, SweepMark, Tables, WorkerEntry};
-use crate::fleet::shapes::{Retention, StoredWorker, WorkerFilter};
+use crate::fleet::shapes::{Retention, StoredDeath, StoredWorker, WorkerFilter};
 
 /// The columns that this version writes. A newer version may have added some, which are kept.
 const WORKER_COLUMNS: &[&str] = &[
@@ -47,6 +47,8 @@ const WORKER_COLUMNS: &[&str] = &[
     "ending_detail",
     "ending_location",
     "withdrawn",
+    "last_death_at",
+    "last_death",
 ];
 const LEASE_COLUMNS: &[&str] = &[
     "run_id",
@@ -296,6 +298,8 @@ impl Tables for InTransaction<'_> {
                 ":ending_detail": ending.and_then(|(ending, _)| ending.detail.as_ref()),
                 ":ending_location": ending.and_then(|(ending, _)| ending.location.as_ref()),
                 ":withdrawn": withdrawn,
+                ":last_death_at": row.last_death.as_ref().map(|(_, at)| time(*at)),
+                ":last_death": row.last_death.as_ref().map(|(death, _)| death_text(death)),
             },
         )?;
         Ok(())
@@ -392,4 +396,16 @@ const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 pub(super) fn length(duration: Duration) -> i64 {
     signed(nanos(duration.min(LONGEST)))
+}
+
+fn death_text(death: &StoredDeath) -> String {
+    let ending = &death.ending;
+    serde_json::json!({
+        "cause": ending.cause,
+        "detail": ending.detail,
+        "location": ending.location,
+        "run_id": death.run_id,
+        "task": death.task,
+    })
+    .to_string()
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 #[must_use]
 pub struct FleetConfig {
     pub(super) on_offline: OnOffline,
+    pub(super) on_duplicate: OnDuplicate,
     pub(super) farewell: Duration,
 }
 
@@ -38,11 +39,34 @@ pub enum OnOffline {
     Fence,
 }
 
+/// What happens when a worker's [id](crate::Builder::id) belongs to a living worker of another process.
+///
+/// ```
+/// use worker_heartbeat::{FleetConfig, OnDuplicate};
+///
+/// // Two pods with one id must not fence each other in turn.
+/// let config = FleetConfig::new().on_duplicate(OnDuplicate::Refuse);
+/// # let _ = config;
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OnDuplicate {
+    /// The new worker supersedes the other one, which is fenced.
+    #[default]
+    TakeOver,
+    /// The store refuses the new worker, which an event tells
+    /// ([`EventKind::Refused`](crate::EventKind::Refused)) with the process of the other one. It goes on
+    /// without the store, claims no runs, and tries again every 10 s: it gets the id once the other
+    /// worker has ended, is stale, or was marked offline by a sweep.
+    Refuse,
+}
+
 impl FleetConfig {
     /// The defaults, as each method names them.
     pub const fn new() -> Self {
         Self {
             on_offline: OnOffline::RegisterAnew,
+            on_duplicate: OnDuplicate::TakeOver,
             farewell: Duration::from_secs(1),
         }
     }
@@ -54,6 +78,15 @@ impl FleetConfig {
     /// take the id from each other for ever.
     pub const fn on_offline(mut self, on_offline: OnOffline) -> Self {
         self.on_offline = on_offline;
+        self
+    }
+
+    /// What happens when a worker's id belongs to a living worker of another process; by default the new
+    /// worker takes it over.
+    ///
+    /// A store of another crate may ignore this.
+    pub const fn on_duplicate(mut self, on_duplicate: OnDuplicate) -> Self {
+        self.on_duplicate = on_duplicate;
         self
     }
 

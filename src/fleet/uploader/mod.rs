@@ -29,7 +29,7 @@ use crate::registry::core::store_hook::StoreHook;
 use crate::registry::{Registry, WeakRegistry};
 use crate::sync::background::Background;
 use crate::sync::thread_pool::ThreadPool;
-pub use config::{FleetConfig, OnOffline};
+pub use config::{FleetConfig, OnDuplicate, OnOffline};
 use session::ClockReading;
 use sync_state::{SyncState, SyncedWorker};
 

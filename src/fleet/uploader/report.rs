@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Uploader;
-use super::config::OnOffline;
+use super::config::{OnDuplicate, OnOffline};
 use super::session::{ClockReading, StoreSession};
 use super::sync_state::{SentState, SyncedWorker, address};
 use super::thread::LONGEST_RETRY;
@@ -15,7 +15,8 @@ use crate::clock::Moment;
 use crate::error::{Error, StoreErrorKind};
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::shapes::{
-    Answer, Beat, Registration, Stop, StoredEnding, WorkerInfo, WorkerKey, WorkerStatus,
+    Answer, Beat, Registration, Stop, StoredDeath, StoredEnding, WorkerInfo, WorkerKey,
+    WorkerStatus,
 };
 use crate::fleet::store::check_count;
 use crate::registry::Registry;
@@ -114,7 +115,7 @@ impl Uploader {
         let process = ProcessIdentity::current();
         let registrations: Vec<_> = newcomers
             .iter()
-            .map(|(worker, _)| registration(worker, &process))
+            .map(|(worker, _)| self.registration(worker, &process))
             .collect();
         let sent = ClockReading::of(&self.clock);
         let numbers = self.numbers.before_request();
@@ -413,6 +414,24 @@ fn not_kept() -> Error {
     Error::invalid("report", "one that the store refuses", "what it can keep")
 }
 
+impl Uploader {
+    fn registration(&self, worker: &WorkerRef, process: &ProcessIdentity) -> Registration {
+        let mut registration = registration(worker, process);
+        registration.refuse_duplicate = self.config.on_duplicate == OnDuplicate::Refuse;
+        let detail = worker.record.known_detail();
+        let death = detail.and_then(|detail| detail.last_death.clone());
+        registration.last_death = death.map(|death| {
+            let age = self.clock.wall().duration_since(death.at);
+            StoredDeath {
+                run_id: death.run_id.clone(),
+                task: death.task.clone(),
+                ..StoredDeath::new(StoredEnding::dead(&death.cause), age.unwrap_or_default())
+            }
+        });
+        registration
+    }
+}
+
 fn registration(worker: &WorkerRef, process: &ProcessIdentity) -> Registration {
     let record = &worker.record;
     let profile = &record.profile;
@@ -437,5 +456,11 @@ fn registration(worker: &WorkerRef, process: &ProcessIdentity) -> Registration {
         info.metadata.clone_from(&detail.metadata);
         info.restarts = detail.restarts;
     }
-    Registration { id, explicit, info }
+    Registration {
+        id,
+        explicit,
+        info,
+        last_death: None,
+        refuse_duplicate: false,
+    }
 }

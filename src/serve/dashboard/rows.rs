@@ -214,7 +214,7 @@ impl WorkerRow {
             heard_age: heard_age(&health),
             restarts: worker.info.restarts,
             incarnation: u32::try_from(worker.key.incarnation).unwrap_or(u32::MAX),
-            died: health.state() == State::Dead,
+            died: worker.last_death.is_some() || health.state() == State::Dead,
         }
     }
 

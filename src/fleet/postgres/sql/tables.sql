@@ -48,12 +48,25 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     metadata jsonb NOT NULL DEFAULT '{}',
     -- Attempts to claim a run that are never granted, the latest last.
     withdrawn bigint[],
+    -- The death of an earlier life of this worker, kept through registrations.
+    last_death_at timestamptz,
+    last_death_cause text,
+    last_death_detail text,
+    last_death_location text,
+    last_death_run_id text,
+    last_death_task text,
     CHECK ((status IN ('stopped', 'dead')) = (ended_at IS NOT NULL))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.5);
 
 -- For schemas of versions 1 to 13.
 ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS ended_location text;
-ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS withdrawn bigint[];
+ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS withdrawn bigint[],
+    ADD COLUMN IF NOT EXISTS last_death_at timestamptz,
+    ADD COLUMN IF NOT EXISTS last_death_cause text,
+    ADD COLUMN IF NOT EXISTS last_death_detail text,
+    ADD COLUMN IF NOT EXISTS last_death_location text,
+    ADD COLUMN IF NOT EXISTS last_death_run_id text,
+    ADD COLUMN IF NOT EXISTS last_death_task text;
 
 CREATE INDEX IF NOT EXISTS worker_heartbeats_group ON @schema@.worker_heartbeats (worker_group);
 -- Whether a living worker replaces a dead one, or keeps its group online.

@@ -1,5 +1,12 @@
 -- Views and functions for operators, cron and other languages. They judge as the library does.
 
+-- How an earlier life of the worker died.
+CREATE OR REPLACE FUNCTION @schema@.last_death(worker @schema@.worker_heartbeats) RETURNS text
+    LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN worker.last_death_at IS NOT NULL THEN concat_ws(': ', worker.last_death_cause,
+        worker.last_death_detail || coalesce(' (at ' || worker.last_death_location || ')', '')) END
+$$;
+
 -- Workers that are well. status: as reported last; state: as judged now.
 CREATE OR REPLACE VIEW @schema@.v_active_workers AS
     SELECT w.worker_id, w.worker_type, w.worker_group, w.status, w.reason, w.last_heartbeat_at,
@@ -8,7 +15,7 @@ CREATE OR REPLACE VIEW @schema@.v_active_workers AS
             AND l.incarnation = w.incarnation AND l.expires_at > now()) AS lease_expires_at,
         w.started_at, w.incarnation, w.hostname, w.pid, w.metadata,
         extract(epoch FROM @schema@.silence(w))::double precision AS seconds_since_heartbeat,
-        judged.state
+        judged.state, @schema@.last_death(w) AS last_death, w.last_death_at
     FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
     WHERE @schema@.is_recent(judged.state);
 
@@ -22,12 +29,29 @@ CREATE OR REPLACE VIEW @schema@.v_dead_workers AS
         w.last_heartbeat_at, w.current_run_id, w.current_task, w.progress_done, w.progress_total,
         w.started_at, w.ended_at, w.incarnation, w.hostname, w.pid, w.metadata,
         extract(epoch FROM @schema@.silence(w))::double precision AS seconds_since_heartbeat,
-        judged.state
+        judged.state, @schema@.last_death(w) AS last_death, w.last_death_at
     FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
     WHERE @schema@.is_offline(judged.state);
 
+-- Refuses a name or an id that programs in Rust cannot have. NULL is none.
+CREATE OR REPLACE FUNCTION @schema@.check_name(p_field text, p_name text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    v_fault text := CASE WHEN p_name = '' THEN 'it is empty'
+        WHEN octet_length(p_name) > @longest_name@ THEN 'it is too long'
+        WHEN p_name ~ '[\x01-\x1f\x7f]' THEN 'it has control characters'
+        WHEN getdatabaseencoding() = 'UTF8' AND p_name ~ '[\u0080-\u009f]' THEN 'it has control characters'
+    END;
+BEGIN
+    IF v_fault IS NOT NULL THEN
+        RAISE EXCEPTION '%: %', p_field, v_fault USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Allowed are 1 to @longest_name@ bytes without control characters.';
+    END IF;
+END $$;
+
 -- Records a heartbeat, and registers the worker first if its id is unknown or its last life is over.
--- Returns its incarnation. p_stale_after: NULL keeps the limit.
+-- Returns its incarnation. p_stale_after: NULL keeps the limit. A worker that a sweep marked offline
+-- keeps its group, its limit and its metadata when it comes back.
 CREATE OR REPLACE FUNCTION @schema@.upsert_worker_heartbeat(
     p_worker_id text, p_worker_type text, p_status text DEFAULT 'active',
     p_current_run_id text DEFAULT NULL, p_current_task text DEFAULT NULL,
@@ -37,9 +61,18 @@ CREATE OR REPLACE FUNCTION @schema@.upsert_worker_heartbeat(
 #variable_conflict use_column
 DECLARE
     v_incarnation bigint;
+    v_old @schema@.worker_heartbeats;
     -- In seconds: months and years have several lengths.
     v_stale_after interval := make_interval(secs => extract(epoch FROM p_stale_after)::double precision);
 BEGIN
+    PERFORM @schema@.check_name('worker_id', coalesce(p_worker_id, ''));
+    PERFORM @schema@.check_name('worker_type', coalesce(p_worker_type, ''));
+    PERFORM @schema@.check_name('worker_group', p_worker_group);
+    PERFORM @schema@.check_name('current_run_id', p_current_run_id);
+    IF jsonb_typeof(p_metadata) <> 'object' THEN
+        RAISE EXCEPTION 'metadata: it is of the JSON type %; allowed are objects', jsonb_typeof(p_metadata)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF p_status NOT IN ('starting', 'idle', 'active', 'processing', 'stopping', 'stopped') THEN
         RAISE EXCEPTION 'status %: allowed are starting, idle, active, processing, stopping, stopped', p_status
             USING ERRCODE = 'invalid_parameter_value';
@@ -57,11 +90,14 @@ BEGIN
         IF p_status = 'stopped' THEN
             RETURN NULL;
         END IF;
+        SELECT * INTO v_old FROM @schema@.worker_heartbeats w
+            WHERE w.worker_id = p_worker_id AND w.ended_cause = 'lost' AND w.pid IS NULL;
         SELECT r.incarnation INTO v_incarnation FROM @schema@.register_workers(
             ARRAY[p_worker_id], ARRAY[true], ARRAY[p_worker_type],
-            ARRAY[coalesce(p_worker_group, 'local')], ARRAY[30000000]::bigint[],
-            ARRAY[NULL]::bigint[], ARRAY[NULL]::bigint[], ARRAY[NULL]::bigint[], ARRAY[false],
-            ARRAY['{}'], ARRAY[0]::bigint[], ARRAY[NULL]::text[], ARRAY[NULL]::bigint[],
+            ARRAY[coalesce(p_worker_group, v_old.worker_group, 'local')], ARRAY[30000000]::bigint[],
+            ARRAY[(extract(epoch FROM v_old.stale_after) * 1000000)::bigint], ARRAY[NULL]::bigint[],
+            ARRAY[(extract(epoch FROM v_old.startup_grace) * 1000000)::bigint], ARRAY[false],
+            ARRAY[coalesce(v_old.metadata, '{}')::text], ARRAY[0]::bigint[], ARRAY[NULL]::text[], ARRAY[NULL]::bigint[],
             ARRAY[NULL]::bigint[], ARRAY[NULL]::text[], ARRAY[NULL]::bigint[], ARRAY[false], NULL) r;
     END IF;
     UPDATE @schema@.worker_heartbeats w SET
@@ -82,6 +118,16 @@ BEGIN
     END IF;
     RETURN v_incarnation;
 END $$;
+
+-- The same, for a run id of the type uuid.
+CREATE OR REPLACE FUNCTION @schema@.upsert_worker_heartbeat(
+    p_worker_id text, p_worker_type text, p_status text, p_current_run_id uuid,
+    p_current_task text DEFAULT NULL, p_metadata jsonb DEFAULT NULL, p_worker_group text DEFAULT NULL,
+    p_stale_after interval DEFAULT NULL
+) RETURNS bigint LANGUAGE sql AS $$
+    SELECT @schema@.upsert_worker_heartbeat(p_worker_id, p_worker_type, p_status, p_current_run_id::text,
+        p_current_task, p_metadata, p_worker_group, p_stale_after)
+$$;
 
 -- Returns whether the worker was alive until now. Its leases are released.
 CREATE OR REPLACE FUNCTION @schema@.stop_worker(p_worker_id text) RETURNS boolean

@@ -102,12 +102,19 @@ BEGIN
         WHERE n.known OR n.place <= v_room), '{}');
 END $$;
 
+-- Of versions 1 to 13.
+DROP FUNCTION IF EXISTS @schema@.register_workers(text[], boolean[], text[], text[], bigint[], bigint[],
+    bigint[], bigint[], boolean[], text[], bigint[], text[], bigint[], bigint[], text[], bigint[],
+    boolean[], bigint);
+
+-- p_deaths: the last death of each that its process knows, as JSON. p_refuse: refuse an explicit id that
+-- belongs to a living worker of another process.
 CREATE OR REPLACE FUNCTION @schema@.register_workers(
     p_ids text[], p_explicit boolean[], p_types text[], p_groups text[], p_intervals bigint[],
     p_stale_after bigint[], p_stall_after bigint[], p_startup_grace bigint[], p_beats_only boolean[],
     p_metadata text[], p_restarts bigint[], p_hostnames text[], p_pids bigint[],
     p_process_started bigint[], p_boot_ids text[], p_pid_namespaces bigint[], p_own boolean[],
-    p_session bigint
+    p_session bigint, p_deaths text[] DEFAULT NULL, p_refuse boolean[] DEFAULT NULL
 ) RETURNS TABLE (ord bigint, worker_id text, incarnation bigint)
 LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
@@ -116,6 +123,7 @@ DECLARE
     v_old @schema@.worker_heartbeats;
     v_known boolean;
     v_ends timestamptz;
+    v_death jsonb;
     v_session bigint := CASE WHEN @schema@.is_session(p_session) THEN p_session END;
 BEGIN
     PERFORM @schema@.durably();
@@ -123,10 +131,11 @@ BEGIN
     FOR r IN
         SELECT * FROM unnest(p_ids, p_explicit, p_types, p_groups, p_intervals, p_stale_after,
             p_stall_after, p_startup_grace, p_beats_only, p_metadata, p_restarts, p_hostnames,
-            p_pids, p_process_started, p_boot_ids, p_pid_namespaces, p_own) WITH ORDINALITY
+            p_pids, p_process_started, p_boot_ids, p_pid_namespaces, p_own, p_deaths, p_refuse)
+            WITH ORDINALITY
             AS u (id, explicit, worker_type, worker_group, every, stale_after, stall_after,
                 startup_grace, beats_only, metadata, restarts, hostname, pid, process_started,
-                boot_id, pid_namespace, own, ord)
+                boot_id, pid_namespace, own, death, refuse, ord)
         ORDER BY u.id COLLATE "C", u.ord
     LOOP
         ord := r.ord;
@@ -145,6 +154,35 @@ BEGIN
                 worker_id := r.id || '-' || incarnation;
                 CONTINUE;
             END IF;
+            IF v_known AND r.explicit AND r.refuse AND v_old.ended_at IS NULL
+                AND NOT @schema@.is_stale(v_old, @schema@.default_stale_after())
+                AND (r.pid IS NULL OR (v_old.hostname, v_old.pid, v_old.process_started, v_old.boot_id,
+                    v_old.pid_namespace) IS DISTINCT FROM (r.hostname, r.pid, r.process_started,
+                    r.boot_id, r.pid_namespace))
+            THEN
+                RAISE EXCEPTION 'the id % belongs to a living worker%, registered % s ago', worker_id,
+                    coalesce(' of process ' || v_old.pid || ' on ' || v_old.hostname, ''),
+                    floor(extract(epoch FROM now() - v_old.started_at))
+                    USING ERRCODE = 'invalid_parameter_value';
+            END IF;
+            v_death := r.death::jsonb;
+            IF v_old.status = 'dead' THEN
+                v_old.last_death_at := v_old.ended_at;
+                v_old.last_death_cause := v_old.ended_cause;
+                v_old.last_death_detail := v_old.ended_detail;
+                v_old.last_death_location := v_old.ended_location;
+                v_old.last_death_run_id := v_old.current_run_id;
+                v_old.last_death_task := v_old.current_task;
+            END IF;
+            IF now() - @schema@.micros((v_death ->> 'age')::bigint)
+                > coalesce(v_old.last_death_at, '-infinity') THEN
+                v_old.last_death_at := now() - @schema@.micros((v_death ->> 'age')::bigint);
+                v_old.last_death_cause := v_death ->> 'cause';
+                v_old.last_death_detail := v_death ->> 'detail';
+                v_old.last_death_location := v_death ->> 'location';
+                v_old.last_death_run_id := v_death ->> 'run_id';
+                v_old.last_death_task := v_death ->> 'task';
+            END IF;
             IF v_known THEN
                 -- The earlier life may still be at work, and believe in its leases until then.
                 v_ends := @schema@.belief_ends(v_old);
@@ -154,13 +192,16 @@ BEGIN
             INSERT INTO @schema@.worker_heartbeats AS w (worker_id, worker_type, worker_group,
                     incarnation, heartbeat_interval, stale_after, stall_after, startup_grace,
                     beats_only, metadata, restarts, hostname, pid, process_started, boot_id,
-                    pid_namespace, session_id)
+                    pid_namespace, session_id, last_death_at, last_death_cause, last_death_detail,
+                    last_death_location, last_death_run_id, last_death_task)
                 VALUES (register_workers.worker_id, r.worker_type, r.worker_group,
                     register_workers.incarnation, @schema@.micros(r.every),
                     @schema@.micros(r.stale_after), @schema@.micros(r.stall_after),
                     @schema@.micros(r.startup_grace), r.beats_only, r.metadata::jsonb, r.restarts,
                     r.hostname, r.pid, r.process_started, r.boot_id, r.pid_namespace,
-                    CASE WHEN r.own THEN v_session END)
+                    CASE WHEN r.own THEN v_session END, v_old.last_death_at, v_old.last_death_cause,
+                    v_old.last_death_detail, v_old.last_death_location, v_old.last_death_run_id,
+                    v_old.last_death_task)
                 ON CONFLICT ON CONSTRAINT worker_heartbeats_pkey DO UPDATE SET
                     worker_type = excluded.worker_type, worker_group = excluded.worker_group,
                     incarnation = excluded.incarnation, status = 'starting', reason = NULL,
@@ -174,7 +215,13 @@ BEGIN
                     process_started = excluded.process_started, boot_id = excluded.boot_id,
                     pid_namespace = excluded.pid_namespace, session_id = excluded.session_id,
                     ended_at = NULL, ended_cause = NULL, ended_detail = NULL, ended_location = NULL,
-                    last_status = NULL, metadata = excluded.metadata, withdrawn = NULL
+                    last_status = NULL, metadata = excluded.metadata, withdrawn = NULL,
+                    last_death_at = excluded.last_death_at,
+                    last_death_cause = excluded.last_death_cause,
+                    last_death_detail = excluded.last_death_detail,
+                    last_death_location = excluded.last_death_location,
+                    last_death_run_id = excluded.last_death_run_id,
+                    last_death_task = excluded.last_death_task
                 -- If a concurrent registration inserted the row meanwhile, start over with it.
                 WHERE v_known AND w.incarnation = v_old.incarnation;
             EXIT WHEN FOUND;
