@@ -225,7 +225,11 @@ fn split(text: &str) -> Result<(String, &'static str, Vec<Parameter>), Error> {
         return Ok((text.to_owned(), "&", Vec::new()));
     };
     let (head, query) = text.split_at(start + 1);
-    let is_plain = !query.contains('@');
+    // Without a `@`, a password may have been meant that another character ended.
+    let has_path = head
+        .get(prefix.len()..)
+        .is_some_and(|head| head.contains('/'));
+    let is_plain = !query.contains('@') && (credentials.is_some() || has_path);
     let mut parameters = Vec::new();
     for written in query.split('&').filter(|written| !written.is_empty()) {
         let (key, value) = written
@@ -372,7 +376,7 @@ mod tests {
         assert_eq!(password("host=h password=a\\ b"), "a b");
         for url in [
             "host=h password=a hunter2=b",
-            "postgres://app/d?x=y&hunter2=@h",
+            "postgres://app:x?hunter2=1",
             "host=h password='hunter2",
             "hunter2",
         ] {
