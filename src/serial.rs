@@ -10,6 +10,7 @@
 //!
 //! None of it has a call stack: to resolve one takes long, and it is confidential.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -116,6 +117,9 @@ report! {
         "stalled_workers": this.stalled_workers,
         "stats_by_type": this.stats_by_type,
         "groups": this.groups,
+        "unlisted_workers": this.unlisted_workers,
+        "unlisted_types": this.unlisted_types,
+        "unlisted_groups": this.unlisted_groups,
         "missing": this.missing,
         "tick_age_s": this.tick_age.as_secs_f64(),
         "forgotten": this.forgotten,
@@ -290,6 +294,19 @@ report! {
 impl Serialize for StateCounts {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.iter().map(|(state, count)| (state.name(), count)))
+    }
+}
+
+impl<'de> Deserialize<'de> for StateCounts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let named = BTreeMap::<String, usize>::deserialize(deserializer)?;
+        let mut counts = Self::default();
+        for (name, count) in named {
+            // A newer program may count states that this one does not know: none of them is well.
+            let state = State::from_name(&name).unwrap_or(State::Unobserved);
+            counts.add_many(state, count);
+        }
+        Ok(counts)
     }
 }
 

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 
 use super::host::ProcessIdentity;
+use super::pages::Pages;
 use super::shapes::{Registration, StoredWorker, WorkerFilter, WorkerKey};
-use super::store::{HeartbeatStore, Pages, check_count};
+use super::store::{HeartbeatStore, check_count};
 use crate::error::Error;
 use crate::sync::describe::chain;
 

@@ -8,16 +8,17 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 
 use super::host::ProcessIdentity;
+use super::pages::summary_of_counts;
 use super::rules::{self, LeaseEntry, SweepMark, Tables, WorkerEntry};
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Retention, Stop, StoredWorker, Sweep,
-    WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, Registration, Retention, Stop,
+    StoredWorker, Sweep, WorkerFilter, WorkerKey, Worst,
 };
 use super::store::HeartbeatStore;
 use super::sweep_rules;
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
-use crate::health::SweepReport;
+use crate::health::{Summary, SweepReport};
 
 /// A [`HeartbeatStore`] in memory. A clone is cheap, and shares the store.
 ///
@@ -134,20 +135,33 @@ impl HeartbeatStore for MemoryStore {
     }
 
     fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
-        let mut tables = self.tables.lock();
+        let tables = self.tables.lock();
         let now = self.now();
         let after = filter.after.as_deref().unwrap_or("");
-        let rows: Vec<WorkerEntry> = tables
+        let rows = tables
             .workers
             .range::<str, _>((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded))
             .map(|(_, row)| row)
-            .filter(|row| filter.admits(row))
-            .take(filter.limit)
-            .cloned()
-            .collect();
-        rows.iter()
-            .map(|row| Ok(row.stored(now, &tables.leases_of(&row.key.id)?)))
-            .collect()
+            .filter(|row| filter.admits_entry(row, now))
+            .take(filter.limit);
+        Ok(rows.map(|row| tables.stored(row, now)).collect())
+    }
+
+    fn worst_first(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        let tables = self.tables.lock();
+        Ok(tables.worst_first(filter, self.now()))
+    }
+
+    fn counts(&self) -> Result<FleetCounts, Error> {
+        let tables = self.tables.lock();
+        Ok(tables.counts(self.now()))
+    }
+
+    fn summary(&self) -> Result<Summary, Error> {
+        let tables = self.tables.lock();
+        let now = self.now();
+        let worst_first = |filter: &WorkerFilter| Ok(tables.worst_first(filter, now));
+        summary_of_counts(tables.counts(now), worst_first)
     }
 
     fn find(&self, id: &str) -> Result<Option<StoredWorker>, Error> {
@@ -158,8 +172,12 @@ impl HeartbeatStore for MemoryStore {
 
     fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
         let tables = self.tables.lock();
+        let now = self.now();
         let on_host = WorkerFilter::new().host(host.clone());
-        let rows = tables.workers.values().filter(|row| on_host.admits(row));
+        let rows = tables
+            .workers
+            .values()
+            .filter(|row| on_host.admits_entry(row, now));
         let processes: HashSet<_> = rows.filter_map(|row| row.info.process.as_ref()).collect();
         Ok(processes.into_iter().cloned().collect())
     }
@@ -199,22 +217,60 @@ impl HeartbeatStore for MemoryStore {
 
 impl WorkerFilter {
     /// Whether this worker passes, apart from `after` and `limit`.
-    fn admits(&self, row: &WorkerEntry) -> bool {
-        let same =
-            |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
-        same(&self.worker_type, &row.info.worker_type)
-            && same(&self.group, &row.info.group)
-            && self.host.as_ref().is_none_or(|host| {
-                row.ending.is_none()
-                    && row.info.process.as_ref().is_some_and(|process| {
-                        process.boot_id == host.boot_id
-                            && process.pid_namespace == host.pid_namespace
-                    })
-            })
-            && self.process.as_ref().is_none_or(|wanted| {
-                let process = row.info.process.as_ref();
-                row.ending.is_none() && process.is_some_and(|process| process.is_same(wanted))
-            })
+    fn admits_entry(&self, row: &WorkerEntry, now: Moment) -> bool {
+        let state = || row.state(now);
+        self.admits_row(&row.key.id, &row.info, row.ending.is_some(), state)
+    }
+}
+
+impl MemoryTables {
+    fn stored(&self, row: &WorkerEntry, now: Moment) -> StoredWorker {
+        let leases: Vec<LeaseEntry> = self.leases_held(&row.key.id).cloned().collect();
+        row.stored(now, &leases)
+    }
+
+    fn worst_first(&self, filter: &WorkerFilter, now: Moment) -> Vec<StoredWorker> {
+        let mut worst = Worst::new(filter.limit);
+        for row in self.workers.values() {
+            let (state, id) = (row.state(now), &*row.key.id);
+            if filter.is_after(state, id) && filter.admits_entry(row, now) {
+                worst.add(state, id, || row);
+            }
+        }
+        let rows = worst.into_vec().into_iter();
+        rows.map(|row| self.stored(row, now)).collect()
+    }
+
+    fn counts(&self, now: Moment) -> FleetCounts {
+        let mut counts = FleetCounts::new();
+        for row in self.workers.values() {
+            let cause = row.ending.as_ref().map_or("", |(ending, _)| &ending.cause);
+            let info = &row.info;
+            counts.add_many(&info.worker_type, &info.group, row.state(now), cause, 1);
+        }
+        counts.leased_workers = self.leased_workers(now);
+        counts.bounded()
+    }
+
+    /// The leases of all incarnations of this worker.
+    fn leases_held<'a>(&'a self, worker_id: &'a str) -> impl Iterator<Item = &'a LeaseEntry> {
+        let from = (worker_id.to_owned(), String::new());
+        self.held
+            .range(from..)
+            .take_while(move |(holder, _)| holder == worker_id)
+            .filter_map(|(_, run_id)| self.leases.get(run_id))
+    }
+
+    /// How many workers hold a lease.
+    fn leased_workers(&self, now: Moment) -> usize {
+        let holds = |lease: &&LeaseEntry| {
+            let holder = &lease.key.worker;
+            let row = self.workers.get(&holder.id);
+            lease.expires_at > now && row.is_some_and(|row| row.key == *holder)
+        };
+        let held = self.leases.values().filter(holds);
+        let holders: BTreeSet<&str> = held.map(|lease| &*lease.key.worker.id).collect();
+        holders.len()
     }
 }
 
@@ -301,13 +357,7 @@ impl Tables for MemoryTables {
     }
 
     fn leases_of(&mut self, worker_id: &str) -> Result<Vec<LeaseEntry>, Error> {
-        let from = (worker_id.to_owned(), String::new());
-        let held = self
-            .held
-            .range(from..)
-            .take_while(|(holder, _)| holder == worker_id)
-            .filter_map(|(_, run_id)| self.leases.get(run_id));
-        Ok(held.cloned().collect())
+        Ok(self.leases_held(worker_id).cloned().collect())
     }
 
     fn expired_leases(&mut self, now: Moment) -> Result<Vec<LeaseEntry>, Error> {

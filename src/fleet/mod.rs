@@ -35,6 +35,7 @@ mod lease;
 mod lease_model;
 mod memory;
 mod numbers;
+mod pages;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod rules;
@@ -53,17 +54,16 @@ pub use lease::Lease;
 #[cfg(feature = "http")]
 pub(crate) use lease::{check_run_id, check_ttl};
 pub use memory::MemoryStore;
+pub use pages::Pages;
 #[cfg(feature = "postgres")]
 pub use postgres::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
-#[cfg(feature = "http")]
-pub(crate) use shapes::summarize;
 pub use shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Retention, Stop,
-    StoredDeath, StoredEnding, StoredWorker, Sweep, WatchedSpan, WorkerFilter, WorkerInfo,
+    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, Registration, Renewal, Retention,
+    Stop, StoredDeath, StoredEnding, StoredWorker, Sweep, WatchedSpan, WorkerFilter, WorkerInfo,
     WorkerKey, WorkerStatus,
 };
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
-pub use store::{HeartbeatStore, Pages};
+pub use store::HeartbeatStore;
 pub use sweeper::{RunningSweeper, Sweeper};
 pub use uploader::{Attachment, FleetConfig, OnDuplicate, OnOffline};

@@ -8,8 +8,8 @@
 use std::time::Duration;
 
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, DEFAULT_THRESHOLD, LeaseKey, Registration, Retention, Stop,
-    StoredDeath, StoredEnding, StoredWorker, WorkerInfo, WorkerKey, WorkerStatus,
+    Answer, Beat, Claim, ClaimAnswer, DEFAULT_THRESHOLD, JudgedFacts, LeaseKey, Registration,
+    Retention, Stop, StoredDeath, StoredEnding, StoredWorker, WorkerInfo, WorkerKey, WorkerStatus,
 };
 use crate::clock::Moment;
 use crate::error::Error;
@@ -130,6 +130,18 @@ impl WorkerEntry {
         self.heartbeat_at
             .map_or(self.registered_at, |at| at.max(self.registered_at))
             .after(limit)
+    }
+
+    /// Its state; allocates nothing.
+    pub(crate) fn state(&self, now: Moment) -> State {
+        let facts = JudgedFacts {
+            reported: self.status.state,
+            registered_age: now.since(self.registered_at),
+            heartbeat_age: self.heartbeat_at.map(|at| now.since(at)),
+            thresholds: self.info.thresholds.clone(),
+            stopped: self.ending.as_ref().map(|(ending, _)| ending.stopped),
+        };
+        facts.state()
     }
 
     pub(crate) fn stored(&self, now: Moment, leases: &[LeaseEntry]) -> StoredWorker {

@@ -1,4 +1,4 @@
-//! The trait of all stores, and what every caller of one needs: pages, and a check of its answers.
+//! The trait of all stores, and a check of their answers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::defaults::{find_in_list, processes_by_list, register_in_parts};
 use super::host::ProcessIdentity;
+use super::pages::{counts_of_pages, summary_of_pages, worst_of_pages};
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Stop, StoredWorker, Sweep,
-    WorkerFilter, WorkerKey, summarize,
+    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, Registration, Renewal, Stop,
+    StoredWorker, Sweep, WorkerFilter, WorkerKey,
 };
 use crate::error::Error;
 use crate::health::{Summary, SweepReport};
@@ -136,6 +137,9 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
 
     /// Workers in the order of their ids.
     ///
+    /// A store may ignore [`states`](WorkerFilter::states) and [`search`](WorkerFilter::search):
+    /// [`Pages`](super::Pages) leaves out what does not pass.
+    ///
     /// ```
     /// use worker_heartbeat::fleet::{HeartbeatStore, Registration, WorkerFilter};
     /// use worker_heartbeat::MemoryStore;
@@ -171,7 +175,45 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
         find_in_list(self, id)
     }
 
-    /// The summary of all workers.
+    /// Workers in the order of [`State::WORST_FIRST`](crate::State::WORST_FIRST), and of their ids
+    /// within a state; those that are processing, active or idle are one group. The next page comes
+    /// [after](WorkerFilter::after_worker) the last worker of this one.
+    ///
+    /// By default, it reads the whole list and keeps no more than the limit; a store that can sort by
+    /// itself does so.
+    ///
+    /// ```
+    /// use worker_heartbeat::fleet::{Beat, HeartbeatStore, Registration, WorkerFilter};
+    /// use worker_heartbeat::{MemoryStore, State};
+    ///
+    /// let store = MemoryStore::new();
+    /// let keys = store.register(&["a", "b"].map(|id| Registration::new("indexer", id)))?;
+    /// store.beat(&[Beat::new(keys[0].clone(), State::Idle), Beat::new(keys[1].clone(), State::Stalled)])?;
+    /// let worst = store.worst_first(&WorkerFilter::new().limit(1))?;
+    /// assert_eq!(worst[0].key.id, "b");
+    /// let next = store.worst_first(&WorkerFilter::new().after_worker(&worst[0]))?;
+    /// assert_eq!(next[0].key.id, "a");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store cannot be reached or fails.
+    fn worst_first(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        worst_of_pages(self, filter)
+    }
+
+    /// How many workers are in each state, by type and by group.
+    ///
+    /// By default, it reads the whole list, page by page; a store that can count by itself does so.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store cannot be reached or fails.
+    fn counts(&self) -> Result<FleetCounts, Error> {
+        counts_of_pages(self)
+    }
+
+    /// The summary of all workers: the [counts](Self::counts), and the
+    /// [worst](Self::worst_first) of those that are not well, at most 1,000.
     ///
     /// ```
     /// use worker_heartbeat::{HeartbeatStore, MemoryStore};
@@ -183,9 +225,7 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Error::Store`] if the store cannot be reached or fails.
     fn summary(&self) -> Result<Summary, Error> {
-        let pages = Pages::new(self, WorkerFilter::new());
-        let workers: Vec<Vec<_>> = pages.collect::<Result<_, _>>()?;
-        Ok(summarize(workers.iter().flatten()))
+        summary_of_pages(self)
     }
 
     /// The processes on this host that have workers which have not ended, each once. By default, it
@@ -340,6 +380,12 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     fn find(&self, id: &str) -> Result<Option<StoredWorker>, Error> {
         (**self).find(id)
     }
+    fn worst_first(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        (**self).worst_first(filter)
+    }
+    fn counts(&self) -> Result<FleetCounts, Error> {
+        (**self).counts()
+    }
     fn summary(&self) -> Result<Summary, Error> {
         (**self).summary()
     }
@@ -376,67 +422,6 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     fn keep_alive(&self) -> Result<bool, Error> {
         (**self).keep_alive()
     }
-}
-
-/// The workers of a store, page by page: [`limit`](WorkerFilter::limit) is the size of a page.
-///
-/// Each worker comes once, and the iterator ends, even if the store ignores
-/// [`after`](WorkerFilter::after) and returns its first page again and again. No worker is left out
-/// if the store returns fewer than asked for: the last page is the one after which nothing comes.
-///
-/// ```
-/// use worker_heartbeat::MemoryStore;
-/// use worker_heartbeat::fleet::{HeartbeatStore, Pages, Registration, WorkerFilter};
-///
-/// let store = MemoryStore::new();
-/// store.register(&["a", "b", "c"].map(|id| Registration::new("indexer", id)))?;
-///
-/// let mut pages = Pages::new(&store, WorkerFilter::new().limit(2));
-/// let sizes: Vec<usize> = pages.map(|page| page.map(|page| page.len())).collect::<Result<_, _>>()?;
-/// assert_eq!(sizes, [2, 1]);
-/// # Ok::<(), worker_heartbeat::Error>(())
-/// ```
-#[derive(Debug)]
-#[must_use = "the store is read as this is iterated over"]
-pub struct Pages<'a, S: ?Sized> {
-    store: &'a S,
-    /// `None` at the end.
-    filter: Option<WorkerFilter>,
-}
-
-impl<'a, S: HeartbeatStore + ?Sized> Pages<'a, S> {
-    /// The workers of this store that pass the filter.
-    pub const fn new(store: &'a S, filter: WorkerFilter) -> Self {
-        let filter = Some(filter);
-        Self { store, filter }
-    }
-}
-
-impl<S: HeartbeatStore + ?Sized> Iterator for Pages<'_, S> {
-    type Item = Result<Vec<StoredWorker>, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut filter = self.filter.take()?;
-        let mut page = match self.store.list(&filter) {
-            Ok(page) => page,
-            Err(error) => return Some(Err(error)),
-        };
-        // A page below the limit may not be the last: a store may have a limit of its own.
-        if advance(&mut filter, &mut page) {
-            self.filter = Some(filter);
-        }
-        (!page.is_empty()).then_some(Ok(page))
-    }
-}
-
-/// Removes workers that came on earlier pages, and moves the filter behind this page. Returns
-/// whether the page brought anything: a store that ignores the filter brings nothing new.
-pub(crate) fn advance(filter: &mut WorkerFilter, page: &mut Vec<StoredWorker>) -> bool {
-    page.retain(|worker| Some(&worker.key.id) > filter.after.as_ref());
-    let last = page.iter().map(|worker| &worker.key.id).max();
-    let advanced = last.is_some();
-    filter.after = last.cloned().or(filter.after.take());
-    advanced
 }
 
 /// Withdraws claims from a store that has no call for it.

@@ -10,6 +10,7 @@ mod limits;
 mod reading;
 mod report;
 mod state;
+mod state_counts;
 mod sweep;
 mod verdict;
 
@@ -21,10 +22,11 @@ pub(crate) use limits::Limits;
 pub use limits::Thresholds;
 pub use reading::Reading;
 pub(crate) use reading::Signs;
-pub use report::{
-    GroupState, GroupStats, MissingWorkers, StateCounts, Summary, TypeStats, UnwellWorker,
-};
+#[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
+pub(crate) use report::MOST_NAMED;
+pub use report::{GroupState, GroupStats, MissingWorkers, Summary, TypeStats, UnwellWorker};
 pub use state::{Activity, State};
+pub use state_counts::StateCounts;
 pub use sweep::{StoreStatus, SweepReport, SweepTotals};
 pub(crate) use verdict::during;
 pub use verdict::{Health, StallCause, Stalled};

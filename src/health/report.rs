@@ -4,99 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::{Health, State};
+use super::{Health, State, StateCounts};
 use crate::sync::printable::{Age, Printable};
 
-/// How many workers are in each state.
-///
-/// ```
-/// use worker_heartbeat::{Registry, State, WorkerHeartbeat};
-///
-/// let registry = Registry::new();
-/// let hb = WorkerHeartbeat::builder("mailer").registry(&registry).start()?;
-/// let states = registry.summary().states;
-/// assert_eq!(states.get(State::Starting), 1);
-/// for (state, count) in states.iter().filter(|(_, count)| *count > 0) {
-///     println!("{count} {state}"); // 1 starting
-/// }
-/// # Ok::<(), worker_heartbeat::Error>(())
-/// ```
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct StateCounts([usize; State::ALL.len()]);
-
-impl StateCounts {
-    /// How many are in this state.
-    ///
-    /// ```
-    /// use worker_heartbeat::{Registry, State, WorkerHeartbeat};
-    ///
-    /// let hb = WorkerHeartbeat::builder("mailer").start()?;
-    /// hb.mark_idle();
-    /// assert_eq!(Registry::global().summary().states.get(State::Idle), 1);
-    /// # Ok::<(), worker_heartbeat::Error>(())
-    /// ```
-    #[must_use]
-    pub const fn get(&self, state: State) -> usize {
-        self.0[state as usize]
-    }
-
-    /// Every state with its count, in the order of [`State::ALL`].
-    ///
-    /// ```
-    /// use worker_heartbeat::StateCounts;
-    ///
-    /// for (state, count) in StateCounts::default().iter() {
-    ///     println!("{state}: {count}"); // starting: 0 ...
-    /// }
-    /// ```
-    pub fn iter(&self) -> impl Iterator<Item = (State, usize)> + '_ {
-        State::ALL.into_iter().map(|state| (state, self.get(state)))
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn total(&self) -> usize {
-        self.0.iter().sum()
-    }
-
-    /// How many are well: [`State::is_recent`].
-    #[must_use]
-    pub fn active(&self) -> usize {
-        self.count(State::is_recent)
-    }
-
-    /// How many are dead, stale or never started: [`State::is_offline`].
-    #[must_use]
-    pub fn dead(&self) -> usize {
-        self.count(State::is_offline)
-    }
-
-    fn count(&self, which: impl Fn(State) -> bool) -> usize {
-        self.iter()
-            .filter(|(state, _)| which(*state))
-            .map(|(_, count)| count)
-            .sum()
-    }
-
-    #[inline]
-    pub(crate) fn add(&mut self, state: State) {
-        self.0[state as usize] += 1;
-    }
-
-    pub(crate) fn add_all(&mut self, other: &Self) {
-        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
-            *mine += theirs;
-        }
-    }
-}
-
-impl fmt::Debug for StateCounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map()
-            .entries(self.iter().filter(|(_, count)| *count > 0))
-            .finish()
-    }
-}
+/// The most workers that a text about all workers names.
+pub(crate) const MOST_NAMED: usize = 5;
 
 /// All workers of a registry at one moment.
 ///
@@ -126,7 +38,8 @@ pub struct Summary {
     pub total: usize,
     /// How many are in each state.
     pub states: StateCounts,
-    /// The workers that are dead, stale or never started, and why.
+    /// The workers that are dead, stale or never started, and why. In the summary of a store, at most
+    /// 1,000 workers are named, here and in `stalled_workers`: the worst.
     pub dead_workers: Vec<UnwellWorker>,
     /// The workers that are stalled, with the evidence.
     pub stalled_workers: Vec<UnwellWorker>,
@@ -134,6 +47,13 @@ pub struct Summary {
     pub stats_by_type: BTreeMap<String, TypeStats>,
     /// The same figures by group.
     pub groups: BTreeMap<String, GroupStats>,
+    /// Workers that are dead, stale, never started or stalled, and not named.
+    pub unlisted_workers: usize,
+    /// Types that are not in `stats_by_type`: a store lists at most 10,000, those with the most
+    /// unwell workers.
+    pub unlisted_types: usize,
+    /// Groups that are not in `groups`: as for types.
+    pub unlisted_groups: usize,
     /// Types of which fewer workers live than are expected.
     pub missing: Vec<MissingWorkers>,
     /// The age of the pacemaker's last tick; zero without workers, and so without a pacemaker.
@@ -168,14 +88,15 @@ impl Summary {
     }
 }
 
+/// The counts, the five worst workers and why, and how many more are not well.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.brief(usize::MAX).fmt(f)
+        self.brief(MOST_NAMED).fmt(f)
     }
 }
 
 impl Summary {
-    /// As its `Display`, but names at most so many of the workers that are not well.
+    /// As its `Display`, but names at most so many of the workers that are not well, the worst.
     pub(crate) const fn brief(&self, most: usize) -> Brief<'_> {
         Brief {
             summary: self,
@@ -205,10 +126,16 @@ pub(crate) struct Brief<'a> {
 impl Brief<'_> {
     fn name_unwell(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (dead, stalled) = (&self.summary.dead_workers, &self.summary.stalled_workers);
-        for unwell in dead.iter().chain(stalled).take(self.most) {
-            write!(f, "; {}: {}", Printable(&unwell.id), unwell.health)?;
+        let mut unwell: Vec<_> = dead.iter().chain(stalled).collect();
+        let total = unwell.len() + self.summary.unlisted_workers;
+        if unwell.len() > self.most {
+            unwell.sort_by_key(|worker| worker.health.state().severity_rank());
+            unwell.truncate(self.most);
         }
-        match (dead.len() + stalled.len()).saturating_sub(self.most) {
+        for worker in &unwell {
+            write!(f, "; {}: {}", Printable(&worker.id), worker.health)?;
+        }
+        match total - unwell.len() {
             0 => Ok(()),
             more => write!(f, "; and {more} more"),
         }

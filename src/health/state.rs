@@ -80,6 +80,33 @@ impl State {
         Self::Dead,
     ];
 
+    /// Every state, the worst first. Lists of the worst workers are in this order.
+    ///
+    /// ```
+    /// use worker_heartbeat::State;
+    ///
+    /// assert_eq!(State::WORST_FIRST[0], State::Dead);
+    /// ```
+    pub const WORST_FIRST: [Self; Self::ALL.len()] = [
+        Self::Dead,
+        Self::NeverStarted,
+        Self::Stalled,
+        Self::Stale,
+        Self::Unobserved,
+        Self::Starting,
+        Self::Stopping,
+        Self::Processing,
+        Self::Active,
+        Self::Idle,
+        Self::Stopped,
+    ];
+
+    /// The position in [`WORST_FIRST`](Self::WORST_FIRST).
+    pub(crate) fn severity_rank(self) -> usize {
+        let position = Self::WORST_FIRST.iter().position(|other| *other == self);
+        position.unwrap_or(Self::WORST_FIRST.len())
+    }
+
     /// The name in snake case, as in JSON and metrics: `never_started`.
     ///
     /// ```
@@ -147,6 +174,11 @@ impl State {
         matches!(self, Self::NeverStarted | Self::Stale | Self::Dead)
     }
 
+    /// Whether a summary names workers in this state: dead, never started, stalled or stale.
+    pub(crate) const fn is_unwell(self) -> bool {
+        self.is_offline() || matches!(self, Self::Stalled)
+    }
+
     /// Whether this state is the last of its incarnation: stopped or dead.
     ///
     /// ```
@@ -180,5 +212,12 @@ mod tests {
         assert!(State::Stopping.is_recent());
         assert!(!State::Starting.is_recent() && !State::Starting.is_offline());
         assert!(!State::Stalled.is_offline());
+    }
+
+    #[test]
+    fn the_order_of_severity_has_every_state_once() {
+        let mut ranks = State::ALL.map(State::severity_rank);
+        ranks.sort_unstable();
+        assert!(ranks.into_iter().eq(0..State::ALL.len()));
     }
 }

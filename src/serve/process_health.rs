@@ -11,46 +11,20 @@ use serde_json::{Value, json};
 use crate::health::StateCounts;
 #[cfg(feature = "http")]
 use crate::health::UnwellWorker;
-use crate::health::{State, Summary};
+use crate::health::{MOST_NAMED, State, Summary};
 use crate::registry::Registry;
 
 /// The pacemaker's check fails if its last tick is older than this and than ten resolutions.
 const MAX_TICK_AGE: Duration = Duration::from_secs(5);
-/// The most unhealthy workers that a text names, to bound its length.
-const MAX_NAMED: usize = 5;
-
 /// The most dead, and the most stalled workers in the totals; the pages list all.
 #[cfg(feature = "http")]
 const MAX_LISTED: usize = 100;
 
-/// Every state, the worst first.
-#[cfg(any(feature = "http", feature = "beacon"))]
-pub(super) const WORST_FIRST: [State; State::ALL.len()] = [
-    State::Dead,
-    State::NeverStarted,
-    State::Stalled,
-    State::Stale,
-    State::Unobserved,
-    State::Starting,
-    State::Stopping,
-    State::Processing,
-    State::Active,
-    State::Idle,
-    State::Stopped,
-];
-
 /// The worst state that occurs.
 #[cfg(any(feature = "http", feature = "beacon"))]
 pub(super) fn worst_state(counts: &StateCounts) -> Option<State> {
-    let mut states = WORST_FIRST.into_iter();
+    let mut states = State::WORST_FIRST.into_iter();
     states.find(|state| counts.get(*state) > 0)
-}
-
-/// The position of a state in [`WORST_FIRST`].
-#[cfg(feature = "http")]
-pub(super) fn severity_rank(state: State) -> usize {
-    let position = WORST_FIRST.iter().position(|other| *other == state);
-    position.unwrap_or(WORST_FIRST.len())
 }
 
 /// One reading of a registry.
@@ -99,7 +73,7 @@ impl ProcessHealth {
         if self.summary.total == 0 {
             return "there are no workers".to_owned();
         }
-        self.summary.brief(MAX_NAMED).to_string()
+        self.summary.to_string()
     }
 
     fn pacemaker_failure(&self) -> Option<String> {
@@ -119,7 +93,7 @@ impl ProcessHealth {
             State::Stalled,
         ];
         let counts = self.counts(&states)?;
-        Some(counts + &self.summary.unwell(MAX_NAMED))
+        Some(counts + &self.summary.unwell(MOST_NAMED))
     }
 
     #[cfg(any(feature = "http", all(unix, feature = "systemd")))]

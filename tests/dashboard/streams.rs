@@ -10,7 +10,8 @@ use crate::support::coordinator::{Reply, connect, exchange, poll, request};
 use crate::support::farm::{Farm, Site};
 use crate::support::store::TestStore;
 use proptest::prelude::*;
-use worker_heartbeat::{HealthEndpoint, MemoryStore};
+use worker_heartbeat::fleet::{Beat, Registration};
+use worker_heartbeat::{HealthEndpoint, HeartbeatStore, MemoryStore, State};
 
 static TURNS: RwLock<()> = RwLock::new(());
 
@@ -389,6 +390,60 @@ fn with_very_many_workers_the_worst_are_shown() {
     assert_eq!(reading["head"]["not_shown"], 1_000);
     assert_eq!(reading["head"]["total"], 6_000);
     assert_eq!(reading["rows"].as_array().unwrap().len(), 5_000);
+}
+
+#[test]
+fn of_a_very_large_store_the_worst_are_shown_with_their_details() {
+    let _turn = together();
+    let farm = Farm::new();
+    let store = MemoryStore::new();
+    let ids = (0..20_500)
+        .map(|n| format!("w-{n:05}"))
+        .chain(["z-stale".to_owned()]);
+    let workers: Vec<_> = ids.map(|id| Registration::new("poller", id)).collect();
+    let keys = store.register(&workers).unwrap();
+    let mut beats: Vec<_> = keys
+        .into_iter()
+        .map(|key| Beat::new(key, State::Idle))
+        .collect();
+    // The last one by id.
+    beats[20_500].heartbeat_age = Some(Duration::from_secs(1_000));
+    store.beat(&beats).unwrap();
+    let site = farm.serve_with(|endpoint| endpoint.fleet(store));
+    let address = started(&site);
+    let mut watcher = Watcher::new(address, "/v1/events?view=fleet", "");
+    let reading = loop {
+        let data = watcher.next("data: ").unwrap();
+        if data.contains("\"total\"") {
+            break data;
+        }
+    };
+    let reading: serde_json::Value = serde_json::from_str(&reading).unwrap();
+    let head = &reading["head"];
+    assert_eq!(
+        (&head["total"], &head["states"]["stale"]),
+        (&20_501.into(), &1.into())
+    );
+    assert_eq!(head["not_shown"], 15_501);
+    let rows = reading["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 5_000);
+    assert!(
+        rows.iter().any(|row| row["id"] == "z-stale"),
+        "the stale one is not shown"
+    );
+    for id in ["z-stale", "w-20499"] {
+        let reply = ask(
+            address,
+            &format!("/v1/worker/details?view=fleet&worker={id}"),
+        );
+        assert_eq!(
+            (reply.status, &reply.json()["id"]),
+            (200, &id.into()),
+            "{reply:?}"
+        );
+    }
+    let missing = ask(address, "/v1/worker/details?view=fleet&worker=w-2049");
+    assert_eq!(missing.status, 404, "{missing:?}");
 }
 
 #[test]

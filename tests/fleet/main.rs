@@ -7,6 +7,7 @@ mod lost_answers;
 #[cfg(feature = "test-util")]
 mod memory;
 mod numbers;
+mod reads;
 #[cfg(all(feature = "sqlite", feature = "test-util"))]
 mod sqlite;
 #[cfg(all(feature = "sqlite", feature = "test-util"))]

@@ -8,6 +8,7 @@ mod lost_answers;
 mod numbers;
 mod protocol;
 mod proxies;
+mod reads;
 #[path = "../support/mod.rs"]
 mod support;
 mod sweepers;

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use worker_heartbeat::fleet::{Beat, Claim, Registration, Stop, StoredEnding, WorkerKey};
-use worker_heartbeat::{HeartbeatStore, Metrics, Registry, State, StopCause};
+use worker_heartbeat::{HeartbeatStore, MemoryStore, Metrics, Registry, State, StopCause};
 
 use crate::scrape::Scrape;
-use crate::support::store::{Mode, TestStore};
+use crate::support::store::{Mode, ReadCounter, TestStore};
 use crate::support::{SECOND, eventually};
 
 fn registered(store: &dyn HeartbeatStore, id: &str, group: &str, state: State) -> WorkerKey {
@@ -79,7 +79,7 @@ fn a_store_is_not_read_again_and_again() {
     for _ in 0..50 {
         assert_eq!(Scrape::of(&metrics.clone()).get("fleet_up"), 1.0);
     }
-    let readings = 1 + begun.elapsed().as_secs() as usize / 5;
+    let readings = 1 + begun.elapsed().as_secs() as usize;
     assert!(
         store.lists() <= readings,
         "{} in {:?}",
@@ -126,5 +126,45 @@ fn a_hanging_store_delays_no_scrape_for_long() {
     }
     eventually("the read ends", || {
         Scrape::of(&metrics).get("fleet_up") == 1.0
+    });
+}
+
+#[test]
+fn the_store_is_asked_for_counts_and_not_for_its_workers() {
+    let memory = MemoryStore::new();
+    for n in 0..1_100 {
+        registered(&memory, &n.to_string(), "one", State::Idle);
+    }
+    let store = ReadCounter::new(&memory);
+    let metrics = Metrics::new(&Registry::new()).fleet(store.clone());
+    let scrape = read_scrape(&metrics);
+    assert_eq!(
+        scrape.get("fleet_workers{worker_type=\"w\",state=\"idle\"}"),
+        1_100.0
+    );
+    assert_eq!(store.listed(), 0);
+}
+
+#[test]
+fn a_store_that_takes_longer_than_a_scrape_waits_delays_no_later_scrape() {
+    let store = TestStore::default();
+    let metrics = metrics(&store);
+    {
+        let _held = store.hold();
+        // It waits for a second, and so does the store.
+        assert_eq!(Scrape::of(&metrics).get("fleet_up"), 0.0);
+    }
+    // The figures are there, and have their age.
+    eventually("the read ends", || {
+        Scrape::of(&metrics).get("fleet_up") == 1.0
+    });
+    let _held = store.hold();
+    let lists = store.lists();
+    eventually("another read begins", || {
+        let begun = Instant::now();
+        Scrape::of(&metrics);
+        let waited = begun.elapsed();
+        assert!(waited < SECOND / 2, "it waits for a slow store: {waited:?}");
+        store.lists() > lists
     });
 }

@@ -290,6 +290,87 @@ fn check_reports_by_its_status_whether_all_is_well() {
     );
 }
 
+/// Many workers that are stalled, and more that are well.
+fn filled_with_many(folder: &Folder) -> String {
+    let file = folder.file("fleet.db");
+    let store = SqliteStore::open(&file).unwrap();
+    let workers: Vec<_> = (0..2_500)
+        .map(|n| Registration::new("poller", format!("worker-{n:04}")))
+        .collect();
+    let keys = store.register(&workers).unwrap();
+    let beats: Vec<Beat> = keys
+        .into_iter()
+        .enumerate()
+        .map(|(n, key)| {
+            let is_stalled = n % 5 == 4;
+            Beat::new(
+                key,
+                if is_stalled {
+                    State::Stalled
+                } else {
+                    State::Idle
+                },
+            )
+        })
+        .collect();
+    store.beat(&beats).unwrap();
+    file
+}
+
+#[test]
+fn a_check_of_many_unwell_workers_names_five_and_says_how_many_more() {
+    let folder = Folder::new("check-many");
+    let file = filled_with_many(&folder);
+    let said = ends(&["check", "--sqlite", &file], 1);
+    assert!(
+        said.starts_with("2000 active, 0 dead, 500 stalled; worker-0004: stalled"),
+        "{said}"
+    );
+    assert!(said.trim_end().ends_with("; and 495 more"), "{said}");
+    assert!(said.lines().count() == 1 && said.len() < 1_000, "{said}");
+}
+
+#[test]
+fn a_status_of_many_workers_shows_the_worst_and_all_on_request() {
+    let folder = Folder::new("status-many");
+    let file = filled_with_many(&folder);
+    let table = ends(&["status", "--sqlite", &file], 0);
+    let lines: Vec<&str> = table.lines().collect();
+    // The head, 1,000 workers, how many more, and the totals.
+    assert_eq!(lines.len(), 1_003, "{:?}", &lines[lines.len() - 3..]);
+    assert!(lines[1..=500].iter().all(|line| line.contains(" stalled ")));
+    assert!(lines[501].starts_with("worker-0000 ") && lines[501].contains(" idle "));
+    assert_eq!(
+        lines[1_001],
+        "… and 1500 more, none in a worse state; --all shows them"
+    );
+    assert_eq!(lines[1_002], "2500 workers: 2000 idle, 500 stalled");
+
+    let all = ends(&["status", "--sqlite", &file, "--all"], 0);
+    let lines: Vec<&str> = all.lines().collect();
+    assert_eq!(lines.len(), 2_502);
+    assert!(lines[2_500].starts_with("worker-2499 "), "{}", lines[2_500]);
+
+    let json = ends(&["status", "--sqlite", &file, "--json"], 0);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["summary"]["states"]["stalled"], 500);
+    assert_eq!(json["summary"]["unlisted_workers"], 0);
+    let workers = json["workers"].as_array().unwrap();
+    assert_eq!(workers.len(), 2_500);
+    assert_eq!(workers[2_499]["id"], "worker-2499");
+}
+
+#[test]
+fn a_status_of_no_workers_is_a_json_document() {
+    let folder = Folder::new("status-none");
+    let file = folder.file("fleet.db");
+    drop(SqliteStore::open(&file).unwrap());
+    let json = ends(&["status", "--sqlite", &file, "--json"], 0);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["workers"], serde_json::json!([]));
+    assert_eq!(json["summary"]["total"], 0);
+}
+
 #[test]
 fn a_file_that_is_not_there_is_not_made_by_asking() {
     let folder = Folder::new("missing");

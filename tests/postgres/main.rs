@@ -5,6 +5,7 @@ mod clock;
 mod exhausted;
 mod failover;
 mod locks;
+mod reads;
 mod replica;
 #[path = "../support/mod.rs"]
 mod support;

@@ -6,10 +6,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use worker_heartbeat::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, ProcessIdentity, Registration, Stop, Sweep,
-    WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, ProcessIdentity, Registration, Stop,
+    Sweep, WorkerFilter, WorkerKey,
 };
-use worker_heartbeat::{Error, HeartbeatStore, MemoryStore, StoredWorker, SweepReport};
+use worker_heartbeat::{Error, HeartbeatStore, MemoryStore, StoredWorker, Summary, SweepReport};
 
 /// Workers of this group are refused.
 pub const REFUSED: &str = "refused";
@@ -243,5 +243,67 @@ impl HeartbeatStore for TestStore {
 
     fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
         self.call()?.release(leases)
+    }
+}
+
+/// A store that counts which reads it is asked for, and passes everything on.
+#[derive(Clone, Debug)]
+pub struct ReadCounter {
+    pub store: MemoryStore,
+    pub lists: Arc<AtomicUsize>,
+}
+
+impl ReadCounter {
+    pub fn new(store: &MemoryStore) -> Self {
+        Self {
+            store: store.clone(),
+            lists: Arc::default(),
+        }
+    }
+
+    /// How many workers `list` has returned.
+    pub fn listed(&self) -> usize {
+        self.lists.load(Ordering::SeqCst)
+    }
+}
+
+impl HeartbeatStore for ReadCounter {
+    fn register(&self, workers: &[Registration]) -> Result<Vec<WorkerKey>, Error> {
+        self.store.register(workers)
+    }
+    fn beat(&self, beats: &[Beat]) -> Result<Vec<Answer>, Error> {
+        self.store.beat(beats)
+    }
+    fn stop(&self, stops: &[Stop]) -> Result<Vec<Answer>, Error> {
+        self.store.stop(stops)
+    }
+    fn list(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        let listed = self.store.list(filter)?;
+        self.lists.fetch_add(listed.len(), Ordering::SeqCst);
+        Ok(listed)
+    }
+    fn worst_first(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        self.store.worst_first(filter)
+    }
+    fn counts(&self) -> Result<FleetCounts, Error> {
+        self.store.counts()
+    }
+    fn summary(&self) -> Result<Summary, Error> {
+        self.store.summary()
+    }
+    fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {
+        self.store.sweep(sweep)
+    }
+    fn purge(&self, age: Duration) -> Result<usize, Error> {
+        self.store.purge(age)
+    }
+    fn claim(&self, claim: &Claim) -> Result<ClaimAnswer, Error> {
+        self.store.claim(claim)
+    }
+    fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error> {
+        self.store.renew(leases, ttl)
+    }
+    fn release(&self, leases: &[LeaseKey]) -> Result<Vec<bool>, Error> {
+        self.store.release(leases)
     }
 }

@@ -37,7 +37,7 @@ pub struct Arguments {
 pub enum Command {
     /// Sweep the store continuously: mark stale workers offline and release their leases
     Watch(WatchArgs),
-    /// Show all workers in the store
+    /// Show the workers in the store; of more than 1,000, the worst
     Status(StatusArgs),
     /// Sweep the store once
     ///
@@ -96,9 +96,13 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub store: StoreArgs,
 
-    /// Print a JSON document instead of a table
+    /// Print a JSON document with all workers instead of a table
     #[arg(long)]
     pub json: bool,
+
+    /// Show all workers, in the order of their ids
+    #[arg(long, conflicts_with = "json")]
+    pub all: bool,
 }
 
 #[derive(Args)]

@@ -1,32 +1,73 @@
 //! The commands that do one thing and exit.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
+use std::iter;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use serde_json::json;
 use worker_heartbeat::fleet::{Pages, WorkerFilter};
-use worker_heartbeat::{Beacon, BoxError, HeartbeatStore, StoredWorker, Sweeper};
+use worker_heartbeat::{Beacon, BoxError, HeartbeatStore, Sweeper};
 
 use crate::args::{CheckArgs, MigrateArgs, PurgeArgs, StatusArgs, SweepArgs};
+use crate::table::Table;
 use crate::{UNHEALTHY, table};
 
 pub type CommandResult = Result<ExitCode, BoxError>;
 
+/// Workers in a table, unless all are asked for.
+const MOST_IN_TABLE: usize = 1_000;
+/// Workers that are read at a time.
+const PAGE: usize = 1_000;
+
 pub fn status(args: &StatusArgs) -> CommandResult {
     let store = args.store.open_to_read()?;
-    let pages = Pages::new(&*store, WorkerFilter::new());
-    let workers: Vec<StoredWorker> = pages.collect::<Result<Vec<_>, _>>()?.concat();
-    let summary = store.summary()?;
-    let mut out = io::stdout().lock();
+    let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     if args.json {
-        let document = json!({"summary": summary, "workers": workers});
-        writeln!(out, "{document:#}")?;
+        write_json(&mut out, &*store)?;
+    } else if args.all {
+        let mut pages = Pages::new(&*store, WorkerFilter::new().limit(PAGE));
+        let mut table = Table::default();
+        table.write(&mut out, &pages.next().transpose()?.unwrap_or_default())?;
+        for page in pages {
+            table.write(&mut out, &page?)?;
+        }
+        writeln!(out, "{}", table::totals(&store.counts()?.states))?;
     } else {
-        table::write(&mut out, &workers)?;
-        writeln!(out, "{}", table::totals(&summary))?;
+        let mut workers = store.list(&WorkerFilter::new().limit(MOST_IN_TABLE + 1))?;
+        let states = store.counts()?.states;
+        if workers.len() > MOST_IN_TABLE {
+            workers = store.worst_first(&WorkerFilter::new().limit(MOST_IN_TABLE))?;
+        }
+        Table::default().write(&mut out, &workers)?;
+        if let Some(more @ 1..) = states.total().checked_sub(workers.len()) {
+            writeln!(
+                out,
+                "… and {more} more, none in a worse state; --all shows them"
+            )?;
+        }
+        writeln!(out, "{}", table::totals(&states))?;
     }
+    out.flush()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// One JSON document, written page by page. Each worker is on a line of its own.
+fn write_json(out: &mut impl Write, store: &dyn HeartbeatStore) -> Result<(), BoxError> {
+    let mut pages = Pages::new(store, WorkerFilter::new().limit(PAGE));
+    // An error of the store comes before the first byte.
+    let first = pages.next().transpose()?.unwrap_or_default();
+    let summary = serde_json::to_string_pretty(&store.summary()?)?;
+    write!(out, "{{\n\"summary\": {summary},\n\"workers\": [")?;
+    let mut separator = "\n";
+    for page in iter::once(Ok(first)).chain(pages) {
+        for worker in page? {
+            out.write_all(separator.as_bytes())?;
+            serde_json::to_writer(&mut *out, &worker).map_err(io::Error::from)?;
+            separator = ",\n";
+        }
+    }
+    writeln!(out, "\n]\n}}")?;
+    Ok(())
 }
 
 pub fn sweep(args: &SweepArgs) -> CommandResult {

@@ -1,9 +1,10 @@
 //! The workers as a table.
 
 use std::io::{self, Write};
+use std::mem;
 use std::time::Duration;
 
-use worker_heartbeat::{StoredWorker, Summary};
+use worker_heartbeat::{StateCounts, StoredWorker};
 
 use crate::printable::Printable;
 
@@ -19,30 +20,44 @@ const HEAD: [&str; 7] = [
 /// Longer texts are cut.
 const MAX_WIDTH: usize = 60;
 
-pub fn write(out: &mut impl Write, workers: &[StoredWorker]) -> io::Result<()> {
-    let mut rows = vec![HEAD.map(str::to_owned)];
-    rows.extend(workers.iter().map(row));
-    let mut widths = [0; HEAD.len()];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+/// A table with columns as wide as its cells.
+#[derive(Default)]
+pub struct Table {
+    widths: [usize; HEAD.len()],
+    has_head: bool,
+}
+
+impl Table {
+    /// Adds these rows, below the head if they are the first. Later rows are aligned with earlier ones
+    /// unless they need more room.
+    pub fn write(&mut self, out: &mut impl Write, workers: &[StoredWorker]) -> io::Result<()> {
+        let mut rows = Vec::with_capacity(workers.len() + 1);
+        if !mem::replace(&mut self.has_head, true) {
+            rows.push(HEAD.map(str::to_owned));
         }
+        rows.extend(workers.iter().map(row));
+        for row in &rows {
+            for (width, cell) in self.widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        for row in &rows {
+            let cells = row.iter().zip(self.widths);
+            let line: String = cells
+                .map(|(cell, width)| format!("{cell:width$}  "))
+                .collect();
+            writeln!(out, "{}", line.trim_end())?;
+        }
+        Ok(())
     }
-    for row in &rows {
-        let cells = row.iter().zip(widths);
-        let line: String = cells
-            .map(|(cell, width)| format!("{cell:width$}  "))
-            .collect();
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
 }
 
 /// The last line of the table.
-pub fn totals(summary: &Summary) -> String {
-    let plural = if summary.total == 1 { "" } else { "s" };
-    let mut text = format!("{} worker{plural}", summary.total);
-    let counts = summary.states.iter().filter(|(_, count)| *count > 0);
+pub fn totals(states: &StateCounts) -> String {
+    let total = states.total();
+    let plural = if total == 1 { "" } else { "s" };
+    let mut text = format!("{total} worker{plural}");
+    let counts = states.iter().filter(|(_, count)| *count > 0);
     for (n, (state, count)) in counts.enumerate() {
         let separator = if n == 0 { ": " } else { ", " };
         text.push_str(&format!("{separator}{count} {state}"));

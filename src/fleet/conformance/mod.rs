@@ -31,6 +31,7 @@ macro_rules! ensure_eq {
 }
 
 mod leases;
+mod reads;
 mod sweeps;
 mod workers;
 
@@ -145,6 +146,10 @@ cases! {
     "lists are in order, filtered and paged": workers::lists,
     "a list of a host contains its living workers": workers::hosts,
     "the summary counts every state": sweeps::summaries,
+    "the worst workers are listed first": reads::worst_first,
+    "the worst workers are filtered and paged": reads::pages,
+    "a list is filtered by state and text": reads::filters,
+    "workers are counted by type, group, state and cause of death": reads::counts,
     "a purge removes ended workers, by age": sweeps::purges,
     "one worker holds a run at a time, and fences grow": leases::one_holder,
     "a claim that is given up releases its run": leases::given_up,

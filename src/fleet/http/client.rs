@@ -15,12 +15,13 @@ use super::response::{Failure, Head, Scope, unanswered, unreadable};
 use super::wire::{self, One, Page, Registered, Renewed, SweepRequest};
 use crate::error::{Error, StoreErrorKind};
 use crate::fleet::defaults::processes_by_list;
-use crate::fleet::store::{advance, claim_and_release};
+use crate::fleet::pages::{advance, counts_of_pages, summary_of_counts, worst_of_pages};
+use crate::fleet::store::claim_and_release;
 use crate::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, ProcessIdentity, Registration,
-    Renewal, Stop, StoredWorker, Sweep, WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, FleetCounts, HeartbeatStore, LeaseKey, ProcessIdentity,
+    Registration, Renewal, Stop, StoredWorker, Sweep, WorkerFilter, WorkerKey,
 };
-use crate::health::SweepReport;
+use crate::health::{Summary, SweepReport};
 use crate::serial::Seconds;
 
 /// Fits a page with the worker that ended it.
@@ -224,6 +225,34 @@ impl HttpStore {
             }
         }
     }
+
+    /// A request that an older coordinator does not know: then, `None`.
+    fn newer<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        what: Q,
+    ) -> Result<Option<A>, Error> {
+        match self.one(operation, what) {
+            Ok(answer) => Ok(Some(answer)),
+            // It also answers so at a wrong path, and then to all requests.
+            Err(Error::Store {
+                kind: StoreErrorKind::Incompatible,
+                ..
+            }) => Ok(None),
+            Err(Error::Store {
+                kind,
+                message,
+                source,
+                ..
+            }) => Err(Error::Store {
+                operation: "list",
+                kind,
+                message,
+                source,
+            }),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 impl HeartbeatStore for HttpStore {
@@ -266,6 +295,10 @@ impl HeartbeatStore for HttpStore {
         loop {
             let mut page: Page = self.one("list", &filter)?;
             let advanced = advance(&mut filter, &mut page.workers);
+            if filter.has_newer_fields() {
+                // An older coordinator ignores them.
+                page.workers.retain(|worker| filter.admits(worker));
+            }
             filter.limit = filter.limit.saturating_sub(page.workers.len());
             workers.extend(page.workers);
             if !page.more || !advanced || filter.limit == 0 {
@@ -287,6 +320,42 @@ impl HeartbeatStore for HttpStore {
             }) => processes_by_list(self, host),
             answer => answer,
         }
+    }
+
+    fn worst_first(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        let mut filter = filter.clone();
+        let mut workers = Vec::<StoredWorker>::new();
+        loop {
+            let Some(page) = self.newer::<_, Page>("worst_first", &filter)? else {
+                return worst_of_pages(self, &filter);
+            };
+            let Some(last) = page.workers.last() else {
+                return Ok(workers);
+            };
+            let after = (last.health().state(), last.key.id.clone());
+            if !filter.is_after(after.0, &after.1) {
+                // It would never end.
+                return Ok(workers);
+            }
+            filter.after_state = Some(after.0);
+            filter.after = Some(after.1);
+            filter.limit = filter.limit.saturating_sub(page.workers.len());
+            workers.extend(page.workers);
+            if !page.more || filter.limit == 0 {
+                return Ok(workers);
+            }
+        }
+    }
+
+    fn counts(&self) -> Result<FleetCounts, Error> {
+        match self.newer("counts", ())? {
+            Some(counts) => Ok(counts),
+            None => counts_of_pages(self),
+        }
+    }
+
+    fn summary(&self) -> Result<Summary, Error> {
+        summary_of_counts(self.counts()?, |filter| self.worst_first(filter))
     }
 
     /// Very many [killed](Sweep::killed) and [gone](Sweep::gone) workers take several sweeps, with one

@@ -1,5 +1,6 @@
 //! Reads of workers.
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::error::{Cause, Failed};
@@ -13,7 +14,7 @@ impl Connections {
         let wanted = filter.after.clone();
         loop {
             // Nothing has a name with a character that the database lacks.
-            let names = [&filter.worker_type, &filter.group];
+            let names = [&filter.worker_type, &filter.group, &filter.search];
             if !names
                 .into_iter()
                 .flatten()
@@ -27,7 +28,12 @@ impl Connections {
             let mut page = match self.page(&filter) {
                 Ok(page) => page,
                 Err(failed) => {
-                    let texts = [&filter.worker_type, &filter.group, &filter.after];
+                    let texts = [
+                        &filter.worker_type,
+                        &filter.group,
+                        &filter.search,
+                        &filter.after,
+                    ];
                     self.learn_from(failed, texts.into_iter().flatten().map(String::as_str))?;
                     continue;
                 }
@@ -46,7 +52,7 @@ impl Connections {
     }
 
     /// Returns if the statement may be repeated, without characters that the database lacks.
-    fn learn_from<'a>(
+    pub(super) fn learn_from<'a>(
         &self,
         failed: Failed,
         texts: impl IntoIterator<Item = &'a str>,
@@ -66,7 +72,8 @@ impl Connections {
         let process = filter.process.as_ref();
         let sql = format!(
             "SELECT {} FROM @schema@.worker_heartbeats w \
-             WHERE ($1 IS NULL OR w.worker_type = $1) AND ($2 IS NULL OR w.worker_group = $2) \
+             WHERE @schema@.is_asked_for(w, $1, $2, $11) \
+             AND ($12::text[] IS NULL OR @schema@.worker_state(w) = ANY ($12)) \
              AND ($3 IS NULL OR w.ended_at IS NULL AND w.pid IS NOT NULL AND w.boot_id = $3 \
              AND w.pid_namespace = $4) \
              AND ($7 IS NULL OR w.ended_at IS NULL AND w.pid = $7 AND w.process_started = $8 \
@@ -74,8 +81,6 @@ impl Connections {
              AND ($5 IS NULL OR w.worker_id > $5) ORDER BY w.worker_id LIMIT $6",
             rows::COLUMNS
         );
-        let clean =
-            |text: &Option<String>| text.as_deref().map(|text| rows::text(text).into_owned());
         let found = self.scans.try_query(
             "list",
             true,
@@ -89,7 +94,7 @@ impl Connections {
                     Type::INT8,
                 ),
                 (&clean(&filter.after), Type::TEXT),
-                (&i64::try_from(filter.limit).unwrap_or(i64::MAX), Type::INT8),
+                (&limit(filter), Type::INT8),
                 (&process.map(|process| i64::from(process.pid)), Type::INT8),
                 (
                     &process.map(|process| rows::number(process.started)),
@@ -100,10 +105,11 @@ impl Connections {
                     &process.map(|process| rows::number(process.pid_namespace)),
                     Type::INT8,
                 ),
+                (&search(filter), Type::TEXT),
+                (&states(filter), Type::TEXT_ARRAY),
             ],
         )?;
-        let workers: Result<Vec<_>, _> = found.iter().map(rows::worker).collect();
-        Ok(workers.map_err(|error| rows::unreadable("list", &error))?)
+        Ok(workers(&found)?)
     }
 
     pub(super) fn find(&self, id: &str) -> Result<Option<StoredWorker>, Error> {
@@ -125,4 +131,26 @@ impl Connections {
         }
         Ok(None)
     }
+}
+
+pub(super) fn workers(found: &[Row]) -> Result<Vec<StoredWorker>, Error> {
+    let workers: Result<Vec<_>, _> = found.iter().map(rows::worker).collect();
+    workers.map_err(|error| rows::unreadable("list", &error))
+}
+
+pub(super) fn clean(text: &Option<String>) -> Option<String> {
+    text.as_deref().map(|text| rows::text(text).into_owned())
+}
+
+pub(super) fn search(filter: &WorkerFilter) -> Option<String> {
+    clean(&filter.search).map(|text| text.to_ascii_lowercase())
+}
+
+pub(super) fn states(filter: &WorkerFilter) -> Option<Vec<&'static str>> {
+    let names = || filter.states.iter().map(|state| state.name()).collect();
+    (!filter.states.is_empty()).then(names)
+}
+
+pub(super) fn limit(filter: &WorkerFilter) -> i64 {
+    i64::try_from(filter.limit).unwrap_or(i64::MAX)
 }

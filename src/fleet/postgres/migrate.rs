@@ -13,7 +13,7 @@ use crate::sync::log::log_line;
 ///
 /// Versions 1 to 13 are from before the first release. Every statement can be run again, so running
 /// all of these brings a schema of such a version up to date.
-const MIGRATIONS: [(i32, &str, &str); 8] = [
+const MIGRATIONS: [(i32, &str, &str); 9] = [
     (14, "tables", include_str!("sql/tables.sql")),
     (15, "numbers", include_str!("sql/numbers.sql")),
     (16, "judging", include_str!("sql/judging.sql")),
@@ -21,7 +21,8 @@ const MIGRATIONS: [(i32, &str, &str); 8] = [
     (18, "workers", include_str!("sql/workers.sql")),
     (19, "leases", include_str!("sql/leases.sql")),
     (20, "sweep", include_str!("sql/sweep.sql")),
-    (21, "views", include_str!("sql/views.sql")),
+    (21, "reads", include_str!("sql/reads.sql")),
+    (22, "views", include_str!("sql/views.sql")),
 ];
 const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].0;
 /// The oldest program, by the latest version that it knows, that may use the schema as these

@@ -13,6 +13,7 @@ mod migrate;
 mod open;
 mod options;
 mod pool;
+mod reads;
 mod register;
 mod rows;
 mod session;
@@ -31,14 +32,15 @@ use std::time::Duration;
 use tokio_postgres::Row;
 
 use super::host::ProcessIdentity;
+use super::pages::summary_of_counts;
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Renewal, Stop, StoredWorker, Sweep,
-    WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, Registration, Renewal, Stop,
+    StoredWorker, Sweep, WorkerFilter, WorkerKey,
 };
 use super::store::HeartbeatStore;
 use super::sweep_rules::purge_after;
 use crate::error::Error;
-use crate::health::SweepReport;
+use crate::health::{Summary, SweepReport};
 use batch::Suspects;
 use clock::ClockWatch;
 use connection::Connection;
@@ -232,6 +234,18 @@ impl HeartbeatStore for PostgresStore {
 
     fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
         sweep::processes(&self.connections.scans, host)
+    }
+
+    fn worst_first(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        self.connections.worst_first(filter)
+    }
+
+    fn counts(&self) -> Result<FleetCounts, Error> {
+        self.connections.counts()
+    }
+
+    fn summary(&self) -> Result<Summary, Error> {
+        summary_of_counts(self.counts()?, |filter| self.worst_first(filter))
     }
 
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {

@@ -13,7 +13,8 @@ use super::error::PgError;
 use super::hosts::Wanted;
 use crate::error::Error;
 use crate::fleet::rules::MOST_WITHDRAWN;
-use crate::fleet::shapes::{DEFAULT_THRESHOLD, PIECES};
+use crate::fleet::shapes::{DEFAULT_THRESHOLD, PIECES, severity_rank};
+use crate::health::State;
 use crate::worker::LONGEST_NAME;
 
 /// Placeholder for the name of the schema, with its quotes.
@@ -120,4 +121,18 @@ pub(super) fn expand(sql: &str, schema: &str) -> String {
             "@default_stale_after@",
             &DEFAULT_THRESHOLD.as_micros().to_string(),
         )
+        .replace("@worst_first@", &worst_first().join(", "))
+        .replace("@severity@", &severity())
+}
+
+/// The names of the states, quoted, the worst first.
+fn worst_first() -> [String; State::ALL.len()] {
+    State::WORST_FIRST.map(|state| format!("'{state}'"))
+}
+
+/// The branches of the SQL function that gives the severity of a state.
+fn severity() -> String {
+    let states = State::WORST_FIRST.into_iter();
+    let branches = states.map(|state| format!("WHEN '{state}' THEN {}", severity_rank(state)));
+    branches.collect::<Vec<_>>().join(" ")
 }

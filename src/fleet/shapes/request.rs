@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::{StoredEnding, WorkerKey};
-use crate::fleet::host::ProcessIdentity;
 #[cfg(feature = "serde")]
 use crate::serial;
 
@@ -120,100 +119,6 @@ impl Stop {
     pub const fn ago(mut self, ago: Duration) -> Self {
         self.ago = ago;
         self
-    }
-}
-
-/// Which workers to list.
-///
-/// ```
-/// use worker_heartbeat::fleet::WorkerFilter;
-///
-/// let filter = WorkerFilter::new().worker_type("indexer").limit(100);
-/// assert!(filter.group.is_none());
-/// ```
-#[derive(Clone, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub struct WorkerFilter {
-    /// Only workers of this type.
-    pub worker_type: Option<String>,
-    /// Only workers of this group.
-    pub group: Option<String>,
-    /// Only workers that have not ended, in processes on the host with this boot id and pid
-    /// namespace.
-    pub host: Option<ProcessIdentity>,
-    /// Only workers of this process that have not ended.
-    #[cfg_attr(
-        feature = "serde",
-        serde(default, skip_serializing_if = "Option::is_none")
-    )]
-    pub process: Option<ProcessIdentity>,
-    /// Only workers with a greater id, in the order of bytes.
-    pub after: Option<String>,
-    /// The greatest number of workers; 10,000 by default.
-    pub limit: usize,
-}
-
-impl WorkerFilter {
-    /// All workers.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            worker_type: None,
-            group: None,
-            host: None,
-            process: None,
-            after: None,
-            limit: 10_000,
-        }
-    }
-
-    /// Only workers of this type.
-    #[must_use]
-    pub fn worker_type(mut self, worker_type: impl Into<String>) -> Self {
-        self.worker_type = Some(worker_type.into());
-        self
-    }
-
-    /// Only workers of this group.
-    #[must_use]
-    pub fn group(mut self, group: impl Into<String>) -> Self {
-        self.group = Some(group.into());
-        self
-    }
-
-    /// Only workers that have not ended, in processes on this host.
-    #[must_use]
-    pub fn host(mut self, host: ProcessIdentity) -> Self {
-        self.host = Some(host);
-        self
-    }
-
-    /// Only workers of this process that have not ended.
-    #[must_use]
-    pub fn process(mut self, process: ProcessIdentity) -> Self {
-        self.process = Some(process);
-        self
-    }
-
-    /// Only workers with a greater id.
-    #[must_use]
-    pub fn after(mut self, id: impl Into<String>) -> Self {
-        self.after = Some(id.into());
-        self
-    }
-
-    /// The greatest number of workers.
-    #[must_use]
-    pub const fn limit(mut self, limit: usize) -> Self {
-        self.limit = limit;
-        self
-    }
-}
-
-impl Default for WorkerFilter {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -1,14 +1,13 @@
 //! A worker as a store knows it, and the verdict on it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::{Sweep, WorkerInfo, WorkerKey, WorkerStatus};
 use crate::clock::Moment;
 use crate::health::{
-    Activity, Death, DeathCause, Ending, Health, Reading, StallCause, Stalled, State, StateCounts,
-    StopCause, Summary, Thresholds, UnwellWorker, judge,
+    Activity, Death, DeathCause, Ending, Health, Reading, StallCause, Stalled, State, StopCause,
+    Thresholds, judge,
 };
 #[cfg(feature = "serde")]
 use crate::serial;
@@ -295,44 +294,42 @@ impl StoredWorker {
     }
 }
 
-/// The summary of these workers, as [`Registry::summary`](crate::Registry::summary) gives it for a
-/// process.
-pub(crate) fn summarize<'a>(workers: impl IntoIterator<Item = &'a StoredWorker>) -> Summary {
-    let mut summary = Summary::default();
-    let mut types = BTreeMap::<&str, StateCounts>::new();
-    let mut groups = BTreeMap::<&str, StateCounts>::new();
-    for worker in workers {
-        let health = worker.health();
-        let state = health.state();
-        summary.states.add(state);
-        types
-            .entry(&worker.info.worker_type)
-            .or_default()
-            .add(state);
-        groups.entry(&worker.info.group).or_default().add(state);
-        let list = match state {
-            State::Stalled => &mut summary.stalled_workers,
-            state if state.is_offline() => &mut summary.dead_workers,
-            _ => continue,
-        };
-        list.push(UnwellWorker {
-            id: worker.key.id.clone(),
-            worker_type: worker.info.worker_type.clone(),
-            group: worker.info.group.clone(),
-            health,
-        });
-    }
-    summary.total = summary.states.total();
-    summary.total_active = summary.states.active();
-    summary.total_dead = summary.states.dead();
-    summary.stats_by_type = named(types);
-    summary.groups = named(groups);
-    summary
+/// What the state of a stored worker follows from. To judge a row, a store need not read the rest.
+#[derive(Clone, Debug)]
+pub(crate) struct JudgedFacts {
+    pub reported: State,
+    pub registered_age: Duration,
+    pub heartbeat_age: Option<Duration>,
+    pub thresholds: Option<Thresholds>,
+    /// Whether it ended, and if so, in good order.
+    pub stopped: Option<bool>,
 }
 
-fn named<T: From<StateCounts>>(counts: BTreeMap<&str, StateCounts>) -> BTreeMap<String, T> {
-    let named = |(name, counts): (&str, StateCounts)| (name.to_owned(), counts.into());
-    counts.into_iter().map(named).collect()
+impl JudgedFacts {
+    /// As [`StoredWorker::health`] judges; allocates nothing.
+    pub(crate) fn state(self) -> State {
+        match self.stopped {
+            Some(true) => return State::Stopped,
+            Some(false) => return State::Dead,
+            None => {}
+        }
+        let info = WorkerInfo {
+            worker_type: String::new(),
+            group: String::new(),
+            interval: Duration::ZERO,
+            thresholds: self.thresholds,
+            metadata: Vec::new(),
+            restarts: 0,
+            process: None,
+        };
+        let worker = StoredWorker {
+            status: WorkerStatus::new(self.reported),
+            registered_age: self.registered_age,
+            heartbeat_age: self.heartbeat_age,
+            ..StoredWorker::new(WorkerKey::new(String::new(), 0), info)
+        };
+        worker.health().state()
+    }
 }
 
 #[cfg(test)]

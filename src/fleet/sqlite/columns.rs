@@ -1,9 +1,10 @@
 //! Reads rows, whatever another program may have written into them.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use rusqlite::Row as SqlRow;
 use rusqlite::types::ValueRef;
+use rusqlite::{Row as SqlRow, RowIndex};
 
 use crate::clock::Moment;
 use crate::fleet::host::ProcessIdentity;
@@ -15,10 +16,10 @@ use crate::health::{DeathCause, State, Thresholds};
 
 /// Other programs may write to the file. A column of another type is read as far as it makes sense, so
 /// that no row keeps others from being read.
-struct Columns<'a>(&'a SqlRow<'a>);
+pub(super) struct Columns<'a>(pub(super) &'a SqlRow<'a>);
 
-impl Columns<'_> {
-    fn some_integer(&self, column: &str) -> rusqlite::Result<Option<i64>> {
+impl<'a> Columns<'a> {
+    pub(super) fn some_integer(&self, column: impl RowIndex) -> rusqlite::Result<Option<i64>> {
         Ok(match self.0.get_ref(column)? {
             ValueRef::Null | ValueRef::Blob(_) => None,
             ValueRef::Integer(number) => Some(number),
@@ -28,7 +29,7 @@ impl Columns<'_> {
         })
     }
 
-    fn integer(&self, column: &str) -> rusqlite::Result<i64> {
+    pub(super) fn integer(&self, column: impl RowIndex) -> rusqlite::Result<i64> {
         Ok(self.some_integer(column)?.unwrap_or(0))
     }
 
@@ -45,15 +46,20 @@ impl Columns<'_> {
         Ok(self.integer(column)? != 0)
     }
 
-    fn some_text(&self, column: &str) -> rusqlite::Result<Option<String>> {
+    /// Empty if there is none.
+    pub(super) fn shown(&self, column: impl RowIndex) -> rusqlite::Result<Cow<'a, str>> {
         Ok(match self.0.get_ref(column)? {
-            ValueRef::Null => None,
-            ValueRef::Integer(number) => Some(number.to_string()),
-            ValueRef::Real(number) => Some(number.to_string()),
-            ValueRef::Text(text) | ValueRef::Blob(text) => {
-                Some(String::from_utf8_lossy(text).into_owned())
-            }
+            ValueRef::Null => Cow::Borrowed(""),
+            ValueRef::Integer(number) => Cow::Owned(number.to_string()),
+            ValueRef::Real(number) => Cow::Owned(number.to_string()),
+            ValueRef::Text(text) | ValueRef::Blob(text) => String::from_utf8_lossy(text),
         })
+    }
+
+    fn some_text(&self, column: &str) -> rusqlite::Result<Option<String>> {
+        let is_null = matches!(self.0.get_ref(column)?, ValueRef::Null);
+        let text = self.shown(column)?;
+        Ok((!is_null).then(|| text.into_owned()))
     }
 
     fn text(&self, column: &str) -> rusqlite::Result<String> {
@@ -176,7 +182,7 @@ pub(super) fn moment(time: i64) -> Moment {
     Moment::from_nanos(unsigned(time))
 }
 
-fn span(length: i64) -> Duration {
+pub(super) fn span(length: i64) -> Duration {
     Duration::from_nanos(unsigned(length))
 }
 

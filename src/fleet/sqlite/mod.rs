@@ -3,6 +3,7 @@
 mod columns;
 mod file;
 mod reader;
+mod reads;
 mod sweeps;
 mod tables;
 mod time;
@@ -17,16 +18,17 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::host::ProcessIdentity;
+use super::pages::summary_of_counts;
 use super::rules::{self, Tables};
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Retention, Stop, StoredWorker, Sweep,
-    WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, Registration, Retention, Stop,
+    StoredWorker, Sweep, WorkerFilter, WorkerKey,
 };
 use super::store::HeartbeatStore;
 use super::sweep_rules;
 use crate::clock::Moment;
 use crate::error::{Error, StoreErrorKind};
-use crate::health::SweepReport;
+use crate::health::{Summary, SweepReport};
 use crate::sync::describe::chain;
 use file::{FileId, OpenFile};
 use tables::InTransaction;
@@ -463,6 +465,21 @@ impl HeartbeatStore for SqliteStore {
 
     fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
         self.transact("list", false, |tables, _| tables.processes(host))
+    }
+
+    fn worst_first(&self, filter: &WorkerFilter) -> Result<Vec<StoredWorker>, Error> {
+        self.transact("list", false, |tables, now| tables.worst_first(filter, now))
+    }
+
+    fn counts(&self) -> Result<FleetCounts, Error> {
+        self.transact("count", false, |tables, now| tables.counts(now))
+    }
+
+    fn summary(&self) -> Result<Summary, Error> {
+        self.transact("count", false, |tables, now| {
+            let counts = tables.counts(now)?;
+            summary_of_counts(counts, |filter| tables.worst_first(filter, now))
+        })
     }
 
     fn sweep(&self, sweep: &Sweep) -> Result<SweepReport, Error> {

@@ -1,6 +1,5 @@
 //! Workers and leases as rows of a SQLite file, within one transaction.
 
-use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use super::columns::{lease, unsigned, worker};
 use crate::clock::{Moment, nanos};
 use crate::error::{Error, StoreErrorKind};
 use crate::fleet::rules::{LeaseEntry, SweepMark, Tables, WorkerEntry};
-use crate::fleet::shapes::{Retention, StoredDeath, StoredWorker, WorkerFilter};
+use crate::fleet::shapes::{Retention, StoredDeath};
 
 /// The columns that this version writes. A newer version may have added some, which are kept.
 const WORKER_COLUMNS: &[&str] = &[
@@ -163,7 +162,11 @@ impl<'a> InTransaction<'a> {
         self.wrap_error(read())
     }
 
-    fn leases(&self, condition: &str, given: Vec<Value>) -> Result<Vec<LeaseEntry>, Error> {
+    pub(super) fn leases(
+        &self,
+        condition: &str,
+        given: Vec<Value>,
+    ) -> Result<Vec<LeaseEntry>, Error> {
         let read = || {
             self.connection
                 .prepare_cached(&format!("SELECT * FROM leases WHERE {condition}"))?
@@ -192,55 +195,6 @@ impl<'a> InTransaction<'a> {
     pub(super) fn execute(&self, sql: &str, given: impl rusqlite::Params) -> Result<usize, Error> {
         let write = || self.connection.prepare_cached(sql)?.execute(given);
         self.wrap_error(write())
-    }
-
-    pub(super) fn list(
-        &mut self,
-        filter: &WorkerFilter,
-        now: Moment,
-    ) -> Result<Vec<StoredWorker>, Error> {
-        let mut conditions = vec!["worker_id > ?".to_owned()];
-        let mut given = vec![Value::from(filter.after.clone().unwrap_or_default())];
-        let mut equal = |column: &str, value: Option<Value>| {
-            if let Some(value) = value {
-                conditions.push(format!("{column} = ?"));
-                given.push(value);
-            }
-        };
-        equal("worker_type", filter.worker_type.clone().map(Value::from));
-        equal("worker_group", filter.group.clone().map(Value::from));
-        if let Some(host) = &filter.host {
-            equal("boot_id", Some(host.boot_id.clone().into()));
-            equal("pid_namespace", Some(signed(host.pid_namespace).into()));
-            conditions.push("ended_at IS NULL".to_owned());
-        }
-        if let Some(process) = &filter.process {
-            conditions.push(
-                "ended_at IS NULL AND pid = ? AND process_started = ? AND boot_id = ? \
-                 AND pid_namespace = ?"
-                    .to_owned(),
-            );
-            given.extend([
-                i64::from(process.pid).into(),
-                signed(process.started).into(),
-                process.boot_id.clone().into(),
-                signed(process.pid_namespace).into(),
-            ]);
-        }
-        given.push(signed(filter.limit as u64).into());
-        let condition = format!("{} ORDER BY worker_id LIMIT ?", conditions.join(" AND "));
-        let rows = self.workers(&condition, given)?;
-        let mut leases = BTreeMap::<String, Vec<LeaseEntry>>::new();
-        for lease in self.leases("expires_at > ?", vec![time(now).into()])? {
-            leases
-                .entry(lease.key.worker.id.clone())
-                .or_default()
-                .push(lease);
-        }
-        Ok(rows
-            .into_iter()
-            .map(|row| row.stored(now, leases.get(&row.key.id).map_or(&[], |own| own)))
-            .collect())
     }
 }
 

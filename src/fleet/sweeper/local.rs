@@ -2,8 +2,9 @@
 
 use crate::error::Error;
 use crate::fleet::host::{Fate, ProcessIdentity};
+use crate::fleet::pages::Pages;
 use crate::fleet::shapes::{WorkerFilter, WorkerKey};
-use crate::fleet::store::{HeartbeatStore, Pages};
+use crate::fleet::store::HeartbeatStore;
 
 #[derive(Default)]
 pub(super) struct EndedWorkers {

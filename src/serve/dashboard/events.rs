@@ -86,12 +86,20 @@ fn unix_millis(at: SystemTime) -> u64 {
 
 /// The workers of the previous reading of a store, to find out what has changed.
 #[derive(Debug, Default)]
-pub(super) struct PreviousReading(BTreeMap<String, (State, u32)>);
+pub(super) struct PreviousReading {
+    workers: BTreeMap<String, (State, u32)>,
+    /// No worker was left out, so another one is new.
+    is_complete: bool,
+}
 
 impl PreviousReading {
-    pub(super) fn new(rows: &[WorkerRow]) -> Self {
+    pub(super) fn new(rows: &[WorkerRow], is_complete: bool) -> Self {
         let entry = |row: &WorkerRow| (row.id.clone(), (row.state, row.incarnation));
-        Self(rows.iter().map(entry).collect())
+        let workers = rows.iter().map(entry).collect();
+        Self {
+            workers,
+            is_complete,
+        }
     }
 
     /// What happened between the previous reading and this one. `is_complete`: no worker was left
@@ -106,7 +114,10 @@ impl PreviousReading {
         }
         if is_complete {
             let present: HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
-            let removed = self.0.keys().filter(|id| !present.contains(id.as_str()));
+            let removed = self
+                .workers
+                .keys()
+                .filter(|id| !present.contains(id.as_str()));
             let event = |id: &String| {
                 DashboardEvent::from_store(id, None, "info", "removed from the store")
             };
@@ -119,7 +130,12 @@ impl PreviousReading {
         let state = row.state;
         let reason = row.reason.as_deref().map(|reason| format!(": {reason}"));
         let reason = reason.unwrap_or_default();
-        let Some((was, incarnation)) = self.0.get(&row.id) else {
+        let Some((was, incarnation)) = self.workers.get(&row.id) else {
+            if !self.is_complete {
+                // It may have been left out so far.
+                let offline = || ("error", format!("went offline: {state}{reason}"));
+                return state.is_offline().then(offline);
+            }
             return Some(if state.is_offline() {
                 ("error", format!("new, and {state}{reason}"))
             } else {
@@ -165,7 +181,7 @@ mod tests {
     }
 
     fn texts(before: &[WorkerRow], after: &[WorkerRow], is_complete: bool) -> Vec<String> {
-        let events = PreviousReading::new(before).changes(after, is_complete);
+        let events = PreviousReading::new(before, is_complete).changes(after, is_complete);
         let text =
             |event: DashboardEvent| format!("{}: {}", event.fields["worker"], event.fields["text"]);
         let texts = events.into_iter().map(text);
@@ -197,5 +213,11 @@ mod tests {
         let removed = texts(&[row("a", Idle, 1)], &[], true);
         assert_eq!(removed, ["a: removed from the store"]);
         assert!(texts(&[row("a", Idle, 1)], &[], false).is_empty());
+        // Of too many workers, the worst are listed: one that comes in need not be new.
+        assert!(texts(&[], &[row("a", Idle, 1)], false).is_empty());
+        assert_eq!(
+            texts(&[], &[row("a", Dead, 1)], false),
+            ["a: went offline: dead"]
+        );
     }
 }

@@ -8,7 +8,6 @@ use serde_json::json;
 
 use super::events::DashboardEvent;
 use crate::health::{Death, State};
-use crate::serve::process_health::severity_rank;
 
 /// A strip has this many marks of [`BUCKET_SECONDS`] each: ten minutes.
 pub(super) const BUCKETS: usize = 120;
@@ -23,7 +22,7 @@ const BLANK: u8 = b'.';
 
 /// The mark of a state: `a` is the worst.
 fn letter(state: State) -> u8 {
-    u8::try_from(severity_rank(state)).map_or(BLANK, |rank| b'a' + rank)
+    u8::try_from(state.severity_rank()).map_or(BLANK, |rank| b'a' + rank)
 }
 
 /// The states of one worker over the last ten minutes. Each mark is the worst state of its five

@@ -14,7 +14,6 @@ use super::events::DashboardEvent;
 use super::history::{BUCKET_SECONDS, BUCKETS, EventLog, Strip};
 use super::rows::{Listing, WorkerRow};
 use crate::health::{Death, State};
-use crate::serve::process_health::WORST_FIRST;
 
 /// Messages that can wait for a subscriber. A slower one receives the whole view again.
 const MAX_WAITING: usize = 32;
@@ -223,7 +222,7 @@ impl Contents {
         let whole = encode(&json!({
             "full": true,
             "read": self.round > 0,
-            "worst_first": WORST_FIRST.map(State::name),
+            "worst_first": State::WORST_FIRST.map(State::name),
             "buckets": BUCKETS,
             "bucket_seconds": BUCKET_SECONDS,
             "now": self.now,

@@ -32,6 +32,8 @@ use crate::shutdown::Shutdown;
 
 /// Concurrent streams of server-sent events.
 const MAX_STREAMS: usize = 64;
+/// Concurrent look-ups of single workers in a store.
+const MAX_LOOKUPS: usize = 4;
 /// Events of the registry that can wait for the next refresh; also the most that one refresh sends.
 const MAX_QUEUED_EVENTS: usize = 4_096;
 
@@ -66,6 +68,8 @@ struct FleetView {
     readings: Mutex<FleetReadings>,
     /// Limits the readings of the store to one at a time.
     reading: Arc<Semaphore>,
+    /// Limits the look-ups of single workers.
+    lookups: Arc<Semaphore>,
 }
 
 impl Dashboard {
@@ -78,6 +82,7 @@ impl Dashboard {
                 live: Arc::new(LiveView::new(format!("f{epoch}"))),
                 readings: Mutex::default(),
                 reading: Arc::new(Semaphore::new(1)),
+                lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             })
         });
         Arc::new(Self {

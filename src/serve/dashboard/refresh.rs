@@ -13,6 +13,7 @@ use super::events::{DashboardEvent, PreviousReading};
 use super::rows::{self, Listing};
 use super::{Dashboard, FleetView, Subject};
 use crate::fleet::StoredWorker;
+use crate::net::response::RequestError;
 use crate::shutdown::Shutdown;
 use crate::sync::describe::chain;
 
@@ -29,10 +30,10 @@ const EVENT_DELAY: Duration = Duration::from_millis(200);
 /// How often a store is read, and only while a page is open or was a minute ago: every process may
 /// have a dashboard, and all of them read the same store.
 const FLEET_PERIOD: Duration = Duration::from_secs(2);
+/// If a reading takes long, the period grows, so that readings take at most one part in this many.
+const FLEET_PERIOD_PER_WORK: u32 = 5;
 const FLEET_LINGER: Duration = Duration::from_secs(60);
 const FLEET_TIMEOUT: Duration = Duration::from_secs(5);
-/// The period that the page expects, with time for a slow reading.
-const FLEET_EXPECTED_PERIOD: Duration = Duration::from_secs(4);
 /// After a longer gap between two readings of a store, the differences are not shown as events.
 const MAX_GAP: Duration = Duration::from_secs(120);
 
@@ -132,8 +133,15 @@ pub(super) struct FleetReadings {
     requested: Option<Instant>,
     begun: Option<Instant>,
     succeeded: Option<Instant>,
+    /// How long the last reading took.
+    took: Duration,
     previous: PreviousReading,
-    pub workers: Arc<Vec<StoredWorker>>,
+}
+
+impl FleetReadings {
+    fn period(&self) -> Duration {
+        (self.took * FLEET_PERIOD_PER_WORK).clamp(FLEET_PERIOD, MAX_PERIOD)
+    }
 }
 
 fn refresh_fleet_if_due(dashboard: &Arc<Dashboard>, fleet: &Arc<FleetView>) {
@@ -144,7 +152,9 @@ fn refresh_fleet_if_due(dashboard: &Arc<Dashboard>, fleet: &Arc<FleetView>) {
         }
         let requested = readings.requested;
         let is_requested = requested.is_some_and(|at| at.elapsed() < FLEET_LINGER);
-        let is_due = readings.begun.is_none_or(|at| at.elapsed() >= FLEET_PERIOD);
+        let is_due = readings
+            .begun
+            .is_none_or(|at| at.elapsed() >= readings.period());
         if !is_requested || !is_due {
             return;
         }
@@ -171,9 +181,9 @@ async fn refresh_fleet(
         let read = rows::read_store(&*read_fleet.store, shows_reasons);
         // No other reading begins before this one has ended, however long it takes.
         drop(permit);
-        let (listing, workers) = read.map_err(|error| chain(&error))?;
+        let listing = read.map_err(|error| chain(&error))?;
         if let Some(dashboard) = reader.upgrade() {
-            read_fleet.reading_succeeded(&dashboard, listing, workers);
+            read_fleet.reading_succeeded(&dashboard, listing);
         }
         Ok::<_, String>(())
     });
@@ -189,30 +199,47 @@ async fn refresh_fleet(
 }
 
 impl FleetView {
-    fn reading_succeeded(
-        &self,
-        dashboard: &Dashboard,
-        mut listing: Listing,
-        workers: Vec<StoredWorker>,
-    ) {
+    fn reading_succeeded(&self, dashboard: &Dashboard, mut listing: Listing) {
         let mut readings = self.readings.lock();
         let gap = readings.succeeded.map(|at| at.elapsed());
+        let is_complete = listing.head["not_shown"] == json!(0);
         let events = if gap.is_some_and(|gap| gap < MAX_GAP) {
-            let is_complete = listing.head["not_shown"] == json!(0);
             readings.previous.changes(&listing.rows, is_complete)
         } else {
             Vec::new()
         };
-        readings.previous = PreviousReading::new(&listing.rows);
+        readings.previous = PreviousReading::new(&listing.rows, is_complete);
         readings.succeeded = Some(Instant::now());
-        readings.workers = Arc::new(workers);
+        readings.took = readings.begun.map_or(Duration::ZERO, |at| at.elapsed());
+        let period = readings.period();
         drop(readings);
         let now = dashboard.now();
         listing.head["store"] = json!({"read": now.as_secs_f64()});
-        listing.head["period"] = FLEET_EXPECTED_PERIOD.as_secs_f64().into();
-        let continuous = gap.is_some_and(|gap| gap < FLEET_PERIOD * 5);
+        // With time for a slow reading.
+        listing.head["period"] = (period * 2).as_secs_f64().into();
+        let continuous = gap.is_some_and(|gap| gap < period * 5);
         self.live.add_events(events);
         self.live.update(listing, now, continuous);
+    }
+
+    /// The worker as the store knows it now.
+    pub(super) async fn look_up(&self, id: &str) -> Result<Option<StoredWorker>, RequestError> {
+        let slow = || RequestError::busy("the store does not answer; retry later");
+        let (store, id) = (Arc::clone(&self.store), id.to_owned());
+        let lookups = Arc::clone(&self.lookups);
+        let permit = timeout(FLEET_TIMEOUT, lookups.acquire_owned()).await;
+        // The semaphore is never closed.
+        let permit = permit.map_err(|_| slow())?.map_err(|_| slow())?;
+        let look_up = spawn_blocking(move || {
+            let found = store.find(&id);
+            drop(permit);
+            found
+        });
+        match timeout(FLEET_TIMEOUT, look_up).await {
+            Ok(Ok(Ok(found))) => Ok(found),
+            Ok(_) => Err(RequestError::busy("the store fails; retry later")),
+            Err(_) => Err(slow()),
+        }
     }
 
     fn reading_failed(&self, dashboard: &Dashboard, error: &str) {

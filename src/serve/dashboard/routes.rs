@@ -136,8 +136,7 @@ async fn details(
     let id = worker_id(&query)?;
     let details = match fleet {
         Some(fleet) => {
-            let workers = Arc::clone(&fleet.readings.lock().workers);
-            let worker = workers.iter().find(|worker| worker.key.id == id);
+            let worker = fleet.look_up(id).await?;
             worker.and_then(|worker| serde_json::to_value(worker).ok())
         }
         None => dashboard.snapshot(id).await,

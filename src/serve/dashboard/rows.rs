@@ -6,16 +6,13 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::fleet::{HeartbeatStore, Pages, StoredWorker, WorkerFilter, summarize};
+use crate::fleet::{FleetCounts, HeartbeatStore, StoredWorker, WorkerFilter};
 use crate::health::{Health, State, StateCounts, Summary};
 use crate::registry::{Registry, Snapshot};
-use crate::serve::process_health::{severity_rank, worst_state};
+use crate::serve::process_health::worst_state;
 
 /// The most rows; of more workers, those in the worst states are shown.
 const MAX_ROWS: usize = 5_000;
-/// The most workers of a store that are read to find those.
-const MAX_READ: usize = 20_000;
-const READ_PAGE: usize = 5_000;
 /// The most tiles of types, and of groups.
 const MAX_TILES: usize = 200;
 /// The longest text in a row, in characters. The details contain the whole text.
@@ -63,7 +60,7 @@ pub(super) fn read_registry(registry: &Registry, shows_reasons: bool, draining: 
     let now = registry.observed_now();
     let mut workers = registry.worker_refs();
     if workers.len() > MAX_ROWS {
-        workers.sort_by_cached_key(|worker| severity_rank(worker.health(&now).state()));
+        workers.sort_by_cached_key(|worker| worker.health(&now).state().severity_rank());
         workers.truncate(MAX_ROWS);
     }
     let snapshots = workers
@@ -84,35 +81,25 @@ pub(super) fn read_registry(registry: &Registry, shows_reasons: bool, draining: 
     Listing { head, rows }
 }
 
-/// The workers of a store, as rows and as they are stored.
+/// The worst workers of a store, and the counts of all.
 pub(super) fn read_store(
     store: &dyn HeartbeatStore,
     shows_reasons: bool,
-) -> Result<(Listing, Vec<StoredWorker>), Error> {
-    let mut workers = Vec::new();
-    let mut pages = Pages::new(store, WorkerFilter::new().limit(READ_PAGE));
-    let mut all = false;
-    while !all && workers.len() < MAX_READ {
-        match pages.next() {
-            Some(page) => workers.extend(page?),
-            None => all = true,
-        }
-    }
-    let summary = if all {
-        summarize(&workers)
+) -> Result<Listing, Error> {
+    let workers = store.worst_first(&WorkerFilter::new().limit(MAX_ROWS))?;
+    let counts = if workers.len() < MAX_ROWS {
+        let mut counts = FleetCounts::new();
+        workers.iter().for_each(|worker| counts.add(worker));
+        counts
     } else {
-        store.summary()?
+        store.counts()?
     };
-    if workers.len() > MAX_ROWS {
-        workers.sort_by_cached_key(|worker| severity_rank(worker.health().state()));
-        workers.truncate(MAX_ROWS);
-    }
     let rows: Vec<WorkerRow> = workers
         .iter()
         .map(|worker| WorkerRow::from_stored(worker, shows_reasons))
         .collect();
-    let head = head(&summary, rows.len());
-    Ok((Listing { head, rows }, workers))
+    let head = head(&counts.summary(Vec::new()), rows.len());
+    Ok(Listing { head, rows })
 }
 
 fn head(summary: &Summary, rows: usize) -> Value {
@@ -123,9 +110,9 @@ fn head(summary: &Summary, rows: usize) -> Value {
         "healthy": summary.is_healthy(),
         "states": counts(&summary.states),
         "types": tiles(types.map(|(name, stats)| (name, None, &stats.states))),
-        "types_total": summary.stats_by_type.len(),
+        "types_total": summary.stats_by_type.len() + summary.unlisted_types,
         "groups": tiles(groups.map(|(name, stats)| (name, Some(json!(stats.state)), &stats.states))),
-        "groups_total": summary.groups.len(),
+        "groups_total": summary.groups.len() + summary.unlisted_groups,
         "not_shown": summary.total.saturating_sub(rows),
     })
 }
@@ -136,7 +123,9 @@ fn tiles<'a>(
 ) -> Vec<Value> {
     let mut all: Vec<_> = all.collect();
     if all.len() > MAX_TILES {
-        all.sort_by_key(|(_, _, states)| worst_state(states).map_or(usize::MAX, severity_rank));
+        all.sort_by_key(|(_, _, states)| {
+            worst_state(states).map_or(usize::MAX, State::severity_rank)
+        });
         all.truncate(MAX_TILES);
     }
     let tile = |(name, state, states): (&String, Option<Value>, &StateCounts)| {

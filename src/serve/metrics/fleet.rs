@@ -10,17 +10,19 @@ use parking_lot::{Condvar, Mutex};
 use super::encoder::{Encoder, label};
 use super::registry::{cause_sample, state_sample};
 use crate::error::Error;
-use crate::fleet::{HeartbeatStore, Pages, StoredWorker, WorkerFilter};
-use crate::health::{GroupState, Health, StateCounts};
+use crate::fleet::{FleetCounts, HeartbeatStore};
+use crate::health::{DeathCause, GroupState, StateCounts};
 use crate::registry::core::counts::{MOST_TYPES, OTHERS};
 use crate::sync::background;
 use crate::sync::catch::catch;
 
-/// The shortest time between the beginnings of two readings.
-const READ_INTERVAL: Duration = Duration::from_secs(5);
+/// The shortest time between the beginnings of two readings, so that no scrape exports older figures.
+const READ_INTERVAL: Duration = Duration::from_secs(1);
+/// If a reading takes long, the interval grows, so that readings take at most half of the time.
+const INTERVAL_PER_WORK: u32 = 2;
 /// A store that takes longer counts as down.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a scrape waits for a reading.
+/// How long a scrape waits for a reading. It does not wait if the last reading took longer.
 const SCRAPE_WAIT: Duration = Duration::from_secs(1);
 /// An older reading is not exported.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -41,26 +43,12 @@ struct ReadProgress {
     is_reading: bool,
     /// When the last reading began.
     begun: Option<Instant>,
+    /// How long the last finished one took.
+    took: Duration,
     /// The last finished reading succeeded.
     succeeded: bool,
     failures: u64,
-    latest: Option<(Instant, Arc<FleetFigures>)>,
-}
-
-/// One reading of a store.
-#[derive(Debug, Default)]
-struct FleetFigures {
-    types: BTreeMap<String, FleetType>,
-    groups: BTreeMap<String, StateCounts>,
-    leased_workers: usize,
-}
-
-/// The stored workers of one type.
-#[derive(Debug, Default)]
-struct FleetType {
-    states: StateCounts,
-    /// The dead by cause.
-    dead: BTreeMap<&'static str, usize>,
+    latest: Option<(Instant, Arc<FleetCounts>)>,
 }
 
 impl FleetMetrics {
@@ -97,16 +85,22 @@ impl FleetMetrics {
         if age > MAX_AGE {
             return Ok(());
         }
-        figures.encode(encoder)
+        encode(&figures, encoder)
     }
 
     /// Starts a reading if it is due, and waits a while for it.
     fn read_if_due(self: &Arc<Self>) -> ReadProgress {
         let mut progress = self.progress.lock();
-        if !progress.is_reading && progress.age().is_none_or(|age| age >= READ_INTERVAL) {
+        let interval = READ_INTERVAL.max(progress.took * INTERVAL_PER_WORK);
+        if !progress.is_reading && progress.age().is_none_or(|age| age >= interval) {
             self.start_reading(&mut progress);
         }
-        if let Some(deadline) = progress.begun.and_then(|at| at.checked_add(SCRAPE_WAIT)) {
+        let wait = if progress.took < SCRAPE_WAIT {
+            SCRAPE_WAIT
+        } else {
+            Duration::ZERO
+        };
+        if let Some(deadline) = progress.begun.and_then(|at| at.checked_add(wait)) {
             let is_reading = |progress: &mut ReadProgress| progress.is_reading;
             self.finished
                 .wait_while_until(&mut progress, is_reading, deadline);
@@ -127,10 +121,11 @@ impl FleetMetrics {
 
     fn read(&self) {
         let begun = Instant::now();
-        let read = catch(|| FleetFigures::read(&*self.store))
+        let read = catch(|| self.store.counts())
             .unwrap_or_else(|_| Err(Error::store("be read", "it panicked")));
         let mut progress = self.progress.lock();
         progress.is_reading = false;
+        progress.took = begun.elapsed();
         progress.succeeded = read.is_ok();
         match read {
             // Its age counts from its beginning: it may have taken long.
@@ -149,65 +144,81 @@ impl ReadProgress {
     }
 }
 
-impl FleetFigures {
-    /// Reads page by page, so that not all workers are in memory at once.
-    fn read(store: &dyn HeartbeatStore) -> Result<Self, Error> {
-        let mut figures = Self::default();
-        for page in Pages::new(store, WorkerFilter::new()) {
-            page?.iter().for_each(|worker| figures.add(worker));
-        }
-        Ok(figures)
-    }
+fn encode(counts: &FleetCounts, encoder: &mut Encoder<'_>) -> fmt::Result {
+    let types = types(counts);
+    encoder.gauges(
+        "fleet_workers",
+        "Workers in the store, by type and state",
+        types.iter().flat_map(|(name, of_type)| {
+            let states = of_type.states.iter();
+            states.map(|(state, count)| state_sample(name, state, count))
+        }),
+    )?;
+    encoder.gauges(
+        "fleet_dead_workers",
+        "Dead workers in the store, by cause",
+        types.iter().flat_map(|(name, of_type)| {
+            let dead = of_type.dead.iter();
+            dead.map(|(cause, count)| cause_sample(name, cause, *count as u64))
+        }),
+    )?;
+    let states = [
+        ("online", GroupState::Online),
+        ("offline", GroupState::Offline),
+        ("stopped", GroupState::Stopped),
+    ];
+    let count = |wanted: GroupState| {
+        let groups = counts.groups.values();
+        groups
+            .filter(|states| GroupState::of(states) == wanted)
+            .count()
+    };
+    let listed = states.map(|(name, state)| ([("state", name)], count(state) as u64));
+    // Those whose states the store does not tell.
+    let unlisted = ([("state", "unlisted")], counts.unlisted_groups as u64);
+    encoder.gauges(
+        "fleet_groups",
+        "Groups by state; a group is offline if all its workers that were not stopped are",
+        listed
+            .into_iter()
+            .chain((counts.unlisted_groups > 0).then_some(unlisted)),
+    )?;
+    encoder.gauge(
+        "fleet_leased_workers",
+        "Workers in the store that hold a lease",
+        counts.leased_workers as u64,
+    )
+}
 
-    fn add(&mut self, worker: &StoredWorker) {
-        let health = worker.health();
-        let of_type = entry(&mut self.types, &worker.info.worker_type);
-        of_type.states.add(health.state());
-        if let Health::Dead { death, .. } = &health {
-            *of_type.dead.entry(death.cause.name()).or_default() += 1;
-        }
-        entry(&mut self.groups, &worker.info.group).add(health.state());
-        let has_lease = worker.lease_remaining.is_some_and(|left| !left.is_zero());
-        self.leased_workers += usize::from(has_lease);
-    }
+/// The stored workers of one type.
+#[derive(Debug, Default)]
+struct FleetType {
+    states: StateCounts,
+    /// The dead by cause.
+    dead: BTreeMap<&'static str, usize>,
+}
 
-    fn encode(&self, encoder: &mut Encoder<'_>) -> fmt::Result {
-        encoder.gauges(
-            "fleet_workers",
-            "Workers in the store, by type and state",
-            self.types.iter().flat_map(|(name, of_type)| {
-                let states = of_type.states.iter();
-                states.map(|(state, count)| state_sample(name, state, count))
-            }),
-        )?;
-        encoder.gauges(
-            "fleet_dead_workers",
-            "Dead workers in the store, by cause",
-            self.types.iter().flat_map(|(name, of_type)| {
-                let dead = of_type.dead.iter();
-                dead.map(|(cause, count)| cause_sample(name, cause, *count as u64))
-            }),
-        )?;
-        let states = [
-            ("online", GroupState::Online),
-            ("offline", GroupState::Offline),
-            ("stopped", GroupState::Stopped),
-        ];
-        encoder.gauges(
-            "fleet_groups",
-            "Groups by state; a group is offline if all its workers that were not stopped are",
-            states.map(|(name, state)| {
-                let groups = self.groups.values();
-                let groups = groups.filter(|counts| GroupState::of(counts) == state);
-                ([("state", name)], groups.count() as u64)
-            }),
-        )?;
-        encoder.gauge(
-            "fleet_leased_workers",
-            "Workers in the store that hold a lease",
-            self.leased_workers as u64,
-        )
+/// By the label of the type; of too many types, the last ones share a label.
+fn types(counts: &FleetCounts) -> BTreeMap<String, FleetType> {
+    let mut types = BTreeMap::<String, FleetType>::new();
+    let mut listed = StateCounts::default();
+    for (name, states) in &counts.types {
+        listed.add_all(states);
+        let of_type = entry(&mut types, name);
+        of_type.states.add_all(states);
+        for (cause, count) in counts.deaths.get(name).into_iter().flatten() {
+            let cause = DeathCause::from_name(cause, None, None).name();
+            *of_type.dead.entry(cause).or_default() += count;
+        }
     }
+    if counts.unlisted_types > 0 {
+        let others = types.entry(OTHERS.to_owned()).or_default();
+        for (state, count) in counts.states.iter() {
+            let unlisted = count.saturating_sub(listed.get(state));
+            others.states.add_many(state, unlisted);
+        }
+    }
+    types
 }
 
 /// The entry of this name, or a common one if there are too many names.

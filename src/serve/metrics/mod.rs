@@ -104,8 +104,10 @@ impl Metrics {
     /// Adds the workers of this store, from all processes. Use it in one process only: others would
     /// export the same values.
     ///
-    /// A scrape reads the store at most every 5 s, in a background thread that ends with the reading,
-    /// and waits for it at most 1 s. If the store hangs, other metrics are still exported.
+    /// A scrape asks the store for its [counts](HeartbeatStore::counts), unless it did so within the
+    /// last second, in a background thread that ends with the reading. It waits for them at most 1 s,
+    /// and not at all while the store takes longer than that: it then exports the latest counts, with
+    /// their age. If the store hangs, other metrics are still exported.
     ///
     /// ```
     /// use worker_heartbeat::{MemoryStore, Metrics, Registry};

@@ -306,6 +306,11 @@ const ROUTES: &[(&str, Handler)] = &[
     ("/api/store/list", Handler::Batch(store_api::list)),
     ("/api/store/find", Handler::Batch(store_api::find)),
     ("/api/store/processes", Handler::Batch(store_api::processes)),
+    (
+        "/api/store/worst_first",
+        Handler::Batch(store_api::worst_first),
+    ),
+    ("/api/store/counts", Handler::Batch(store_api::counts)),
     ("/api/store/sweep", Handler::Batch(store_api::sweep)),
     ("/api/store/purge", Handler::Batch(store_api::purge)),
     ("/api/store/claim", Handler::Batch(store_api::claim)),

@@ -338,7 +338,7 @@ impl Service {
 
     /// Counts all workers; if there are too many, those that ended long ago are purged first.
     fn count(&self, more: usize) -> Result<usize, Refusal> {
-        let count = self.asked(self.store.summary())?.total;
+        let count = self.asked(self.store.counts())?.states.total();
         if count + more <= self.most_workers {
             return Ok(count);
         }

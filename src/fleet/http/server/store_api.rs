@@ -12,7 +12,7 @@ use crate::fleet::http::wire::{
 };
 use crate::fleet::store::check_count;
 use crate::fleet::{
-    Beat, Claim, LeaseKey, ProcessIdentity, Registration, Stop, Sweep, WorkerFilter,
+    Beat, Claim, LeaseKey, ProcessIdentity, Registration, Stop, StoredWorker, Sweep, WorkerFilter,
 };
 use crate::serial::Seconds;
 
@@ -135,15 +135,29 @@ pub(super) fn find(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     write(&service.asked(service.store.find(&id))?)
 }
 
-/// `{"workers": […], "more": bool}`. A page that has grown large ends before the requested limit.
+/// In the order of ids.
 pub(super) fn list(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
+    page(service, body, |filter| service.store.list(filter))
+}
+
+/// In the order of severity.
+pub(super) fn worst_first(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
+    page(service, body, |filter| service.store.worst_first(filter))
+}
+
+/// `{"workers": […], "more": bool}`. A page that has grown large ends before the requested limit.
+fn page(
+    service: &Service,
+    body: &ReceivedBody,
+    read: impl Fn(&WorkerFilter) -> Result<Vec<StoredWorker>, Error>,
+) -> Reply<Vec<u8>> {
     let mut filter: WorkerFilter = one(body)?;
     let wanted = filter.limit;
     filter.limit = wanted.min(MOST_ON_PAGE);
     let workers = if wanted == 0 {
         Vec::new()
     } else {
-        service.asked(service.store.list(&filter))?
+        service.asked(read(&filter))?
     };
     let mut page = b"{\"workers\":[".to_vec();
     let mut written = 0;
@@ -165,6 +179,11 @@ pub(super) fn list(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
 pub(super) fn processes(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
     let host: ProcessIdentity = one(body)?;
     write(&service.asked(service.store.processes(&host))?)
+}
+
+/// [`FleetCounts`](crate::fleet::FleetCounts).
+pub(super) fn counts(service: &Service, _: &ReceivedBody) -> Reply<Vec<u8>> {
+    write(&service.asked(service.store.counts())?)
 }
 
 pub(super) fn sweep(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {

@@ -11,10 +11,19 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     status text NOT NULL DEFAULT 'starting' CHECK (status IN (
         'starting', 'never_started', 'idle', 'active', 'processing', 'stalled', 'stale',
         'unobserved', 'stopping', 'stopped', 'dead')),
-    reason text,
-    last_heartbeat_at timestamptz,
-    last_progress_at timestamptz,
+    -- A worker is judged by these: they come first, because a row is read up to the last column that
+    -- is asked for.
     started_at timestamptz NOT NULL DEFAULT now(),
+    last_heartbeat_at timestamptz,
+    ended_at timestamptz,
+    -- The worker's own limits. If stale_after is NULL, the limits of the judging program apply.
+    stale_after interval,
+    startup_grace interval,
+    stall_after interval,
+    heartbeat_interval interval NOT NULL DEFAULT '30 seconds',
+    beats_only boolean NOT NULL DEFAULT false,
+    reason text,
+    last_progress_at timestamptz,
     -- For display only: the table of leases decides which worker holds a run.
     current_run_id text,
     lease_expires_at timestamptz,
@@ -23,12 +32,6 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     progress_total bigint,
     beats bigint NOT NULL DEFAULT 0,
     restarts bigint NOT NULL DEFAULT 0,
-    -- The worker's own limits. If stale_after is NULL, the limits of the judging program apply.
-    heartbeat_interval interval NOT NULL DEFAULT '30 seconds',
-    stale_after interval,
-    stall_after interval,
-    startup_grace interval,
-    beats_only boolean NOT NULL DEFAULT false,
     -- The worker's process.
     hostname text,
     pid bigint,
@@ -38,7 +41,6 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     -- The session of that process; NULL if another process forwards its heartbeats.
     session_id bigint,
     -- Causes: stop, drop, completed, SIGTERM .. if stopped; panicked, failed, exited, killed .. if dead.
-    ended_at timestamptz,
     ended_cause text,
     ended_detail text,
     -- File, line and column of a panic.

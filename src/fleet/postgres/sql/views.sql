@@ -20,7 +20,7 @@ CREATE OR REPLACE VIEW @schema@.v_active_workers AS
     WHERE @schema@.is_recent(judged.state);
 
 -- Workers that died, are stale or never started. status: as reported last, 'dead' if that was
--- recorded; state: as judged now.
+-- recorded; state: as judged now. An index finds the dead ones.
 CREATE OR REPLACE VIEW @schema@.v_dead_workers AS
     SELECT w.worker_id, w.worker_type, w.worker_group, w.status,
         CASE judged.state WHEN 'dead' THEN concat_ws(': ', w.ended_cause,
@@ -31,7 +31,16 @@ CREATE OR REPLACE VIEW @schema@.v_dead_workers AS
         extract(epoch FROM @schema@.silence(w))::double precision AS seconds_since_heartbeat,
         judged.state, @schema@.last_death(w) AS last_death, w.last_death_at
     FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
-    WHERE @schema@.is_offline(judged.state);
+    WHERE w.attention = 0
+    UNION ALL
+    SELECT w.worker_id, w.worker_type, w.worker_group, w.status,
+        CASE judged.state WHEN 'never_started' THEN 'never started' ELSE 'stale' END,
+        w.last_heartbeat_at, w.current_run_id, w.current_task, w.progress_done, w.progress_total,
+        w.started_at, w.ended_at, w.incarnation, w.hostname, w.pid, w.metadata,
+        extract(epoch FROM @schema@.silence(w))::double precision, judged.state,
+        @schema@.last_death(w), w.last_death_at
+    FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
+    WHERE w.ended_at IS NULL AND @schema@.is_stale(w, @schema@.default_stale_after());
 
 -- Refuses a name or an id that programs in Rust cannot have. NULL is none.
 CREATE OR REPLACE FUNCTION @schema@.check_name(p_field text, p_name text) RETURNS void
