@@ -327,6 +327,50 @@ fn lock_table(schema: &str, table: &str, mode: &str) -> Transaction {
     Transaction::begin(url(), &statement)
 }
 
+/// Its process came back through another session, which a locked row cannot name.
+#[test]
+fn a_worker_is_not_gone_with_an_earlier_session_while_its_row_is_locked() {
+    let name = schema("cut_and_locked");
+    let store = store(&name);
+    let own = |id: &str| {
+        let mut registration = Registration::new("poller", id);
+        registration.info.process = Some(worker_heartbeat::fleet::ProcessIdentity::current());
+        let key = store.register(&[registration]).unwrap().remove(0);
+        assert_eq!(beat(&store, &key), Answer::Accepted);
+        key
+    };
+    let key = own("a");
+    let lost = format!(
+        "SELECT pg_terminate_backend(s.backend_pid) FROM {name}.sessions s
+            JOIN {name}.worker_heartbeats w ON w.session_id = s.session_id AND w.worker_id = 'a'"
+    );
+    assert_eq!(sql(url(), &lost), [["t"]]);
+    let watcher = PostgresOptions::new().schema(&name).session_liveness(false);
+    let watcher = watcher.connect(url()).unwrap();
+    let sweep = || watcher.sweep(&Sweep::default()).unwrap().marked_offline;
+    until("the session is missing", || {
+        assert_eq!(sweep(), [""; 0]);
+        let missing = format!("SELECT 1 FROM {name}.sessions WHERE lost_at IS NOT NULL");
+        !sql(url(), &missing).is_empty()
+    });
+    let absent = format!("UPDATE {name}.sessions SET lost_for = '1 min' WHERE lost_at IS NOT NULL");
+    {
+        let _locked = lock_worker(&name, "a", "UPDATE");
+        assert_eq!(beat(&store, &key), Answer::Busy);
+        sql(url(), &absent);
+        assert_eq!(sweep(), [""; 0]);
+    }
+    assert_eq!(sweep(), [""; 0]);
+    // Without a heartbeat since, its process is gone.
+    sql(
+        url(),
+        &format!(
+            "UPDATE {name}.deferred_heartbeats SET heartbeat_at = heartbeat_at - interval '1 h'"
+        ),
+    );
+    assert_eq!(sweep(), ["a"]);
+}
+
 /// A lock of `SHARE`, as `CREATE INDEX` takes it: rows can be read, and not written.
 #[test]
 fn a_sweep_that_comes_before_the_next_heartbeat_convicts_nobody_for_a_lock() {

@@ -286,8 +286,9 @@ impl PostgresOptions {
     /// needs no other rights, and connects with [`migrations`](Self::migrations) switched off. Run them
     /// again after a migration.
     ///
-    /// To see `status` and `check`, `USAGE` of the schema and `SELECT` on its tables suffice: of these
-    /// statements, the first one, and the second one with `SELECT` only.
+    /// A role that only reads, for `status` and `check`, needs `USAGE` of the schema, `SELECT` on its tables
+    /// and `EXECUTE` on its functions: these statements without the third one, and with `SELECT` only in
+    /// the second one.
     ///
     /// ```
     /// use worker_heartbeat::PostgresOptions;

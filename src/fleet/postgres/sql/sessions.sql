@@ -98,5 +98,11 @@ BEGIN
             FOR UPDATE SKIP LOCKED);
     END IF;
     RETURN coalesce((SELECT array_agg(s.session_id) FROM @schema@.sessions s
-        WHERE s.server_epoch = v_epoch AND s.lost_at IS NOT NULL AND s.lost_for >= p_grace), '{}');
+        WHERE s.server_epoch = v_epoch AND s.lost_at IS NOT NULL AND s.lost_for >= p_grace
+        -- The process is there: it came back through another session, and found the row of a worker
+        -- locked, which therefore names the earlier one.
+        AND NOT EXISTS (SELECT FROM @schema@.worker_heartbeats w JOIN @schema@.deferred_heartbeats d
+            ON d.worker_id = w.worker_id AND d.incarnation = w.incarnation
+            WHERE w.session_id = s.session_id AND w.ended_at IS NULL AND d.heartbeat_at > s.lost_at)),
+        '{}');
 END $$;
