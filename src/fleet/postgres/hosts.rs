@@ -1,13 +1,13 @@
 //! Several hosts: one by one, each within its share of the time limit, until one is of the wanted
 //! kind.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::config::Host;
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::error::{PgError, with_timeout};
+use super::lookup;
 use super::settings::Settings;
 
 /// The `target_session_attrs` of a URL.
@@ -140,17 +140,11 @@ async fn addresses(
     let deadline = Instant::now() + share;
     let found = match (config.get_hosts(), config.get_hostaddrs()) {
         ([Host::Tcp(name)], []) => {
-            let port = config.get_ports().first().copied().unwrap_or(5_432);
-            let lookup = tokio::net::lookup_host((name.as_str(), port));
-            let found = tokio::time::timeout(share, lookup)
+            let found = tokio::time::timeout(share, lookup::addresses(name))
                 .await
                 .map_err(|_| PgError::Timeout(share))?
-                .map_err(|error| {
-                    PgError::Unreachable(format!("cannot look up the host: {error}"))
-                })?;
-            let mut found: Vec<Option<IpAddr>> = found.map(|address| Some(address.ip())).collect();
-            found.dedup();
-            found
+                .map_err(PgError::Unreachable)?;
+            found.into_iter().map(Some).collect()
         }
         _ => vec![None],
     };

@@ -9,6 +9,7 @@ mod hosts;
 mod leases;
 mod lent;
 mod lists;
+mod lookup;
 mod migrate;
 mod open;
 mod options;
