@@ -160,6 +160,16 @@ pub enum Error {
         /// What the operating system said.
         error: io::Error,
     },
+    /// The call stack of a worker's thread cannot be read.
+    #[cfg(feature = "stacks")]
+    #[error("no call stack of worker {id:?}: {reason}")]
+    #[non_exhaustive]
+    CallStack {
+        /// The worker's id.
+        id: String,
+        /// Why: the thread is running, for example.
+        reason: String,
+    },
     /// A store refuses the worker: it is over, or another incarnation has taken its place.
     #[error(
         "worker {id:?} is refused by the store: it is over, or another incarnation has taken its place"

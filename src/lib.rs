@@ -94,6 +94,8 @@ mod serial;
 ))]
 pub mod serve;
 mod shutdown;
+#[cfg(feature = "stacks")]
+mod stacks;
 mod supervisor;
 mod sync;
 mod unwind;
@@ -120,6 +122,8 @@ pub use health::{
     Reading, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
     SweepTotals, Thresholds, TypeStats, UnwellWorker, judge,
 };
+#[cfg(feature = "stacks")]
+pub use health::{CallStack, StackFrame};
 pub use registry::core::events::{Event, EventKind, EventWorker};
 pub use registry::core::subscribers::Subscription;
 pub use registry::{Counters, Probe, Registry, Snapshot, TypeCounters};

@@ -2,6 +2,8 @@
 //!
 //! No clock, no lock, no I/O: time is an argument. Only [`evidence`] reads `/proc`.
 
+#[cfg(feature = "stacks")]
+mod call_stack;
 mod ending;
 pub(crate) mod evidence;
 mod exit;
@@ -14,6 +16,8 @@ mod state_counts;
 mod sweep;
 mod verdict;
 
+#[cfg(feature = "stacks")]
+pub use call_stack::{CallStack, StackFrame};
 pub use ending::{Death, DeathCause, Ending, StopCause};
 pub use exit::Exit;
 pub use judge::judge;

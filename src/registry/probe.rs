@@ -5,12 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::Registry;
+#[cfg(feature = "stacks")]
+use crate::Error;
 use crate::cell::CellSnapshot;
 use crate::health::{Activity, Death, Ending, Health, StoreStatus, Thresholds};
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{Facts, WorkerRef};
 use crate::sync::printable::{Age, Printable};
+#[cfg(feature = "stacks")]
+use crate::sync::procfs::Presence;
 
 /// A cheap, read-only reference to one worker, for health handlers: it outlives the worker, and
 /// follows it through restarts.
@@ -147,6 +151,55 @@ impl Probe {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.registry.snapshot(&self.worker.current())
+    }
+}
+
+#[cfg(feature = "stacks")]
+impl Probe {
+    /// Reads the call stack of the thread that does the worker's work, while it is blocked: where it
+    /// waits. The thread is neither stopped nor interrupted.
+    ///
+    /// It takes less than a millisecond, and longer the first time: names and lines are read from the
+    /// program's file. A debug build may have hundreds of megabytes of debug information; up to 512 MiB
+    /// are read. One stack is read at a time.
+    ///
+    /// Linux on x86-64. Names need a program that is not stripped, lines need debug information
+    /// (`debug = "line-tables-only"` suffices). The frames of C libraries without call frame
+    /// information end the stack.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Registry, Supervisor, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let (release, wait) = std::sync::mpsc::channel::<()>();
+    /// let worker = Supervisor::new(&registry).spawn(WorkerHeartbeat::builder("mailer"), move |hb| {
+    ///     hb.beat();
+    ///     // Somewhere below, it waits for ever.
+    ///     wait.recv().ok();
+    /// })?;
+    /// match worker.probe().capture_stack() {
+    ///     Ok(stack) => println!("waits at {stack}\n{stack:#}"),
+    ///     Err(error) => println!("{error}"),
+    /// }
+    /// drop(release);
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::CallStack`](crate::Error::CallStack) if the thread is running, has ended, or cannot be
+    /// looked at: other platforms, or a process that is not dumpable (prctl(2)).
+    pub fn capture_stack(&self) -> Result<crate::health::CallStack, Error> {
+        let failed = |reason: &str| Error::CallStack {
+            id: self.id().to_owned(),
+            reason: reason.to_owned(),
+        };
+        let thread = self.worker.current().kernel_thread().map_err(failed)?;
+        let stack = crate::stacks::capture(thread.id).map_err(|reason| failed(&reason))?;
+        // The kernel may have given the id to another thread meanwhile.
+        match thread.look() {
+            Presence::There(_) => Ok(stack),
+            Presence::Gone | Presence::Unknown => Err(failed("its thread has ended")),
+        }
     }
 }
 

@@ -1,19 +1,41 @@
 //! Evidence on a worker's thread.
 
 use super::WorkerRef;
-use crate::cell::Work;
+use crate::cell::{CellSnapshot, Work};
 use crate::clock::Moment;
 use crate::health::StallCause;
 use crate::health::evidence::{self, Sample};
-use crate::registry::core::record::ThreadEnded;
+use crate::registry::core::record::{Detail, ThreadEnded};
 use crate::sync::procfs::Presence;
 use crate::sync::threads;
+#[cfg(feature = "stacks")]
+use crate::sync::threads::KernelThread;
 
 /// The longest time between two samples of a stalled worker's thread: 2 to this power of
 /// resolutions.
 const LONGEST_WAIT: u32 = 6;
 
+/// The number of the thread that does the work; 0 if none is known.
+fn working_thread(snapshot: &CellSnapshot, detail: &Detail) -> u32 {
+    match snapshot.work.thread {
+        // Between two polls: the last thread that reported since is the one that works on it.
+        0 => detail.threads.helper(snapshot.beats).unwrap_or(0),
+        bound => bound,
+    }
+}
+
 impl WorkerRef {
+    /// The kernel's identity of the thread that does the work. `Err` says why there is none.
+    #[cfg(feature = "stacks")]
+    pub(crate) fn kernel_thread(&self) -> Result<KernelThread, &'static str> {
+        let snapshot = self.living_snapshot().ok_or("it is over")?;
+        match working_thread(&snapshot, &self.record.detail()) {
+            0 if snapshot.work.parked => Err("its future waits, and no thread runs it"),
+            0 => Err("no thread has reported for it yet"),
+            number => threads::kernel_thread(number).ok_or("its thread has ended"),
+        }
+    }
+
     /// Samples the thread of a silent worker; `fresh`: for the first time in its episode. Returns
     /// the number of resolutions after which another sample will say more.
     pub(crate) fn gather_evidence(&self, fresh: bool) -> Option<u32> {
@@ -23,11 +45,7 @@ impl WorkerRef {
             detail.first_sample = None;
             detail.evidence = StallCause::Unknown;
         }
-        let thread = match snapshot.work.thread {
-            // Between two polls: the last thread that reported since is the one that works on it.
-            0 => detail.threads.helper(snapshot.beats).unwrap_or(0),
-            bound => bound,
-        };
+        let thread = working_thread(&snapshot, &detail);
         let look = threads::kernel_thread(thread).map(|known| known.look());
         if snapshot.work.parked && (thread == 0 || look == Some(Presence::Gone)) {
             detail.evidence = StallCause::Blocked {
