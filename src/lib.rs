@@ -45,8 +45,8 @@
 //! # Features
 //!
 //! None is on by default; the crate then depends on six small crates. `http`, `prometheus`, `sqlite`,
-//! `postgres`, `systemd`, `beacon`, `exit-hook` and `serde` add the items of these names; `full` is all of
-//! them. `cli` builds `heartbeat-monitor`. `test-util` adds the conformance suite of stores. The minimum
+//! `postgres`, `systemd`, `beacon`, `stacks`, `exit-hook` and `serde` add the items of these names; `full`
+//! is all of them. `cli` builds `heartbeat-monitor`. `test-util` adds the conformance suite of stores. The minimum
 //! Rust version is 1.85.
 //!
 #![doc = include_str!("guide/links/always.md")]
