@@ -86,6 +86,18 @@ pub(crate) fn register_in_parts<S: HeartbeatStore + ?Sized>(
     Ok(answers)
 }
 
+/// The processes of a host by its workers.
+pub(crate) fn processes_by_list<S: HeartbeatStore + ?Sized>(
+    store: &S,
+    host: &ProcessIdentity,
+) -> Result<Vec<ProcessIdentity>, Error> {
+    let mut processes = HashSet::new();
+    for page in Pages::new(store, WorkerFilter::new().host(host.clone())) {
+        processes.extend(page?.into_iter().filter_map(|worker| worker.info.process));
+    }
+    Ok(processes.into_iter().collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,16 +113,4 @@ mod tests {
             }
         }
     }
-}
-
-/// The processes of a host by its workers.
-pub(crate) fn processes_by_list<S: HeartbeatStore + ?Sized>(
-    store: &S,
-    host: &ProcessIdentity,
-) -> Result<Vec<ProcessIdentity>, Error> {
-    let mut processes = HashSet::new();
-    for page in Pages::new(store, WorkerFilter::new().host(host.clone())) {
-        processes.extend(page?.into_iter().filter_map(|worker| worker.info.process));
-    }
-    Ok(processes.into_iter().collect())
 }

@@ -18,9 +18,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How many addresses keep their names.
 const MOST_KNOWN: usize = 4_096;
 
+/// By module and address in its file.
+type KnownSymbols = HashMap<(String, u64), Vec<Symbol>>;
+
 /// One capture at a time: what is held is small, and reading debug information takes memory. The names
-/// of addresses that were looked up before, by module and address in its file.
-static KNOWN: Mutex<Option<HashMap<(String, u64), Vec<Symbol>>>> = Mutex::new(None);
+/// of addresses that were looked up before.
+static KNOWN: Mutex<Option<KnownSymbols>> = Mutex::new(None);
 
 /// The call stack of this thread of the process, by its kernel id. `Err` says why there is none.
 pub(crate) fn capture(thread: u32) -> Result<CallStack, String> {
@@ -70,7 +73,7 @@ fn unwind_thread(thread: u32) -> Result<Unwound, String> {
 }
 
 /// With the names of the functions.
-fn named(unwound: &Unwound, known: &mut HashMap<(String, u64), Vec<Symbol>>) -> CallStack {
+fn named(unwound: &Unwound, known: &mut KnownSymbols) -> CallStack {
     if known.len() > MOST_KNOWN {
         known.clear();
     }

@@ -39,8 +39,10 @@ fn beside(file: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+type Fault = (&'static str, fn(&Path));
+
 /// What may happen to the files while they are open.
-const FAULTS: [(&str, fn(&Path)); 6] = [
+const FAULTS: [Fault; 6] = [
     ("all are removed", |file| {
         for suffix in ["", "-wal", "-shm"] {
             fs::remove_file(beside(file, suffix)).unwrap();
@@ -94,7 +96,7 @@ fn a_file_that_was_replaced_has_no_two_holders_and_repeats_no_number() {
             let rival = register(&after, "rival");
             let answer = after.claim(&Claim::new(rival, "run", SECOND)).unwrap();
             assert_eq!(answer, ClaimAnswer::Taken, "{what}");
-            let renew = || before.renew(&[lease.clone()], 60 * SECOND);
+            let renew = || before.renew(std::slice::from_ref(&lease), 60 * SECOND);
             assert_eq!(renew().or_else(|_| renew()).unwrap(), [true], "{what}");
             println!("{what}: nothing is lost");
             continue;
@@ -122,12 +124,12 @@ fn a_file_that_was_replaced_has_no_two_holders_and_repeats_no_number() {
             .unwrap();
         assert_ne!(answers, [Answer::Accepted], "{what}");
         assert_eq!(
-            before.renew(&[lease.clone()], SECOND).unwrap(),
+            before.renew(std::slice::from_ref(&lease), SECOND).unwrap(),
             [false],
             "{what}"
         );
         assert_eq!(
-            after.renew(&[next.clone()], SECOND).unwrap(),
+            after.renew(std::slice::from_ref(&next), SECOND).unwrap(),
             [true],
             "{what}"
         );
@@ -227,7 +229,7 @@ fn an_earlier_copy_continues_with_higher_numbers() {
         let store = SqliteStore::open(&file).unwrap();
         let key = register(&store, "svc-1");
         let lease = claim(&store, &key, "run");
-        assert_eq!(store.release(&[lease.clone()]).unwrap(), [true]);
+        assert_eq!(store.release(std::slice::from_ref(&lease)).unwrap(), [true]);
         drop(store);
         replace(&copy, &file).unwrap();
         let store = SqliteStore::open(&file).unwrap();

@@ -113,9 +113,7 @@ fn no_body_is_larger_than_256_kib_unless_one_item_is() {
         .iter()
         .map(|key| {
             let error = "e".repeat(3_000);
-            let ending = StoredEnding::dead(&DeathCause::Failed {
-                error: error.into(),
-            });
+            let ending = StoredEnding::dead(&DeathCause::Failed { error });
             Stop::new(key.clone(), ending)
         })
         .collect();
@@ -177,9 +175,7 @@ fn an_item_beyond_the_limit_is_sent_without_its_long_texts() {
     let task = rows()[3].status.task.clone().unwrap_or_default();
     assert!(task.starts_with("ttt") && task.ends_with('…'), "{task}");
     let error = "e".repeat(9_000);
-    let ending = StoredEnding::dead(&DeathCause::Failed {
-        error: error.into(),
-    });
+    let ending = StoredEnding::dead(&DeathCause::Failed { error });
     let stopped = client.stop(&[Stop::new(keys[3].clone(), ending)]).unwrap();
     assert_eq!(stopped, [Answer::Accepted]);
     assert_eq!(rows()[3].health().state(), State::Dead);

@@ -64,7 +64,10 @@ fn a_standby_that_lags_repeats_no_number() {
     let mut highest = lease.fence;
     for n in 0..100 {
         let released = granted(&before, &other, &format!("run-{n}"));
-        assert_eq!(before.release(&[released.clone()]).unwrap(), [true]);
+        assert_eq!(
+            before.release(std::slice::from_ref(&released)).unwrap(),
+            [true]
+        );
         highest = highest.max(released.fence);
     }
     let servers = [&primary, &standby];
@@ -156,7 +159,10 @@ fn a_logical_copy_continues_with_higher_numbers() {
     let mut highest = kept.fence;
     for n in 0..50 {
         let lease = granted(&before, &key, &format!("run-{n}"));
-        assert_eq!(before.release(&[lease.clone()]).unwrap(), [true]);
+        assert_eq!(
+            before.release(std::slice::from_ref(&lease)).unwrap(),
+            [true]
+        );
         highest = lease.fence;
     }
     sql(&cluster.url(), "CREATE DATABASE copy");
@@ -169,7 +175,12 @@ fn a_logical_copy_continues_with_higher_numbers() {
     );
     cluster.copy_rows(&["failover.worker_heartbeats", "failover.leases"], "copy");
     let after = connect(&url);
-    assert_eq!(after.renew(&[kept.clone()], 60 * SECOND).unwrap(), [true]);
+    assert_eq!(
+        after
+            .renew(std::slice::from_ref(&kept), 60 * SECOND)
+            .unwrap(),
+        [true]
+    );
     assert_eq!(beat(&after, &key), Answer::Accepted);
     let again = worker(&after, "svc-1");
     assert!(again.incarnation > highest, "{again:?} after {highest}");
@@ -195,7 +206,10 @@ fn a_schema_that_is_dropped_and_set_up_again_continues_with_higher_numbers() {
             retried(|| Ok::<_, Error>(beat(&before, &key))),
             Answer::Superseded
         );
-        assert_eq!(before.renew(&[lease.clone()], SECOND).unwrap(), [false]);
+        assert_eq!(
+            before.renew(std::slice::from_ref(&lease), SECOND).unwrap(),
+            [false]
+        );
         assert_eq!(after.renew(&[next], SECOND).unwrap(), [true]);
     }
 }

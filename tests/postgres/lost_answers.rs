@@ -84,7 +84,7 @@ fn a_claim_in_progress_does_not_outlive_its_withdrawal() {
     );
     runtime.block_on(client.batch_execute(&begin)).unwrap();
     let withdrawn = std::thread::scope(|scope| {
-        let withdrawal = scope.spawn(|| store.withdraw(&[attempt.clone()]).unwrap());
+        let withdrawal = scope.spawn(|| store.withdraw(std::slice::from_ref(&attempt)).unwrap());
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
                        AND query LIKE '%withdraw_claims%' AND query LIKE '%' || current_setting('t.n') || '%'";
         let waiting = format!("SET t.n = '{name}'; {waiting}");

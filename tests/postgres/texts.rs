@@ -97,7 +97,9 @@ fn a_name_in_another_encoding_is_refused_alone() {
         [Answer::Unknown, Answer::Accepted]
     );
     let run = LeaseKey::new(a.clone(), "仕事", 7);
-    let renewed = fresh().try_renew(&[run.clone()], SECOND).unwrap();
+    let renewed = fresh()
+        .try_renew(std::slice::from_ref(&run), SECOND)
+        .unwrap();
     assert_eq!(renewed, [Renewal::Lost]);
     assert_eq!(fresh().release(&[run]).unwrap(), [false]);
     let refused = fresh().claim(&Claim::new(a.clone(), "仕事", 60 * SECOND));

@@ -172,7 +172,7 @@ fn a_thread_that_waits_for_another_one_shows_where() {
         "waits_for_condvar",
     );
     check(&stack_of(waits_parked), "waits_parked");
-    let other = thread::spawn(|| waits_asleep());
+    let other = thread::spawn(waits_asleep);
     check(&stack_of(move || waits_for_join(other)), "waits_for_join");
     let once = OnceLock::new();
     let stack = stack_of(move || waits_for_once(&once));

@@ -36,14 +36,14 @@ pub(super) fn given_up(bench: &Bench<'_>) -> Checked {
     ensure!(again >= first, "{again} after {first}");
     let lease = LeaseKey::new(a.clone(), bench.id("run"), again);
     ensure!(bench.renew(&lease, 60 * SECOND)?, "the holder is refused");
-    ensure_eq!(bench.store.withdraw(&[claim.clone()])?, [true]);
+    ensure_eq!(bench.store.withdraw(std::slice::from_ref(&claim))?, [true]);
     ensure!(
         !bench.renew(&lease, SECOND)?,
         "renewed after it was given up"
     );
     let other = bench.lease(&b, "run", 60 * SECOND)?;
     ensure!(other.fence > again, "{other:?} after {lease:?}");
-    ensure_eq!(bench.store.withdraw(&[claim.clone()])?, [false]);
+    ensure_eq!(bench.store.withdraw(std::slice::from_ref(&claim))?, [false]);
     ensure!(bench.renew(&other, 60 * SECOND)?, "the holder is refused");
     ensure!(bench.release(&other)?, "the holder is refused");
     if again == first {

@@ -195,7 +195,7 @@ impl Batches {
             call,
         };
         // The parts that are left, the next one at the end.
-        let mut parts = vec![0..items.len()];
+        let mut parts: Vec<Range<usize>> = std::iter::once(0..items.len()).collect();
         while let Some(rest) = parts.pop() {
             if rest.is_empty() {
                 continue;

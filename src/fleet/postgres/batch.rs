@@ -66,6 +66,9 @@ impl Suspects {
     }
 }
 
+type Send<'a, T, A> = dyn Fn(&[&T]) -> Result<Vec<A>, Failed> + 'a;
+type Locked<'a, T> = dyn Fn(&[&T]) -> Result<HashSet<String>, Failed> + 'a;
+
 /// How to write one kind of batch.
 pub(super) struct Batch<'a, T, A> {
     pub connection: &'a Connection,
@@ -73,9 +76,9 @@ pub(super) struct Batch<'a, T, A> {
     pub suspects: &'a Suspects,
     /// Writes these items in one statement, which waits only briefly for locks. Answers in their
     /// order.
-    pub send: &'a dyn Fn(&[&T]) -> Result<Vec<A>, Failed>,
+    pub send: &'a Send<'a, T, A>,
     /// The rows of these items that other transactions lock.
-    pub locked: &'a dyn Fn(&[&T]) -> Result<HashSet<String>, Failed>,
+    pub locked: &'a Locked<'a, T>,
 }
 
 impl<T: Item, A> Batch<'_, T, A> {

@@ -147,11 +147,13 @@ mod tests {
         use crate::fleet::shapes::WatchedSpan;
 
         let second = Duration::from_secs(1);
-        let mut sweep = Sweep::default();
-        sweep.watched_for = Duration::ZERO;
-        sweep.watched_before = [(900, 60), (50, 20)]
-            .map(|(began, ended)| WatchedSpan::new(began * second, ended * second))
-            .to_vec();
+        let sweep = Sweep {
+            watched_for: Duration::ZERO,
+            watched_before: [(900, 60), (50, 20)]
+                .map(|(began, ended)| WatchedSpan::new(began * second, ended * second))
+                .to_vec(),
+            ..Sweep::default()
+        };
         let watch = ClockWatch::default();
         assert_eq!(watch.clip(&sweep).charged(3_600 * second), 870 * second / 4);
         *watch.set_forward.lock() = Instant::now().checked_sub(40 * second);

@@ -151,7 +151,7 @@ impl OpenConnection {
         })
     }
 
-    pub(super) const fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> Phase {
         self.phase.get()
     }
 

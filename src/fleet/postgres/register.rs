@@ -133,7 +133,7 @@ fn send(connections: &Connections, workers: &[&Registration]) -> Result<Vec<Work
     let started = process(|process| rows::number(process.started));
     let boot_ids = named(|process| &process.boot_id);
     let namespaces = process(|process| rows::number(process.pid_namespace));
-    let own: Vec<bool> = workers.iter().map(|worker| own(&worker)).collect();
+    let own: Vec<bool> = workers.iter().map(own).collect();
     let deaths = column(workers, |worker| {
         let death = worker.last_death.as_ref()?;
         let ending = &death.ending;

@@ -156,7 +156,7 @@ pub(super) fn lease(row: &SqlRow<'_>) -> rusqlite::Result<LeaseEntry> {
             fence: row.number("fence")?,
         },
         expires_at: moment(row.integer("expires_at")?),
-        attempt: row.some_integer("attempt")?.map(i64::cast_unsigned),
+        attempt: row.some_integer("attempt")?.map(|attempt| attempt as u64),
     })
 }
 

@@ -312,7 +312,7 @@ impl Tables for InTransaction<'_> {
                 ":fence": signed(lease.key.fence),
                 ":expires_at": time(lease.expires_at),
                 // All bits of it: it is only compared.
-                ":attempt": lease.attempt.map(u64::cast_signed),
+                ":attempt": lease.attempt.map(|attempt| attempt as i64),
             },
         )?;
         Ok(())

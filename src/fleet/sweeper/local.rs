@@ -15,7 +15,7 @@ pub(super) struct EndedWorkers {
 }
 
 impl EndedWorkers {
-    pub(super) const fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.killed.is_empty() && self.gone.is_empty()
     }
 }

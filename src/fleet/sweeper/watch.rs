@@ -79,10 +79,9 @@ impl Watch {
     /// The sweeper was at work until now.
     pub(super) fn work_done(&mut self, now: Now, interval: Duration) {
         self.pass(now, Duration::MAX, interval);
-        match &mut self.current {
-            Some(current) => current.last = now,
-            // Nothing is watched before the store answers a sweep.
-            None => {}
+        // Nothing is watched before the store answers a sweep.
+        if let Some(current) = &mut self.current {
+            current.last = now;
         }
     }
 

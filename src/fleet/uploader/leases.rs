@@ -199,7 +199,10 @@ impl Uploader {
         drop(sync_state);
         match self.unless_closing("release", self.store.release(&keys)) {
             // The others are released; to release them again does no harm.
-            Err(Error::Store { kind, .. }) if kind == StoreErrorKind::Busy => {
+            Err(Error::Store {
+                kind: StoreErrorKind::Busy,
+                ..
+            }) => {
                 self.sync_state.lock().release_at = self.clock.now().after(BUSY_RETRY);
                 return Ok(());
             }

@@ -142,7 +142,10 @@ impl Uploader {
                 Err(refusal @ Error::Invalid { .. }) => {
                     self.refuse(registry, std::slice::from_ref(newcomer), &refusal);
                 }
-                Err(Error::Store { kind, .. }) if kind == StoreErrorKind::Busy => {
+                Err(Error::Store {
+                    kind: StoreErrorKind::Busy,
+                    ..
+                }) => {
                     if let Some(synced) = self.sync_state.lock().get_mut(&newcomer.0) {
                         synced.retry_busy(self.clock.now());
                     }

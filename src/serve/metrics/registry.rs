@@ -315,7 +315,7 @@ fn encode_sweeps(
     )?;
     let durations = sweeps.iter().filter_map(|(target, totals)| {
         let duration = totals.last_duration?;
-        (*target == "store").then(|| ([("target", *target)], duration.as_secs_f64()))
+        (*target == "store").then_some(([("target", *target)], duration.as_secs_f64()))
     });
     encoder.gauges(
         "sweep_last_duration_seconds",
