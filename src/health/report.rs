@@ -86,6 +86,32 @@ impl Summary {
             && self.states.get(State::Unobserved) == 0
             && self.missing.is_empty()
     }
+
+    /// Expects that many workers of a type: if fewer are well, they are among the
+    /// [`missing`](Self::missing). An empty store is not well then. For a registry, call
+    /// [`Registry::expect_workers`](crate::Registry::expect_workers) instead.
+    ///
+    /// ```
+    /// use worker_heartbeat::{HeartbeatStore, MemoryStore};
+    ///
+    /// let mut summary = MemoryStore::new().summary()?;
+    /// assert!(summary.is_healthy());
+    /// summary.expect_workers("indexer", 3);
+    /// assert!(!summary.is_healthy());
+    /// assert_eq!(summary.to_string(), "0 active, 0 dead; 0 of 3 expected workers of type indexer live");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn expect_workers(&mut self, worker_type: impl Into<String>, count: usize) {
+        let worker_type = worker_type.into();
+        self.missing
+            .retain(|missing| missing.worker_type != worker_type);
+        let well = self.stats_by_type.get(&worker_type);
+        let well = well.map_or(0, |stats| stats.active);
+        if well < count {
+            self.missing
+                .push(MissingWorkers::new(worker_type, count, well));
+        }
+    }
 }
 
 /// The counts, the five worst workers and why, and how many more are not well.

@@ -270,6 +270,15 @@ fn check_reports_by_its_status_whether_all_is_well() {
         ends(&["check", "--sqlite", &file], 0),
         "2 active, 0 dead, 1 stopped\n"
     );
+    let expect = |expected| ["check", "--sqlite", &file, "--expect", expected];
+    ends(&expect("none=0"), 0);
+    assert_eq!(
+        ends(&expect("indexer=3"), 1),
+        "2 active, 0 dead, 1 stopped; 0 of 3 expected workers of type indexer live\n"
+    );
+    for odd in ["indexer", "indexer=", "indexer=-1"] {
+        assert!(ends(&expect(odd), 2).contains("as in indexer=3"), "{odd}");
+    }
 
     let beacon = folder.file("beacon.json");
     let registry = Registry::new();

@@ -194,6 +194,10 @@ pub struct CheckArgs {
     /// Maximum age of the beacon file
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration, requires = "file")]
     pub max_age: Duration,
+
+    /// How many workers of a type must be well, such as indexer=3; may be given for several types
+    #[arg(long, value_name = "TYPE=COUNT", value_parser = expected, conflicts_with = "file")]
+    pub expect: Vec<(String, usize)>,
 }
 
 #[derive(Args)]
@@ -222,6 +226,13 @@ fn interval(text: &str) -> Result<Duration, String> {
         return Err("must be at most a day".to_owned());
     }
     Ok(interval)
+}
+
+/// Parses `indexer=3`.
+fn expected(text: &str) -> Result<(String, usize), String> {
+    let (worker_type, count) = text.rsplit_once('=').ok_or("must be as in indexer=3")?;
+    let count = count.parse().map_err(|_| "must be as in indexer=3")?;
+    Ok((worker_type.to_owned(), count))
 }
 
 /// Parses `90s`, `5m`, `1h 30m` or `7d`.

@@ -130,7 +130,10 @@ pub fn check(args: &CheckArgs) -> CommandResult {
     let result = match &args.file {
         Some(file) => Beacon::check(file, args.max_age),
         None => {
-            let summary = args.store.open_to_read()?.summary()?;
+            let mut summary = args.store.open_to_read()?.summary()?;
+            for (worker_type, count) in &args.expect {
+                summary.expect_workers(worker_type, *count);
+            }
             let text = table::clean(&summary.to_string());
             if summary.is_healthy() {
                 Ok(text)

@@ -2,8 +2,9 @@
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::SqliteStore;
 use super::file::{self, OpenFile};
-use super::{APPLICATION_ID, SCHEMA_VERSION, SqliteStore, is_usable, versions};
+use super::setup::{APPLICATION_ID, SCHEMA_VERSION, is_usable, versions};
 use crate::error::Error;
 
 impl SqliteStore {
