@@ -551,7 +551,7 @@ fn watch_marks_the_dead_serves_everything_and_ends_in_good_order() {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
     poll("a beacon that says so", || {
-        (ends(&["check", "--file", &beacon], 0) == "1 active, 0 dead\n").then_some(())
+        (stdout(&run(&["check", "--file", &beacon])) == "1 active, 0 dead\n").then_some(())
     });
     let table = ends(&["status", "--sqlite", &file], 0);
     assert!(

@@ -151,18 +151,17 @@ fn a_bad_row_does_no_harm_and_a_migration_mends_it() {
 }
 
 #[test]
-fn json_null_is_no_metadata() {
+fn json_null_in_a_row_is_no_metadata() {
     let name = schema("null_metadata");
     let store = store(&name);
-    let upsert = |metadata: &str| {
-        sql(
-            url(),
-            &format!("SELECT {name}.upsert_worker_heartbeat('a', 't', p_metadata => {metadata})"),
-        );
-        store.find("a").unwrap().unwrap().info.metadata
-    };
-    assert_eq!(upsert("'null'::jsonb"), []);
+    let key = worker(&store, "a");
+    let null = format!("UPDATE {name}.worker_heartbeats SET metadata = 'null'");
+    sql(url(), &null);
+    let metadata = || store.find("a").unwrap().unwrap().info.metadata;
+    assert_eq!(metadata(), []);
     let place = [("place".to_owned(), "here".to_owned())];
-    assert_eq!(upsert("'{\"place\": \"here\"}'"), place);
-    assert_eq!(upsert("'null'::jsonb"), place);
+    let mut beat = Beat::new(key, State::Idle);
+    beat.metadata = place.to_vec();
+    assert_eq!(store.beat(&[beat]).unwrap(), [Answer::Accepted]);
+    assert_eq!(metadata(), place);
 }

@@ -513,7 +513,7 @@ fn a_hundred_start_at_once() {
         url(),
         &format!("SELECT count(*), max(version) FROM \"{name}\".schema_migrations"),
     );
-    assert_eq!(versions, [["8", "21"]]);
+    assert_eq!(versions, [["9", "22"]]);
 }
 
 #[test]
@@ -564,7 +564,7 @@ fn an_older_schema_is_brought_up_to_date() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("is of version 6, this program needs 21"),
+        error.contains("is of version 6, this program needs 22"),
         "{error}"
     );
     assert_eq!(beat(&store(&name), &key), Answer::Accepted);
