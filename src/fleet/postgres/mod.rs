@@ -11,6 +11,7 @@ mod lent;
 mod lists;
 mod lookup;
 mod migrate;
+mod names;
 mod open;
 mod options;
 mod pool;

@@ -13,6 +13,7 @@ use super::credentials::{PostgresCredentials, Provider};
 use super::hosts::Wanted;
 use super::lent::Source;
 use super::migrate;
+use super::names::{LONGEST_NAME, quoted};
 use super::settings::{Settings, Target};
 use super::tls;
 use super::transaction;
@@ -24,8 +25,6 @@ const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(10);
-/// The server truncates longer names, so two of them could become one.
-const LONGEST_NAME: usize = 63;
 const APPLICATION_NAME: &str = "worker-heartbeat";
 
 /// Options of a [`PostgresStore`].
@@ -403,48 +402,9 @@ impl Default for PostgresOptions {
     }
 }
 
-/// A name without quotes, backslashes and dollar signs is safe in any SQL.
-fn quoted(schema: &str) -> Result<String, Error> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    let allowed = !schema.is_empty()
-        && schema.len() <= LONGEST_NAME
-        && schema.chars().all(plain)
-        && !schema.starts_with("pg_");
-    if allowed {
-        Ok(format!("\"{schema}\""))
-    } else {
-        Err(Error::invalid(
-            "schema",
-            format!("{schema:?}"),
-            "1 to 63 ASCII letters, digits, `_` and `-`, not beginning with `pg_`",
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn unsafe_schema_names_are_refused() {
-        for name in ["worker_heartbeat", "pm_pipeline", "A-1", &"x".repeat(63)] {
-            assert_eq!(quoted(name).unwrap(), format!("\"{name}\""));
-        }
-        for name in [
-            "",
-            "pg_catalog",
-            "a b",
-            "a\"b",
-            "a'b",
-            "a;b",
-            "a$b",
-            "ä",
-            "a\0",
-            &"x".repeat(64),
-        ] {
-            assert!(quoted(name).is_err(), "{name:?}");
-        }
-    }
 
     #[test]
     fn errors_do_not_quote_the_url() {
