@@ -176,6 +176,7 @@ impl Probe {
     ///     hb.beat();
     ///     // Somewhere below, it waits for ever.
     ///     wait.recv().ok();
+    ///     Ok(())
     /// })?;
     /// match worker.probe().capture_stack() {
     ///     Ok(stack) => println!("waits at {stack}\n{stack:#}"),
