@@ -108,7 +108,9 @@ pub(super) fn versions(connection: &Connection) -> rusqlite::Result<(i32, i32)> 
 /// Brings the tables of an older version up to date.
 fn add_columns(transaction: &Connection) -> rusqlite::Result<()> {
     for (table, column, column_type) in LATER_COLUMNS {
-        if !transaction.column_exists(None, table, column)? {
+        let exists = "SELECT EXISTS (SELECT 1 FROM pragma_table_info(?1) WHERE name = ?2)";
+        let exists: bool = transaction.query_row(exists, [table, column], |row| row.get(0))?;
+        if !exists {
             let add = format!("ALTER TABLE {table} ADD COLUMN {column} {column_type}");
             transaction.execute_batch(&add)?;
         }
