@@ -194,7 +194,7 @@ impl WorkerHeartbeat {
     /// store; [`Error::Store`] if the store cannot be reached, or its answer is lost;
     /// [`Error::Refused`] if the worker has ended, or another incarnation has taken its place.
     ///
-    /// Without an answer, nobody knows here whether the run was granted. This worker does not hold it:
+    /// Without an answer, it is not known here whether the run was granted. This worker does not hold it:
     /// the claim is [withdrawn](crate::HeartbeatStore::withdraw) in the background as soon as the store
     /// can be reached, until `ttl` has passed, so that the run is free for others again. A claim of the
     /// same run by the same worker withdraws the earlier one first.

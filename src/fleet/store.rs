@@ -318,7 +318,7 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     /// are extended.
     fn renew(&self, leases: &[LeaseKey], ttl: Duration) -> Result<Vec<bool>, Error>;
 
-    /// As [`renew`](Self::renew), and tells a lease that is lost from one whose record is locked at
+    /// As [`renew`](Self::renew), and distinguishes a lease that is lost from one whose record is locked at
     /// present. By default, it calls `renew`.
     ///
     /// # Errors

@@ -82,7 +82,7 @@ impl CallStack {
 }
 
 impl StackFrame {
-    /// Whether the call is the application's own, as far as its name and its file tell.
+    /// Whether the call is the application's own, as far as its name and its file show.
     fn is_application(&self) -> bool {
         let Some(function) = &self.function else {
             return false;

@@ -22,8 +22,8 @@ struct Process {
     is_stopped: bool,
 }
 
-/// For whoever looks for the reason of a finding.
-fn tell(what: impl std::fmt::Display) {
+/// Prints a fault, to explain a finding.
+fn print(what: impl std::fmt::Display) {
     eprintln!("{}: {what}", super::micros());
 }
 
@@ -109,10 +109,10 @@ impl Faults {
     }
 
     fn fail_over(&mut self) {
-        tell("failover begins");
+        print("failover begins");
         self.hang(None);
         self.servers.fail_over();
-        tell("failover ends");
+        print("failover ends");
         self.failovers += 1;
         self.failed_over = Instant::now();
     }
@@ -128,7 +128,7 @@ impl Faults {
         match self.random.below(7) {
             0 if is_well => {
                 let time = self.random.millis(300, 25_000);
-                tell(format_args!(
+                print(format_args!(
                     "process {number} is killed, and starts after {time:?}"
                 ));
                 self.audit.does_not_run(number);
@@ -140,7 +140,7 @@ impl Faults {
             }
             1 | 2 if is_well => {
                 let time = self.random.millis(100, 35_000);
-                tell(format_args!("process {number} is stopped for {time:?}"));
+                print(format_args!("process {number} is stopped for {time:?}"));
                 self.audit.does_not_run(number);
                 self.signal(number, Signal::SIGSTOP);
                 let process = &mut self.processes[number];
@@ -152,7 +152,7 @@ impl Faults {
                 let n = self.random.below(WORKERS as u64);
                 let seconds = self.random.millis(500, 40_000).as_secs_f64();
                 let condition = format!("worker_id = 'w{number}-{n}'");
-                tell(format_args!("{condition} is locked for {seconds} s"));
+                print(format_args!("{condition} is locked for {seconds} s"));
                 self.servers.lock("worker_heartbeats", &condition, seconds);
                 self.locks += 1;
             }
@@ -160,18 +160,18 @@ impl Faults {
                 let run = self.random.below(RUNS);
                 let seconds = self.random.millis(500, 15_000).as_secs_f64();
                 let condition = format!("run_id = 'run-{run}'");
-                tell(format_args!("{condition} is locked for {seconds} s"));
+                print(format_args!("{condition} is locked for {seconds} s"));
                 self.servers.lock("leases", &condition, seconds);
                 self.locks += 1;
             }
             5 => {
-                tell("connections are cut");
+                print("connections are cut");
                 self.servers.cut();
                 self.cuts += 1;
             }
             6 if self.hangs_until.is_none() => {
                 let time = self.random.millis(100, 6_000);
-                tell(format_args!("connections hang for {time:?}"));
+                print(format_args!("connections hang for {time:?}"));
                 self.hang(Some(time));
                 self.hangs += 1;
             }

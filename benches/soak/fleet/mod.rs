@@ -100,7 +100,7 @@ pub(crate) fn soak(time: Duration, seed: u64, synchronous: bool) -> String {
     faults.start_processes();
     let begun = Instant::now();
     let reader = open(&faults.url());
-    // Everybody is registered before the first fault.
+    // All workers are registered before the first fault.
     while well(&reader) < PROCESSES * WORKERS {
         assert!(begun.elapsed() < Duration::from_secs(120), "no start");
         thread::sleep(INTERVAL);
@@ -114,8 +114,8 @@ pub(crate) fn soak(time: Duration, seed: u64, synchronous: bool) -> String {
     }
     faults.end();
     let settled = Instant::now();
-    let everybody = PROCESSES * WORKERS;
-    while well(&reader) < everybody && settled.elapsed() < SETTLE {
+    let all = PROCESSES * WORKERS;
+    while well(&reader) < all && settled.elapsed() < SETTLE {
         thread::sleep(INTERVAL / 5);
     }
     let at_end = (well(&reader), settled.elapsed());
@@ -195,12 +195,12 @@ fn table(
         "incarnations of a worker that went back",
         found.lower_incarnations.len(),
     );
-    let everybody = PROCESSES * WORKERS;
+    let all = PROCESSES * WORKERS;
     row(
         "workers well after the last fault",
-        format!("{well} of {everybody}, after {:.1} s", after.as_secs_f64()),
-        &format!("{everybody} within {} s", SETTLE.as_secs()),
-        Some(well == everybody),
+        format!("{well} of {all}, after {:.1} s", after.as_secs_f64()),
+        &format!("{all} within {} s", SETTLE.as_secs()),
+        Some(well == all),
     );
     for line in found.lines() {
         eprintln!("{line}");

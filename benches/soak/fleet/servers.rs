@@ -81,7 +81,7 @@ impl Servers {
         self.proxies.iter().for_each(|proxy| proxy.hang(hangs));
     }
 
-    /// Locks the rows that this condition names, in a transaction of somebody else, on a thread.
+    /// Locks the rows that this condition names, in another transaction, on a thread.
     pub(crate) fn lock(&self, table: &str, condition: &str, seconds: f64) {
         let url = self.primary.url();
         let statement = format!(

@@ -14,7 +14,7 @@ use super::{INTERVAL, RUNS, Random, STALE_AFTER, TTL, WORKERS, micros, open};
 struct Reports(Mutex<(TcpStream, BufReader<TcpStream>)>);
 
 impl Reports {
-    fn tell(&self, what: &str, lease: &Held<'_>, at: u64) {
+    fn report(&self, what: &str, lease: &Held<'_>, at: u64) {
         let mut socket = self.0.lock().expect("no panic");
         let line = lease.line(what, at);
         socket.0.write_all(line.as_bytes()).expect("the audit");
@@ -105,7 +105,7 @@ fn hold(hb: &WorkerHeartbeat, reports: &Reports, id: &str, run: &str, random: &m
         worker: id,
         fence: lease.fence(),
     };
-    reports.tell("granted", &held, claimed);
+    reports.report("granted", &held, claimed);
     hb.update_task(run, "at work", Activity::Processing);
     let (begun, time) = (Instant::now(), random.millis(100, 8_000));
     loop {
@@ -114,7 +114,7 @@ fn hold(hb: &WorkerHeartbeat, reports: &Reports, id: &str, run: &str, random: &m
         if !lease.is_held() {
             break;
         }
-        reports.tell("believes", &held, at);
+        reports.report("believes", &held, at);
         hb.beat();
         if !reports.write(&held) || begun.elapsed() > time {
             break;

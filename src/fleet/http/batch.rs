@@ -31,8 +31,8 @@ const NEVER_TOO_LARGE: usize = 16 * 1024;
 const MOST_REFUSALS: usize = 32;
 /// How long a smaller limit is kept before a larger body is tried again.
 const LIMIT_LIFETIME: Duration = Duration::from_secs(600);
-/// The most workers that are remembered as told.
-const MOST_TOLD: usize = 1_000;
+/// The most workers that are remembered as logged.
+const MOST_LOGGED: usize = 1_000;
 /// The length of the texts of an item that was refused, one after the other.
 const REDUCED_LENGTHS: [usize; 2] = [256, 0];
 
@@ -63,7 +63,7 @@ impl Limit {
 pub(super) struct Batches {
     limit: Mutex<Limit>,
     reduced: AtomicU64,
-    told: Mutex<HashSet<String>>,
+    logged: Mutex<HashSet<String>>,
 }
 
 /// The answers of one call.
@@ -158,7 +158,7 @@ impl Batches {
         Self {
             limit: Mutex::new(Limit { most, found: None }),
             reduced: AtomicU64::new(0),
-            told: Mutex::default(),
+            logged: Mutex::default(),
         }
     }
 
@@ -220,14 +220,14 @@ impl Batches {
         Ok(Answered { answers, failure })
     }
 
-    /// Counts an item that was refused, and tells it once for each worker.
+    /// Counts an item that was refused, and logs it once for each worker.
     fn note(&self, operation: &str, name: &str, error: &Error, sent: bool) {
         self.reduced.fetch_add(1, Ordering::Relaxed);
-        let mut told = self.told.lock();
-        if told.len() >= MOST_TOLD || !told.insert(name.to_owned()) {
+        let mut logged = self.logged.lock();
+        if logged.len() >= MOST_LOGGED || !logged.insert(name.to_owned()) {
             return;
         }
-        drop(told);
+        drop(logged);
         let outcome = if sent {
             "it is stored without its long texts"
         } else {

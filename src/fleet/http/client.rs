@@ -38,7 +38,7 @@ const LARGEST_REPORT: u64 = 64 * 1024 * 1024;
 /// Requests about many workers are cut by their size: see
 /// [`max_request_bytes`](HttpStoreBuilder::max_request_bytes). A worker that the coordinator, or a proxy
 /// before it, refuses does not affect others: it is sent again without its long texts, and if it is
-/// refused still, it alone is not stored. The log tells that once for each worker, and
+/// refused still, it alone is not stored. It is logged once for each worker, and
 /// [`items_reduced`](Self::items_reduced) counts it.
 ///
 /// ```no_run

@@ -165,7 +165,7 @@ impl<T: Item, A> Batch<'_, T, A> {
             .collect()
     }
 
-    /// Those of these items whose rows nobody locks. The others are answered.
+    /// Those of these items whose rows no other transaction locks. The others are answered.
     fn free(
         &self,
         items: &[&T],

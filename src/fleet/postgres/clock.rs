@@ -42,8 +42,8 @@ enum Step {
 }
 
 impl ClockWatch {
-    /// Before a sweep. If the clock was set forward, everybody seems to be silent for that long: this is
-    /// an error once, after which a sweeper counts silence anew. If it was set back, heartbeats are from
+    /// Before a sweep. If the clock was set forward, all workers seem to be silent for that long: this is
+    /// an error once, after which a sweeper counts silence from the start. If it was set back, heartbeats are from
     /// the future, and would hide a silence: they count from now on.
     pub(super) fn check(&self, connection: &Connection, dry_run: bool) -> Result<(), Error> {
         let mut last = self.last.lock();

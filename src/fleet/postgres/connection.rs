@@ -85,7 +85,7 @@ impl Connection {
         rows.map_err(|failed| failed.error)
     }
 
-    /// As [`query`](Self::query), and tells whether an item of the statement is at fault.
+    /// As [`query`](Self::query), and reports whether an item of the statement is at fault.
     pub(super) fn try_query(
         &self,
         operation: &'static str,
@@ -183,7 +183,7 @@ impl Connection {
         self.open_session(open)
     }
 
-    /// Runs `work` on a connection that nobody else uses meanwhile.
+    /// Runs `work` on a connection that no other call uses meanwhile.
     fn on_connection<T>(
         &self,
         abandoned: &mut Option<OpenConnection>,

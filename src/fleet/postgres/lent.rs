@@ -17,7 +17,7 @@ use crate::error::{BoxError, Error};
 /// [`PostgresOptions::with_pool`](super::PostgresOptions::with_pool). It goes back to the pool when it
 /// is dropped.
 pub trait LentClient: Send {
-    /// The connection. Nobody else uses it meanwhile.
+    /// The connection. No other call uses it meanwhile.
     fn client(&self) -> &Client;
 }
 
@@ -145,7 +145,7 @@ impl Source {
         let lend = Arc::new(lend);
         Self::Pool(Box::new(move |answer| {
             let lend = Arc::clone(&lend);
-            // If nobody waits for it any more, it goes back at once.
+            // If no caller waits for it any more, it goes back at once.
             drop(runtime.spawn(async move {
                 let lent = lend().await.map(|lent| Box::new(lent) as Lent);
                 drop(answer.send(lent.map_err(Into::into)));

@@ -16,7 +16,7 @@ use crate::sync::catch::catch;
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-lookup";
-/// How long an answer that nobody waited for may be used.
+/// How long an answer that no caller waited for may be used.
 const LONGEST_USE: Duration = Duration::from_secs(60);
 
 type Answer = Result<Vec<IpAddr>, String>;
@@ -65,7 +65,7 @@ impl Lookups {
         found.unwrap_or_else(|| Err("the look-up of the host panicked".to_owned()))
     }
 
-    /// Begins a look-up, unless one is pending, or has an answer that nobody has used.
+    /// Begins a look-up, unless one is pending, or has an answer that was not used.
     fn begin(&self, place: &(u32, String)) -> Result<watch::Receiver<Option<Answer>>, String> {
         let mut pending = self.pending.lock();
         if let Some(lookup) = pending.get(place) {

@@ -52,7 +52,7 @@ use lent::Source;
 pub use options::PostgresOptions;
 use pool::Pool;
 use settings::Settings;
-use texts::{Texts, Told};
+use texts::{LoggedIds, Texts};
 
 /// How often the session is checked: several times within the grace of a missing one.
 const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
@@ -86,7 +86,7 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 /// still believe in such a lease, until it expires; a resource that checks fences refuses its writes.
 /// Replicate synchronously where that matters. A backup that is restored into a running database, with
 /// the values of sequences, is not recognized as such. The clock of the database decides: if it is set
-/// forward, leases end earlier. Sweeps notice that, and count silence anew.
+/// forward, leases end earlier. Sweeps notice that, and count silence from the start.
 ///
 /// It may be called from async code; it blocks the calling thread.
 ///
@@ -116,7 +116,7 @@ struct Connections {
     texts: Texts,
     suspects: Suspects,
     suspects_among_leases: Suspects,
-    told: Told,
+    logged: LoggedIds,
 }
 
 impl PostgresStore {
@@ -178,7 +178,7 @@ impl PostgresStore {
                 texts: Texts::default(),
                 suspects: Suspects::default(),
                 suspects_among_leases: Suspects::default(),
-                told: Told::default(),
+                logged: LoggedIds::default(),
             }),
         }
     }

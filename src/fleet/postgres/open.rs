@@ -170,7 +170,7 @@ impl OpenConnection {
                 None => token.cancel_query(tokio_postgres::NoTls).await,
             }
         };
-        // The server does not tell whether it cancelled anything. What counts is the end.
+        // The server does not say whether it cancelled anything. What counts is the end.
         drop(self.run(with_timeout(limit, asked)));
         self.settle(limit)
     }

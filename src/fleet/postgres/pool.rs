@@ -1,6 +1,6 @@
 //! The connections of a store: one, and more only while others are in use.
 //!
-//! Each kind of call has at most one under way, on a connection that nobody else uses meanwhile. So a
+//! Each kind of call has at most one under way, on a connection that no other call uses meanwhile. So a
 //! heartbeat does not wait for a claim, nor for a sweep, and a store never has more connections than
 //! there are kinds of calls, whatever the server does.
 
@@ -106,7 +106,7 @@ impl Pool {
         }
     }
 
-    /// A connection that nobody else uses. `prefers_session`: that of the store's session, if it is
+    /// A connection that no other call uses. `prefers_session`: that of the store's session, if it is
     /// idle.
     pub(super) fn take(&self, prefers_session: bool) -> Result<OpenConnection, PgError> {
         let begun = Instant::now();

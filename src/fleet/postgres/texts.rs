@@ -121,15 +121,15 @@ impl Texts {
 
 /// Workers that the log has named, so that each is named once.
 #[derive(Debug, Default)]
-pub(super) struct Told(Mutex<HashSet<String>>);
+pub(super) struct LoggedIds(Mutex<HashSet<String>>);
 
-impl Told {
+impl LoggedIds {
     /// Whether to name it now.
     pub(super) fn note(&self, id: &str) -> bool {
         /// No more are named, so that nothing grows without bound.
         const MOST: usize = 1_000;
-        let mut told = self.0.lock();
-        told.len() < MOST && told.insert(id.to_owned())
+        let mut logged = self.0.lock();
+        logged.len() < MOST && logged.insert(id.to_owned())
     }
 }
 

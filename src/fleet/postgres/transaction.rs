@@ -24,7 +24,7 @@ pub(super) enum Phase {
 }
 
 /// Begins a transaction. The server's limits are shorter than the caller's, so that the server ends a
-/// statement before the caller gives up, and a lock that cannot be had is told as such. The functions
+/// statement before the caller gives up, and a lock that cannot be had is reported as such. The functions
 /// of the schema rely on read committed: each of their steps sees what was committed before.
 pub(super) fn begin(limit: Duration) -> String {
     let millis = |part: f64| limit.mul_f64(part).as_millis().max(1);
@@ -37,7 +37,7 @@ pub(super) fn begin(limit: Duration) -> String {
 }
 
 /// Runs the statement between `begin` and a commit, in one round trip: no lock outlives the call,
-/// even if the caller is suspended or cut off. If this is dropped before it is done, `phase` tells
+/// even if the caller is suspended or cut off. If this is dropped before it is done, `phase` says
 /// how far it came.
 pub(super) async fn run(
     client: &Client,
@@ -57,7 +57,7 @@ pub(super) async fn run(
         poll(&mut rows, statement.as_mut(), cx);
         poll(&mut committed, commit.as_mut(), cx);
         phase.set(match (&begun, &rows) {
-            // The commit of a transaction that failed rolls it back, and waits for nobody.
+            // The commit of a transaction that failed rolls it back, and waits for no standby.
             (_, Some(Ok(_))) => Phase::Committing,
             (Some(_), _) => Phase::Running,
             _ => Phase::Sent,

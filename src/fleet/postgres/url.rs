@@ -173,9 +173,9 @@ fn target_of(parameter: &Parameter) -> Result<Wanted, Error> {
 /// What tokio-postgres says, without what it quotes.
 fn what_is_wrong(error: &tokio_postgres::Error) -> String {
     use std::error::Error as _;
-    let told = error.source().map(ToString::to_string).unwrap_or_default();
-    if told.starts_with("invalid value for option `") {
-        format!("cannot be read: {told}")
+    let message = error.source().map(ToString::to_string).unwrap_or_default();
+    if message.starts_with("invalid value for option `") {
+        format!("cannot be read: {message}")
     } else {
         "cannot be read".to_owned()
     }
@@ -308,7 +308,7 @@ fn pairs(text: &str) -> Result<Vec<Parameter>, Error> {
 mod tests {
     use super::*;
 
-    fn told(url: &str) -> String {
+    fn message(url: &str) -> String {
         parse(url).map(|_| ()).unwrap_err().to_string()
     }
 
@@ -354,7 +354,7 @@ mod tests {
             ("host=h passfile=/a", "passfile"),
             ("host=h foo=1", "\"foo\""),
         ] {
-            assert!(told(url).contains(named), "{url}: {}", told(url));
+            assert!(message(url).contains(named), "{url}: {}", message(url));
         }
     }
 
@@ -380,7 +380,7 @@ mod tests {
             "host=h password='hunter2",
             "hunter2",
         ] {
-            assert!(!told(url).contains("hunter2"), "{url}: {}", told(url));
+            assert!(!message(url).contains("hunter2"), "{url}: {}", message(url));
         }
     }
 

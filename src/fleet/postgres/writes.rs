@@ -178,7 +178,7 @@ impl Connections {
             Ok(sent) => sent.first().copied().unwrap_or(Answer::Invalid),
             Err(failed) => Fault::of(failed)?.answer(),
         };
-        if self.told.note(&key.id) {
+        if self.logged.note(&key.id) {
             let written = match answer {
                 Answer::Invalid => "nothing was written",
                 _ => "its texts were not written",

@@ -189,7 +189,7 @@ impl StoredEnding {
         }
         let at = SystemTime::now();
         let cause = DeathCause::from_name(&self.cause, detail, self.location.as_deref());
-        // Nobody reported these: a store, or a process on its behalf, found them later.
+        // No worker reported these: a store, or a process on its behalf, found them later.
         let was_found = matches!(
             cause,
             DeathCause::Killed | DeathCause::Gone | DeathCause::Fenced | DeathCause::Lost

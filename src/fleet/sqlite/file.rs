@@ -158,7 +158,7 @@ fn network_name(number: i64) -> Option<&'static str> {
     }
 }
 
-/// A name for SQLite that makes it read the file alone, as one that nobody writes.
+/// A name for SQLite that makes it read the file alone, as one that no process writes.
 pub(super) fn immutable(path: &Path) -> Option<String> {
     let mut uri = "file:".to_owned();
     for byte in fs::canonicalize(path).ok()?.to_str()?.bytes() {

@@ -54,7 +54,7 @@ pub enum OnDuplicate {
     /// The new worker supersedes the other one, which is fenced.
     #[default]
     TakeOver,
-    /// The store refuses the new worker, which an event tells
+    /// The store refuses the new worker, which an event reports
     /// ([`EventKind::Refused`](crate::EventKind::Refused)) with the process of the other one. It goes on
     /// without the store, claims no runs, and tries again every 10 s: it gets the id once the other
     /// worker has ended, is stale, or was marked offline by a sweep.

@@ -189,12 +189,12 @@ impl Uploader {
         rounds.status.registered = registered;
         rounds.status.refused = refused;
         rounds.status.busy = busy;
-        let tell = match &locked {
+        let is_new = match &locked {
             Some(_) => !std::mem::replace(&mut rounds.told_busy, true),
             None => busy == 0 && std::mem::take(&mut rounds.told_busy),
         };
         drop(rounds);
-        if tell {
+        if is_new {
             tell_busy(locked.as_deref(), busy);
         }
         let now = self.clock.now();

@@ -174,7 +174,7 @@ fn encode(counts: &FleetCounts, encoder: &mut Encoder<'_>) -> fmt::Result {
             .count()
     };
     let listed = states.map(|(name, state)| ([("state", name)], count(state) as u64));
-    // Those whose states the store does not tell.
+    // Those whose states the store does not list.
     let unlisted = ([("state", "unlisted")], counts.unlisted_groups as u64);
     encoder.gauges(
         "fleet_groups",

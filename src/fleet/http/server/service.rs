@@ -42,8 +42,8 @@ pub(super) struct Service {
     numbers: HighestNumbers,
     /// The store's numbers went back, as the log says.
     went_back: AtomicBool,
-    /// When the log told that the store is busy.
-    told_busy: Mutex<Option<Instant>>,
+    /// When it was last logged that the store is busy.
+    logged_busy: Mutex<Option<Instant>>,
 }
 
 /// A request that has been read.
@@ -137,7 +137,7 @@ impl Service {
             numbers: HighestNumbers::default(),
             went_back: AtomicBool::new(false),
             failing: AtomicBool::new(false),
-            told_busy: Mutex::default(),
+            logged_busy: Mutex::default(),
         }
     }
 
@@ -186,9 +186,9 @@ impl Service {
 
     /// At most once a minute: a single record may be locked for long.
     fn tell_busy(&self, why: &str) {
-        let mut told = self.told_busy.lock();
-        if told.is_none_or(|at| at.elapsed() >= BUSY_PAUSE) {
-            *told = Some(Instant::now());
+        let mut logged = self.logged_busy.lock();
+        if logged.is_none_or(|at| at.elapsed() >= BUSY_PAUSE) {
+            *logged = Some(Instant::now());
             log_line(
                 Level::Warn,
                 format_args!("coordinator: the store is busy: {}", Printable(why)),

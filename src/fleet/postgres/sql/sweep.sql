@@ -184,7 +184,7 @@ BEGIN
     IF v_ago IS NULL AND NOT p_dry_run THEN
         INSERT INTO @schema@.last_sweep (id, swept_at, watched_since, threshold)
             VALUES (1, '-infinity', now(), p_threshold) ON CONFLICT DO NOTHING;
-        -- Another transaction that locks the row delays nobody.
+        -- Another transaction that locks the row delays no sweep.
         UPDATE @schema@.last_sweep s SET swept_at = now(), watched_since = now() - p_watched_for,
             threshold = p_threshold
             WHERE s.id IN (SELECT l.id FROM @schema@.last_sweep l FOR UPDATE SKIP LOCKED);
@@ -309,7 +309,7 @@ RETURNS TABLE (run_id text, worker_id text, fence bigint) LANGUAGE sql AS $$
 $$;
 
 -- Marks workers offline that are silent for longer than p_minutes and than their own limit allows. A
--- transaction that calls it delays nobody: others skip the rows that it locks, and it skips theirs.
+-- transaction that calls it delays no other: others skip the rows that it locks, and it skips theirs.
 CREATE OR REPLACE FUNCTION @schema@.cleanup_stale_workers(p_minutes integer DEFAULT 60)
 RETURNS TABLE (worker_id text, worker_type text, last_heartbeat_at timestamptz, current_run_id text)
 LANGUAGE plpgsql AS $$
