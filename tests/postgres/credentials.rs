@@ -312,3 +312,28 @@ fn a_pool_of_the_application_serves_a_store() {
         assert_eq!(left, ["0", "0", ""]);
     }
 }
+
+/// A connection of the application that panics whenever it is used.
+struct Panicking;
+
+impl worker_heartbeat::LentClient for Panicking {
+    fn client(&self) -> &tokio_postgres::Client {
+        panic!("lent by mistake")
+    }
+}
+
+#[test]
+fn a_lent_connection_that_panics_holds_up_no_later_call() {
+    let runtime = runtime();
+    let store = PostgresOptions::new()
+        .schema(schema("panics"))
+        .with_pool(runtime.handle().clone(), || async {
+            Ok::<_, std::io::Error>(Panicking)
+        })
+        .unwrap();
+    for _ in 0..3 {
+        // As the uploader and the sweeper do, which go on after a panic.
+        let listed = std::panic::catch_unwind(|| store.list(&WorkerFilter::default()));
+        assert!(listed.is_err() || listed.unwrap().is_err());
+    }
+}

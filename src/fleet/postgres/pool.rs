@@ -21,6 +21,7 @@ use super::open::OpenConnection;
 use super::session::Sessions;
 use super::settings::Settings;
 use crate::error::StoreErrorKind;
+use crate::sync::catch::catch;
 use crate::sync::log::log_line;
 use crate::sync::random::random;
 
@@ -136,7 +137,9 @@ impl Pool {
             if !state.opening && state.has_room(&self.source) && (alone || now >= patience) {
                 state.opening = true;
                 drop(state);
-                let opened = self.open(!alone);
+                // A connection that the application lends is its code: `opening` must not stay set.
+                let opened = catch(|| self.open(!alone))
+                    .unwrap_or_else(|_| Err(PgError::Other("it panicked".to_owned())));
                 state = self.state.lock();
                 state.opening = false;
                 self.changed.notify_all();
