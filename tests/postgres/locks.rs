@@ -474,3 +474,24 @@ fn a_worker_whose_id_is_locked_is_registered_later_and_the_others_at_once() {
     let found = store.find("w-0").unwrap().unwrap();
     assert!(found.key.incarnation > earlier.incarnation);
 }
+
+/// As `CREATE INDEX` does, or many writers that wait for the table to grow.
+#[test]
+fn a_registration_outwaits_a_short_lock_of_the_table() {
+    let name = schema("short");
+    let store = store(&name);
+    let lock = format!("LOCK TABLE {name}.worker_heartbeats IN SHARE MODE");
+    let locked = Transaction::begin(url(), &lock);
+    let registered = thread::spawn(move || store.register(&[Registration::new("poller", "a")]));
+    let waiting = format!(
+        "SELECT count(*) > 0 FROM pg_locks \
+         WHERE NOT granted AND relation = '{name}.worker_heartbeats'::regclass"
+    );
+    until("the registration waits", || {
+        sql(url(), &waiting) == [["t"]]
+    });
+    // Longer than the limit of one wait, 100 ms.
+    thread::sleep(Duration::from_millis(300));
+    drop(locked);
+    assert_eq!(registered.join().unwrap().unwrap().len(), 1);
+}

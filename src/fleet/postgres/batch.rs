@@ -16,6 +16,9 @@ use crate::fleet::store::check_count;
 /// With more items at fault in one call, the fault is usually not theirs: the rest is not searched
 /// one by one.
 const MOST_SEARCHED: usize = 32;
+/// How often a batch is sent again that waited too long for a lock, though nothing locks its rows: the
+/// limit of a wait holds for all locks, such as that of a table which grows on a slow disk.
+const MOST_REPEATS: usize = 5;
 /// For how long the row of an item that was locked is asked about before anything waits for it.
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
 
@@ -87,6 +90,7 @@ impl<T: Item, A> Batch<'_, T, A> {
         let mut answers: Vec<_> = items.iter().map(|_| None).collect();
         let chosen = |places: &[usize]| places.iter().map(|n| items[*n]).collect::<Vec<_>>();
         let mut searched = 0;
+        let mut repeats = 0;
         let (suspects, others): (Vec<usize>, Vec<usize>) =
             (0..items.len()).partition(|n| self.suspects.contains(items[*n].row()));
         let free = if suspects.is_empty() {
@@ -137,11 +141,12 @@ impl<T: Item, A> Batch<'_, T, A> {
                 Cause::Locked => {
                     let before = batch.len();
                     let free = self.free(items, batch.clone(), &mut answers)?;
-                    if free.len() < before {
+                    if free.len() < before || repeats < MOST_REPEATS {
+                        repeats += usize::from(free.len() == before);
                         left.push(free);
                         continue;
                     }
-                    // A row that is not visible yet, or that is not locked any more.
+                    // A row that is not visible yet.
                     Fault::Locked
                 }
             };

@@ -14,7 +14,7 @@ use super::{Connections, column, one, rows};
 use crate::error::{Error, StoreErrorKind};
 use crate::fleet::shapes::{Answer, Claim, ClaimAnswer, LeaseKey, Renewal};
 
-/// How long a claim waits for a lock of another transaction.
+/// How long a claim or a registration waits for a lock of another transaction.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Between two attempts, during which the connection is free for other callers.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);

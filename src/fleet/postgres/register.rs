@@ -18,7 +18,7 @@ impl Connections {
             if let Some(worker) = names {
                 return Err(unnamed(worker));
             }
-            let failed = match send(self, &workers) {
+            let failed = match self.patiently("register", || send(self, &workers)) {
                 Ok(keys) => return Ok(keys),
                 Err(failed) => failed,
             };
