@@ -10,9 +10,12 @@
 mod page;
 
 use std::env;
+use std::future::{Future, pending};
 use std::hint::black_box;
 use std::io;
+use std::pin::pin;
 use std::process::{Command, ExitCode};
+use std::task::{Context, Waker};
 use std::time::Instant;
 
 use worker_heartbeat::{Activity, Registry, WorkerHeartbeat};
@@ -20,11 +23,15 @@ use worker_heartbeat::{Activity, Registry, WorkerHeartbeat};
 const CALLS: u64 = 200_000;
 
 /// What is counted. The first one is what is taken off the others.
-const KINDS: [&str; 5] = [
+const KINDS: [&str; 9] = [
     "an empty loop",
     "beat()",
     "is_recent()",
     "update_task()",
+    "progress()",
+    "begin_task(), dropped",
+    "mark_idle()",
+    "a poll",
     "Instant::now()",
 ];
 
@@ -129,6 +136,29 @@ fn run(kind: &str) {
                 turn += 1;
                 let text = black_box("Researching example.com");
                 black_box(&worker).update_task(black_box(run_id), text, Activity::Processing);
+            });
+        }
+        "progress()" => {
+            let task = worker.begin_task("run-123", "Researching example.com");
+            let mut done = 0_usize;
+            repeat(|| {
+                done += 1;
+                black_box(&task).progress(black_box(done), CALLS as usize);
+            });
+        }
+        "begin_task(), dropped" => repeat(|| {
+            let text = black_box("Researching example.com");
+            drop(black_box(&worker).begin_task(black_box("run-123"), text));
+        }),
+        "mark_idle()" => repeat(|| black_box(&worker).mark_idle()),
+        "a poll" => {
+            let mut future = pin!(worker.supervise(pending::<()>()));
+            let mut context = Context::from_waker(Waker::noop());
+            repeat(|| {
+                black_box(&mut future)
+                    .as_mut()
+                    .poll(&mut context)
+                    .is_pending()
             });
         }
         "Instant::now()" => repeat(Instant::now),

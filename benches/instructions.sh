@@ -1,5 +1,5 @@
 #!/bin/sh
-# Counts the instructions that beat(), is_recent() and update_task() take:
+# Counts the instructions that beat(), is_recent(), update_task() and other calls take:
 #   benches/instructions.sh                      prints the table
 #   benches/instructions.sh --write docs/BENCHMARKS.md    also puts it between the markers in that file
 set -eu

@@ -119,8 +119,8 @@ pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 pub use fleet::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
 pub use health::{
     Activity, Death, DeathCause, Ending, Exit, GroupState, GroupStats, Health, MissingWorkers,
-    Reading, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
-    SweepTotals, Thresholds, TypeStats, UnwellWorker, judge,
+    Reading, SourceLocation, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus,
+    Summary, SweepReport, SweepTotals, Thresholds, TypeStats, UnwellWorker, judge,
 };
 #[cfg(feature = "stacks")]
 pub use health::{CallStack, StackFrame};

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::SourceLocation;
 use crate::sync::printable::Printable;
 
 /// How an incarnation ended.
@@ -164,6 +165,9 @@ pub struct Death {
     pub run_id: Option<String>,
     /// The task that it was working on.
     pub task: Option<String>,
+    /// Where it last reported, other than by a mere beat; for a worker that was ended by its
+    /// [`fail`](crate::WorkerHeartbeat::fail), the place of that call.
+    pub last_location: Option<SourceLocation>,
     /// When, by the wall clock.
     pub at: SystemTime,
     /// The number of restarts after which its supervisor gave it up; `None` if it did not.
@@ -246,6 +250,11 @@ impl DeathCause {
             Self::Fenced => "fenced",
             Self::Lost => "lost",
         }
+    }
+
+    /// Whether it has a text of its own, so that a sentence need not say where it happened.
+    pub(super) const fn is_explained(&self) -> bool {
+        matches!(self, Self::Panicked { .. } | Self::Failed { .. })
     }
 
     /// What a store keeps besides the name: the message, and the location of a panic.
@@ -344,6 +353,7 @@ mod tests {
                 cause,
                 run_id: Some("run-123".into()),
                 task: None,
+                last_location: None,
                 at: SystemTime::UNIX_EPOCH,
                 gave_up_after: None,
                 unheard_for: None,

@@ -2,11 +2,20 @@
 
 use std::time::Duration;
 
-use super::{Activity, Health, Limits, Reading, Signs, StallCause, Stalled, State, Thresholds};
+use super::{
+    Activity, Health, Limits, Reading, Signs, SourceLocation, StallCause, Stalled, State,
+    Thresholds,
+};
 use crate::clock::Moment;
 
-/// What a stalled worker was doing: the evidence, its run and its task.
-type StallContext = (StallCause, Option<String>, Option<String>);
+/// What a stalled worker was doing.
+#[derive(Debug)]
+pub(crate) struct StallContext {
+    pub cause: StallCause,
+    pub last_location: Option<SourceLocation>,
+    pub run_id: Option<String>,
+    pub task: Option<String>,
+}
 
 /// Judges a worker: the only place where that is done.
 ///
@@ -34,8 +43,12 @@ pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health 
         return Health::ended(ending, *ago);
     }
     judge_living(&reading.signs(), &Limits::from(thresholds), now, || {
-        let (run_id, task) = (reading.run_id.clone(), reading.task.clone());
-        (reading.evidence.clone(), run_id, task)
+        StallContext {
+            cause: reading.evidence.clone(),
+            last_location: reading.last_location.clone(),
+            run_id: reading.run_id.clone(),
+            task: reading.task.clone(),
+        }
     })
 }
 
@@ -53,7 +66,12 @@ pub(crate) fn judge_living(
         State::Starting => Health::Starting { waited, grace },
         State::NeverStarted => Health::NeverStarted { waited, grace },
         State::Stalled => {
-            let (mut cause, run_id, task) = context();
+            let StallContext {
+                mut cause,
+                last_location,
+                run_id,
+                task,
+            } = context();
             let since = signs.silent_since();
             let mut allowance = signs.stalls_at(limits).since(since);
             if signs.is_abandoned() {
@@ -63,6 +81,7 @@ pub(crate) fn judge_living(
                 cause,
                 silent: now.since(since),
                 allowance,
+                last_location,
                 run_id,
                 task,
             })
@@ -258,6 +277,7 @@ mod tests {
         reading.ending = Some((
             Ending::Dead(Arc::new(Death {
                 cause: DeathCause::Exited,
+                last_location: None,
                 run_id: None,
                 task: None,
                 at: SystemTime::UNIX_EPOCH,

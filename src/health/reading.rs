@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Activity, Ending, Limits, StallCause};
+use super::{Activity, Ending, Limits, SourceLocation, StallCause};
 use crate::clock::Moment;
 
 /// What is known of a worker at one moment: the input of [`judge`](super::judge).
@@ -41,6 +41,8 @@ pub struct Reading {
     pub thread_ended_at: Option<Moment>,
     /// What its thread was found doing, if it stalled.
     pub evidence: StallCause,
+    /// Where it last reported, other than by a mere beat.
+    pub last_location: Option<SourceLocation>,
     /// Its present run.
     pub run_id: Option<String>,
     /// Its present task.
@@ -71,6 +73,7 @@ impl Reading {
             quiet_until: None,
             thread_ended_at: None,
             evidence: StallCause::Unknown,
+            last_location: None,
             run_id: None,
             task: None,
         }

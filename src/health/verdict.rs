@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Death, Ending, State, StopCause};
+use super::{Death, Ending, SourceLocation, State, StopCause};
 use crate::sync::printable::{Age, Printable};
 
 /// The verdict on a worker at one moment, with its reason.
@@ -205,6 +205,9 @@ impl fmt::Display for Health {
                     )?,
                     None => since(f, *ago)?,
                 }
+                if !death.cause.is_explained() {
+                    last_seen(f, death.last_location.as_ref())?;
+                }
                 during(f, death.run_id.as_deref(), death.task.as_deref())?;
                 if let Some(restarts) = death.gave_up_after {
                     write!(f, "; gave up after {restarts} restarts")?;
@@ -245,6 +248,8 @@ pub struct Stalled {
     pub silent: Duration,
     /// Its allowance; zero if its thread has ended.
     pub allowance: Duration,
+    /// Where it last reported, other than by a mere beat.
+    pub last_location: Option<SourceLocation>,
     /// Its run.
     pub run_id: Option<String>,
     /// Its task.
@@ -258,6 +263,7 @@ impl fmt::Display for Stalled {
             write!(f, ", {} allowed", Age(self.allowance))?;
         }
         write!(f, "; {}", self.cause)?;
+        last_seen(f, self.last_location.as_ref())?;
         during(f, self.run_id.as_deref(), self.task.as_deref())
     }
 }
@@ -333,6 +339,14 @@ fn since(f: &mut fmt::Formatter<'_>, ago: Duration) -> fmt::Result {
         return Ok(());
     }
     write!(f, ", {} ago", Age(ago))
+}
+
+/// Where it last reported, if that is known.
+pub(crate) fn last_seen(
+    f: &mut fmt::Formatter<'_>,
+    location: Option<&SourceLocation>,
+) -> fmt::Result {
+    location.map_or(Ok(()), |location| write!(f, ", last seen at {location}"))
 }
 
 /// The run and the task, as far as they have names.

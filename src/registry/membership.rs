@@ -3,7 +3,7 @@
 use std::thread;
 
 use super::{Probe, Registry, at_exit};
-use crate::health::{DeathCause, StopCause};
+use crate::health::{CallSite, DeathCause, StopCause};
 use crate::registry::core::unreturned::AtWork;
 use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::sync::panics::{self, PanicReport};
@@ -57,8 +57,8 @@ impl Membership {
     }
 
     /// Reports that the task with this number failed.
-    pub(crate) fn fail_task(&self, number: Option<u64>, error: String) {
-        if let Some((life, failed)) = self.worker.fail_task(number, error) {
+    pub(crate) fn fail_task(&self, number: Option<u64>, error: String, site: CallSite) {
+        if let Some((life, failed)) = self.worker.fail_task(number, error, site) {
             let core = &self.registry.inner.core;
             core.emit_alive(&self.worker.record, life, failed);
         }

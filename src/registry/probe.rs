@@ -8,7 +8,7 @@ use super::Registry;
 #[cfg(feature = "stacks")]
 use crate::Error;
 use crate::cell::CellSnapshot;
-use crate::health::{Activity, Death, Ending, Health, StoreStatus, Thresholds};
+use crate::health::{Activity, Death, Ending, Health, SourceLocation, StoreStatus, Thresholds};
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{Facts, WorkerRef};
@@ -241,6 +241,10 @@ pub struct Snapshot {
     pub incarnation: u32,
     /// The number of restarts.
     pub restarts: u32,
+    /// Where it was started: the place of the call of [`Builder::start`](crate::Builder::start),
+    /// [`Supervisor::spawn`](crate::Supervisor::spawn) or
+    /// [`Supervisor::supervise`](crate::Supervisor::supervise).
+    pub spawn_location: Option<SourceLocation>,
     /// The verdict.
     pub health: Health,
     /// What it reports that it is doing.
@@ -253,6 +257,14 @@ pub struct Snapshot {
     pub progress: Option<(u64, u64)>,
     /// The step of its task, if it has a name.
     pub step: Option<String>,
+    /// Where it last reported, other than by a mere [`beat`](crate::WorkerHeartbeat::beat): by
+    /// [`update_task`](crate::WorkerHeartbeat::update_task),
+    /// [`begin_task`](crate::WorkerHeartbeat::begin_task),
+    /// [`mark_idle`](crate::WorkerHeartbeat::mark_idle),
+    /// [`expect_silence`](crate::WorkerHeartbeat::expect_silence),
+    /// [`fail`](crate::WorkerHeartbeat::fail) or a [`TaskGuard`](crate::TaskGuard). `None` if it has not
+    /// in this incarnation.
+    pub last_location: Option<SourceLocation>,
     /// Time since the beginning of its task, at most one resolution too short.
     pub task_age: Option<Duration>,
     /// Time since its last progress, at most one resolution too short. `None` if it never made any,
@@ -341,7 +353,17 @@ impl Snapshot {
             group: profile.group.to_string(),
             incarnation: worker.incarnation(detail),
             restarts: detail.map_or(0, |detail| detail.restarts),
+            spawn_location: SourceLocation::of(profile.site),
             health: facts.judge(&profile.limits, observed.now, detail),
+            last_location: match facts {
+                Facts::Over {
+                    ending: Ending::Dead(death),
+                    ..
+                } => death.last_location.clone(),
+                // Of a life that has another after it, no more is known.
+                Facts::Over { .. } if !worker.is_current() => None,
+                _ => worker.record.last_location(detail),
+            },
             activity,
             progress: task
                 .map(|task| (task.done, task.total))

@@ -59,6 +59,7 @@ impl Supervisor {
     /// # })?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[track_caller]
     pub fn supervise<M, F>(
         &self,
         builder: Builder,

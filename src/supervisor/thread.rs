@@ -53,6 +53,7 @@ impl Supervisor {
     /// As [`Builder::start`]; [`Error::ShuttingDown`] during a [shutdown](Self#shutdown) of the
     /// supervisor, and after it; [`Error::Thread`] also if the worker's thread can't be started: then
     /// the worker is failed.
+    #[track_caller]
     pub fn spawn<F>(&self, builder: Builder, work: F) -> Result<SupervisedWorker, Error>
     where
         F: FnMut(&WorkerHeartbeat) -> Result<(), BoxError> // another error: |hb| Ok(work(hb)?)

@@ -1,11 +1,12 @@
 //! The builder of a worker: its names, limits and metadata, checked before it starts.
 
+use std::panic::Location;
 use std::time::Duration;
 
 use super::limits::{DEFAULT_GROUP, DEFAULT_INTERVAL, check_limits, check_metadata, check_name};
 use super::{WorkerHeartbeat, env};
 use crate::error::Error;
-use crate::health::Thresholds;
+use crate::health::{CallSite, Thresholds};
 use crate::registry::core::profile::ProfileKey;
 use crate::registry::{Registry, Spec};
 
@@ -306,12 +307,14 @@ impl Builder {
     /// registry has the id; [`Error::Thread`] if the background thread cannot be started.
     ///
     /// [`Health::Starting`]: crate::Health::Starting
+    #[track_caller]
     pub fn start(self) -> Result<WorkerHeartbeat, Error> {
+        let site = Location::caller();
         let registry = self
             .registry
             .clone()
             .unwrap_or_else(|| Registry::global().clone());
-        let spec = self.check()?;
+        let spec = self.check(site)?;
         Ok(WorkerHeartbeat::new(registry.register(spec)?))
     }
 
@@ -319,7 +322,7 @@ impl Builder {
         self.finite
     }
 
-    fn check(self) -> Result<Spec, Error> {
+    fn check(self, site: CallSite) -> Result<Spec, Error> {
         check_name("worker_type", &self.worker_type)?;
         check_name("group", &self.group)?;
         if let Some(id) = &self.id {
@@ -342,6 +345,7 @@ impl Builder {
                 group: self.group,
                 thresholds,
                 interval: self.interval,
+                site,
             },
             metadata: self.metadata,
         })

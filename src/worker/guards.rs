@@ -1,6 +1,7 @@
 //! Guards: a task and an announced silence, which end when their guard is dropped.
 
 use std::fmt;
+use std::panic::Location;
 
 use super::{Text, WorkerHeartbeat};
 #[cfg(doc)]
@@ -56,9 +57,10 @@ impl<'a> TaskGuard<'a> {
     /// assert_eq!(hb.snapshot().progress, Some((2, 2)));
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
+    #[track_caller]
     pub fn progress(&self, done: usize, total: usize) {
         let worker = self.worker.membership().worker_ref();
-        worker.set_progress(self.number, done as u64, total as u64);
+        worker.set_progress(self.number, done as u64, total as u64, Location::caller());
     }
 
     /// Names the step that this task is at, such as `uploading`: [`Snapshot::step`]. Counts as a
@@ -78,9 +80,11 @@ impl<'a> TaskGuard<'a> {
     /// );
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
+    #[track_caller]
     pub fn step(&self, step: impl Text) {
         let worker = self.worker.membership().worker_ref();
-        step.with_str(|step| worker.set_step(self.number, step));
+        let site = Location::caller();
+        step.with_str(|step| worker.set_step(self.number, step, site));
     }
 
     /// Reports that this task failed. The worker goes on: to end it as failed, there is
@@ -106,17 +110,17 @@ impl<'a> TaskGuard<'a> {
     /// assert!(hb.is_recent());
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
+    #[track_caller]
     pub fn fail(&self, error: impl fmt::Display) {
-        self.worker
-            .membership()
-            .fail_task(self.number, describe_text(error));
+        let membership = self.worker.membership();
+        membership.fail_task(self.number, describe_text(error), Location::caller());
     }
 
     /// As [`fail`](Self::fail), with the error and its causes.
+    #[track_caller]
     pub fn fail_with(&self, error: &(dyn std::error::Error + 'static)) {
-        self.worker
-            .membership()
-            .fail_task(self.number, chain(error));
+        let membership = self.worker.membership();
+        membership.fail_task(self.number, chain(error), Location::caller());
     }
 }
 

@@ -8,6 +8,7 @@ mod stop;
 mod text;
 
 use std::fmt;
+use std::panic::Location;
 use std::time::{Duration, SystemTime};
 
 pub use builder::Builder;
@@ -20,7 +21,7 @@ pub(crate) use limits::{LONGEST_VALUE, check_limits, check_metadata, check_name,
 pub use text::Text;
 
 use crate::cell::Phase;
-use crate::health::{Activity, DeathCause, Health, StopCause};
+use crate::health::{Activity, CallSite, DeathCause, Health, StopCause};
 use crate::registry::core::worker_ref::{Termination, Updated};
 use crate::registry::{Membership, Probe, Registry, Snapshot};
 use crate::sync::describe::{chain, describe_text};
@@ -120,17 +121,15 @@ impl WorkerHeartbeat {
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
     #[inline]
+    #[track_caller]
     pub fn update_task(&self, run_id: impl Text, task: impl Text, activity: Activity) {
-        run_id.with_str(|run_id| task.with_str(|task| self.set_task(run_id, task, activity)));
+        let site = Location::caller();
+        run_id.with_str(|run_id| task.with_str(|task| self.set_task(run_id, task, activity, site)));
     }
 
-    fn set_task(&self, run_id: &str, task: &str, activity: Activity) {
-        self.take(
-            &self
-                .membership
-                .worker_ref()
-                .update_task(run_id, task, activity),
-        );
+    fn set_task(&self, run_id: &str, task: &str, activity: Activity, site: CallSite) {
+        let worker = self.membership.worker_ref();
+        self.take(&worker.update_task(run_id, task, activity, site));
     }
 
     /// Delivers the effects of an update.
@@ -159,8 +158,9 @@ impl WorkerHeartbeat {
     /// assert_eq!(hb.health().state(), State::Idle);
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
+    #[track_caller]
     pub fn mark_idle(&self) {
-        let over = self.membership.worker_ref().mark_idle();
+        let over = self.membership.worker_ref().mark_idle(Location::caller());
         self.take(&Updated {
             new_task: true,
             over,
@@ -189,12 +189,15 @@ impl WorkerHeartbeat {
     /// ```
     #[must_use = "the task ends when the guard is dropped"]
     #[inline]
+    #[track_caller]
     pub fn begin_task(&self, run_id: impl Text, task: impl Text) -> TaskGuard<'_> {
-        run_id.with_str(|run_id| task.with_str(|task| self.open_task(run_id, task)))
+        let site = Location::caller();
+        run_id.with_str(|run_id| task.with_str(|task| self.open_task(run_id, task, site)))
     }
 
-    fn open_task(&self, run_id: &str, task: &str) -> TaskGuard<'_> {
-        let (number, updated) = self.membership.worker_ref().begin_task(run_id, task);
+    fn open_task(&self, run_id: &str, task: &str, site: CallSite) -> TaskGuard<'_> {
+        let worker = self.membership.worker_ref();
+        let (number, updated) = worker.begin_task(run_id, task, site);
         self.take(&updated);
         TaskGuard::new(self, number)
     }
@@ -230,10 +233,12 @@ impl WorkerHeartbeat {
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
     #[must_use = "the silence ends when the guard is dropped"]
+    #[track_caller]
     pub fn expect_silence(&self, at_most: Duration) -> SilenceGuard<'_> {
         // The time is read without waiting for an overdue pacemaker.
         let until = self.registry().peek_observed_now().now.after(at_most);
-        SilenceGuard::new(self, self.membership.worker_ref().begin_silence(until))
+        let worker = self.membership.worker_ref();
+        SilenceGuard::new(self, worker.begin_silence(until, Location::caller()))
     }
 
     /// Binds the worker to the calling thread. Not a beat.
@@ -305,8 +310,9 @@ impl WorkerHeartbeat {
     /// assert!(hb.health().to_string().starts_with("dead: failed: disk full"));
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
+    #[track_caller]
     pub fn fail(&self, error: impl fmt::Display) {
-        self.end_as_failed(describe_text(error));
+        self.end_as_failed(describe_text(error), Location::caller());
     }
 
     /// As [`fail`](Self::fail), with the error and its causes.
@@ -333,11 +339,13 @@ impl WorkerHeartbeat {
     /// assert!(hb.health().to_string().contains("failed: cannot read the queue: disk full"));
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
+    #[track_caller]
     pub fn fail_with(&self, error: &(dyn std::error::Error + 'static)) {
-        self.end_as_failed(chain(error));
+        self.end_as_failed(chain(error), Location::caller());
     }
 
-    fn end_as_failed(&self, error: String) {
+    fn end_as_failed(&self, error: String, site: CallSite) {
+        self.membership.worker_ref().note_site(site);
         let cause = DeathCause::Failed { error };
         self.membership.end(Termination::Failed(cause));
     }

@@ -126,14 +126,18 @@ fn a_worker_that_hangs_fails_the_liveness_probe() {
         .start()
         .unwrap();
     hb.update_task("run-1", "", Activity::Processing);
+    let seen_at = line!() - 1;
     assert_eq!(site.get("/livez").body, "ok");
     site.world.seconds(11);
     let reply = site.get("/livez");
     assert_eq!(reply.status, 503);
     assert_eq!(
         reply.body,
-        "[+]pacemaker ok\n[-]workers failed: 1 stalled; a: stalled: no progress for 11 s, 10 s \
-         allowed; cause unknown, during run-1\nfailed\n"
+        format!(
+            "[+]pacemaker ok\n[-]workers failed: 1 stalled; a: stalled: no progress for 11 s, 10 s \
+             allowed; cause unknown, last seen at {}:{seen_at}, during run-1\nfailed\n",
+            file!()
+        )
     );
     assert_eq!(site.status("/livez?exclude=workers"), 200);
     hb.beat();

@@ -487,9 +487,7 @@ fn a_registration_outwaits_a_short_lock_of_the_table() {
         "SELECT count(*) > 0 FROM pg_locks \
          WHERE NOT granted AND relation = '{name}.worker_heartbeats'::regclass"
     );
-    until("the registration waits", || {
-        sql(url(), &waiting) == [["t"]]
-    });
+    until("the registration waits", || sql(url(), &waiting) == [["t"]]);
     // Longer than the limit of one wait, 100 ms.
     thread::sleep(Duration::from_millis(300));
     drop(locked);

@@ -2,6 +2,7 @@
 
 mod ended_threads;
 mod incarnations;
+mod locations;
 mod model;
 mod rules;
 mod states;

@@ -199,6 +199,7 @@ impl StoredEnding {
             unheard_for: was_found.then(|| heard.saturating_sub(ago)),
             run_id: status.run_id.clone(),
             task: status.task.clone(),
+            last_location: None,
             at: at.checked_sub(ago).unwrap_or(at),
             gave_up_after: None,
         }))
@@ -283,6 +284,7 @@ impl StoredWorker {
                 cause: StallCause::Unknown,
                 silent: self.progress_age.unwrap_or_default(),
                 allowance: stall_after.unwrap_or_default(),
+                last_location: None,
                 run_id: self.status.run_id.clone(),
                 task: self.status.task.clone(),
             }),

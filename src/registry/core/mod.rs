@@ -289,6 +289,7 @@ mod tests {
             group: "local".into(),
             thresholds: Thresholds::new(Duration::from_millis(100)),
             interval: Duration::from_millis(10),
+            site: std::panic::Location::caller(),
         });
         // Both threads begin each round at about the same time, either of them first.
         let arrived = AtomicU64::new(0);

@@ -1,4 +1,4 @@
-//! Type, group and limits, which many workers share.
+//! Type, group, limits and the place of their start, which many workers share.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::counts::{CountsByType, TypeCounts};
-use crate::health::{Limits, Thresholds};
+use crate::health::{CallSite, Limits, Thresholds};
 
 /// See the module.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub(crate) struct Profile {
     /// The same limits, as workers are judged by them.
     pub limits: Limits,
     pub interval: Duration,
+    /// Where its workers are started.
+    pub site: CallSite,
     /// Unique in this registry.
     pub number: u32,
     /// Counts of the workers of its type.
@@ -34,6 +36,7 @@ pub(crate) struct ProfileKey {
     pub group: String,
     pub thresholds: Thresholds,
     pub interval: Duration,
+    pub site: CallSite,
 }
 
 impl Profile {
@@ -85,6 +88,7 @@ impl Profiles {
             limits: Limits::from(&key.thresholds),
             thresholds: key.thresholds.clone(),
             interval: key.interval,
+            site: key.site,
             number: table.next_number,
             occupants: AtomicUsize::new(0),
         });
@@ -117,14 +121,18 @@ impl Profiles {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::Location;
+
     use super::*;
 
+    #[track_caller]
     fn key(worker_type: &str, stale_after: u64) -> ProfileKey {
         ProfileKey {
             worker_type: worker_type.into(),
             group: "local".into(),
             thresholds: Thresholds::new(Duration::from_secs(stale_after)),
             interval: Duration::from_secs(30),
+            site: Location::caller(),
         }
     }
 

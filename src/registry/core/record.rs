@@ -1,12 +1,13 @@
 //! What is known of a worker beyond its cell: names, tasks, announced silences, deaths.
 
 use std::any::Any;
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
-use once_cell::race::OnceBox;
+use once_cell::race::{OnceBox, OnceRef};
 use once_cell::sync::OnceCell;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -17,7 +18,7 @@ use super::tasks::Tasks;
 use crate::cell::{CellKey, CellSnapshot};
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
-use crate::health::{Death, Ending, StallCause, StopCause};
+use crate::health::{CallSite, Death, Ending, SourceLocation, StallCause, StopCause};
 use crate::sync::latch::Latch;
 use crate::sync::threads;
 use crate::sync::wakers::Wakers;
@@ -37,6 +38,8 @@ pub(crate) struct Record {
     /// Identifies the present life. Changes under the lock of the detail.
     key: AtomicU64,
     incarnation: AtomicU32,
+    /// Where it goes idle, as long as it has no detail.
+    idles_at: OnceRef<'static, Location<'static>>,
     more: OnceBox<More>,
 }
 
@@ -51,6 +54,8 @@ struct More {
 #[derive(Debug)]
 pub(crate) struct Detail {
     pub tasks: Tasks,
+    /// Where it last reported.
+    pub last_site: Option<CallSite>,
     /// The chunk of the present life, if it differs from the one of the registration.
     pub chunk: Option<Arc<Chunk<Record>>>,
     /// Lives that are over and still have holders.
@@ -218,6 +223,7 @@ impl Record {
             profile,
             key: AtomicU64::new(key.word()),
             incarnation: AtomicU32::new(1),
+            idles_at: OnceRef::new(),
             more: OnceBox::new(),
         }
     }
@@ -243,7 +249,10 @@ impl Record {
         self.more.get_or_init(|| {
             Box::new(More {
                 adopted: OnceCell::new(),
-                detail: Mutex::new(Detail::new()),
+                detail: Mutex::new(Detail {
+                    last_site: self.idles_at.get(),
+                    ..Detail::new()
+                }),
             })
         })
     }
@@ -271,6 +280,22 @@ impl Record {
         if self.id() != id {
             // A worker whose id changed twice could not be found by either id.
             let _ = self.more().adopted.set(id.into());
+        }
+    }
+
+    /// Notes that a worker without a detail goes idle here. Returns whether that suffices: one that goes
+    /// idle in several places needs a detail.
+    #[inline]
+    pub(crate) fn idles_at(&self, site: CallSite) -> bool {
+        let known = self.idles_at.get_or_init(|| site);
+        std::ptr::eq(known, site)
+    }
+
+    /// Where it last reported, other than by a mere beat. `detail`: that of the record.
+    pub(crate) fn last_location(&self, detail: Option<&Detail>) -> Option<SourceLocation> {
+        match detail {
+            Some(detail) => detail.last_location(),
+            None => self.idles_at.get().and_then(SourceLocation::of),
         }
     }
 
@@ -342,6 +367,7 @@ impl Detail {
     fn new() -> Self {
         Self {
             tasks: Tasks::default(),
+            last_site: None,
             chunk: None,
             former: Vec::new(),
             late_beats: 0,
@@ -368,6 +394,11 @@ impl Detail {
             stop_latch: Latch::new(),
             linked: Vec::new(),
         }
+    }
+
+    /// Where it last reported, other than by a mere beat.
+    pub(crate) fn last_location(&self) -> Option<SourceLocation> {
+        self.last_site.and_then(SourceLocation::of)
     }
 
     /// A number that no life of this worker has used.

@@ -269,6 +269,7 @@ mod tests {
             cause: DeathCause::Exited,
             run_id: None,
             task: None,
+            last_location: None,
             at: SystemTime::UNIX_EPOCH,
             gave_up_after: None,
             unheard_for: None,

@@ -6,7 +6,7 @@ use super::WorkerRef;
 use crate::cell::CellSnapshot;
 use crate::clock::Moment;
 use crate::health::{
-    Ending, Health, Limits, Signs, StallCause, State, judge_living, verdict, vouched,
+    Ending, Health, Limits, Signs, StallCause, StallContext, State, judge_living, verdict, vouched,
 };
 use crate::registry::core::record::{Adjustments, Detail, Ended};
 use crate::registry::core::timeline::ObservedNow;
@@ -46,9 +46,19 @@ impl Facts {
             Self::Living(signs) => judge_living(signs, limits, now, || match detail {
                 Some(detail) => {
                     let (run_id, task) = detail.tasks.names();
-                    (detail.evidence.clone(), run_id, task)
+                    StallContext {
+                        cause: detail.evidence.clone(),
+                        last_location: detail.last_location(),
+                        run_id,
+                        task,
+                    }
                 }
-                None => (StallCause::Unknown, None, None),
+                None => StallContext {
+                    cause: StallCause::Unknown,
+                    last_location: None,
+                    run_id: None,
+                    task: None,
+                },
             }),
             Self::Over { ending, ago, .. } => Health::ended(ending, *ago),
         }

@@ -193,7 +193,7 @@ impl WorkerRef {
                     _ => Manner::Other,
                 };
                 let names = detail.tasks.at_death(manner, observed.clock, beats);
-                (Ending::Dead(death(cause, names, wall)), Phase::Dead)
+                (Ending::Dead(death(cause, names, detail, wall)), Phase::Dead)
             }
             Termination::Panicked(mut report) => {
                 // What the panic hook saw is certain.
@@ -202,7 +202,7 @@ impl WorkerRef {
                     tasks.at_death(Manner::Panic, observed.clock, beats)
                 });
                 let cause = DeathCause::from(*report);
-                (Ending::Dead(death(cause, names, wall)), Phase::Dead)
+                (Ending::Dead(death(cause, names, detail, wall)), Phase::Dead)
             }
         };
         let ended = Ended {
@@ -344,6 +344,7 @@ impl WorkerRef {
         }
         detail.restarts += 1;
         detail.tasks = Tasks::default();
+        detail.last_site = None;
         detail.failed_tasks = 0;
         detail.silences.clear();
         detail.first_sample = None;
@@ -392,7 +393,12 @@ impl WorkerRef {
     }
 }
 
-fn death(mut cause: DeathCause, (run_id, task): TaskNames, at: SystemTime) -> Arc<Death> {
+fn death(
+    mut cause: DeathCause,
+    (run_id, task): TaskNames,
+    detail: &Detail,
+    at: SystemTime,
+) -> Arc<Death> {
     if let DeathCause::Panicked { message: text, .. } | DeathCause::Failed { error: text } =
         &mut cause
     {
@@ -402,6 +408,7 @@ fn death(mut cause: DeathCause, (run_id, task): TaskNames, at: SystemTime) -> Ar
         cause,
         run_id,
         task,
+        last_location: detail.last_location(),
         at,
         gave_up_after: None,
         unheard_for: None,

@@ -4,7 +4,7 @@ use super::WorkerRef;
 use super::lives::LONGEST_REASON;
 use crate::cell::{CellKey, Work};
 use crate::clock::Moment;
-use crate::health::Activity;
+use crate::health::{Activity, CallSite};
 use crate::registry::core::events::EventKind;
 use crate::registry::core::record::Detail;
 use crate::registry::core::tasks::{AfterTask, Closing, TaskNames, TaskReport};
@@ -39,11 +39,18 @@ impl WorkerRef {
     }
 
     /// Takes over the worker's present task.
-    pub(crate) fn update_task(&self, run_id: &str, text: &str, activity: Activity) -> Updated {
+    pub(crate) fn update_task(
+        &self,
+        run_id: &str,
+        text: &str,
+        activity: Activity,
+        site: CallSite,
+    ) -> Updated {
         let mut detail = self.record.detail();
         if self.is_late(&mut detail) {
             return Updated::default();
         }
+        detail.last_site = Some(site);
         let thread = threads::current();
         let report = TaskReport { activity, thread };
         let new_task = detail.tasks.update(run_id, text, report);
@@ -55,11 +62,17 @@ impl WorkerRef {
     }
 
     /// Opens a task within the present one. Returns its number; `None` if the worker has ended.
-    pub(crate) fn begin_task(&self, run_id: &str, text: &str) -> (Option<u64>, Updated) {
+    pub(crate) fn begin_task(
+        &self,
+        run_id: &str,
+        text: &str,
+        site: CallSite,
+    ) -> (Option<u64>, Updated) {
         let mut detail = self.record.detail();
         if self.is_late(&mut detail) {
             return (None, Updated::default());
         }
+        detail.last_site = Some(site);
         let (thread, seen_at) = (threads::current(), self.task_seen_at());
         let (number, new_task) = detail.tasks.begin(run_id, text, thread, seen_at);
         let activity = Activity::Processing;
@@ -133,20 +146,21 @@ impl WorkerRef {
     }
 
     /// Returns whether the worker was asked to stop.
-    pub(crate) fn mark_idle(&self) -> bool {
+    pub(crate) fn mark_idle(&self, site: CallSite) -> bool {
         let cell = self.cell();
         let thread = threads::current();
         let bound = cell.work().thread;
-        let detail = if bound == thread || bound == 0 {
-            self.record.known_detail()
-        } else {
-            Some(self.record.detail())
-        };
+        let mut detail = self.record.known_detail();
+        let same_thread = bound == thread || bound == 0;
+        if detail.is_none() && !(same_thread && self.record.idles_at(site)) {
+            detail = Some(self.record.detail());
+        }
         match detail {
             Some(mut detail) => {
                 if self.is_late(&mut detail) {
                     return false;
                 }
+                detail.last_site = Some(site);
                 let activity = Activity::Idle;
                 self.be_at(&mut detail, TaskReport { activity, thread }, false);
                 detail.tasks.clear();
@@ -158,11 +172,12 @@ impl WorkerRef {
     }
 
     /// Sets the progress of the task with this number. Counts as a beat.
-    pub(crate) fn set_progress(&self, number: Option<u64>, done: u64, total: u64) {
+    pub(crate) fn set_progress(&self, number: Option<u64>, done: u64, total: u64, site: CallSite) {
         let mut detail = self.record.detail();
         if self.is_late(&mut detail) {
             return;
         }
+        detail.last_site = Some(site);
         if let Some(number) = number {
             detail.tasks.set_progress(number, done, total);
         }
@@ -170,11 +185,12 @@ impl WorkerRef {
     }
 
     /// Sets the step of the task with this number. Counts as a beat.
-    pub(crate) fn set_step(&self, number: Option<u64>, step: &str) {
+    pub(crate) fn set_step(&self, number: Option<u64>, step: &str, site: CallSite) {
         let mut detail = self.record.detail();
         if self.is_late(&mut detail) {
             return;
         }
+        detail.last_site = Some(site);
         if let Some(number) = number {
             detail.tasks.set_step(number, step);
         }
@@ -187,11 +203,13 @@ impl WorkerRef {
         &self,
         number: Option<u64>,
         mut error: String,
+        site: CallSite,
     ) -> Option<(CellKey, EventKind)> {
         let mut detail = self.record.detail();
         if self.is_late(&mut detail) {
             return None;
         }
+        detail.last_site = Some(site);
         self.cell().beat();
         let (run_id, task) = detail.tasks.fail(number?)?;
         detail.failed_tasks += 1;
@@ -205,10 +223,11 @@ impl WorkerRef {
     }
 
     /// Announces a silence. Returns its number.
-    pub(crate) fn begin_silence(&self, until: Moment) -> u64 {
+    pub(crate) fn begin_silence(&self, until: Moment, site: CallSite) -> u64 {
         let mut detail = self.record.detail();
         let number = detail.new_number();
         if !self.is_over(&detail) {
+            detail.last_site = Some(site);
             if detail.silences.len() >= MOST_SILENCES {
                 let ends = detail.silences.iter().map(|(_, until)| *until);
                 let first = ends.enumerate().min_by_key(|(_, until)| *until);
@@ -236,6 +255,14 @@ impl WorkerRef {
             detail.silences.retain(|(other, _)| *other != number);
             let quiet = !detail.silences.is_empty();
             self.cell().beat_with(|work| Work { quiet, ..work });
+        }
+    }
+
+    /// Notes where the worker reports what it did not report by a task: that it has failed, for instance.
+    pub(crate) fn note_site(&self, site: CallSite) {
+        let mut detail = self.record.detail();
+        if !self.is_over(&detail) {
+            detail.last_site = Some(site);
         }
     }
 
