@@ -118,9 +118,9 @@ pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 #[doc(inline)]
 pub use fleet::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
 pub use health::{
-    Activity, Death, DeathCause, Ending, Exit, GroupState, GroupStats, Health, MissingWorkers,
-    Reading, SourceLocation, StallCause, Stalled, State, StateCounts, StopCause, StoreStatus,
-    Summary, SweepReport, SweepTotals, Thresholds, TypeStats, UnwellWorker, judge,
+    Activity, Death, DeathCause, Ending, Exit, GroupState, GroupStats, Health, LeaseLoss,
+    MissingWorkers, Reading, SourceLocation, StallCause, Stalled, State, StateCounts, StopCause,
+    StoreStatus, Summary, SweepReport, SweepTotals, Thresholds, TypeStats, UnwellWorker, judge,
 };
 #[cfg(feature = "stacks")]
 pub use health::{CallStack, StackFrame};

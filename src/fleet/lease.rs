@@ -2,23 +2,20 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use crossbeam_channel::Receiver;
 
 use super::uploader::Uploader;
 use super::uploader::session::{ClockReading, LeaseState};
 use crate::error::Error;
-use crate::registry::core::worker_ref::WorkerRef;
-use crate::sync::catch::catch;
-use crate::sync::thread_pool::ThreadPool;
-use crate::sync::wakers::wake;
-use crate::worker::{WorkerHeartbeat, check_id};
+use crate::health::LeaseLoss;
 
 /// The right to work on a run, until it is dropped, released, or lost; made by
-/// [`WorkerHeartbeat::claim`].
+/// [`WorkerHeartbeat::claim`](crate::WorkerHeartbeat::claim).
 ///
 /// While it is held, no other worker holds the run. It is renewed in the background. Pass its
 /// [`fence`](Self::fence) with every write to what the run works on, and refuse writes with a lower
@@ -46,6 +43,10 @@ pub struct Lease {
 }
 
 impl Lease {
+    pub(super) const fn new(held: Arc<LeaseState>, uploader: Arc<Uploader>) -> Self {
+        Self { held, uploader }
+    }
+
     /// The run.
     #[must_use]
     pub fn run_id(&self) -> &str {
@@ -94,6 +95,146 @@ impl Lease {
         !self.remaining().is_zero()
     }
 
+    /// Why it is not held any more; `None` while it is held. Once a call has found that it is lost, it
+    /// stays lost, and everyone who [waits](Self::lost) for that is woken.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{FleetConfig, MemoryStore, MockClock, Registry, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// registry.attach(MemoryStore::with_clock(time.clock()), FleetConfig::new())?;
+    /// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    /// let lease = hb.claim("run-123", Duration::from_secs(60))?.expect("the run is free");
+    /// assert!(lease.loss().is_none());
+    /// time.suspend(Duration::from_secs(300)); // the laptop is closed
+    /// let loss = lease.loss().expect("nobody renewed it");
+    /// assert_eq!(loss.to_string(), "not renewed for 5 min");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    #[must_use]
+    pub fn loss(&self) -> Option<LeaseLoss> {
+        self.uploader.loss(&self.held)
+    }
+
+    /// Waits until the lease is not held any more, on any executor. Returns why.
+    ///
+    /// It belongs to no lifetime, so that it can be moved into a task. It may be dropped at any time and
+    /// leaves nothing behind; any number may wait. If the lease is released or dropped, it returns
+    /// [`LeaseLoss::Released`]. A store that fails or hangs is no loss before the lease expires.
+    ///
+    /// **How soon**: the thread that finds the loss wakes all who wait, before it does anything else. That
+    /// is the thread that ends the worker; the uploader, when the store refuses a renewal or a heartbeat;
+    /// the pacemaker, at the moment when the lease expires, also if the uploader hangs in the store; and
+    /// every thread that calls [`is_held`](Self::is_held) or [`loss`](Self::loss), so that nobody waits
+    /// longer than until another one knows. After SIGSTOP, that moment is past when the process goes on:
+    /// who waits is woken at once. While a machine is suspended, its monotonic clock may stand still: then
+    /// the pacemaker notices at its next tick, one [resolution](crate::Registry::resolution) (10 ms to 1 s)
+    /// after it goes on.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{FleetConfig, LeaseLoss, MemoryStore, Registry, WorkerHeartbeat};
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// let registry = Registry::new();
+    /// registry.attach(MemoryStore::new(), FleetConfig::new())?;
+    /// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    /// let lease = hb.claim_async("run-123", Duration::from_secs(60)).await?.expect("the run is free");
+    /// tokio::select! {
+    ///     loss = lease.lost() => println!("the run is lost: {loss}"),
+    ///     () = tokio::time::sleep(Duration::from_millis(1)) => println!("done"),
+    /// }
+    /// let lost = lease.lost();
+    /// lease.release()?;
+    /// assert!(matches!(lost.await, LeaseLoss::Released));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use = "futures do nothing unless they are polled"]
+    pub fn lost(&self) -> impl Future<Output = LeaseLoss> + Send + Sync + Unpin + use<> {
+        let mut wait = LossWait {
+            held: Arc::clone(&self.held),
+            uploader: Arc::clone(&self.uploader),
+            number: None,
+        };
+        poll_fn(move |context| wait.poll(context.waker()))
+    }
+
+    /// A channel that receives the reason when the lease is not held any more, and is closed then; as soon
+    /// as [`lost`](Self::lost). For threads: it can be selected with other channels. All receivers of a
+    /// lease share one channel, with a message for each: one that receives twice takes that of another,
+    /// which then finds the channel closed.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use crossbeam_channel::{never, select};
+    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// registry.attach(MemoryStore::new(), FleetConfig::new())?;
+    /// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    /// let lease = hb.claim("run-123", Duration::from_secs(60))?.expect("the run is free");
+    /// let lost = lease.lost_receiver();
+    /// let pages = never::<u32>(); // the work
+    /// hb.stop();
+    /// select! {
+    ///     recv(lost) -> loss => println!("the run is lost: {}", loss.expect("it comes once")),
+    ///     recv(pages) -> page => println!("{page:?}"),
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    #[must_use]
+    pub fn lost_receiver(&self) -> Receiver<LeaseLoss> {
+        let receiver = self.held.end_receiver();
+        // If it is lost and nobody has noticed.
+        self.uploader.loss(&self.held);
+        receiver
+    }
+
+    /// Runs a future until it is done, or until the lease is lost: then it is dropped at once, with all
+    /// that it owns, and the reason is returned.
+    ///
+    /// A future is dropped between two polls. One that blocks its thread goes on until it returns, and if
+    /// it is done by then, its result counts: pass the [fence](Self::fence) with its writes. It does not
+    /// begin if the lease is lost already.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// let registry = Registry::new();
+    /// registry.attach(MemoryStore::new(), FleetConfig::new())?;
+    /// let hb = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
+    /// let lease = hb.claim_async("run-123", Duration::from_secs(60)).await?.expect("the run is free");
+    /// let pages = async {
+    ///     tokio::time::sleep(Duration::from_millis(1)).await;
+    ///     42
+    /// };
+    /// match lease.run_until_lost(pages).await {
+    ///     Ok(pages) => println!("{pages} pages"),
+    ///     Err(loss) => println!("another worker may have the run: {loss}"),
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Why the lease was lost before the future was done.
+    pub async fn run_until_lost<F: Future>(&self, future: F) -> Result<F::Output, LeaseLoss> {
+        let mut lost = self.lost();
+        let mut future = pin!(future);
+        poll_fn(|context| match Pin::new(&mut lost).poll(context) {
+            Poll::Ready(loss) => Poll::Ready(Err(loss)),
+            Poll::Pending => future.as_mut().poll(context).map(Ok),
+        })
+        .await
+    }
+
     /// How long it will be held if it is not renewed; zero if it is not held.
     ///
     /// ```
@@ -109,8 +250,13 @@ impl Lease {
     /// ```
     #[must_use]
     pub fn remaining(&self) -> Duration {
-        self.held
-            .remaining(&ClockReading::of(self.uploader.clock()))
+        let now = ClockReading::of(self.uploader.clock());
+        let remaining = self.held.remaining(&now);
+        if remaining.is_zero() {
+            // It must not come back by a late answer of the store, and others may wait for this.
+            self.uploader.loss(&self.held);
+        }
+        remaining
     }
 
     /// Releases the run now. Returns whether it was held until then. Dropping a lease releases it in
@@ -133,17 +279,41 @@ impl Lease {
     /// [`Error::Store`] if the store cannot be reached; the release is repeated in the background,
     /// and the lease expires in any case.
     pub fn release(self) -> Result<bool, Error> {
-        if !self.held.end() {
-            return Ok(false);
-        }
         self.uploader.release_now(&self.held)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.held.end() {
-            self.uploader.release_soon(&self.held);
+        if self.uploader.loss(&self.held).is_none() {
+            self.uploader.lose(&self.held, LeaseLoss::Released);
+        }
+    }
+}
+
+/// A task that waits for the loss of a lease. Dropped, it leaves no waker behind.
+struct LossWait {
+    held: Arc<LeaseState>,
+    uploader: Arc<Uploader>,
+    number: Option<u64>,
+}
+
+impl LossWait {
+    fn poll(&mut self, waker: &Waker) -> Poll<LeaseLoss> {
+        let number = self.held.on_end(self.number, waker);
+        self.number = number.or(self.number);
+        // After the waker was left, so that no loss is missed.
+        match self.uploader.loss(&self.held) {
+            Some(loss) => Poll::Ready(loss),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for LossWait {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.held.forget(number);
         }
     }
 }
@@ -156,222 +326,4 @@ impl fmt::Debug for Lease {
             .field("remaining", &self.remaining())
             .finish()
     }
-}
-
-/// The shortest and the longest `ttl` of a lease.
-const SHORTEST_TTL: Duration = Duration::from_millis(100);
-const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
-/// Bytes of a run id.
-const LONGEST_RUN_ID: usize = 200;
-
-impl WorkerHeartbeat {
-    /// Claims a run for this worker: `None` if another worker has it, or this one already.
-    ///
-    /// Blocks the calling thread until the store answers: in an asynchronous context, use
-    /// [`claim_async`](Self::claim_async). The lease lasts for `ttl`, 100 ms to 24 h, and is renewed at
-    /// each third of it until it is dropped or lost; a loss is an event
-    /// ([`EventKind::LeaseLost`](crate::EventKind::LeaseLost)). With a shorter `ttl`, another worker
-    /// can take over sooner after this one is cut off, and the lease survives only a shorter outage
-    /// of the store.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
-    ///
-    /// let registry = Registry::new();
-    /// registry.attach(MemoryStore::new(), FleetConfig::new())?;
-    /// let first = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
-    /// let second = WorkerHeartbeat::builder("indexer").registry(&registry).start()?;
-    ///
-    /// let lease = first.claim("run-123", Duration::from_secs(60))?;
-    /// assert!(lease.is_some());
-    /// assert!(second.claim("run-123", Duration::from_secs(60))?.is_none());
-    /// # Ok::<(), worker_heartbeat::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] names an invalid argument; [`Error::NotAttached`] if the registry has no
-    /// store; [`Error::Store`] if the store cannot be reached, or its answer is lost;
-    /// [`Error::Refused`] if the worker has ended, or another incarnation has taken its place.
-    ///
-    /// Without an answer, it is not known here whether the run was granted. This worker does not hold it:
-    /// the claim is [withdrawn](crate::HeartbeatStore::withdraw) in the background as soon as the store
-    /// can be reached, until `ttl` has passed, so that the run is free for others again. A claim of the
-    /// same run by the same worker withdraws the earlier one first.
-    pub fn claim(&self, run_id: &str, ttl: Duration) -> Result<Option<Lease>, Error> {
-        ClaimRequest::new(self, run_id, ttl)?.send()
-    }
-
-    /// As [`claim`](Self::claim), without blocking the thread; on any executor.
-    ///
-    /// The claim begins when the future is first polled: a thread, `wh-claim`, calls the store. Of an
-    /// attachment's claims, 64 at a time are with the store; others wait their turn, without a time
-    /// limit. A future that is dropped before it is done leaves no lease behind: a claim that waits is
-    /// not made, and a lease that is granted later is released.
-    ///
-    /// # Errors
-    /// As [`claim`](Self::claim); [`Error::Thread`] if the thread cannot be started.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry, WorkerHeartbeat};
-    ///
-    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
-    /// let registry = Registry::new();
-    /// let attachment = registry.attach(MemoryStore::new(), FleetConfig::new())?;
-    /// let hb = WorkerHeartbeat::builder("research").registry(&registry).start()?;
-    /// let lease = hb.claim_async("run-123", Duration::from_secs(60)).await?;
-    /// if let Some(lease) = lease {
-    ///     assert!(lease.is_held());
-    ///     // work
-    /// }
-    /// # Ok::<(), worker_heartbeat::Error>(())
-    /// # })?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use = "futures do nothing unless they are polled"]
-    pub fn claim_async(
-        &self,
-        run_id: &str,
-        ttl: Duration,
-    ) -> impl Future<Output = ClaimResult> + Send + Sync + Unpin + use<> {
-        let mut claim = AsyncClaim::Ready(Some(ClaimRequest::new(self, run_id, ttl)));
-        poll_fn(move |context| claim.poll(context.waker()))
-    }
-}
-
-/// The result of a claim.
-type ClaimResult = Result<Option<Lease>, Error>;
-
-/// A valid claim that has not been sent yet.
-struct ClaimRequest {
-    uploader: Arc<Uploader>,
-    /// Not the handle, because a claim that hangs must not keep the worker alive.
-    worker: WorkerRef,
-    run_id: String,
-    ttl: Duration,
-}
-
-impl ClaimRequest {
-    fn new(hb: &WorkerHeartbeat, run_id: &str, ttl: Duration) -> Result<Self, Error> {
-        check_run_id(run_id)?;
-        check_ttl(ttl)?;
-        let id = || hb.id().to_owned();
-        let uploader = Uploader::of(hb.registry());
-        let uploader = uploader.ok_or_else(|| Error::NotAttached { id: id() })?;
-        if hb.is_over() {
-            return Err(Error::Refused { id: id() });
-        }
-        Ok(Self {
-            uploader,
-            worker: hb.membership().worker_ref().clone(),
-            run_id: run_id.to_owned(),
-            ttl,
-        })
-    }
-
-    /// Calls the store, and blocks until it answers.
-    fn send(self) -> ClaimResult {
-        let held = self.uploader.claim(&self.worker, &self.run_id, self.ttl)?;
-        let uploader = self.uploader;
-        Ok(held.map(|held| Lease { held, uploader }))
-    }
-
-    fn send_in_background(self) -> Result<WaitingClaim, Error> {
-        let slot = Arc::<Mutex<ClaimSlot>>::default();
-        let claims = self.uploader.claims().clone();
-        let place = Arc::clone(&slot);
-        let number = claims.add(move || {
-            let answer = catch(|| self.send());
-            let answer = answer.unwrap_or_else(|_| Err(Error::store("claim", "it panicked")));
-            let mut slot = place.lock();
-            slot.answer = Some(answer);
-            let waiting = slot.waker.take();
-            drop(slot);
-            drop(place);
-            waiting.into_iter().for_each(wake);
-        })?;
-        Ok(WaitingClaim {
-            slot,
-            claims,
-            number,
-        })
-    }
-}
-
-/// A claim that an async task waits for.
-enum AsyncClaim {
-    /// Before the first poll. `None` after the end.
-    Ready(Option<Result<ClaimRequest, Error>>),
-    /// A thread calls the store, or will.
-    Waiting(WaitingClaim),
-}
-
-/// Dropped, it leaves no waker behind, and no claim that has not been sent.
-struct WaitingClaim {
-    slot: Arc<Mutex<ClaimSlot>>,
-    claims: ThreadPool,
-    number: u64,
-}
-
-impl Drop for WaitingClaim {
-    fn drop(&mut self) {
-        self.claims.withdraw(self.number);
-        let waker = self.slot.lock().waker.take();
-        // Not under the lock: the waker belongs to an executor.
-        drop(waker);
-    }
-}
-
-/// Where the thread puts the result. A lease that no task takes is released when this is dropped.
-#[derive(Default)]
-struct ClaimSlot {
-    answer: Option<ClaimResult>,
-    waker: Option<Waker>,
-}
-
-impl AsyncClaim {
-    fn poll(&mut self, waker: &Waker) -> Poll<ClaimResult> {
-        if let Self::Ready(claim) = self {
-            let claim = match claim.take() {
-                Some(Ok(claim)) => claim,
-                Some(Err(error)) => return Poll::Ready(Err(error)),
-                // Polled after its end.
-                None => return Poll::Pending,
-            };
-            match claim.send_in_background() {
-                Ok(waiting) => *self = Self::Waiting(waiting),
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-        let Self::Waiting(WaitingClaim { slot, .. }) = self else {
-            return Poll::Pending;
-        };
-        let waker = waker.clone();
-        let mut place = slot.lock();
-        if let Some(answer) = place.answer.take() {
-            drop(place);
-            *self = Self::Ready(None);
-            return Poll::Ready(answer);
-        }
-        let replaced = place.waker.replace(waker);
-        drop(place);
-        drop(replaced);
-        Poll::Pending
-    }
-}
-
-pub(crate) fn check_run_id(run_id: &str) -> Result<(), Error> {
-    check_id("run_id", run_id, LONGEST_RUN_ID)
-}
-
-pub(crate) fn check_ttl(ttl: Duration) -> Result<(), Error> {
-    if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
-        return Err(Error::invalid(
-            "ttl",
-            format!("{ttl:?}"),
-            format!("{SHORTEST_TTL:?} to {LONGEST_TTL:?}"),
-        ));
-    }
-    Ok(())
 }

@@ -7,7 +7,8 @@
 //! * at most one process believes that it holds the run;
 //! * a granted fence is higher than every one before, or that of the same attempt;
 //! * a run that was released, or whose lease expired, can be claimed;
-//! * an attempt that was withdrawn holds no run, even if its request arrives later.
+//! * an attempt that was withdrawn holds no run, even if its request arrives later;
+//! * a lease whose loss was told is not believed in again.
 //!
 //! Visited states are identified by 64 bits of their hash.
 
@@ -75,6 +76,10 @@ struct Process {
     claiming: Option<u8>,
     /// A claim whose outcome it does not know, which it withdraws before the next one.
     unresolved: Option<u8>,
+    /// The lease whose loss was told last.
+    lost: Option<LeaseKey>,
+    /// It expired, and is still to be released.
+    to_release: Option<LeaseKey>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -126,6 +131,14 @@ impl Process {
         }
     }
 
+    /// Someone notices that the lease has expired, and tells those who wait for that.
+    fn notice_loss(&mut self, now: &ClockReading) {
+        if !self.believes(now) {
+            self.lost = self.lease.take().map(|(lease, _)| lease);
+            self.to_release.clone_from(&self.lost);
+        }
+    }
+
     /// The requests that it may send next.
     fn requests(&self, bounds: &Bounds) -> Vec<Request> {
         let mut requests = Vec::new();
@@ -135,6 +148,7 @@ impl Process {
         if bounds.beats {
             requests.push(Request::Beat(key.clone()));
         }
+        requests.extend(self.to_release.clone().map(Request::Release));
         match &self.lease {
             Some((lease, _)) if bounds.renewals => {
                 requests.push(Request::Renew(lease.clone()));
@@ -173,6 +187,9 @@ impl World {
                 for request in process.requests(bounds) {
                     add(&|world| world.send(i, request.clone()));
                 }
+            }
+            if process.lease.is_some() && !process.believes(&now(self.second)) {
+                add(&|world| world.processes[i].notice_loss(&now(world.second)));
             }
             if process.claiming.is_some() {
                 // It gives up. The claim may still arrive.
@@ -219,7 +236,10 @@ impl World {
         process.requests += 1;
         match request {
             // It stops believing when it sends the release.
-            Request::Release(_) => process.lease = None,
+            Request::Release(ref key) => {
+                process.lease.take_if(|(held, _)| held == key);
+                process.to_release.take_if(|lost| lost == key);
+            }
             Request::Claim(_, serial) => process.claiming = Some(serial),
             _ => {}
         }
@@ -239,6 +259,7 @@ impl World {
                 if process.crashed {
                     return;
                 }
+                let at = now(self.second);
                 let sent = now(sent);
                 let renewed = sent.deadline(bounds.ttl, Duration::ZERO);
                 let session = sent.deadline(bounds.stale_after, Duration::ZERO);
@@ -255,7 +276,7 @@ impl World {
                             process.session = process.session.max(Some(session));
                         } else {
                             process.key = None;
-                            process.lease = None;
+                            process.lost = process.lease.take().map(|(lease, _)| lease);
                         }
                     }
                     Response::Claimed(lease, serial) => {
@@ -272,6 +293,8 @@ impl World {
                             .take_if(|unresolved| *unresolved == attempt);
                     }
                     Response::Renewed(key, held) => {
+                        // Late, for a lease that has expired.
+                        process.notice_loss(&at);
                         let lease = process.lease.take_if(|(lease, _)| *lease == key);
                         if let Some((lease, until)) = lease.filter(|_| held) {
                             process.lease = Some((lease, renewed.max(until)));
@@ -390,6 +413,14 @@ fn explore(bounds: &Bounds) -> (usize, usize) {
             "two processes believe that they hold the run: {world:#?}"
         );
         believers += holders;
+        for process in world.processes.iter().filter(|p| p.believes(&now)) {
+            let held = process.lease.as_ref().map(|(lease, _)| lease);
+            assert_ne!(
+                held,
+                process.lost.as_ref(),
+                "a lost lease came back: {world:#?}"
+            );
+        }
         let locked = world.tables.leases.get(RUN).is_some_and(|lease| {
             let withdrawn = |(worker, serial): &(WorkerKey, u8)| {
                 *worker == lease.key.worker && lease.attempt == Some((*serial).into())

@@ -24,6 +24,7 @@
 //! # Ok::<(), worker_heartbeat::Error>(())
 //! ```
 
+mod claims;
 #[cfg(feature = "test-util")]
 pub mod conformance;
 mod defaults;
@@ -47,12 +48,12 @@ mod sweep_rules;
 mod sweeper;
 mod uploader;
 
+#[cfg(feature = "http")]
+pub(crate) use claims::{check_run_id, check_ttl};
 pub use host::ProcessIdentity;
 #[cfg(feature = "http")]
 pub use http::{Coordinator, HttpStore, HttpStoreBuilder, RunningCoordinator};
 pub use lease::Lease;
-#[cfg(feature = "http")]
-pub(crate) use lease::{check_run_id, check_ttl};
 pub use memory::MemoryStore;
 pub use pages::Pages;
 #[cfg(feature = "postgres")]

@@ -367,6 +367,11 @@ impl Registry {
             .emit(worker.map(|worker| &*worker.record), kind);
     }
 
+    /// As [`emit`](Self::emit), but another thread writes the log.
+    pub(crate) fn emit_in_background(&self, worker: &WorkerRef, kind: EventKind) {
+        self.inner.core.emit_in_background(&worker.record, kind);
+    }
+
     pub(crate) fn counts(&self) -> &Counts {
         &self.inner.core.counts
     }

@@ -15,7 +15,7 @@ pub(crate) struct Latch<T> {
     handed_out: usize,
 }
 
-impl<T: Copy> Latch<T> {
+impl<T: Clone> Latch<T> {
     pub(crate) const fn new() -> Self {
         Self {
             value: None,
@@ -26,10 +26,10 @@ impl<T: Copy> Latch<T> {
 
     /// A channel that gets the value when it is set, at once if it has been, and is closed then.
     pub(crate) fn receiver(&mut self) -> Receiver<T> {
-        if let Some(value) = self.value {
+        if let Some(value) = &self.value {
             let (sender, receiver) = bounded(1);
             // The channel has room.
-            let _ = sender.try_send(value);
+            let _ = sender.try_send(value.clone());
             return receiver;
         }
         self.handed_out += 1;
@@ -38,14 +38,14 @@ impl<T: Copy> Latch<T> {
     }
 
     pub(crate) fn set(&mut self, what: T) {
-        self.value = Some(what);
+        self.value = Some(what.clone());
         let Some((sender, receiver)) = self.channel.take() else {
             return;
         };
         // Then sending fails once all other receivers were dropped.
         drop(receiver);
         let mut messages = 0..self.handed_out.min(MOST_MESSAGES);
-        while messages.next().is_some() && sender.try_send(what).is_ok() {}
+        while messages.next().is_some() && sender.try_send(what.clone()).is_ok() {}
     }
 }
 

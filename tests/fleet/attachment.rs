@@ -18,19 +18,19 @@ use worker_heartbeat::{
 };
 
 /// A world whose registry is attached to a store in memory, on the same clock.
-struct Fleet {
-    world: World,
-    store: MemoryStore,
-    test_store: TestStore,
-    attachment: Attachment,
+pub(crate) struct Fleet {
+    pub(crate) world: World,
+    pub(crate) store: MemoryStore,
+    pub(crate) test_store: TestStore,
+    pub(crate) attachment: Attachment,
 }
 
 impl Fleet {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(FleetConfig::new())
     }
 
-    fn with(config: FleetConfig) -> Self {
+    pub(crate) fn with(config: FleetConfig) -> Self {
         let world = World::new();
         let store = MemoryStore::with_clock(world.time.clock());
         let test_store = TestStore::new(store.clone());
@@ -43,7 +43,7 @@ impl Fleet {
         }
     }
 
-    fn flush(&self) {
+    pub(crate) fn flush(&self) {
         assert!(self.attachment.flush(PATIENCE));
     }
 
@@ -51,7 +51,7 @@ impl Fleet {
         self.store.list(&WorkerFilter::default()).unwrap()
     }
 
-    fn row(&self, id: &str) -> StoredWorker {
+    pub(crate) fn row(&self, id: &str) -> StoredWorker {
         let mut rows = self.rows().into_iter();
         rows.find(|row| row.key.id == id).expect(id)
     }

@@ -4,6 +4,7 @@ mod attachment;
 mod busy;
 mod lives;
 mod lost_answers;
+mod lost_leases;
 #[cfg(feature = "test-util")]
 mod memory;
 mod numbers;

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use super::Uploader;
 use super::resolve::{ClaimCall, OccupiedPlace};
-use super::session::{ClockReading, LeaseState, StoreSession};
+use super::session::{ClockReading, Deadline, LeaseState, StoreSession};
 use super::sync_state::address;
-use crate::clock::Patience;
+use crate::clock::{Moment, Patience};
 use crate::error::{Error, StoreErrorKind};
 use crate::fleet::shapes::{Claim, ClaimAnswer, LeaseKey, Renewal};
 use crate::fleet::store::check_count;
-use crate::registry::Registry;
+use crate::health::LeaseLoss;
 use crate::registry::core::events::EventKind;
 use crate::registry::core::store_hook::StoreHook;
 use crate::registry::core::worker_ref::WorkerRef;
@@ -58,11 +58,11 @@ impl Uploader {
                 let key = LeaseKey::new(claim.worker, claim.run_id, fence);
                 if let Err(error) = self.numbers.check_fence(numbers, fence) {
                     self.sync_state.lock().to_release.push(key);
-                    self.lose_all();
+                    self.lose_all(&LeaseLoss::NumbersWentBack);
                     return Err(error);
                 }
                 let held = Arc::new(LeaseState::new(key, ttl, Arc::clone(&session), &sent));
-                self.hold(&held, &session);
+                self.hold(&held);
                 // The thread must know when to renew it.
                 self.worker_changed();
                 Ok(Some(held))
@@ -79,27 +79,29 @@ impl Uploader {
     }
 
     /// Keeps a granted claim.
-    fn hold(&self, held: &Arc<LeaseState>, session: &Arc<StoreSession>) {
+    fn hold(&self, held: &Arc<LeaseState>) {
+        let now = ClockReading::of(&self.clock);
         let mut sync_state = self.sync_state.lock();
-        // An earlier lease that seemed to have expired: a late answer to its renewal must not bring
-        // it back.
-        let same = |lease: &&Arc<LeaseState>| lease.key.run_id == held.key.run_id;
-        let before: Vec<_> = sync_state
-            .leases_of(session)
-            .filter(same)
-            .cloned()
-            .collect();
-        sync_state.leases.push(Arc::clone(held));
-        if held.is_broken() {
-            // The incarnation ended meanwhile, so that its holder can't release the lease.
-            sync_state.to_release.push(held.key.clone());
+        sync_state.leases.add(held);
+        let until = held.belief(&now);
+        if let Ok(until) = until {
+            let mut next = self.next_loss.lock();
+            *next = Some(next.map_or(until, |next| next.or(until)));
         }
         drop(sync_state);
-        if let Some(registry) = self.registry.upgrade() {
-            registry.counts().leases_claimed.add(1);
-            for lease in before {
-                self.lose(&registry, &lease);
-            }
+        let Some(registry) = self.registry.upgrade() else {
+            return;
+        };
+        registry.counts().leases_claimed.add(1);
+        if self.closing.load(Ordering::Acquire) {
+            self.lose(held, LeaseLoss::Detached);
+        }
+        match until {
+            // Before the next regular tick of the pacemaker.
+            Ok(until) if until.remaining(&now) < registry.resolution() => registry.ring(),
+            Ok(_) => {}
+            // Its incarnation ended meanwhile, or the answer came very late.
+            Err(loss) => self.lose(held, loss),
         }
     }
 
@@ -111,12 +113,19 @@ impl Uploader {
         run_id: &str,
     ) -> Option<OccupiedPlace<'_>> {
         let place = (address(&worker.record), run_id.to_owned());
-        let mut sync_state = self.wait_for_withdrawal(&place);
-        let now = ClockReading::of(&self.clock);
-        let held = sync_state
-            .leases_of(session)
-            .any(|lease| lease.key.run_id == run_id && !lease.remaining(&now).is_zero());
-        if held || sync_state.calls.contains_key(&place) {
+        let mut sync_state = loop {
+            let sync_state = self.wait_for_withdrawal(&place);
+            let same = |lease: &&Arc<LeaseState>| lease.key.run_id == run_id && !lease.is_over();
+            let lease = sync_state.leases.of_session(session).find(same).cloned();
+            let Some(lease) = lease else {
+                break sync_state;
+            };
+            drop(sync_state);
+            // One that has expired is lost before the run is claimed again: a late answer to its renewal
+            // must not bring it back.
+            self.loss(&lease)?;
+        };
+        if sync_state.calls.contains_key(&place) {
             return None;
         }
         sync_state.calls.insert(place.clone(), ClaimCall::Claim);
@@ -163,30 +172,21 @@ impl Uploader {
         self.worker_changed();
     }
 
+    /// Releases a lease. Returns whether it was held until then.
     pub(in crate::fleet) fn release_now(&self, held: &Arc<LeaseState>) -> Result<bool, Error> {
-        let key = held.key.clone();
+        if self.loss(held).is_some() || !held.end(&LeaseLoss::Released) {
+            return Ok(false);
+        }
         // It is not renewed any more, whatever the answer.
-        self.sync_state
-            .lock()
-            .leases
-            .retain(|lease| lease.key != key);
-        match self.store.release(std::slice::from_ref(&key)) {
+        self.sync_state.lock().leases.remove(held);
+        match self.store.release(std::slice::from_ref(&held.key)) {
             Ok(released) => Ok(released.first().copied().unwrap_or(false)),
             Err(error) => {
-                self.release_soon(held);
+                self.sync_state.lock().to_release.push(held.key.clone());
+                self.worker_changed();
                 Err(error)
             }
         }
-    }
-
-    pub(in crate::fleet) fn release_soon(&self, held: &Arc<LeaseState>) {
-        let mut sync_state = self.sync_state.lock();
-        sync_state.leases.retain(|lease| !Arc::ptr_eq(lease, held));
-        if !held.is_broken() {
-            sync_state.to_release.push(held.key.clone());
-        }
-        drop(sync_state);
-        self.worker_changed();
     }
 
     pub(super) fn release(&self) -> Result<(), Error> {
@@ -215,11 +215,11 @@ impl Uploader {
         Ok(())
     }
 
-    pub(super) fn renew(&self, registry: &Registry) -> Result<(), Error> {
+    pub(super) fn renew(&self) -> Result<(), Error> {
         let now = self.clock.now();
         let mut by_ttl = HashMap::<Duration, Vec<Arc<LeaseState>>>::new();
         let all = self.doubted.load(Ordering::Acquire);
-        for lease in &self.sync_state.lock().leases {
+        for lease in self.sync_state.lock().leases.iter() {
             if all || lease.renewal_due() <= now {
                 by_ttl.entry(lease.ttl).or_default().push(Arc::clone(lease));
             }
@@ -231,8 +231,10 @@ impl Uploader {
             let answers = check_count("renew", keys.len(), answers)?;
             for (lease, renewal) in leases.iter().zip(answers) {
                 match renewal {
-                    Renewal::Renewed => lease.renewed(&sent),
-                    Renewal::Lost => self.lose(registry, lease),
+                    // If it expired while the answer was on its way, it stays lost.
+                    Renewal::Renewed if self.loss(lease).is_none() => lease.renewed(&sent),
+                    Renewal::Renewed => {}
+                    Renewal::Lost => self.lose(lease, LeaseLoss::Revoked),
                     Renewal::Busy => {
                         lease.postpone(self.clock.now().after(BUSY_RETRY.min(ttl / 10)))
                     }
@@ -240,43 +242,94 @@ impl Uploader {
             }
         }
         self.doubted.store(false, Ordering::Release);
-        self.lose_leases(registry);
         Ok(())
     }
 
-    /// Ends all leases: the store's numbers went back, so that it may have granted them to others.
-    pub(super) fn lose_all(&self) {
-        let leases = self.sync_state.lock().leases.clone();
+    /// Why a lease is not held; `None` while it is. Who finds out first that it has been lost tells all the
+    /// others.
+    pub(in crate::fleet) fn loss(&self, lease: &Arc<LeaseState>) -> Option<LeaseLoss> {
+        let loss = lease.belief(&ClockReading::of(&self.clock)).err()?;
+        if lease.is_over() {
+            return Some(loss);
+        }
+        self.lose(lease, loss);
+        lease.belief(&ClockReading::of(&self.clock)).err()
+    }
+
+    /// Ends a lease, for this reason.
+    pub(in crate::fleet) fn lose(&self, lease: &Arc<LeaseState>, mut loss: LeaseLoss) {
+        loss.set_error(|| self.latest_error());
+        // Before all else, because this wakes those who work on the run.
+        if !lease.end(&loss) {
+            return;
+        }
+        let mut sync_state = self.sync_state.lock();
+        sync_state.leases.remove(lease);
+        if loss.may_be_stored() {
+            sync_state.to_release.push(lease.key.clone());
+        }
+        drop(sync_state);
+        if loss.may_be_stored() {
+            self.worker_changed();
+        }
+        if !loss.is_unasked() {
+            return;
+        }
         if let Some(registry) = self.registry.upgrade() {
-            for lease in leases {
-                self.lose(&registry, &lease);
+            let lost = EventKind::LeaseLost {
+                run_id: lease.key.run_id.clone(),
+                fence: lease.key.fence,
+                loss,
+            };
+            registry.emit_in_background(lease.owner(), lost);
+        }
+    }
+
+    /// Ends all leases, for this reason.
+    pub(super) fn lose_all(&self, loss: &LeaseLoss) {
+        let leases: Vec<_> = self.sync_state.lock().leases.iter().cloned().collect();
+        for lease in leases {
+            self.lose(&lease, loss.clone());
+        }
+    }
+
+    /// Ends the leases that are not held any more. Returns when the next one is lost, if nothing happens.
+    pub(super) fn lose_unheld(&self) -> Moment {
+        let now = ClockReading::of(&self.clock);
+        let mut lost = Vec::new();
+        let mut next: Option<Deadline> = None;
+        let sync_state = self.sync_state.lock();
+        for lease in sync_state.leases.iter() {
+            match lease.belief(&now) {
+                Ok(until) => next = Some(next.map_or(until, |next| next.or(until))),
+                Err(loss) => lost.push((Arc::clone(lease), loss)),
             }
         }
+        *self.next_loss.lock() = next;
+        drop(sync_state);
+        for (lease, loss) in lost {
+            self.lose(&lease, loss);
+        }
+        next.map_or(Moment::NEVER, |next| next.moment())
     }
 
-    /// Ends the leases of broken sessions.
-    pub(super) fn lose_leases(&self, registry: &Registry) {
-        let broken: Vec<_> = {
-            let sync_state = self.sync_state.lock();
-            let broken = sync_state.leases.iter().filter(|lease| lease.is_broken());
-            broken.cloned().collect()
-        };
-        for lease in broken {
-            self.lose(registry, &lease);
+    /// As [`lose_unheld`](Self::lose_unheld), without a look at each lease before the next one can be lost.
+    pub(super) fn lose_expired(&self) -> Moment {
+        let next = *self.next_loss.lock();
+        match next {
+            None => Moment::NEVER,
+            Some(next) if next.remaining(&ClockReading::of(&self.clock)).is_zero() => {
+                self.lose_unheld()
+            }
+            Some(next) => next.moment(),
         }
     }
 
-    pub(super) fn lose(&self, registry: &Registry, lease: &Arc<LeaseState>) {
-        let is_other = |other: &Arc<LeaseState>| !Arc::ptr_eq(other, lease);
-        self.sync_state.lock().leases.retain(is_other);
-        if lease.end() {
-            registry.emit(
-                Some(lease.owner()),
-                EventKind::LeaseLost {
-                    run_id: lease.key.run_id.clone(),
-                    fence: lease.key.fence,
-                },
-            );
+    /// Ends the leases of a worker that has ended.
+    pub(super) fn lose_leases_of(&self, record: usize) {
+        let leases = self.sync_state.lock().leases.of(record).to_vec();
+        for lease in leases {
+            self.loss(&lease);
         }
     }
 }

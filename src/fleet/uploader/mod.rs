@@ -23,15 +23,16 @@ use super::numbers::HighestNumbers;
 use super::store::HeartbeatStore;
 use crate::clock::{Alarm, Clock, Moment, Patience, Sleeper};
 use crate::error::Error;
-use crate::health::StoreStatus;
+use crate::health::{LeaseLoss, StoreStatus};
 use crate::registry::at_exit::Witness;
+use crate::registry::core::record::Record;
 use crate::registry::core::store_hook::StoreHook;
 use crate::registry::{Registry, WeakRegistry};
 use crate::sync::background::Background;
 use crate::sync::thread_pool::ThreadPool;
 pub use config::{FleetConfig, OnDuplicate, OnOffline};
-use session::ClockReading;
-use sync_state::{SyncState, SyncedWorker};
+use session::{ClockReading, Deadline};
+use sync_state::{SyncState, SyncedWorker, address};
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-uploader";
@@ -60,6 +61,8 @@ pub(crate) struct Uploader {
     /// leases. All are renewed at once.
     doubted: AtomicBool,
     sync_state: Mutex<SyncState>,
+    /// When the next lease is lost if nothing happens, or earlier.
+    next_loss: Mutex<Option<Deadline>>,
     numbers: HighestNumbers,
     /// A call about claims is done: see [`resolve`].
     claims_changed: Condvar,
@@ -136,6 +139,7 @@ impl Registry {
             closing: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
             sync_state: Mutex::default(),
+            next_loss: Mutex::new(None),
             numbers: HighestNumbers::default(),
             claims_changed: Condvar::new(),
             rounds: Mutex::default(),
@@ -225,7 +229,8 @@ impl Attachment {
     }
 
     /// Sends the newest state, and ends the attachment. The workers stay as they are, in the process
-    /// and in the store: a sweep will find the living ones stale.
+    /// and in the store: a sweep will find the living ones stale. Their leases are lost, and released
+    /// there.
     ///
     /// ```
     /// use worker_heartbeat::{FleetConfig, MemoryStore, Registry};
@@ -238,6 +243,7 @@ impl Attachment {
     /// ```
     pub fn detach(self) {
         let uploader = &self.uploader;
+        uploader.lose_all(&LeaseLoss::Detached);
         uploader.flush(&Patience::new(uploader.config.farewell));
         // Its thread ends first, so that another attachment can't send the same workers meanwhile.
         uploader.close();
@@ -279,6 +285,7 @@ impl StoreHook for Uploader {
     fn close(&self) {
         self.closing.store(true, Ordering::Release);
         self.alarm.ring();
+        self.lose_all(&LeaseLoss::Detached);
         let Some(thread) = self.thread.lock().take() else {
             return;
         };
@@ -303,6 +310,14 @@ impl StoreHook for Uploader {
             .count()
     }
 
+    fn worker_ended(&self, record: &Arc<Record>) {
+        self.lose_leases_of(address(record));
+    }
+
+    fn lose_expired_leases(&self) -> Moment {
+        self.lose_expired()
+    }
+
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
     }
@@ -315,6 +330,13 @@ impl Uploader {
 
     pub(in crate::fleet) const fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// The latest error of the store, if it fails.
+    fn latest_error(&self) -> Option<String> {
+        let rounds = self.rounds.lock();
+        let error = rounds.status.last_error.clone();
+        error.filter(|_| rounds.status.failures_in_a_row > 0)
     }
 
     fn flush(&self, patience: &Patience) -> bool {

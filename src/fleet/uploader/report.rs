@@ -19,6 +19,7 @@ use crate::fleet::shapes::{
     WorkerStatus,
 };
 use crate::fleet::store::check_count;
+use crate::health::LeaseLoss;
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
 use crate::registry::core::tasks::Tasks;
@@ -62,14 +63,8 @@ impl Uploader {
             match sync_state.workers.get_mut(&address) {
                 Some(synced) if synced.incarnation == incarnation => {}
                 Some(synced) => {
-                    // A new incarnation. The one before has ended, so its process does not believe
-                    // in its leases.
-                    if let Some(session) = &synced.session {
-                        let leases = sync_state.leases.iter();
-                        let own = leases.filter(|lease| lease.belongs_to(session));
-                        sync_state.to_release.extend(own.map(|own| own.key.clone()));
-                    }
-                    synced.forget();
+                    // A new incarnation. The one before has ended.
+                    synced.forget(LeaseLoss::WorkerEnded { ending: None });
                     synced.incarnation = incarnation;
                     synced.worker = worker;
                     synced.refused_until = None;
@@ -132,7 +127,7 @@ impl Uploader {
         };
         let given = keys.iter().flatten();
         if let Err(error) = self.numbers.check_incarnations(numbers, given) {
-            self.lose_all();
+            self.lose_all(&LeaseLoss::NumbersWentBack);
             return Err(error);
         }
         let mut failure = None;
@@ -254,7 +249,7 @@ impl Uploader {
                 match answer {
                     Answer::Unknown => {
                         // It is registered again, and its end is sent then.
-                        synced.forget();
+                        synced.forget(LeaseLoss::Forgotten);
                         continue;
                     }
                     Answer::Busy => {
@@ -269,8 +264,8 @@ impl Uploader {
                 }
                 // The store released its leases.
                 sync_state
-                    .leases
-                    .retain(|lease| !(lease.belongs_to(session) && lease.end()));
+                    .to_release
+                    .retain(|key| key.worker != session.key);
             }
         }
         self.refuse(registry, &refused, &not_kept());
@@ -299,12 +294,14 @@ impl Uploader {
             }
             let answers = self.unless_closing("beat", self.store.beat(&beats));
             let answers = check_count("beat", beats.len(), answers)?;
+            let mut any_broken = false;
             for ((due, beat), answer) in batch.iter().zip(&beats).zip(answers) {
                 let mut sync_state = self.sync_state.lock();
                 let synced = sync_state.get_mut(&due.worker);
                 let Some(synced) = synced.filter(|synced| synced.is_session(&due.session)) else {
                     continue;
                 };
+                let why;
                 let refused = match answer {
                     Answer::Accepted => {
                         due.session.accepted(&sent, beat.heartbeat_age);
@@ -321,27 +318,37 @@ impl Uploader {
                         not_kept_ones.push((due.worker.clone(), synced.incarnation));
                         continue;
                     }
-                    Answer::Unknown => false,
-                    // By its own registration, which arrived late.
-                    Answer::Superseded if self.clock.now() < synced.unsure_until => false,
-                    Answer::Superseded => true,
+                    Answer::Unknown => {
+                        why = LeaseLoss::Forgotten;
+                        false
+                    }
+                    // Not if it may be by its own registration, which arrived late.
+                    Answer::Superseded => {
+                        why = LeaseLoss::Superseded;
+                        self.clock.now() >= synced.unsure_until
+                    }
                     Answer::Ended => {
+                        why = LeaseLoss::MarkedOffline;
                         synced.swept = true;
                         self.config.on_offline == OnOffline::Fence
                     }
                 };
+                any_broken = true;
                 if refused && due.worker.record.is_over() {
                     // It ended by itself; the store keeps what it knows.
                     synced.finish();
                     continue;
                 }
-                synced.forget();
+                synced.forget(why);
                 if !refused {
                     all_known = false;
                 } else if synced.is_present() {
                     // To be fenced without the lock.
                     fenced.push((due.worker.clone(), synced.incarnation));
                 }
+            }
+            if any_broken {
+                self.lose_unheld();
             }
         }
         self.refuse(registry, &not_kept_ones, &not_kept());
@@ -351,7 +358,6 @@ impl Uploader {
                 synced.finish();
             }
         }
-        self.lose_leases(registry);
         Ok(all_known)
     }
 
@@ -405,7 +411,7 @@ impl Uploader {
         })?;
         if beat.status.run_id.is_none() {
             let sync_state = self.sync_state.lock();
-            let mut leases = sync_state.leases_of(&due.session);
+            let mut leases = sync_state.leases.of_session(&due.session);
             beat.status.run_id = leases.next().map(|lease| lease.key.run_id.clone());
         }
         Some(beat)

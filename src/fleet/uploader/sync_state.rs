@@ -9,7 +9,7 @@ use super::session::{LeaseState, StoreSession};
 use super::thread::retry_pause;
 use crate::clock::Moment;
 use crate::fleet::shapes::LeaseKey;
-use crate::health::State;
+use crate::health::{LeaseLoss, State};
 use crate::registry::core::record::Record;
 use crate::registry::core::worker_ref::WorkerRef;
 
@@ -21,7 +21,7 @@ const SHORTEST_BUSY: Duration = Duration::from_millis(10);
 pub(super) struct SyncState {
     /// By the address of their records, which they keep alive.
     pub workers: HashMap<usize, SyncedWorker>,
-    pub leases: Vec<Arc<LeaseState>>,
+    pub leases: Leases,
     /// The claims that are with the store.
     pub calls: HashMap<ClaimPlace, ClaimCall>,
     /// Claims whose outcome is not known.
@@ -36,17 +36,47 @@ impl SyncState {
         self.workers.get_mut(&address(&worker.record))
     }
 
-    /// The leases that depend on this session.
-    pub(super) fn leases_of(
+    pub(super) fn unfinished(&self) -> impl Iterator<Item = &SyncedWorker> {
+        self.workers.values().filter(|worker| !worker.finished)
+    }
+}
+
+/// The leases that are renewed, by the address of their workers' records.
+#[derive(Debug, Default)]
+pub(super) struct Leases(HashMap<usize, Vec<Arc<LeaseState>>>);
+
+impl Leases {
+    pub(super) fn add(&mut self, lease: &Arc<LeaseState>) {
+        let place = address(&lease.owner().record);
+        self.0.entry(place).or_default().push(Arc::clone(lease));
+    }
+
+    pub(super) fn remove(&mut self, lease: &Arc<LeaseState>) {
+        let place = address(&lease.owner().record);
+        if let Some(leases) = self.0.get_mut(&place) {
+            leases.retain(|other| !Arc::ptr_eq(other, lease));
+            if leases.is_empty() {
+                self.0.remove(&place);
+            }
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<LeaseState>> {
+        self.0.values().flatten()
+    }
+
+    /// Those of a worker, by the address of its record.
+    pub(super) fn of(&self, record: usize) -> &[Arc<LeaseState>] {
+        self.0.get(&record).map_or(&[], Vec::as_slice)
+    }
+
+    /// Those that depend on this session.
+    pub(super) fn of_session(
         &self,
         session: &Arc<StoreSession>,
     ) -> impl Iterator<Item = &Arc<LeaseState>> {
-        let own = move |lease: &&Arc<LeaseState>| lease.belongs_to(session);
-        self.leases.iter().filter(own)
-    }
-
-    pub(super) fn unfinished(&self) -> impl Iterator<Item = &SyncedWorker> {
-        self.workers.values().filter(|worker| !worker.finished)
+        let leases = self.of(session.record_address()).iter();
+        leases.filter(move |lease| lease.belongs_to(session))
     }
 }
 
@@ -161,9 +191,9 @@ impl SyncedWorker {
     }
 
     /// The store does not know this incarnation, or no longer.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn forget(&mut self, why: LeaseLoss) {
         if let Some(session) = self.session.take() {
-            session.break_off();
+            session.break_off(why);
         }
         self.sent = None;
         self.busy = None;
@@ -176,7 +206,9 @@ impl SyncedWorker {
 
     /// Ends the synchronization of this incarnation.
     pub(super) fn finish(&mut self) {
-        self.forget();
+        self.forget(LeaseLoss::WorkerEnded {
+            ending: self.worker.ending(),
+        });
         self.finished = true;
         self.busy = None;
         self.worker.record.set_end_stored(self.incarnation);

@@ -35,7 +35,9 @@ impl Uploader {
         let mut last = Moment::ZERO;
         let mut keep_alive_at = self.keep_alive_after(self.clock.now());
         loop {
-            sleeper.sleep_until(next.min(keep_alive_at));
+            // The pacemaker does so too. It may be held up by the log, as this thread by the store.
+            let next_loss = self.lose_expired();
+            sleeper.sleep_until(next.min(keep_alive_at).min(next_loss));
             if self.closing.load(Ordering::Acquire) {
                 break;
             }
@@ -66,6 +68,7 @@ impl Uploader {
             self.rounds.lock().begun += 1;
             let done = catch(|| self.synchronize(&registry))
                 .unwrap_or_else(|_| Err(Error::store("be called", "it panicked")));
+            self.lose_unheld();
             last = now;
             let pause = self.conclude(&registry, done, &mut jitter);
             next = self.clock.now().after(pause.max(SHORTEST_PAUSE));
@@ -168,7 +171,7 @@ impl Uploader {
             ));
         }
         self.release()?;
-        self.renew(registry)?;
+        self.renew()?;
         // The last one: an unknown outcome may be the fault of one claim.
         self.resolve_claims()?;
         let sync_state = self.sync_state.lock();

@@ -154,6 +154,8 @@ pub(crate) struct PendingNotices<'a> {
     core: &'a Core,
     _in_flight: LogInFlight<&'a Core>,
     wakers: Vec<Waker>,
+    /// The workers that have ended.
+    ended: Vec<Arc<Record>>,
     events: Vec<(Arc<Record>, Event)>,
 }
 
@@ -163,6 +165,7 @@ impl<'a> PendingNotices<'a> {
             core,
             _in_flight: LogInFlight::begin(core),
             wakers: Vec::new(),
+            ended: Vec::new(),
             events: Vec::new(),
         }
     }
@@ -179,6 +182,7 @@ impl<'a> PendingNotices<'a> {
         self.wakers.extend(wakers);
         if let Some(health) = ended {
             self.core.changed.store(true, Ordering::Release);
+            self.ended.push(Arc::clone(&worker.record));
             self.publish(worker, health);
         }
     }
@@ -191,12 +195,18 @@ impl<'a> PendingNotices<'a> {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.wakers.is_empty() && self.events.is_empty()
+        self.wakers.is_empty() && self.ended.is_empty() && self.events.is_empty()
     }
 
-    /// Wakes the tasks that wait for the request. [`deliver`](Self::deliver) does so too, before it logs.
+    /// Wakes the tasks that wait for the request, or for the loss of a lease. [`deliver`](Self::deliver) does so too, before it logs.
     pub(crate) fn wake(&mut self) {
         self.wakers.drain(..).for_each(wake);
+        let store_hook = self.core.store_hook.get();
+        for record in std::mem::take(&mut self.ended) {
+            if let Some(store_hook) = &store_hook {
+                store_hook.worker_ended(&record);
+            }
+        }
         self.core.subscribers.wake();
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use crate::health::{Health, MissingWorkers, State, during};
+use crate::health::{Health, LeaseLoss, MissingWorkers, State, during};
 use crate::sync::printable::{Age, Printable};
 
 /// Something that happened to a worker, or to the registry as a whole.
@@ -155,13 +155,16 @@ pub enum EventKind {
         /// The reason.
         error: String,
     },
-    /// The worker's lease of a run expired, or was revoked.
+    /// The worker's lease of a run was lost. Not for one that was released, or that ended with its worker
+    /// or its attachment.
     #[non_exhaustive]
     LeaseLost {
         /// The run.
         run_id: String,
         /// The number of the claim.
         fence: u64,
+        /// Why.
+        loss: LeaseLoss,
     },
     /// A task of the worker [failed](crate::TaskGuard::fail). The worker continues.
     #[non_exhaustive]
@@ -261,7 +264,7 @@ impl EventKind {
                 (Some(health.state().name()), cause, run)
             }
             Self::TaskFailed { run_id, .. } => (None, None, run_id.as_deref()),
-            Self::LeaseLost { run_id, .. } => (None, None, Some(run_id)),
+            Self::LeaseLost { run_id, loss, .. } => (None, Some(loss.name()), Some(run_id)),
             _ => (None, None, None),
         }
     }
@@ -306,9 +309,15 @@ impl fmt::Display for EventKind {
             Self::StoreRestored { failures } => {
                 write!(f, "store restored after {failures} failures")
             }
-            Self::LeaseLost { run_id, fence } => {
-                write!(f, "lease of {} lost (fence {fence})", Printable(run_id))
-            }
+            Self::LeaseLost {
+                run_id,
+                fence,
+                loss,
+            } => write!(
+                f,
+                "lease of {} lost (fence {fence}): {loss}",
+                Printable(run_id)
+            ),
             Self::TaskFailed {
                 run_id,
                 task,

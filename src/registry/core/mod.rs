@@ -155,6 +155,14 @@ impl Core {
         }
     }
 
+    /// As [`emit`](Self::emit), but another thread writes the log.
+    pub(crate) fn emit_in_background(self: &Arc<Self>, worker: &Arc<Record>, kind: EventKind) {
+        if let Some(event) = self.publish(Some(worker), kind) {
+            self.subscribers.wake();
+            self.log_in_background(vec![(Arc::clone(worker), event)]);
+        }
+    }
+
     /// Held while a worker's life changes and the event is sent, so that events are in order: the last
     /// one is true. Taken before the detail's lock. No code of the application is called under it.
     pub(crate) fn lock_events(&self, record: &Record) -> MutexGuard<'_, ()> {

@@ -6,13 +6,18 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use crate::clock::Patience;
+use super::record::Record;
+use crate::clock::{Moment, Patience};
 use crate::health::StoreStatus;
 
 /// What reports the workers to a store, and has to know at once what happens to them.
 pub(crate) trait StoreHook: Send + Sync + std::fmt::Debug {
     /// A worker began, ended or changed its state.
     fn worker_changed(&self);
+    /// A worker has ended: its leases are lost. Not under a lock of the worker, because this wakes tasks.
+    fn worker_ended(&self, record: &Arc<Record>);
+    /// Ends the leases that have expired. Returns when the next one will.
+    fn lose_expired_leases(&self) -> Moment;
     /// A worker began another task.
     fn task_changed(&self);
     /// The last worker is gone, or the process is about to end: waits until all is reported, within

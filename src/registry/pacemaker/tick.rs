@@ -63,6 +63,8 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
     for waker in due {
         wake(waker);
     }
+    let store_hook = core.store_hook.get();
+    let next_loss = store_hook.map_or(Moment::NEVER, |hook| hook.lose_expired_leases());
     core.subscribers.wake();
     for (record, event) in unlogged {
         // The end of a worker is the last that is logged of it.
@@ -80,6 +82,7 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
         .clock
         .after(next.since(observed.now))
         .min(next_timer)
+        .min(next_loss)
 }
 
 /// Judges one worker in full, reports what is new, and schedules its next judgement. Returns the moment
