@@ -34,7 +34,7 @@
 //! | end a process in good order | [`Shutdown`], [`ShutdownReport`] | [shutdown] |
 //! | test with time that does not pass | [`MockClock`] | [testing] |
 //! | share one record among many processes | [`HeartbeatStore`], [`MemoryStore`], [`SqliteStore`], [`PostgresStore`], [`HttpStore`], [`Sweeper`], [`Lease`] | [fleet] |
-//! | answer probes, and show a dashboard | [`HealthEndpoint`], [`Coordinator`] | [HTTP] |
+//! | answer probes, and show a dashboard | [`HealthEndpoint`], [`Policy`], [`Coordinator`] | [HTTP] |
 //! | export metrics | [`Metrics`] | [metrics] |
 //! | report to systemd, or to a file | [`SystemdNotifier`], [`Beacon`] | [systemd] |
 //! | look after a store from the command line | the program `heartbeat-monitor` | [monitor] |
@@ -119,8 +119,9 @@ pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 pub use fleet::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
 pub use health::{
     Activity, Death, DeathCause, Ending, Exit, GroupState, GroupStats, Health, LeaseLoss,
-    MissingWorkers, Reading, SourceLocation, StallCause, Stalled, State, StateCounts, StopCause,
-    StoreStatus, Summary, SweepReport, SweepTotals, Thresholds, TypeStats, UnwellWorker, judge,
+    MissingWorkers, Policy, Reading, RuleResult, SourceLocation, StallCause, Stalled, State,
+    StateCounts, StopCause, StoreStatus, Summary, SweepReport, SweepTotals, Thresholds, TypeStats,
+    UnwellWorker, Verdict, judge,
 };
 #[cfg(feature = "stacks")]
 pub use health::{CallStack, StackFrame};

@@ -19,8 +19,9 @@ use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 
 use crate::fleet::{Beat, StoredDeath, StoredEnding, StoredWorker};
 use crate::health::{
-    Activity, Death, DeathCause, GroupState, GroupStats, Health, MissingWorkers, State,
-    StateCounts, StopCause, StoreStatus, Summary, SweepTotals, TypeStats, UnwellWorker,
+    Activity, Death, DeathCause, GroupState, GroupStats, Health, LeaseLoss, MissingWorkers,
+    RuleResult, State, StateCounts, StopCause, StoreStatus, Summary, SweepTotals, TypeStats,
+    UnwellWorker, Verdict,
 };
 use crate::registry::Snapshot;
 use crate::registry::core::events::{Event, EventKind, EventWorker};
@@ -131,6 +132,22 @@ report! {
         "worker_type": this.worker_type,
         "group": this.group,
         "health": this.health,
+        "restarting": this.restarting,
+    }
+    Verdict(this) {
+        "well": this.is_well(),
+        "policy": this.policy,
+        "rules": this.rules,
+        "unknown_types": this.unknown_types,
+    }
+    RuleResult(this) {
+        "rule": this.rule,
+        "failure": this.failure,
+        "tolerated": this.tolerated,
+    }
+    LeaseLoss(this) {
+        "cause": this.name(),
+        "reason": this.to_string(),
     }
     TypeStats(this) {
         "total": this.total,

@@ -11,6 +11,7 @@ mod judge;
 mod lease_loss;
 mod limits;
 mod location;
+mod policy;
 mod reading;
 mod report;
 mod state;
@@ -29,10 +30,11 @@ pub(crate) use limits::Limits;
 pub use limits::Thresholds;
 pub(crate) use location::CallSite;
 pub use location::SourceLocation;
+#[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
+pub(crate) use policy::Preset;
+pub use policy::{Policy, RuleResult, Verdict};
 pub use reading::Reading;
 pub(crate) use reading::Signs;
-#[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
-pub(crate) use report::MOST_NAMED;
 pub use report::{GroupState, GroupStats, MissingWorkers, Summary, TypeStats, UnwellWorker};
 pub use state::{Activity, State};
 pub use state_counts::StateCounts;

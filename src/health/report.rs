@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::{Health, State, StateCounts};
+use super::{Health, Policy, State, StateCounts};
 use crate::sync::printable::{Age, Printable};
 
 /// The most workers that a text about all workers names.
@@ -58,6 +58,10 @@ pub struct Summary {
     pub missing: Vec<MissingWorkers>,
     /// The age of the pacemaker's last tick; zero without workers, and so without a pacemaker.
     pub tick_age: Duration,
+    /// The time between two ticks; zero in the summary of a store.
+    pub resolution: Duration,
+    /// The workers were asked to stop, or the process shuts down.
+    pub stopping: bool,
     /// Ended workers that were forgotten, so that their number stays bounded.
     pub forgotten: u64,
     /// Tasks that [failed](crate::TaskGuard::fail), of all workers that there ever were in the
@@ -66,8 +70,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Whether all is well: no worker is dead, stale, never started, stalled or unobserved, and
-    /// none is missing. Starting and stopped workers are no problem.
+    /// Whether all is well by [`Policy::health`]: no worker is dead, stale, never started, stalled or
+    /// unobserved, and none is missing. Starting and stopped workers are no problem.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, WorkerHeartbeat};
@@ -81,10 +85,7 @@ impl Summary {
     /// ```
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.total_dead == 0
-            && self.states.get(State::Stalled) == 0
-            && self.states.get(State::Unobserved) == 0
-            && self.missing.is_empty()
+        self.verdict(&Policy::health()).is_well()
     }
 
     /// Expects that many workers of a type: if fewer are well, they are among the
@@ -130,16 +131,30 @@ impl Summary {
         }
     }
 
-    /// At most so many of the workers that are not well, and why, as a part of a sentence.
-    #[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
-    pub(crate) fn unwell(&self, most: usize) -> String {
-        struct Unwell<'a>(Brief<'a>);
-        impl fmt::Display for Unwell<'_> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.name_unwell(f)
-            }
-        }
-        Unwell(self.brief(most)).to_string()
+    /// The workers that are named, the dead ones first.
+    pub(super) fn named(&self) -> impl Iterator<Item = &UnwellWorker> {
+        self.dead_workers.iter().chain(&self.stalled_workers)
+    }
+}
+
+/// At most so many of these workers, the worst, and why, as a part of a sentence. `total`: how many there
+/// are, with those that nobody named.
+pub(super) fn name_workers(
+    f: &mut impl fmt::Write,
+    mut workers: Vec<&UnwellWorker>,
+    total: usize,
+    most: usize,
+) -> fmt::Result {
+    if workers.len() > most {
+        workers.sort_by_key(|worker| worker.health.state().severity_rank());
+        workers.truncate(most);
+    }
+    for worker in &workers {
+        write!(f, "; {}: {}", Printable(&worker.id), worker.health)?;
+    }
+    match total.saturating_sub(workers.len()) {
+        0 => Ok(()),
+        more => write!(f, "; and {more} more"),
     }
 }
 
@@ -147,25 +162,6 @@ impl Summary {
 pub(crate) struct Brief<'a> {
     summary: &'a Summary,
     most: usize,
-}
-
-impl Brief<'_> {
-    fn name_unwell(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (dead, stalled) = (&self.summary.dead_workers, &self.summary.stalled_workers);
-        let mut unwell: Vec<_> = dead.iter().chain(stalled).collect();
-        let total = unwell.len() + self.summary.unlisted_workers;
-        if unwell.len() > self.most {
-            unwell.sort_by_key(|worker| worker.health.state().severity_rank());
-            unwell.truncate(self.most);
-        }
-        for worker in &unwell {
-            write!(f, "; {}: {}", Printable(&worker.id), worker.health)?;
-        }
-        match total - unwell.len() {
-            0 => Ok(()),
-            more => write!(f, "; and {more} more"),
-        }
-    }
 }
 
 impl fmt::Display for Brief<'_> {
@@ -178,7 +174,9 @@ impl fmt::Display for Brief<'_> {
                 write!(f, ", {count} {state}")?;
             }
         }
-        self.name_unwell(f)?;
+        let named: Vec<_> = summary.named().collect();
+        let total = named.len() + summary.unlisted_workers;
+        name_workers(f, named, total, self.most)?;
         for missing in &summary.missing {
             write!(f, "; {missing}")?;
         }
@@ -216,6 +214,8 @@ pub struct UnwellWorker {
     pub group: String,
     /// Its state and the reason.
     pub health: Health,
+    /// It is dead, and its supervisor is about to restart it; `false` in the summary of a store.
+    pub restarting: bool,
 }
 
 /// The workers of one type.

@@ -43,6 +43,8 @@ impl Registry {
         let mut summary = unwell.summary(profiles);
         summary.missing = self.missing();
         summary.tick_age = self.tick_age(&observed).unwrap_or_default();
+        summary.resolution = self.resolution();
+        summary.stopping = self.is_stopping();
         summary.forgotten = self.inner.tombstones.forgotten();
         let counts = self.inner.core.profiles.counts().into_iter();
         summary.failed_tasks = counts.map(|(_, counts)| counts.failed_tasks.get()).sum();
@@ -185,6 +187,7 @@ impl Tally for Unwell {
             id: record.id().to_owned(),
             worker_type: record.profile.worker_type.to_string(),
             group: record.profile.group.to_string(),
+            restarting: record.is_restarting(),
             health,
         });
     }

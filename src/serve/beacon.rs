@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::process_health::ProcessHealth;
+use super::process_health::{ProcessHealth, check_policy};
 use super::reporter::{Report, Reporter};
 use crate::error::Error;
 use crate::fleet::host::uptime;
 use crate::fleet::{ProcessIdentity, Sweeper};
-use crate::health::State;
+use crate::health::{Policy, State};
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
 use crate::sync::log::log_line;
@@ -71,6 +71,7 @@ pub struct Beacon {
     file: BeaconFile,
     interval: Duration,
     sweepers: Vec<Sweeper>,
+    policy: Policy,
 }
 
 impl Beacon {
@@ -88,7 +89,24 @@ impl Beacon {
             file: BeaconFile(path.into()),
             interval: DEFAULT_INTERVAL,
             sweepers: Vec::new(),
+            policy: Policy::health(),
         }
+    }
+
+    /// Which states of which workers make it fail; [`Policy::health`] by default. Without a living worker it
+    /// fails in any case.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::{Beacon, Policy, Registry};
+    ///
+    /// let beacon = Beacon::new(Registry::global(), "/run/mailer/beacon.json")
+    ///     .policy(Policy::liveness().ignore_type("batch"))
+    ///     .start()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
     }
 
     /// The longest time between two writes: 10 s by default, at least 100 ms.
@@ -134,7 +152,8 @@ impl Beacon {
     /// ```
     ///
     /// # Errors
-    /// [`Error::File`] if the file can't be written; [`Error::Invalid`] if the interval is too short;
+    /// [`Error::File`] if the file can't be written; [`Error::Invalid`] if the interval is too short, or the
+    /// policy contradicts itself;
     /// [`Error::Thread`] if the thread can't be started.
     pub fn start(self) -> Result<RunningBeacon, Error> {
         if self.interval < SHORTEST_INTERVAL {
@@ -144,8 +163,9 @@ impl Beacon {
                 format!("at least {SHORTEST_INTERVAL:?}"),
             ));
         }
-        let (file, sweepers) = (self.file, self.sweepers);
-        let first = health_record(&ProcessHealth::read(&self.registry), &sweepers);
+        check_policy(&self.policy)?;
+        let (file, sweepers, policy) = (self.file, self.sweepers, self.policy);
+        let first = health_record(&ProcessHealth::read(&self.registry), &policy, &sweepers);
         file.replace(&first).map_err(|error| Error::File {
             path: file.0.display().to_string(),
             error,
@@ -153,7 +173,7 @@ impl Beacon {
         let mut failing = false;
         let write = move |report: Report<'_>| {
             let written = file.replace(&match report {
-                Report::Health(process) => health_record(process, &sweepers),
+                Report::Health(process) => health_record(process, &policy, &sweepers),
                 Report::End(end) => end_record(end),
             });
             if let (Err(error), false) = (&written, failing) {
@@ -233,8 +253,8 @@ pub struct RunningBeacon {
     _reporter: Reporter,
 }
 
-fn health_record(process: &ProcessHealth, sweepers: &[Sweeper]) -> Value {
-    let mut record = process.to_json();
+fn health_record(process: &ProcessHealth, policy: &Policy, sweepers: &[Sweeper]) -> Value {
+    let mut record = process.to_json(policy);
     let failures = sweepers.iter().filter_map(|sweeper| sweeper.check().err());
     let failures: Vec<String> = failures.collect();
     if !failures.is_empty() {

@@ -21,6 +21,8 @@ mod disclosure;
 mod health;
 #[cfg(feature = "prometheus")]
 mod metrics;
+#[cfg(any(feature = "http", all(unix, feature = "systemd")))]
+mod policies;
 #[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
 mod process_health;
 #[cfg(any(feature = "beacon", all(unix, feature = "systemd")))]

@@ -15,9 +15,11 @@ pub use builder::Builder;
 pub use guards::{SilenceGuard, TaskGuard};
 #[cfg(feature = "postgres")]
 pub(crate) use limits::LONGEST_NAME;
+#[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
+pub(crate) use limits::check_name;
 pub(crate) use limits::{DEFAULT_GROUP, DEFAULT_INTERVAL, MOST_METADATA, check_id};
 #[cfg(feature = "http")]
-pub(crate) use limits::{LONGEST_VALUE, check_limits, check_metadata, check_name, shortened};
+pub(crate) use limits::{LONGEST_VALUE, check_limits, check_metadata, shortened};
 pub use text::Text;
 
 use crate::cell::Phase;

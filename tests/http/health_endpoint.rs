@@ -12,8 +12,8 @@ use serde_json::Value;
 use worker_heartbeat::serve::RunningHealthEndpoint;
 use worker_heartbeat::{Activity, HealthEndpoint, Registry, Shutdown, State, WorkerHeartbeat};
 
-struct Site {
-    world: World,
+pub(crate) struct Site {
+    pub(crate) world: World,
     server: RunningHealthEndpoint,
 }
 
@@ -22,7 +22,7 @@ impl Site {
         Self::with(|endpoint| endpoint)
     }
 
-    fn with(configure: impl FnOnce(HealthEndpoint) -> HealthEndpoint) -> Self {
+    pub(crate) fn with(configure: impl FnOnce(HealthEndpoint) -> HealthEndpoint) -> Self {
         let world = World::new();
         let endpoint = configure(HealthEndpoint::new(&world.registry));
         let server = endpoint.serve("127.0.0.1:0").unwrap();
@@ -30,13 +30,13 @@ impl Site {
     }
 
     /// A fresh answer, read after the last action of the test.
-    fn get(&self, path: &str) -> Reply {
+    pub(crate) fn get(&self, path: &str) -> Reply {
         // The endpoint caches a reading for 50 ms of real time.
         std::thread::sleep(Duration::from_millis(60));
         get(self.server.local_addr(), path)
     }
 
-    fn status(&self, path: &str) -> u16 {
+    pub(crate) fn status(&self, path: &str) -> u16 {
         self.get(path).status
     }
 }

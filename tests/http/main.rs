@@ -6,6 +6,7 @@ mod coordinator_faults;
 mod health_endpoint;
 mod lost_answers;
 mod numbers;
+mod policies;
 mod protocol;
 mod proxies;
 mod reads;

@@ -264,6 +264,24 @@ fn check_reports_by_its_status_whether_all_is_well() {
     let why = ends(&["check", "--sqlite", &file], 1);
     assert!(why.starts_with("1 active, 1 dead"), "{why}");
     assert!(why.contains("b-silent: stale"), "{why}");
+    let with = |options: &[&'static str], status| {
+        let check = ["check", "--sqlite", &file];
+        let all: Vec<&str> = check.into_iter().chain(options.iter().copied()).collect();
+        ends(&all, status)
+    };
+    let tolerant = with(&["--tolerate-dead", "1"], 0);
+    assert!(
+        tolerant.contains("b-silent: stale"),
+        "still shown: {tolerant}"
+    );
+    with(&["--policy", "liveness"], 1);
+    let typo = with(&["--ignore-type", "typo"], 1);
+    assert!(typo.ends_with("; no worker has the type typo\n"), "{typo}");
+    let odd = with(&["--policy", "lax"], 2);
+    assert!(
+        odd.contains("must be liveness, startup, readiness, health or strict"),
+        "{odd}"
+    );
     let silent = store.list(&Default::default()).unwrap()[1].key.clone();
     store.beat(&[Beat::new(silent, State::Idle)]).unwrap();
     assert_eq!(

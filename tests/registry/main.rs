@@ -1,5 +1,6 @@
 //! The registry: which workers it has, which are missing, and its events.
 
+mod policies;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use worker_heartbeat::Policy;
 use worker_heartbeat::fleet::Retention;
 
 /// Monitors the workers in a heartbeat store
@@ -198,6 +199,23 @@ pub struct CheckArgs {
     /// How many workers of a type must be well, such as indexer=3; may be given for several types
     #[arg(long, value_name = "TYPE=COUNT", value_parser = expected, conflicts_with = "file")]
     pub expect: Vec<(String, usize)>,
+
+    /// Which states fail the check: liveness, startup, readiness, health or strict
+    #[arg(long, value_name = "NAME", default_value = "health", value_parser = policy, conflicts_with = "file")]
+    pub policy: Policy,
+
+    /// Workers of this type don't count; may be given for several types
+    #[arg(long, value_name = "TYPE", conflicts_with = "file")]
+    pub ignore_type: Vec<String>,
+
+    /// How many workers may be dead, stale or never started
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 0,
+        conflicts_with = "file"
+    )]
+    pub tolerate_dead: usize,
 }
 
 #[derive(Args)]
@@ -226,6 +244,11 @@ fn interval(text: &str) -> Result<Duration, String> {
         return Err("must be at most a day".to_owned());
     }
     Ok(interval)
+}
+
+fn policy(name: &str) -> Result<Policy, String> {
+    let names = "must be liveness, startup, readiness, health or strict";
+    Policy::from_name(name).ok_or_else(|| names.to_owned())
 }
 
 /// Parses `indexer=3`.

@@ -134,8 +134,17 @@ pub fn check(args: &CheckArgs) -> CommandResult {
             for (worker_type, count) in &args.expect {
                 summary.expect_workers(worker_type, *count);
             }
-            let text = table::clean(&summary.to_string());
-            if summary.is_healthy() {
+            let mut policy = args.policy.clone().tolerate_dead(args.tolerate_dead);
+            for worker_type in &args.ignore_type {
+                policy = policy.ignore_type(worker_type);
+            }
+            let verdict = summary.verdict(&policy);
+            let mut text = summary.to_string();
+            for worker_type in &verdict.unknown_types {
+                text += &format!("; no worker has the type {worker_type}");
+            }
+            let text = table::clean(&text);
+            if verdict.is_well() {
                 Ok(text)
             } else {
                 Err(text)

@@ -174,6 +174,7 @@ impl FleetCounts {
                 worker_type: worker.info.worker_type,
                 group: worker.info.group,
                 health,
+                restarting: false,
             });
         }
         summary

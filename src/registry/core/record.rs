@@ -358,6 +358,18 @@ impl Record {
             .is_some_and(|detail| detail.ended.is_some() && !detail.returns)
     }
 
+    /// Whether it is over, and its supervisor is about to restart it.
+    pub(crate) fn is_restarting(&self) -> bool {
+        self.known_detail()
+            .is_some_and(|detail| match &detail.ended {
+                Some(Ended {
+                    ending: Ending::Dead(death),
+                    ..
+                }) => detail.returns && death.gave_up_after.is_none(),
+                _ => false,
+            })
+    }
+
     pub(crate) fn is_superseded(&self) -> bool {
         self.known_detail().is_some_and(|detail| detail.superseded)
     }

@@ -26,6 +26,7 @@ use self::live_view::LiveView;
 use self::refresh::FleetReadings;
 use super::disclosure::Disclosure;
 use crate::fleet::HeartbeatStore;
+use crate::health::Policy;
 use crate::registry::Registry;
 use crate::registry::core::subscribers::Subscription;
 use crate::shutdown::Shutdown;
@@ -43,6 +44,8 @@ pub(super) struct Subject {
     pub shutdown: Option<Shutdown>,
     pub fleet: Option<Arc<dyn HeartbeatStore>>,
     pub disclosure: Disclosure,
+    /// By which the page says that all is well.
+    pub policy: Policy,
 }
 
 /// See the module.

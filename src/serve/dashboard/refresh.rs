@@ -113,10 +113,13 @@ impl Dashboard {
         }
         let begun = Instant::now();
         let Subject {
-            registry, shutdown, ..
+            registry,
+            shutdown,
+            policy,
+            ..
         } = &self.subject;
         let draining = shutdown.as_ref().is_some_and(Shutdown::requested);
-        let mut listing = rows::read_registry(registry, self.shows_reasons(), draining);
+        let mut listing = rows::read_registry(registry, policy, self.shows_reasons(), draining);
         // Waiting for an overdue pacemaker is not work.
         let work = begun.elapsed().saturating_sub(PACEMAKER_WAIT);
         let period = (work * PERIOD_PER_WORK).clamp(PERIOD, MAX_PERIOD);
@@ -178,7 +181,12 @@ async fn refresh_fleet(
     let (reader, read_fleet) = (dashboard.clone(), Arc::clone(&fleet));
     let reading = spawn_blocking(move || {
         let shows_reasons = reader.upgrade().is_some_and(|d| d.shows_reasons());
-        let read = rows::read_store(&*read_fleet.store, shows_reasons);
+        let policy = reader.upgrade().map(|d| d.subject.policy.clone());
+        let read = rows::read_store(
+            &*read_fleet.store,
+            &policy.unwrap_or_default(),
+            shows_reasons,
+        );
         // No other reading begins before this one has ended, however long it takes.
         drop(permit);
         let listing = read.map_err(|error| chain(&error))?;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 use crate::fleet::{FleetCounts, HeartbeatStore, StoredWorker, WorkerFilter};
-use crate::health::{Health, State, StateCounts, Summary};
+use crate::health::{Health, Policy, State, StateCounts, Summary};
 use crate::registry::{Registry, Snapshot};
 use crate::serve::process_health::worst_state;
 
@@ -55,7 +55,12 @@ pub(super) struct WorkerRow {
 }
 
 /// The workers of a registry; with reasons, tasks and runs only if `shows_reasons`.
-pub(super) fn read_registry(registry: &Registry, shows_reasons: bool, draining: bool) -> Listing {
+pub(super) fn read_registry(
+    registry: &Registry,
+    policy: &Policy,
+    shows_reasons: bool,
+    draining: bool,
+) -> Listing {
     let summary = registry.summary();
     let now = registry.observed_now();
     let mut workers = registry.worker_refs();
@@ -69,7 +74,7 @@ pub(super) fn read_registry(registry: &Registry, shows_reasons: bool, draining: 
     let rows: Vec<WorkerRow> = snapshots
         .map(|snapshot| WorkerRow::from_snapshot(snapshot, shows_reasons))
         .collect();
-    let mut head = head(&summary, rows.len());
+    let mut head = head(&summary, policy, rows.len());
     head["tick_age"] = summary.tick_age.as_secs_f64().into();
     head["draining"] = draining.into();
     if shows_reasons {
@@ -84,6 +89,7 @@ pub(super) fn read_registry(registry: &Registry, shows_reasons: bool, draining: 
 /// The worst workers of a store, and the counts of all.
 pub(super) fn read_store(
     store: &dyn HeartbeatStore,
+    policy: &Policy,
     shows_reasons: bool,
 ) -> Result<Listing, Error> {
     let workers = store.worst_first(&WorkerFilter::new().limit(MAX_ROWS))?;
@@ -98,16 +104,16 @@ pub(super) fn read_store(
         .iter()
         .map(|worker| WorkerRow::from_stored(worker, shows_reasons))
         .collect();
-    let head = head(&counts.summary(Vec::new()), rows.len());
+    let head = head(&counts.summary(Vec::new()), policy, rows.len());
     Ok(Listing { head, rows })
 }
 
-fn head(summary: &Summary, rows: usize) -> Value {
+fn head(summary: &Summary, policy: &Policy, rows: usize) -> Value {
     let types = summary.stats_by_type.iter();
     let groups = summary.groups.iter();
     json!({
         "total": summary.total,
-        "healthy": summary.is_healthy(),
+        "healthy": summary.verdict(policy).is_well(),
         "states": counts(&summary.states),
         "types": tiles(types.map(|(name, stats)| (name, None, &stats.states))),
         "types_total": summary.stats_by_type.len() + summary.unlisted_types,

@@ -15,8 +15,10 @@ use super::dashboard::{Dashboard, Subject};
 use super::disclosure::Disclosure;
 #[cfg(feature = "prometheus")]
 use super::metrics::{self, Metrics};
+use super::policies::Policies;
 use crate::error::Error;
 use crate::fleet::{Coordinator, HeartbeatStore, Sweeper};
+use crate::health::Policy;
 use crate::net::response::{RequestError, with_timeout};
 use crate::net::server::{self, Server};
 use crate::registry::Registry;
@@ -39,7 +41,7 @@ use crate::shutdown::Shutdown;
 /// | `/v1/worker/death?worker=ID&incarnation=N` | the cause of its death with the call stack; 403 if reasons are not shown |
 ///
 /// The probes answer `ok`. With `?verbose`, and when they fail, they list their checks.
-/// `?exclude=NAME` skips a check. They serve as Kubernetes' liveness, readiness and startup probes.
+/// `?exclude=NAME` skips a check. A [`policy`](Self::policy) says what fails them. They serve as Kubernetes' liveness, readiness and startup probes.
 ///
 /// Probes and lists share readings that are at most 50 ms old, so the response time stays bounded
 /// under any load. The dashboard is updated about once a second and shows at most 5,000 workers,
@@ -65,6 +67,7 @@ pub struct HealthEndpoint {
     fleet: Option<Arc<dyn HeartbeatStore>>,
     coordinator: Option<Coordinator>,
     show_reasons: Option<bool>,
+    policies: Policies,
     #[cfg(feature = "prometheus")]
     metrics: Option<Metrics>,
 }
@@ -86,6 +89,7 @@ impl HealthEndpoint {
             fleet: None,
             coordinator: None,
             show_reasons: None,
+            policies: Policies::default(),
             #[cfg(feature = "prometheus")]
             metrics: None,
         }
@@ -102,6 +106,28 @@ impl HealthEndpoint {
     /// ```
     pub fn shutdown(mut self, shutdown: &Shutdown) -> Self {
         self.shutdown = Some(shutdown.clone());
+        self
+    }
+
+    /// Which states of which workers fail a probe. The [preset](Policy) decides which: `liveness` is for
+    /// `/livez`, `startup` for `/startupz`, `readiness` for `/readyz`, `health` and `strict` for
+    /// `/v1/worker/health` and the dashboard. Call it once for each.
+    ///
+    /// What the last policy tolerates, the probes without a policy of their own tolerate, too: a worker that
+    /// is no reason to send no more work is no reason to restart the process.
+    ///
+    /// What is tolerated is shown with `?verbose`, as are types that the policy names and no worker has.
+    ///
+    /// ```
+    /// use worker_heartbeat::{HealthEndpoint, Policy, Registry};
+    ///
+    /// let server = HealthEndpoint::new(Registry::global())
+    ///     .policy(Policy::readiness().ignore_type("batch").tolerate_dead(2))
+    ///     .serve("127.0.0.1:0")?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policies.add(policy);
         self
     }
 
@@ -251,6 +277,7 @@ impl HealthEndpoint {
             shutdown: self.shutdown.clone(),
             fleet: self.fleet.clone(),
             disclosure,
+            policy: self.policies.health(),
         })
     }
 
@@ -290,12 +317,13 @@ impl HealthEndpoint {
     ///
     /// # Errors
     /// [`Error::Invalid`] if the [`coordinator`](Self::coordinator) must not be served at this
-    /// address; [`Error::Listen`] if the address is not available; [`Error::Thread`] if the thread
+    /// address, or if a [`policy`](Self::policy) contradicts itself; [`Error::Listen`] if the address is not available; [`Error::Thread`] if the thread
     /// can't be started.
     pub fn serve(
         self,
         address: impl ToSocketAddrs + fmt::Debug,
     ) -> Result<RunningHealthEndpoint, Error> {
+        self.policies.check()?;
         let display = format!("{address:?}");
         let addresses = server::resolve(&address, &display)?;
         if let Some(coordinator) = &self.coordinator {

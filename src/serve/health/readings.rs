@@ -9,10 +9,12 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::HealthEndpoint;
+use crate::health::{Policy, RuleResult};
 use crate::net::single_flight::SingleFlight;
 use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Registry, Snapshot};
-use crate::serve::process_health::{CheckResult, ProcessHealth};
+use crate::serve::policies::Policies;
+use crate::serve::process_health::ProcessHealth;
 use crate::shutdown::Shutdown;
 use crate::sync::catch::catch;
 
@@ -24,8 +26,39 @@ const MAX_LOOKUPS: usize = 4;
 /// A check of the application.
 pub(super) type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// The outcome of one named check.
+#[derive(Clone, Debug)]
+pub(super) struct CheckResult {
+    pub name: String,
+    /// `None` if it passed.
+    pub failure: Option<String>,
+    /// What would have failed it, but for the policy.
+    pub tolerated: Option<String>,
+}
+
+impl CheckResult {
+    fn new(name: impl Into<String>, failure: Option<String>) -> Self {
+        Self {
+            name: name.into(),
+            failure,
+            tolerated: None,
+        }
+    }
+}
+
+impl From<RuleResult> for CheckResult {
+    fn from(result: RuleResult) -> Self {
+        Self {
+            name: result.rule.to_owned(),
+            failure: result.failure,
+            tolerated: result.tolerated,
+        }
+    }
+}
+
 /// See the module.
 pub(super) struct Readings {
+    pub policies: Policies,
     registry: Registry,
     shutdown: Option<Shutdown>,
     checks: Arc<[(String, Check)]>,
@@ -39,6 +72,7 @@ pub(super) struct Readings {
 impl Readings {
     pub(super) fn new(endpoint: &HealthEndpoint) -> Self {
         Self {
+            policies: endpoint.policies.clone(),
             registry: endpoint.registry.clone(),
             shutdown: endpoint.shutdown.clone(),
             checks: endpoint.checks.clone().into(),
@@ -53,11 +87,25 @@ impl Readings {
         let (registry, shutdown) = (self.registry.clone(), self.shutdown.clone());
         let read = move || {
             let mut process = ProcessHealth::read(&registry);
-            process.draining |= shutdown.is_some_and(|shutdown| shutdown.requested());
+            process.summary.stopping |= shutdown.is_some_and(|shutdown| shutdown.requested());
             process
         };
         let process = self.process.get(read).await;
         process.unwrap_or_else(|| Arc::new(ProcessHealth::unknown()))
+    }
+
+    /// The checks of a probe.
+    pub(super) async fn checks(&self, policy: &Policy) -> Vec<CheckResult> {
+        let verdict = self.process().await.summary.verdict(policy);
+        let mut checks: Vec<CheckResult> = verdict.rules.into_iter().map(Into::into).collect();
+        if !verdict.unknown_types.is_empty() {
+            let types = verdict.unknown_types.join(", ");
+            checks.push(CheckResult {
+                tolerated: Some(format!("no worker has the type {types}")),
+                ..CheckResult::new("policy", None)
+            });
+        }
+        checks
     }
 
     pub(super) async fn application_checks(&self) -> Vec<CheckResult> {

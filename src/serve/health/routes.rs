@@ -11,11 +11,11 @@ use axum::response::Response;
 use axum::routing::get;
 use serde_json::Value;
 
-use super::readings::Readings;
+use super::readings::{CheckResult, Readings};
+use crate::health::Preset;
 use crate::net::request::QueryParameters;
 use crate::net::response::{RequestError, json_response, text_response};
 use crate::serve::disclosure::{Disclosure, redact};
-use crate::serve::process_health::CheckResult;
 
 const DEFAULT_PAGE: usize = 100;
 const LARGEST_PAGE: usize = 1_000;
@@ -23,6 +23,14 @@ const LARGEST_PAGE: usize = 1_000;
 struct HealthService {
     readings: Readings,
     disclosure: Disclosure,
+}
+
+impl HealthService {
+    async fn checks(&self, preset: Preset) -> Vec<CheckResult> {
+        self.readings
+            .checks(&self.readings.policies.of(preset))
+            .await
+    }
 }
 
 type SharedService = Shared<Arc<HealthService>>;
@@ -60,18 +68,15 @@ pub(super) fn router(readings: Readings, disclosure: Disclosure) -> Router {
 }
 
 async fn livez(service: SharedService, request: RequestContext) -> Response {
-    let process = service.readings.process().await;
-    request.probe_response(process.liveness_checks())
+    request.probe_response(service.checks(Preset::Liveness).await)
 }
 
 async fn startupz(service: SharedService, request: RequestContext) -> Response {
-    let process = service.readings.process().await;
-    request.probe_response(process.startup_checks())
+    request.probe_response(service.checks(Preset::Startup).await)
 }
 
 async fn readyz(service: SharedService, request: RequestContext) -> Response {
-    let process = service.readings.process().await;
-    let mut checks = process.readiness_checks();
+    let mut checks = service.checks(Preset::Readiness).await;
     checks.extend(service.readings.application_checks().await);
     request.probe_response(checks)
 }
@@ -79,7 +84,7 @@ async fn readyz(service: SharedService, request: RequestContext) -> Response {
 async fn health(service: SharedService, request: RequestContext) -> Result<Response, RequestError> {
     let process = service.readings.process().await;
     let health = match request.query.get("worker") {
-        None => process.to_json(),
+        None => process.to_json(&service.readings.policies.health()),
         Some(id) => service
             .readings
             .worker(id)
@@ -123,12 +128,19 @@ impl RequestContext {
         let passed = checks.iter().all(|check| check.failure.is_none());
         let mut text = String::new();
         if !passed || self.query.get("verbose").is_some() {
-            for CheckResult { name, failure } in &checks {
-                text.push_str(&match failure {
-                    None => format!("[+]{name} ok\n"),
-                    Some(reason) if self.shows_reasons => format!("[-]{name} failed: {reason}\n"),
-                    Some(_) => format!("[-]{name} failed: reason withheld\n"),
+            for check in &checks {
+                let name = &check.name;
+                text.push_str(&match &check.failure {
+                    None => format!("[+]{name} ok"),
+                    Some(reason) if self.shows_reasons => format!("[-]{name} failed: {reason}"),
+                    Some(_) => format!("[-]{name} failed: reason withheld"),
                 });
+                let tolerated = check.tolerated.as_deref().filter(|_| self.shows_reasons);
+                if let Some(tolerated) = tolerated {
+                    text.push_str("; tolerated: ");
+                    text.push_str(tolerated);
+                }
+                text.push('\n');
             }
             text.push_str(if passed { "ok\n" } else { "failed\n" });
         } else {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use self::notifier::Notifier;
 use crate::error::Error;
+use crate::health::Policy;
 use crate::registry::Registry;
 
 /// Notifies systemd of the health of a registry's workers (sd_notify(3)) until it is dropped. For
@@ -15,7 +16,8 @@ use crate::registry::Registry;
 /// * `READY=1` once every worker has started and is healthy, and all
 ///   [expected](Registry::expect_workers) workers exist. Register or expect the workers first: a
 ///   registry without workers is ready immediately.
-/// * `WATCHDOG=1` twice per `WATCHDOG_USEC`, but only under the condition of `/livez`: no worker is
+/// * `WATCHDOG=1` twice per `WATCHDOG_USEC`, but only under the condition of `/livez`
+///   ([`Policy::liveness`]): no worker is
 ///   dead, stale, stalled or never started, and the pacemaker ticks. Otherwise systemd's watchdog
 ///   restarts the service as configured. `WATCHDOG_PID` is respected.
 /// * `STATUS=…`, the [summary](Registry::summary) in one line, for `systemctl status`.
@@ -50,7 +52,28 @@ impl SystemdNotifier {
     /// # Errors
     /// [`Error::Thread`] if the thread can't be started.
     pub fn start(registry: &Registry) -> Result<Self, Error> {
-        Notifier::start(registry).map(Self)
+        Self::start_with(registry, [])
+    }
+
+    /// As [`start`](Self::start), with these policies: one from [`Policy::startup`] for `READY=1`, one from
+    /// [`Policy::liveness`] for `WATCHDOG=1`. The one that is not given makes the exceptions of the last that
+    /// is.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Policy, Registry, SystemdNotifier};
+    ///
+    /// let policy = Policy::liveness().ignore_type("batch");
+    /// let systemd = SystemdNotifier::start_with(Registry::global(), [policy])?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); [`Error::Invalid`] if a policy contradicts itself.
+    pub fn start_with(
+        registry: &Registry,
+        policies: impl IntoIterator<Item = Policy>,
+    ) -> Result<Self, Error> {
+        Notifier::start(registry, policies).map(Self)
     }
 
     /// Whether there is a service manager to notify.

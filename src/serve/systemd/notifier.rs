@@ -6,8 +6,10 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 use crate::error::Error;
+use crate::health::{Policy, Preset};
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
+use crate::serve::policies::Policies;
 use crate::serve::process_health::ProcessHealth;
 use crate::serve::reporter::{Report, Reporter};
 use crate::sync::log::log_line;
@@ -29,7 +31,13 @@ pub(super) struct Notifier {
 
 impl Notifier {
     /// `None` if there is no service manager to notify.
-    pub(super) fn start(registry: &Registry) -> Result<Option<Self>, Error> {
+    pub(super) fn start(
+        registry: &Registry,
+        given: impl IntoIterator<Item = Policy>,
+    ) -> Result<Option<Self>, Error> {
+        let mut policies = Policies::default();
+        given.into_iter().for_each(|policy| policies.add(policy));
+        policies.check()?;
         if env::var_os("NOTIFY_SOCKET").is_none_or(|socket| socket.is_empty()) {
             return Ok(None);
         }
@@ -37,6 +45,7 @@ impl Notifier {
         let interval = watchdog.map_or(STATUS_INTERVAL, |watchdog| watchdog / 2);
         let mut protocol = Protocol {
             has_watchdog: watchdog.is_some(),
+            policies,
             ..Protocol::default()
         };
         let reporter = Reporter::start(THREAD_NAME, registry, interval, move |report| {
@@ -59,6 +68,7 @@ impl Notifier {
 /// Which notifications have arrived.
 #[derive(Default)]
 struct Protocol {
+    policies: Policies,
     has_watchdog: bool,
     ready: bool,
     stopping: bool,
@@ -77,14 +87,15 @@ enum Notification {
 
 impl Protocol {
     fn notifications(&self, process: &ProcessHealth) -> Vec<Notification> {
-        let is_live = process.is_live();
+        let summary = &process.summary;
+        let is_well = |preset| summary.verdict(&self.policies.of(preset)).is_well();
         let mut notifications = Vec::new();
-        if process.draining {
+        if summary.stopping {
             notifications.extend(self.stopping());
-        } else if !self.ready && is_live && process.has_started() {
+        } else if !self.ready && is_well(Preset::Startup) {
             notifications.push(Notification::Ready);
         }
-        if self.has_watchdog && is_live {
+        if self.has_watchdog && is_well(Preset::Liveness) {
             notifications.push(Notification::Watchdog);
         }
         notifications.push(Notification::Status(status(process)));
