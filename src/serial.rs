@@ -117,6 +117,7 @@ report! {
         "states": this.states,
         "dead_workers": this.dead_workers,
         "stalled_workers": this.stalled_workers,
+        "overdue_workers": this.overdue_workers,
         "stats_by_type": this.stats_by_type,
         "groups": this.groups,
         "unlisted_workers": this.unlisted_workers,
@@ -322,9 +323,7 @@ impl<'de> Deserialize<'de> for StateCounts {
         let named = BTreeMap::<String, usize>::deserialize(deserializer)?;
         let mut counts = Self::default();
         for (name, count) in named {
-            // A newer program may count states that this one does not know: none of them is well.
-            let state = State::from_name(&name).unwrap_or(State::Unobserved);
-            counts.add_many(state, count);
+            counts.add_many(State::reported(&name), count);
         }
         Ok(counts)
     }
@@ -348,6 +347,11 @@ impl<'de> Deserialize<'de> for State {
         let name = String::deserialize(deserializer)?;
         Self::from_name(&name).ok_or_else(|| de::Error::custom("not the name of a state"))
     }
+}
+
+/// For fields: the state that another program reports.
+pub(crate) fn reported<'de, D: Deserializer<'de>>(deserializer: D) -> Result<State, D::Error> {
+    String::deserialize(deserializer).map(|name| State::reported(&name))
 }
 
 /// Metadata from an object; of entries with one name, the last counts.

@@ -26,7 +26,7 @@ pub(crate) use key::{CellKey, Slot};
 pub(crate) use snapshot::CellSnapshot;
 use snapshot::steps;
 pub(crate) use word::{Episode, Lifecycle, Phase, Schedule, Work};
-use word::{PARKED, QUIET, SUPERVISED, TASK_BITS, TASK_MASK, THREAD_ENDED};
+use word::{LIMITED, PARKED, QUIET, SUPERVISED, TASK_BITS, TASK_MASK, THREAD_ENDED};
 
 /// See the module.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl Cell {
     /// number of the thread that the work was bound to before.
     #[inline]
     pub(crate) fn report(&self, activity: Activity, thread: u32, new_task: bool) -> u32 {
-        const KEPT: u64 = QUIET | PARKED | SUPERVISED;
+        const KEPT: u64 = QUIET | PARKED | SUPERVISED | LIMITED;
         self.beat();
         let mut old = self.work.load(Ordering::Relaxed);
         loop {
@@ -146,6 +146,7 @@ impl Cell {
             parked: false,
             thread_ended: false,
             supervised: false,
+            limited: false,
             task: self.work().next_task(),
             thread: 0,
         };
@@ -196,7 +197,8 @@ impl Cell {
         } else {
             Sign::JudgeAt(Moment::from_nanos(schedule >> 3))
         };
-        let task = self.work.load(Ordering::Acquire) >> 8 & TASK_MASK;
+        let work = self.work.load(Ordering::Acquire);
+        let task = work >> 8 & TASK_MASK;
         let counter = self.counter.load(Ordering::Relaxed);
         let new_task = self.task_at.load(Ordering::Relaxed) & TASK_MASK != task;
         if counter == self.seen.load(Ordering::Relaxed) && !new_task {
@@ -213,7 +215,13 @@ impl Cell {
         // Never back: the cell may have a new occupant by now.
         self.progress_at.fetch_max(now.as_nanos(), Ordering::AcqRel);
         self.seen.store(counter, Ordering::Release);
-        if well { expected } else { Sign::Judge }
+        // A new task may have to end before the worker would be judged.
+        let begins_limit = new_task && work & LIMITED != 0;
+        if well && !begins_limit {
+            expected
+        } else {
+            Sign::Judge
+        }
     }
 
     // --- readers --------------------------------------------------------------------------------

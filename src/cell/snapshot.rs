@@ -4,6 +4,7 @@ use super::Cell;
 use super::word::{Lifecycle, Phase, Schedule, TASK_BITS, TASK_MASK, Work};
 use crate::atomic::{Ordering, fence};
 use crate::clock::Moment;
+use crate::health::Activity;
 
 /// The content of a cell at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +29,12 @@ impl CellSnapshot {
     /// add.
     #[inline]
     pub(crate) const fn is_plain(&self) -> bool {
-        matches!(self.state.phase, Phase::Live) && !self.work.quiet && !self.work.thread_ended
+        // No limit applies to the task of an idle worker.
+        let limited = self.work.limited && !matches!(self.work.activity, Activity::Idle);
+        matches!(self.state.phase, Phase::Live)
+            && !self.work.quiet
+            && !self.work.thread_ended
+            && !limited
     }
 }
 

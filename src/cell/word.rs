@@ -74,6 +74,8 @@ pub(crate) struct Work {
     pub supervised: bool,
     /// Its thread has ended. The record holds when, and the beats by then.
     pub thread_ended: bool,
+    /// Its tasks have limits, which the record holds.
+    pub limited: bool,
     /// Incremented by each new task.
     pub task: u32,
     /// The number of the thread that does the work; 0 if unknown.
@@ -85,6 +87,7 @@ pub(super) const QUIET: u64 = 1 << 2;
 pub(super) const PARKED: u64 = 1 << 3;
 pub(super) const THREAD_ENDED: u64 = 1 << 4;
 pub(super) const SUPERVISED: u64 = 1 << 5;
+pub(super) const LIMITED: u64 = 1 << 6;
 pub(super) const TASK_BITS: u32 = 24;
 pub(super) const TASK_MASK: u64 = (1 << TASK_BITS) - 1;
 
@@ -98,6 +101,7 @@ impl Work {
             | flag(self.parked, PARKED)
             | flag(self.thread_ended, THREAD_ENDED)
             | flag(self.supervised, SUPERVISED)
+            | flag(self.limited, LIMITED)
             | ((self.task as u64) & TASK_MASK) << 8
             | (self.thread as u64) << 32
     }
@@ -113,6 +117,7 @@ impl Work {
             quiet: word & QUIET != 0,
             parked: word & PARKED != 0,
             thread_ended: word & THREAD_ENDED != 0,
+            limited: word & LIMITED != 0,
             supervised: word & SUPERVISED != 0,
             task: ((word >> 8) & TASK_MASK) as u32,
             thread: (word >> 32) as u32,
@@ -160,6 +165,7 @@ pub(crate) enum Episode {
     /// Well, but its allowance may change with its next progress: it is idle, or in an announced
     /// silence. A beat needs a judgement.
     Quiet,
+    Overdue,
 }
 
 impl Schedule {
@@ -190,7 +196,8 @@ impl Schedule {
                 3 => Episode::Late,
                 4 => Episode::Stalled,
                 5 => Episode::Stale,
-                _ => Episode::Quiet,
+                6 => Episode::Quiet,
+                _ => Episode::Overdue,
             },
             due: if word >> 3 == u64::MAX >> 3 {
                 Moment::NEVER
@@ -235,13 +242,14 @@ mod tests {
             }
         }
         for activity in [Activity::Active, Activity::Idle, Activity::Processing] {
-            for bit in 0..4 {
+            for bit in 0..5 {
                 let work = Work {
                     activity,
                     quiet: bit == 0,
                     parked: bit == 1,
                     thread_ended: bit == 2,
                     supervised: bit == 3,
+                    limited: bit == 4,
                     task: TASK_MASK as u32,
                     thread: u32::MAX,
                 };
@@ -257,6 +265,7 @@ mod tests {
             Episode::Stalled,
             Episode::Stale,
             Episode::Quiet,
+            Episode::Overdue,
         ] {
             for due in [Moment::ZERO, Moment::from_nanos(1 << 60), Moment::NEVER] {
                 let schedule = Schedule { episode, due };

@@ -8,9 +8,21 @@ use super::{
 };
 use crate::clock::Moment;
 
-/// What a stalled worker was doing.
+/// What a worker is convicted of that has a task, for the search of the context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It does not beat.
+    Silent,
+    /// It beats, and its progress stands still.
+    Standstill,
+    /// The task with this position takes too long: see [`Deadline`](super::Deadline).
+    Overdue { task: usize },
+}
+
+/// What a convicted worker was doing.
 #[derive(Debug)]
-pub(crate) struct StallContext {
+pub(crate) struct Context {
+    /// Of a stall.
     pub cause: StallCause,
     pub last_location: Option<SourceLocation>,
     pub run_id: Option<String>,
@@ -42,23 +54,25 @@ pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health 
     if let Some((ending, ago)) = &reading.ending {
         return Health::ended(ending, *ago);
     }
-    judge_living(&reading.signs(), &Limits::from(thresholds), now, || {
-        StallContext {
-            cause: reading.evidence.clone(),
-            last_location: reading.last_location.clone(),
-            run_id: reading.run_id.clone(),
-            task: reading.task.clone(),
-        }
+    let limits = Limits::from(thresholds);
+    judge_living(&reading.signs(&limits), &limits, now, |fault| Context {
+        cause: match (fault, reading.progress) {
+            (Fault::Standstill, Some((done, total))) => StallCause::Standstill { done, total },
+            _ => reading.evidence.clone(),
+        },
+        last_location: reading.last_location.clone(),
+        run_id: reading.run_id.clone(),
+        task: reading.task.clone(),
     })
 }
 
-/// [`judge`] for a worker that lives. `context` is called for a stall only.
+/// [`judge`] for a worker that lives. `context` is called for a [`Fault`] only.
 #[inline]
 pub(crate) fn judge_living(
     signs: &Signs,
     limits: &Limits,
     now: Moment,
-    context: impl FnOnce() -> StallContext,
+    context: impl FnOnce(Fault) -> Context,
 ) -> Health {
     let waited = now.since(signs.started_at);
     let grace = Duration::from_nanos(limits.startup_grace);
@@ -66,14 +80,19 @@ pub(crate) fn judge_living(
         State::Starting => Health::Starting { waited, grace },
         State::NeverStarted => Health::NeverStarted { waited, grace },
         State::Stalled => {
-            let StallContext {
+            let (fault, limit) = if signs.is_silent(limits, now) {
+                (Fault::Silent, signs.silence_ends_at(limits))
+            } else {
+                (Fault::Standstill, signs.standstill_ends_at())
+            };
+            let Context {
                 mut cause,
                 last_location,
                 run_id,
                 task,
-            } = context();
-            let since = signs.silent_since();
-            let mut allowance = signs.stalls_at(limits).since(since);
+            } = context(fault);
+            let since = signs.lasts_since(State::Stalled, limits, now);
+            let mut allowance = limit.since(since);
             if signs.is_abandoned() {
                 (cause, allowance) = (StallCause::ThreadEnded, Duration::ZERO);
             }
@@ -85,6 +104,24 @@ pub(crate) fn judge_living(
                 run_id,
                 task,
             })
+        }
+        State::Overdue => {
+            // Without a deadline, the verdict is another one.
+            let task = signs.deadline.map_or(0, |deadline| deadline.task);
+            let Context {
+                last_location,
+                run_id,
+                task,
+                ..
+            } = context(Fault::Overdue { task });
+            let since = signs.lasts_since(State::Overdue, limits, now);
+            Health::Overdue {
+                task_age: now.since(since),
+                allowance: signs.overdue_at().since(since),
+                last_location,
+                run_id,
+                task,
+            }
         }
         State::Stale => Health::Stale {
             age: now.since(signs.heartbeat_at.unwrap_or(now)),
@@ -123,6 +160,9 @@ pub(crate) fn verdict(signs: &Signs, limits: &Limits, now: Moment) -> State {
     if now > signs.stales_at(limits) {
         return State::Stale;
     }
+    if now > signs.overdue_at() {
+        return State::Overdue;
+    }
     if signs.stop_requested {
         return State::Stopping;
     }
@@ -150,14 +190,20 @@ pub(crate) fn vouched(signs: &Signs, limits: &Limits, tick: Moment) -> Option<Mo
 /// When the verdict on a worker changes if it makes no progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Outlook {
-    /// When to warn: at three quarters of its allowance.
+    /// When to warn: at three quarters of its allowance for silence.
     pub late_at: Moment,
+    /// From this moment on, it is judged at exact times: its task has a limit that ends soon.
+    pub close_at: Moment,
     /// The first moment at which it is convicted.
     pub convicted_at: Moment,
 }
 
+/// How long before the end of a task's limit a worker is looked at closely: longer than from one tick
+/// to the next.
+const CLOSE: Duration = Duration::from_secs(2);
+
 /// When to judge a silent worker again.
-pub(crate) fn next_change(signs: &Signs, limits: &Limits) -> Outlook {
+pub(crate) fn next_change(signs: &Signs, limits: &Limits, now: Moment) -> Outlook {
     let (late_at, limit) = match signs.progress_at {
         // The grace itself is the warning.
         None => {
@@ -165,25 +211,29 @@ pub(crate) fn next_change(signs: &Signs, limits: &Limits) -> Outlook {
             (Moment::NEVER, limit)
         }
         Some(progress_at) => {
-            let mut limit = signs.stalls_at(limits);
-            if limits.beats_only {
-                limit = limit.min(signs.stales_at(limits));
-            }
+            let mut limit = signs.silence_limit(limits);
             if limit.as_nanos() >= Limits::ENDLESS {
                 limit = Moment::NEVER;
             }
             (progress_at.after(limit.since(progress_at) / 4 * 3), limit)
         }
     };
-    if limit == Moment::NEVER {
-        return Outlook {
-            late_at: Moment::NEVER,
-            convicted_at: Moment::NEVER,
-        };
-    }
+    let ends = [signs.standstill_ends_at(), signs.overdue_at()];
+    // What has ended has changed the verdict already.
+    let ends = ends.into_iter().filter(|end| now <= *end).min();
+    let task_ends = ends.unwrap_or(Moment::NEVER);
     Outlook {
-        late_at,
-        convicted_at: limit.after_nanos(1),
+        late_at: if limit == Moment::NEVER {
+            Moment::NEVER
+        } else {
+            late_at
+        },
+        close_at: if task_ends == Moment::NEVER {
+            Moment::NEVER
+        } else {
+            task_ends.before(CLOSE)
+        },
+        convicted_at: limit.min(task_ends).after_nanos(1),
     }
 }
 
@@ -205,7 +255,7 @@ mod tests {
             stale_after: 90 * SECOND,
             stall_after: Some(300 * SECOND),
             startup_grace: 60 * SECOND,
-            beats_only: false,
+            ..Thresholds::new(90 * SECOND)
         }
     }
 
@@ -219,6 +269,16 @@ mod tests {
 
     fn state(reading: &Reading, now: Moment) -> State {
         judge(reading, &thresholds(), now).state()
+    }
+
+    fn outlook(reading: &Reading, thresholds: &Thresholds) -> Outlook {
+        let limits = Limits::from(thresholds);
+        next_change(&reading.signs(&limits), &limits, Moment::ZERO)
+    }
+
+    fn heartbeat(reading: &Reading, thresholds: &Thresholds, tick: Moment) -> Option<Moment> {
+        let limits = Limits::from(thresholds);
+        vouched(&reading.signs(&limits), &limits, tick)
     }
 
     fn just_after(moment: Moment) -> Moment {
@@ -245,8 +305,7 @@ mod tests {
 
     #[test]
     fn the_warning_comes_at_three_quarters_of_the_allowance() {
-        let next_change =
-            |reading: &Reading| next_change(&reading.signs(), &Limits::from(&thresholds()));
+        let next_change = |reading: &Reading| outlook(reading, &thresholds());
         let outlook = next_change(&beaten(10, 10));
         assert_eq!(outlook.late_at, at(10 + 225));
         assert_eq!(outlook.convicted_at, just_after(at(310)));
@@ -331,7 +390,7 @@ mod tests {
     #[test]
     fn the_pacemaker_vouches_until_the_allowance_runs_out() {
         let reading = beaten(10, 0);
-        let vouch = |tick| vouched(&reading.signs(), &Limits::from(&thresholds()), at(tick));
+        let vouch = |tick| heartbeat(&reading, &thresholds(), at(tick));
         assert_eq!(vouch(5), Some(at(10)), "own progress counts at once");
         assert_eq!(vouch(100), Some(at(100)));
         assert_eq!(vouch(1_000), Some(at(310)));
@@ -339,16 +398,9 @@ mod tests {
             beats_only: true,
             ..thresholds()
         };
+        assert_eq!(heartbeat(&reading, &alone, at(100)), Some(at(10)));
         assert_eq!(
-            vouched(&reading.signs(), &Limits::from(&alone), at(100)),
-            Some(at(10))
-        );
-        assert_eq!(
-            vouched(
-                &Reading::new(Moment::ZERO).signs(),
-                &Limits::from(&thresholds()),
-                at(5)
-            ),
+            heartbeat(&Reading::new(Moment::ZERO), &thresholds(), at(5)),
             None,
             "no vouching before the first beat"
         );
@@ -371,11 +423,10 @@ mod tests {
             };
             for reading in &readings {
                 let mut reading = reading.clone();
-                let outlook = next_change(&reading.signs(), &Limits::from(&thresholds));
+                let outlook = outlook(&reading, &thresholds);
                 assert!(outlook.late_at == Moment::NEVER || outlook.late_at < outlook.convicted_at);
                 let verdict = |reading: &mut Reading, now| {
-                    reading.heartbeat_at =
-                        vouched(&reading.signs(), &Limits::from(&thresholds), now);
+                    reading.heartbeat_at = heartbeat(reading, &thresholds, now);
                     judge(reading, &thresholds, now).state()
                 };
                 let before = verdict(

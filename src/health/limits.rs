@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Activity;
-use crate::clock::nanos;
+use crate::clock::{Moment, nanos};
 
 /// The limits that a worker is judged by.
 ///
@@ -35,6 +35,30 @@ pub struct Thresholds {
         )
     )]
     pub stall_after: Option<Duration>,
+    /// Longest time at one task; `None`: no limit. A task may have
+    /// [a deadline of its own](crate::TaskGuard::deadline).
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "task_deadline_s",
+            default,
+            skip_serializing_if = "Option::is_none",
+            with = "crate::serial::optional_seconds"
+        )
+    )]
+    pub task_deadline: Option<Duration>,
+    /// Longest time in which the [progress](crate::TaskGuard::progress) of a task stands still;
+    /// `None`: no limit.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "progress_after_s",
+            default,
+            skip_serializing_if = "Option::is_none",
+            with = "crate::serial::optional_seconds"
+        )
+    )]
+    pub progress_after: Option<Duration>,
     /// Longest time from registration to the first progress.
     #[cfg_attr(
         feature = "serde",
@@ -47,8 +71,7 @@ pub struct Thresholds {
 }
 
 impl Thresholds {
-    /// Limits for a worker that is vouched for: no `stall_after`, and `startup_grace` equal to
-    /// `stale_after`.
+    /// Limits for a worker that is vouched for: `stale_after`, an equal `startup_grace`, and no others.
     ///
     /// ```
     /// use std::time::Duration;
@@ -63,6 +86,8 @@ impl Thresholds {
         Self {
             stale_after,
             stall_after: None,
+            task_deadline: None,
+            progress_after: None,
             startup_grace: stale_after,
             beats_only: false,
         }
@@ -70,9 +95,9 @@ impl Thresholds {
 
     /// The shortest of them.
     pub(crate) fn shortest(&self) -> Duration {
-        self.stale_after
-            .min(self.startup_grace)
-            .min(self.stall_after.unwrap_or(Duration::MAX))
+        let optional = [self.stall_after, self.task_deadline, self.progress_after];
+        let shortest = self.stale_after.min(self.startup_grace);
+        optional.into_iter().flatten().fold(shortest, Duration::min)
     }
 }
 
@@ -83,13 +108,46 @@ pub(crate) struct Limits {
     /// By activity; [`ENDLESS`](Self::ENDLESS) where there is no limit. A table, because a processor
     /// can't predict a branch on whether a worker is idle.
     pub(super) stall_after: [u64; Activity::COUNT],
+    /// [`ENDLESS`](Self::ENDLESS) if there is none.
+    pub(crate) task_deadline: u64,
+    /// [`ENDLESS`](Self::ENDLESS) if there is none.
+    pub(crate) progress_after: u64,
     pub(super) startup_grace: u64,
     pub(super) beats_only: bool,
 }
 
 impl Limits {
     /// Centuries, and still within the time line when added to a moment.
-    pub(super) const ENDLESS: u64 = u64::MAX / 2;
+    pub(crate) const ENDLESS: u64 = u64::MAX / 2;
+
+    /// Whether the tasks of the worker have limits, apart from those of its silence.
+    pub(crate) const fn limit_tasks(&self) -> bool {
+        self.task_deadline < Self::ENDLESS || self.limit_progress()
+    }
+
+    pub(crate) const fn limit_progress(&self) -> bool {
+        self.progress_after < Self::ENDLESS
+    }
+}
+
+/// A limit on something that began at a known time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Term {
+    pub since: Moment,
+    /// Nanoseconds.
+    pub allowance: u64,
+}
+
+impl Term {
+    /// It is kept until this moment; never beyond, if it is [`ENDLESS`](Limits::ENDLESS).
+    #[inline]
+    pub(crate) const fn ends_at(self) -> Moment {
+        if self.allowance < Limits::ENDLESS {
+            self.since.after_nanos(self.allowance)
+        } else {
+            Moment::NEVER
+        }
+    }
 }
 
 impl From<&Thresholds> for Limits {
@@ -100,6 +158,8 @@ impl From<&Thresholds> for Limits {
         Self {
             stale_after: nanos(thresholds.stale_after),
             stall_after,
+            task_deadline: thresholds.task_deadline.map_or(Self::ENDLESS, nanos),
+            progress_after: thresholds.progress_after.map_or(Self::ENDLESS, nanos),
             startup_grace: nanos(thresholds.startup_grace),
             beats_only: thresholds.beats_only,
         }

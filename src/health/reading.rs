@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Activity, Ending, Limits, SourceLocation, StallCause};
-use crate::clock::Moment;
+use super::limits::Term;
+use super::{Activity, Ending, Limits, SourceLocation, StallCause, State};
+use crate::clock::{Moment, nanos};
 
 /// What is known of a worker at one moment: the input of [`judge`](super::judge).
 ///
@@ -39,6 +40,14 @@ pub struct Reading {
     pub quiet_until: Option<Moment>,
     /// When its thread was found to have ended, if it made no progress since.
     pub thread_ended_at: Option<Moment>,
+    /// When the task began whose deadline ends first; `None` if it is at none.
+    pub task_at: Option<Moment>,
+    /// The deadline of that task, if it is not the one of the thresholds.
+    pub task_deadline: Option<Duration>,
+    /// Steps done and total steps of its task, if it reported any.
+    pub progress: Option<(u64, u64)>,
+    /// When these steps last changed.
+    pub moved_at: Option<Moment>,
     /// What its thread was found doing, if it stalled.
     pub evidence: StallCause,
     /// Where it last reported, other than by a mere beat.
@@ -72,6 +81,10 @@ impl Reading {
             heartbeat_at: None,
             quiet_until: None,
             thread_ended_at: None,
+            task_at: None,
+            task_deadline: None,
+            progress: None,
+            moved_at: None,
             evidence: StallCause::Unknown,
             last_location: None,
             run_id: None,
@@ -79,7 +92,10 @@ impl Reading {
         }
     }
 
-    pub(super) fn signs(&self) -> Signs {
+    pub(super) fn signs(&self, limits: &Limits) -> Signs {
+        let deadline = self.task_deadline.map_or(limits.task_deadline, nanos);
+        let moved_at = self.moved_at.filter(|_| self.progress.is_some());
+        let term = |since, allowance| Term { since, allowance };
         Signs {
             activity: self.activity,
             stop_requested: self.stop_requested,
@@ -89,8 +105,21 @@ impl Reading {
             heartbeat_at: self.heartbeat_at,
             quiet_until: self.quiet_until,
             thread_ended_at: self.thread_ended_at,
+            deadline: self.task_at.map(|at| Deadline {
+                term: term(at, deadline),
+                task: 0,
+            }),
+            headway: moved_at.map(|at| term(at, limits.progress_after)),
         }
     }
+}
+
+/// The deadline that ends first, of all tasks that a worker is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Deadline {
+    pub term: Term,
+    /// The position of the task among the open ones; the outermost is first.
+    pub task: usize,
 }
 
 /// What the state of a living worker depends on. Small and `Copy`: a summary judges millions of them.
@@ -104,6 +133,9 @@ pub(crate) struct Signs {
     pub heartbeat_at: Option<Moment>,
     pub quiet_until: Option<Moment>,
     pub thread_ended_at: Option<Moment>,
+    pub deadline: Option<Deadline>,
+    /// Since when its progress stands still, and how long it may.
+    pub headway: Option<Term>,
 }
 
 impl Signs {
@@ -111,15 +143,54 @@ impl Signs {
     /// its next task.
     #[inline]
     pub(super) const fn is_abandoned(&self) -> bool {
-        self.thread_ended_at.is_some() && !matches!(self.activity, Activity::Idle)
+        self.thread_ended_at.is_some() && self.is_at_work()
     }
 
     /// The moment after which it is stalled; never, if it can't stall now.
     #[inline]
     pub(super) fn stalls_at(&self, limits: &Limits) -> Moment {
+        self.silence_ends_at(limits).min(self.standstill_ends_at())
+    }
+
+    /// The moment after which it is stalled without a beat.
+    #[inline]
+    pub(super) fn silence_ends_at(&self, limits: &Limits) -> Moment {
         self.progress_at.map_or(Moment::NEVER, |at| {
             self.extended(at.after_nanos(limits.stall_after[self.activity as usize]))
         })
+    }
+
+    /// The moment after which it is convicted without a beat.
+    pub(crate) fn silence_limit(&self, limits: &Limits) -> Moment {
+        let limit = self.silence_ends_at(limits);
+        if limits.beats_only {
+            limit.min(self.stales_at(limits))
+        } else {
+            limit
+        }
+    }
+
+    /// The moment after which it is stalled, whether it beats or not, unless its progress moves.
+    #[inline]
+    pub(super) fn standstill_ends_at(&self) -> Moment {
+        match self.headway {
+            Some(headway) if self.is_at_work() => self.extended(headway.ends_at()),
+            _ => Moment::NEVER,
+        }
+    }
+
+    /// The moment after which it is overdue; never, if no deadline applies. An announced silence does
+    /// not extend a deadline.
+    #[inline]
+    pub(super) fn overdue_at(&self) -> Moment {
+        match self.deadline {
+            Some(deadline) if self.is_at_work() => deadline.term.ends_at(),
+            _ => Moment::NEVER,
+        }
+    }
+
+    const fn is_at_work(&self) -> bool {
+        !matches!(self.activity, Activity::Idle)
     }
 
     /// The moment after which it is stale; never, if it has no heartbeat yet.
@@ -140,6 +211,21 @@ impl Signs {
     #[inline]
     fn extended(&self, limit: Moment) -> Moment {
         self.quiet_until.map_or(limit, |until| limit.max(until))
+    }
+
+    /// Whether it is stalled for its silence, rather than for its standstill.
+    pub(super) fn is_silent(&self, limits: &Limits, now: Moment) -> bool {
+        self.is_abandoned() || now > self.silence_ends_at(limits)
+    }
+
+    /// Since when that lasts for which it is in this state.
+    pub(crate) fn lasts_since(&self, state: State, limits: &Limits, now: Moment) -> Moment {
+        let since = match state {
+            State::Overdue => self.deadline.map(|deadline| deadline.term.since),
+            State::Stalled if !self.is_silent(limits, now) => self.headway.map(|term| term.since),
+            _ => None,
+        };
+        since.unwrap_or_else(|| self.silent_since())
     }
 
     /// When it last made progress; when it began, if it never did.

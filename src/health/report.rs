@@ -39,15 +39,17 @@ pub struct Summary {
     /// How many are in each state.
     pub states: StateCounts,
     /// The workers that are dead, stale or never started, and why. In the summary of a store, at most
-    /// 1,000 workers are named, here and in `stalled_workers`: the worst.
+    /// 1,000 workers are named, here and in the next two lists: the worst.
     pub dead_workers: Vec<UnwellWorker>,
     /// The workers that are stalled, with the evidence.
     pub stalled_workers: Vec<UnwellWorker>,
+    /// The workers that are overdue, with the task.
+    pub overdue_workers: Vec<UnwellWorker>,
     /// The same figures by type.
     pub stats_by_type: BTreeMap<String, TypeStats>,
     /// The same figures by group.
     pub groups: BTreeMap<String, GroupStats>,
-    /// Workers that are dead, stale, never started or stalled, and not named.
+    /// Workers that are dead, stale, never started, stalled or overdue, and not named.
     pub unlisted_workers: usize,
     /// Types that are not in `stats_by_type`: a store lists at most 10,000, those with the most
     /// unwell workers.
@@ -70,8 +72,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Whether all is well by [`Policy::health`]: no worker is dead, stale, never started, stalled or
-    /// unobserved, and none is missing. Starting and stopped workers are no problem.
+    /// Whether all is well by [`Policy::health`]: no worker is dead, stale, never started, stalled, overdue
+    /// or unobserved, and none is missing. Starting and stopped workers are no problem.
     ///
     /// ```
     /// use worker_heartbeat::{Registry, WorkerHeartbeat};
@@ -133,7 +135,11 @@ impl Summary {
 
     /// The workers that are named, the dead ones first.
     pub(super) fn named(&self) -> impl Iterator<Item = &UnwellWorker> {
-        self.dead_workers.iter().chain(&self.stalled_workers)
+        let stalled = self.stalled_workers.iter();
+        self.dead_workers
+            .iter()
+            .chain(stalled)
+            .chain(&self.overdue_workers)
     }
 }
 
@@ -191,7 +197,7 @@ impl fmt::Display for Brief<'_> {
     }
 }
 
-/// A worker that is dead, stale, never started or stalled.
+/// A worker that is dead, stale, never started, stalled or overdue.
 ///
 /// ```
 /// use worker_heartbeat::{Registry, WorkerHeartbeat};
@@ -427,6 +433,7 @@ mod tests {
             State::Stale,
             State::NeverStarted,
             State::Stalled,
+            State::Overdue,
             State::Unobserved,
         ] {
             assert!(!with(&[State::Idle, bad]).is_healthy(), "{bad}");

@@ -52,6 +52,8 @@ pub enum State {
     Processing,
     /// See [`Health::Stalled`](super::Health::Stalled).
     Stalled,
+    /// See [`Health::Overdue`](super::Health::Overdue).
+    Overdue,
     /// See [`Health::Stale`](super::Health::Stale).
     Stale,
     /// See [`Health::Unobserved`](super::Health::Unobserved).
@@ -66,13 +68,14 @@ pub enum State {
 
 impl State {
     /// Every state, in the order of the table of states.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Starting,
         Self::NeverStarted,
         Self::Idle,
         Self::Active,
         Self::Processing,
         Self::Stalled,
+        Self::Overdue,
         Self::Stale,
         Self::Unobserved,
         Self::Stopping,
@@ -92,6 +95,7 @@ impl State {
         Self::NeverStarted,
         Self::Stalled,
         Self::Stale,
+        Self::Overdue,
         Self::Unobserved,
         Self::Starting,
         Self::Stopping,
@@ -123,6 +127,7 @@ impl State {
             Self::Active => "active",
             Self::Processing => "processing",
             Self::Stalled => "stalled",
+            Self::Overdue => "overdue",
             Self::Stale => "stale",
             Self::Unobserved => "unobserved",
             Self::Stopping => "stopping",
@@ -142,6 +147,12 @@ impl State {
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+
+    /// The state with this name, as another program reports it. A newer one may know states that this
+    /// one does not: none of them is well, and none of them is offline.
+    pub(crate) fn reported(name: &str) -> Self {
+        Self::from_name(name).unwrap_or(Self::Unobserved)
     }
 
     /// Whether a worker in this state is well: idle, active, processing or stopping.
@@ -168,15 +179,16 @@ impl State {
     ///
     /// assert!(State::Stale.is_offline() && State::Dead.is_offline());
     /// assert!(!State::Stalled.is_offline(), "it still lives");
+    /// assert!(!State::Overdue.is_offline(), "it still works");
     /// ```
     #[must_use]
     pub const fn is_offline(self) -> bool {
         matches!(self, Self::NeverStarted | Self::Stale | Self::Dead)
     }
 
-    /// Whether a summary names workers in this state: dead, never started, stalled or stale.
+    /// Whether a summary names workers in this state: dead, never started, stalled, overdue or stale.
     pub(crate) const fn is_unwell(self) -> bool {
-        self.is_offline() || matches!(self, Self::Stalled)
+        self.is_offline() || matches!(self, Self::Stalled | Self::Overdue)
     }
 
     /// Whether this state is the last of its incarnation: stopped or dead.
@@ -212,6 +224,8 @@ mod tests {
         assert!(State::Stopping.is_recent());
         assert!(!State::Starting.is_recent() && !State::Starting.is_offline());
         assert!(!State::Stalled.is_offline());
+        assert!(!State::Overdue.is_recent() && !State::Overdue.is_offline());
+        assert!(State::Overdue.is_unwell());
     }
 
     #[test]

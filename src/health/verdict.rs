@@ -54,6 +54,21 @@ pub enum Health {
     Processing,
     /// Alive, at work, and without progress for longer than its allowance.
     Stalled(Stalled),
+    /// It makes progress, and has been at one task for longer than its deadline. The pacemaker goes
+    /// on vouching for it: it is not stale, and keeps its leases.
+    #[non_exhaustive]
+    Overdue {
+        /// Time since the beginning of the task; zero if that is not known (from a store).
+        task_age: Duration,
+        /// The deadline of the task; zero if that is not known (from a store).
+        allowance: Duration,
+        /// Where it last reported, other than by a mere beat.
+        last_location: Option<SourceLocation>,
+        /// The run of the task that is overdue, which may be an outer one.
+        run_id: Option<String>,
+        /// The task that is overdue.
+        task: Option<String>,
+    },
     /// Without a heartbeat for longer than its `stale_after`.
     Stale {
         /// Age of the heartbeat.
@@ -117,6 +132,7 @@ impl Health {
             Self::Active => State::Active,
             Self::Processing => State::Processing,
             Self::Stalled(_) => State::Stalled,
+            Self::Overdue { .. } => State::Overdue,
             Self::Stale { .. } => State::Stale,
             Self::Unobserved { .. } => State::Unobserved,
             Self::Stopping => State::Stopping,
@@ -178,6 +194,22 @@ impl fmt::Display for Health {
             Self::Active => f.write_str("active"),
             Self::Processing => f.write_str("processing"),
             Self::Stalled(stalled) => write!(f, "stalled: {stalled}"),
+            Self::Overdue {
+                task_age,
+                allowance,
+                last_location,
+                run_id,
+                task,
+            } => {
+                if task_age.is_zero() {
+                    f.write_str("overdue: longer at its task than allowed")?;
+                } else {
+                    let (age, allowed) = (Age(*task_age), Age(*allowance));
+                    write!(f, "overdue: at its task for {age}, {allowed} allowed")?;
+                }
+                last_seen(f, last_location.as_ref())?;
+                during(f, run_id.as_deref(), task.as_deref())
+            }
             Self::Stale { age, stale_after } => write!(
                 f,
                 "stale: no heartbeat for {}, {} allowed",
@@ -218,7 +250,7 @@ impl fmt::Display for Health {
     }
 }
 
-/// A worker that is alive and makes no progress.
+/// A worker that is alive and makes no progress, or whose progress stands still.
 ///
 /// ```
 /// use std::time::Duration;
@@ -244,7 +276,8 @@ impl fmt::Display for Health {
 pub struct Stalled {
     /// What its thread was found doing.
     pub cause: StallCause,
-    /// Time without progress.
+    /// Time without progress. At a [standstill](StallCause::Standstill), the time since the progress of
+    /// its task moved; zero if that is not known (from a store).
     pub silent: Duration,
     /// Its allowance; zero if its thread has ended.
     pub allowance: Duration,
@@ -258,9 +291,14 @@ pub struct Stalled {
 
 impl fmt::Display for Stalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no progress for {}", Age(self.silent))?;
-        if self.cause != StallCause::ThreadEnded {
-            write!(f, ", {} allowed", Age(self.allowance))?;
+        let is_standstill = matches!(self.cause, StallCause::Standstill { .. });
+        if is_standstill && self.silent.is_zero() {
+            f.write_str("no progress for longer than allowed")?;
+        } else {
+            write!(f, "no progress for {}", Age(self.silent))?;
+            if self.cause != StallCause::ThreadEnded {
+                write!(f, ", {} allowed", Age(self.allowance))?;
+            }
         }
         write!(f, "; {}", self.cause)?;
         last_seen(f, self.last_location.as_ref())?;
@@ -297,6 +335,15 @@ pub enum StallCause {
     },
     /// It has ended, and the worker's handle still exists: in an `Arc` or a static, or leaked.
     ThreadEnded,
+    /// It beats, and the [progress](crate::TaskGuard::progress) of its task stands still: see
+    /// [`progress_after`](crate::Builder::progress_after).
+    #[non_exhaustive]
+    Standstill {
+        /// Steps done.
+        done: u64,
+        /// Total steps.
+        total: u64,
+    },
     /// No evidence: the worker's thread is unknown, or the system does not report it.
     Unknown,
 }
@@ -310,6 +357,7 @@ impl StallCause {
             Self::Blocked { .. } => "blocked",
             Self::Starved { .. } => "starved",
             Self::ThreadEnded => "thread_ended",
+            Self::Standstill { .. } => "standstill",
             Self::Unknown => "unknown",
         }
     }
@@ -328,6 +376,9 @@ impl fmt::Display for StallCause {
                 )
             }
             Self::ThreadEnded => f.write_str("its thread has ended"),
+            Self::Standstill { done, total } => {
+                write!(f, "it beats, and stays at {done} of {total}")
+            }
             Self::Unknown => f.write_str("cause unknown"),
         }
     }

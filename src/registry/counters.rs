@@ -119,6 +119,8 @@ pub struct TypeCounters {
     pub late_warnings: u64,
     /// Convictions: a worker stalled.
     pub stalls: u64,
+    /// Convictions: a worker was at a task for longer than its deadline.
+    pub overdue_tasks: u64,
     /// Convictions: a worker became stale.
     pub stale_episodes: u64,
     /// Convictions: a worker made no progress within its startup grace.
@@ -211,7 +213,7 @@ impl Counters {
 
 impl TypeCounters {
     /// Those that have no other label than the type.
-    fn totals(&self) -> [(&'static str, u64); 9] {
+    fn totals(&self) -> [(&'static str, u64); 10] {
         [
             ("beats", self.beats),
             ("registrations", self.registrations),
@@ -219,6 +221,7 @@ impl TypeCounters {
             ("give_ups", self.give_ups),
             ("late_warnings", self.late_warnings),
             ("stalls", self.stalls),
+            ("overdue_tasks", self.overdue_tasks),
             ("stale_episodes", self.stale_episodes),
             ("never_started", self.never_started),
             ("failed_tasks", self.failed_tasks),

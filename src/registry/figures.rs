@@ -203,6 +203,7 @@ impl TypeCounts {
             deaths: self.deaths().collect(),
             late_warnings: self.late_warnings.get(),
             stalls: self.stalls.get(),
+            overdue_tasks: self.overdue.get(),
             stale_episodes: self.stale.get(),
             never_started: self.never_started.get(),
             failed_tasks: self.failed_tasks.get(),

@@ -8,7 +8,9 @@ use super::Registry;
 #[cfg(feature = "stacks")]
 use crate::Error;
 use crate::cell::CellSnapshot;
-use crate::health::{Activity, Death, Ending, Health, SourceLocation, StoreStatus, Thresholds};
+use crate::health::{
+    Activity, Death, Ending, Health, SourceLocation, State, StoreStatus, Thresholds,
+};
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{Facts, WorkerRef};
@@ -409,15 +411,17 @@ impl fmt::Display for Snapshot {
                 (Some(name), None) | (None, Some(name)) => write!(f, " {}", Printable(name))?,
                 (None, None) => {}
             }
+        }
+        if self.health.is_recent() || self.health.state() == State::Overdue {
             if let Some(step) = &self.step {
                 write!(f, ", {}", Printable(step))?;
             }
             if let Some((done, total)) = self.progress {
                 write!(f, ", {done} of {total}")?;
             }
-            if let Some(age) = self.task_age {
-                write!(f, ", for {}", Age(age))?;
-            }
+        }
+        if let (true, Some(age)) = (self.health.is_recent(), self.task_age) {
+            write!(f, ", for {}", Age(age))?;
         }
         Ok(())
     }

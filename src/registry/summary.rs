@@ -14,7 +14,7 @@ use crate::registry::core::worker_ref::Facts;
 
 impl Registry {
     /// All workers at one moment: how many are in each state, by type and by group, which are dead,
-    /// stale, never started or stalled and why, and which types have too few.
+    /// stale, never started, stalled or overdue and why, and which types have too few.
     ///
     /// One pass over all cells, repeated if workers came or went meanwhile. No worker waits for it,
     /// except one that comes or goes after that has happened three times in a row. It waits only for
@@ -155,6 +155,7 @@ impl Registry {
 struct Unwell {
     offline: Vec<UnwellWorker>,
     stalled: Vec<UnwellWorker>,
+    overdue: Vec<UnwellWorker>,
 }
 
 impl Tally for Unwell {
@@ -162,7 +163,7 @@ impl Tally for Unwell {
 
     #[inline(always)]
     fn add_plain(totals: &mut StateCounts, _: &Signs, state: State, _: Moment) -> bool {
-        let named = state.is_offline() || state == State::Stalled;
+        let named = state.is_unwell();
         if !named {
             totals.add(state);
         }
@@ -180,6 +181,7 @@ impl Tally for Unwell {
         totals.add(health.state());
         let list = match health.state() {
             State::Stalled => &mut self.stalled,
+            State::Overdue => &mut self.overdue,
             state if state.is_offline() => &mut self.offline,
             _ => return,
         };
@@ -218,6 +220,7 @@ impl Unwell {
             states: all,
             dead_workers: self.offline,
             stalled_workers: self.stalled,
+            overdue_workers: self.overdue,
             stats_by_type: types
                 .into_iter()
                 .map(|(name, counts)| (name, counts.into()))

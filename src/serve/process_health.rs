@@ -97,6 +97,7 @@ impl ProcessHealth {
             "total_dead_workers": summary.total_dead,
             "dead_workers": first(&summary.dead_workers),
             "stalled_workers": first(&summary.stalled_workers),
+            "overdue_workers": first(&summary.overdue_workers),
             "stats_by_type": summary.stats_by_type,
             "groups": summary.groups,
             "missing": summary.missing,

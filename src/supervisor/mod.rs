@@ -24,8 +24,9 @@ pub use stopping::{DeadWorker, HungWorker, StopReport};
 pub use thread::SupervisedWorker;
 
 use crate::error::Error;
-use crate::health::{DeathCause, Ending, Exit, State, StopCause};
+use crate::health::{DeathCause, Ending, Exit, StopCause};
 use crate::registry::core::events::EventKind;
+use crate::registry::core::is_conviction;
 use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::registry::{Membership, Registry};
 use crate::sync::panics::{self, AtHand, Charge, Interest, PanicReport};
@@ -367,8 +368,7 @@ fn end_life(
     let asked = worker.stop_requested();
     let view = membership.registry().peek_observed_now();
     let state = worker.health(&view).state();
-    let convicted = matches!(state, State::NeverStarted | State::Stalled | State::Stale);
-    restarts.life_ends(view.now, !convicted);
+    restarts.life_ends(view.now, !is_conviction(state));
     let exit = match outcome {
         Ok(exit) => {
             membership.end(exit.end(finite || asked));

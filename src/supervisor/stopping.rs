@@ -140,7 +140,7 @@ impl fmt::Display for HungWorker {
         match &self.health {
             health if health.state().is_terminal() => f.write_str("; its work has not returned")?,
             // Its text contains them.
-            Health::Stalled(_) => {}
+            Health::Stalled(_) | Health::Overdue { .. } => {}
             _ => during(f, self.run_id.as_deref(), self.task.as_deref())?,
         }
         f.write_str(")")

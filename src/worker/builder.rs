@@ -3,7 +3,9 @@
 use std::panic::Location;
 use std::time::Duration;
 
-use super::limits::{DEFAULT_GROUP, DEFAULT_INTERVAL, check_limits, check_metadata, check_name};
+use super::limits::{
+    DEFAULT_GROUP, DEFAULT_INTERVAL, check_limits, check_metadata, check_name, check_task_limits,
+};
 use super::{WorkerHeartbeat, env};
 use crate::error::Error;
 use crate::health::{CallSite, Thresholds};
@@ -36,6 +38,8 @@ pub struct Builder {
     interval: Duration,
     stale_after: Option<Duration>,
     stall_after: Option<Duration>,
+    pub(super) task_deadline: Option<Duration>,
+    pub(super) progress_after: Option<Duration>,
     startup_grace: Option<Duration>,
     beats_only: bool,
     finite: bool,
@@ -52,6 +56,8 @@ impl Builder {
             interval: DEFAULT_INTERVAL,
             stale_after: None,
             stall_after: None,
+            task_deadline: None,
+            progress_after: None,
             startup_grace: None,
             beats_only: false,
             finite: false,
@@ -329,7 +335,10 @@ impl Builder {
             check_name("id", id)?;
         }
         check_metadata(&self.metadata)?;
+        check_task_limits(self.task_deadline, self.progress_after)?;
         let thresholds = Thresholds {
+            task_deadline: self.task_deadline,
+            progress_after: self.progress_after,
             beats_only: self.beats_only,
             ..check_limits(
                 self.interval,
@@ -384,6 +393,10 @@ mod tests {
                 "stall_after",
             ),
             (worker().stall_after(Duration::MAX), "stall_after"),
+            (worker().task_deadline(zero), "task_deadline"),
+            (worker().task_deadline(Duration::MAX), "task_deadline"),
+            (worker().progress_after(zero), "progress_after"),
+            (worker().progress_after(Duration::MAX), "progress_after"),
             (worker().startup_grace(zero), "startup_grace"),
         ] {
             let message = refused(builder);

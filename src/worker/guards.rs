@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::panic::Location;
+use std::time::Duration;
 
 use super::{Text, WorkerHeartbeat};
 #[cfg(doc)]
@@ -85,6 +86,44 @@ impl<'a> TaskGuard<'a> {
         let worker = self.worker.membership().worker_ref();
         let site = Location::caller();
         step.with_str(|step| worker.set_step(self.number, step, site));
+    }
+
+    /// The longest time from the beginning of this task to its end, instead of the one of
+    /// [`task_deadline`](crate::Builder::task_deadline). A worker that is at the task for longer is
+    /// [`Health::Overdue`](crate::Health::Overdue) until the task ends, whatever progress it makes.
+    ///
+    /// Each of several nested tasks has its own deadline, and those of the outer ones go on while an
+    /// inner one runs. A later call replaces the deadline; `Duration::MAX` lifts it, and with zero the
+    /// task is overdue at once. A run that [`update_task`](WorkerHeartbeat::update_task) puts into the
+    /// place of this task does not change it. Time that nobody observed, such as that of a suspended
+    /// host, is not charged. Counts as a beat.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let hb = WorkerHeartbeat::builder("importer").registry(&registry).start()?;
+    /// let task = hb.begin_task("run-123", "importing");
+    /// task.deadline(Duration::from_secs(3600));
+    /// for line in 0..100 {
+    ///     time.advance(Duration::from_secs(60)); // a line
+    ///     task.progress(line, 10_000);
+    /// }
+    /// let health = hb.health().to_string();
+    /// assert!(health.starts_with("overdue: at its task for 1 h 40 min, 1 h allowed"));
+    /// assert!(health.ends_with("during run-123 (importing)"));
+    /// drop(task);
+    /// assert_eq!(hb.health().to_string(), "idle");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn deadline(&self, deadline: Duration) {
+        // The time is read without waiting for an overdue pacemaker.
+        let now = self.worker.registry().peek_observed_now().now;
+        let worker = self.worker.membership().worker_ref();
+        worker.set_deadline(self.number, deadline, now, Location::caller());
     }
 
     /// Reports that this task failed. The worker goes on: to end it as failed, there is

@@ -51,8 +51,23 @@ pub(crate) fn check_limits(
         stale_after,
         stall_after,
         startup_grace: startup_grace.unwrap_or(stale_after),
-        beats_only: false,
+        ..Thresholds::new(stale_after)
     })
+}
+
+pub(super) fn check_task_limits(
+    task_deadline: Option<Duration>,
+    progress_after: Option<Duration>,
+) -> Result<(), Error> {
+    for (field, limit) in [
+        ("task_deadline", task_deadline),
+        ("progress_after", progress_after),
+    ] {
+        if let Some(limit) = limit {
+            check_duration(field, limit, SHORTEST_RESOLUTION)?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), Error> {

@@ -5,6 +5,7 @@ mod env;
 mod guards;
 mod limits;
 mod stop;
+mod task_limits;
 mod text;
 
 use std::fmt;

@@ -400,7 +400,7 @@ fn views_judge_as_the_library_does() {
     let summary = store.summary().unwrap();
     let stats = ask(
         "SELECT worker_type, total_workers, active_workers, dead_workers, stopped_workers, \
-         starting_workers, idle_workers, processing_workers, stalled_workers \
+         starting_workers, idle_workers, processing_workers, stalled_workers, overdue_workers \
          FROM $s.get_worker_stats()",
     );
     let expected = summary.stats_by_type.iter().map(|(worker_type, stats)| {
@@ -410,6 +410,7 @@ fn views_judge_as_the_library_does() {
             State::Idle,
             State::Processing,
             State::Stalled,
+            State::Overdue,
         ];
         let states = states.map(|state| stats.states.get(state));
         let counts = [stats.total, stats.active, stats.dead];

@@ -1,5 +1,6 @@
 //! A worker: its states, its tasks, its lives, and the rules by which it is judged.
 
+mod deadlines;
 mod ended_threads;
 mod incarnations;
 mod locations;

@@ -137,6 +137,7 @@ cases! {
     "a sweep marks silent workers, and no others": sweeps::sweeps,
     "a worker that was marked offline is refused until it registers again": sweeps::offline,
     "a worker that restarts during a sweep is not marked": sweeps::restarts,
+    "a worker that is overdue is not offline, and keeps its lease": sweeps::overdue,
     "a sweep charges only silence that was watched": sweeps::watched,
     "a dry run reports, and changes nothing": sweeps::dry_run,
     "a killed worker is dead at once": sweeps::killed,

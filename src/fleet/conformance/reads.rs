@@ -26,6 +26,7 @@ fn fleet(bench: &Bench<'_>) -> Checked {
     })?;
     bench.start("x-starting")?;
     for (name, state) in [
+        ("h-overdue", State::Overdue),
         ("t-unobserved", State::Unobserved),
         ("k-stopping", State::Stopping),
         ("f-processing", State::Processing),
@@ -42,12 +43,13 @@ fn fleet(bench: &Bench<'_>) -> Checked {
     Ok(())
 }
 
-const WORST_FIRST: [&str; 12] = [
+const WORST_FIRST: [&str; 13] = [
     "m-dead",
     "z-never-started",
     "q-stalled",
     "b-stale",
     "c-stale",
+    "h-overdue",
     "t-unobserved",
     "x-starting",
     "k-stopping",
@@ -124,6 +126,7 @@ pub(super) fn filters(bench: &Bench<'_>) -> Checked {
             all.clone().state(State::Stalled).state(State::Dead),
             &["m-dead", "q-stalled"],
         ),
+        (all.clone().state(State::Overdue), &["h-overdue"]),
         (
             all.clone()
                 .state(State::Idle)
@@ -182,5 +185,6 @@ pub(super) fn counts(bench: &Bench<'_>) -> Checked {
     let own = |worker: &&crate::health::UnwellWorker| worker.group == bench.name;
     ensure_eq!(summary.dead_workers.iter().filter(own).count(), 4);
     ensure_eq!(summary.stalled_workers.iter().filter(own).count(), 1);
+    ensure_eq!(summary.overdue_workers.iter().filter(own).count(), 1);
     Ok(())
 }

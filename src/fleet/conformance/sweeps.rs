@@ -52,6 +52,38 @@ pub(super) fn offline(bench: &Bench<'_>) -> Checked {
     Ok(())
 }
 
+pub(super) fn overdue(bench: &Bench<'_>) -> Checked {
+    let key = bench.worker("a")?;
+    let lease = bench.lease(&key, "run", 600 * SECOND)?;
+    let mut beat = aged(&key, 80 * SECOND);
+    beat.status = WorkerStatus::new(State::Overdue);
+    beat.status.reason = Some("at its task for 5 h, 1 h allowed".into());
+    ensure_eq!(bench.beat(beat)?, Answer::Accepted);
+    ensure_eq!(bench.state(&key)?, State::Overdue);
+    let (marked, swept) = bench.sweep(&Sweep::default())?;
+    ensure_eq!(marked, set([]));
+    ensure!(!swept.group, "its group is offline");
+    ensure!(
+        bench.renew(&lease, 600 * SECOND)?,
+        "its lease is not renewed"
+    );
+    let row = bench.row(&key)?;
+    ensure_eq!(
+        row.status.reason.as_deref(),
+        Some("at its task for 5 h, 1 h allowed")
+    );
+    // What was reported counts while it is heard from.
+    bench.silent("b", 91 * SECOND)?;
+    let silent = bench.start("c")?;
+    let mut beat = aged(&silent, 91 * SECOND);
+    beat.status = WorkerStatus::new(State::Overdue);
+    ensure_eq!(bench.beat(beat)?, Answer::Accepted);
+    ensure_eq!(bench.state(&silent)?, State::Stale);
+    let (marked, _) = bench.sweep(&Sweep::default())?;
+    ensure_eq!(marked, set(["b", "c"]));
+    Ok(())
+}
+
 pub(super) fn restarts(bench: &Bench<'_>) -> Checked {
     let before = bench.silent("a", 100 * SECOND)?;
     let key = bench.start("a")?;

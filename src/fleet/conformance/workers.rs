@@ -13,6 +13,8 @@ pub(super) fn listed(bench: &Bench<'_>) -> Checked {
     let thresholds = Thresholds {
         stale_after: 45 * SECOND,
         stall_after: Some(300 * SECOND),
+        task_deadline: Some(3_600 * SECOND),
+        progress_after: Some(600 * SECOND),
         startup_grace: 7 * SECOND,
         beats_only: false,
     };

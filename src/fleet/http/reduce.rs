@@ -1,6 +1,7 @@
 //! Items without their long texts, for a coordinator or a proxy that refuses them. Pure.
 
 use crate::fleet::{Beat, Claim, LeaseKey, Registration, Stop};
+use crate::health::State;
 use crate::sync::printable::cut;
 
 /// An item that may be stored without its long texts.
@@ -60,9 +61,19 @@ impl Reduce for Beat {
             shorten_some(&mut status.reason, longest),
             shorten_some(&mut status.task, longest),
             shorten_metadata(&mut reduced.metadata, longest),
+            rename(&mut status.state),
         ];
         shortened.contains(&true).then_some(reduced)
     }
+}
+
+/// An older coordinator does not know all states. Returns whether it is another one now.
+fn rename(state: &mut State) -> bool {
+    let is_new = *state == State::Overdue;
+    if is_new {
+        *state = State::Stalled;
+    }
+    is_new
 }
 
 impl Reduce for Claim {

@@ -87,7 +87,7 @@ fn add(counts: &mut FleetCounts, row: &Row) -> Result<(), tokio_postgres::Error>
     let name = row.try_get::<_, Option<&str>>(1)?.unwrap_or_default();
     let detail = row.try_get::<_, Option<&str>>(2)?.unwrap_or_default();
     let workers = usize::try_from(row.try_get::<_, i64>(3)?).unwrap_or(0);
-    let state = |name| State::from_name(name).unwrap_or(State::Active);
+    let state = State::reported;
     match row.try_get::<_, &str>(0)? {
         "state" => counts.states.add_many(state(name), workers),
         "type" => {

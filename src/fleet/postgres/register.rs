@@ -1,5 +1,7 @@
 //! Registration of workers, in one statement.
 
+use std::time::Duration;
+
 use tokio_postgres::types::Type;
 
 use super::batch::{Batch, Fault, Item};
@@ -8,6 +10,7 @@ use super::{Connections, column, leases, rows};
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::shapes::{Registration, WorkerKey};
+use crate::health::Thresholds;
 
 impl Connections {
     /// All of them, or none.
@@ -87,28 +90,17 @@ fn send(connections: &Connections, workers: &[&Registration]) -> Result<Vec<Work
     let types = texts(|worker| &worker.info.worker_type);
     let groups = texts(|worker| &worker.info.group);
     let intervals = column(workers, |worker| rows::limit(worker.info.interval));
-    let stale_after = column(workers, |worker| {
-        worker
-            .info
-            .thresholds
-            .as_ref()
-            .map(|own| rows::limit(own.stale_after))
-    });
-    let stall_after = column(workers, |worker| {
-        worker
-            .info
-            .thresholds
-            .as_ref()?
-            .stall_after
-            .map(rows::limit)
-    });
-    let startup_grace = column(workers, |worker| {
-        worker
-            .info
-            .thresholds
-            .as_ref()
-            .map(|own| rows::limit(own.startup_grace))
-    });
+    let limit = |of: fn(&Thresholds) -> Option<Duration>| {
+        column(workers, |worker| {
+            let own = worker.info.thresholds.as_ref()?;
+            of(own).map(rows::limit)
+        })
+    };
+    let stale_after = limit(|own| Some(own.stale_after));
+    let stall_after = limit(|own| own.stall_after);
+    let startup_grace = limit(|own| Some(own.startup_grace));
+    let task_deadline = limit(|own| own.task_deadline);
+    let progress_after = limit(|own| own.progress_after);
     let beats_only = column(workers, |worker| {
         worker
             .info
@@ -153,7 +145,7 @@ fn send(connections: &Connections, workers: &[&Registration]) -> Result<Vec<Work
         "register",
         true,
         "SELECT ord, worker_id, incarnation FROM @schema@.register_workers($1, $2, $3, $4, $5, \
-     $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, @session@, $18, $19)",
+     $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, @session@, $18, $19, $20, $21)",
         &[
             (&ids, Type::TEXT_ARRAY),
             (&explicit, Type::BOOL_ARRAY),
@@ -174,6 +166,8 @@ fn send(connections: &Connections, workers: &[&Registration]) -> Result<Vec<Work
             (&own, Type::BOOL_ARRAY),
             (&deaths, Type::TEXT_ARRAY),
             (&refuse, Type::BOOL_ARRAY),
+            (&task_deadline, Type::INT8_ARRAY),
+            (&progress_after, Type::INT8_ARRAY),
         ],
     )?;
     let mut keys = answers

@@ -24,6 +24,8 @@ w.worker_id, w.incarnation, w.worker_type, w.worker_group, \
 (extract(epoch FROM @schema@.bounded(w.stale_after)) * 1000000)::bigint AS stale_after, \
 (extract(epoch FROM @schema@.bounded(w.stall_after)) * 1000000)::bigint AS stall_after, \
 (extract(epoch FROM @schema@.bounded(w.startup_grace)) * 1000000)::bigint AS startup_grace, \
+(extract(epoch FROM @schema@.bounded(w.task_deadline)) * 1000000)::bigint AS task_deadline, \
+(extract(epoch FROM @schema@.bounded(w.progress_after)) * 1000000)::bigint AS progress_after, \
 w.beats_only, w.metadata::text AS metadata, w.restarts, w.hostname, w.pid, w.process_started, \
 w.boot_id, w.pid_namespace, coalesce(w.last_status, w.status) AS reported, w.reason, \
 @schema@.age_micros(w.started_at) AS registered_age, \
@@ -122,10 +124,12 @@ pub(super) fn worker(row: &Row) -> Result<StoredWorker, tokio_postgres::Error> {
     let thresholds = match time("stale_after")? {
         None => None,
         Some(stale_after) => Some(Thresholds {
+            stale_after,
             stall_after: time("stall_after")?,
+            task_deadline: time("task_deadline")?,
+            progress_after: time("progress_after")?,
             startup_grace: time("startup_grace")?.unwrap_or(stale_after),
             beats_only: row.try_get("beats_only")?,
-            ..Thresholds::new(stale_after)
         }),
     };
     let process = match row.try_get::<_, Option<i64>>("pid")? {
@@ -169,7 +173,7 @@ pub(super) fn worker(row: &Row) -> Result<StoredWorker, tokio_postgres::Error> {
             process,
         },
         status: WorkerStatus {
-            state: State::from_name(row.try_get("reported")?).unwrap_or(State::Active),
+            state: State::reported(row.try_get("reported")?),
             reason: row.try_get("reason")?,
             run_id: row.try_get("current_run_id")?,
             task: row.try_get("current_task")?,

@@ -167,6 +167,7 @@ impl FleetCounts {
             let health = worker.health();
             let list = match health.state() {
                 State::Stalled => &mut summary.stalled_workers,
+                State::Overdue => &mut summary.overdue_workers,
                 _ => &mut summary.dead_workers,
             };
             list.push(UnwellWorker {
@@ -202,7 +203,8 @@ fn keep_worst(names: &mut BTreeMap<String, StateCounts>) -> usize {
     };
     let mut ranked: Vec<_> = std::mem::take(names).into_iter().collect();
     ranked.sort_by_key(|(_, counts)| {
-        let unwell = counts.dead() + counts.get(State::Stalled);
+        let unwell = counts.iter().filter(|(state, _)| state.is_unwell());
+        let unwell: usize = unwell.map(|(_, count)| count).sum();
         std::cmp::Reverse((unwell, counts.total()))
     });
     ranked.truncate(MOST_NAMES);

@@ -288,6 +288,13 @@ impl StoredWorker {
                 run_id: self.status.run_id.clone(),
                 task: self.status.task.clone(),
             }),
+            (true, State::Overdue) => Health::Overdue {
+                task_age: Duration::ZERO,
+                allowance: Duration::ZERO,
+                last_location: None,
+                run_id: self.status.run_id.clone(),
+                task: self.status.task.clone(),
+            },
             (true, State::Unobserved) => Health::Unobserved {
                 unwatched: self.heartbeat_age.unwrap_or_default(),
             },
@@ -359,6 +366,7 @@ mod tests {
             State::Processing,
             State::Stopping,
             State::Stalled,
+            State::Overdue,
             State::Unobserved,
         ] {
             worker.status.state = state;

@@ -74,7 +74,10 @@ impl WorkerInfo {
 #[non_exhaustive]
 pub struct WorkerStatus {
     /// The verdict in its own process.
-    #[cfg_attr(feature = "serde", serde(alias = "reported"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(alias = "reported", deserialize_with = "serial::reported")
+    )]
     pub state: State,
     /// The reason for the verdict, where it has one.
     pub reason: Option<String>,

@@ -82,6 +82,8 @@ pub(super) fn worker(row: &SqlRow<'_>) -> rusqlite::Result<WorkerEntry> {
         Some(stale_after) => Some(Thresholds {
             stale_after,
             stall_after: row.length("stall_after_ns")?,
+            task_deadline: row.length("task_deadline_ns")?,
+            progress_after: row.length("progress_after_ns")?,
             startup_grace: row.length("startup_grace_ns")?.unwrap_or(stale_after),
             beats_only: row.flag("beats_only")?,
         }),
@@ -122,7 +124,7 @@ pub(super) fn worker(row: &SqlRow<'_>) -> rusqlite::Result<WorkerEntry> {
             process,
         },
         status: WorkerStatus {
-            state: State::from_name(&row.text("status")?).unwrap_or(State::Active),
+            state: State::reported(&row.text("status")?),
             reason: row.some_text("reason")?,
             run_id: row.some_text("run_id")?,
             task: row.some_text("task")?,

@@ -189,7 +189,7 @@ fn judged(row: &SqlRow<'_>, now: Moment) -> rusqlite::Result<State> {
         }
     };
     let facts = JudgedFacts {
-        reported: State::from_name(&row.shown(0)?).unwrap_or(State::Active),
+        reported: State::reported(&row.shown(0)?),
         registered_age: age(row.integer(1)?),
         heartbeat_age: row.some_integer(2)?.map(age),
         thresholds,

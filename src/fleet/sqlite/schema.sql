@@ -41,6 +41,8 @@ CREATE TABLE workers (
     -- The death of an earlier incarnation: its cause, detail, location, run and task, as JSON.
     last_death_at    INTEGER,
     last_death       TEXT,
+    task_deadline_ns INTEGER,
+    progress_after_ns INTEGER,
     -- Absurd values are refused at the door, whichever program writes them.
     CONSTRAINT limits_are_0_to_100_years CHECK (
         interval_ns BETWEEN 0 AND 3153600000000000000

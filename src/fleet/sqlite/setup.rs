@@ -13,14 +13,16 @@ pub(super) const APPLICATION_ID: i32 = 0x7768_6274;
 /// In the field `user_version` of the file. A later version that only adds to the tables writes the
 /// oldest version that may still use them into the upper 16 bits, so that processes of both work
 /// during an upgrade.
-pub(super) const SCHEMA_VERSION: i32 = 4;
+pub(super) const SCHEMA_VERSION: i32 = 5;
 /// Columns that files of older versions lack, by table.
-const LATER_COLUMNS: [(&str, &str, &str); 5] = [
+const LATER_COLUMNS: [(&str, &str, &str); 7] = [
     ("workers", "ending_location", "TEXT"),
     ("workers", "withdrawn", "TEXT"),
     ("leases", "attempt", "INTEGER"),
     ("workers", "last_death_at", "INTEGER"),
     ("workers", "last_death", "TEXT"),
+    ("workers", "task_deadline_ns", "INTEGER"),
+    ("workers", "progress_after_ns", "INTEGER"),
 ];
 /// The write-ahead log grows while another process reads for long. It is cut to this size afterwards.
 const LARGEST_WAL: i64 = 8 * 1024 * 1024;

@@ -48,6 +48,8 @@ const WORKER_COLUMNS: &[&str] = &[
     "withdrawn",
     "last_death_at",
     "last_death",
+    "task_deadline_ns",
+    "progress_after_ns",
 ];
 const LEASE_COLUMNS: &[&str] = &[
     "run_id",
@@ -253,6 +255,8 @@ impl Tables for InTransaction<'_> {
                 ":ending_location": ending.and_then(|(ending, _)| ending.location.as_ref()),
                 ":withdrawn": withdrawn,
                 ":last_death_at": row.last_death.as_ref().map(|(_, at)| time(*at)),
+                ":task_deadline_ns": limits.and_then(|own| own.task_deadline).map(length),
+                ":progress_after_ns": limits.and_then(|own| own.progress_after).map(length),
                 ":last_death": row.last_death.as_ref().map(|(death, _)| death_text(death)),
             },
         )?;

@@ -133,6 +133,7 @@ impl Preset {
             State::Stale,
             State::NeverStarted,
             State::Stalled,
+            State::Overdue,
             State::Unobserved,
         ]);
         match self {
@@ -162,8 +163,8 @@ impl Policy {
         }
     }
 
-    /// Whether to restart the process: a worker is dead, stale, stalled or never started, or the pacemaker
-    /// does not tick.
+    /// Whether to restart the process: a worker is dead, stale, stalled, overdue or never started, or the
+    /// pacemaker does not tick.
     ///
     /// Missing workers, a shutdown and starting workers don't fail it, because a restart does not mend
     /// them.

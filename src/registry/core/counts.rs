@@ -83,6 +83,7 @@ pub(crate) struct TypeCounts {
     pub restarts: Count,
     pub given_up: Count,
     pub stalls: Count,
+    pub overdue: Count,
     pub stale: Count,
     pub never_started: Count,
     pub failed_tasks: Count,
@@ -115,6 +116,7 @@ impl TypeCounts {
             }
             EventKind::Became(health) => match health.state() {
                 State::Stalled => self.stalls.add(1),
+                State::Overdue => self.overdue.add(1),
                 State::Stale => self.stale.add(1),
                 State::NeverStarted => self.never_started.add(1),
                 _ => {}

@@ -94,14 +94,15 @@ pub enum EventKind {
         /// Its allowance.
         allowance: Duration,
     },
-    /// Its state changed to never started, stalled, stale, stopping, stopped or dead.
+    /// Its state changed to never started, stalled, overdue, stale, stopping, stopped or dead.
     Became(Health),
     /// It is well again.
     #[non_exhaustive]
     Recovered {
         /// The state that ended.
         from: State,
-        /// How long it was silent.
+        /// How long it was silent; how long its progress stood still, or how long it was at the
+        /// task, if it was for that.
         after: Duration,
     },
     /// Its supervisor will restart it.
@@ -259,6 +260,7 @@ impl EventKind {
                     Health::Stalled(stalled) => {
                         (Some(stalled.cause.name()), stalled.run_id.as_deref())
                     }
+                    Health::Overdue { run_id, .. } => (None, run_id.as_deref()),
                     _ => (None, None),
                 };
                 (Some(health.state().name()), cause, run)

@@ -280,7 +280,10 @@ impl Core {
 
 /// Whether the pacemaker has convicted a worker in this state.
 pub(crate) const fn is_conviction(state: State) -> bool {
-    matches!(state, State::NeverStarted | State::Stalled | State::Stale)
+    matches!(
+        state,
+        State::NeverStarted | State::Stalled | State::Overdue | State::Stale
+    )
 }
 
 #[cfg(all(test, not(loom)))]

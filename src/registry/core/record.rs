@@ -18,7 +18,9 @@ use super::tasks::Tasks;
 use crate::cell::{CellKey, CellSnapshot};
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
-use crate::health::{CallSite, Death, Ending, SourceLocation, StallCause, StopCause};
+use crate::health::{
+    CallSite, Deadline, Death, Ending, Limits, SourceLocation, StallCause, StopCause, Term,
+};
 use crate::sync::latch::Latch;
 use crate::sync::threads;
 use crate::sync::wakers::Wakers;
@@ -72,8 +74,8 @@ pub(crate) struct Detail {
     /// Threads that reported for this life, except the last one.
     pub threads: Reporters,
     pub thread_ended: Option<ThreadEnded>,
-    /// When the silence of the present episode began.
-    pub silent_since: Moment,
+    /// When that began for which the worker was convicted: its silence, or its task.
+    pub unwell_since: Moment,
     pub first_sample: Option<Sample>,
     pub evidence: StallCause,
     /// How often its thread was sampled, up to a limit.
@@ -178,6 +180,10 @@ pub(crate) struct Adjustments {
     pub quiet_until: Option<Moment>,
     /// When its thread was found to have ended, unless it has beaten since.
     pub thread_ended_at: Option<Moment>,
+    /// The deadline of its tasks that ends first.
+    pub deadline: Option<Deadline>,
+    /// Since when the progress of its tasks stands still, and how long it may.
+    pub headway: Option<Term>,
 }
 
 /// A life that is over and whose cell still has holders.
@@ -389,7 +395,7 @@ impl Detail {
             stop_cause: None,
             threads: Reporters::default(),
             thread_ended: None,
-            silent_since: Moment::ZERO,
+            unwell_since: Moment::ZERO,
             first_sample: None,
             evidence: StallCause::Unknown,
             looks: 0,
@@ -427,13 +433,24 @@ impl Detail {
     }
 
     /// What the verdict on a living worker needs beyond its cell.
-    pub(crate) fn adjustments(&self, snapshot: &CellSnapshot) -> Adjustments {
+    /// `limits`: its worker's. If its tasks have limits, the snapshot is of the same moment.
+    pub(crate) fn adjustments(&self, snapshot: &CellSnapshot, limits: &Limits) -> Adjustments {
+        let (mut deadline, mut headway) = (None, None);
+        if snapshot.work.limited {
+            deadline = self.tasks.deadline(limits.task_deadline, snapshot.task_at);
+            let allowance = limits.progress_after;
+            let moved_at = snapshot.task_at.filter(|_| limits.limit_progress());
+            let moved_at = moved_at.filter(|_| self.tasks.progress().is_some());
+            headway = moved_at.map(|since| Term { since, allowance });
+        }
         let thread_ended = self.thread_ended.filter(|_| snapshot.work.thread_ended);
         Adjustments {
             quiet_until: self.silences.iter().map(|(_, until)| *until).max(),
             thread_ended_at: thread_ended
                 .filter(|ended| ended.beats == snapshot.beats)
                 .map(|ended| ended.at),
+            deadline,
+            headway,
         }
     }
 }

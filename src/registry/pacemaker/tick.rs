@@ -9,7 +9,7 @@ use super::gaps::Gaps;
 use crate::cell::{CellKey, Episode, Schedule, Sign};
 use crate::clock::Moment;
 use crate::health::{
-    Activity, Health, MissingWorkers, Outlook, Signs, StallCause, State, next_change,
+    Activity, Health, MissingWorkers, Outlook, Signs, StallCause, Stalled, State, next_change,
 };
 use crate::registry::core::events::{Event, EventKind};
 use crate::registry::core::record::Record;
@@ -106,17 +106,24 @@ fn examine(
         return Moment::NEVER;
     };
     let profile = &worker.record.profile;
-    let outlook = next_change(&signs, &profile.limits);
+    let outlook = next_change(&signs, &profile.limits, observed.now);
     let before = snapshot.schedule.episode;
-    let short = outlook.convicted_at.since(outlook.late_at) < 2 * core.resolution();
-    // Its allowance may change with its next progress: it can't stall while it is idle.
-    let turns = snapshot.work.quiet
-        || (signs.activity == Activity::Idle && profile.thresholds.stall_after.is_some());
+    let Outlook {
+        late_at,
+        convicted_at,
+        ..
+    } = outlook;
+    let short = late_at <= convicted_at && convicted_at.since(late_at) < 2 * core.resolution();
+    // Its allowance may change with its next progress: it can't stall while it is idle, nor be overdue.
+    let has_limit = profile.thresholds.stall_after.is_some() || snapshot.work.limited;
+    let turns = snapshot.work.quiet || (signs.activity == Activity::Idle && has_limit);
     let (after, due) = match health.state() {
-        State::Starting => (Episode::Starting, outlook.convicted_at),
+        State::Starting => (Episode::Starting, convicted_at),
         State::NeverStarted => (Episode::NeverStarted, Moment::NEVER),
         State::Stale => (Episode::Stale, Moment::NEVER),
         State::Stalled if signs.thread_ended_at.is_some() => (Episode::Stalled, Moment::NEVER),
+        State::Stalled if is_standstill(&health) => (Episode::Stalled, convicted_at),
+        State::Overdue => (Episode::Overdue, convicted_at),
         State::Stalled => {
             let fresh = !matches!(before, Episode::Late | Episode::Stalled);
             let again = worker.gather_evidence(fresh).map_or(Moment::NEVER, |wait| {
@@ -130,15 +137,17 @@ fn examine(
             }
             (Episode::Stalled, again)
         }
-        _ if outlook.convicted_at == Moment::NEVER && turns => (Episode::Quiet, Moment::NEVER),
-        _ if outlook.convicted_at == Moment::NEVER => (Episode::Well, Moment::NEVER),
-        _ if observed.now >= outlook.late_at => {
+        _ if convicted_at == Moment::NEVER && turns => (Episode::Quiet, Moment::NEVER),
+        _ if convicted_at == Moment::NEVER => (Episode::Well, Moment::NEVER),
+        _ if observed.now >= late_at => {
             worker.gather_evidence(before != Episode::Late);
-            (Episode::Late, outlook.convicted_at)
+            (Episode::Late, convicted_at)
         }
         // The time between warning and conviction is so short that regular ticks may miss it.
-        _ if short || turns => (Episode::Quiet, outlook.late_at),
-        _ => (Episode::Well, outlook.late_at),
+        _ if short || turns || observed.now >= outlook.close_at => {
+            (Episode::Quiet, late_at.min(convicted_at))
+        }
+        _ => (Episode::Well, late_at.min(outlook.close_at)),
     };
     chunk.set_schedule(
         offset,
@@ -157,7 +166,7 @@ fn examine(
         &mut report,
         &worker,
         (before, after),
-        (&signs, outlook),
+        &signs,
         health,
         observed,
     );
@@ -173,7 +182,7 @@ fn report_episode(
     report: &mut impl FnMut(EventKind),
     worker: &WorkerRef,
     (before, after): (Episode, Episode),
-    (signs, outlook): (&Signs, Outlook),
+    signs: &Signs,
     health: Health,
     observed: &ObservedNow,
 ) {
@@ -184,24 +193,36 @@ fn report_episode(
         return;
     }
     let was_convicted = convicted_as(before);
-    let silent_since = signs.silent_since();
+    let limits = &worker.record.profile.limits;
     if is_conviction(health.state()) {
-        worker.record.detail().silent_since = silent_since;
+        let since = signs.lasts_since(health.state(), limits, observed.now);
+        worker.record.detail().unwell_since = since;
         report(EventKind::Became(health));
     } else if let Some(from) = was_convicted {
         let mut detail = worker.record.detail();
-        let after = observed.now.since(detail.silent_since);
+        let after = observed.now.since(detail.unwell_since);
         detail.evidence = StallCause::Unknown;
         detail.marked_offline = false;
         drop(detail);
         worker.go_on_without_thread();
         report(EventKind::Recovered { from, after });
     } else if after == Episode::Late {
+        let since = signs.silent_since();
         report(EventKind::Late {
-            silent: observed.now.since(silent_since),
-            allowance: outlook.convicted_at.since(silent_since),
+            silent: observed.now.since(since),
+            allowance: signs.silence_limit(limits).since(since),
         });
     }
+}
+
+const fn is_standstill(health: &Health) -> bool {
+    matches!(
+        health,
+        Health::Stalled(Stalled {
+            cause: StallCause::Standstill { .. },
+            ..
+        })
+    )
 }
 
 const fn convicted_as(episode: Episode) -> Option<State> {
@@ -209,6 +230,7 @@ const fn convicted_as(episode: Episode) -> Option<State> {
         Episode::NeverStarted => Some(State::NeverStarted),
         Episode::Stalled => Some(State::Stalled),
         Episode::Stale => Some(State::Stale),
+        Episode::Overdue => Some(State::Overdue),
         Episode::Well | Episode::Starting | Episode::Late | Episode::Quiet => None,
     }
 }

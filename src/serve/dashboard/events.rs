@@ -146,14 +146,17 @@ impl PreviousReading {
             (false, true) => ("error", format!("went offline: {state}{reason}")),
             (true, false) => ("info", format!("came back: {state}, was {was}")),
             _ if *was != state && state == State::Stopped => ("info", format!("stopped{reason}")),
-            _ if *was != state && state == State::Stalled => ("error", format!("stalled{reason}")),
-            _ if *was == State::Stalled && state != State::Stalled => {
-                ("info", format!("recovered: {state}"))
-            }
+            _ if *was != state && is_convicted(state) => ("error", format!("{state}{reason}")),
+            _ if is_convicted(*was) && *was != state => ("info", format!("recovered: {state}")),
             _ if *incarnation != row.incarnation => ("info", format!("new incarnation: {state}")),
             _ => return None,
         })
     }
+}
+
+/// Whether a worker in this state is not well, and not offline.
+const fn is_convicted(state: State) -> bool {
+    state.is_unwell() && !state.is_offline()
 }
 
 #[cfg(test)]
@@ -190,7 +193,7 @@ mod tests {
 
     #[test]
     fn two_readings_of_a_store_imply_what_happened_in_between() {
-        use State::{Dead, Idle, Processing, Stale, Stalled, Stopped};
+        use State::{Dead, Idle, Overdue, Processing, Stale, Stalled, Stopped};
         for (before, after, expected) in [
             (Idle, Processing, None),
             (Idle, Stale, Some("went offline: stale")),
@@ -199,6 +202,10 @@ mod tests {
             (Idle, Stopped, Some("stopped")),
             (Processing, Stalled, Some("stalled")),
             (Stalled, Processing, Some("recovered: processing")),
+            (Processing, Overdue, Some("overdue")),
+            (Overdue, Stalled, Some("stalled")),
+            (Overdue, Idle, Some("recovered: idle")),
+            (Overdue, Stopped, Some("stopped")),
             (Stalled, Dead, Some("went offline: dead")),
         ] {
             let found = texts(&[row("a", before, 1)], &[row("a", after, 1)], true);

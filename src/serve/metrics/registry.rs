@@ -67,7 +67,7 @@ fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
         types().map(|(name, of_type)| (type_label(name), of_type.beats)),
     )?;
     type Total = fn(&TypeCounters) -> u64;
-    let totals: [(&str, &str, Total); 8] = [
+    let totals: [(&str, &str, Total); 9] = [
         (
             "registrations",
             "Incarnations that began, including restarts",
@@ -87,6 +87,11 @@ fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
             "stalls",
             "Times that a worker stalled: made no progress for longer than allowed",
             |counts| counts.stalls,
+        ),
+        (
+            "overdue_tasks",
+            "Times that a worker was at a task for longer than its deadline",
+            |counts| counts.overdue_tasks,
         ),
         (
             "stale_episodes",

@@ -160,6 +160,8 @@ pub(super) fn check_registration(worker: &Registration) -> Result<(), Refusal> {
         [own.stale_after, own.startup_grace]
             .into_iter()
             .chain(own.stall_after)
+            .chain(own.task_deadline)
+            .chain(own.progress_after)
     });
     for limit in limits.chain([worker.info.interval]) {
         if limit.as_secs_f64() > LONGEST_SECONDS {

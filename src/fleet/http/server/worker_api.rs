@@ -102,13 +102,14 @@ impl ReportedStatus {
             "unhealthy" | "error" | "failing" | "stalled" | "stuck" | "hung" => {
                 Some(State::Stalled)
             }
+            "overdue" => Some(State::Overdue),
             _ => None,
         };
         let state = known.unwrap_or(State::Active);
         Self {
             state,
             is_unknown: known.is_none(),
-            complains: state == State::Stalled,
+            complains: state.is_unwell(),
             word,
         }
     }

@@ -81,7 +81,7 @@ CREATE OR REPLACE FUNCTION @schema@.worker_state(worker @schema@.worker_heartbea
         WHEN @schema@.is_stale(worker, @schema@.default_stale_after())
             THEN CASE WHEN worker.last_heartbeat_at IS NULL THEN 'never_started' ELSE 'stale' END
         WHEN worker.last_heartbeat_at IS NULL THEN 'starting'
-        WHEN worker.status IN ('idle', 'processing', 'stalled', 'unobserved', 'stopping')
+        WHEN worker.status IN ('idle', 'processing', 'stalled', 'overdue', 'unobserved', 'stopping')
             THEN worker.status
         ELSE 'active'
     END

@@ -7,17 +7,18 @@ CREATE OR REPLACE FUNCTION @schema@.severity(p_state text) RETURNS integer
 $$;
 
 -- The severity of a worker as far as it is known without its heartbeat: dead (0), not heard from yet
--- (1), reported as stalled (2), unobserved (4) or stopping (6), stopped (10); otherwise NULL. The index
--- finds these workers, and heartbeats of all others don't touch it.
+-- (1), reported as stalled (2), overdue (4), unobserved (5) or stopping (7), stopped (11); otherwise
+-- NULL. The index finds these workers, and heartbeats of all others don't touch it.
 ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS attention smallint
     GENERATED ALWAYS AS (CASE
         WHEN status IN ('idle', 'active', 'processing') AND last_heartbeat_at IS NOT NULL THEN NULL
         WHEN status = 'dead' THEN 0
-        WHEN status = 'stopped' THEN 10
+        WHEN status = 'stopped' THEN 11
         WHEN last_heartbeat_at IS NULL THEN 1
         WHEN status = 'stalled' THEN 2
-        WHEN status = 'unobserved' THEN 4
-        WHEN status = 'stopping' THEN 6
+        WHEN status = 'overdue' THEN 4
+        WHEN status = 'unobserved' THEN 5
+        WHEN status = 'stopping' THEN 7
     END) STORED;
 CREATE INDEX IF NOT EXISTS worker_heartbeats_attention
     ON @schema@.worker_heartbeats (attention, worker_id) WHERE attention IS NOT NULL;
@@ -110,7 +111,7 @@ SET parallel_tuple_cost = 0 SET parallel_setup_cost = 100 AS $$
         SELECT 'group', c.worker_group, c.state, sum(c.workers)::bigint FROM counted c GROUP BY 2, 3
     ), ranked AS (
         SELECT n.kind, n.name, row_number() OVER (PARTITION BY n.kind ORDER BY
-            sum(n.workers) FILTER (WHERE @schema@.severity(n.state) < 4) DESC NULLS LAST,
+            sum(n.workers) FILTER (WHERE @schema@.severity(n.state) < 5) DESC NULLS LAST,
             sum(n.workers) DESC, n.name) AS place
         FROM names n GROUP BY n.kind, n.name
     )

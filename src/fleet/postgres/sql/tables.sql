@@ -9,7 +9,7 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     incarnation bigint NOT NULL,
     -- The state that its process reported last, or how it ended.
     status text NOT NULL DEFAULT 'starting' CHECK (status IN (
-        'starting', 'never_started', 'idle', 'active', 'processing', 'stalled', 'stale',
+        'starting', 'never_started', 'idle', 'active', 'processing', 'stalled', 'overdue', 'stale',
         'unobserved', 'stopping', 'stopped', 'dead')),
     -- A worker is judged by these: they come first, because a row is read up to the last column that
     -- is asked for.
@@ -57,6 +57,8 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     last_death_location text,
     last_death_run_id text,
     last_death_task text,
+    task_deadline interval,
+    progress_after interval,
     CHECK ((status IN ('stopped', 'dead')) = (ended_at IS NOT NULL))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.5);
 
@@ -68,7 +70,20 @@ ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS withdrawn bigint
     ADD COLUMN IF NOT EXISTS last_death_detail text,
     ADD COLUMN IF NOT EXISTS last_death_location text,
     ADD COLUMN IF NOT EXISTS last_death_run_id text,
-    ADD COLUMN IF NOT EXISTS last_death_task text;
+    ADD COLUMN IF NOT EXISTS last_death_task text,
+    ADD COLUMN IF NOT EXISTS task_deadline interval,
+    ADD COLUMN IF NOT EXISTS progress_after interval;
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conname = 'worker_heartbeats_status_check'
+            AND c.conrelid = '@schema@.worker_heartbeats'::regclass
+            AND pg_get_constraintdef(c.oid) LIKE '%overdue%') THEN
+        ALTER TABLE @schema@.worker_heartbeats
+            DROP CONSTRAINT IF EXISTS worker_heartbeats_status_check,
+            ADD CONSTRAINT worker_heartbeats_status_check CHECK (status IN (
+                'starting', 'never_started', 'idle', 'active', 'processing', 'stalled', 'overdue',
+                'stale', 'unobserved', 'stopping', 'stopped', 'dead')) NOT VALID;
+    END IF;
+END $$;
 
 CREATE INDEX IF NOT EXISTS worker_heartbeats_group ON @schema@.worker_heartbeats (worker_group);
 -- Whether a living worker replaces a dead one, or keeps its group online.
@@ -147,8 +162,9 @@ DO $$ BEGIN
                 AND coalesce(w.startup_grace, '0') BETWEEN '0' AND '36525 days');
         ALTER TABLE @schema@.worker_heartbeats ADD CONSTRAINT limits_are_0_to_100_years CHECK (
             heartbeat_interval BETWEEN '0' AND '36525 days' AND stale_after BETWEEN '0' AND '36525 days'
-            AND stall_after BETWEEN '0' AND '36525 days' AND startup_grace BETWEEN '0' AND '36525 days')
-            NOT VALID;
+            AND stall_after BETWEEN '0' AND '36525 days' AND startup_grace BETWEEN '0' AND '36525 days'
+            AND task_deadline BETWEEN '0' AND '36525 days'
+            AND progress_after BETWEEN '0' AND '36525 days') NOT VALID;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conname = 'times_are_1900_to_2500'
             AND c.conrelid = '@schema@.worker_heartbeats'::regclass) THEN

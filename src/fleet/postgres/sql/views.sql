@@ -167,12 +167,15 @@ LANGUAGE sql STABLE AS $$
     ORDER BY w.worker_id
 $$;
 
+-- Of versions 1 to 13.
+DROP FUNCTION IF EXISTS @schema@.get_worker_stats();
+
 -- Figures of each type. active_workers, dead_workers: those of the views; all other columns count
 -- workers by their state.
 CREATE OR REPLACE FUNCTION @schema@.get_worker_stats()
 RETURNS TABLE (worker_type text, total_workers bigint, active_workers bigint, dead_workers bigint,
     stopped_workers bigint, starting_workers bigint, idle_workers bigint, processing_workers bigint,
-    stalled_workers bigint, oldest_heartbeat_seconds double precision)
+    stalled_workers bigint, oldest_heartbeat_seconds double precision, overdue_workers bigint)
 LANGUAGE sql STABLE AS $$
     SELECT w.worker_type, count(*),
         count(*) FILTER (WHERE @schema@.is_recent(judged.state)),
@@ -184,7 +187,8 @@ LANGUAGE sql STABLE AS $$
         count(*) FILTER (WHERE judged.state = 'stalled'),
         -- Of the active workers.
         max(extract(epoch FROM @schema@.silence(w))::double precision)
-            FILTER (WHERE @schema@.is_recent(judged.state))
+            FILTER (WHERE @schema@.is_recent(judged.state)),
+        count(*) FILTER (WHERE judged.state = 'overdue')
     FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
     GROUP BY w.worker_type ORDER BY w.worker_type
 $$;

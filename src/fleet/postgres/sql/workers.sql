@@ -114,7 +114,8 @@ CREATE OR REPLACE FUNCTION @schema@.register_workers(
     p_stale_after bigint[], p_stall_after bigint[], p_startup_grace bigint[], p_beats_only boolean[],
     p_metadata text[], p_restarts bigint[], p_hostnames text[], p_pids bigint[],
     p_process_started bigint[], p_boot_ids text[], p_pid_namespaces bigint[], p_own boolean[],
-    p_session bigint, p_deaths text[] DEFAULT NULL, p_refuse boolean[] DEFAULT NULL
+    p_session bigint, p_deaths text[] DEFAULT NULL, p_refuse boolean[] DEFAULT NULL,
+    p_task_deadline bigint[] DEFAULT NULL, p_progress_after bigint[] DEFAULT NULL
 ) RETURNS TABLE (ord bigint, worker_id text, incarnation bigint)
 LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
@@ -131,11 +132,12 @@ BEGIN
     FOR r IN
         SELECT * FROM unnest(p_ids, p_explicit, p_types, p_groups, p_intervals, p_stale_after,
             p_stall_after, p_startup_grace, p_beats_only, p_metadata, p_restarts, p_hostnames,
-            p_pids, p_process_started, p_boot_ids, p_pid_namespaces, p_own, p_deaths, p_refuse)
+            p_pids, p_process_started, p_boot_ids, p_pid_namespaces, p_own, p_deaths, p_refuse,
+            p_task_deadline, p_progress_after)
             WITH ORDINALITY
             AS u (id, explicit, worker_type, worker_group, every, stale_after, stall_after,
                 startup_grace, beats_only, metadata, restarts, hostname, pid, process_started,
-                boot_id, pid_namespace, own, death, refuse, ord)
+                boot_id, pid_namespace, own, death, refuse, task_deadline, progress_after, ord)
         ORDER BY u.id COLLATE "C", u.ord
     LOOP
         ord := r.ord;
@@ -193,7 +195,8 @@ BEGIN
                     incarnation, heartbeat_interval, stale_after, stall_after, startup_grace,
                     beats_only, metadata, restarts, hostname, pid, process_started, boot_id,
                     pid_namespace, session_id, last_death_at, last_death_cause, last_death_detail,
-                    last_death_location, last_death_run_id, last_death_task)
+                    last_death_location, last_death_run_id, last_death_task, task_deadline,
+                    progress_after)
                 VALUES (register_workers.worker_id, r.worker_type, r.worker_group,
                     register_workers.incarnation, @schema@.micros(r.every),
                     @schema@.micros(r.stale_after), @schema@.micros(r.stall_after),
@@ -201,7 +204,8 @@ BEGIN
                     r.hostname, r.pid, r.process_started, r.boot_id, r.pid_namespace,
                     CASE WHEN r.own THEN v_session END, v_old.last_death_at, v_old.last_death_cause,
                     v_old.last_death_detail, v_old.last_death_location, v_old.last_death_run_id,
-                    v_old.last_death_task)
+                    v_old.last_death_task, @schema@.micros(r.task_deadline),
+                    @schema@.micros(r.progress_after))
                 ON CONFLICT ON CONSTRAINT worker_heartbeats_pkey DO UPDATE SET
                     worker_type = excluded.worker_type, worker_group = excluded.worker_group,
                     incarnation = excluded.incarnation, status = 'starting', reason = NULL,
@@ -221,7 +225,9 @@ BEGIN
                     last_death_detail = excluded.last_death_detail,
                     last_death_location = excluded.last_death_location,
                     last_death_run_id = excluded.last_death_run_id,
-                    last_death_task = excluded.last_death_task
+                    last_death_task = excluded.last_death_task,
+                    task_deadline = excluded.task_deadline,
+                    progress_after = excluded.progress_after
                 -- If a concurrent registration inserted the row meanwhile, start over with it.
                 WHERE v_known AND w.incarnation = v_old.incarnation;
             EXIT WHEN FOUND;

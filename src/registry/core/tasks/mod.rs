@@ -1,6 +1,7 @@
 //! What a worker reports that it is doing: a stack of tasks.
 
 mod closed;
+mod deadlines;
 mod task;
 
 use crate::clock::Moment;
@@ -137,14 +138,33 @@ impl Tasks {
         }
     }
 
-    /// Sets the progress of the task of the guard with this number.
-    pub(crate) fn set_progress(&mut self, number: u64, done: u64, total: u64) {
-        if let Some(task) = self
+    /// Sets the progress of the task of the guard with this number. Returns whether it moved.
+    pub(crate) fn set_progress(&mut self, number: u64, done: u64, total: u64) -> bool {
+        let task = self
             .place_of(number)
-            .and_then(|place| self.frames.get_mut(place))
-        {
-            (task.done, task.total) = (done, total);
-        }
+            .and_then(|place| self.frames.get_mut(place));
+        task.is_some_and(|task| {
+            let before = std::mem::replace(&mut task.done, done);
+            let total_before = std::mem::replace(&mut task.total, total);
+            (before, total_before) != (done, total)
+        })
+    }
+
+    /// The progress of the innermost task that has reported any.
+    pub(crate) fn progress(&self) -> Option<(u64, u64)> {
+        let tasks = self.open_ones().iter().rev();
+        let mut progress = tasks.map(|task| (task.done, task.total));
+        progress.find(|(_, total)| *total > 0)
+    }
+
+    /// The names of the open task at this position.
+    pub(crate) fn names_at(&self, place: usize) -> TaskNames {
+        let task = self.open_ones().get(place);
+        task.map_or((None, None), Task::names)
+    }
+
+    fn open_ones(&self) -> &[Task] {
+        self.frames.get(..self.open).unwrap_or_default()
     }
 
     /// Sets the step of the task of the guard with this number.
@@ -181,7 +201,7 @@ impl Tasks {
     }
 
     fn place_of(&self, number: u64) -> Option<usize> {
-        let open = self.frames.get(..self.open)?;
+        let open = self.open_ones();
         open.iter().rposition(|task| task.number == Some(number))
     }
 
@@ -198,6 +218,7 @@ impl Tasks {
         // Proof: there is a frame at each place below `open`.
         let task = &mut self.frames[place];
         task.seen_at = None;
+        task.deadline = None;
         task
     }
 

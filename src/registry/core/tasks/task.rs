@@ -1,10 +1,11 @@
 //! One task, in buffers that are reused.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU64;
 
 use super::{TaskNames, TaskReport};
 use crate::clock::Moment;
-use crate::health::Activity;
+use crate::health::{Activity, Limits, Term};
 use crate::sync::printable::{cut, prefix};
 
 /// See the module.
@@ -17,7 +18,7 @@ pub(crate) struct Task {
     pub(super) thread: u32,
     pub run_id: String,
     /// The hash of a run id that was cut, to recognise it.
-    whole: Option<u64>,
+    whole: Option<NonZeroU64>,
     pub text: String,
     pub done: u64,
     pub total: u64,
@@ -27,6 +28,8 @@ pub(crate) struct Task {
     failed: bool,
     /// When the pacemaker first saw it; `None` if it did not, or while that is in the cell.
     pub seen_at: Option<Moment>,
+    /// The deadline that its guard set.
+    pub(super) deadline: Option<Box<Term>>,
 }
 
 impl Task {
@@ -36,6 +39,21 @@ impl Task {
     const LONGEST_STEP: usize = 200;
     /// Longer texts are cut.
     pub(crate) const LONGEST_TEXT: usize = 1_024;
+
+    /// Its deadline. `default`: in nanoseconds, for a task that has none of its own. `seen_at`: when the
+    /// pacemaker first saw it, if it did.
+    pub(super) fn deadline(&self, default: u64, seen_at: Option<Moment>) -> Option<Term> {
+        if let Some(own) = &self.deadline {
+            return Some(**own);
+        }
+        // A report without names is at no task.
+        let is_task = self.number.is_some() || !self.run_id.is_empty() || !self.text.is_empty();
+        let allowance = default;
+        (is_task && allowance < Limits::ENDLESS)
+            .then_some(seen_at)
+            .flatten()
+            .map(|since| Term { since, allowance })
+    }
 
     /// Run and task, as far as they have names.
     pub(super) fn names(&self) -> TaskNames {
@@ -87,10 +105,10 @@ pub(super) fn name(text: &str) -> Option<String> {
 
 #[cold]
 #[inline(never)]
-fn hash(text: &str) -> u64 {
+fn hash(text: &str) -> NonZeroU64 {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
-    hasher.finish()
+    NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MIN)
 }
 
 /// Writes a text into a reused buffer, cut if it is too long.

@@ -6,7 +6,8 @@ use super::WorkerRef;
 use crate::cell::CellSnapshot;
 use crate::clock::Moment;
 use crate::health::{
-    Ending, Health, Limits, Signs, StallCause, StallContext, State, judge_living, verdict, vouched,
+    Context, Ending, Fault, Health, Limits, Signs, StallCause, State, judge_living, verdict,
+    vouched,
 };
 use crate::registry::core::record::{Adjustments, Detail, Ended};
 use crate::registry::core::timeline::ObservedNow;
@@ -43,22 +44,31 @@ impl Facts {
     /// The verdict. `detail`: that of the same moment, for the context of a stall.
     pub(crate) fn judge(&self, limits: &Limits, now: Moment, detail: Option<&Detail>) -> Health {
         match self {
-            Self::Living(signs) => judge_living(signs, limits, now, || match detail {
-                Some(detail) => {
-                    let (run_id, task) = detail.tasks.names();
-                    StallContext {
-                        cause: detail.evidence.clone(),
-                        last_location: detail.last_location(),
-                        run_id,
-                        task,
-                    }
+            Self::Living(signs) => judge_living(signs, limits, now, |fault| {
+                let Some(detail) = detail else {
+                    return Context {
+                        cause: StallCause::Unknown,
+                        last_location: None,
+                        run_id: None,
+                        task: None,
+                    };
+                };
+                let tasks = &detail.tasks;
+                let (run_id, task) = match fault {
+                    Fault::Overdue { task } => tasks.names_at(task),
+                    Fault::Silent | Fault::Standstill => tasks.names(),
+                };
+                Context {
+                    cause: match (fault, tasks.progress()) {
+                        (Fault::Standstill, Some((done, total))) => {
+                            StallCause::Standstill { done, total }
+                        }
+                        _ => detail.evidence.clone(),
+                    },
+                    last_location: detail.last_location(),
+                    run_id,
+                    task,
                 }
-                None => StallContext {
-                    cause: StallCause::Unknown,
-                    last_location: None,
-                    run_id: None,
-                    task: None,
-                },
             }),
             Self::Over { ending, ago, .. } => Health::ended(ending, *ago),
         }
@@ -71,11 +81,16 @@ impl WorkerRef {
     pub(crate) fn facts(&self, observed: &ObservedNow) -> Facts {
         loop {
             if let Some(snapshot) = self.living_snapshot() {
+                if snapshot.work.limited && !snapshot.is_plain() {
+                    // A task and its time in the cell are of one moment under the lock only.
+                    return self.read_all(observed, |facts, _, _| facts);
+                }
+                let limits = &self.record.profile.limits;
                 let adjustments = if snapshot.is_plain() {
                     None
                 } else {
                     let detail = self.record.known_detail();
-                    detail.map(|detail| detail.adjustments(&snapshot))
+                    detail.map(|detail| detail.adjustments(&snapshot, limits))
                 };
                 return self.living(&snapshot, observed, &adjustments.unwrap_or_default());
             }
@@ -116,12 +131,13 @@ impl WorkerRef {
         self.judge(observed).1
     }
 
-    /// The verdict, and the facts that it was given on. A stall has its evidence, run and task.
+    /// The verdict, and the facts that it was given on. A stall has its evidence, and it and an overdue
+    /// task have their run and task.
     pub(crate) fn judge(&self, observed: &ObservedNow) -> (Facts, Health) {
         let limits = &self.record.profile.limits;
         let facts = self.facts(observed);
         let health = facts.judge(limits, observed.now, None);
-        if !matches!(health, Health::Stalled(_)) {
+        if !matches!(health, Health::Stalled(_) | Health::Overdue { .. }) {
             return (facts, health);
         }
         // The worker may be beginning its next task, which is not the one that stalled. So all of it
@@ -154,7 +170,10 @@ impl WorkerRef {
                     // It was made after the check, and the snapshot may depend on it.
                     continue;
                 }
-                let adjustments = detail.as_ref().map(|detail| detail.adjustments(&snapshot));
+                let limits = &self.record.profile.limits;
+                let adjustments = detail
+                    .as_ref()
+                    .map(|detail| detail.adjustments(&snapshot, limits));
                 let facts = self.living(&snapshot, observed, &adjustments.unwrap_or_default());
                 return read(facts, Some(&snapshot), detail.as_deref());
             }
@@ -186,6 +205,8 @@ pub(crate) fn signs(
         heartbeat_at: None,
         quiet_until: adjustments.quiet_until,
         thread_ended_at: adjustments.thread_ended_at,
+        deadline: adjustments.deadline,
+        headway: adjustments.headway,
     };
     signs.heartbeat_at = vouched(&signs, limits, observed.tick);
     signs

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use crossbeam_channel::Receiver;
 
 use super::{WorkerRef, signs};
-use crate::cell::{Cell, CellKey, Episode, Lifecycle, Phase, Schedule};
+use crate::cell::{Cell, CellKey, Episode, Lifecycle, Phase, Schedule, Work};
 use crate::clock::Moment;
 use crate::health::{Activity, Death, DeathCause, Ending, Health, StallCause, StopCause};
 use crate::registry::core::record::{Dependents, Detail, Ended, Former, Record};
@@ -172,7 +172,7 @@ impl WorkerRef {
         let life = cell.state();
         let (beats, heartbeat_at) = cell.snapshot().map_or((0, None), |snapshot| {
             let limits = &self.record.profile.limits;
-            let adjustments = detail.adjustments(&snapshot);
+            let adjustments = detail.adjustments(&snapshot, limits);
             let signs = signs(&snapshot, limits, observed, &adjustments);
             (snapshot.beats, signs.heartbeat_at)
         });
@@ -429,5 +429,13 @@ pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) -> u64
         episode: Episode::Starting,
         due: grace_ends.after(Duration::from_nanos(1)),
     };
-    cell.settle(life, now, schedule)
+    let beats = cell.settle(life, now, schedule);
+    if profile.limits.limit_tasks() {
+        // Before the worker can begin a task: this is under the lock of its chunk.
+        cell.change_work(|work| Work {
+            limited: true,
+            ..work
+        });
+    }
+    beats
 }

@@ -1,9 +1,11 @@
 //! What a worker reports of itself.
 
+use std::time::Duration;
+
 use super::WorkerRef;
 use super::lives::LONGEST_REASON;
 use crate::cell::{CellKey, Work};
-use crate::clock::Moment;
+use crate::clock::{Moment, nanos};
 use crate::health::{Activity, CallSite};
 use crate::registry::core::events::EventKind;
 use crate::registry::core::record::Detail;
@@ -178,10 +180,44 @@ impl WorkerRef {
             return;
         }
         detail.last_site = Some(site);
-        if let Some(number) = number {
-            detail.tasks.set_progress(number, done, total);
+        let moved = number.is_some_and(|n| detail.tasks.set_progress(n, done, total));
+        if moved && self.record.profile.limits.limit_progress() {
+            self.begin_stage(&mut detail);
+        } else {
+            self.cell().beat();
         }
-        self.cell().beat();
+    }
+
+    /// Sets the deadline of the task with this number, from its beginning. Counts as a beat. `now`: the
+    /// registry's time.
+    pub(crate) fn set_deadline(
+        &self,
+        number: Option<u64>,
+        deadline: Duration,
+        now: Moment,
+        site: CallSite,
+    ) {
+        let mut detail = self.record.detail();
+        if self.is_late(&mut detail) {
+            return;
+        }
+        detail.last_site = Some(site);
+        let (allowance, seen_at) = (nanos(deadline), self.task_seen_at());
+        let tasks = &mut detail.tasks;
+        if number.is_some_and(|n| tasks.set_deadline(n, allowance, seen_at, now)) {
+            self.begin_stage(&mut detail);
+        }
+    }
+
+    /// Has the pacemaker note the time of what has changed at the present task, and judge the worker by
+    /// its limits, as if it had begun a new task. Counts as a beat.
+    fn begin_stage(&self, detail: &mut Detail) {
+        detail.tasks.keep_seen_at(self.task_seen_at());
+        self.cell().beat_with(|work| Work {
+            task: work.next_task(),
+            limited: true,
+            ..work
+        });
     }
 
     /// Sets the step of the task with this number. Counts as a beat.
