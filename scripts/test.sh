@@ -42,6 +42,7 @@ missing() {
         echo postgresql
     fi
     command -v promtool >/dev/null || echo prometheus
+    command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || echo pgbouncer
     command -v chromedriver >/dev/null || echo chromium-driver
     command -v curl >/dev/null || echo curl
 }
@@ -72,7 +73,7 @@ install() {
         fi
         echo "They are installed now, with apt-get; that takes a minute or two."
         local service running=""
-        for service in postgresql prometheus; do
+        for service in postgresql prometheus pgbouncer; do
             runs "$service" && running+=" $service "
         done
         $sudo apt-get update -qq
@@ -80,7 +81,7 @@ install() {
         $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
             ${packages/chromium-driver/chromium chromium-driver}
         # The tests need programs only. A service that this installation has started is stopped.
-        for service in postgresql prometheus; do
+        for service in postgresql prometheus pgbouncer; do
             if [[ $packages == *$service* && $running != *" $service "* ]] && runs "$service"; then
                 echo "Stopping the service $service, which the installation has started."
                 $sudo systemctl disable --quiet --now "$service"
@@ -99,6 +100,7 @@ else
     echo "Full: on two cores, compiling takes some minutes at first, and the tests about eight."
     install
     step cargo test --no-fail-fast --all-features
+    step bash scripts/postgres-versions.sh --quick
     step models
     if [ "$level" = soak ]; then
         step env SIMULATED_DAYS=1000 cargo test --release --test simulation

@@ -20,17 +20,28 @@ pub(crate) enum Work {
     /// Registers all workers, and sends their heartbeats.
     Fill,
     Summary,
+    Counts,
+    Worst,
     Page,
     Sweep,
 }
 
 impl Work {
-    const ALL: [Self; 4] = [Self::Fill, Self::Summary, Self::Page, Self::Sweep];
+    const ALL: [Self; 6] = [
+        Self::Fill,
+        Self::Summary,
+        Self::Counts,
+        Self::Worst,
+        Self::Page,
+        Self::Sweep,
+    ];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Fill => "fill",
             Self::Summary => "summary",
+            Self::Counts => "counts",
+            Self::Worst => "worst",
             Self::Page => "page",
             Self::Sweep => "sweep",
         }
@@ -50,6 +61,15 @@ pub(crate) fn run(arguments: &[String]) {
         Work::Summary => read(repeats, || {
             drop(black_box(store.summary().expect("a summary")))
         }),
+        Work::Counts => read(repeats, || {
+            assert_eq!(store.counts().expect("counts").states.total(), size);
+        }),
+        Work::Worst => {
+            let filter = WorkerFilter::new().limit(100);
+            read(repeats, || {
+                assert_eq!(store.worst_first(&filter).expect("a page").len(), 100);
+            });
+        }
         Work::Page => {
             let filter = WorkerFilter::new().after(id(size / 2)).limit(100);
             read(repeats, || {

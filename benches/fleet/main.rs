@@ -268,6 +268,12 @@ fn measure_fleet(table: &mut Table, kind: Kind, size: usize, quick: bool) {
 
     for (work, name, most) in [
         (Work::Summary, "`summary()`", Some(500.0)),
+        (Work::Counts, "`counts()`", Some(500.0)),
+        (
+            Work::Worst,
+            "`worst_first()`: 100, all are well",
+            Some(50.0),
+        ),
         (Work::Page, "`list()`: 100 in the middle", Some(50.0)),
     ] {
         let read = place.client(work, size, repeats);
@@ -319,7 +325,7 @@ fn measure_fleet(table: &mut Table, kind: Kind, size: usize, quick: bool) {
             "memory of the coordinator",
             Spread::exactly(memory),
             "MB",
-            None,
+            bound(64.0),
         );
     }
 }

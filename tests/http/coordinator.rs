@@ -156,6 +156,29 @@ fn a_refusal_names_its_reason() {
 }
 
 #[test]
+fn an_id_whose_holder_is_alive_is_refused_on_request() {
+    let store = MemoryStore::new();
+    let coordinator = start(&store);
+    let at = coordinator.local_addr();
+    let body = r#"{"worker_id": "a", "refuse_duplicate": true}"#;
+    let first = done(at, "register", body)["incarnation"].clone();
+    let reply = post(at, "register", body);
+    assert_eq!(reply.status, 400, "{reply:?}");
+    assert!(reply.error().contains("living worker"), "{reply:?}");
+    assert_eq!(row(&store, "a").key.incarnation, first.as_u64().unwrap());
+    // It is an instruction, no metadata.
+    assert_eq!(row(&store, "a").info.metadata, []);
+    let odd = r#"{"worker_id": "b", "refuse_duplicate": "yes"}"#;
+    let reply = post(at, "register", odd);
+    assert!(reply.error().contains("refuse_duplicate"), "{reply:?}");
+    done(at, "stop", r#"{"worker_id": "a"}"#);
+    done(at, "register", body);
+    // Without it, the latest one counts.
+    let last = done(at, "register", r#"{"worker_id": "a"}"#)["incarnation"].clone();
+    assert_eq!(row(&store, "a").key.incarnation, last.as_u64().unwrap());
+}
+
+#[test]
 fn a_run_is_one_workers_at_a_time() {
     let store = MemoryStore::new();
     let coordinator = start(&store);

@@ -101,3 +101,32 @@ fn a_sweep_of_the_future_replaces_none() {
     assert_eq!(store.sweep(&sweep).unwrap().recently_swept, None);
     assert!(store.sweep(&sweep).unwrap().recently_swept.is_some());
 }
+
+/// As after an outage of the server: nobody was heard meanwhile.
+#[test]
+fn a_cleanup_after_a_restart_of_the_server_charges_no_time_before_it() {
+    let place = Place::new("restarted");
+    let store = place.store();
+    let key = worker(&store, "a");
+    let started = |ago: &str| {
+        place.run(&format!(
+            "CREATE OR REPLACE FUNCTION $s_clock.pg_postmaster_start_time() RETURNS timestamptz
+                 LANGUAGE sql STABLE AS $$ SELECT now() - interval '{ago}' $$"
+        ));
+    };
+    let cleanup = || {
+        let cleanup = "SELECT worker_id FROM $s.cleanup_stale_workers(60)";
+        sql(&place.url, &cleanup.replace("$s", &place.name))
+    };
+    // The outage lasted two hours, and the schema is older than that.
+    place.run(
+        "UPDATE $s.worker_heartbeats SET last_heartbeat_at = now() - interval '2 h';
+         UPDATE $s.schema_migrations SET applied_at = now() - interval '1 day'",
+    );
+    started("59 min");
+    assert!(cleanup().is_empty());
+    assert_eq!(beat(&store, &key), Answer::Accepted);
+    place.run("UPDATE $s.worker_heartbeats SET last_heartbeat_at = now() - interval '2 h'");
+    started("61 min");
+    assert_eq!(cleanup(), [["a"]]);
+}

@@ -1,7 +1,7 @@
 //! Credentials that change, and connections that the application lends.
 
 use std::fs;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -336,4 +336,58 @@ fn a_lent_connection_that_panics_holds_up_no_later_call() {
         let listed = std::panic::catch_unwind(|| store.list(&WorkerFilter::default()));
         assert!(listed.is_err() || listed.unwrap().is_err());
     }
+}
+
+/// A connection of the application that panics in the middle of a call, while it is told to.
+struct Flaky {
+    client: tokio_postgres::Client,
+    uses: AtomicUsize,
+    panics: Arc<AtomicBool>,
+}
+
+impl worker_heartbeat::LentClient for Flaky {
+    fn client(&self) -> &tokio_postgres::Client {
+        let uses = self.uses.fetch_add(1, Ordering::Relaxed);
+        assert!(uses == 0 || !self.panics.load(Ordering::Relaxed), "lent");
+        &self.client
+    }
+}
+
+#[test]
+fn a_lent_connection_that_panics_during_a_call_leaves_no_place_in_use() {
+    let runtime = runtime();
+    let panics = Arc::new(AtomicBool::new(false));
+    let lend = Arc::clone(&panics);
+    // The server is started first, if this is the first test of it.
+    let server = url();
+    let store = PostgresOptions::new()
+        .schema(schema("panics_later"))
+        .statement_timeout(20 * SECOND)
+        .with_pool(runtime.handle().clone(), move || {
+            let panics = Arc::clone(&lend);
+            async move {
+                let (client, connection) =
+                    tokio_postgres::connect(server, tokio_postgres::NoTls).await?;
+                tokio::spawn(connection);
+                Ok::<_, tokio_postgres::Error>(Flaky {
+                    client,
+                    uses: AtomicUsize::new(0),
+                    panics,
+                })
+            }
+        })
+        .unwrap();
+    let list = || {
+        let list = || store.list(&WorkerFilter::default());
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(list))
+    };
+    assert!(list().unwrap().unwrap().is_empty());
+    panics.store(true, Ordering::Relaxed);
+    // More than a store may have at once.
+    for _ in 0..6 {
+        let listed = list();
+        assert!(listed.is_err() || listed.unwrap().is_err());
+    }
+    panics.store(false, Ordering::Relaxed);
+    assert!(list().unwrap().unwrap().is_empty());
 }

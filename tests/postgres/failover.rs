@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::eventually;
-use crate::support::postgres::{Cluster, own, schema, sql, url};
+use crate::support::postgres::{Cluster, own_with_tools, schema, sql, url};
 use crate::{SECOND, beat, claim, register, retried, states, store, worker};
 use worker_heartbeat::fleet::{
     Answer, Claim, ClaimAnswer, HeartbeatStore, LeaseKey, Registration, WorkerKey,
@@ -53,7 +53,9 @@ fn granted_later(store: &PostgresStore, key: &WorkerKey, run: &str) -> LeaseKey 
 /// What the primary did while the standby was cut off is lost: registrations, claims, releases.
 #[test]
 fn a_standby_that_lags_repeats_no_number() {
-    let Some(primary) = own() else { return };
+    let Some(primary) = own_with_tools() else {
+        return;
+    };
     let before = connect(&primary.url());
     let other = worker(&before, "other");
     let known = granted(&before, &other, "known");
@@ -98,7 +100,9 @@ fn a_standby_that_lags_repeats_no_number() {
 /// Neither knows of the other one. Each gives numbers of its own.
 #[test]
 fn two_standbys_that_are_both_promoted_give_different_numbers() {
-    let Some(primary) = own() else { return };
+    let Some(primary) = own_with_tools() else {
+        return;
+    };
     let before = connect(&primary.url());
     worker(&before, "svc-1");
     let standbys = [primary.standby(), primary.standby()];
@@ -122,7 +126,9 @@ fn two_standbys_that_are_both_promoted_give_different_numbers() {
 /// Whoever held a run on the lost server believes in it for a moment longer.
 #[test]
 fn runs_are_free_once_their_lost_holders_know() {
-    let Some(primary) = own() else { return };
+    let Some(primary) = own_with_tools() else {
+        return;
+    };
     let before = connect(&primary.url());
     let holder = worker(&before, "holder");
     let kept = granted(&before, &holder, "kept");
@@ -152,7 +158,9 @@ fn runs_are_free_once_their_lost_holders_know() {
 
 #[test]
 fn a_logical_copy_continues_with_higher_numbers() {
-    let Some(cluster) = own() else { return };
+    let Some(cluster) = own_with_tools() else {
+        return;
+    };
     let before = connect(&cluster.url());
     let key = worker(&before, "svc-1");
     let kept = granted(&before, &key, "kept");
@@ -294,7 +302,9 @@ fn an_open_transaction_holds_up_no_other() {
 /// Nothing is lost, so nothing changes: with a synchronous standby, workers and leases go on.
 #[test]
 fn a_synchronous_standby_takes_over_with_all_leases() {
-    let Some(primary) = own() else { return };
+    let Some(primary) = own_with_tools() else {
+        return;
+    };
     let before = connect(&primary.url());
     let standby = primary.standby();
     primary.replicate_synchronously();
@@ -363,7 +373,9 @@ fn failovers_under_claims() {
     const PROCESSES: usize = 3;
     const WORKERS: usize = 4;
     let rounds = std::env::var("FAILOVERS").map_or(1, |rounds| rounds.parse().unwrap());
-    let Some(mut primary) = own() else { return };
+    let Some(mut primary) = own_with_tools() else {
+        return;
+    };
     let observed = Mutex::new(Observed::default());
     let marked = Arc::new(Mutex::new(Vec::new()));
     for round in 0..rounds {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use worker_heartbeat::fleet::{Claim, ClaimAnswer, WorkerFilter};
 use worker_heartbeat::{FleetConfig, HeartbeatStore, PostgresOptions, Registry, WorkerHeartbeat};
 
-use crate::support::postgres::{Cluster, own, sql, try_sql};
+use crate::support::postgres::{Cluster, own_with_tools, sql, try_sql};
 use crate::{SECOND, register, retried, signal};
 
 /// Both servers in one URL, without a choice between them.
@@ -18,7 +18,9 @@ fn url(first: &Cluster, second: &Cluster) -> String {
 /// The kernel still accepts connections for a server that is suspended; nobody answers them.
 #[test]
 fn a_hung_primary_does_not_block_the_failover() {
-    let Some(primary) = own() else { return };
+    let Some(primary) = own_with_tools() else {
+        return;
+    };
     let limit = 2 * SECOND;
     let options = || {
         PostgresOptions::new()
@@ -91,7 +93,9 @@ fn a_hung_primary_does_not_block_the_failover() {
 /// Without a choice in the URL, the store writes to the server that accepts writes.
 #[test]
 fn several_hosts_are_searched_for_the_primary() {
-    let Some(primary) = own() else { return };
+    let Some(primary) = own_with_tools() else {
+        return;
+    };
     drop(
         PostgresOptions::new()
             .schema("x")

@@ -493,3 +493,73 @@ fn a_registration_outwaits_a_short_lock_of_the_table() {
     drop(locked);
     assert_eq!(registered.join().unwrap().unwrap().len(), 1);
 }
+
+/// In opposite orders, with ids that are new to both, known, and repeated.
+#[test]
+fn two_batches_of_the_same_ids_are_registered_at_the_same_time() {
+    const ROUNDS: usize = 12;
+    const IDS: usize = 400;
+    let name = schema("overlap");
+    // The server counts deadlocks by database.
+    sql(url(), &format!("CREATE DATABASE {name}"));
+    let (server, _) = url().rsplit_once('/').unwrap();
+    let database = format!("{server}/{name}");
+    let connect = || {
+        let options = PostgresOptions::new().schema(&name);
+        let options = options.statement_timeout(60 * SECOND);
+        options.connect(&database).unwrap()
+    };
+    let stores = [connect(), connect()];
+    // A wait that is given up would hide a deadlock.
+    sql(
+        &database,
+        &format!(
+            "DO $$ BEGIN EXECUTE (SELECT format('ALTER FUNCTION %s SET lock_timeout = ''60s''',
+                 p.oid::regprocedure) FROM pg_proc p
+                 WHERE p.proname = 'register_workers' AND p.pronamespace = '{name}'::regnamespace);
+             END $$"
+        ),
+    );
+    let start = std::sync::Barrier::new(stores.len());
+    let highest = Mutex::new(BTreeMap::<String, u64>::new());
+    thread::scope(|scope| {
+        for (side, store) in stores.iter().enumerate() {
+            let (start, highest) = (&start, &highest);
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    // Half of them are of the round before.
+                    let ids = round * IDS / 2..round * IDS / 2 + IDS;
+                    let mut batch: Vec<_> = ids
+                        .chain([round * IDS / 2])
+                        .map(|n| Registration::new("poller", format!("w-{n:05}")))
+                        .collect();
+                    if side == 1 {
+                        batch.reverse();
+                    }
+                    start.wait();
+                    let keys = store.register(&batch).unwrap();
+                    assert_eq!(keys.len(), batch.len());
+                    for (key, registration) in keys.into_iter().zip(batch) {
+                        assert_eq!(key.id, registration.id);
+                        let mut highest = highest.lock().unwrap();
+                        let known = highest.entry(key.id.clone()).or_default();
+                        assert_ne!(*known, key.incarnation, "{key}");
+                        *known = (*known).max(key.incarnation);
+                    }
+                }
+            });
+        }
+    });
+    let highest = highest.into_inner().unwrap();
+    let rows = stores[0].list(&WorkerFilter::new()).unwrap();
+    let stored: BTreeMap<_, _> = rows
+        .into_iter()
+        .map(|worker| (worker.key.id, worker.key.incarnation))
+        .collect();
+    assert_eq!(stored, highest);
+    drop(stores);
+    let deadlocks = format!("SELECT deadlocks FROM pg_stat_database WHERE datname = '{name}'");
+    assert_eq!(sql(url(), &deadlocks), [["0"]]);
+    // It may still have connections.
+    let _ = support::postgres::try_sql(url(), &format!("DROP DATABASE {name}"));
+}

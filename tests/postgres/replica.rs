@@ -1,12 +1,12 @@
 //! A standby that answers reads: pages, summaries and checks need not burden the primary.
 
-use crate::support::postgres::{own, schema};
+use crate::support::postgres::{own_with_tools, schema};
 use worker_heartbeat::fleet::{Beat, HeartbeatStore, Registration, WorkerFilter};
 use worker_heartbeat::{Error, PostgresOptions, State};
 
 #[test]
 fn a_standby_answers_reads_and_refuses_writes() {
-    let Some(primary) = own() else {
+    let Some(primary) = own_with_tools() else {
         return;
     };
     let standby = primary.standby();

@@ -30,6 +30,26 @@ fn a_run_id_may_be_a_uuid() {
          p_status => 'active', p_current_run_id => {typed}, p_worker_group => 'g')"
     );
     sql(url(), &named);
+    // Without a status: named, and in its place.
+    for (id, arguments) in [
+        (
+            "w-8",
+            format!("p_current_run_id => {typed}, p_current_task => 'task'"),
+        ),
+        ("w-9", typed.clone()),
+    ] {
+        sql(
+            url(),
+            &format!("SELECT {name}.upsert_worker_heartbeat('{id}', 't', {arguments})"),
+        );
+    }
+    let claim = format!(
+        "SELECT (c).answer FROM (SELECT {name}.claim_run('w-9', incarnation, {typed}, 60000000) AS c
+         FROM {name}.worker_heartbeats WHERE worker_id = 'w-9') claim"
+    );
+    assert_eq!(sql(url(), &claim), [["granted"]]);
+    let leased = sql(url(), &format!("SELECT run_id FROM {name}.leases"));
+    assert_eq!(leased, [[id.trim_matches('\'')]]);
     // Parameters of types that the driver does not know.
     let prepared = format!(
         "PREPARE beat AS SELECT {name}.upsert_worker_heartbeat($1, $2, $3, $4); \
@@ -51,8 +71,10 @@ fn a_run_id_may_be_a_uuid() {
         run("run-1"),
         run("run-1"),
         uuid.clone(),
-        uuid,
+        uuid.clone(),
         run("run-2"),
+        uuid.clone(),
+        uuid,
     ];
     assert_eq!(runs, expected);
 }

@@ -54,6 +54,35 @@ pub fn own() -> Option<Cluster> {
     Some(Cluster::start())
 }
 
+/// The same, for a test that uses the programs of clients; `None` also if they are missing, or older
+/// than the server.
+pub fn own_with_tools() -> Option<Cluster> {
+    let cluster = own()?;
+    let server = version(&cluster.programs.join("postgres"));
+    let tool = cluster.program("pg_basebackup").map(|tool| version(&tool));
+    if tool.is_none_or(|tool| tool < server) {
+        eprintln!("left out: it needs pg_basebackup and pg_dump of PostgreSQL {server} or later");
+        return None;
+    }
+    Some(cluster)
+}
+
+/// The major version of a program of PostgreSQL.
+fn version(program: &Path) -> u32 {
+    let output = Command::new(program).arg("--version").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let word = text
+        .split(' ')
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    let major = word.and_then(|word| {
+        word.split(|c: char| !c.is_ascii_digit())
+            .next()?
+            .parse()
+            .ok()
+    });
+    major.unwrap_or_else(|| panic!("{}: {text}", program.display()))
+}
+
 /// A unique name.
 pub fn schema(name: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

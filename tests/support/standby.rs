@@ -24,16 +24,20 @@ fn wait(what: &str, done: impl Fn() -> bool) {
 
 impl Cluster {
     /// A program of the client: it may be installed elsewhere than those of the server.
-    fn program(&self, name: &str) -> PathBuf {
+    pub(super) fn program(&self, name: &str) -> Option<PathBuf> {
         let mut folders = iter::once(self.programs.clone()).chain(folders());
-        let found = folders.find_map(|folder| Some(folder.join(name)).filter(|file| file.exists()));
-        found.unwrap_or_else(|| panic!("{name} is not installed"))
+        folders.find_map(|folder| Some(folder.join(name)).filter(|file| file.exists()))
+    }
+
+    fn installed(&self, name: &str) -> PathBuf {
+        self.program(name)
+            .unwrap_or_else(|| panic!("{name} is not installed"))
     }
 
     /// A standby of this server, which streams its changes.
     pub fn standby(&self) -> Self {
         let standby = Self::prepare();
-        let mut backup = Command::new(self.program("pg_basebackup"));
+        let mut backup = Command::new(self.installed("pg_basebackup"));
         backup
             .env("PGPASSWORD", PASSWORD)
             .args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-d"])
@@ -123,7 +127,7 @@ impl Cluster {
                 "-c",
                 r#"dump="$1" to="$2"; shift 2; "$dump" -a "$@" | "$0" -q -v ON_ERROR_STOP=1 "$to""#,
             ])
-            .args([self.program("psql"), self.program("pg_dump")])
+            .args([self.installed("psql"), self.installed("pg_dump")])
             .args([self.url_of(database), self.url()])
             .args(tables.iter().map(|table| format!("--table={table}")));
         run(shell);

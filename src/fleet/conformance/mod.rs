@@ -133,6 +133,7 @@ cases! {
     "texts come back as they were": workers::texts,
     "a worker is found by its id": workers::found,
     "each registration has an answer of its own": workers::each_registered,
+    "new, known and repeated ids are registered in one batch": workers::mixed_batches,
     "odd values of one worker harm no other": workers::odd_values,
     "a sweep marks silent workers, and no others": sweeps::sweeps,
     "a worker that was marked offline is refused until it registers again": sweeps::offline,

@@ -111,13 +111,14 @@ pub(super) fn fencing(bench: &Bench<'_>) -> Checked {
     Ok(())
 }
 
+fn process(pid: u32) -> Option<ProcessIdentity> {
+    Some(ProcessIdentity {
+        pid,
+        ..ProcessIdentity::current()
+    })
+}
+
 pub(super) fn generated_ids(bench: &Bench<'_>) -> Checked {
-    let process = |pid| {
-        Some(ProcessIdentity {
-            pid,
-            ..ProcessIdentity::current()
-        })
-    };
     let generated = |name, process| {
         bench.register_with(name, |worker| {
             worker.explicit = false;
@@ -424,6 +425,64 @@ pub(super) fn each_registered(bench: &Bench<'_>) -> Checked {
         ensure_eq!(key?.id, registration.id);
     }
     ensure_eq!(bench.rows()?.len(), all.len());
+    Ok(())
+}
+
+pub(super) fn mixed_batches(bench: &Bench<'_>) -> Checked {
+    let known = bench.worker("b")?;
+    let holder = bench.worker("d")?;
+    bench.lease(&holder, "run", 3_600 * SECOND)?;
+    let generated = |name: &str| {
+        let mut registration = bench.registration(name);
+        registration.explicit = false;
+        registration
+    };
+    let mut foreign = generated("c");
+    foreign.info.process = process(1);
+    let foreign = bench.register(foreign)?;
+    let died = StoredEnding::dead(&DeathCause::Exited);
+    ensure_eq!(bench.stop(&known, died)?, Answer::Accepted);
+    let mut taken = generated("c");
+    taken.info.process = process(2);
+    let mut last = bench.registration("d");
+    last.info.group = format!("{}-last", bench.name);
+    let batch = [
+        last.clone(),
+        bench.registration("new"),
+        taken,
+        bench.registration("b"),
+        bench.registration("a"),
+        bench.registration("d"),
+        last,
+    ];
+    let keys = bench.store.register(&batch)?;
+    ensure_eq!(keys.len(), batch.len());
+    for (n, (registration, key)) in batch.iter().zip(&keys).enumerate() {
+        ensure_eq!((n, key.id == registration.id), (n, n != 2));
+    }
+    // The last of an id counts.
+    ensure!(keys[0].incarnation < keys[5].incarnation, "{keys:?}");
+    ensure!(keys[5].incarnation < keys[6].incarnation, "{keys:?}");
+    ensure!(holder.incarnation < keys[0].incarnation, "{keys:?}");
+    ensure!(known.incarnation < keys[3].incarnation, "{keys:?}");
+    let row = bench.row(&keys[6])?;
+    ensure_eq!(
+        (row.key, row.info.group),
+        (keys[6].clone(), format!("{}-last", bench.name))
+    );
+    ensure_eq!(bench.row(&foreign)?.key, foreign);
+    let death = bench
+        .row(&keys[3])?
+        .last_death
+        .map(|death| death.ending.cause);
+    ensure_eq!(death.as_deref(), Some("exited"));
+    ensure_eq!(bench.state(&keys[3])?, State::Starting);
+    // The earlier life may believe in its lease for as long as its heartbeat lasts, and no longer.
+    ensure_eq!(
+        bench.claim(&keys[1], "run", 60 * SECOND)?,
+        ClaimAnswer::Taken
+    );
+    ensure_eq!(bench.rows()?.len(), 6);
     Ok(())
 }
 

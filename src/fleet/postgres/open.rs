@@ -15,6 +15,7 @@ use super::migrate;
 use super::session::Session;
 use super::settings::Settings;
 use super::transaction::{self, Params, Phase};
+use crate::sync::catch::catch;
 
 /// See the module.
 pub(super) struct OpenConnection {
@@ -88,10 +89,10 @@ impl OpenConnection {
         };
         if check_schema {
             if open.server.is_none() {
-                let asked = with_timeout(settings.statement_timeout, Server::of(open.client()));
+                let asked = with_timeout(settings.statement_timeout, Server::of(open.client()?));
                 open.server = Some(open.run(asked)?);
             }
-            open.run(migrate::check(open.client(), settings))?;
+            open.run(migrate::check(open.client()?, settings))?;
         }
         Ok(Some(open))
     }
@@ -111,10 +112,12 @@ impl OpenConnection {
         Ok((Whose::Lent(lent), None, 0, false))
     }
 
-    pub(super) fn client(&self) -> &Client {
+    /// A connection that the application lends is its code: if that panics, this connection is broken.
+    pub(super) fn client(&self) -> Result<&Client, PgError> {
         match &self.client {
-            Whose::Own(client) => client,
-            Whose::Lent(lent) => lent.client(),
+            Whose::Own(client) => Ok(client),
+            Whose::Lent(lent) => catch(|| lent.client())
+                .map_err(|_| PgError::Unreachable("the lent connection panicked".to_owned())),
         }
     }
 
@@ -141,7 +144,7 @@ impl OpenConnection {
         params: Params<'_>,
     ) -> Result<Vec<Row>, PgError> {
         let limit = settings.statement_timeout;
-        let running = transaction::run(self.client(), &settings.begin, sql, params, &self.phase);
+        let running = transaction::run(self.client()?, &settings.begin, sql, params, &self.phase);
         let done = self.run(with_timeout(limit, running));
         done.map_err(|error| match error {
             PgError::Timeout(limit) if self.phase.get() == Phase::Committing => {
@@ -163,7 +166,10 @@ impl OpenConnection {
         if self.phase.get() == Phase::Committing {
             return Settled::NotYet;
         }
-        let token = self.client().cancel_token();
+        let Ok(client) = self.client() else {
+            return Settled::Closed;
+        };
+        let token = client.cancel_token();
         let asked = async {
             match &settings.tls {
                 Some(tls) => token.cancel_query(tls.clone()).await,
@@ -177,7 +183,10 @@ impl OpenConnection {
 
     /// Waits until the server has answered everything that was sent.
     pub(super) fn settle(&self, limit: Duration) -> Settled {
-        let answered = with_timeout(limit, self.client().check_connection());
+        let Ok(client) = self.client() else {
+            return Settled::Closed;
+        };
+        let answered = with_timeout(limit, client.check_connection());
         match self.run(answered) {
             Ok(()) => Settled::Done,
             Err(PgError::Timeout(_)) => Settled::NotYet,
@@ -196,7 +205,7 @@ impl OpenConnection {
                 tokio::task::yield_now().await;
             }
         });
-        !self.client().is_closed()
+        self.client().is_ok_and(|client| !client.is_closed())
     }
 }
 

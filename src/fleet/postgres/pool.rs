@@ -255,9 +255,9 @@ impl Pool {
     /// Closes a connection that is broken.
     pub(super) fn discard(&self, open: OpenConnection) {
         self.state.lock().in_use -= 1;
-        drop(open);
         self.changed.notify_all();
         self.idle.notify_waiters();
+        drop(open);
     }
 
     /// The call on this connection was given up, and is not finished. It counts as open.
@@ -296,7 +296,7 @@ impl Pool {
             Some(server) => server.clone(),
             None => open.run(with_timeout(
                 self.settings.statement_timeout,
-                Server::of(open.client()),
+                Server::of(open.client()?),
             ))?,
         };
         let of_old = match &old.server {
@@ -332,9 +332,9 @@ impl Pool {
     }
 
     fn forget_session(&self, open: &OpenConnection) {
-        if let Some(session) = &open.session {
+        if let (Some(session), Ok(client)) = (&open.session, open.client()) {
             let forget = session.forget(&self.settings);
-            let done = open.client().batch_execute(&forget);
+            let done = client.batch_execute(&forget);
             // If that fails, a sweep marks the workers offline too early. Those that live are refused
             // at their next heartbeat, and register again.
             drop(open.run(with_timeout(CLOSE_TIMEOUT, done)));

@@ -50,7 +50,7 @@ const MOST_WORKERS: usize = 100_000;
 ///
 /// | `POST` | body (JSON) | answer |
 /// | --- | --- | --- |
-/// | `/api/worker/register` | any object; known fields are `worker_id`, `worker_type`, `group`, `interval`, `stale_after`, `stall_after`, `startup_grace` (seconds), `metadata` | `worker_id`, `incarnation`, `heartbeat_interval_s`, `stale_after_s` |
+/// | `/api/worker/register` | any object; known fields are `worker_id`, `worker_type`, `group`, `interval`, `stale_after`, `stall_after`, `startup_grace` (seconds), `refuse_duplicate` (`true`: not while another worker of this id is alive), `metadata` | `worker_id`, `incarnation`, `heartbeat_interval_s`, `stale_after_s` |
 /// | `/api/worker/heartbeat` | `worker_id`; further known fields are `incarnation`, `status`, `reason`, `run_id`, `task`, `progress` | `accepted` |
 /// | `/api/worker/stop` | `worker_id`; `error`, if it failed | `stopped` |
 /// | `/api/worker/claim` | `worker_id`, `run_id`, `ttl_s`; optional: `attempt` | `granted`, and its `fence` |

@@ -55,6 +55,12 @@ impl Fields {
             .transpose()
     }
 
+    pub(super) fn flag(&mut self, name: &str) -> Result<bool, Refusal> {
+        self.take(&[name])
+            .map_or(Some(false), |value| value.as_bool())
+            .ok_or_else(|| wrong(&[name], "true or false"))
+    }
+
     pub(super) fn seconds(&mut self, names: &[&str]) -> Result<Option<Seconds>, Refusal> {
         self.take(names)
             .map(|value| {

@@ -32,6 +32,7 @@ pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     let stale_after = fields.seconds(&["stale_after", "stale_after_s"])?;
     let stall_after = fields.seconds(&["stall_after", "stall_after_s"])?;
     let startup_grace = fields.seconds(&["startup_grace", "startup_grace_s"])?;
+    let refuse_duplicate = fields.flag("refuse_duplicate")?;
     check_name("worker_type", &worker_type)?;
     check_name("group", &group)?;
     if let Some(id) = &id {
@@ -57,6 +58,7 @@ pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply<Value> {
     };
     let mut registration = Registration::new(worker_type, id);
     registration.explicit = explicit;
+    registration.refuse_duplicate = refuse_duplicate;
     registration.info.group = group;
     registration.info.interval = interval;
     registration.info.metadata = fields.rest()?;

@@ -71,6 +71,14 @@ BEGIN
     PERFORM @schema@.show_leases(ARRAY[p_worker_id], p_run_id);
 END $$;
 
+-- The same, for a run id of the type uuid.
+CREATE OR REPLACE FUNCTION @schema@.claim_run(
+    p_worker_id text, p_incarnation bigint, p_run_id uuid, p_ttl bigint,
+    p_attempt bigint DEFAULT NULL, OUT answer text, OUT fence bigint
+) LANGUAGE sql AS $$
+    SELECT * FROM @schema@.claim_run(p_worker_id, p_incarnation, p_run_id::text, p_ttl, p_attempt)
+$$;
+
 -- Gives up claims whose outcome the worker does not know. Returns the places of those that held a run
 -- until now. The lock on the workers' rows waits for claims that are not committed yet.
 CREATE OR REPLACE FUNCTION @schema@.withdraw_claims(

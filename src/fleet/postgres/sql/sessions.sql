@@ -10,6 +10,15 @@ EXCEPTION WHEN insufficient_privilege THEN
     RETURN 'unknown';
 END $$;
 
+-- When the server was started last, if the schema was there before. NULL also if this role may not see it.
+CREATE OR REPLACE FUNCTION @schema@.last_restart() RETURNS timestamptz LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT pg_postmaster_start_time() FROM @schema@.schema_migrations m
+        HAVING min(m.applied_at) < pg_postmaster_start_time());
+EXCEPTION WHEN insufficient_privilege THEN
+    RETURN NULL;
+END $$;
+
 -- NULL if the server does not show the start of this session.
 CREATE OR REPLACE FUNCTION @schema@.open_session() RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE

@@ -308,14 +308,16 @@ RETURNS TABLE (run_id text, worker_id text, fence bigint) LANGUAGE sql AS $$
         RETURNING l.run_id, l.worker_id, l.fence
 $$;
 
--- Marks workers offline that are silent for longer than p_minutes and than their own limit allows. A
--- transaction that calls it delays no other: others skip the rows that it locks, and it skips theirs.
+-- Marks workers offline that are silent for longer than p_minutes and than their own limit allows. While
+-- the server was down, nobody could be heard: only the time since its last restart counts. A transaction
+-- that calls it delays no other: others skip the rows that it locks, and it skips theirs.
 CREATE OR REPLACE FUNCTION @schema@.cleanup_stale_workers(p_minutes integer DEFAULT 60)
 RETURNS TABLE (worker_id text, worker_type text, last_heartbeat_at timestamptz, current_run_id text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_threshold interval := make_interval(mins => p_minutes);
+    v_heard_for interval := now() - @schema@.last_restart();
     v_ids text[];
     v_incarnations bigint[];
     v_causes text[];
@@ -329,7 +331,8 @@ BEGIN
     WITH found AS MATERIALIZED (
         SELECT w.worker_id, w.incarnation, @schema@.belief_ends(w) AS belief_ends
         FROM @schema@.worker_heartbeats w
-        WHERE @schema@.is_stale(w, v_threshold) AND @schema@.silence(w) > v_threshold
+        WHERE @schema@.is_stale(w, v_threshold, v_heard_for)
+            AND least(@schema@.silence(w), v_heard_for) > v_threshold
         FOR UPDATE SKIP LOCKED
     )
     SELECT array_agg(f.worker_id), array_agg(f.incarnation), array_agg('lost'::text),

@@ -138,12 +138,23 @@ CREATE OR REPLACE FUNCTION @schema@.upsert_worker_heartbeat(
         p_current_task, p_metadata, p_worker_group, p_stale_after)
 $$;
 
+-- The same, for an active worker. At each place, the first of these functions takes what this one takes,
+-- so that arguments without a type choose that one.
+CREATE OR REPLACE FUNCTION @schema@.upsert_worker_heartbeat(
+    p_worker_id text, p_worker_type text, p_current_run_id uuid, p_current_task text DEFAULT NULL,
+    p_worker_group text DEFAULT NULL, p_metadata jsonb DEFAULT NULL, p_stale_after interval DEFAULT NULL
+) RETURNS bigint LANGUAGE sql AS $$
+    SELECT @schema@.upsert_worker_heartbeat(p_worker_id, p_worker_type, 'active', p_current_run_id::text,
+        p_current_task, p_metadata, p_worker_group, p_stale_after)
+$$;
+
 -- Returns whether the worker was alive until now. Its leases are released.
 CREATE OR REPLACE FUNCTION @schema@.stop_worker(p_worker_id text) RETURNS boolean
     LANGUAGE plpgsql AS $$
 DECLARE
     v_incarnation bigint;
 BEGIN
+    PERFORM @schema@.check_name('worker_id', coalesce(p_worker_id, ''));
     SELECT w.incarnation INTO v_incarnation FROM @schema@.worker_heartbeats w
         WHERE w.worker_id = p_worker_id AND w.ended_at IS NULL FOR UPDATE;
     IF NOT FOUND THEN

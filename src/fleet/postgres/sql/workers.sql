@@ -121,98 +121,60 @@ LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
 DECLARE
     r record;
-    v_old @schema@.worker_heartbeats;
-    v_known boolean;
-    v_ends timestamptz;
-    v_death jsonb;
     v_session bigint := CASE WHEN @schema@.is_session(p_session) THEN p_session END;
+    -- The first of each id: another one of the same id supersedes it.
+    v_left bigint[] := ARRAY(SELECT DISTINCT ON (u.id COLLATE "C") u.ord
+        FROM unnest(p_ids) WITH ORDINALITY u (id, ord) ORDER BY u.id COLLATE "C", u.ord);
+    v_done bigint[] := '{}';
+    v_taken bigint[] := '{}';
+    v_new bigint[];
+    v_ids text[];
+    v_incarnations bigint[];
+    v_known boolean;
 BEGIN
     PERFORM @schema@.durably();
-    -- In the order of the ids, so that two batches cannot deadlock.
-    FOR r IN
-        SELECT * FROM unnest(p_ids, p_explicit, p_types, p_groups, p_intervals, p_stale_after,
-            p_stall_after, p_startup_grace, p_beats_only, p_metadata, p_restarts, p_hostnames,
-            p_pids, p_process_started, p_boot_ids, p_pid_namespaces, p_own, p_deaths, p_refuse,
-            p_task_deadline, p_progress_after)
-            WITH ORDINALITY
-            AS u (id, explicit, worker_type, worker_group, every, stale_after, stall_after,
-                startup_grace, beats_only, metadata, restarts, hostname, pid, process_started,
-                boot_id, pid_namespace, own, death, refuse, task_deadline, progress_after, ord)
-        ORDER BY u.id COLLATE "C", u.ord
-    LOOP
-        ord := r.ord;
-        worker_id := r.id;
-        LOOP
-            SELECT * INTO v_old FROM @schema@.worker_heartbeats w
-                WHERE w.worker_id = register_workers.worker_id FOR UPDATE;
-            v_known := FOUND;
-            -- After the row is locked: a later registration has a higher number.
-            incarnation := @schema@.next_number(v_old.incarnation);
-            IF v_known AND NOT r.explicit AND worker_id = r.id AND (r.pid IS NULL
-                OR (v_old.hostname, v_old.pid, v_old.process_started, v_old.boot_id, v_old.pid_namespace)
-                IS DISTINCT FROM (r.hostname, r.pid, r.process_started, r.boot_id, r.pid_namespace))
-            THEN
-                -- A generated id of another process. The number makes it unique.
-                worker_id := r.id || '-' || incarnation;
-                CONTINUE;
-            END IF;
-            IF v_known AND r.explicit AND r.refuse AND v_old.ended_at IS NULL
-                AND NOT @schema@.is_stale(v_old, @schema@.default_stale_after())
-                AND (r.pid IS NULL OR (v_old.hostname, v_old.pid, v_old.process_started, v_old.boot_id,
-                    v_old.pid_namespace) IS DISTINCT FROM (r.hostname, r.pid, r.process_started,
-                    r.boot_id, r.pid_namespace))
-            THEN
-                RAISE EXCEPTION 'the id % belongs to a living worker%, registered % s ago', worker_id,
-                    coalesce(' of process ' || v_old.pid || ' on ' || v_old.hostname, ''),
-                    floor(extract(epoch FROM now() - v_old.started_at))
-                    USING ERRCODE = 'invalid_parameter_value';
-            END IF;
-            v_death := r.death::jsonb;
-            IF v_old.status = 'dead' THEN
-                v_old.last_death_at := v_old.ended_at;
-                v_old.last_death_cause := v_old.ended_cause;
-                v_old.last_death_detail := v_old.ended_detail;
-                v_old.last_death_location := v_old.ended_location;
-                v_old.last_death_run_id := v_old.current_run_id;
-                v_old.last_death_task := v_old.current_task;
-            END IF;
-            IF now() - @schema@.micros((v_death ->> 'age')::bigint)
-                > coalesce(v_old.last_death_at, '-infinity') THEN
-                v_old.last_death_at := now() - @schema@.micros((v_death ->> 'age')::bigint);
-                v_old.last_death_cause := v_death ->> 'cause';
-                v_old.last_death_detail := v_death ->> 'detail';
-                v_old.last_death_location := v_death ->> 'location';
-                v_old.last_death_run_id := v_death ->> 'run_id';
-                v_old.last_death_task := v_death ->> 'task';
-            END IF;
-            IF v_known THEN
-                -- The earlier life may still be at work, and believe in its leases until then.
-                v_ends := @schema@.belief_ends(v_old);
-                UPDATE @schema@.leases l SET expires_at = v_ends
-                    WHERE l.worker_id = register_workers.worker_id AND l.expires_at > v_ends;
-            END IF;
+    -- One statement for all new workers, because each INSERT sets up the constraints of the table.
+    -- It locks the rows of those that are known; if all is well with them, it writes these next.
+    FOREACH v_known IN ARRAY ARRAY[false, true] LOOP
+        WITH written AS (
             INSERT INTO @schema@.worker_heartbeats AS w (worker_id, worker_type, worker_group,
                     incarnation, heartbeat_interval, stale_after, stall_after, startup_grace,
                     beats_only, metadata, restarts, hostname, pid, process_started, boot_id,
                     pid_namespace, session_id, last_death_at, last_death_cause, last_death_detail,
                     last_death_location, last_death_run_id, last_death_task, task_deadline,
                     progress_after)
-                VALUES (register_workers.worker_id, r.worker_type, r.worker_group,
-                    register_workers.incarnation, @schema@.micros(r.every),
-                    @schema@.micros(r.stale_after), @schema@.micros(r.stall_after),
-                    @schema@.micros(r.startup_grace), r.beats_only, r.metadata::jsonb, r.restarts,
-                    r.hostname, r.pid, r.process_started, r.boot_id, r.pid_namespace,
-                    CASE WHEN r.own THEN v_session END, v_old.last_death_at, v_old.last_death_cause,
-                    v_old.last_death_detail, v_old.last_death_location, v_old.last_death_run_id,
-                    v_old.last_death_task, @schema@.micros(r.task_deadline),
-                    @schema@.micros(r.progress_after))
+                SELECT s.id, s.worker_type, s.worker_group, @schema@.next_number(),
+                    @schema@.micros(s.every), @schema@.micros(s.stale_after),
+                    @schema@.micros(s.stall_after), @schema@.micros(s.startup_grace), s.beats_only,
+                    s.metadata::jsonb, s.restarts, s.hostname, s.pid, s.process_started, s.boot_id,
+                    s.pid_namespace, CASE WHEN s.own THEN v_session END,
+                    now() - @schema@.micros((s.death ->> 'age')::bigint), s.death ->> 'cause',
+                    s.death ->> 'detail', s.death ->> 'location', s.death ->> 'run_id',
+                    s.death ->> 'task', @schema@.micros(s.task_deadline),
+                    @schema@.micros(s.progress_after)
+                FROM (SELECT u.*, u.last_death::jsonb AS death
+                    FROM unnest(p_ids, p_explicit, p_types, p_groups, p_intervals, p_stale_after,
+                        p_stall_after, p_startup_grace, p_beats_only, p_metadata, p_restarts,
+                        p_hostnames, p_pids, p_process_started, p_boot_ids, p_pid_namespaces, p_own,
+                        p_deaths, p_task_deadline, p_progress_after) WITH ORDINALITY
+                        AS u (id, explicit, worker_type, worker_group, every, stale_after, stall_after,
+                            startup_grace, beats_only, metadata, restarts, hostname, pid,
+                            process_started, boot_id, pid_namespace, own, last_death, task_deadline,
+                            progress_after, ord)
+                    WHERE u.ord IN (SELECT * FROM unnest(v_left))
+                    -- So that two batches cannot deadlock.
+                    ORDER BY u.id COLLATE "C") s
                 ON CONFLICT ON CONSTRAINT worker_heartbeats_pkey DO UPDATE SET
+                    -- The key is among the columns, so the lock is FOR UPDATE.
+                    worker_id = excluded.worker_id,
+                    -- Drawn after the row is locked: a later registration has a higher number.
+                    incarnation = @schema@.next_number(w.incarnation),
                     worker_type = excluded.worker_type, worker_group = excluded.worker_group,
-                    incarnation = excluded.incarnation, status = 'starting', reason = NULL,
-                    last_heartbeat_at = NULL, last_progress_at = NULL, started_at = now(),
-                    current_run_id = NULL, lease_expires_at = NULL, current_task = NULL,
-                    progress_done = NULL, progress_total = NULL, beats = 0,
-                    restarts = excluded.restarts, heartbeat_interval = excluded.heartbeat_interval,
+                    status = 'starting', reason = NULL, last_heartbeat_at = NULL,
+                    last_progress_at = NULL, started_at = now(), current_run_id = NULL,
+                    lease_expires_at = NULL, current_task = NULL, progress_done = NULL,
+                    progress_total = NULL, beats = 0, restarts = excluded.restarts,
+                    heartbeat_interval = excluded.heartbeat_interval,
                     stale_after = excluded.stale_after, stall_after = excluded.stall_after,
                     startup_grace = excluded.startup_grace, beats_only = excluded.beats_only,
                     hostname = excluded.hostname, pid = excluded.pid,
@@ -220,20 +182,89 @@ BEGIN
                     pid_namespace = excluded.pid_namespace, session_id = excluded.session_id,
                     ended_at = NULL, ended_cause = NULL, ended_detail = NULL, ended_location = NULL,
                     last_status = NULL, metadata = excluded.metadata, withdrawn = NULL,
-                    last_death_at = excluded.last_death_at,
-                    last_death_cause = excluded.last_death_cause,
-                    last_death_detail = excluded.last_death_detail,
-                    last_death_location = excluded.last_death_location,
-                    last_death_run_id = excluded.last_death_run_id,
-                    last_death_task = excluded.last_death_task,
-                    task_deadline = excluded.task_deadline,
-                    progress_after = excluded.progress_after
-                -- If a concurrent registration inserted the row meanwhile, start over with it.
-                WHERE v_known AND w.incarnation = v_old.incarnation;
-            EXIT WHEN FOUND;
+                    task_deadline = excluded.task_deadline, progress_after = excluded.progress_after,
+                    (last_death_at, last_death_cause, last_death_detail, last_death_location,
+                        last_death_run_id, last_death_task) = (
+                        -- The latest of the row's end, its earlier death and what the process knows.
+                        SELECT d.died_at, d.cause, d.detail, d.location, d.run_id, d.task FROM (VALUES
+                            (1, CASE WHEN w.status = 'dead' THEN w.ended_at END, w.ended_cause,
+                                w.ended_detail, w.ended_location, w.current_run_id, w.current_task),
+                            (2, w.last_death_at, w.last_death_cause, w.last_death_detail,
+                                w.last_death_location, w.last_death_run_id, w.last_death_task),
+                            (3, excluded.last_death_at, excluded.last_death_cause,
+                                excluded.last_death_detail, excluded.last_death_location,
+                                excluded.last_death_run_id, excluded.last_death_task))
+                            AS d (place, died_at, cause, detail, location, run_id, task)
+                        ORDER BY d.died_at DESC NULLS LAST, d.place LIMIT 1)
+                -- The rows are locked even if this is false.
+                WHERE v_known
+                RETURNING w.worker_id, w.incarnation
+        )
+        SELECT array_agg(f.ord), array_agg(f.worker_id), array_agg(f.incarnation)
+            INTO v_new, v_ids, v_incarnations
+            FROM (SELECT u.ord, n.worker_id, n.incarnation FROM written n
+                JOIN unnest(p_ids) WITH ORDINALITY u (id, ord) ON u.id COLLATE "C" = n.worker_id
+                WHERE u.ord IN (SELECT * FROM unnest(v_left))) f;
+        RETURN QUERY SELECT * FROM unnest(v_new, v_ids, v_incarnations);
+        v_done := v_done || v_new;
+        v_left := ARRAY(SELECT * FROM unnest(v_left) EXCEPT SELECT * FROM unnest(v_new));
+        EXIT WHEN v_known OR v_left = '{}';
+        FOR r IN
+            SELECT u.ord, u.explicit, w.worker_id, w.pid, w.hostname, w.started_at
+            FROM unnest(p_ids, p_explicit, p_refuse, p_hostnames, p_pids, p_process_started,
+                p_boot_ids, p_pid_namespaces) WITH ORDINALITY
+                AS u (id, explicit, refuse, hostname, pid, process_started, boot_id, pid_namespace, ord)
+            JOIN @schema@.worker_heartbeats w ON w.worker_id = u.id
+            WHERE u.ord IN (SELECT * FROM unnest(v_left))
+            -- Of another process.
+            AND (u.pid IS NULL OR (w.hostname, w.pid, w.process_started, w.boot_id, w.pid_namespace)
+                IS DISTINCT FROM (u.hostname, u.pid, u.process_started, u.boot_id, u.pid_namespace))
+            AND (NOT u.explicit OR u.refuse AND w.ended_at IS NULL
+                AND NOT @schema@.is_stale(w, @schema@.default_stale_after()))
+            ORDER BY u.id COLLATE "C"
+        LOOP
+            IF r.explicit THEN
+                RAISE EXCEPTION 'the id % belongs to a living worker%, registered % s ago', r.worker_id,
+                    coalesce(' of process ' || r.pid || ' on ' || r.hostname, ''),
+                    floor(extract(epoch FROM now() - r.started_at))
+                    USING ERRCODE = 'invalid_parameter_value';
+            END IF;
+            v_taken := v_taken || r.ord;
         END LOOP;
-        RETURN NEXT;
+        v_left := ARRAY(SELECT * FROM unnest(v_left) EXCEPT SELECT * FROM unnest(v_taken));
+        -- The earlier life may still be at work, and believe in its leases until then.
+        UPDATE @schema@.leases l SET expires_at = @schema@.belief_ends(w)
+            FROM @schema@.worker_heartbeats w
+            WHERE w.worker_id IN (SELECT u.id FROM unnest(p_ids) WITH ORDINALITY u (id, ord)
+                WHERE u.ord IN (SELECT * FROM unnest(v_left)))
+            AND l.worker_id = w.worker_id AND l.expires_at > @schema@.belief_ends(w);
     END LOOP;
+    -- Those of an id that the batch has registered by now, and generated ids of other processes.
+    IF cardinality(v_done) < cardinality(p_ids) THEN
+        FOR r IN
+            SELECT u.*, u.ord = ANY (v_taken) AS is_taken
+            FROM unnest(p_ids, p_explicit, p_types, p_groups, p_intervals, p_stale_after,
+                p_stall_after, p_startup_grace, p_beats_only, p_metadata, p_restarts, p_hostnames,
+                p_pids, p_process_started, p_boot_ids, p_pid_namespaces, p_own, p_deaths, p_refuse,
+                p_task_deadline, p_progress_after) WITH ORDINALITY
+                AS u (id, explicit, worker_type, worker_group, every, stale_after, stall_after,
+                    startup_grace, beats_only, metadata, restarts, hostname, pid, process_started,
+                    boot_id, pid_namespace, own, death, refuse, task_deadline, progress_after, ord)
+            WHERE u.ord NOT IN (SELECT * FROM unnest(v_done))
+            ORDER BY u.id COLLATE "C", u.ord
+        LOOP
+            RETURN QUERY SELECT r.ord, n.worker_id, n.incarnation
+                FROM @schema@.register_workers(
+                    -- The number makes it unique.
+                    ARRAY[CASE WHEN r.is_taken THEN r.id || '-' || @schema@.next_number() ELSE r.id END],
+                    ARRAY[r.explicit OR r.is_taken], ARRAY[r.worker_type], ARRAY[r.worker_group],
+                    ARRAY[r.every], ARRAY[r.stale_after], ARRAY[r.stall_after], ARRAY[r.startup_grace],
+                    ARRAY[r.beats_only], ARRAY[r.metadata], ARRAY[r.restarts], ARRAY[r.hostname],
+                    ARRAY[r.pid], ARRAY[r.process_started], ARRAY[r.boot_id], ARRAY[r.pid_namespace],
+                    ARRAY[r.own], p_session, ARRAY[r.death], ARRAY[r.refuse], ARRAY[r.task_deadline],
+                    ARRAY[r.progress_after]) n;
+        END LOOP;
+    END IF;
 END $$;
 
 -- Why a write for an incarnation is refused; NULL if it is accepted.
