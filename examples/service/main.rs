@@ -5,6 +5,8 @@
 //! cargo run --example service --features beacon,http,prometheus,systemd -- --listen 127.0.0.1:8080 --beacon /tmp/beacon.json --hang-after 5
 //! ```
 //!
+//! Built with the feature `postgres`, too, `--postgres URL` lets other programs see its workers.
+//!
 //! Beside this file: a unit for systemd, and manifests for Kubernetes with probes over HTTP and with
 //! the beacon file. Ctrl-C ends the example.
 
@@ -19,11 +21,21 @@ use worker_heartbeat::{
 
 fn main() -> Result<ExitCode, BoxError> {
     let Some(options) = Options::read() else {
-        eprintln!("Usage: service [--listen ADDRESS] [--beacon FILE] [--hang-after SECONDS]");
+        eprintln!("Usage: service [--listen ADDRESS] [--beacon FILE] [--hang-after SECONDS] [--postgres URL]");
         return Ok(ExitCode::from(2));
     };
     let registry = Registry::global();
     let shutdown = Shutdown::builder().install()?;
+
+    // The service starts and works while the database is down.
+    #[cfg(feature = "postgres")]
+    let _attachment = options
+        .postgres
+        .map(|url| {
+            let store = worker_heartbeat::PostgresStore::connect_lazy(&url)?;
+            registry.attach(store, worker_heartbeat::FleetConfig::new())
+        })
+        .transpose()?;
 
     // The process is ready only when both live.
     registry.expect_workers("indexer", 2);
@@ -73,6 +85,8 @@ fn index(hb: &WorkerHeartbeat, hang_after: Option<Duration>) -> Result<(), BoxEr
 }
 
 struct Options {
+    #[cfg(feature = "postgres")]
+    postgres: Option<String>,
     listen: String,
     beacon: Option<String>,
     hang_after: Option<Duration>,
@@ -82,14 +96,21 @@ impl Options {
     /// `None` if the arguments are invalid.
     fn read() -> Option<Self> {
         let mut options = Self {
+            #[cfg(feature = "postgres")]
+            postgres: None,
             listen: "127.0.0.1:0".to_owned(),
             beacon: None,
             hang_after: None,
         };
         let mut arguments = std::env::args().skip(1);
-        while let Some(name) = arguments.next() {
-            let value = arguments.next()?;
+        while let Some(argument) = arguments.next() {
+            let (name, value) = match argument.split_once('=') {
+                Some((name, value)) => (name.to_owned(), value.to_owned()),
+                None => (argument, arguments.next()?),
+            };
             match name.as_str() {
+                #[cfg(feature = "postgres")]
+                "--postgres" => options.postgres = Some(value),
                 "--listen" => options.listen = value,
                 "--beacon" => options.beacon = Some(value),
                 "--hang-after" => {

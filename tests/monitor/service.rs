@@ -295,3 +295,34 @@ fn a_beacon_that_cannot_be_written_is_an_error_at_once() {
     let short = Beacon::new(&registry, "/nowhere/beacon.json").interval(Duration::ZERO);
     assert!(matches!(short.start(), Err(Error::Invalid { .. })));
 }
+
+/// A flag that the program does not know would show only where the files are used.
+#[test]
+fn the_command_lines_of_units_manifests_and_compose_are_understood() {
+    let files = [
+        include_str!("../../examples/service/heartbeat-monitor.service"),
+        include_str!("../../examples/service/kubernetes.yaml"),
+        include_str!("../../examples/deploy/kubernetes.yaml"),
+        include_str!("../../examples/deploy/compose.yaml"),
+        include_str!("../../examples/deploy/Dockerfile"),
+    ];
+    let lines = files.iter().flat_map(|file| file.lines());
+    let words = lines.filter(|line| !line.trim_start().starts_with('#')).map(|line| {
+        let separators = |letter: char| letter.is_whitespace() || "[],\"".contains(letter);
+        line.split(separators)
+            .skip_while(|word| !["watch", "check"].contains(word))
+            .filter(|word| !word.is_empty())
+            .collect::<Vec<_>>()
+    });
+    let commands: Vec<_> = words.filter(|words| words.len() > 1).collect();
+    assert_eq!(commands.len(), 5, "{commands:?}");
+    for command in commands {
+        let ran = Command::new(env!("CARGO_BIN_EXE_heartbeat-monitor"))
+            .args(&command)
+            .arg("--help")
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&ran.stderr);
+        assert!(ran.status.success(), "{command:?}: {error}");
+    }
+}
