@@ -42,6 +42,7 @@ pages! {
     #[cfg(feature = "http")]
     #[doc = include_str!("../../docs/embedded/dashboard.md")]
     http: "../../docs/guide/http.md",
+    security: "../../docs/guide/security.md",
     #[cfg(feature = "prometheus")]
     metrics: "../../docs/guide/metrics.md",
     #[cfg(all(feature = "systemd", feature = "beacon"))]

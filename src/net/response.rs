@@ -9,7 +9,8 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYP
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use tokio::time::timeout;
 
 /// The longest time until a response begins. The body of a stream may go on after that.
@@ -30,8 +31,12 @@ pub(crate) fn respond(
     (status, headers, body.into()).into_response()
 }
 
-pub(crate) fn json_response(status: StatusCode, value: &Value) -> Response {
-    respond(status, "application/json", value.to_string())
+/// With the fields of objects in the order of their names.
+pub(crate) fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_value(value) {
+        Ok(value) => respond(status, "application/json", value.to_string()),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 pub(crate) fn text_response(status: StatusCode, text: String) -> Response {
@@ -59,6 +64,11 @@ impl RequestError {
 
     pub(crate) fn not_found(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// The caller sent a token, and it is not the right one.
+    pub(crate) fn wrong_token() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "the token is wrong")
     }
 
     /// The request may succeed later.

@@ -9,21 +9,26 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
+use super::connections::{Connection, ConnectionCounts, Connections};
+use super::descriptors::Descriptors;
 use crate::error::Error;
 use crate::sync::background::Background;
 
 /// Name of the thread; the kernel keeps 15 bytes of it.
 const THREAD_NAME: &str = "wh-server";
-/// Concurrent connections; further ones wait. An idle connection ends after [`HEAD_TIMEOUT`].
+/// Concurrent connections; for a further one, another is closed. An idle connection ends after
+/// [`HEAD_TIMEOUT`].
 const MAX_CONNECTIONS: usize = 512;
 /// The longest time to receive the head of a request, which includes the idle time before it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -32,7 +37,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The time that open requests get when the server stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause after a failed accept, which usually means that no file descriptors are left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// A running server. Dropping it ends its thread and frees its port.
 #[derive(Debug)]
@@ -70,6 +75,7 @@ impl Server {
         addresses: &[SocketAddr],
         display: &str,
         router: Router,
+        counts: Arc<ConnectionCounts>,
     ) -> Result<Self, Error> {
         let failed = listen_error(display);
         let listener = TcpListener::bind(addresses).map_err(&failed)?;
@@ -90,7 +96,7 @@ impl Server {
         };
         let (stop, stopped) = watch::channel(false);
         let handle = runtime.handle().clone();
-        let serve = move || run(runtime, listener, router, stopped);
+        let serve = move || run(runtime, listener, router, counts, stopped);
         let thread = Background::start(THREAD_NAME, serve)?;
         Ok(Self {
             address,
@@ -123,9 +129,10 @@ fn run(
     runtime: Runtime,
     listener: tokio::net::TcpListener,
     router: Router,
+    counts: Arc<ConnectionCounts>,
     stopped: watch::Receiver<bool>,
 ) {
-    runtime.block_on(accept(listener, router, stopped));
+    runtime.block_on(accept(listener, router, counts, stopped));
     // A store that hangs must not keep the application from ending.
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
 }
@@ -133,57 +140,95 @@ fn run(
 async fn accept(
     listener: tokio::net::TcpListener,
     router: Router,
+    counts: Arc<ConnectionCounts>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
+    let open = Connections::new(counts);
+    let descriptors = Descriptors::of_process();
+    let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             biased;
             _ = stopped.wait_for(|stopped| *stopped) => break,
-            Some(_) = connections.join_next() => continue,
-            accepted = accept_one(&listener, &permits) => accepted,
+            Some(_) = tasks.join_next() => continue,
+            accepted = listener.accept() => accepted,
         };
-        let Some((stream, permit)) = accepted else {
+        let count = open.count();
+        let Ok((stream, peer)) = accepted else {
+            open.shrink_to(count.saturating_sub(1)).await;
+            if count == 0 {
+                sleep(ACCEPT_PAUSE).await;
+            }
             continue;
         };
-        let (router, stopped) = (router.clone(), stopped.clone());
-        connections.spawn(async move {
-            serve(stream, router, stopped).await;
-            drop(permit);
-        });
+        // A new connection always gets a place: it may be a probe.
+        let most = if descriptors.are_short(&stream) {
+            count.saturating_sub(1)
+        } else {
+            MAX_CONNECTIONS - 1
+        };
+        open.shrink_to(most).await;
+        let connection = open.open();
+        tasks.spawn(serve(
+            stream,
+            peer,
+            connection,
+            router.clone(),
+            stopped.clone(),
+        ));
     }
     drop(listener);
-    let drained = async { while connections.join_next().await.is_some() {} };
+    let drained = async { while tasks.join_next().await.is_some() {} };
     // The end of the runtime closes the remaining connections.
     let _ = timeout(SHUTDOWN_TIMEOUT, drained).await;
 }
 
-async fn accept_one(
-    listener: &tokio::net::TcpListener,
-    permits: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, _)) => Some((stream, permit)),
-        Err(_) => {
-            sleep(ACCEPT_PAUSE).await;
-            None
-        }
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    connection: Connection,
+    router: Router,
+    stopped: watch::Receiver<bool>,
+) {
+    tokio::select! {
+        () = answer_all(stream, peer, &connection, router, stopped) => {}
+        () = connection.displaced() => {}
     }
+    // Only now, because the descriptor is closed, is its place free.
+    drop(connection);
 }
 
-async fn serve(stream: TcpStream, router: Router, mut stopped: watch::Receiver<bool>) {
+/// Answers the requests of one connection.
+async fn answer_all(
+    stream: TcpStream,
+    peer: SocketAddr,
+    connection: &Connection,
+    router: Router,
+    mut stopped: watch::Receiver<bool>,
+) {
     // Responses are small, and their clients wait for them.
     let _ = stream.set_nodelay(true);
     let stream = WriteTimeout {
         stream,
         deadline: None,
     };
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
+        let state = connection.state();
+        state.received(request.uri().path());
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(state.clone());
+        let answering = router.call(request);
+        async move {
+            let response = answering.await;
+            state.answered();
+            response
+        }
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         // An error of a connection concerns only its client.

@@ -1,5 +1,6 @@
 //! A file with the health of the workers, for probes without HTTP.
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::process_health::{ProcessHealth, check_policy};
 use super::reporter::{Report, Reporter};
+use super::views::ProcessView;
 use crate::error::Error;
 use crate::fleet::host::uptime;
 use crate::fleet::{ProcessIdentity, Sweeper};
@@ -18,6 +20,7 @@ use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
 use crate::sync::log::log_line;
 use crate::sync::printable::{Age, Printable};
+use crate::sync::random::random;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
@@ -25,6 +28,12 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// A larger file is not a beacon.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// Names that are tried for a temporary file.
+const MAX_ATTEMPTS: usize = 8;
+/// Files of the folder among which left-over temporary files are searched.
+const MAX_LOOKED_AT: usize = 1_000;
+/// An older temporary file is in use by no process.
+const LEFTOVER_AGE: Duration = Duration::from_secs(60);
 /// The kernel keeps 15 bytes of a thread's name.
 const THREAD_NAME: &str = "wh-beacon";
 
@@ -165,6 +174,7 @@ impl Beacon {
         }
         check_policy(&self.policy)?;
         let (file, sweepers, policy) = (self.file, self.sweepers, self.policy);
+        file.remove_leftovers();
         let first = health_record(&ProcessHealth::read(&self.registry), &policy, &sweepers);
         file.replace(&first).map_err(|error| Error::File {
             path: file.0.display().to_string(),
@@ -254,14 +264,14 @@ pub struct RunningBeacon {
 }
 
 fn health_record(process: &ProcessHealth, policy: &Policy, sweepers: &[Sweeper]) -> Value {
-    let mut record = process.to_json(policy);
+    let mut view = ProcessView::full(process, policy);
     let failures = sweepers.iter().filter_map(|sweeper| sweeper.check().err());
     let failures: Vec<String> = failures.collect();
     if !failures.is_empty() {
-        let reason = record["reason"].as_str().unwrap_or_default();
-        record["reason"] = format!("{}; {reason}", failures.join("; ")).into();
-        record["alive"] = false.into();
+        view.reason = format!("{}; {}", failures.join("; "), view.reason);
+        view.alive = false;
     }
+    let mut record = serde_json::to_value(view).unwrap_or_else(|_| json!({}));
     add_origin(&mut record);
     record
 }
@@ -334,32 +344,71 @@ struct BeaconFile(PathBuf);
 
 impl BeaconFile {
     fn replace(&self, record: &Value) -> io::Result<()> {
-        let temporary = self.temporary();
-        // A killed process with the same id may have left one behind.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let written = options
-            .open(&temporary)
-            .and_then(|mut file| writeln!(file, "{record}"))
-            .and_then(|()| fs::rename(&temporary, &self.0));
+        let (temporary, mut file) = self.create_temporary()?;
+        let written = writeln!(file, "{record}").and_then(|()| fs::rename(&temporary, &self.0));
         if written.is_err() {
             let _ = fs::remove_file(&temporary);
         }
         written
     }
 
-    /// In the same folder, because a rename is atomic only within one file system.
-    fn temporary(&self) -> PathBuf {
-        let mut name = std::ffi::OsString::from(".");
+    /// Creates a file in the same folder, because a rename is atomic only within one file system.
+    /// Others may write to that folder, too: nobody can know the name before, and nothing that is
+    /// there, such as a link, is opened.
+    fn create_temporary(&self) -> io::Result<(PathBuf, fs::File)> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut attempts = 0;
+        loop {
+            let mut name = self.temporary_prefix();
+            name.push(format!("{:016x}", random()));
+            let path = self.0.with_file_name(name);
+            attempts += 1;
+            match options.open(&path) {
+                Ok(file) => return Ok((path, file)),
+                Err(error)
+                    if error.kind() == io::ErrorKind::AlreadyExists && attempts < MAX_ATTEMPTS => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn temporary_prefix(&self) -> OsString {
+        let mut name = OsString::from(".");
         name.push(self.0.file_name().unwrap_or_default());
-        name.push(format!(".{}", std::process::id()));
-        self.0.with_file_name(name)
+        name.push(".");
+        name
+    }
+
+    /// Removes what killed processes have left behind, as far as it is among the first files of the
+    /// folder.
+    fn remove_leftovers(&self) {
+        let folder = match self.0.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let Ok(entries) = fs::read_dir(folder) else {
+            return;
+        };
+        let prefix = self.temporary_prefix();
+        for entry in entries.take(MAX_LOOKED_AT).flatten() {
+            let name = entry.file_name();
+            let rest = name
+                .as_encoded_bytes()
+                .strip_prefix(prefix.as_encoded_bytes());
+            let is_ours =
+                rest.is_some_and(|rest| rest.len() == 16 && rest.iter().all(u8::is_ascii_hexdigit));
+            let is_old = || {
+                let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+                let age = metadata.modified().ok()?.elapsed().ok()?;
+                (age > LEFTOVER_AGE).then_some(())
+            };
+            if is_ours && is_old().is_some() {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
@@ -369,6 +418,57 @@ mod tests {
 
     fn seconds(record: &Value) -> Option<f64> {
         age(record).map(|age| age.as_secs_f64())
+    }
+
+    #[test]
+    fn what_others_put_in_the_folder_stops_no_beacon() {
+        let folder = std::env::temp_dir().join(format!("beacon-others-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let file = BeaconFile(folder.join("beacon.json"));
+        // As an earlier version named its temporary file.
+        let known = folder.join(format!(".beacon.json.{}", std::process::id()));
+        fs::create_dir(&known).unwrap();
+        fs::write(known.join("kept"), "").unwrap();
+        for _ in 0..3 {
+            file.replace(&end_record(None)).unwrap();
+        }
+        let names = |folder: &Path| fs::read_dir(folder).unwrap().count();
+        assert_eq!(names(&folder), 2, "no temporary file is left behind");
+        assert_eq!(names(&known), 1);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn left_over_temporary_files_are_removed_and_nothing_else() {
+        let folder = std::env::temp_dir().join(format!("beacon-left-over-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let old = SystemTime::now() - LEFTOVER_AGE * 2;
+        for (name, age) in [
+            (".beacon.json.0123456789abcdef", Some(old)),
+            (".beacon.json.0123456789abcdee", None),
+            (".beacon.json.backup", Some(old)),
+            ("beacon.json", Some(old)),
+        ] {
+            let file = fs::File::create(folder.join(name)).unwrap();
+            file.set_modified(age.unwrap_or_else(SystemTime::now))
+                .unwrap();
+        }
+        BeaconFile(folder.join("beacon.json")).remove_leftovers();
+        let mut left: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .flatten()
+            .map(|e| e.file_name())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                ".beacon.json.0123456789abcdee",
+                ".beacon.json.backup",
+                "beacon.json"
+            ]
+        );
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

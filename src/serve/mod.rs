@@ -29,6 +29,8 @@ mod process_health;
 mod reporter;
 #[cfg(feature = "systemd")]
 mod systemd;
+#[cfg(any(feature = "beacon", feature = "http"))]
+mod views;
 
 #[cfg(feature = "beacon")]
 pub use beacon::{Beacon, RunningBeacon};

@@ -3,22 +3,13 @@
 #[cfg(any(feature = "http", feature = "beacon"))]
 use std::time::SystemTime;
 
-#[cfg(any(feature = "http", feature = "beacon"))]
-use serde_json::{Value, json};
-
 use crate::error::Error;
-#[cfg(feature = "http")]
-use crate::health::UnwellWorker;
 use crate::health::{Policy, Summary};
 #[cfg(any(feature = "http", feature = "beacon"))]
 use crate::health::{State, StateCounts};
 use crate::registry::Registry;
 use crate::sync::printable::Printable;
 use crate::worker::check_name;
-
-/// The most dead, and the most stalled workers in the totals; the pages list all.
-#[cfg(feature = "http")]
-const MAX_LISTED: usize = 100;
 
 /// The worst state that occurs.
 #[cfg(any(feature = "http", feature = "beacon"))]
@@ -52,7 +43,7 @@ pub(super) struct ProcessHealth {
     pub summary: Summary,
     /// Unix time until when a worker was known to be well; 0.0 if none ever was.
     #[cfg(any(feature = "http", feature = "beacon"))]
-    last_heartbeat: f64,
+    pub last_heartbeat: f64,
 }
 
 impl ProcessHealth {
@@ -85,52 +76,6 @@ impl ProcessHealth {
             summary,
             last_heartbeat: 0.0,
         }
-    }
-
-    /// The counts of all workers, and the first unhealthy ones.
-    pub(super) fn totals(&self) -> Value {
-        let summary = &self.summary;
-        let first = |workers: &[UnwellWorker]| json!(&workers[..workers.len().min(MAX_LISTED)]);
-        json!({
-            "total_workers": summary.total,
-            "total_active_workers": summary.total_active,
-            "total_dead_workers": summary.total_dead,
-            "dead_workers": first(&summary.dead_workers),
-            "stalled_workers": first(&summary.stalled_workers),
-            "overdue_workers": first(&summary.overdue_workers),
-            "stats_by_type": summary.stats_by_type,
-            "groups": summary.groups,
-            "missing": summary.missing,
-            "tick_age_s": summary.tick_age.as_secs_f64(),
-        })
-    }
-}
-
-#[cfg(any(feature = "http", feature = "beacon"))]
-impl ProcessHealth {
-    /// The process as a whole, for the endpoint and the beacon. A process without a living worker is not
-    /// alive.
-    pub(super) fn to_json(&self, policy: &Policy) -> Value {
-        let summary = &self.summary;
-        let verdict = summary.verdict(&policy.clone().needs_workers());
-        let rules = |found: &mut dyn Iterator<Item = (&'static str, &str)>| -> Vec<Value> {
-            let found = found.map(|(rule, reason)| json!({"rule": rule, "reason": reason}));
-            found.collect()
-        };
-        json!({
-            "alive": verdict.is_well(),
-            "last_heartbeat": self.last_heartbeat,
-            "state": worst_state(&summary.states),
-            "reason": self.reason(),
-            "policy": policy.to_string(),
-            "failures": rules(&mut verdict.failures()),
-            "tolerated": rules(&mut verdict.tolerated()),
-            "unknown_types": verdict.unknown_types,
-            "draining": summary.stopping,
-            "tick_age_s": summary.tick_age.as_secs_f64(),
-            "total_active_workers": summary.total_active,
-            "total_dead_workers": summary.total_dead,
-        })
     }
 }
 

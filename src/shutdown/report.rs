@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Signal;
 use crate::registry::at_exit;
 use crate::supervisor::{DeadWorker, HungWorker};
+use crate::sync::printable::Printable;
 
 /// What began a shutdown.
 ///
@@ -153,7 +154,7 @@ impl fmt::Display for CleanupReport {
         match (self.state, &self.panic) {
             (CleanupState::Running, _) => f.write_str("is still running"),
             (CleanupState::NotRun, _) => f.write_str("was not run"),
-            (state, Some(message)) => write!(f, "{state}: {message}"),
+            (state, Some(message)) => write!(f, "{state}: {}", Printable(message)),
             (state, None) => state.fmt(f),
         }
     }
@@ -240,7 +241,8 @@ impl fmt::Display for ShutdownReport {
             (!workers.is_empty()).then(|| format!("{what}: {}", workers.join(", ")))
         };
         let left = &self.unreturned;
-        let left = (!left.is_empty()).then(|| format!("not returned: {}", left.join(", ")));
+        let left =
+            (!left.is_empty()).then(|| format!("not returned: {}", Printable(&left.join(", "))));
         let faults = Some(self.faults()).filter(|faults| !faults.is_empty());
         let parts: Vec<_> = [
             faults,

@@ -16,6 +16,7 @@ use crate::registry::core::events::EventKind;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Membership, Registry};
+use crate::sync::printable::Printable;
 
 /// How long a blocking shutdown waits for the log at its end.
 const LOG_PATIENCE: Duration = Duration::from_millis(100);
@@ -136,7 +137,7 @@ impl HungWorker {
 
 impl fmt::Display for HungWorker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}", self.id, self.health)?;
+        write!(f, "{} ({}", Printable(&self.id), self.health)?;
         match &self.health {
             health if health.state().is_terminal() => f.write_str("; its work has not returned")?,
             // Its text contains them.
@@ -195,7 +196,7 @@ impl DeadWorker {
 
 impl fmt::Display for DeadWorker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}", self.id, self.death.cause)?;
+        write!(f, "{} ({}", Printable(&self.id), self.death.cause)?;
         let (run_id, task) = (&self.death.run_id, &self.death.task);
         during(f, run_id.as_deref(), task.as_deref())?;
         f.write_str(")")

@@ -10,7 +10,7 @@ pub(crate) struct Printable<'a>(pub(crate) &'a str);
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for character in self.0.chars() {
-            if is_unprintable(character) {
+            if !is_printable(character) {
                 write!(f, "{}", character.escape_default())?;
             } else {
                 fmt::Write::write_char(f, character)?;
@@ -20,25 +20,44 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// Control characters, line and paragraph separators, and format characters (Unicode's categories Cc,
-/// Zl, Zp and Cf).
-fn is_unprintable(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{ad}'
-                | '\u{600}'..='\u{605}'
-                | '\u{61c}'
-                | '\u{6dd}'
-                | '\u{70f}'
-                | '\u{180e}'
-                | '\u{200b}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{feff}'
-                | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e007f}'
-        )
+/// The characters that do not show themselves, or not only themselves: they control a terminal, end a
+/// line, change the direction of reading, or are invisible. (Unicode's categories Cc, Zl, Zp and Cf,
+/// the characters that are ignorable by default, and a letter that looks like a space.)
+pub(crate) const UNPRINTABLE: [(char, char); 28] = [
+    ('\0', '\u{1f}'),
+    ('\u{7f}', '\u{9f}'),
+    ('\u{ad}', '\u{ad}'),
+    ('\u{34f}', '\u{34f}'),
+    ('\u{600}', '\u{605}'),
+    ('\u{61c}', '\u{61c}'),
+    ('\u{6dd}', '\u{6dd}'),
+    ('\u{70f}', '\u{70f}'),
+    ('\u{890}', '\u{891}'),
+    ('\u{8e2}', '\u{8e2}'),
+    ('\u{115f}', '\u{1160}'),
+    ('\u{17b4}', '\u{17b5}'),
+    ('\u{180b}', '\u{180f}'),
+    ('\u{200b}', '\u{200f}'),
+    ('\u{2028}', '\u{202e}'),
+    ('\u{2060}', '\u{206f}'),
+    ('\u{2800}', '\u{2800}'),
+    ('\u{3164}', '\u{3164}'),
+    ('\u{fe00}', '\u{fe0f}'),
+    ('\u{feff}', '\u{feff}'),
+    ('\u{ffa0}', '\u{ffa0}'),
+    ('\u{fff0}', '\u{fffb}'),
+    ('\u{110bd}', '\u{110bd}'),
+    ('\u{110cd}', '\u{110cd}'),
+    ('\u{13430}', '\u{1343f}'),
+    ('\u{1bca0}', '\u{1bca3}'),
+    ('\u{1d173}', '\u{1d17a}'),
+    ('\u{e0000}', '\u{e0fff}'),
+];
+
+/// Whether a character shows itself, and only itself.
+pub(crate) fn is_printable(character: char) -> bool {
+    let is_in = |(first, last): &(char, char)| (*first..=*last).contains(&character);
+    matches!(character, ' '..='~') || !UNPRINTABLE.iter().any(is_in)
 }
 
 /// A duration in its two largest units at most: `3 s`, `2 min 5 s`, `250 ms`.
@@ -94,7 +113,12 @@ mod tests {
     fn control_and_format_characters_are_escaped() {
         let text = Printable("a\nb\u{1b}[2J\u{202e}c").to_string();
         assert_eq!(text, "a\\nb\\u{1b}[2J\\u{202e}c");
-        assert_eq!(Printable("grün 🦀").to_string(), "grün 🦀");
+        assert_eq!(Printable("grün 🦀 日本語").to_string(), "grün 🦀 日本語");
+        for hidden in "\u{61c}\u{200b}\u{2028}\u{2066}\u{e0041}\u{e0100}\u{3164}\u{2800}".chars() {
+            assert!(!is_printable(hidden), "{hidden:?}");
+            let text = Printable(&hidden.to_string()).to_string();
+            assert!(text.is_ascii(), "{text}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::health::Thresholds;
 use crate::registry::core::timeline::SHORTEST_RESOLUTION;
-use crate::sync::printable::prefix;
+use crate::sync::printable::{is_printable, prefix};
 
 pub(crate) const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 pub(crate) const DEFAULT_GROUP: &str = "local";
@@ -74,7 +74,7 @@ pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
     check_id(field, name, LONGEST_NAME)
 }
 
-/// Checks a name or an id.
+/// Checks a name or an id. Names that look alike must not differ in what nobody can see.
 pub(crate) fn check_id(field: &'static str, name: &str, longest: usize) -> Result<(), Error> {
     let fault = if name.is_empty() {
         "it is empty"
@@ -82,13 +82,20 @@ pub(crate) fn check_id(field: &'static str, name: &str, longest: usize) -> Resul
         "it is too long"
     } else if name.chars().any(char::is_control) {
         "it has control characters"
+    } else if !name.chars().all(is_printable) {
+        "it has invisible characters"
+    } else if name.trim() != name {
+        "it begins or ends with a space"
     } else {
         return Ok(());
     };
     Err(Error::invalid(
         field,
         format!("{:?} ({fault})", shortened(name)),
-        format!("1 to {longest} bytes without control characters"),
+        format!(
+            "1 to {longest} bytes without control characters, invisible characters, and spaces at \
+             either end"
+        ),
     ))
 }
 

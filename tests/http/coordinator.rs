@@ -232,6 +232,10 @@ fn absurd_requests_are_refused_with_a_reason() {
         r#"{"worker_id": ""}"#.into(),
         r#"{"worker_id": "a\nb"}"#.into(),
         r#"{"worker_id": "a\u0000"}"#.into(),
+        r#"{"worker_id": " "}"#.into(),
+        r#"{"worker_id": "a\u202eb"}"#.into(),
+        r#"{"worker_type": "a\u200b"}"#.into(),
+        r#"{"group": "\u3000a"}"#.into(),
         format!(r#"{{"worker_id": "{long}"}}"#),
         format!(r#"{{"group": "{long}"}}"#),
         r#"{"worker_type": ""}"#.into(),
@@ -476,7 +480,7 @@ fn how_many_heartbeats_a_second() {
                     done(at, "register", &format!(r#"{{"worker_id": "w-{n}"}}"#));
                     let body = format!(r#"{{"worker_id": "w-{n}", "status": "healthy", "current_load": 0.5}}"#);
                     let length = body.len();
-                    let request = format!("POST /api/worker/heartbeat HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+                    let request = format!("POST /api/worker/heartbeat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}");
                     let mut stream = crate::support::coordinator::connect(at);
                     stream.set_nodelay(true).unwrap();
                     let mut answer = [0; 4_096];

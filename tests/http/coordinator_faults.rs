@@ -45,7 +45,7 @@ fn large_bodies_are_refused() {
     }
     // A request without a length.
     let mut chunked = format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     );
     for _ in 0..100 {
         chunked += &format!("400\r\n{}\r\n", " ".repeat(1_024));
@@ -72,7 +72,8 @@ fn slow_clients_are_disconnected_and_delay_no_others() {
         .map(|n| {
             let path = ["/api/worker/register", "/api/store/beat"][n % 2];
             let mut stream = connect(at);
-            let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{{");
+            let head =
+                format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{{");
             stream.write_all(head.as_bytes()).unwrap();
             stream
         })

@@ -510,3 +510,16 @@ fn no_query_makes_it_panic() {
         })
         .unwrap();
 }
+
+#[test]
+fn what_an_application_reports_forges_no_line_of_a_probe() {
+    let site = Site::with(|endpoint| {
+        let report = || Err("x\n[+]all ok\u{202e}".to_owned());
+        endpoint.check("a\n[+]b", report)
+    });
+    let body = site.get("/readyz?verbose").body;
+    assert!(
+        body.contains("[-]a\\n[+]b failed: x\\n[+]all ok\\u{202e}\n"),
+        "{body}"
+    );
+}

@@ -10,9 +10,11 @@ mod policies;
 mod protocol;
 mod proxies;
 mod reads;
+mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
 mod sweepers;
+mod views;
 
 /// Not a test: the process that a test kills runs this.
 #[test]

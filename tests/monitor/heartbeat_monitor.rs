@@ -2,15 +2,16 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::examples::poll;
 use crate::support::postgres;
-use crate::support::text_http::{exchange, get};
+use crate::support::text_http::{self, exchange, get};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -544,7 +545,7 @@ fn watch_marks_the_dead_serves_everything_and_ends_in_good_order() {
     let body = r#"{"worker_id": "gpu-7", "interval": 0.1, "stale_after": 0.3}"#;
     let post = |what: &str, body: &str| {
         let request = format!(
-            "POST /api/worker/{what} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+            "POST /api/worker/{what} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
@@ -645,7 +646,7 @@ fn other_hosts_need_a_token() {
     let address = watch.address().replace("0.0.0.0", "127.0.0.1");
     let post = |headers: &str| {
         let request = format!(
-            "POST /api/worker/register HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\
+            "POST /api/worker/register HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\
              Content-Length: 2\r\n\r\n{{}}"
         );
         exchange(&address, request.as_bytes()).status
@@ -655,6 +656,97 @@ fn other_hosts_need_a_token() {
     let strangers = get(&address, "/v1/worker/health");
     assert!(strangers.body.contains(r#""reason":null"#), "{strangers:?}");
     assert_eq!(watch.end(), Some(0), "{}", watch.log());
+}
+
+#[test]
+fn the_unit_file_has_a_token() {
+    let unit = include_str!("../../examples/service/heartbeat-monitor.service");
+    assert!(
+        unit.lines()
+            .any(|line| line.starts_with("LoadCredential=token:/")),
+        "{unit}"
+    );
+    let command = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart="))
+        .unwrap();
+    let folder = Folder::new("unit");
+    fs::write(folder.file("token"), "s3cret").unwrap();
+    let command = command.replace("%d", folder.0.to_str().unwrap());
+    let command = command.replace(":7717", ":0");
+    let arguments: Vec<&str> = command.split(' ').skip(1).collect();
+    let file = folder.file("fleet.db");
+    let mut watch = Watch::start(&mut monitor(
+        &[&arguments[..], &["--sqlite", &file]].concat(),
+    ));
+    let address = watch.address();
+    let request = "POST /api/worker/register HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                   Content-Length: 2\r\n\r\n{}";
+    assert_eq!(exchange(&address, request.as_bytes()).status, 401);
+    assert_eq!(watch.end(), Some(0), "{}", watch.log());
+    // There is no way to do without where a token is needed.
+    ends(
+        &[
+            "watch",
+            "--sqlite",
+            &file,
+            "--listen",
+            "127.0.0.1:0",
+            "--no-token",
+        ],
+        2,
+    );
+}
+
+#[test]
+fn with_few_descriptors_probes_are_answered_and_the_beacon_is_written() {
+    let folder = Folder::new("descriptors");
+    let (file, beacon) = (folder.file("fleet.db"), folder.file("beacon.json"));
+    let mut command = Command::new("sh");
+    command
+        .args([
+            "-c",
+            "ulimit -n 64 && exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_heartbeat-monitor"),
+        ])
+        .args([
+            "watch",
+            "--sqlite",
+            &file,
+            "--interval",
+            "1s",
+            "--listen",
+            "127.0.0.1:0",
+        ])
+        .args(["--beacon", &beacon])
+        .env_remove("POSTGRES_URL")
+        .env_remove("RUST_LOG")
+        .env_remove("NOTIFY_SOCKET");
+    let watch = Watch::start(&mut command);
+    let address = watch.address();
+    let probe = || {
+        let begun = Instant::now();
+        let answer = get(&address, "/livez");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            begun.elapsed()
+        );
+    };
+    let mut idle = Vec::new();
+    let written = || fs::metadata(&beacon).unwrap().ino();
+    // It is written every 10 s.
+    for _ in 0..2 {
+        let before = written();
+        poll("another beacon", || {
+            idle.extend((0..20).map(|_| text_http::connect(&address)));
+            probe();
+            (written() != before).then_some(())
+        });
+        idle.drain(..idle.len().saturating_sub(200));
+    }
+    assert!(!watch.log().contains("os error 24"), "{}", watch.log());
 }
 
 // --- PostgreSQL --------------------------------------------------------------------------------------

@@ -496,3 +496,42 @@ fn a_conviction_is_reported_at_its_moment() {
         300 * SECOND + Duration::from_nanos(1)
     );
 }
+
+#[test]
+fn names_that_look_alike_are_refused_with_the_field_and_the_fault() {
+    let world = World::new();
+    for (id, fault) in [
+        (" ", "it begins or ends with a space"),
+        ("a\u{a0}", "it begins or ends with a space"),
+        ("a\u{202e}b", "it has invisible characters"),
+        ("a\u{61c}", "it has invisible characters"),
+        ("\u{200b}", "it has invisible characters"),
+        ("a\u{2028}b", "it has invisible characters"),
+        ("a\u{e0041}", "it has invisible characters"),
+        ("a\u{fe0f}", "it has invisible characters"),
+    ] {
+        let error = world
+            .worker("poller")
+            .id(id)
+            .start()
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("invalid id: ") && error.contains(fault),
+            "{error}"
+        );
+        assert!(error.is_ascii(), "{error}");
+        let error = world.worker(id).start().unwrap_err().to_string();
+        assert!(error.contains(fault), "{error}");
+        let error = world
+            .worker("poller")
+            .group(id)
+            .start()
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("invalid group: "), "{error}");
+    }
+    for id in ["b c", "grün", "検索-1", "ouvrière №7", "🦀"] {
+        world.worker("poller").id(id).start().expect(id);
+    }
+}

@@ -71,7 +71,8 @@ fn report_failure(error: &BoxError) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // If stderr is closed, the exit status has to suffice.
-    let _ = writeln!(io::stderr(), "heartbeat-monitor: {}", chain(&**error));
+    let text = table::clean(&chain(&**error));
+    let _ = writeln!(io::stderr(), "heartbeat-monitor: {text}");
     let is_invalid = matches!(error.downcast_ref(), Some(Error::Invalid { .. }));
     ExitCode::from(if is_invalid || error.is::<UsageError>() {
         INVALID_USAGE

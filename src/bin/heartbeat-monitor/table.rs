@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::mem;
 use std::time::Duration;
 
+use unicode_width::UnicodeWidthStr;
 use worker_heartbeat::{StateCounts, StoredWorker};
 
 use crate::printable::Printable;
@@ -17,7 +18,7 @@ const HEAD: [&str; 7] = [
     "RUN",
     "TASK OR REASON",
 ];
-/// Longer texts are cut.
+/// Columns of a cell; longer texts are cut.
 const MAX_WIDTH: usize = 60;
 
 /// A table with columns as wide as its cells.
@@ -38,13 +39,16 @@ impl Table {
         rows.extend(workers.iter().map(row));
         for row in &rows {
             for (width, cell) in self.widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
+                *width = (*width).max(cell.width());
             }
         }
         for row in &rows {
             let cells = row.iter().zip(self.widths);
             let line: String = cells
-                .map(|(cell, width)| format!("{cell:width$}  "))
+                .map(|(cell, width)| {
+                    let padding = width.saturating_sub(cell.width()) + 2;
+                    format!("{cell}{:padding$}", "")
+                })
                 .collect();
             writeln!(out, "{}", line.trim_end())?;
         }
@@ -97,14 +101,65 @@ fn ago(age: Duration) -> String {
 }
 
 fn cell(text: &str) -> String {
-    let text = clean(text);
-    if text.chars().count() <= MAX_WIDTH {
+    cut(clean(text))
+}
+
+/// Cuts a text that takes too many columns: some characters take two, and some are a part of the one
+/// before them.
+fn cut(text: String) -> String {
+    if text.width() <= MAX_WIDTH {
         return text;
     }
-    text.chars().take(MAX_WIDTH - 1).chain(['…']).collect()
+    let ends = text.char_indices().map(|(start, _)| start);
+    let fits = |end: &usize| {
+        text.get(..*end)
+            .is_some_and(|part| part.width() < MAX_WIDTH)
+    };
+    let end = ends.take_while(fits).last().unwrap_or_default();
+    format!("{}…", text.get(..end).unwrap_or_default())
 }
 
 /// Escapes a text from outside for the terminal.
 pub fn clean(text: &str) -> String {
     Printable(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use worker_heartbeat::fleet::{WorkerInfo, WorkerKey};
+
+    fn columns(line: &str, text: &str) -> usize {
+        line[..line.find(text).expect(text)].width()
+    }
+
+    #[test]
+    fn wide_and_combining_characters_break_no_column() {
+        let worker = |id: &str, worker_type: &str| {
+            StoredWorker::new(WorkerKey::new(id, 1), WorkerInfo::new(worker_type))
+        };
+        let long = "検".repeat(100);
+        let workers = [
+            worker("plain", "poller"),
+            worker("検索-1", "検索"),
+            worker("e\u{301}te\u{301}", "poller"),
+            worker(&long, "poller"),
+            worker("a\u{202e}b", "poller"),
+        ];
+        let mut out = Vec::new();
+        Table::default().write(&mut out, &workers).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let places: Vec<_> = text
+            .lines()
+            .skip(1)
+            .map(|line| columns(line, "local"))
+            .collect();
+        assert_eq!(places.len(), workers.len());
+        assert!(
+            places.iter().all(|place| *place == places[0]),
+            "{places:?}\n{text}"
+        );
+        assert!(text.contains("a\\u{202e}b"), "{text}");
+        assert!(cut(long).width() <= MAX_WIDTH);
+    }
 }

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::fleet::rules::MOST_WITHDRAWN;
 use crate::fleet::shapes::{DEFAULT_THRESHOLD, PIECES, severity_rank};
 use crate::health::State;
+use crate::sync::printable::UNPRINTABLE;
 use crate::worker::LONGEST_NAME;
 
 /// Placeholder for the name of the schema, with its quotes.
@@ -115,6 +116,8 @@ pub(super) fn expand(sql: &str, schema: &str) -> String {
     sql.replace(SCHEMA, schema)
         .replace("@max_metadata@", &crate::worker::MOST_METADATA.to_string())
         .replace("@longest_name@", &LONGEST_NAME.to_string())
+        .replace("@unprintable@", &character_class(&UNPRINTABLE))
+        .replace("@spaces@", &character_class(&SPACES))
         .replace("@most_withdrawn@", &MOST_WITHDRAWN.to_string())
         .replace("@pieces@", &PIECES.to_string())
         .replace(
@@ -123,6 +126,26 @@ pub(super) fn expand(sql: &str, schema: &str) -> String {
         )
         .replace("@worst_first@", &worst_first().join(", "))
         .replace("@severity@", &severity())
+}
+
+/// The white space that `str::trim` removes and that is printable.
+const SPACES: [(char, char); 7] = [
+    (' ', ' '),
+    ('\u{a0}', '\u{a0}'),
+    ('\u{1680}', '\u{1680}'),
+    ('\u{2000}', '\u{200a}'),
+    ('\u{202f}', '\u{202f}'),
+    ('\u{205f}', '\u{205f}'),
+    ('\u{3000}', '\u{3000}'),
+];
+
+/// The characters for brackets in a regular expression. (No text of PostgreSQL has the first one.)
+fn character_class(ranges: &[(char, char)]) -> String {
+    let escaped = |character: char| format!("\\U{:08x}", u32::from(character.max('\u{1}')));
+    let ranges = ranges.iter();
+    ranges
+        .map(|(first, last)| format!("{}-{}", escaped(*first), escaped(*last)))
+        .collect()
 }
 
 /// The names of the states, quoted, the worst first.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::rows::{WorkerRow, cut};
 use crate::health::{Death, Health, State};
 use crate::registry::core::events::{Event, EventKind};
+use crate::serve::disclosure::Audience;
 
 /// An event as the page shows it.
 #[derive(Clone, Debug)]
@@ -22,7 +23,7 @@ pub(super) struct DashboardEvent {
 }
 
 impl DashboardEvent {
-    pub(super) fn from_registry(event: Event, shows_reasons: bool) -> Self {
+    pub(super) fn from_registry(event: Event, audience: Audience) -> Self {
         let (state, death) = match &event.kind {
             EventKind::Became(Health::Dead { death, .. }) => {
                 (Some(State::Dead), Some(Arc::clone(death)))
@@ -39,7 +40,7 @@ impl DashboardEvent {
             ..event
         };
         let text = match (&event.kind, state) {
-            _ if shows_reasons => cut(event.to_string()),
+            _ if audience == Audience::Full => cut(event.to_string()),
             (_, Some(state)) => state.name().to_owned(),
             (EventKind::Missing(_), _) => "workers are missing".to_owned(),
             (EventKind::Complete { .. }, _) => "no more workers are missing".to_owned(),

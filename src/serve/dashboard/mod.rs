@@ -24,9 +24,10 @@ use tokio::task::JoinHandle;
 
 use self::live_view::LiveView;
 use self::refresh::FleetReadings;
-use super::disclosure::Disclosure;
+use super::disclosure::{Audience, Disclosure};
 use crate::fleet::HeartbeatStore;
 use crate::health::Policy;
+use crate::net::caller::Callers;
 use crate::registry::Registry;
 use crate::registry::core::subscribers::Subscription;
 use crate::shutdown::Shutdown;
@@ -46,6 +47,7 @@ pub(super) struct Subject {
     pub disclosure: Disclosure,
     /// By which the page says that all is well.
     pub policy: Policy,
+    pub callers: Callers,
 }
 
 /// See the module.
@@ -120,10 +122,13 @@ impl Dashboard {
         self.closing.send_replace(true);
     }
 
-    /// Whether reasons, tasks, runs and metadata are shown. With [`Disclosure::LocalHost`] the routes
-    /// refuse all other requests.
-    fn shows_reasons(&self) -> bool {
-        self.subject.disclosure != Disclosure::Never
+    /// What the page and the streams show, which all pages share. With [`Disclosure::Trusted`] the
+    /// routes refuse all other callers.
+    const fn audience(&self) -> Audience {
+        match self.subject.disclosure {
+            Disclosure::Never | Disclosure::Token => Audience::Public,
+            Disclosure::Trusted | Disclosure::Always => Audience::Full,
+        }
     }
 
     /// The dashboard's clock: time since it was created.

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
@@ -14,6 +14,7 @@ use super::rows::{self, Listing};
 use super::{Dashboard, FleetView, Subject};
 use crate::fleet::StoredWorker;
 use crate::net::response::RequestError;
+use crate::serve::disclosure::Audience;
 use crate::shutdown::Shutdown;
 use crate::sync::describe::chain;
 
@@ -105,7 +106,7 @@ impl Dashboard {
             .events
             .try_iter()
             .take(super::MAX_QUEUED_EVENTS)
-            .map(|event| DashboardEvent::from_registry(event, self.shows_reasons()))
+            .map(|event| DashboardEvent::from_registry(event, self.audience()))
             .collect();
         self.process.add_events(events);
         if !due {
@@ -119,7 +120,7 @@ impl Dashboard {
             ..
         } = &self.subject;
         let draining = shutdown.as_ref().is_some_and(Shutdown::requested);
-        let mut listing = rows::read_registry(registry, policy, self.shows_reasons(), draining);
+        let mut listing = rows::read_registry(registry, policy, self.audience(), draining);
         // Waiting for an overdue pacemaker is not work.
         let work = begun.elapsed().saturating_sub(PACEMAKER_WAIT);
         let period = (work * PERIOD_PER_WORK).clamp(PERIOD, MAX_PERIOD);
@@ -180,13 +181,9 @@ async fn refresh_fleet(
 ) {
     let (reader, read_fleet) = (dashboard.clone(), Arc::clone(&fleet));
     let reading = spawn_blocking(move || {
-        let shows_reasons = reader.upgrade().is_some_and(|d| d.shows_reasons());
+        let audience = reader.upgrade().map_or(Audience::Public, |d| d.audience());
         let policy = reader.upgrade().map(|d| d.subject.policy.clone());
-        let read = rows::read_store(
-            &*read_fleet.store,
-            &policy.unwrap_or_default(),
-            shows_reasons,
-        );
+        let read = rows::read_store(&*read_fleet.store, &policy.unwrap_or_default(), audience);
         // No other reading begins before this one has ended, however long it takes.
         drop(permit);
         let listing = read.map_err(|error| chain(&error))?;
@@ -254,11 +251,8 @@ impl FleetView {
         let now = dashboard.now();
         let succeeded = self.readings.lock().succeeded;
         let read = succeeded.map(|at| now.as_secs_f64() - at.elapsed().as_secs_f64());
-        let error = Value::from(if dashboard.shows_reasons() {
-            error
-        } else {
-            "the store fails"
-        });
+        let error = dashboard.audience().filter(Some(error));
+        let error = error.unwrap_or("the store fails");
         let store = json!({"read": read, "error": error});
         self.live.update_head("store", store, now);
     }

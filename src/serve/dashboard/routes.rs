@@ -3,21 +3,24 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State as Shared};
+use axum::extract::{Extension, Request, State as Shared};
 use axum::http::header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use super::stream::{self, StreamRequest};
 use super::{Dashboard, FleetView, MAX_STREAMS};
+use crate::net::connections::ConnectionState;
 use crate::net::request::QueryParameters;
 use crate::net::response::{RequestError, json_response, respond, text_response};
-use crate::serve::disclosure::{Disclosure, redact};
+use crate::registry::Snapshot;
+use crate::serve::disclosure::{Audience, Disclosure};
+use crate::serve::views::{StoredWorkerView, WorkerView};
+use crate::sync::printable::UNPRINTABLE;
 use crate::sync::random::unpredictable;
 
 const PAGE: &str = include_str!("page/index.html");
@@ -35,7 +38,7 @@ const SCRIPT: &str = concat!(
 );
 
 pub(super) fn router(dashboard: &Arc<Dashboard>) -> Router {
-    let guard = middleware::from_fn_with_state(Arc::clone(dashboard), require_local_host);
+    let guard = middleware::from_fn_with_state(Arc::clone(dashboard), identify);
     Router::new()
         .route("/", get(page))
         .route("/v1/events", get(events))
@@ -45,18 +48,25 @@ pub(super) fn router(dashboard: &Arc<Dashboard>) -> Router {
         .with_state(Arc::clone(dashboard))
 }
 
-/// Refuses requests that may not see reasons if others may: the live views contain the reasons, and
-/// all pages share them.
-async fn require_local_host(
+/// Adds what the caller may see to the request. Refuses callers that may not see reasons if the live
+/// views contain them, which all pages share.
+async fn identify(
     Shared(dashboard): Shared<Arc<Dashboard>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let disclosure = dashboard.subject.disclosure;
-    if disclosure == Disclosure::LocalHost && !disclosure.permits(request.headers()) {
+    let subject = &dashboard.subject;
+    let (head, body) = request.into_parts();
+    let Ok(caller) = subject.callers.identify(&head).await else {
+        return RequestError::wrong_token().into_response();
+    };
+    let audience = subject.disclosure.audience(caller);
+    if subject.disclosure == Disclosure::Trusted && audience == Audience::Public {
         let error = "use http://127.0.0.1 or http://localhost, or configure show_reasons()";
         return RequestError::new(StatusCode::MISDIRECTED_REQUEST, error).into_response();
     }
+    let mut request = Request::from_parts(head, body);
+    request.extensions_mut().insert(audience);
     next.run(request).await
 }
 
@@ -71,9 +81,10 @@ async fn page(Shared(dashboard): Shared<Arc<Dashboard>>) -> Response {
     let page = PAGE
         .replace("{{nonce}}", &nonce)
         .replace("{{fleet}}", flag(dashboard.fleet.is_some()))
-        .replace("{{shown}}", flag(dashboard.shows_reasons()))
+        .replace("{{shown}}", flag(dashboard.audience() == Audience::Full))
         .replace("{{style}}", STYLE)
-        .replace("{{script}}", SCRIPT);
+        .replace("{{script}}", SCRIPT)
+        .replace("{{unprintable}}", &unprintable());
     let policy = format!(
         "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
@@ -93,6 +104,15 @@ async fn page(Shared(dashboard): Shared<Arc<Dashboard>>) -> Response {
         .into_response()
 }
 
+/// The characters that the page does not show as they are, for brackets in a regular expression.
+fn unprintable() -> String {
+    let code = |character: char| format!("\\u{{{:x}}}", u32::from(character));
+    let ranges = UNPRINTABLE.iter();
+    ranges
+        .map(|(first, last)| format!("{}-{}", code(*first), code(*last)))
+        .collect()
+}
+
 /// Identifies the page's own script and style. An injected script would have to guess it.
 fn nonce() -> Result<String, getrandom::Error> {
     let (high, low) = (unpredictable()?, unpredictable()?);
@@ -101,6 +121,7 @@ fn nonce() -> Result<String, getrandom::Error> {
 
 async fn events(
     Shared(dashboard): Shared<Arc<Dashboard>>,
+    connection: Option<Extension<ConnectionState>>,
     headers: HeaderMap,
     query: QueryParameters,
 ) -> Result<Response, RequestError> {
@@ -110,6 +131,9 @@ async fn events(
         let error = format!("all {MAX_STREAMS} streams are in use; retry later");
         return Err(RequestError::busy(error));
     };
+    if let Some(Extension(connection)) = connection {
+        connection.streams();
+    }
     dashboard.start(&Handle::current());
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let request = StreamRequest {
@@ -130,31 +154,30 @@ async fn events(
 
 async fn details(
     Shared(dashboard): Shared<Arc<Dashboard>>,
+    Extension(audience): Extension<Audience>,
     query: QueryParameters,
 ) -> Result<Response, RequestError> {
     let fleet = dashboard.requested_fleet(&query)?;
     let id = worker_id(&query)?;
     let details = match fleet {
-        Some(fleet) => {
-            let worker = fleet.look_up(id).await?;
-            worker.and_then(|worker| serde_json::to_value(worker).ok())
-        }
-        None => dashboard.snapshot(id).await,
+        Some(fleet) => fleet
+            .look_up(id)
+            .await?
+            .map(|worker| json_response(StatusCode::OK, &StoredWorkerView::new(&worker, audience))),
+        None => dashboard
+            .snapshot(id)
+            .await
+            .map(|worker| json_response(StatusCode::OK, &WorkerView::new(&worker, audience))),
     };
-    let Some(mut details) = details else {
-        return Err(RequestError::not_found("there is no worker with this id"));
-    };
-    if !dashboard.shows_reasons() {
-        redact(&mut details);
-    }
-    Ok(json_response(StatusCode::OK, &details))
+    details.ok_or_else(|| RequestError::not_found("there is no worker with this id"))
 }
 
 async fn death(
     Shared(dashboard): Shared<Arc<Dashboard>>,
+    Extension(audience): Extension<Audience>,
     query: QueryParameters,
 ) -> Result<Response, RequestError> {
-    if !dashboard.shows_reasons() {
+    if audience == Audience::Public {
         let error = "call stacks are not shown; see show_reasons()";
         return Err(RequestError::new(StatusCode::FORBIDDEN, error));
     }
@@ -191,13 +214,10 @@ impl Dashboard {
         }
     }
 
-    async fn snapshot(&self, id: &str) -> Option<Value> {
+    async fn snapshot(&self, id: &str) -> Option<Snapshot> {
         let (registry, id) = (self.subject.registry.clone(), id.to_owned());
         // A snapshot may wait for the pacemaker.
-        let read = spawn_blocking(move || {
-            let snapshot = registry.get(&id)?.snapshot();
-            serde_json::to_value(snapshot).ok()
-        });
+        let read = spawn_blocking(move || Some(registry.get(&id)?.snapshot()));
         read.await.ok()?
     }
 }

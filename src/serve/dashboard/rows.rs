@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::fleet::{FleetCounts, HeartbeatStore, StoredWorker, WorkerFilter};
 use crate::health::{Health, Policy, State, StateCounts, Summary};
 use crate::registry::{Registry, Snapshot};
+use crate::serve::disclosure::Audience;
 use crate::serve::process_health::worst_state;
 
 /// The most rows; of more workers, those in the worst states are shown.
@@ -54,11 +55,11 @@ pub(super) struct WorkerRow {
     pub died: bool,
 }
 
-/// The workers of a registry; with reasons, tasks and runs only if `shows_reasons`.
+/// The workers of a registry, as this audience may see them.
 pub(super) fn read_registry(
     registry: &Registry,
     policy: &Policy,
-    shows_reasons: bool,
+    audience: Audience,
     draining: bool,
 ) -> Listing {
     let summary = registry.summary();
@@ -72,12 +73,12 @@ pub(super) fn read_registry(
         .iter()
         .map(|worker| registry.snapshot_at(worker, &now));
     let rows: Vec<WorkerRow> = snapshots
-        .map(|snapshot| WorkerRow::from_snapshot(snapshot, shows_reasons))
+        .map(|snapshot| WorkerRow::from_snapshot(snapshot, audience))
         .collect();
     let mut head = head(&summary, policy, rows.len());
     head["tick_age"] = summary.tick_age.as_secs_f64().into();
     head["draining"] = draining.into();
-    if shows_reasons {
+    if audience == Audience::Full {
         let missing = summary.missing.iter().map(ToString::to_string);
         head["missing"] = missing.collect();
     } else {
@@ -90,7 +91,7 @@ pub(super) fn read_registry(
 pub(super) fn read_store(
     store: &dyn HeartbeatStore,
     policy: &Policy,
-    shows_reasons: bool,
+    audience: Audience,
 ) -> Result<Listing, Error> {
     let workers = store.worst_first(&WorkerFilter::new().limit(MAX_ROWS))?;
     let counts = if workers.len() < MAX_ROWS {
@@ -102,7 +103,7 @@ pub(super) fn read_store(
     };
     let rows: Vec<WorkerRow> = workers
         .iter()
-        .map(|worker| WorkerRow::from_stored(worker, shows_reasons))
+        .map(|worker| WorkerRow::from_stored(worker, audience))
         .collect();
     let head = head(&counts.summary(Vec::new()), policy, rows.len());
     Ok(Listing { head, rows })
@@ -163,9 +164,9 @@ pub(super) fn cut(mut text: String) -> String {
 }
 
 impl WorkerRow {
-    fn from_snapshot(snapshot: Snapshot, shows_reasons: bool) -> Self {
+    fn from_snapshot(snapshot: Snapshot, audience: Audience) -> Self {
         let health = &snapshot.health;
-        let private = |text: Option<String>| text.filter(|_| shows_reasons).map(cut);
+        let private = |text: Option<String>| audience.filter(text).map(cut);
         Self {
             state: health.state(),
             reason: private(reason(health)),
@@ -188,9 +189,9 @@ impl WorkerRow {
         }
     }
 
-    fn from_stored(worker: &StoredWorker, shows_reasons: bool) -> Self {
+    fn from_stored(worker: &StoredWorker, audience: Audience) -> Self {
         let health = worker.health();
-        let private = |text: Option<String>| text.filter(|_| shows_reasons).map(cut);
+        let private = |text: Option<String>| audience.filter(text).map(cut);
         // The worker's own reason explains more, but only of the state that it reported.
         let is_reported = worker.ending.is_none() && health.state() == worker.status.state;
         let reported = worker.status.reason.clone().filter(|_| is_reported);

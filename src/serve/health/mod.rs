@@ -19,6 +19,8 @@ use super::policies::Policies;
 use crate::error::Error;
 use crate::fleet::{Coordinator, HeartbeatStore, Sweeper};
 use crate::health::Policy;
+use crate::net::caller::Callers;
+use crate::net::connections::ConnectionCounts;
 use crate::net::response::{RequestError, with_timeout};
 use crate::net::server::{self, Server};
 use crate::registry::Registry;
@@ -213,9 +215,11 @@ impl HealthEndpoint {
     /// Whether responses contain reasons, tasks, runs, metadata and call stacks. States and ids are
     /// always shown.
     ///
-    /// By default they are shown if the endpoint is [served](Self::serve) on a loopback address.
-    /// Callers that use another Host name, or come through a declared proxy, don't see them. Behind
-    /// a proxy that adds no headers, use `show_reasons(false)`.
+    /// By default they are shown to callers with the token of the [`coordinator`](Self::coordinator),
+    /// and, if the endpoint is [served](Self::serve) on a loopback address, to callers on this host.
+    /// Callers that use another Host name, come through a declared proxy, or act for a web page of
+    /// another origin, are not on this host. Behind a proxy that adds no headers, use
+    /// `show_reasons(false)`. Probes show reasons to callers on this host only.
     ///
     /// ```
     /// use worker_heartbeat::{HealthEndpoint, Registry};
@@ -259,8 +263,9 @@ impl HealthEndpoint {
     ///     .merge(health.router());
     /// ```
     pub fn router(&self) -> Router {
-        let disclosure = self.disclosure(Disclosure::Never);
-        self.routes(&self.dashboard(disclosure), disclosure)
+        let disclosure = self.disclosure(Disclosure::Token);
+        let connections = Arc::default();
+        self.routes(&self.dashboard(disclosure), disclosure, &connections)
     }
 
     fn disclosure(&self, default: Disclosure) -> Disclosure {
@@ -278,14 +283,30 @@ impl HealthEndpoint {
             fleet: self.fleet.clone(),
             disclosure,
             policy: self.policies.health(),
+            callers: self.callers(),
         })
     }
 
-    fn routes(&self, dashboard: &Arc<Dashboard>, disclosure: Disclosure) -> Router {
+    fn callers(&self) -> Callers {
+        let coordinator = self.coordinator.as_ref();
+        coordinator.map_or_else(Callers::default, |coordinator| {
+            coordinator.callers().clone()
+        })
+    }
+
+    fn routes(
+        &self,
+        dashboard: &Arc<Dashboard>,
+        disclosure: Disclosure,
+        connections: &Arc<ConnectionCounts>,
+    ) -> Router {
         let coordinator = self.coordinator.as_ref().map(Coordinator::router);
-        let router = routes::router(Readings::new(self), disclosure).merge(dashboard.router());
+        let router = routes::router(Readings::new(self), disclosure, self.callers());
+        let router = router.merge(dashboard.router());
         #[cfg(feature = "prometheus")]
-        let router = router.merge(metrics::routes(self.served_metrics()));
+        let router = router.merge(metrics::routes(self.served_metrics(connections)));
+        #[cfg(not(feature = "prometheus"))]
+        let _ = connections;
         router
             .layer(middleware::from_fn(with_timeout))
             // The coordinator has time limits of its own.
@@ -293,14 +314,19 @@ impl HealthEndpoint {
     }
 
     #[cfg(feature = "prometheus")]
-    fn served_metrics(&self) -> Metrics {
-        self.metrics.clone().unwrap_or_else(|| {
+    fn served_metrics(&self, connections: &Arc<ConnectionCounts>) -> Metrics {
+        let metrics = self.metrics.clone().unwrap_or_else(|| {
             let metrics = Metrics::new(&self.registry);
             match &self.fleet {
                 Some(store) => metrics.fleet(Arc::clone(store)),
                 None => metrics,
             }
-        })
+        });
+        let metrics = metrics.connections(connections);
+        match &self.coordinator {
+            Some(coordinator) => metrics.coordinator(coordinator),
+            None => metrics,
+        }
     }
 
     /// Serves at this address on a dedicated thread until the returned server is dropped, so that
@@ -331,14 +357,16 @@ impl HealthEndpoint {
         }
         let is_loopback = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
         let disclosure = self.disclosure(if addresses.iter().all(is_loopback) {
-            Disclosure::LocalHost
+            Disclosure::Trusted
         } else {
-            Disclosure::Never
+            Disclosure::Token
         });
         let dashboard = self.dashboard(disclosure);
+        let connections = Arc::default();
         let not_found = || async { RequestError::not_found("no such route") };
-        let router = self.routes(&dashboard, disclosure).fallback(not_found);
-        let server = Server::start(&addresses, &display, router)?;
+        let router = self.routes(&dashboard, disclosure, &connections);
+        let router = router.fallback(not_found);
+        let server = Server::start(&addresses, &display, router, connections)?;
         dashboard.start(server.runtime());
         Ok(RunningHealthEndpoint { dashboard, server })
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -13,8 +13,10 @@ use crate::health::{Policy, RuleResult};
 use crate::net::single_flight::SingleFlight;
 use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Registry, Snapshot};
+use crate::serve::disclosure::Audience;
 use crate::serve::policies::Policies;
 use crate::serve::process_health::ProcessHealth;
+use crate::serve::views::WorkerHealthView;
 use crate::shutdown::Shutdown;
 use crate::sync::catch::catch;
 
@@ -119,14 +121,15 @@ impl Readings {
         vec![CheckResult::new("checks", Some(failure))]
     }
 
-    pub(super) async fn worker(&self, id: &str) -> Option<Value> {
+    pub(super) async fn worker(&self, id: &str) -> Option<Snapshot> {
         let (registry, id) = (self.registry.clone(), id.to_owned());
-        let find = move || Some(worker_json(&registry.get(&id)?.snapshot()));
+        let find = move || Some(registry.get(&id)?.snapshot());
         self.look_up(find).await?
     }
 
-    /// At most `limit` workers whose ids sort after this one, sorted by id.
-    pub(super) async fn page(&self, after: &str, limit: usize) -> Vec<Value> {
+    /// At most `limit` workers whose ids sort after this one, sorted by id, as this audience may see
+    /// them.
+    pub(super) async fn page(&self, after: &str, limit: usize, audience: Audience) -> Vec<Value> {
         let registry = self.registry.clone();
         let sorted = move || {
             let mut workers = registry.worker_refs();
@@ -142,7 +145,10 @@ impl Readings {
         let read = move || {
             let now = registry.observed_now();
             let snapshots = page.iter().map(|worker| registry.snapshot_at(worker, &now));
-            snapshots.map(|snapshot| worker_json(&snapshot)).collect()
+            let view = |snapshot: Snapshot| {
+                serde_json::to_value(WorkerHealthView::new(&snapshot, audience)).ok()
+            };
+            snapshots.filter_map(view).collect()
         };
         self.look_up(read).await.unwrap_or_default()
     }
@@ -165,14 +171,4 @@ impl Readings {
 fn run_check((name, check): &(String, Check)) -> CheckResult {
     let result = catch(|| check()).unwrap_or_else(|_| Err("it panicked".to_owned()));
     CheckResult::new(name.as_str(), result.err())
-}
-
-fn worker_json(snapshot: &Snapshot) -> Value {
-    let mut value = serde_json::to_value(snapshot).unwrap_or_else(|_| json!({}));
-    let health = &snapshot.health;
-    value["alive"] = health.is_recent().into();
-    value["last_heartbeat"] = snapshot.last_heartbeat_unix().into();
-    value["state"] = health.state().name().into();
-    value["reason"] = health.reason().into();
-    value
 }

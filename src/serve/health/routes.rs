@@ -3,19 +3,20 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequestParts, State as Shared};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde_json::Value;
 
 use super::readings::{CheckResult, Readings};
 use crate::health::Preset;
+use crate::net::caller::{Caller, Callers};
 use crate::net::request::QueryParameters;
 use crate::net::response::{RequestError, json_response, text_response};
-use crate::serve::disclosure::{Disclosure, redact};
+use crate::serve::disclosure::{Audience, Disclosure};
+use crate::serve::views::{ListView, ProcessView, WorkerHealthView};
+use crate::sync::printable::Printable;
 
 const DEFAULT_PAGE: usize = 100;
 const LARGEST_PAGE: usize = 1_000;
@@ -23,6 +24,7 @@ const LARGEST_PAGE: usize = 1_000;
 struct HealthService {
     readings: Readings,
     disclosure: Disclosure,
+    callers: Callers,
 }
 
 impl HealthService {
@@ -37,24 +39,53 @@ type SharedService = Shared<Arc<HealthService>>;
 
 struct RequestContext {
     query: QueryParameters,
-    shows_reasons: bool,
+    audience: Audience,
+}
+
+impl RequestContext {
+    async fn new(
+        parts: &mut Parts,
+        service: &HealthService,
+        caller: Caller,
+    ) -> Result<Self, Response> {
+        let query = QueryParameters::from_request_parts(parts, &()).await;
+        Ok(Self {
+            query: query.map_err(IntoResponse::into_response)?,
+            audience: service.disclosure.audience(caller),
+        })
+    }
 }
 
 impl FromRequestParts<Arc<HealthService>> for RequestContext {
-    type Rejection = QueryRejection;
+    type Rejection = Response;
 
     async fn from_request_parts(
         parts: &mut Parts,
         service: &Arc<HealthService>,
     ) -> Result<Self, Self::Rejection> {
-        Ok(Self {
-            query: QueryParameters::from_request_parts(parts, service).await?,
-            shows_reasons: service.disclosure.permits(&parts.headers),
-        })
+        let caller = service.callers.identify(parts).await;
+        let caller = caller.map_err(|_| RequestError::wrong_token().into_response())?;
+        Self::new(parts, service, caller).await
     }
 }
 
-pub(super) fn router(readings: Readings, disclosure: Disclosure) -> Router {
+/// A request of a probe, whatever token it carries: it must be answered at once, and must not tell
+/// whether a token is right.
+struct ProbeRequest(RequestContext);
+
+impl FromRequestParts<Arc<HealthService>> for ProbeRequest {
+    type Rejection = Response;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        service: &Arc<HealthService>,
+    ) -> Result<Self, Self::Rejection> {
+        let caller = Caller::without_token(parts);
+        RequestContext::new(parts, service, caller).await.map(Self)
+    }
+}
+
+pub(super) fn router(readings: Readings, disclosure: Disclosure, callers: Callers) -> Router {
     Router::new()
         .route("/v1/worker/health", get(health))
         .route("/v1/workers", get(workers))
@@ -64,35 +95,44 @@ pub(super) fn router(readings: Readings, disclosure: Disclosure) -> Router {
         .with_state(Arc::new(HealthService {
             readings,
             disclosure,
+            callers,
         }))
 }
 
-async fn livez(service: SharedService, request: RequestContext) -> Response {
+async fn livez(service: SharedService, ProbeRequest(request): ProbeRequest) -> Response {
     request.probe_response(service.checks(Preset::Liveness).await)
 }
 
-async fn startupz(service: SharedService, request: RequestContext) -> Response {
+async fn startupz(service: SharedService, ProbeRequest(request): ProbeRequest) -> Response {
     request.probe_response(service.checks(Preset::Startup).await)
 }
 
-async fn readyz(service: SharedService, request: RequestContext) -> Response {
+async fn readyz(service: SharedService, ProbeRequest(request): ProbeRequest) -> Response {
     let mut checks = service.checks(Preset::Readiness).await;
     checks.extend(service.readings.application_checks().await);
     request.probe_response(checks)
 }
 
 async fn health(service: SharedService, request: RequestContext) -> Result<Response, RequestError> {
-    let process = service.readings.process().await;
-    let health = match request.query.get("worker") {
-        None => process.to_json(&service.readings.policies.health()),
-        Some(id) => service
-            .readings
-            .worker(id)
-            .await
-            .ok_or_else(|| RequestError::not_found("there is no worker with this id"))?,
+    let Some(id) = request.query.get("worker") else {
+        let process = service.readings.process().await;
+        let policy = service.readings.policies.health();
+        return Ok(match request.audience {
+            Audience::Public => {
+                let view = ProcessView::public(&process, &policy);
+                json_response(status(view.alive), &view)
+            }
+            Audience::Full => {
+                let view = ProcessView::full(&process, &policy);
+                json_response(status(view.alive), &view)
+            }
+        });
     };
-    let status = status(health["alive"] == true);
-    Ok(json_response(status, &request.disclose(health)))
+    let worker = service.readings.worker(id).await;
+    let worker =
+        worker.ok_or_else(|| RequestError::not_found("there is no worker with this id"))?;
+    let view = WorkerHealthView::new(&worker, request.audience);
+    Ok(json_response(status(view.alive), &view))
 }
 
 async fn workers(
@@ -108,9 +148,10 @@ async fn workers(
         }
     };
     let after = request.query.get("after").unwrap_or_default();
-    let mut list = service.readings.process().await.totals();
-    list["workers"] = service.readings.page(after, limit).await.into();
-    Ok(json_response(StatusCode::OK, &request.disclose(list)))
+    let process = service.readings.process().await;
+    let page = service.readings.page(after, limit, request.audience);
+    let list = ListView::new(&process, page.await, request.audience);
+    Ok(json_response(StatusCode::OK, &list))
 }
 
 const fn status(passed: bool) -> StatusCode {
@@ -129,16 +170,18 @@ impl RequestContext {
         let mut text = String::new();
         if !passed || self.query.get("verbose").is_some() {
             for check in &checks {
-                let name = &check.name;
+                // The application chooses names and reasons, and may pass on what others report.
+                let name = Printable(&check.name);
                 text.push_str(&match &check.failure {
                     None => format!("[+]{name} ok"),
-                    Some(reason) if self.shows_reasons => format!("[-]{name} failed: {reason}"),
+                    Some(reason) if self.audience == Audience::Full => {
+                        format!("[-]{name} failed: {}", Printable(reason))
+                    }
                     Some(_) => format!("[-]{name} failed: reason withheld"),
                 });
-                let tolerated = check.tolerated.as_deref().filter(|_| self.shows_reasons);
+                let tolerated = self.audience.filter(check.tolerated.as_deref());
                 if let Some(tolerated) = tolerated {
-                    text.push_str("; tolerated: ");
-                    text.push_str(tolerated);
+                    text.push_str(&format!("; tolerated: {}", Printable(tolerated)));
                 }
                 text.push('\n');
             }
@@ -147,12 +190,5 @@ impl RequestContext {
             text.push_str("ok");
         }
         text_response(status(passed), text)
-    }
-
-    fn disclose(&self, mut value: Value) -> Value {
-        if !self.shows_reasons {
-            redact(&mut value);
-        }
-        value
     }
 }

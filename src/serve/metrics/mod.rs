@@ -13,10 +13,16 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::Registry as PrometheusRegistry;
 
+#[cfg(feature = "http")]
+use crate::fleet::Coordinator;
 use crate::fleet::{HeartbeatStore, Sweeper};
+#[cfg(feature = "http")]
+use crate::net::connections::ConnectionCounts;
 use crate::registry::Registry;
 use encoder::Encoder;
 use fleet::FleetMetrics;
+#[cfg(feature = "http")]
+use http::HttpFigures;
 #[cfg(feature = "http")]
 pub(super) use http::routes;
 
@@ -59,6 +65,8 @@ pub struct Metrics {
     per_worker: bool,
     fleet: Option<Arc<FleetMetrics>>,
     sweepers: Vec<Sweeper>,
+    #[cfg(feature = "http")]
+    http: HttpFigures,
 }
 
 impl Metrics {
@@ -82,6 +90,8 @@ impl Metrics {
             per_worker: false,
             fleet: None,
             sweepers: Vec::new(),
+            #[cfg(feature = "http")]
+            http: HttpFigures::default(),
         }
     }
 
@@ -136,6 +146,31 @@ impl Metrics {
         self
     }
 
+    /// Adds the requests that this coordinator, or a clone of it, has refused. An endpoint that serves
+    /// a coordinator and metrics adds them by itself.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Coordinator, MemoryStore, Metrics, Registry};
+    ///
+    /// let coordinator = Coordinator::new(MemoryStore::new()).token("s3cret");
+    /// let metrics = Metrics::new(Registry::global()).coordinator(&coordinator);
+    /// let coordinator = coordinator.serve("127.0.0.1:0")?;
+    /// assert!(metrics.text().contains("http_refused_total{reason=\"wrong_token\"} 0"));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    #[cfg(feature = "http")]
+    pub fn coordinator(mut self, coordinator: &Coordinator) -> Self {
+        self.http.add_refusals(&coordinator.callers().refusals);
+        self
+    }
+
+    /// Adds the connections of a server.
+    #[cfg(feature = "http")]
+    pub(super) fn connections(mut self, connections: &Arc<ConnectionCounts>) -> Self {
+        self.http.connections = Some(Arc::clone(connections));
+        self
+    }
+
     /// The present metrics in the text format of OpenMetrics 1.0, which Prometheus prefers. The
     /// content type is [`OPENMETRICS`](Self::OPENMETRICS).
     ///
@@ -180,6 +215,8 @@ impl Collector for Metrics {
         if self.per_worker {
             registry::encode_workers(&mut encoder, &self.registry)?;
         }
+        #[cfg(feature = "http")]
+        self.http.encode(&mut encoder)?;
         match &self.fleet {
             Some(fleet) => fleet.encode(&mut encoder),
             None => Ok(()),

@@ -1,6 +1,5 @@
 //! Serves a store over HTTP: limits and time limits around [`Service`].
 
-mod auth;
 mod incarnation_cache;
 mod service;
 mod store_api;
@@ -18,6 +17,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use axum::routing::any;
@@ -29,9 +29,10 @@ use tokio::time::timeout;
 use crate::error::Error;
 use crate::fleet::HeartbeatStore;
 use crate::fleet::http::wire::LARGEST_REQUEST;
+use crate::net::caller::{Caller, Callers, WrongToken, peer};
+use crate::net::refusals::Refused;
 use crate::net::server::{self, Server};
 use crate::sync::catch::catch;
-use auth::Token;
 use service::{ReceivedBody, Refusal, Reply, Service};
 
 /// The largest body of a request of a worker.
@@ -62,7 +63,8 @@ const MOST_WORKERS: usize = 100_000;
 /// once another incarnation has taken its place; without one, a request is for the current
 /// incarnation of the id. Every error is `{"error": "…"}`, with a `code` of `unknown` (404: register),
 /// `superseded` or `ended` (409), `busy` (503: retry) or `invalid` (400) where a worker is refused. `400` and `413`: the request is invalid or
-/// too large. `401` and `403`: the token is missing or wrong. `429`: too many workers. `503`: too many
+/// too large. `401`: the token is missing or wrong. `403`: without a token, only
+/// programs on this host may write. `429`: too many workers. `503`: too many
 /// requests at once, or the store fails or is too slow; retry.
 ///
 /// ```
@@ -81,7 +83,7 @@ const MOST_WORKERS: usize = 100_000;
 #[must_use = "nothing is served before serve(), or before router() is mounted"]
 pub struct Coordinator {
     store: Arc<dyn HeartbeatStore>,
-    token: Option<Token>,
+    callers: Callers,
     max_workers: usize,
     store_calls: usize,
     store_timeout: Duration,
@@ -100,7 +102,7 @@ impl Coordinator {
     pub fn new(store: impl HeartbeatStore + 'static) -> Self {
         Self {
             store: Arc::new(store),
-            token: None,
+            callers: Callers::default(),
             max_workers: MOST_WORKERS,
             store_calls: STORE_CALLS,
             store_timeout: STORE_TIMEOUT,
@@ -108,8 +110,13 @@ impl Coordinator {
         }
     }
 
-    /// The bearer token that every request must carry. Without one, requests that a browser sends for
-    /// a web page are refused.
+    /// The bearer token that every request must carry. A wrong one is answered with 401 after a second.
+    ///
+    /// Without a token, only programs on this host may write. A request is refused with 403 if it
+    /// comes from another host, through a proxy that declares itself (`X-Forwarded-For`, `Forwarded`,
+    /// `Via`, …), by another `Host` name than `localhost` or its address, or from a web page of another
+    /// origin. A proxy that adds no headers makes other hosts look like this one: behind it, use a
+    /// token.
     ///
     /// ```
     /// use worker_heartbeat::{Coordinator, HeartbeatStore, HttpStore, MemoryStore};
@@ -121,7 +128,7 @@ impl Coordinator {
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
     pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(Token::new(token.into()));
+        self.callers.set_token(token.into());
         self
     }
 
@@ -167,9 +174,11 @@ impl Coordinator {
 
     /// The routes, for an existing axum application. Its tokio runtime needs time enabled.
     ///
-    /// The application decides where it listens: without a [`token`](Self::token), every client that
-    /// reaches it can register, stop and sweep workers. The application also limits the number of
-    /// connections, and the time to receive the head of a request.
+    /// The application decides where it listens. Without a [`token`](Self::token), a client's address
+    /// is checked only if the application passes it on (`into_make_service_with_connect_info`);
+    /// otherwise, any client that claims a local `Host` name can register, stop and sweep workers. The
+    /// application also limits the number of connections, and the time to receive the head of a
+    /// request.
     ///
     /// ```
     /// use axum::Router;
@@ -184,7 +193,7 @@ impl Coordinator {
     pub fn router(&self) -> Router {
         let shared = Arc::new(Shared {
             service: Service::new(Arc::clone(&self.store), self.max_workers),
-            token: self.token.clone(),
+            callers: self.callers.clone(),
             requests: Semaphore::new(MOST_REQUESTS),
             batches: Semaphore::new(MOST_BATCHES),
             calls: Arc::new(Semaphore::new(
@@ -228,7 +237,12 @@ impl Coordinator {
         let router = self
             .router()
             .fallback(|| async { respond(Err(Refusal::new(404, "not found"))) });
-        Server::start(&addresses, &shown, router).map(|server| RunningCoordinator { server })
+        let server = Server::start(&addresses, &shown, router, Arc::default())?;
+        Ok(RunningCoordinator { server })
+    }
+
+    pub(crate) const fn callers(&self) -> &Callers {
+        &self.callers
     }
 
     /// Refuses an address that other hosts reach without a token.
@@ -237,7 +251,7 @@ impl Coordinator {
         addresses: &[SocketAddr],
         shown: &str,
     ) -> Result<(), Error> {
-        if self.token.as_ref().is_some_and(Token::is_empty) {
+        if self.callers.has_empty_token() {
             return Err(Error::invalid(
                 "token",
                 "an empty one",
@@ -245,7 +259,7 @@ impl Coordinator {
             ));
         }
         let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
-        if self.token.is_none() && !addresses.iter().all(is_private) {
+        if !self.callers.has_token() && !addresses.iter().all(is_private) {
             return Err(Error::invalid(
                 "address",
                 shown,
@@ -322,7 +336,7 @@ const ROUTES: &[(&str, Handler)] = &[
 /// State that all requests share.
 struct Shared {
     service: Service,
-    token: Option<Token>,
+    callers: Callers,
     requests: Semaphore,
     batches: Semaphore,
     calls: Arc<Semaphore>,
@@ -333,7 +347,7 @@ struct Shared {
 impl Shared {
     async fn answer(self: &Arc<Self>, handler: Handler, request: Request) -> Reply<Vec<u8>> {
         let (head, body) = request.into_parts();
-        auth::check(self.token.as_ref(), &head.headers)?;
+        self.check_caller(&head).await?;
         if head.method != Method::POST {
             return Err(Refusal::new(405, "only POST is allowed"));
         }
@@ -350,6 +364,34 @@ impl Shared {
         let body = timeout(self.body_timeout, read(&head.headers, body, largest)).await;
         let body = body.map_err(|_| Refusal::new(408, "the body was not received in time"))??;
         self.act(handler, body).await
+    }
+
+    /// Refuses a caller that may not write.
+    async fn check_caller(&self, head: &Parts) -> Reply<()> {
+        let (refused, refusal) = match self.callers.identify(head).await {
+            Ok(Caller::Token) => return Ok(()),
+            Ok(Caller::Local) if !self.callers.has_token() => return Ok(()),
+            // Counted already.
+            Err(WrongToken) => {
+                return Err(Refusal::new(
+                    401,
+                    "the token is wrong: Authorization: Bearer …",
+                ));
+            }
+            Ok(Caller::Stranger(stranger)) if !self.callers.has_token() => {
+                let reason = format!(
+                    "without a token, only programs on this host may write, by the name localhost \
+                     or its address: {stranger}; start the coordinator with a token"
+                );
+                (Refused::Stranger, Refusal::new(403, reason))
+            }
+            Ok(_) => {
+                let reason = "the token is missing: Authorization: Bearer …";
+                (Refused::NoToken, Refusal::new(401, reason))
+            }
+        };
+        self.callers.refusals.count(refused, peer(head));
+        Err(refusal)
     }
 
     /// Runs the handler on a thread that may block.

@@ -49,12 +49,18 @@ DECLARE
     v_fault text := CASE WHEN p_name = '' THEN 'it is empty'
         WHEN octet_length(p_name) > @longest_name@ THEN 'it is too long'
         WHEN p_name ~ '[\x01-\x1f\x7f]' THEN 'it has control characters'
-        WHEN getdatabaseencoding() = 'UTF8' AND p_name ~ '[\u0080-\u009f]' THEN 'it has control characters'
+        WHEN p_name ~ '^ | $' THEN 'it begins or ends with a space'
+        -- Other encodings have other numbers for these.
+        WHEN getdatabaseencoding() <> 'UTF8' THEN NULL
+        WHEN p_name ~ '[\u0080-\u009f]' THEN 'it has control characters'
+        WHEN p_name ~ '[@unprintable@]' THEN 'it has invisible characters'
+        WHEN p_name ~ '^[@spaces@]|[@spaces@]$' THEN 'it begins or ends with a space'
     END;
 BEGIN
     IF v_fault IS NOT NULL THEN
         RAISE EXCEPTION '%: %', p_field, v_fault USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'Allowed are 1 to @longest_name@ bytes without control characters.';
+            HINT = 'Allowed are 1 to @longest_name@ bytes without control characters, invisible '
+                'characters, and spaces at either end.';
     END IF;
 END $$;
 

@@ -12,8 +12,8 @@ const showsReasons = document.body.dataset.shown === 'yes';
 // --- texts -----------------------------------------------------------------------------------------
 
 // Invisible characters, and those that change the direction of the text, are shown as code points.
-const INVISIBLE = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
-const plain = text => String(text).replace(INVISIBLE, c => '⟨U+' + c.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0') + '⟩');
+const INVISIBLE = /(?![\n\t])[{{unprintable}}]/gu;
+const plain = text => String(text).replace(INVISIBLE, c => '⟨U+' + c.codePointAt(0).toString(16).toUpperCase().padStart(4, '0') + '⟩');
 function put(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
