@@ -125,6 +125,8 @@ pub use health::{
 };
 #[cfg(feature = "stacks")]
 pub use health::{CallStack, StackFrame};
+pub use registry::core::draining::Drains;
+pub use registry::core::escalation::{Escalation, Trigger};
 pub use registry::core::events::{Event, EventKind, EventWorker};
 pub use registry::core::subscribers::Subscription;
 pub use registry::{Counters, Probe, Registry, Snapshot, TypeCounters};
@@ -144,7 +146,7 @@ pub use shutdown::{
     CleanupReport, CleanupState, Shutdown, ShutdownBuilder, ShutdownCause, ShutdownReport, Signal,
 };
 pub use supervisor::{
-    DeadWorker, HungWorker, Outcome, Restart, StopReport, Supervised, SupervisedFuture,
-    SupervisedWorker, Supervisor,
+    DeadWorker, DrainedWorker, HungWorker, Outcome, Restart, StopReport, Supervised,
+    SupervisedFuture, SupervisedWorker, Supervisor,
 };
 pub use worker::{Builder, SilenceGuard, TaskGuard, Text, WorkerHeartbeat};

@@ -26,7 +26,7 @@ use crate::health::{
 use crate::registry::Snapshot;
 use crate::registry::core::events::{Event, EventKind, EventWorker};
 use crate::shutdown::{CleanupReport, ShutdownReport};
-use crate::supervisor::{DeadWorker, HungWorker, StopReport};
+use crate::supervisor::{DeadWorker, DrainedWorker, HungWorker, StopReport};
 
 /// Each type with its names and values; after a `?`, those that are left out if they are `None`.
 macro_rules! report {
@@ -82,6 +82,7 @@ named! {
         Self::Restarting { .. } => "restarting",
         Self::GaveUp { .. } => "gave_up",
         Self::ChildHung { .. } => "child_hung",
+        Self::OverBudget { .. } => "over_budget",
         Self::Unobserved { .. } => "unobserved",
         Self::Missing(_) => "missing",
         Self::StoreFailing { .. } => "store_failing",
@@ -214,11 +215,18 @@ report! {
         "run_id": this.run_id,
         "task": this.task,
     }
+    DrainedWorker(this) {
+        "id": this.id,
+        "took_s": this.took.as_secs_f64(),
+        "budget_s": this.budget.map(Seconds),
+        "over_budget": this.is_over_budget(),
+    }
     StopReport(this) {
         "clean": this.is_clean(),
         "ended": this.ended,
         "died": this.died,
         "hung": this.hung,
+        "drained": this.drained,
         "took_s": this.took.as_secs_f64(),
     }
     ShutdownReport(this) {
@@ -227,6 +235,7 @@ report! {
         "hung": this.hung,
         "died": this.died,
         "gave_up": this.gave_up,
+        "drained": this.drained,
         "cleanups": this.cleanups,
         "took_s": this.took.as_secs_f64(),
     }

@@ -21,7 +21,9 @@ use worker_heartbeat::{
 
 fn main() -> Result<ExitCode, BoxError> {
     let Some(options) = Options::read() else {
-        eprintln!("Usage: service [--listen ADDRESS] [--beacon FILE] [--hang-after SECONDS] [--postgres URL]");
+        eprintln!(
+            "Usage: service [--listen ADDRESS] [--beacon FILE] [--hang-after SECONDS] [--postgres URL]"
+        );
         return Ok(ExitCode::from(2));
     };
     let registry = Registry::global();

@@ -172,6 +172,11 @@ impl Clock {
         }
     }
 
+    /// Whether a test moves it.
+    pub(crate) const fn is_mock(&self) -> bool {
+        matches!(self.source, ClockSource::Mock(_))
+    }
+
     /// The present wall time. A mock clock's wall time starts at the real one and moves with it.
     ///
     /// ```

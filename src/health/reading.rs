@@ -228,6 +228,19 @@ impl Signs {
         since.unwrap_or_else(|| self.silent_since())
     }
 
+    /// Since when it has been in this state, if it is that of a conviction.
+    pub(crate) fn convicted_since(&self, state: State, limits: &Limits) -> Option<Moment> {
+        let limit = match state {
+            State::Stalled if self.is_abandoned() => return self.thread_ended_at,
+            State::Stalled => self.stalls_at(limits),
+            State::Stale => self.stales_at(limits),
+            State::Overdue => self.overdue_at(),
+            State::NeverStarted => self.started_at.after_nanos(limits.startup_grace),
+            _ => return None,
+        };
+        Some(limit.after_nanos(1))
+    }
+
     /// When it last made progress; when it began, if it never did.
     pub(crate) fn silent_since(&self) -> Moment {
         self.progress_at.unwrap_or(self.started_at)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Registry;
 use crate::health::SweepTotals;
+use crate::registry::core::draining::Drains;
 
 /// What has happened in a registry, counted for as long as it lives; made by
 /// [`Registry::counters`]. Counters never go back, even when ended workers are forgotten.
@@ -127,6 +128,8 @@ pub struct TypeCounters {
     pub never_started: u64,
     /// Tasks that [failed](crate::TaskGuard::fail) while their worker went on.
     pub failed_tasks: u64,
+    /// How long workers took to end once they were asked to stop.
+    pub drains: Drains,
 }
 
 impl Registry {
@@ -176,6 +179,15 @@ impl Counters {
             for (name, value) in of_type.totals() {
                 receive(name, &labels, value);
             }
+            let drains = &of_type.drains;
+            for (bound, value) in &drains.buckets {
+                let bound = format!("{:?}", bound.as_secs_f64());
+                let labels = [labels[0], ("le", &*bound)];
+                receive("drain_duration_bucket", &labels, *value);
+            }
+            receive("drain_duration_count", &labels, drains.count);
+            let sum = u64::try_from(drains.sum.as_millis()).unwrap_or(u64::MAX);
+            receive("drain_duration_sum_milliseconds", &labels, sum);
             for (cause, value) in &of_type.deaths {
                 receive("deaths", &[labels[0], ("cause", cause)], *value);
             }
@@ -213,9 +225,10 @@ impl Counters {
 
 impl TypeCounters {
     /// Those that have no other label than the type.
-    fn totals(&self) -> [(&'static str, u64); 10] {
+    fn totals(&self) -> [(&'static str, u64); 11] {
         [
             ("beats", self.beats),
+            ("drains_over_budget", self.drains.over_budget),
             ("registrations", self.registrations),
             ("restarts", self.restarts),
             ("give_ups", self.give_ups),

@@ -207,6 +207,7 @@ impl TypeCounts {
             stale_episodes: self.stale.get(),
             never_started: self.never_started.get(),
             failed_tasks: self.failed_tasks.get(),
+            drains: self.drains.read(),
         }
     }
 }

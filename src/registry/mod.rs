@@ -241,7 +241,7 @@ impl Registry {
                 .entry(worker_type)
                 .or_insert(Expectation {
                     count,
-                    missing_reported: false,
+                    missing_since: None,
                 })
                 .count = count;
             let watch = || self.inner.pacemaker.join(core);

@@ -8,6 +8,7 @@ use super::Registry;
 use crate::clock::Patience;
 use crate::health::StopCause;
 use crate::registry::core::PendingNotices;
+use crate::registry::core::escalation::{Escalate, Escalation, Trigger};
 use crate::registry::core::unreturned::Waits;
 use crate::registry::core::worker_ref::{Termination, WorkerRef};
 
@@ -22,6 +23,36 @@ impl Registry {
         core.stopping.store(true, Ordering::Release);
         let workers = self.inner.scan.count(|| core.worker_refs());
         core.request_stop(&workers, cause)
+    }
+
+    /// As [`request_stop`](Self::request_stop), because of this escalation. All notices are delivered;
+    /// another thread writes the log.
+    pub(crate) fn escalate(&self, escalation: Escalation, cause: &StopCause) {
+        let core = &self.inner.core;
+        let _ = core.escalated.set(escalation);
+        self.request_stop(cause).deliver_in_background(core);
+    }
+
+    /// What began the shutdown, if a trigger did.
+    #[cfg(any(feature = "http", feature = "beacon", all(unix, feature = "systemd")))]
+    pub(crate) fn escalation(&self) -> Option<Escalation> {
+        self.inner.core.escalated.get().copied()
+    }
+
+    /// Adds the triggers of a shutdown.
+    pub(crate) fn add_triggers(&self, triggers: &Arc<[Trigger]>, shutdown: Arc<dyn Escalate>) {
+        let core = &self.inner.core;
+        core.add_triggers(triggers, shutdown);
+        for worker in self.worker_refs() {
+            core.note_ended(&worker.record);
+        }
+        core.act_on_events();
+        self.ring();
+    }
+
+    /// No supervisor restarts this worker any more.
+    pub(crate) fn leave_dead(&self, worker: &WorkerRef) {
+        self.inner.core.leave_dead(&worker.record);
     }
 
     /// Whether all workers were asked to stop.

@@ -8,6 +8,7 @@ use crate::health::{Policy, Summary};
 #[cfg(any(feature = "http", feature = "beacon"))]
 use crate::health::{State, StateCounts};
 use crate::registry::Registry;
+use crate::registry::core::escalation::Escalation;
 use crate::sync::printable::Printable;
 use crate::worker::check_name;
 
@@ -41,6 +42,8 @@ pub(super) fn check_policy(policy: &Policy) -> Result<(), Error> {
 #[derive(Debug)]
 pub(super) struct ProcessHealth {
     pub summary: Summary,
+    /// What began the shutdown, if a trigger did.
+    pub escalation: Option<Escalation>,
     /// Unix time until when a worker was known to be well; 0.0 if none ever was.
     #[cfg(any(feature = "http", feature = "beacon"))]
     pub last_heartbeat: f64,
@@ -51,6 +54,7 @@ impl ProcessHealth {
     pub(super) fn read(registry: &Registry) -> Self {
         let summary = registry.summary();
         Self {
+            escalation: registry.escalation(),
             #[cfg(any(feature = "http", feature = "beacon"))]
             last_heartbeat: last_heartbeat(registry, &summary),
             summary,
@@ -59,10 +63,15 @@ impl ProcessHealth {
 
     /// The health in one line of bounded length.
     pub(super) fn reason(&self) -> String {
-        if self.summary.total == 0 {
-            return "there are no workers".to_owned();
+        let workers = if self.summary.total == 0 {
+            "there are no workers".to_owned()
+        } else {
+            self.summary.to_string()
+        };
+        match &self.escalation {
+            Some(escalation) => format!("shut down by a trigger ({escalation}); {workers}"),
+            None => workers,
         }
-        self.summary.to_string()
     }
 }
 
@@ -74,6 +83,7 @@ impl ProcessHealth {
         summary.states.add(State::Unobserved);
         Self {
             summary,
+            escalation: None,
             last_heartbeat: 0.0,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,11 +10,14 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 
+use super::file::WatchedFile;
 use super::hooks::{InstallGuard, SignalListener};
-use super::{Cleanup, End, Inner, Progress, Shutdown, Signal, exit_race};
+use super::termination::TerminationMessage;
+use super::{Cleanup, End, Inner, Progress, Shutdown, Signal, exit_race, file, triggers};
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
+use crate::registry::core::escalation::Trigger;
 use crate::sync::background;
 use crate::sync::latch::Latch;
 use crate::sync::wakers::Wakers;
@@ -48,6 +52,9 @@ pub struct ShutdownBuilder {
     exit_timeout: Option<Duration>,
     registries: Vec<Registry>,
     cleanups: Vec<Cleanup>,
+    triggers: Vec<Trigger>,
+    files: Vec<PathBuf>,
+    termination_message: Option<PathBuf>,
 }
 
 impl ShutdownBuilder {
@@ -60,6 +67,9 @@ impl ShutdownBuilder {
             exit_timeout: None,
             registries: Vec::new(),
             cleanups: Vec::new(),
+            triggers: Vec::new(),
+            files: Vec::new(),
+            termination_message: None,
         }
     }
 
@@ -209,6 +219,77 @@ impl ShutdownBuilder {
         self
     }
 
+    /// Begins the shutdown when this happens to a worker of its registries. Can be called again, for
+    /// more than one: the first that applies counts. By default, nothing that happens to a worker ends
+    /// the process.
+    ///
+    /// The shutdown is orderly, as on a signal, and its exit status is 1. What happened is the
+    /// [`cause`](crate::ShutdownReport::cause) in the report and in the log, in the status that
+    /// systemd shows, and in the [termination message](Self::termination_message) of Kubernetes.
+    ///
+    /// What has happened before the installation counts too: a worker that was given up or died, and was
+    /// not replaced since, a worker that has been stalled, workers that have been missing.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{Shutdown, Trigger};
+    ///
+    /// let shutdown = Shutdown::builder()
+    ///     .on(Trigger::GaveUp)
+    ///     .on(Trigger::StalledFor(Duration::from_secs(300)))
+    ///     .on(Trigger::MissingFor(Duration::from_secs(60)))
+    ///     .on(Trigger::DeadType("indexer"))
+    ///     .on(Trigger::UncaughtPanic)
+    ///     .install()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn on(mut self, trigger: Trigger) -> Self {
+        self.triggers.push(trigger);
+        self
+    }
+
+    /// Begins the shutdown when this file appears, or is written, touched or replaced: for a hook
+    /// that runs before the process is stopped, such as `preStop: exec: touch /tmp/drain` of
+    /// Kubernetes. Can be called again, for more than one. The exit status is that of a shutdown on a
+    /// signal.
+    ///
+    /// A file that is there at the installation is from an earlier life: it begins nothing until it is
+    /// touched. The file is looked at four times a second, by a thread of its own, `wh-file`. If that
+    /// fails, it is logged once, and tried again.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::Shutdown;
+    ///
+    /// let shutdown = Shutdown::builder().on_file("/tmp/drain").install()?;
+    /// println!("{}", shutdown.wait()); // shutdown by file /tmp/drain, clean, took 1.2s
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn on_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.push(path.into());
+        self
+    }
+
+    /// A file that gets the reason why the process ends, if it does not end with success: what began
+    /// the shutdown, if a [trigger](Self::on) did, and then its report. Kubernetes shows the content of
+    /// `/dev/termination-log` as the message of a container's last state.
+    ///
+    /// At most 4096 bytes, which replace the content. The file is never created: without it, nothing
+    /// is written. A file that can't be written is reported in the log, and changes nothing else.
+    ///
+    /// ```no_run
+    /// use worker_heartbeat::{Shutdown, Trigger};
+    ///
+    /// let shutdown = Shutdown::builder()
+    ///     .on(Trigger::GaveUp)
+    ///     .termination_message("/dev/termination-log")
+    ///     .install()?;
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn termination_message(mut self, path: impl Into<PathBuf>) -> Self {
+        self.termination_message = Some(path.into());
+        self
+    }
+
     /// Hooks the signals and starts the thread that waits for them. Both stay until the process ends. A
     /// forked child has the signal handlers but not the thread: it may install a shutdown of its own.
     ///
@@ -223,8 +304,8 @@ impl ShutdownBuilder {
     ///
     /// # Errors
     /// [`Error::AlreadyInstalled`] names signals of another shutdown of this process;
-    /// [`Error::Invalid`] names a timeout
-    /// that is not allowed; [`Error::SignalBlocked`] names signals that would never arrive, since
+    /// [`Error::Invalid`] names a timeout or a trigger
+    /// whose value is not allowed; [`Error::SignalBlocked`] names signals that would never arrive, since
     /// every thread blocks them (known on Linux, with `/proc`); [`Error::Signal`] and
     /// [`Error::Thread`] if the system refuses.
     pub fn install(mut self) -> Result<Shutdown, Error> {
@@ -232,6 +313,15 @@ impl ShutdownBuilder {
         if let Some(timeout) = self.exit_timeout {
             check("exit_timeout", timeout)?;
         }
+        self.triggers.iter().try_for_each(triggers::check)?;
+        if let Some(path) = &self.termination_message {
+            check_path("termination_message", path)?;
+        }
+        let files = self.files.into_iter().map(|path| {
+            check_path("on_file", &path)?;
+            Ok(WatchedFile::new(path))
+        });
+        let files = files.collect::<Result<Vec<_>, Error>>()?;
         let guard = InstallGuard::take().ok_or_else(|| Error::AlreadyInstalled {
             signals: names(&self.signals),
         })?;
@@ -244,14 +334,21 @@ impl ShutdownBuilder {
             error,
         })?;
         let (listener, wake_sender) = guard.install(&self.signals, self.hook_ignored)?;
+        let panics = self.triggers.contains(&Trigger::UncaughtPanic);
+        let panics = panics
+            .then(|| triggers::watch_panics(&wake_sender))
+            .transpose()?;
         let inner = Arc::new(Inner {
             registries: self.registries,
             timeout: self.timeout,
             force_exit: self.force_exit,
             exit_timeout: self.exit_timeout,
             signals: Arc::clone(listener.signals()),
+            termination: TerminationMessage::new(self.termination_message),
+            panics,
             wake_sender,
             begun: OnceLock::new(),
+            announced: AtomicBool::new(false),
             requested: AtomicBool::new(false),
             progress: Mutex::new(Progress {
                 limit: self.timeout,
@@ -272,6 +369,10 @@ impl ShutdownBuilder {
         // The thread is waiting for it.
         let _ = thread.send((Arc::clone(&inner), listener));
         exit_race::watch_this_thread();
+        files
+            .into_iter()
+            .try_for_each(|file| file::watch(&inner, file))?;
+        triggers::watch(&inner, self.triggers);
         Ok(Shutdown {
             inner,
             _witness: Witness::held(),
@@ -290,6 +391,15 @@ fn check(name: &'static str, timeout: Duration) -> Result<(), Error> {
     }
     let allowed = format!("{SHORTEST_TIMEOUT:?} to 1 day");
     Err(Error::invalid(name, format!("{timeout:?}"), allowed))
+}
+
+fn check_path(name: &'static str, path: &Path) -> Result<(), Error> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if bytes.is_empty() || bytes.contains(&0) {
+        let allowed = "the path of a file";
+        return Err(Error::invalid(name, format!("{path:?}"), allowed));
+    }
+    Ok(())
 }
 
 /// Starts the thread that waits for signals once it is sent its listener. It lives as long as the
@@ -312,6 +422,9 @@ impl fmt::Debug for ShutdownBuilder {
             .field("force_exit", &self.force_exit)
             .field("exit_timeout", &self.exit_timeout)
             .field("cleanups", &self.cleanups)
+            .field("triggers", &self.triggers)
+            .field("files", &self.files)
+            .field("termination_message", &self.termination_message)
             .finish_non_exhaustive()
     }
 }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use super::termination::Finality;
 use super::watchdog::TOO_SLOW;
 use super::{Cleanup, CleanupReport, CleanupState, End, Inner, Progress, Running, ShutdownReport};
 use crate::clock::Patience;
 use crate::registry::Registry;
-use crate::supervisor::{DeadWorker, HungWorker};
+use crate::supervisor::{DeadWorker, DrainedWorker, HungWorker};
 use crate::sync::background;
 use crate::sync::catch::catch;
 use crate::sync::last_words;
@@ -137,6 +138,10 @@ impl Inner {
         if report.is_late() {
             last_words::write(&format!("{}; {}", TOO_SLOW, report.faults()));
         }
+        if !report.is_success() {
+            let message = report.to_string();
+            self.termination.write(Finality::Report, &message);
+        }
         let mut progress = self.progress.lock();
         if !matches!(progress.end, End::Concluding) {
             return;
@@ -172,6 +177,7 @@ impl Inner {
             unreturned: self.unreturned(),
             died: self.died(progress),
             gave_up: self.gave_up(),
+            drained: self.drained(progress),
             cleanups,
             took: begun.time.elapsed(),
         })
@@ -197,6 +203,18 @@ impl Inner {
             );
         }
         died
+    }
+
+    /// How long the workers took to end.
+    fn drained(&self, progress: &Progress) -> Vec<DrainedWorker> {
+        let registries = self.registries.iter().zip(&progress.asked);
+        let workers: Vec<_> = registries
+            .flat_map(|(registry, asked)| {
+                let workers = registry.worker_refs().into_iter();
+                workers.map(|worker| (worker, *asked))
+            })
+            .collect();
+        DrainedWorker::among(workers.iter().map(|(worker, asked)| (worker, *asked)))
     }
 
     /// The workers that their supervisor has given up.

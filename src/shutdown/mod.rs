@@ -1,13 +1,17 @@
 //! Graceful shutdown: signals, draining the workers, cleanups, and a time limit for all of it.
 
+mod begin;
 mod builder;
 mod drain;
 mod exit_race;
+mod file;
 mod hooks;
 mod report;
 mod self_pipe;
 mod signal_state;
 mod signals;
+mod termination;
+mod triggers;
 mod waiting;
 mod watchdog;
 
@@ -24,17 +28,15 @@ pub use builder::ShutdownBuilder;
 pub use report::{CleanupReport, CleanupState, ShutdownCause, ShutdownReport};
 pub use signals::Signal;
 
-use crate::clock::{Clock, Moment, ObservedTime, Patience};
-use crate::health::StopCause;
+use crate::clock::{Moment, ObservedTime};
 use crate::registry::Registry;
 use crate::registry::at_exit::Witness;
-use crate::registry::core::PendingNotices;
-use crate::sync::background;
 use crate::sync::latch::Latch;
-use crate::sync::log::log_line;
-use crate::sync::wakers::{Wakers, wake};
+use crate::sync::panics::uncaught::UncaughtPanics;
+use crate::sync::wakers::Wakers;
 use hooks::Signals;
 use self_pipe::WakeSender;
+use termination::TerminationMessage;
 
 /// A graceful shutdown, on a signal or when the application asks for it. Opt-in: nothing is hooked
 /// before [`ShutdownBuilder::install`]. A process may have several, for different signals: each signal
@@ -102,8 +104,13 @@ struct Inner {
     /// How long the process may live after the report.
     exit_timeout: Option<Duration>,
     signals: Arc<Signals>,
+    termination: TerminationMessage,
+    /// With [`Trigger::UncaughtPanic`](crate::Trigger::UncaughtPanic).
+    panics: Option<Arc<UncaughtPanics>>,
     wake_sender: WakeSender,
     begun: OnceLock<Begun>,
+    /// The workers are being asked to stop, by a thread that found a trigger.
+    announced: AtomicBool,
     /// Every worker was asked to stop.
     requested: AtomicBool,
     progress: Mutex<Progress>,
@@ -311,11 +318,7 @@ impl Shutdown {
     /// ```
     pub fn trigger(&self) {
         exit_race::watch_this_thread();
-        let cause = ShutdownCause::Triggered;
-        if self.inner.begin(cause) {
-            self.inner.wake_sender.wake();
-            Inner::announce_in_background(&self.inner, cause, true);
-        }
+        self.inner.begin_here(ShutdownCause::Triggered);
         self.inner.wait_for_request();
     }
 
@@ -403,68 +406,5 @@ impl Inner {
     fn is_requested(&self) -> bool {
         self.signals.act_in_child();
         self.requested.load(Ordering::Acquire)
-    }
-
-    /// Records that the shutdown begins. `false` if it had begun before.
-    fn begin(&self, cause: ShutdownCause) -> bool {
-        let time = Arc::new(ObservedTime::begin(self.timeout));
-        self.begun.set(Begun { cause, time }).is_ok()
-    }
-
-    /// Announces the shutdown on a short-lived thread, since log implementations and wakers may block.
-    /// If no thread can be started, the calling thread does it, and logs only if it `may_log`.
-    fn announce_in_background(this: &Arc<Self>, cause: ShutdownCause, may_log: bool) {
-        let inner = Arc::clone(this);
-        if background::detach("wh-announce", move || inner.announce(cause, true)).is_err() {
-            this.announce(cause, may_log);
-        }
-    }
-
-    /// Asks the workers to stop, then wakes the application, then logs if it may.
-    fn announce(&self, cause: ShutdownCause, may_log: bool) {
-        let stop_cause = match cause {
-            ShutdownCause::Signal(signal) => StopCause::Signal(signal.name()),
-            ShutdownCause::Triggered => StopCause::Shutdown,
-        };
-        // The workers before the application: if it ends them, that must not look like an unrequested
-        // return.
-        let clocks = self.registries.iter().map(Registry::clock);
-        let asked = clocks.map(Clock::now).collect();
-        let mut notices: Vec<_> = self
-            .registries
-            .iter()
-            .map(|registry| registry.request_stop(&stop_cause))
-            .collect();
-        let mut progress = self.progress.lock();
-        progress.asked = asked;
-        self.requested.store(true, Ordering::Release);
-        progress.latch.set(cause);
-        let waiting = progress.waiting.take();
-        drop(progress);
-        self.changed.notify_all();
-        waiting.for_each(wake);
-
-        // All wakers before the first log line: the log may block.
-        notices.iter_mut().for_each(PendingNotices::wake);
-        if !may_log {
-            return;
-        }
-        log_line(
-            log::Level::Info,
-            format_args!("shutdown begun by {cause}, {:?} allowed", self.timeout),
-        );
-        notices.into_iter().for_each(PendingNotices::deliver);
-    }
-
-    /// Waits until every worker has been asked to stop; another thread may be doing that.
-    fn wait_for_request(&self) {
-        let patience = Patience::new(self.timeout);
-        let mut progress = self.progress.lock();
-        while !self.is_requested() {
-            let Some(slice) = patience.slice() else {
-                return;
-            };
-            self.changed.wait_for(&mut progress, slice);
-        }
     }
 }

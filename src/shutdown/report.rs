@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::Signal;
 use crate::registry::at_exit;
-use crate::supervisor::{DeadWorker, HungWorker};
+use crate::registry::core::escalation::Escalation;
+use crate::supervisor::{DeadWorker, DrainedWorker, HungWorker};
 use crate::sync::printable::Printable;
 
 /// What began a shutdown.
@@ -24,6 +25,17 @@ pub enum ShutdownCause {
     Signal(Signal),
     /// [`Shutdown::trigger`](crate::Shutdown::trigger).
     Triggered,
+    /// A [`Trigger`](crate::Trigger): the exit status is 1.
+    Escalated(Escalation),
+    /// This [file](crate::ShutdownBuilder::on_file) appeared, or was touched.
+    File(&'static str),
+}
+
+impl ShutdownCause {
+    /// Whether it is a fault by itself, however clean the shutdown is.
+    pub(super) const fn is_fault(&self) -> bool {
+        matches!(self, Self::Escalated(_))
+    }
 }
 
 impl fmt::Display for ShutdownCause {
@@ -31,12 +43,14 @@ impl fmt::Display for ShutdownCause {
         match self {
             Self::Signal(signal) => signal.fmt(f),
             Self::Triggered => f.write_str("the application"),
+            Self::Escalated(escalation) => write!(f, "a trigger ({escalation})"),
+            Self::File(path) => write!(f, "file {}", Printable(path)),
         }
     }
 }
 
-/// The result of a shutdown. Returned from `main`, it is the exit status: 0 if it was clean and no
-/// worker had been given up, 1 otherwise.
+/// The result of a shutdown. Returned from `main`, it is the exit status: 0 if it was clean, no
+/// worker had been given up, and no [`Trigger`](crate::Trigger) began it; 1 otherwise.
 ///
 /// [`Display`](fmt::Display) gives one sentence with everything that was not clean and with the workers
 /// that died.
@@ -66,6 +80,10 @@ pub struct ShutdownReport {
     /// Workers that their supervisor had given up, and that were not started again by the time of the
     /// report. The report can be clean nevertheless, but the exit status is 1.
     pub gave_up: Vec<DeadWorker>,
+    /// How long the workers that ended took, the longest first, and before them those that took longer
+    /// than their [budget](crate::Builder::drain_within). At most 1000. The report can be clean
+    /// nevertheless.
+    pub drained: Vec<DrainedWorker>,
     /// All cleanups, in the order in which they ran or would have run.
     pub cleanups: Vec<CleanupReport>,
     /// How long it took.
@@ -177,7 +195,8 @@ impl ShutdownReport {
         self.hung.is_empty() && self.cleanups.iter().all(CleanupReport::is_clean)
     }
 
-    /// The exit status: 0 if it was clean and no worker had been given up, 1 otherwise.
+    /// The exit status: 0 if it was clean, no worker had been given up, and no
+    /// [`Trigger`](crate::Trigger) began it; 1 otherwise.
     ///
     /// ```no_run
     /// use std::process::ExitCode;
@@ -198,8 +217,8 @@ impl ShutdownReport {
         }
     }
 
-    fn is_success(&self) -> bool {
-        self.is_clean() && self.gave_up.is_empty()
+    pub(super) fn is_success(&self) -> bool {
+        self.is_clean() && self.gave_up.is_empty() && !self.cause.is_fault()
     }
 
     /// Whether something had not ended at the time of the report.
@@ -236,10 +255,11 @@ impl fmt::Display for ShutdownReport {
             "shutdown by {}, {clean}, took {:.1?}",
             self.cause, self.took
         )?;
-        let named = |what: &str, workers: &[DeadWorker]| {
-            let workers: Vec<_> = workers.iter().map(ToString::to_string).collect();
+        let named = |what: &str, workers: Vec<String>| {
             (!workers.is_empty()).then(|| format!("{what}: {}", workers.join(", ")))
         };
+        let dead = |workers: &[DeadWorker]| workers.iter().map(ToString::to_string).collect();
+        let over = self.drained.iter().filter(|one| one.is_over_budget());
         let left = &self.unreturned;
         let left =
             (!left.is_empty()).then(|| format!("not returned: {}", Printable(&left.join(", "))));
@@ -247,8 +267,9 @@ impl fmt::Display for ShutdownReport {
         let parts: Vec<_> = [
             faults,
             left,
-            named("died", &self.died),
-            named("given up before", &self.gave_up),
+            named("over budget", over.map(ToString::to_string).collect()),
+            named("died", dead(&self.died)),
+            named("given up before", dead(&self.gave_up)),
         ]
         .into_iter()
         .flatten()

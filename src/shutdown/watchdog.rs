@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::hooks::SignalListener;
+use super::termination::Finality;
 use super::{End, Inner, Progress, ShutdownCause, Signal, exit_race};
 use crate::registry::at_exit::{self, ProcessEnd};
+use crate::registry::core::escalation::Escalate;
 use crate::sync::background;
 use crate::sync::last_words;
 use crate::sync::log::log_line;
@@ -32,9 +34,12 @@ impl Inner {
     pub(super) fn watch(self: &Arc<Self>, mut listener: SignalListener) {
         loop {
             let slice = self.slice(&self.progress.lock());
-            for signal in listener.wait(slice) {
+            let panics = self.panics.as_ref().and_then(|panics| panics.slice());
+            for signal in listener.wait(slice.into_iter().chain(panics).min()) {
                 self.receive(signal);
             }
+            self.check_panics();
+            Arc::clone(self).act();
             self.check_deadline();
         }
     }
@@ -132,7 +137,12 @@ impl Inner {
         let end = std::mem::replace(&mut progress.end, End::Forced);
         drop(progress);
         exit_race::force();
-        let message = format!("exit with status 1: {why}; {}", self.blockers(&end));
+        let begun = self.begun.get().filter(|begun| begun.cause.is_fault());
+        let begun = begun.map(|begun| format!("; shutdown begun by {}", begun.cause));
+        let begun = begun.unwrap_or_default();
+        let message = format!("exit with status 1: {why}; {}{begun}", self.blockers(&end));
+        // Both may hang, for a limited time.
+        self.termination.write(Finality::Forced, &message);
         last_words::write(&message);
         at_exit::conclude(&ProcessEnd::Exit { status: Some(1) });
         signal_hook::low_level::exit(1)

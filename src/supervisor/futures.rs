@@ -77,6 +77,7 @@ impl Supervisor {
         self.adopt(&worker_ref, &ending)?;
         worker_ref.record.detail().returns = true;
         let lives = Lives {
+            registry: self.registry.clone(),
             make: Some(make),
             restarts: Restarts::new(self.restart.clone()),
             worker: Some(Arc::new(worker)),
@@ -182,6 +183,7 @@ impl<F> fmt::Debug for SupervisedFuture<F> {
 
 /// A worker's futures, one after another.
 struct Lives<M> {
+    registry: Registry,
     /// `None` after its end.
     make: Option<M>,
     restarts: Restarts,
@@ -276,6 +278,7 @@ impl<M> Drop for Lives<M> {
         }
         // It is not restarted, even if a part of it still exists.
         self.worker_ref.record.detail().returns = false;
+        self.registry.leave_dead(&self.worker_ref);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runs workers on threads or in futures, and reports how each of them ended.
 
 mod children;
+mod drained;
 mod exit;
 mod future;
 mod futures;
@@ -16,6 +17,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use drained::DrainedWorker;
 pub use future::Supervised;
 pub use futures::SupervisedFuture;
 pub use outcome::Outcome;
@@ -434,7 +436,10 @@ fn decide(membership: &Membership, restarts: &mut Restarts, over: EndedLife) -> 
         restarts.decide(fate, registry.clock().now())
     };
     match decision {
-        Decision::LeaveIt => (exit, decision),
+        Decision::LeaveIt => {
+            registry.leave_dead(worker);
+            (exit, decision)
+        }
         Decision::Restart { attempt, delay } => {
             let kind = EventKind::Restarting { attempt, delay };
             registry.emit(Some(worker), kind);
@@ -443,6 +448,7 @@ fn decide(membership: &Membership, restarts: &mut Restarts, over: EndedLife) -> 
         Decision::GiveUp { restarts } => {
             worker.give_up(restarts);
             registry.emit(Some(worker), EventKind::GaveUp { restarts });
+            registry.leave_dead(worker);
             let death = match worker.ending() {
                 Some(Ending::Dead(death)) => Some(death),
                 _ => None,

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::children::{Child, Children, ask, linked};
+use super::drained::DrainedWorker;
 use super::exit::{Finish, Wait};
 use super::timer::Timer;
 use crate::clock::{Moment, Patience};
@@ -44,6 +45,9 @@ pub struct StopReport {
     pub ended: Vec<String>,
     /// The workers among them that died after they were asked to stop.
     pub died: Vec<DeadWorker>,
+    /// How long the workers that ended took, the longest first, and before them those that took longer
+    /// than their [budget](crate::Builder::drain_within). At most 1000.
+    pub drained: Vec<DrainedWorker>,
     /// The workers that did not end in time. If a worker has ended itself and only waits for workers
     /// that are [linked](crate::Supervisor::linked_to) to it, these follow it.
     pub hung: Vec<HungWorker>,
@@ -74,12 +78,18 @@ impl fmt::Display for StopReport {
         write!(f, "{ended} of {} workers ended, took ", ended + hung)?;
         write!(f, "{:.1?}", self.took)?;
         listed(f, "still at work", &self.hung)?;
-        listed(f, "died", &self.died)
+        listed(f, "died", &self.died)?;
+        let over = self.drained.iter().filter(|one| one.is_over_budget());
+        listed(f, "over budget", over)
     }
 }
 
 /// Lists the items of one kind, after the beginning of a report.
-fn listed(f: &mut fmt::Formatter<'_>, what: &str, all: &[impl fmt::Display]) -> fmt::Result {
+fn listed(
+    f: &mut fmt::Formatter<'_>,
+    what: &str,
+    all: impl IntoIterator<Item = impl fmt::Display>,
+) -> fmt::Result {
     let mut separator = format!("; {what}: ");
     for one in all {
         write!(f, "{separator}{one}")?;
@@ -312,6 +322,9 @@ impl Stopping {
                 name(child, &observed, &mut report.hung);
             }
         }
+        let ended = self.children.iter().filter(|child| child.ending.is_set());
+        let ended = ended.map(|child| (&child.worker, Moment::ZERO));
+        report.drained = DrainedWorker::among(ended);
         self.groups.iter().for_each(|group| group.forget_ended());
         report.took = self.begun.elapsed();
         report

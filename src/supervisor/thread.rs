@@ -179,6 +179,7 @@ where
         exit = end_of_drop(Some(membership), exit, dropped);
     }
     membership.worker_ref().record.detail().returns = false;
+    membership.registry().leave_dead(membership.worker_ref());
     drop(worker);
     exit
 }

@@ -9,6 +9,7 @@ use crate::clock::Patience;
 use crate::sync::background;
 use crate::sync::catch::catch;
 
+const THREAD_NAME: &str = "wh-words";
 /// The time limit of the log, and then of `stderr`.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -16,35 +17,46 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// block, and so may `stderr`.
 pub(crate) fn write(message: &str) {
     let log = message.to_owned();
-    let taken = in_background(move || write_log(&log)).and_then(|taken| answer(&taken));
+    let taken = within(THREAD_NAME, PATIENCE, move || write_log(&log));
     if taken != Some(true) {
         let line = format!("worker-heartbeat: {message}\n");
-        let written = in_background({
+        let written = in_background(THREAD_NAME, {
             let line = line.clone();
             move || write_stderr(&line)
         });
         match written {
-            Some(written) => drop(answer(&written)),
+            Some(written) => drop(answer(&written, PATIENCE)),
             // No thread can be started.
             None => write_stderr_nonblocking(&line),
         }
     }
 }
 
+/// Runs this on a thread that is left behind if it takes longer. `None` then, and if no thread can be
+/// started.
+pub(crate) fn within<T: Send + 'static>(
+    name: &str,
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    answer(&in_background(name, work)?, patience)
+}
+
 /// Runs this on a thread that can be left behind. `None` if no thread can be started.
 fn in_background<T: Send + 'static>(
+    name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<Receiver<T>> {
     let (sender, receiver) = bounded(1);
-    let spawned = background::detach("wh-words", move || {
+    let spawned = background::detach(name, move || {
         // The channel has room.
         let _ = sender.try_send(work());
     });
     spawned.is_ok().then_some(receiver)
 }
 
-fn answer<T>(receiver: &Receiver<T>) -> Option<T> {
-    let patience = Patience::new(PATIENCE);
+fn answer<T>(receiver: &Receiver<T>, patience: Duration) -> Option<T> {
+    let patience = Patience::new(patience);
     while let Some(slice) = patience.slice() {
         match receiver.recv_timeout(slice) {
             Ok(answer) => return Some(answer),

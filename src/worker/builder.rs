@@ -4,7 +4,8 @@ use std::panic::Location;
 use std::time::Duration;
 
 use super::limits::{
-    DEFAULT_GROUP, DEFAULT_INTERVAL, check_limits, check_metadata, check_name, check_task_limits,
+    DEFAULT_GROUP, DEFAULT_INTERVAL, SHORTEST_BUDGET, check_duration, check_limits, check_metadata,
+    check_name, check_task_limits,
 };
 use super::{WorkerHeartbeat, env};
 use crate::error::Error;
@@ -41,6 +42,7 @@ pub struct Builder {
     pub(super) task_deadline: Option<Duration>,
     pub(super) progress_after: Option<Duration>,
     startup_grace: Option<Duration>,
+    pub(super) drain_within: Option<Duration>,
     beats_only: bool,
     finite: bool,
     group: String,
@@ -59,6 +61,7 @@ impl Builder {
             task_deadline: None,
             progress_after: None,
             startup_grace: None,
+            drain_within: None,
             beats_only: false,
             finite: false,
             group: DEFAULT_GROUP.to_owned(),
@@ -336,6 +339,9 @@ impl Builder {
         }
         check_metadata(&self.metadata)?;
         check_task_limits(self.task_deadline, self.progress_after)?;
+        if let Some(budget) = self.drain_within {
+            check_duration("drain_within", budget, SHORTEST_BUDGET)?;
+        }
         let thresholds = Thresholds {
             task_deadline: self.task_deadline,
             progress_after: self.progress_after,
@@ -355,6 +361,7 @@ impl Builder {
                 thresholds,
                 interval: self.interval,
                 site,
+                drain_within: self.drain_within,
             },
             metadata: self.metadata,
         })
@@ -398,6 +405,8 @@ mod tests {
             (worker().progress_after(zero), "progress_after"),
             (worker().progress_after(Duration::MAX), "progress_after"),
             (worker().startup_grace(zero), "startup_grace"),
+            (worker().drain_within(zero), "drain_within"),
+            (worker().drain_within(Duration::MAX), "drain_within"),
         ] {
             let message = refused(builder);
             assert!(

@@ -11,6 +11,7 @@ pub(crate) const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 pub(crate) const DEFAULT_GROUP: &str = "local";
 /// A heartbeat moves once per resolution: even a healthy worker could not keep a shorter limit.
 const SHORTEST_STALE_AFTER: Duration = Duration::from_millis(20);
+pub(super) const SHORTEST_BUDGET: Duration = Duration::from_millis(1);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
 pub(super) const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Bytes of an id, a type, a group or a name of a metadata entry.
@@ -120,7 +121,11 @@ pub(crate) fn check_metadata(metadata: &[(String, String)]) -> Result<(), Error>
     Ok(())
 }
 
-fn check_duration(field: &'static str, value: Duration, least: Duration) -> Result<(), Error> {
+pub(crate) fn check_duration(
+    field: &'static str,
+    value: Duration,
+    least: Duration,
+) -> Result<(), Error> {
     if (least..=LONGEST).contains(&value) {
         return Ok(());
     }

@@ -16,9 +16,9 @@ pub use builder::Builder;
 pub use guards::{SilenceGuard, TaskGuard};
 #[cfg(feature = "postgres")]
 pub(crate) use limits::LONGEST_NAME;
-#[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
-pub(crate) use limits::check_name;
-pub(crate) use limits::{DEFAULT_GROUP, DEFAULT_INTERVAL, MOST_METADATA, check_id};
+pub(crate) use limits::{
+    DEFAULT_GROUP, DEFAULT_INTERVAL, MOST_METADATA, check_duration, check_id, check_name,
+};
 #[cfg(feature = "http")]
 pub(crate) use limits::{LONGEST_VALUE, check_limits, check_metadata, shortened};
 pub use text::Text;

@@ -1,10 +1,38 @@
-//! The limits of a worker's tasks, apart from those of its silence.
+//! The limits of a worker's tasks and of its drain, apart from those of its silence.
 
 use std::time::Duration;
 
 use super::Builder;
 
 impl Builder {
+    /// Its budget in a drain: the time from the request to stop to its end. 1 ms to 365 days; none by
+    /// default.
+    ///
+    /// A worker that takes longer is told of, once, by [`EventKind::OverBudget`](crate::EventKind) and
+    /// in the log, while there is time to look at it. It is not cut off: the timeout of the
+    /// [`Shutdown`](crate::Shutdown), or of the [supervisor](crate::Supervisor::shutdown), decides how
+    /// long it is waited for. The report names it with the time that it took.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::{MockClock, Registry, Shutdown, WorkerHeartbeat};
+    ///
+    /// let time = MockClock::new();
+    /// let registry = Registry::with_clock(time.clock());
+    /// let shutdown = Shutdown::builder().signals([]).registry(&registry).install()?;
+    /// let mailer = WorkerHeartbeat::builder("mailer").drain_within(Duration::from_secs(5));
+    /// let hb = mailer.id("mailer-1").registry(&registry).start()?;
+    /// shutdown.trigger();
+    /// time.advance(Duration::from_secs(6));
+    /// drop(hb);
+    /// assert_eq!(shutdown.wait().drained[0].to_string(), "mailer-1 (6 s, 5 s allowed)");
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub const fn drain_within(mut self, budget: Duration) -> Self {
+        self.drain_within = Some(budget);
+        self
+    }
+
     /// The longest time at one task; unlimited by default. 10 ms to 365 days. A worker that is at a
     /// task for longer is [`Health::Overdue`](crate::Health::Overdue), whatever progress it makes,
     /// until the task ends.

@@ -1,5 +1,6 @@
 //! What the documentation shows, run as it is shown.
 
+mod escalation;
 mod examples;
 mod files;
 mod pages;

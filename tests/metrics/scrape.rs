@@ -42,11 +42,18 @@ impl Scrape {
         self.0.get(&format!("worker_heartbeat_{series}")).copied()
     }
 
+    /// The names of the metrics; of a histogram, without the suffixes of its series.
     pub fn names(&self) -> BTreeSet<String> {
         let names = self.0.keys();
-        names
-            .map(|series| series.split('{').next().unwrap().to_owned())
-            .collect()
+        let names = names.map(|series| series.split('{').next().unwrap());
+        let suffixes = ["_bucket", "_count", "_sum"];
+        let without_suffix = |name: &str| {
+            let mut suffixes = suffixes.iter();
+            let stem = suffixes.find_map(|suffix| name.strip_suffix(suffix));
+            let stem = stem.filter(|stem| stem.ends_with("_seconds"));
+            stem.unwrap_or(name).to_owned()
+        };
+        names.map(without_suffix).collect()
     }
 
     pub fn counters(&self) -> impl Iterator<Item = (&String, &f64)> {

@@ -464,11 +464,19 @@ fn counters_in_code_are_those_that_are_exported() {
         if name.ends_with("_milliseconds") || name == "sweeps" || remote {
             return;
         }
-        let labels: Vec<_> = labels
+        let mut labels: Vec<_> = labels
             .iter()
             .map(|(key, value)| format!("{key}=\"{value}\""))
             .collect();
+        if name.starts_with("drain_duration_") {
+            labels.sort();
+        }
         let series = match labels.join(",") {
+            // A histogram.
+            labels if name.starts_with("drain_duration_") => {
+                let part = name.trim_start_matches("drain_duration_");
+                format!("drain_duration_seconds_{part}{{{labels}}}")
+            }
             labels if labels.is_empty() => format!("{name}_total"),
             labels => format!("{name}_total{{{labels}}}"),
         };

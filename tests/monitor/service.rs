@@ -307,13 +307,15 @@ fn the_command_lines_of_units_manifests_and_compose_are_understood() {
         include_str!("../../examples/deploy/Dockerfile"),
     ];
     let lines = files.iter().flat_map(|file| file.lines());
-    let words = lines.filter(|line| !line.trim_start().starts_with('#')).map(|line| {
-        let separators = |letter: char| letter.is_whitespace() || "[],\"".contains(letter);
-        line.split(separators)
-            .skip_while(|word| !["watch", "check"].contains(word))
-            .filter(|word| !word.is_empty())
-            .collect::<Vec<_>>()
-    });
+    let words = lines
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .map(|line| {
+            let separators = |letter: char| letter.is_whitespace() || "[],\"".contains(letter);
+            line.split(separators)
+                .skip_while(|word| !["watch", "check"].contains(word))
+                .filter(|word| !word.is_empty())
+                .collect::<Vec<_>>()
+        });
     let commands: Vec<_> = words.filter(|words| words.len() > 1).collect();
     assert_eq!(commands.len(), 5, "{commands:?}");
     for command in commands {

@@ -3,12 +3,14 @@
 //!
 //! Each test starts this program again, as [`stage`], in a role.
 
+mod budgets;
 mod faults;
 mod programs;
 mod running_work;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
+mod triggers;
 
 /// Not a test: the processes that the tests start run this.
 #[test]

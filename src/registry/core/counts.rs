@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::draining::DrainCounts;
 use super::events::EventKind;
 use crate::clock::{Moment, nanos};
 use crate::health::{Health, State, SweepReport, SweepTotals};
@@ -88,6 +89,7 @@ pub(crate) struct TypeCounts {
     pub never_started: Count,
     pub failed_tasks: Count,
     pub late_warnings: Count,
+    pub drains: DrainCounts,
     deaths: [Count; CAUSES.len()],
     /// Beats of lives that are over; those of the present lives are in the cells.
     pub beats: Count,
@@ -107,6 +109,7 @@ impl TypeCounts {
             EventKind::GaveUp { .. } => self.given_up.add(1),
             EventKind::TaskFailed { .. } => self.failed_tasks.add(1),
             EventKind::Late { .. } => self.late_warnings.add(1),
+            EventKind::OverBudget { .. } => self.drains.over_budget.add(1),
             EventKind::Became(Health::Dead { death, .. }) => {
                 let name = death.cause.name();
                 let causes = CAUSES.iter().zip(&self.deaths);

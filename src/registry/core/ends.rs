@@ -22,7 +22,10 @@ impl Core {
         let ended = health.is_some();
         notices.add(worker, (health, Vec::new()));
         drop(events);
-        if !notices.is_empty() {
+        if notices.is_empty() {
+            // Nobody wants to know it, but it may begin a shutdown.
+            notices.wake();
+        } else {
             let _logging = self.unreturned.begin_logging(&worker.record);
             notices.deliver();
         }
@@ -83,8 +86,10 @@ impl Core {
         for worker in workers {
             let _events = self.lock_events(&worker.record);
             let worker = &*worker.current();
-            let shown = worker.show_stop(&self.observed_now(), self.clock.wall());
+            let observed = self.observed_now();
+            let shown = worker.show_stop(&observed, self.clock.wall());
             notices.add(worker, shown);
+            self.draining.add(worker, observed.now);
         }
         notices
     }
@@ -207,7 +212,7 @@ impl<'a> PendingNotices<'a> {
                 store_hook.worker_ended(&record);
             }
         }
-        self.core.subscribers.wake();
+        self.core.act_on_events();
     }
 
     pub(crate) fn deliver(mut self) {
@@ -218,7 +223,7 @@ impl<'a> PendingNotices<'a> {
     }
 
     /// As [`deliver`](Self::deliver), but another thread writes the log. `core` is the same core.
-    fn deliver_in_background(mut self, core: &Arc<Core>) {
+    pub(in crate::registry) fn deliver_in_background(mut self, core: &Arc<Core>) {
         self.wake();
         core.log_in_background(std::mem::take(&mut self.events));
     }

@@ -130,6 +130,15 @@ pub enum EventKind {
         /// The time that the children had.
         waited: Duration,
     },
+    /// It was asked to stop, and has used up its [budget](crate::Builder::drain_within) for that. It
+    /// is waited for nevertheless.
+    #[non_exhaustive]
+    OverBudget {
+        /// Time since the request.
+        draining: Duration,
+        /// Its budget.
+        budget: Duration,
+    },
     /// The workers were not observed for a while; that time is not charged to them.
     #[non_exhaustive]
     Unobserved {
@@ -226,6 +235,7 @@ impl Event {
             | EventKind::Complete { .. }
             | EventKind::StoreRestored { .. } => log::Level::Info,
             EventKind::Late { .. }
+            | EventKind::OverBudget { .. }
             | EventKind::Restarting { .. }
             | EventKind::Unobserved { .. }
             | EventKind::Missing(_)
@@ -282,6 +292,12 @@ impl fmt::Display for EventKind {
                 "late: no progress for {}, {} allowed",
                 Age(*silent),
                 Age(*allowance)
+            ),
+            Self::OverBudget { draining, budget } => write!(
+                f,
+                "over its budget: draining for {}, {} allowed",
+                Age(*draining),
+                Age(*budget)
             ),
             Self::Became(health) => health.fmt(f),
             Self::Recovered { from, after } => {

@@ -1,7 +1,9 @@
 //! The workers of a registry, and what happens to them. Knows no thread but the one that writes the log.
 
 pub(crate) mod counts;
+pub(crate) mod draining;
 mod ends;
+pub(crate) mod escalation;
 pub(crate) mod events;
 mod log_limiter;
 mod log_thread;
@@ -24,13 +26,16 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::cell::{CellKey, Phase};
-use crate::clock::{Clock, nanos};
+use crate::clock::{Clock, Moment, nanos};
 use crate::health::{Health, State};
 use counts::Counts;
+use draining::Draining;
 pub(crate) use ends::PendingNotices;
+use escalation::{Escalation, Escalations};
 use events::{Event, EventKind, EventWorker};
 use log_limiter::LogLimiter;
 use log_thread::LogQueue;
+use once_cell::sync::OnceCell;
 use profile::Profiles;
 use record::Record;
 use slab::Slab;
@@ -63,6 +68,10 @@ pub(crate) struct Core {
     pub expected: Mutex<BTreeMap<String, Expectation>>,
     /// All workers were asked to stop.
     pub stopping: AtomicBool,
+    pub draining: Draining,
+    pub escalations: Escalations,
+    /// What began the shutdown, if a trigger did.
+    pub escalated: OnceCell<Escalation>,
     timers: WakerTimers,
     pub store_hook: StoreHookSlot,
     /// The number of ends that are about to be logged.
@@ -81,8 +90,8 @@ const EVENT_LOCKS: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expectation {
     pub count: usize,
-    /// Subscribers know that some are missing.
-    pub missing_reported: bool,
+    /// Since when some are missing, on the registry's time line. Subscribers know it.
+    pub missing_since: Option<Moment>,
 }
 
 impl Core {
@@ -102,6 +111,9 @@ impl Core {
             changed: AtomicBool::new(false),
             expected: Mutex::default(),
             stopping: AtomicBool::new(false),
+            draining: Draining::default(),
+            escalations: Escalations::default(),
+            escalated: OnceCell::new(),
             timers: WakerTimers::default(),
             store_hook: StoreHookSlot::default(),
             logs_in_flight: AtomicUsize::new(0),
@@ -149,8 +161,9 @@ impl Core {
 
     /// Sends an event to subscribers and logs it. Never under a lock.
     pub(crate) fn emit(&self, worker: Option<&Record>, kind: EventKind) {
-        if let Some(event) = self.publish(worker, kind) {
-            self.subscribers.wake();
+        let event = self.publish(worker, kind);
+        self.act_on_events();
+        if let Some(event) = event {
             self.log(&event);
         }
     }
@@ -189,8 +202,9 @@ impl Core {
 
     /// As [`emit`](Self::emit), of a worker while this life lasts.
     pub(crate) fn emit_alive(&self, record: &Record, key: CellKey, kind: EventKind) {
-        if let Some(event) = self.publish_alive(record, key, kind) {
-            self.subscribers.wake();
+        let event = self.publish_alive(record, key, kind);
+        self.act_on_events();
+        if let Some(event) = event {
             self.log(&event);
         }
     }
@@ -200,6 +214,9 @@ impl Core {
     fn publish(&self, worker: Option<&Record>, kind: EventKind) -> Option<Event> {
         self.counts
             .note(worker.map(|record| &*record.profile.counts), &kind);
+        if let Some(worker) = worker {
+            self.escalations.note_event(worker, &kind);
+        }
         let mut event = Event {
             at: self.clock.wall(),
             worker: None,
@@ -301,6 +318,7 @@ mod tests {
             thresholds: Thresholds::new(Duration::from_millis(100)),
             interval: Duration::from_millis(10),
             site: std::panic::Location::caller(),
+            drain_within: None,
         });
         // Both threads begin each round at about the same time, either of them first.
         let arrived = AtomicU64::new(0);

@@ -21,6 +21,8 @@ pub(crate) struct Profile {
     pub interval: Duration,
     /// Where its workers are started.
     pub site: CallSite,
+    /// How long a worker may take to end once it is asked to stop.
+    pub drain_within: Option<Duration>,
     /// Unique in this registry.
     pub number: u32,
     /// Counts of the workers of its type.
@@ -37,6 +39,7 @@ pub(crate) struct ProfileKey {
     pub thresholds: Thresholds,
     pub interval: Duration,
     pub site: CallSite,
+    pub drain_within: Option<Duration>,
 }
 
 impl Profile {
@@ -89,6 +92,7 @@ impl Profiles {
             thresholds: key.thresholds.clone(),
             interval: key.interval,
             site: key.site,
+            drain_within: key.drain_within,
             number: table.next_number,
             occupants: AtomicUsize::new(0),
         });
@@ -133,6 +137,7 @@ mod tests {
             thresholds: Thresholds::new(Duration::from_secs(stale_after)),
             interval: Duration::from_secs(30),
             site: Location::caller(),
+            drain_within: None,
         }
     }
 

@@ -71,6 +71,8 @@ pub(crate) struct Detail {
     pub ended: Option<Ended>,
     /// The cause of the request to stop.
     pub stop_cause: Option<StopCause>,
+    /// When it was asked to stop, on the registry's time line.
+    pub asked_at: Option<Moment>,
     /// Threads that reported for this life, except the last one.
     pub threads: Reporters,
     pub thread_ended: Option<ThreadEnded>,
@@ -209,8 +211,8 @@ impl Former {
 #[derive(Clone, Debug)]
 pub(crate) struct Ended {
     pub ending: Ending,
-    /// It had been asked to stop.
-    pub asked: bool,
+    /// If it had been asked to stop: how long before.
+    pub drained: Option<Duration>,
     /// By the clock.
     pub at: Moment,
     pub beats: u64,
@@ -334,7 +336,7 @@ impl Record {
         match self.ended()? {
             Ended {
                 ending: Ending::Dead(death),
-                asked: true,
+                drained: Some(_),
                 at,
                 ..
             } if at >= since => Some(death),
@@ -393,6 +395,7 @@ impl Detail {
             silences: Vec::new(),
             ended: None,
             stop_cause: None,
+            asked_at: None,
             threads: Reporters::default(),
             thread_ended: None,
             unwell_since: Moment::ZERO,

@@ -24,6 +24,8 @@ use crate::sync::wakers::wake;
 pub(super) struct TickState {
     threads: Threads,
     gaps: Gaps,
+    /// The last tick followed a gap.
+    after_gap: bool,
 }
 
 /// Events of a tick that were sent to subscribers, and not yet to the log, which may block.
@@ -35,13 +37,18 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
     let mut state = ticks.state.lock();
     let resolution = core.resolution();
     let (observed, forgiven) = core.timeline.tick(core.clock.now(), resolution);
+    // Workers could not make progress before the first tick after a gap.
+    let gap = !forgiven.is_zero();
+    let resumes = gap && !state.after_gap;
+    state.after_gap = gap;
+    let new_triggers = core.escalations.begin_tick(resumes);
     let mut next = observed.now.after(resolution);
     for chunk in &*core.slab.chunks() {
         for (offset, cell) in chunk.cells().iter().enumerate() {
             match cell.observe(observed.now, || core.observed_now().now) {
                 Sign::None => {}
-                Sign::JudgeAt(due) => next = next.min(due),
-                Sign::Judge => {
+                Sign::JudgeAt(due) if !new_triggers => next = next.min(due),
+                Sign::JudgeAt(_) | Sign::Judge => {
                     next = next.min(examine(core, chunk, offset, &observed, &mut unlogged));
                 }
             }
@@ -50,6 +57,7 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
     state.threads.check(core, observed.now, |chunk, offset| {
         next = next.min(examine(core, chunk, offset, &observed, &mut unlogged));
     });
+    next = next.min(report_over_budget(core, &observed, &mut unlogged));
     let unobserved = state.gaps.note(forgiven, observed.clock);
     drop(state);
     *ticks.count.lock() += 1;
@@ -65,7 +73,8 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
     }
     let store_hook = core.store_hook.get();
     let next_loss = store_hook.map_or(Moment::NEVER, |hook| hook.lose_expired_leases());
-    core.subscribers.wake();
+    core.escalations.check_missing(core, observed.now);
+    core.act_on_events();
     for (record, event) in unlogged {
         // The end of a worker is the last that is logged of it.
         if !record.is_over() {
@@ -74,7 +83,7 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
     }
     if core.changed.swap(false, Ordering::AcqRel) {
         core.coarsen_resolution();
-        report_missing(core);
+        report_missing(core, observed.now);
     }
     core.flush_log_limiter(false);
     // From the registry's time line back to the clock's.
@@ -83,6 +92,22 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
         .after(next.since(observed.now))
         .min(next_timer)
         .min(next_loss)
+}
+
+/// Reports workers that take longer to end than their budget. Returns when the next one may.
+fn report_over_budget(core: &Core, observed: &ObservedNow, unlogged: &mut Unlogged) -> Moment {
+    let (over, next) = core.draining.take_over_budget(observed.now);
+    for (worker, key) in over {
+        let record = worker.record;
+        let asked_at = record.known_detail().and_then(|detail| detail.asked_at);
+        let kind = EventKind::OverBudget {
+            draining: observed.now.since(asked_at.unwrap_or(observed.now)),
+            budget: record.profile.drain_within.unwrap_or_default(),
+        };
+        let event = core.publish_alive(&record, key, kind);
+        unlogged.extend(event.map(|event| (record, event)));
+    }
+    next
 }
 
 /// Judges one worker in full, reports what is new, and schedules its next judgement. Returns the moment
@@ -148,6 +173,10 @@ fn examine(
             (Episode::Quiet, late_at.min(convicted_at))
         }
         _ => (Episode::Well, late_at.min(outlook.close_at)),
+    };
+    let due = match signs.convicted_since(health.state(), &profile.limits) {
+        Some(since) => due.min(core.check_convicted(&worker.record, &health, since, observed.now)),
+        None => due,
     };
     chunk.set_schedule(
         offset,
@@ -236,7 +265,7 @@ const fn convicted_as(episode: Episode) -> Option<State> {
 }
 
 /// Reports the types that have fewer living workers than expected, and those that have enough again.
-fn report_missing(core: &Core) {
+fn report_missing(core: &Core, now: Moment) {
     // Workers that were asked to stop are not missing.
     if core.expected.lock().is_empty() || core.stopping.load(Ordering::Acquire) {
         return;
@@ -246,8 +275,8 @@ fn report_missing(core: &Core) {
     for (worker_type, expectation) in &mut *core.expected.lock() {
         let living = living.get(worker_type).copied().unwrap_or(0);
         let missing = living < expectation.count;
-        if missing != expectation.missing_reported {
-            expectation.missing_reported = missing;
+        if missing != expectation.missing_since.is_some() {
+            expectation.missing_since = missing.then_some(now);
             let worker_type = worker_type.clone();
             events.push(if missing {
                 let expected = expectation.count;

@@ -3,13 +3,15 @@
 use std::fmt;
 
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder,
+    DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder,
+    NoLabelSet,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
+use crate::registry::core::draining::Drains;
 use crate::sync::printable::prefix;
 
 const PREFIX: &str = "worker_heartbeat_";
@@ -27,6 +29,33 @@ impl<const N: usize> EncodeLabelSet for Labels<'_, N> {
             (name, value).encode(encoder.encode_label())?;
         }
         Ok(())
+    }
+}
+
+struct Histogram<'a>(&'a Drains);
+
+impl EncodeMetric for Histogram<'_> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let Drains {
+            count,
+            sum,
+            buckets,
+            ..
+        } = self.0;
+        // Cumulative here, but not in what the encoder takes.
+        let mut below = 0;
+        let own = buckets.iter().map(|(bound, up_to)| {
+            let own = up_to.saturating_sub(below);
+            below = *up_to;
+            (bound.as_secs_f64(), own)
+        });
+        let mut own: Vec<_> = own.collect();
+        own.push((f64::INFINITY, count.saturating_sub(below)));
+        encoder.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), *count, &own, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
     }
 }
 
@@ -66,6 +95,16 @@ impl<'a> Encoder<'a> {
         ConstCounter<V>: EncodeMetric,
     {
         self.family(name, help, samples, ConstCounter::new)
+    }
+
+    /// A histogram of times in seconds with these samples.
+    pub(super) fn histograms<'l, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = MetricSample<'l, N, &'l Drains>>,
+    ) -> fmt::Result {
+        self.family(name, help, samples, Histogram)
     }
 
     pub(super) fn gauge<V>(&mut self, name: &str, help: &str, value: V) -> fmt::Result

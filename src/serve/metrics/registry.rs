@@ -67,7 +67,7 @@ fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
         types().map(|(name, of_type)| (type_label(name), of_type.beats)),
     )?;
     type Total = fn(&TypeCounters) -> u64;
-    let totals: [(&str, &str, Total); 9] = [
+    let totals: [(&str, &str, Total); 10] = [
         (
             "registrations",
             "Incarnations that began, including restarts",
@@ -113,11 +113,21 @@ fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
             "Tasks that failed while their worker went on",
             |counts| counts.failed_tasks,
         ),
+        (
+            "drains_over_budget",
+            "Workers that took longer to end than their budget once they were asked to stop",
+            |counts| counts.drains.over_budget,
+        ),
     ];
     for (name, help, total) in totals {
         let samples = types().map(|(name, of_type)| (type_label(name), total(of_type)));
         encoder.counters(name, help, samples)?;
     }
+    encoder.histograms(
+        "drain_duration_seconds",
+        "Time that workers took to end once they were asked to stop",
+        types().map(|(name, of_type)| (type_label(name), &of_type.drains)),
+    )?;
     // Usually only stores report these causes: they are omitted while they are 0.
     let remote = [DeathCause::Killed, DeathCause::Gone, DeathCause::Lost].map(|cause| cause.name());
     encoder.counters(

@@ -20,7 +20,8 @@ use crate::registry::Registry;
 ///   ([`Policy::liveness`]): no worker is
 ///   dead, stale, stalled or never started, and the pacemaker ticks. Otherwise systemd's watchdog
 ///   restarts the service as configured. `WATCHDOG_PID` is respected.
-/// * `STATUS=…`, the [summary](Registry::summary) in one line, for `systemctl status`.
+/// * `STATUS=…`, the [summary](Registry::summary) in one line, for `systemctl status`; once a
+///   [`Trigger`](crate::Trigger) has begun a shutdown, its cause comes first.
 /// * `STOPPING=1` when a shutdown begins, when the process ends by itself, or when this is dropped.
 ///
 /// Without `NOTIFY_SOCKET` in the environment, and on platforms other than Unix, there is no service

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::health::{Policy, Preset};
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
+use crate::registry::core::escalation::Escalation;
 use crate::serve::policies::Policies;
 use crate::serve::process_health::ProcessHealth;
 use crate::serve::reporter::{Report, Reporter};
@@ -48,10 +49,11 @@ impl Notifier {
             policies,
             ..Protocol::default()
         };
+        let watched = registry.clone();
         let reporter = Reporter::start(THREAD_NAME, registry, interval, move |report| {
             protocol.send(&match report {
                 Report::Health(process) => protocol.notifications(process),
-                Report::End(end) => protocol.final_notifications(end),
+                Report::End(end) => protocol.final_notifications(end, watched.escalation()),
             });
         })?;
         Ok(Some(Self {
@@ -107,8 +109,15 @@ impl Protocol {
     }
 
     /// With the reason why the process ends, if it is known.
-    fn final_notifications(&self, end: Option<&ProcessEnd>) -> Vec<Notification> {
-        let status = end.map(|end| Notification::Status(cut(end.to_string())));
+    fn final_notifications(
+        &self,
+        end: Option<&ProcessEnd>,
+        escalation: Option<Escalation>,
+    ) -> Vec<Notification> {
+        let why = escalation.map(|why| format!("shut down by a trigger ({why})"));
+        let end = end.map(ToString::to_string);
+        let status = [end, why].into_iter().flatten().collect::<Vec<_>>();
+        let status = (!status.is_empty()).then(|| Notification::Status(cut(status.join("; "))));
         self.stopping().into_iter().chain(status).collect()
     }
 

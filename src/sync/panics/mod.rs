@@ -1,6 +1,7 @@
 //! Panics: observed where they arise, described, and contained.
 
 mod seen;
+pub(crate) mod uncaught;
 
 use std::any::Any;
 use std::backtrace::Backtrace;
@@ -201,6 +202,7 @@ fn install() {
             }
             let noted = note(info);
             found(info);
+            uncaught::note(info);
             if listener.is_some() || noted.is_some() {
                 let fatal = is_fatal(info);
                 if let Some(noted) = noted.as_ref().filter(|_| fatal) {
@@ -241,16 +243,24 @@ fn note(info: &PanicHookInfo<'_>) -> Option<Noted> {
     }
     let charge = charge.flatten();
     let report = PanicReport {
-        message: excerpt(text(info.payload())),
-        location: info.location().map(ToString::to_string),
-        thread: thread_name(),
-        backtrace: Some(Arc::new(Backtrace::force_capture())),
         at_hand: charge.as_ref().and_then(|charge| charge.at_hand()),
+        ..report(info)
     };
     Some(Noted {
         seen: Arc::new(Seen::new(info.payload(), report)),
         charge,
     })
+}
+
+/// Describes a panic, with the call stack of the caller.
+fn report(info: &PanicHookInfo<'_>) -> PanicReport {
+    PanicReport {
+        message: excerpt(text(info.payload())),
+        location: info.location().map(ToString::to_string),
+        thread: thread_name(),
+        backtrace: Some(Arc::new(Backtrace::force_capture())),
+        at_hand: None,
+    }
 }
 
 impl Noted {

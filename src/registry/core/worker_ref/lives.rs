@@ -60,6 +60,7 @@ impl WorkerRef {
         let mut detail = self.record.detail();
         let mut ended = None;
         if detail.ended.is_none() {
+            detail.asked_at.get_or_insert(observed.now);
             // It has not ended, so the cell is still its own.
             let cell = self.cell();
             cell.set_state(Lifecycle {
@@ -205,9 +206,15 @@ impl WorkerRef {
                 (Ending::Dead(death(cause, names, detail, wall)), Phase::Dead)
             }
         };
+        let asked_at = detail.asked_at.unwrap_or(observed.now);
+        let drained = detail.stop_cause.as_ref();
+        let drained = drained.map(|_| observed.now.since(asked_at));
+        if let (Some(took), None) = (drained, &detail.ended) {
+            self.record.profile.counts.drains.note(took);
+        }
         let ended = Ended {
             ending,
-            asked: detail.stop_cause.is_some(),
+            drained,
             at: observed.clock,
             beats,
             late_beats: 0,
@@ -233,6 +240,7 @@ impl WorkerRef {
             return (None, Vec::new());
         }
         detail.stop_cause.get_or_insert(request);
+        detail.asked_at.get_or_insert(observed.now);
         let cell = self.cell();
         cell.set_state(Lifecycle {
             stop_requested: true,
