@@ -118,10 +118,10 @@ pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 #[doc(inline)]
 pub use fleet::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
 pub use health::{
-    Activity, Death, DeathCause, Ending, Exit, GroupState, GroupStats, Health, LeaseLoss,
-    MissingWorkers, Policy, Reading, RuleResult, SourceLocation, StallCause, Stalled, State,
-    StateCounts, StopCause, StoreStatus, Summary, SweepReport, SweepTotals, Thresholds, TypeStats,
-    UnwellWorker, Verdict, judge,
+    Activity, Death, DeathCause, Ending, Exit, GroupState, GroupStats, Health, Learn, Learned,
+    Learner, LeaseLoss, MissingWorkers, Policy, Rate, Reading, RuleResult, SourceLocation,
+    StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
+    SweepTotals, Thresholds, TypeStats, UnwellWorker, Verdict, judge,
 };
 #[cfg(feature = "stacks")]
 pub use health::{CallStack, StackFrame};

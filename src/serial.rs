@@ -19,9 +19,9 @@ use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 
 use crate::fleet::{Beat, StoredDeath, StoredEnding, StoredWorker};
 use crate::health::{
-    Activity, Death, DeathCause, GroupState, GroupStats, Health, LeaseLoss, MissingWorkers,
-    RuleResult, State, StateCounts, StopCause, StoreStatus, Summary, SweepTotals, TypeStats,
-    UnwellWorker, Verdict,
+    Activity, Death, DeathCause, GroupState, GroupStats, Health, Learned, LeaseLoss,
+    MissingWorkers, Rate, RuleResult, State, StateCounts, StopCause, StoreStatus, Summary,
+    SweepTotals, TypeStats, UnwellWorker, Verdict,
 };
 use crate::registry::Snapshot;
 use crate::registry::core::events::{Event, EventKind, EventWorker};
@@ -77,6 +77,8 @@ named! {
         Self::Registered => "registered",
         Self::Started => "started",
         Self::Late { .. } => "late",
+        Self::Racing { .. } => "racing",
+        Self::Slowed { .. } => "slowed",
         Self::Became(_) => "became",
         Self::Recovered { .. } => "recovered",
         Self::Restarting { .. } => "restarting",
@@ -272,6 +274,16 @@ report! {
         "interval_s": this.interval.as_secs_f64(),
         "tick_age_s": this.tick_age.as_secs_f64(),
         "store": this.store,
+        ? "learned": this.learned,
+        ? "at_most_per_s": this.at_most.map(Rate::per_second_f64),
+        ? "racing_per_s": this.racing.map(Rate::per_second_f64),
+    }
+    Learned(this) {
+        "usual_s": this.usual.as_secs_f64(),
+        "longest_s": this.longest.as_secs_f64(),
+        "allowed_s": this.allowed.as_secs_f64(),
+        "silences": this.silences,
+        "is_learning": this.is_learning,
     }
     Beat(this) {
         "id": this.key.id,

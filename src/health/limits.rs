@@ -117,6 +117,14 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// With at most so many nanoseconds without progress at this activity.
+    #[inline]
+    pub(crate) fn shortened(mut self, activity: Activity, allowed: u64) -> Self {
+        let limit = &mut self.stall_after[activity as usize];
+        *limit = allowed.min(*limit);
+        self
+    }
+
     /// Centuries, and still within the time line when added to a moment.
     pub(crate) const ENDLESS: u64 = u64::MAX / 2;
 

@@ -37,7 +37,7 @@ impl Registry {
                 return Err(error);
             }
         };
-        if core.refine_resolution(worker.record.profile.thresholds.shortest()) {
+        if core.refine_resolution(worker.record.profile.shortest()) {
             // Once this returns, no worker is judged at the coarser resolution any more.
             self.inner.pacemaker.await_tick(READER_PATIENCE);
         }

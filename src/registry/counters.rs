@@ -118,6 +118,8 @@ pub struct TypeCounters {
     pub deaths: BTreeMap<&'static str, u64>,
     /// Warnings: a worker used three quarters of its allowance.
     pub late_warnings: u64,
+    /// Warnings: a worker began to make progress more often than [allowed](crate::Builder::at_most).
+    pub racing_warnings: u64,
     /// Convictions: a worker stalled.
     pub stalls: u64,
     /// Convictions: a worker was at a task for longer than its deadline.
@@ -225,7 +227,7 @@ impl Counters {
 
 impl TypeCounters {
     /// Those that have no other label than the type.
-    fn totals(&self) -> [(&'static str, u64); 11] {
+    fn totals(&self) -> [(&'static str, u64); 12] {
         [
             ("beats", self.beats),
             ("drains_over_budget", self.drains.over_budget),
@@ -233,6 +235,7 @@ impl TypeCounters {
             ("restarts", self.restarts),
             ("give_ups", self.give_ups),
             ("late_warnings", self.late_warnings),
+            ("racing_warnings", self.racing_warnings),
             ("stalls", self.stalls),
             ("overdue_tasks", self.overdue_tasks),
             ("stale_episodes", self.stale_episodes),

@@ -202,6 +202,7 @@ impl TypeCounts {
             give_ups: self.given_up.get(),
             deaths: self.deaths().collect(),
             late_warnings: self.late_warnings.get(),
+            racing_warnings: self.racing_warnings.get(),
             stalls: self.stalls.get(),
             overdue_tasks: self.overdue.get(),
             stale_episodes: self.stale.get(),

@@ -251,6 +251,24 @@ impl Registry {
         core.changed.store(true, Ordering::Release);
     }
 
+    /// Forgets what was [learned](crate::Builder::learn_stall_after) of the workers of a type: their
+    /// limit is the ceiling until it is learned again. Returns whether such workers are known.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Learn, Registry, WorkerHeartbeat};
+    ///
+    /// let registry = Registry::new();
+    /// let builder = WorkerHeartbeat::builder("mailer").learn_stall_after(Learn::new());
+    /// let hb = builder.registry(&registry).start()?;
+    /// // After a release that is much faster:
+    /// assert!(registry.forget_learned("mailer"));
+    /// assert!(hb.snapshot().learned.is_some_and(|learned| learned.is_learning));
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    pub fn forget_learned(&self, worker_type: &str) -> bool {
+        self.inner.core.profiles.forget_learned(worker_type)
+    }
+
     /// Subscribes to what happens to workers. If more than 1024 events are unread, the oldest are
     /// dropped and counted: no worker ever waits for a subscriber.
     ///

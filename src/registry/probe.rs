@@ -9,7 +9,8 @@ use super::Registry;
 use crate::Error;
 use crate::cell::CellSnapshot;
 use crate::health::{
-    Activity, Death, Ending, Health, SourceLocation, State, StoreStatus, Thresholds,
+    Activity, Death, Ending, Health, Learned, Rate, SourceLocation, State, StoreStatus, Thresholds,
+    racing_text,
 };
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::ObservedNow;
@@ -291,6 +292,13 @@ pub struct Snapshot {
     pub metadata: Vec<(String, String)>,
     /// The limits that it is judged by.
     pub thresholds: Thresholds,
+    /// What was learned of its silences, if its limit is [learned](crate::Builder::learn_stall_after).
+    /// Of an idle worker, what was learned of the work that was seen more often.
+    pub learned: Option<Learned>,
+    /// Its highest rate of progress, if it [has one](crate::Builder::at_most).
+    pub at_most: Option<Rate>,
+    /// How fast it makes progress, if it has been too fast for a while.
+    pub racing: Option<Rate>,
     /// How often it is reported to a store.
     pub interval: Duration,
     /// The age of the pacemaker's last tick.
@@ -356,7 +364,6 @@ impl Snapshot {
             incarnation: worker.incarnation(detail),
             restarts: detail.map_or(0, |detail| detail.restarts),
             spawn_location: SourceLocation::of(profile.site),
-            health: facts.judge(&profile.limits, observed.now, detail),
             last_location: match facts {
                 Facts::Over {
                     ending: Ending::Dead(death),
@@ -366,6 +373,7 @@ impl Snapshot {
                 Facts::Over { .. } if !worker.is_current() => None,
                 _ => worker.record.last_location(detail),
             },
+            health: facts.judge(&profile.limits(), observed.now, detail),
             activity,
             progress: task
                 .map(|task| (task.done, task.total))
@@ -393,6 +401,9 @@ impl Snapshot {
             last_death: detail.and_then(|detail| detail.last_death.clone()),
             metadata: detail.map_or_else(Vec::new, |detail| detail.metadata.clone()),
             thresholds: profile.thresholds.clone(),
+            learned: profile.learned.as_ref().map(|all| all.learned(activity)),
+            at_most: profile.pace.at_most,
+            racing: snapshot.and(detail).and_then(Detail::racing),
             interval: profile.interval,
             tick_age: observed.tick_age(),
             store: None,
@@ -422,6 +433,9 @@ impl fmt::Display for Snapshot {
         }
         if let (true, Some(age)) = (self.health.is_recent(), self.task_age) {
             write!(f, ", for {}", Age(age))?;
+        }
+        if let (Some(rate), Some(at_most)) = (self.racing, self.at_most) {
+            write!(f, "; {}", racing_text(rate, at_most))?;
         }
         Ok(())
     }

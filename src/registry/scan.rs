@@ -229,7 +229,7 @@ impl<T: Tally> ByProfile<T> {
                 let profile = profile()?;
                 self.totals.push(ProfileTotals {
                     number,
-                    limits: profile.limits,
+                    limits: profile.limits(),
                     profile,
                     totals: T::Totals::default(),
                 });

@@ -7,9 +7,11 @@ use super::limits::{
     DEFAULT_GROUP, DEFAULT_INTERVAL, SHORTEST_BUDGET, check_duration, check_limits, check_metadata,
     check_name, check_task_limits,
 };
+use super::pace::check_pace;
 use super::{WorkerHeartbeat, env};
 use crate::error::Error;
 use crate::health::{CallSite, Thresholds};
+use crate::registry::core::pace::PaceSpec;
 use crate::registry::core::profile::ProfileKey;
 use crate::registry::{Registry, Spec};
 
@@ -45,6 +47,7 @@ pub struct Builder {
     pub(super) drain_within: Option<Duration>,
     beats_only: bool,
     finite: bool,
+    pub(super) pace: PaceSpec,
     group: String,
     metadata: Vec<(String, String)>,
     registry: Option<Registry>,
@@ -64,6 +67,7 @@ impl Builder {
             drain_within: None,
             beats_only: false,
             finite: false,
+            pace: PaceSpec::default(),
             group: DEFAULT_GROUP.to_owned(),
             metadata: Vec::new(),
             registry: None,
@@ -342,6 +346,8 @@ impl Builder {
         if let Some(budget) = self.drain_within {
             check_duration("drain_within", budget, SHORTEST_BUDGET)?;
         }
+        let pace = check_pace(self.pace, self.stall_after)?;
+        let ceiling = pace.learn.map(|learn| learn.ceiling);
         let thresholds = Thresholds {
             task_deadline: self.task_deadline,
             progress_after: self.progress_after,
@@ -349,7 +355,7 @@ impl Builder {
             ..check_limits(
                 self.interval,
                 self.stale_after,
-                self.stall_after,
+                ceiling.or(self.stall_after),
                 self.startup_grace,
             )?
         };
@@ -359,6 +365,7 @@ impl Builder {
                 worker_type: self.worker_type,
                 group: self.group,
                 thresholds,
+                pace,
                 interval: self.interval,
                 site,
                 drain_within: self.drain_within,
@@ -387,7 +394,7 @@ mod tests {
 
     #[test]
     fn bad_durations_are_refused_by_name() {
-        let zero = Duration::ZERO;
+        let (zero, second) = (Duration::ZERO, Duration::from_secs(1));
         for (builder, field) in [
             (worker().interval(zero), "interval"),
             (worker().interval(Duration::MAX), "interval"),

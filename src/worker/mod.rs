@@ -4,6 +4,7 @@ mod builder;
 mod env;
 mod guards;
 mod limits;
+mod pace;
 mod stop;
 mod task_limits;
 mod text;

@@ -487,6 +487,26 @@ fn mock_clock_takes_hours_in_an_instant() {
 }
 
 #[test]
+fn a_limit_is_learned_and_a_loop_that_fails_at_once_is_racing() {
+    let ended = run("16_learned_limits", &[]);
+    ended.assert_success();
+    ended.assert_prints(&[
+        "Before: learning: 0 silences, 1 min allowed",
+        "After a thousand pages: usually 1 s, allowed ",
+        "stalled: no progress for ",
+        "recovered from stalled after 30 s",
+        "The next worker: usually 1 s, allowed ",
+        "At a new pace: usually 1 s, allowed 1 min",
+        "worker indexer-2: racing: ",
+        ", at most 100 in 1 s allowed",
+        "no longer racing after ",
+    ]);
+    assert_eq!(ended.stdout.matches(": racing: ").count(), 1);
+    let stalls = ended.stdout.matches(": stalled: ").count();
+    assert_eq!(stalls, 1 + 3, "{}", ended.stdout);
+}
+
+#[test]
 fn an_announced_silence_is_not_a_stall() {
     let ended = run("07_expect_silence", &[]);
     ended.assert_success();

@@ -12,8 +12,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use worker_heartbeat::{
-    Activity, EventKind, Exit, MockClock, Registry, Restart, State, Subscription, Supervisor,
-    WorkerHeartbeat,
+    Activity, EventKind, Exit, Learn, MockClock, Registry, Restart, State, Subscription,
+    Supervisor, WorkerHeartbeat,
 };
 
 /// Counts the bytes that are allocated.
@@ -46,6 +46,8 @@ const WORKERS: usize = 200;
 const RESTARTED: usize = 10;
 /// No healthy worker is silent for longer than two steps: not even long enough for a warning.
 const STALL_AFTER: Duration = Duration::from_secs(35 * 60);
+/// Of learned limits.
+const CEILING: Duration = Duration::from_secs(70 * 60);
 const STALE_AFTER: Duration = Duration::from_secs(35 * 60);
 const STARTUP_GRACE: Duration = Duration::from_secs(15 * 60);
 
@@ -84,6 +86,8 @@ enum Truth {
 struct Simulated {
     id: String,
     beats_only: bool,
+    /// Its limit is learned.
+    learns: bool,
     handle: Option<WorkerHeartbeat>,
     truth: Truth,
     /// When it last reported progress, or was registered, in charged time.
@@ -94,13 +98,16 @@ struct Simulated {
 
 impl Simulated {
     fn register(&mut self, registry: &Registry, now: Duration) {
-        let builder = WorkerHeartbeat::builder("simulated")
+        let worker_type = if self.learns { "learning" } else { "simulated" };
+        let builder = WorkerHeartbeat::builder(worker_type)
             .id(self.id.clone())
             .stale_after(STALE_AFTER)
             .startup_grace(STARTUP_GRACE)
             .registry(registry);
         let builder = if self.beats_only {
             builder.beats_only()
+        } else if self.learns {
+            builder.learn_stall_after(Learn::new().floor(MINUTE).ceiling(CEILING))
         } else {
             builder.stall_after(STALL_AFTER)
         };
@@ -127,6 +134,13 @@ impl Simulated {
         self.convicted = None;
     }
 
+    /// The limit in force. A learned one changes at the first tick of a step, and not after it.
+    fn stall_after(&self) -> Duration {
+        let handle = self.handle.as_ref().filter(|_| self.learns);
+        let learned = handle.and_then(|handle| handle.snapshot().learned);
+        learned.map_or(STALL_AFTER, |learned| learned.allowed)
+    }
+
     /// The conviction that is due in this step, if the worker reports no more progress.
     fn due(&self, now: Duration) -> Option<(State, Duration)> {
         if self.convicted.is_some() || self.handle.is_none() {
@@ -135,10 +149,14 @@ impl Simulated {
         let (state, limit) = match self.truth {
             Truth::NotStarting { .. } => (State::NeverStarted, STARTUP_GRACE),
             Truth::Hanging { .. } if self.beats_only => (State::Stale, STALE_AFTER),
-            Truth::Hanging { .. } => (State::Stalled, STALL_AFTER),
+            Truth::Hanging { .. } => (State::Stalled, self.stall_after()),
             _ => return None,
         };
-        let due = self.silent_since + limit;
+        let mut due = self.silent_since + limit;
+        if self.learns {
+            // It may have been silent for long when the limit got shorter.
+            due = due.max(now);
+        }
         (due < now + STEP).then_some((state, due))
     }
 }
@@ -268,6 +286,7 @@ fn a_month_of_two_hundred_workers() {
         .map(|n| Simulated {
             id: format!("worker-{n}"),
             beats_only: n % 4 == 0,
+            learns: n % 4 == 1,
             handle: None,
             truth: Truth::Gone { steps: 0 },
             silent_since: Duration::ZERO,
@@ -296,6 +315,7 @@ fn a_month_of_two_hundred_workers() {
             }
             let mut expected: BTreeMap<_, _> = workers
                 .iter_mut()
+                .filter(|worker| !worker.learns)
                 .filter_map(|worker| {
                     let (state, due) = worker.due(now)?;
                     worker.convicted = Some(state);
@@ -323,6 +343,12 @@ fn a_month_of_two_hundred_workers() {
                 time.advance(STEP);
             }
 
+            for worker in workers.iter_mut().filter(|worker| worker.learns) {
+                if let Some((state, due)) = worker.due(now) {
+                    worker.convicted = Some(state);
+                    expected.insert(worker.id.clone(), (state, due));
+                }
+            }
             let mut reported = convictions(&events);
             for (id, (state, due)) in expected {
                 let (reported_state, at) = reported.remove(&id).unwrap_or_else(|| {

@@ -5,6 +5,7 @@ mod ended_threads;
 mod incarnations;
 mod locations;
 mod model;
+mod pace;
 mod rules;
 mod states;
 #[path = "../support/mod.rs"]

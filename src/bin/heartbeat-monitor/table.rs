@@ -71,7 +71,10 @@ pub fn totals(states: &StateCounts) -> String {
 
 fn row(worker: &StoredWorker) -> [String; 7] {
     let health = worker.health();
-    let task_or_reason = match (health.reason(), worker.status.progress) {
+    // A worker that is well may have reported a warning.
+    let is_reported = worker.ending.is_none() && health.state() == worker.status.state;
+    let warning = worker.status.reason.clone().filter(|_| is_reported);
+    let task_or_reason = match (health.reason().or(warning), worker.status.progress) {
         (Some(reason), _) => reason,
         (None, Some((done, all))) => {
             let task = worker.status.task.as_deref().unwrap_or("at work");

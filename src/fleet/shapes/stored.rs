@@ -283,8 +283,8 @@ impl StoredWorker {
             (true, State::Stalled) => Health::Stalled(Stalled {
                 cause: StallCause::Unknown,
                 silent: self.progress_age.unwrap_or_default(),
-                allowance: stall_after.unwrap_or_default(),
                 last_location: None,
+                allowance: self.stall_allowance(stall_after.unwrap_or_default()),
                 run_id: self.status.run_id.clone(),
                 task: self.status.task.clone(),
             }),
@@ -300,6 +300,15 @@ impl StoredWorker {
             },
             _ => health,
         }
+    }
+
+    /// What a stalled worker was allowed: its heartbeat stands where its allowance ended. A limit that
+    /// is learned is shorter than the one that it was registered with.
+    fn stall_allowance(&self, stall_after: Duration) -> Duration {
+        let ages = self.progress_age.zip(self.heartbeat_age);
+        let vouched = ages.map(|(progress, heartbeat)| progress.saturating_sub(heartbeat));
+        let vouched = vouched.filter(|vouched| !vouched.is_zero());
+        vouched.map_or(stall_after, |vouched| vouched.min(stall_after))
     }
 }
 

@@ -19,9 +19,10 @@ use crate::fleet::shapes::{
     WorkerStatus,
 };
 use crate::fleet::store::check_count;
-use crate::health::LeaseLoss;
+use crate::health::{LeaseLoss, racing_text};
 use crate::registry::Registry;
 use crate::registry::core::events::EventKind;
+use crate::registry::core::record::Detail;
 use crate::registry::core::tasks::Tasks;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{Facts, WorkerRef};
@@ -388,9 +389,10 @@ impl Uploader {
             let Facts::Living(signs) = &facts else {
                 return None;
             };
-            let health = facts.judge(&profile.limits, observed.now, detail);
+            let health = facts.judge(&profile.limits(), observed.now, detail);
             let tasks = detail.map(|detail| &detail.tasks);
             let (run_id, task) = tasks.map_or((None, None), Tasks::names);
+            let racing = detail.and_then(Detail::racing).zip(profile.pace.at_most);
             let at_task = run_id.is_some() || task.is_some();
             let progress = tasks.and_then(Tasks::current);
             let progress = progress.map(|task| (task.done, task.total));
@@ -398,7 +400,10 @@ impl Uploader {
                 key: due.session.key.clone(),
                 status: WorkerStatus {
                     state: health.state(),
-                    reason: health.reason(),
+                    // A warning, where the state needs no reason.
+                    reason: health
+                        .reason()
+                        .or_else(|| racing.map(|(rate, at_most)| racing_text(rate, at_most))),
                     run_id,
                     task,
                     progress: progress.filter(|(_, total)| at_task && *total > 0),

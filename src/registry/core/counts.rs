@@ -90,6 +90,7 @@ pub(crate) struct TypeCounts {
     pub failed_tasks: Count,
     pub late_warnings: Count,
     pub drains: DrainCounts,
+    pub racing_warnings: Count,
     deaths: [Count; CAUSES.len()],
     /// Beats of lives that are over; those of the present lives are in the cells.
     pub beats: Count,
@@ -110,6 +111,7 @@ impl TypeCounts {
             EventKind::TaskFailed { .. } => self.failed_tasks.add(1),
             EventKind::Late { .. } => self.late_warnings.add(1),
             EventKind::OverBudget { .. } => self.drains.over_budget.add(1),
+            EventKind::Racing { .. } => self.racing_warnings.add(1),
             EventKind::Became(Health::Dead { death, .. }) => {
                 let name = death.cause.name();
                 let causes = CAUSES.iter().zip(&self.deaths);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use crate::health::{Health, LeaseLoss, MissingWorkers, State, during};
+use crate::health::{Health, LeaseLoss, MissingWorkers, Rate, State, during, racing_text};
 use crate::sync::printable::{Age, Printable};
 
 /// Something that happened to a worker, or to the registry as a whole.
@@ -93,6 +93,20 @@ pub enum EventKind {
         silent: Duration,
         /// Its allowance.
         allowance: Duration,
+    },
+    /// It makes progress more often than [allowed](crate::Builder::at_most): a warning, not a verdict.
+    #[non_exhaustive]
+    Racing {
+        /// How fast it is.
+        rate: Rate,
+        /// Its limit.
+        at_most: Rate,
+    },
+    /// It makes progress no more often than allowed again.
+    #[non_exhaustive]
+    Slowed {
+        /// How long it was racing.
+        after: Duration,
     },
     /// Its state changed to never started, stalled, overdue, stale, stopping, stopped or dead.
     Became(Health),
@@ -232,10 +246,12 @@ impl Event {
                 _ => log::Level::Error,
             },
             EventKind::Recovered { .. }
+            | EventKind::Slowed { .. }
             | EventKind::Complete { .. }
             | EventKind::StoreRestored { .. } => log::Level::Info,
             EventKind::Late { .. }
             | EventKind::OverBudget { .. }
+            | EventKind::Racing { .. }
             | EventKind::Restarting { .. }
             | EventKind::Unobserved { .. }
             | EventKind::Missing(_)
@@ -299,6 +315,8 @@ impl fmt::Display for EventKind {
                 Age(*draining),
                 Age(*budget)
             ),
+            Self::Racing { rate, at_most } => f.write_str(&racing_text(*rate, *at_most)),
+            Self::Slowed { after } => write!(f, "no longer racing after {}", Age(*after)),
             Self::Became(health) => health.fmt(f),
             Self::Recovered { from, after } => {
                 write!(f, "recovered from {from} after {}", Age(*after))

@@ -7,6 +7,7 @@ pub(crate) mod escalation;
 pub(crate) mod events;
 mod log_limiter;
 mod log_thread;
+pub(crate) mod pace;
 pub(crate) mod profile;
 pub(crate) mod record;
 pub(crate) mod slab;
@@ -65,6 +66,8 @@ pub(crate) struct Core {
     resolving: Mutex<()>,
     /// Workers came, went, ended or became expected since the pacemaker last counted them.
     pub changed: AtomicBool,
+    /// A limit got shorter since the last tick: a worker may have exceeded it already.
+    pub shortened: AtomicBool,
     pub expected: Mutex<BTreeMap<String, Expectation>>,
     /// All workers were asked to stop.
     pub stopping: AtomicBool,
@@ -109,6 +112,7 @@ impl Core {
             resolution: AtomicU64::new(nanos(LONGEST_RESOLUTION)),
             resolving: Mutex::new(()),
             changed: AtomicBool::new(false),
+            shortened: AtomicBool::new(false),
             expected: Mutex::default(),
             stopping: AtomicBool::new(false),
             draining: Draining::default(),
@@ -307,6 +311,7 @@ pub(crate) const fn is_conviction(state: State) -> bool {
 mod tests {
     use super::*;
     use crate::health::Thresholds;
+    use pace::PaceSpec;
     use profile::ProfileKey;
 
     #[test]
@@ -316,6 +321,7 @@ mod tests {
             worker_type: "w".into(),
             group: "local".into(),
             thresholds: Thresholds::new(Duration::from_millis(100)),
+            pace: PaceSpec::default(),
             interval: Duration::from_millis(10),
             site: std::panic::Location::caller(),
             drain_within: None,
@@ -342,7 +348,7 @@ mod tests {
                 meet(2 * round - 1);
                 (0..round % 32).for_each(|_| std::hint::spin_loop());
                 profile.enter();
-                core.refine_resolution(profile.thresholds.shortest());
+                core.refine_resolution(profile.shortest());
                 meet(2 * round);
                 let found = core.resolution();
                 coarse += u32::from(found > timeline::SHORTEST_RESOLUTION);

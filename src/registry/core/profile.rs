@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::counts::{CountsByType, TypeCounts};
+use super::pace::{LearnedByType, LearnedLimits, PaceSpec};
 use crate::health::{CallSite, Limits, Thresholds};
 
 /// See the module.
@@ -16,8 +17,11 @@ pub(crate) struct Profile {
     pub worker_type: Box<str>,
     pub group: Box<str>,
     pub thresholds: Thresholds,
-    /// The same limits, as workers are judged by them.
-    pub limits: Limits,
+    /// The same limits, as workers are judged by them, without what was learned.
+    static_limits: Limits,
+    pub pace: PaceSpec,
+    /// What was learned of the workers of its type.
+    pub learned: Option<Arc<LearnedLimits>>,
     pub interval: Duration,
     /// Where its workers are started.
     pub site: CallSite,
@@ -37,12 +41,30 @@ pub(crate) struct ProfileKey {
     pub worker_type: String,
     pub group: String,
     pub thresholds: Thresholds,
+    pub pace: PaceSpec,
     pub interval: Duration,
     pub site: CallSite,
     pub drain_within: Option<Duration>,
 }
 
 impl Profile {
+    /// The limits that its workers are judged by now.
+    #[inline]
+    pub(crate) fn limits(&self) -> Limits {
+        match &self.learned {
+            None => self.static_limits,
+            Some(learned) => learned.apply(self.static_limits),
+        }
+    }
+
+    /// The shortest limit that its workers may be judged by.
+    pub(crate) fn shortest(&self) -> Duration {
+        let learned = self.pace.learn.map(|learn| learn.floor);
+        self.thresholds
+            .shortest()
+            .min(learned.unwrap_or(Duration::MAX))
+    }
+
     pub(crate) fn enter(&self) {
         self.occupants.fetch_add(1, Ordering::Relaxed);
     }
@@ -64,6 +86,7 @@ struct ProfileTable {
     by_number: HashMap<u32, Arc<Profile>>,
     next_number: u32,
     counts: CountsByType,
+    learned: LearnedByType,
     /// The number of profiles at which unused ones are removed.
     clean_at: usize,
 }
@@ -84,11 +107,15 @@ impl Profiles {
             table.by_number.retain(|number, _| numbers.contains(number));
             table.clean_at = (numbers.len() * 2).max(64);
         }
+        let learn = key.pace.learn;
+        let learned = learn.map(|learn| table.learned.of(&key.worker_type, learn));
         let profile = Arc::new(Profile {
             counts: table.counts.of(&key.worker_type),
             worker_type: key.worker_type.as_str().into(),
             group: key.group.as_str().into(),
-            limits: Limits::from(&key.thresholds),
+            static_limits: Limits::from(&key.thresholds),
+            pace: key.pace,
+            learned,
             thresholds: key.thresholds.clone(),
             interval: key.interval,
             site: key.site,
@@ -111,6 +138,11 @@ impl Profiles {
         self.table.lock().counts.all()
     }
 
+    /// Forgets what was learned of a type. Returns whether it learns.
+    pub(crate) fn forget_learned(&self, worker_type: &str) -> bool {
+        self.table.lock().learned.forget(worker_type)
+    }
+
     /// The shortest limit of any worker that holds a cell.
     pub(crate) fn shortest_threshold(&self) -> Option<Duration> {
         self.table
@@ -118,7 +150,7 @@ impl Profiles {
             .by_key
             .values()
             .filter(|profile| profile.occupants.load(Ordering::Relaxed) > 0)
-            .map(|profile| profile.thresholds.shortest())
+            .map(|profile| profile.shortest())
             .min()
     }
 }
@@ -135,6 +167,7 @@ mod tests {
             worker_type: worker_type.into(),
             group: "local".into(),
             thresholds: Thresholds::new(Duration::from_secs(stale_after)),
+            pace: PaceSpec::default(),
             interval: Duration::from_secs(30),
             site: Location::caller(),
             drain_within: None,

@@ -12,6 +12,7 @@ use once_cell::sync::OnceCell;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::Core;
+use super::pace::Pace;
 use super::profile::Profile;
 use super::slab::Chunk;
 use super::tasks::Tasks;
@@ -19,7 +20,7 @@ use crate::cell::{CellKey, CellSnapshot};
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
 use crate::health::{
-    CallSite, Deadline, Death, Ending, Limits, SourceLocation, StallCause, StopCause, Term,
+    CallSite, Deadline, Death, Ending, Limits, Rate, SourceLocation, StallCause, StopCause, Term,
 };
 use crate::sync::latch::Latch;
 use crate::sync::threads;
@@ -82,6 +83,8 @@ pub(crate) struct Detail {
     pub evidence: StallCause,
     /// How often its thread was sampled, up to a limit.
     pub looks: u32,
+    /// If the profile wants it watched.
+    pub pace: Option<Box<Pace>>,
     pub last_death: Option<Arc<Death>>,
     pub restarts: u32,
     pub metadata: Vec<(String, String)>,
@@ -402,6 +405,7 @@ impl Detail {
             first_sample: None,
             evidence: StallCause::Unknown,
             looks: 0,
+            pace: None,
             last_death: None,
             restarts: 0,
             metadata: Vec::new(),
@@ -420,6 +424,11 @@ impl Detail {
     /// Where it last reported, other than by a mere beat.
     pub(crate) fn last_location(&self) -> Option<SourceLocation> {
         self.last_site.and_then(SourceLocation::of)
+    }
+
+    /// How fast the worker races, if it does.
+    pub(crate) fn racing(&self) -> Option<Rate> {
+        self.pace.as_ref()?.racing()
     }
 
     /// A number that no life of this worker has used.

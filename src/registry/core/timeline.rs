@@ -59,6 +59,8 @@ pub(crate) struct ObservedNow {
     tick_age: u64,
     /// The next tick is overdue: part of the time since the last one is not charged.
     pub overdue: bool,
+    /// The time that was not charged so far, in nanoseconds.
+    pub forgiven: u64,
     /// The time since the last tick, if the pacemaker did not tick when it was woken.
     pub unwatched: Option<Duration>,
 }
@@ -100,6 +102,7 @@ impl Timeline {
                     tick: Moment::from_nanos(tick),
                     tick_age: since,
                     overdue: since > budget,
+                    forgiven,
                     unwatched: None,
                 };
             }

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use super::Ticks;
 use super::abandoned::Threads;
 use super::gaps::Gaps;
-use crate::cell::{CellKey, Episode, Schedule, Sign};
+use crate::cell::{CellKey, Episode, Phase, Schedule, Sign};
 use crate::clock::Moment;
 use crate::health::{
-    Activity, Health, MissingWorkers, Outlook, Signs, StallCause, Stalled, State, next_change,
+    Activity, Health, MissingWorkers, Outlook, RateChange, Signs, StallCause, Stalled, State,
+    next_change,
 };
 use crate::registry::core::events::{Event, EventKind};
 use crate::registry::core::record::Record;
@@ -53,6 +54,9 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
                 }
             }
         }
+    }
+    if core.shortened.swap(false, Ordering::Relaxed) {
+        next = next.min(examine_learning(core, &observed, &mut unlogged));
     }
     state.threads.check(core, observed.now, |chunk, offset| {
         next = next.min(examine(core, chunk, offset, &observed, &mut unlogged));
@@ -110,6 +114,30 @@ fn report_over_budget(core: &Core, observed: &ObservedNow, unlogged: &mut Unlogg
     next
 }
 
+/// Judges all living workers whose limits are learned. Returns when to tick again.
+fn examine_learning(core: &Core, observed: &ObservedNow, unlogged: &mut Unlogged) -> Moment {
+    let mut next = Moment::NEVER;
+    // Most workers have the profile of the one before.
+    let mut last = (None, false);
+    for chunk in &*core.slab.chunks() {
+        for (offset, cell) in chunk.cells().iter().enumerate() {
+            let life = cell.state();
+            if life.phase != Phase::Live {
+                continue;
+            }
+            if last.0 != Some(life.profile) {
+                let profile = core.profiles.get(life.profile);
+                let learns = profile.is_some_and(|profile| profile.learned.is_some());
+                last = (Some(life.profile), learns);
+            }
+            if last.1 {
+                next = next.min(examine(core, chunk, offset, observed, unlogged));
+            }
+        }
+    }
+    next
+}
+
 /// Judges one worker in full, reports what is new, and schedules its next judgement. Returns the moment
 /// of it, unless a regular tick will do.
 fn examine(
@@ -131,7 +159,9 @@ fn examine(
         return Moment::NEVER;
     };
     let profile = &worker.record.profile;
-    let outlook = next_change(&signs, &profile.limits, observed.now);
+    let pace = worker.observe_pace(&snapshot, &signs, observed);
+    core.shortened.fetch_or(pace.shortened, Ordering::Relaxed);
+    let outlook = next_change(&signs, &profile.limits(), observed.now);
     let before = snapshot.schedule.episode;
     let Outlook {
         late_at,
@@ -141,7 +171,9 @@ fn examine(
     let short = late_at <= convicted_at && convicted_at.since(late_at) < 2 * core.resolution();
     // Its allowance may change with its next progress: it can't stall while it is idle, nor be overdue.
     let has_limit = profile.thresholds.stall_after.is_some() || snapshot.work.limited;
-    let turns = snapshot.work.quiet || (signs.activity == Activity::Idle && has_limit);
+    let turns = profile.pace.is_watched()
+        || snapshot.work.quiet
+        || (signs.activity == Activity::Idle && has_limit);
     let (after, due) = match health.state() {
         State::Starting => (Episode::Starting, convicted_at),
         State::NeverStarted => (Episode::NeverStarted, Moment::NEVER),
@@ -174,7 +206,11 @@ fn examine(
         }
         _ => (Episode::Well, late_at.min(outlook.close_at)),
     };
-    let due = match signs.convicted_since(health.state(), &profile.limits) {
+    let due = match after {
+        Episode::Stalled => due,
+        _ => due.min(pace.due),
+    };
+    let due = match signs.convicted_since(health.state(), &profile.limits()) {
         Some(since) => due.min(core.check_convicted(&worker.record, &health, since, observed.now)),
         None => due,
     };
@@ -199,6 +235,14 @@ fn examine(
         health,
         observed,
     );
+    match pace.rate {
+        Some(RateChange::Began(rate)) => {
+            let at_most = profile.pace.at_most.unwrap_or(rate);
+            report(EventKind::Racing { rate, at_most });
+        }
+        Some(RateChange::Ended(after)) => report(EventKind::Slowed { after }),
+        None => {}
+    }
     if after == Episode::Well {
         Moment::NEVER
     } else {
@@ -222,7 +266,7 @@ fn report_episode(
         return;
     }
     let was_convicted = convicted_as(before);
-    let limits = &worker.record.profile.limits;
+    let limits = &worker.record.profile.limits();
     if is_conviction(health.state()) {
         let since = signs.lasts_since(health.state(), limits, observed.now);
         worker.record.detail().unwell_since = since;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 use crate::fleet::{FleetCounts, HeartbeatStore, StoredWorker, WorkerFilter};
-use crate::health::{Health, Policy, State, StateCounts, Summary};
+use crate::health::{Health, Policy, State, StateCounts, Summary, racing_text};
 use crate::registry::{Registry, Snapshot};
 use crate::serve::disclosure::Audience;
 use crate::serve::process_health::worst_state;
@@ -169,7 +169,10 @@ impl WorkerRow {
         let private = |text: Option<String>| audience.filter(text).map(cut);
         Self {
             state: health.state(),
-            reason: private(reason(health)),
+            reason: private(reason(health).or_else(|| {
+                let racing = snapshot.racing.zip(snapshot.at_most);
+                racing.map(|(rate, at_most)| racing_text(rate, at_most))
+            })),
             ended_age: match health {
                 Health::Dead { ago, .. } | Health::Stopped { ago, .. } => Some(*ago),
                 _ => None,

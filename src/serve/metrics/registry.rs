@@ -67,7 +67,7 @@ fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
         types().map(|(name, of_type)| (type_label(name), of_type.beats)),
     )?;
     type Total = fn(&TypeCounters) -> u64;
-    let totals: [(&str, &str, Total); 10] = [
+    let totals: [(&str, &str, Total); 11] = [
         (
             "registrations",
             "Incarnations that began, including restarts",
@@ -107,6 +107,11 @@ fn encode_totals(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
             "late_warnings",
             "Times that a worker used three quarters of its allowance",
             |counts| counts.late_warnings,
+        ),
+        (
+            "racing_warnings",
+            "Times that a worker began to make progress more often than allowed",
+            |counts| counts.racing_warnings,
         ),
         (
             "failed_tasks",

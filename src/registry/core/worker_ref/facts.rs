@@ -85,7 +85,7 @@ impl WorkerRef {
                     // A task and its time in the cell are of one moment under the lock only.
                     return self.read_all(observed, |facts, _, _| facts);
                 }
-                let limits = &self.record.profile.limits;
+                let limits = &self.record.profile.limits();
                 let adjustments = if snapshot.is_plain() {
                     None
                 } else {
@@ -114,7 +114,7 @@ impl WorkerRef {
         observed: &ObservedNow,
         adjustments: &Adjustments,
     ) -> Facts {
-        let limits = &self.record.profile.limits;
+        let limits = &self.record.profile.limits();
         Facts::Living(signs(snapshot, limits, observed, adjustments))
     }
 
@@ -122,7 +122,7 @@ impl WorkerRef {
     #[inline]
     pub(crate) fn plain_state(&self, observed: &ObservedNow) -> Option<State> {
         let snapshot = self.living_snapshot().filter(CellSnapshot::is_plain)?;
-        let limits = &self.record.profile.limits;
+        let limits = &self.record.profile.limits();
         let signs = signs(&snapshot, limits, observed, &Adjustments::default());
         Some(verdict(&signs, limits, observed.now))
     }
@@ -134,7 +134,7 @@ impl WorkerRef {
     /// The verdict, and the facts that it was given on. A stall has its evidence, and it and an overdue
     /// task have their run and task.
     pub(crate) fn judge(&self, observed: &ObservedNow) -> (Facts, Health) {
-        let limits = &self.record.profile.limits;
+        let limits = &self.record.profile.limits();
         let facts = self.facts(observed);
         let health = facts.judge(limits, observed.now, None);
         if !matches!(health, Health::Stalled(_) | Health::Overdue { .. }) {
@@ -170,7 +170,7 @@ impl WorkerRef {
                     // It was made after the check, and the snapshot may depend on it.
                     continue;
                 }
-                let limits = &self.record.profile.limits;
+                let limits = &self.record.profile.limits();
                 let adjustments = detail
                     .as_ref()
                     .map(|detail| detail.adjustments(&snapshot, limits));

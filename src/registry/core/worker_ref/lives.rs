@@ -172,7 +172,7 @@ impl WorkerRef {
         let cell = self.cell();
         let life = cell.state();
         let (beats, heartbeat_at) = cell.snapshot().map_or((0, None), |snapshot| {
-            let limits = &self.record.profile.limits;
+            let limits = &self.record.profile.limits();
             let adjustments = detail.adjustments(&snapshot, limits);
             let signs = signs(&snapshot, limits, observed, &adjustments);
             (snapshot.beats, signs.heartbeat_at)
@@ -357,6 +357,7 @@ impl WorkerRef {
         detail.silences.clear();
         detail.first_sample = None;
         detail.evidence = StallCause::Unknown;
+        detail.pace = None;
         detail.threads.clear();
         detail.thread_ended = None;
         detail.marked_offline = false;
@@ -438,7 +439,7 @@ pub(crate) fn settle(cell: &Cell, record: &Record, tag: u32, now: Moment) -> u64
         due: grace_ends.after(Duration::from_nanos(1)),
     };
     let beats = cell.settle(life, now, schedule);
-    if profile.limits.limit_tasks() {
+    if profile.limits().limit_tasks() {
         // Before the worker can begin a task: this is under the lock of its chunk.
         cell.change_work(|work| Work {
             limited: true,

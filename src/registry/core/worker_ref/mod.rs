@@ -6,6 +6,7 @@
 mod evidence;
 mod facts;
 mod lives;
+mod pace;
 mod updates;
 
 use std::borrow::Cow;

@@ -181,7 +181,7 @@ impl WorkerRef {
         }
         detail.last_site = Some(site);
         let moved = number.is_some_and(|n| detail.tasks.set_progress(n, done, total));
-        if moved && self.record.profile.limits.limit_progress() {
+        if moved && self.record.profile.limits().limit_progress() {
             self.begin_stage(&mut detail);
         } else {
             self.cell().beat();

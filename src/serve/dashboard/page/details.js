@@ -51,6 +51,10 @@ function showDetails(row, details) {
   entries.push(['Group', details.group], ['Incarnation', details.incarnation + (details.restarts ? ', after ' + details.restarts + (details.restarts === 1 ? ' restart' : ' restarts') : '')]);
   const limits = details.thresholds;
   if (limits) entries.push(['Limits', 'stale after ' + age(limits.stale_after_s) + (limits.stall_after_s == null ? '; no limit for stalls' : '; stalled after ' + age(limits.stall_after_s)) + '; startup grace ' + age(limits.startup_grace_s) + (limits.beats_only ? '; beats only' : '')]);
+  const learned = details.learned;
+  const short = seconds => seconds < 10 ? +seconds.toPrecision(2) + ' s' : age(seconds);
+  if (learned) entries.push(['Learned limit', (learned.is_learning ? 'learning: ' : 'usually ' + short(learned.usual_s) + ', ') + 'allowed ' + short(learned.allowed_s) + ', from ' + learned.silences + ' silences']);
+  if (details.at_most_per_s != null) entries.push(['Rate', (details.racing_per_s == null ? '' : 'racing: ' + Math.round(details.racing_per_s) + ' steps a second; ') + 'at most ' + +details.at_most_per_s.toPrecision(3) + ' steps a second']);
   entries.push(['Beats', details.beats + (details.late_beats ? ', ' + details.late_beats + ' after its end' : '')]);
   if (details.process) entries.push(['Process', details.process.pid + ' on ' + details.process.hostname]);
   if (details.store) entries.push(['Store', details.store.failures_in_a_row ? 'failing: ' + (details.store.last_error || '') : 'reachable']);
