@@ -118,8 +118,8 @@ pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 #[doc(inline)]
 pub use fleet::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
 pub use health::{
-    Activity, Death, DeathCause, Ending, Exit, GroupState, GroupStats, Health, Learn, Learned,
-    Learner, LeaseLoss, MissingWorkers, Policy, Rate, Reading, RuleResult, SourceLocation,
+    Activity, Death, DeathCause, Ending, Exit, FutureInfo, GroupState, GroupStats, Health, Learn,
+    Learned, Learner, LeaseLoss, MissingWorkers, Policy, Rate, Reading, RuleResult, SourceLocation,
     StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
     SweepTotals, Thresholds, TypeStats, UnwellWorker, Verdict, judge,
 };

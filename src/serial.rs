@@ -19,7 +19,7 @@ use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 
 use crate::fleet::{Beat, StoredDeath, StoredEnding, StoredWorker};
 use crate::health::{
-    Activity, Death, DeathCause, GroupState, GroupStats, Health, Learned, LeaseLoss,
+    Activity, Death, DeathCause, FutureInfo, GroupState, GroupStats, Health, Learned, LeaseLoss,
     MissingWorkers, Rate, RuleResult, State, StateCounts, StopCause, StoreStatus, Summary,
     SweepTotals, TypeStats, UnwellWorker, Verdict,
 };
@@ -260,6 +260,7 @@ report! {
         "progress": this.progress,
         "step": this.step,
         "last_location": this.last_location.as_ref().map(ToString::to_string),
+        "future": this.future,
         "task_age_s": this.task_age.map(Seconds),
         "progress_age_s": this.progress_age.map(Seconds),
         "heartbeat_age_s": this.heartbeat_age.map(Seconds),
@@ -285,6 +286,14 @@ report! {
         "silences": this.silences,
         "is_learning": this.is_learning,
     }
+    FutureInfo(this) {
+        "type_name": this.type_name,
+        "location": this.location.as_ref().map(ToString::to_string),
+        "polls": this.polls,
+        "last_poll_age_s": this.last_poll_age.map(Seconds),
+        "last_poll_thread": this.last_poll_thread,
+        "is_polled_now": this.is_polled_now,
+    }
     Beat(this) {
         "id": this.key.id,
         "incarnation": this.key.incarnation,
@@ -297,6 +306,7 @@ report! {
         "progress": this.status.progress,
         "beats": this.status.beats,
         "metadata": Pairs(&this.metadata),
+        ? "last_location": this.status.last_location,
     }
     StoredDeath(this) {
         "ending": this.ending,
@@ -329,6 +339,7 @@ report! {
         "thresholds": this.info.thresholds,
         "metadata": Pairs(&this.info.metadata),
         "process": this.info.process,
+        ? "last_location": this.status.last_location,
         ? "last_death": this.last_death,
     }
 }

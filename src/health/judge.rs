@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Activity, Health, Limits, Reading, Signs, SourceLocation, StallCause, Stalled, State,
-    Thresholds,
+    Activity, FutureInfo, Health, Limits, Reading, Signs, SourceLocation, StallCause, Stalled,
+    State, Thresholds,
 };
 use crate::clock::Moment;
 
@@ -25,6 +25,7 @@ pub(crate) struct Context {
     /// Of a stall.
     pub cause: StallCause,
     pub last_location: Option<SourceLocation>,
+    pub future: Option<Box<FutureInfo>>,
     pub run_id: Option<String>,
     pub task: Option<String>,
 }
@@ -61,6 +62,7 @@ pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health 
             _ => reading.evidence.clone(),
         },
         last_location: reading.last_location.clone(),
+        future: reading.future.clone(),
         run_id: reading.run_id.clone(),
         task: reading.task.clone(),
     })
@@ -88,6 +90,7 @@ pub(crate) fn judge_living(
             let Context {
                 mut cause,
                 last_location,
+                future,
                 run_id,
                 task,
             } = context(fault);
@@ -101,6 +104,7 @@ pub(crate) fn judge_living(
                 silent: now.since(since),
                 allowance,
                 last_location,
+                future,
                 run_id,
                 task,
             })

@@ -113,7 +113,7 @@ pub(crate) struct Limits {
     /// [`ENDLESS`](Self::ENDLESS) if there is none.
     pub(crate) progress_after: u64,
     pub(super) startup_grace: u64,
-    pub(super) beats_only: bool,
+    pub(crate) beats_only: bool,
 }
 
 impl Limits {

@@ -48,6 +48,16 @@ impl SourceLocation {
             line: site.line(),
         })
     }
+
+    /// From its text, as a store keeps it. `None` if it is not such a text.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (file, line) = text.rsplit_once(':')?;
+        let line = line.parse().ok()?;
+        (!file.is_empty()).then(|| Self {
+            file: Cow::Owned(end_of(file, Self::LONGEST_FILE).into_owned()),
+            line,
+        })
+    }
 }
 
 impl fmt::Display for SourceLocation {
@@ -179,6 +189,28 @@ mod tests {
             short.len()
         );
         assert!(short.starts_with("…ä") && short.ends_with("ä/jobs.rs"));
+    }
+
+    #[test]
+    fn a_text_comes_back_as_it_was() {
+        let here = SourceLocation::of(Location::caller()).unwrap();
+        assert_eq!(here.file, file!());
+        assert_eq!(SourceLocation::parse(&here.to_string()), Some(here));
+        let drive = SourceLocation::parse(r"C:\a.rs:7").unwrap();
+        assert_eq!((&*drive.file, drive.line), (r"C:\a.rs", 7));
+        for odd in [
+            "",
+            ":",
+            ":7",
+            "src/a.rs",
+            "src/a.rs:",
+            "src/a.rs:-1",
+            "a:99999999999",
+        ] {
+            assert_eq!(SourceLocation::parse(odd), None, "{odd}");
+        }
+        let long = SourceLocation::parse(&format!("{}:7", "x".repeat(9_999))).unwrap();
+        assert_eq!(long.file.len(), SourceLocation::LONGEST_FILE);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod lease_loss;
 mod limits;
 mod location;
 mod policy;
+mod polls;
 mod rate;
 mod reading;
 mod report;
@@ -36,6 +37,7 @@ pub use location::SourceLocation;
 #[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
 pub(crate) use policy::Preset;
 pub use policy::{Policy, RuleResult, Verdict};
+pub use polls::FutureInfo;
 pub use rate::Rate;
 pub(crate) use rate::{RateChange, RateWatch, racing_text};
 pub use reading::Reading;

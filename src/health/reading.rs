@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::limits::Term;
-use super::{Activity, Ending, Limits, SourceLocation, StallCause, State};
+use super::{Activity, Ending, FutureInfo, Limits, SourceLocation, StallCause, State};
 use crate::clock::{Moment, nanos};
 
 /// What is known of a worker at one moment: the input of [`judge`](super::judge).
@@ -52,6 +52,8 @@ pub struct Reading {
     pub evidence: StallCause,
     /// Where it last reported, other than by a mere beat.
     pub last_location: Option<SourceLocation>,
+    /// What is known of its future, if it is one.
+    pub future: Option<Box<FutureInfo>>,
     /// Its present run.
     pub run_id: Option<String>,
     /// Its present task.
@@ -87,6 +89,7 @@ impl Reading {
             moved_at: None,
             evidence: StallCause::Unknown,
             last_location: None,
+            future: None,
             run_id: None,
             task: None,
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Death, Ending, SourceLocation, State, StopCause};
+use super::{Death, Ending, FutureInfo, SourceLocation, State, StopCause};
 use crate::sync::printable::{Age, Printable};
 
 /// The verdict on a worker at one moment, with its reason.
@@ -283,6 +283,8 @@ pub struct Stalled {
     pub allowance: Duration,
     /// Where it last reported, other than by a mere beat.
     pub last_location: Option<SourceLocation>,
+    /// What is known of its future, if it is one.
+    pub future: Option<Box<FutureInfo>>,
     /// Its run.
     pub run_id: Option<String>,
     /// Its task.
@@ -301,6 +303,9 @@ impl fmt::Display for Stalled {
             }
         }
         write!(f, "; {}", self.cause)?;
+        if let Some(future) = &self.future {
+            write!(f, ", {future}")?;
+        }
         last_seen(f, self.last_location.as_ref())?;
         during(f, self.run_id.as_deref(), self.task.as_deref())
     }

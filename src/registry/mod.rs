@@ -378,6 +378,12 @@ impl Registry {
         self.inner.core.observed_now()
     }
 
+    /// See [`Timeline::not_before_now`](core::timeline::Timeline::not_before_now).
+    #[inline]
+    pub(crate) fn not_before_now(&self) -> Moment {
+        self.inner.core.timeline.not_before_now()
+    }
+
     /// Sends an event to subscribers and logs it. Never under a lock.
     pub(crate) fn emit(&self, worker: Option<&WorkerRef>, kind: EventKind) {
         self.inner

@@ -9,8 +9,8 @@ use super::Registry;
 use crate::Error;
 use crate::cell::CellSnapshot;
 use crate::health::{
-    Activity, Death, Ending, Health, Learned, Rate, SourceLocation, State, StoreStatus, Thresholds,
-    racing_text,
+    Activity, Death, Ending, FutureInfo, Health, Learned, Rate, SourceLocation, State, StoreStatus,
+    Thresholds, racing_text,
 };
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::ObservedNow;
@@ -268,6 +268,9 @@ pub struct Snapshot {
     /// [`fail`](crate::WorkerHeartbeat::fail) or a [`TaskGuard`](crate::TaskGuard). `None` if it has not
     /// in this incarnation.
     pub last_location: Option<SourceLocation>,
+    /// What is known of its future, if it is one: passed to
+    /// [`supervise`](crate::WorkerHeartbeat::supervise).
+    pub future: Option<FutureInfo>,
     /// Time since the beginning of its task, at most one resolution too short.
     pub task_age: Option<Duration>,
     /// Time since its last progress, at most one resolution too short. `None` if it never made any,
@@ -374,6 +377,9 @@ impl Snapshot {
                 _ => worker.record.last_location(detail),
             },
             health: facts.judge(&profile.limits(), observed.now, detail),
+            future: detail
+                .filter(|_| worker.is_current())
+                .and_then(|detail| facts.future(&profile.limits(), observed.now, detail)),
             activity,
             progress: task
                 .map(|task| (task.done, task.total))

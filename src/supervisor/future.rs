@@ -1,7 +1,9 @@
 //! Workers that are futures, on any executor.
 
+use std::any::type_name;
 use std::fmt;
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,7 +12,8 @@ use std::thread;
 use super::children::ask;
 use super::{InCharge, Outcome, end_of_work};
 use crate::error::Error;
-use crate::health::StopCause;
+use crate::health::{CallSite, StopCause};
+use crate::registry::core::polls::Polls;
 use crate::registry::core::unreturned::{AtWork, OnThread};
 use crate::registry::core::worker_ref::Termination;
 use crate::registry::{Membership, Probe};
@@ -59,13 +62,14 @@ impl WorkerHeartbeat {
     /// assert!(hb.health().to_string().contains("failed: no route to host"));
     /// # Ok::<(), worker_heartbeat::Error>(())
     /// ```
+    #[track_caller]
     pub fn supervise<F>(&self, future: F) -> Supervised<F>
     where
         F: Future,
         F::Output: Outcome,
     {
         Supervised {
-            life: Life::new(self.membership().clone(), future),
+            life: Life::new::<F>(self.membership().clone(), future, Location::caller()),
         }
     }
 }
@@ -176,11 +180,19 @@ pub(super) struct Life<F> {
     born_unwinding: bool,
     /// From the first poll until the end is reported.
     at_work: Option<AtWork>,
+    polls: Arc<Polls>,
 }
 
 impl<F> Life<F> {
-    pub(super) fn new(membership: Membership, future: F) -> Self {
+    /// `T`: the future of the application, which this one runs. `site`: where that was passed.
+    pub(super) fn new<T>(membership: Membership, future: F, site: CallSite) -> Self {
+        let polls = Arc::new(Polls::new(type_name::<T>(), site));
+        // Another future may have been polled for this worker.
+        let mut detail = membership.worker_ref().record.detail();
+        detail.polls.get_or_insert_with(|| Arc::clone(&polls));
+        drop(detail);
         Self {
+            polls,
             future: Some(Box::pin(future)),
             charge: InCharge::of(&membership),
             membership,
@@ -217,16 +229,23 @@ impl<F: Future> Life<F> {
             return Poll::Pending;
         };
         let membership = &self.membership;
-        let at_work = self.at_work.get_or_insert_with(|| membership.begin_work());
-        let _on_thread = at_work.on_this_thread();
+        let thread = threads::current();
         let worker_ref = membership.worker_ref();
-        worker_ref.run_on(Some(threads::current()));
+        let at_work = self.at_work.get_or_insert_with(|| {
+            worker_ref.record.detail().polls = Some(Arc::clone(&self.polls));
+            membership.begin_work()
+        });
+        let _on_thread = at_work.on_thread(thread);
+        let begins_by = membership.registry().not_before_now();
+        self.polls.begin(thread, begins_by);
+        worker_ref.run_on(Some(thread));
         if !worker_ref.record.profile.thresholds.beats_only {
             worker_ref.cell().beat();
         }
         let polled = panics::supervise(&self.charge, || future.as_mut().poll(context));
         let result = match polled {
             Ok(Poll::Pending) => {
+                self.polls.end();
                 worker_ref.run_on(None);
                 return Poll::Pending;
             }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,7 +16,7 @@ use super::stopping::StopLinked;
 use super::{Exit, Outcome, Supervisor, begin_again, decide, end_life, end_of_drop};
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::health::{DeathCause, Ending, StopCause};
+use crate::health::{CallSite, DeathCause, Ending, StopCause};
 use crate::registry::core::worker_ref::{Termination, WorkerRef};
 use crate::registry::{Membership, Probe, Registry};
 use crate::sync::panics::{self, Interest};
@@ -83,6 +84,7 @@ impl Supervisor {
             worker: Some(Arc::new(worker)),
             worker_ref,
             _interest: Interest::new(),
+            site: Location::caller(),
             publisher: ExitPublisher { ending, exit: None },
         };
         Ok(SupervisedFuture {
@@ -192,6 +194,8 @@ struct Lives<M> {
     worker_ref: WorkerRef,
     /// Kept between two lives too.
     _interest: Interest,
+    /// Where it was passed to the supervisor.
+    site: CallSite,
     /// Dropped last: when the exit is published, the worker's id is free.
     publisher: ExitPublisher,
 }
@@ -217,7 +221,8 @@ where
             let (membership, made) = (worker.membership().clone(), Arc::clone(worker));
             let registry = membership.registry();
             self.restarts.life_begins(registry.peek_observed_now().now);
-            let mut life = Life::new(membership.clone(), async { make(made).await.failure() });
+            let work = async { make(made).await.failure() };
+            let mut life = Life::new::<F>(membership.clone(), work, self.site);
             let outcome = std::future::poll_fn(|context| life.poll(context)).await;
             let outcome = outcome.map(|failure| match failure {
                 Some(error) => Exit::Failed { error },

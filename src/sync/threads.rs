@@ -30,8 +30,8 @@ static ENDED: AtomicU64 = AtomicU64::new(0);
 
 struct Table {
     next: u32,
-    /// The threads that have not ended, by number; `None` where the kernel does not identify them.
-    known: BTreeMap<u32, Option<KernelThread>>,
+    /// The threads that have not ended, by number.
+    known: BTreeMap<u32, KnownThread>,
     ending: Vec<u32>,
 }
 
@@ -49,6 +49,12 @@ impl Table {
         ENDING.fetch_sub(forgotten, Ordering::Relaxed);
         ENDED.fetch_add(forgotten as u64, Ordering::Release);
     }
+}
+
+struct KnownThread {
+    /// `None` where the kernel does not identify it.
+    kernel: Option<KernelThread>,
+    name: Option<Box<str>>,
 }
 
 /// The kernel's identity of a thread.
@@ -128,11 +134,16 @@ fn enter(number: &Cell<u32>) -> u32 {
     }
     let thread = KernelThread::current();
     END.try_with(|end| {
+        // Its name can be asked for as long as it has thread-locals.
+        let known = KnownThread {
+            kernel: thread,
+            name: std::thread::current().name().map(Into::into),
+        };
         let mut table = TABLE.lock();
         let new = table.next;
         // After 2^32 threads, the first numbers are free again.
         table.next = new.wrapping_add(1).max(1);
-        table.known.insert(new, thread);
+        table.known.insert(new, known);
         drop(table);
         end.0.set(new);
         number.set(new);
@@ -143,8 +154,23 @@ fn enter(number: &Cell<u32>) -> u32 {
 
 /// The kernel's identity of the thread with this number.
 pub(crate) fn kernel_thread(number: u32) -> Option<KernelThread> {
-    let known = *TABLE.lock().known.get(&number)?;
+    let known = TABLE.lock().known.get(&number)?.kernel;
     known?.here()
+}
+
+/// The name and the kernel's number of the thread with this number, as far as they are known. `None` if it
+/// has ended.
+pub(crate) fn description(number: u32) -> Option<String> {
+    let (name, kernel) = {
+        let table = TABLE.lock();
+        let known = table.known.get(&number)?;
+        (known.name.clone(), known.kernel)
+    };
+    match (name, kernel) {
+        (Some(name), Some(kernel)) => Some(format!("{name} ({})", kernel.id)),
+        (Some(name), None) => Some(name.into()),
+        (None, kernel) => kernel.map(|kernel| format!("thread {}", kernel.id)),
+    }
 }
 
 /// Looks for threads that have ended. Returns how many have ended so far: while that does not change,
@@ -154,8 +180,13 @@ pub(crate) fn count_ended() -> u64 {
         let mut ending: Vec<(u32, Option<KernelThread>)> = {
             let table = TABLE.lock();
             let some = table.ending.iter().take(MOST_LOOKS);
-            some.map(|number| (*number, table.known.get(number).copied().flatten()))
-                .collect()
+            some.map(|number| {
+                (
+                    *number,
+                    table.known.get(number).and_then(|known| known.kernel),
+                )
+            })
+            .collect()
         };
         // Outside the lock: this asks the kernel.
         ending.retain(|(_, thread)| {
@@ -200,6 +231,22 @@ mod tests {
         assert!(count_ended() > ended_before);
         assert!(living().binary_search(&here).is_ok());
         assert_eq!(kernel_thread(other), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_thread_is_described_by_its_name_and_number_until_it_ends() {
+        let named = std::thread::Builder::new().name("jobs".to_owned());
+        let described = || description(current());
+        let name = named.spawn(described).unwrap().join().unwrap().unwrap();
+        let number = name.strip_prefix("jobs (").unwrap();
+        assert!(
+            number.trim_end_matches(')').parse::<u32>().is_ok(),
+            "{name}"
+        );
+        let unnamed = std::thread::spawn(described).join().unwrap().unwrap();
+        assert!(unnamed.starts_with("thread "), "{unnamed}");
+        assert_eq!(description(u32::MAX), None);
     }
 
     #[cfg(target_os = "linux")]

@@ -6,6 +6,7 @@ mod incarnations;
 mod locations;
 mod model;
 mod pace;
+mod polls;
 mod rules;
 mod states;
 #[path = "../support/mod.rs"]

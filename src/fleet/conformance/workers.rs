@@ -35,6 +35,7 @@ pub(super) fn listed(bench: &Bench<'_>) -> Checked {
         run_id: Some("run-1".into()),
         task: Some("Researching".into()),
         progress: Some((3, 10)),
+        last_location: Some("src/jobs.rs:42".into()),
         beats: 1 << 40,
     };
     beat.metadata = vec![("a".into(), "c".into()), ("load".into(), "0.5".into())];
@@ -239,6 +240,7 @@ pub(super) fn newest_wins(bench: &Bench<'_>) -> Checked {
     first.status.task = Some("task".into());
     first.status.progress = Some((1, 2));
     first.status.reason = Some("reason".into());
+    first.status.last_location = Some("src/jobs.rs:42".into());
     bench.beat(first)?;
     bench.beat(Beat::new(key.clone(), State::Idle))?;
     let row = bench.row(&key)?;

@@ -224,12 +224,17 @@ impl Item for Beat {
 
     fn texts(&self) -> Vec<&str> {
         let status = &self.status;
-        [&status.reason, &status.run_id, &status.task]
-            .into_iter()
-            .flatten()
-            .map(String::as_str)
-            .chain(pairs(&self.metadata))
-            .collect()
+        [
+            &status.reason,
+            &status.run_id,
+            &status.task,
+            &status.last_location,
+        ]
+        .into_iter()
+        .flatten()
+        .map(String::as_str)
+        .chain(pairs(&self.metadata))
+        .collect()
     }
 
     fn names(&self) -> Vec<&str> {

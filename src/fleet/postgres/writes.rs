@@ -62,7 +62,7 @@ impl Connections {
             "beat",
             true,
             "SELECT ord, answer FROM @schema@.beat_workers($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
-             $11, $12, @session@, $13, $14, $15, $16)",
+             $11, $12, $13, @session@, $14, $15, $16, $17)",
             &[
                 (&column(beats, |beat| rows::text(&beat.key.id)), Type::TEXT_ARRAY),
                 (&column(beats, |beat| rows::ordered(beat.key.incarnation)), Type::INT8_ARRAY),
@@ -78,6 +78,7 @@ impl Connections {
                 (&column(beats, |beat| {
                     (!beat.metadata.is_empty()).then(|| self.texts.json(&beat.metadata))
                 }), Type::TEXT_ARRAY),
+                (&column(beats, |beat| beat.status.last_location.as_deref().map(text)), Type::TEXT_ARRAY),
                 (&i64::from(here.pid), Type::INT8),
                 (&rows::number(here.started), Type::INT8),
                 (&here.boot_id, Type::TEXT),

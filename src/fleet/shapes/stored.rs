@@ -199,7 +199,7 @@ impl StoredEnding {
             unheard_for: was_found.then(|| heard.saturating_sub(ago)),
             run_id: status.run_id.clone(),
             task: status.task.clone(),
-            last_location: None,
+            last_location: status.location(),
             at: at.checked_sub(ago).unwrap_or(at),
             gave_up_after: None,
         }))
@@ -283,7 +283,8 @@ impl StoredWorker {
             (true, State::Stalled) => Health::Stalled(Stalled {
                 cause: StallCause::Unknown,
                 silent: self.progress_age.unwrap_or_default(),
-                last_location: None,
+                last_location: self.status.location(),
+                future: None,
                 allowance: self.stall_allowance(stall_after.unwrap_or_default()),
                 run_id: self.status.run_id.clone(),
                 task: self.status.task.clone(),

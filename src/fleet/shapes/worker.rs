@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{StoredDeath, WorkerKey};
 use crate::fleet::host::ProcessIdentity;
-use crate::health::{State, Thresholds};
+use crate::health::{SourceLocation, State, Thresholds};
 #[cfg(feature = "serde")]
 use crate::serial;
 
@@ -87,6 +87,9 @@ pub struct WorkerStatus {
     pub task: Option<String>,
     /// Steps done and total steps of its task.
     pub progress: Option<(u64, u64)>,
+    /// Where it last reported, as `src/jobs.rs:42`:
+    /// [`Snapshot::last_location`](crate::Snapshot::last_location).
+    pub last_location: Option<String>,
     /// Number of progress beats of this incarnation.
     pub beats: u64,
 }
@@ -101,8 +104,15 @@ impl WorkerStatus {
             run_id: None,
             task: None,
             progress: None,
+            last_location: None,
             beats: 0,
         }
+    }
+}
+
+impl WorkerStatus {
+    pub(super) fn location(&self) -> Option<SourceLocation> {
+        SourceLocation::parse(self.last_location.as_deref()?)
     }
 }
 

@@ -129,6 +129,7 @@ pub(super) fn worker(row: &SqlRow<'_>) -> rusqlite::Result<WorkerEntry> {
             run_id: row.some_text("run_id")?,
             task: row.some_text("task")?,
             progress: done.zip(total).map(|(d, t)| (unsigned(d), unsigned(t))),
+            last_location: row.some_text("last_location")?,
             beats: row.number("beats")?,
         },
         registered_at: moment(row.integer("registered_at")?),

@@ -43,6 +43,8 @@ CREATE TABLE workers (
     last_death       TEXT,
     task_deadline_ns INTEGER,
     progress_after_ns INTEGER,
+    -- Where it last reported, as src/jobs.rs:42.
+    last_location    TEXT,
     -- Absurd values are refused at the door, whichever program writes them.
     CONSTRAINT limits_are_0_to_100_years CHECK (
         interval_ns BETWEEN 0 AND 3153600000000000000

@@ -15,7 +15,7 @@ pub(super) const APPLICATION_ID: i32 = 0x7768_6274;
 /// during an upgrade.
 pub(super) const SCHEMA_VERSION: i32 = 5;
 /// Columns that files of older versions lack, by table.
-const LATER_COLUMNS: [(&str, &str, &str); 7] = [
+const LATER_COLUMNS: [(&str, &str, &str); 8] = [
     ("workers", "ending_location", "TEXT"),
     ("workers", "withdrawn", "TEXT"),
     ("leases", "attempt", "INTEGER"),
@@ -23,6 +23,7 @@ const LATER_COLUMNS: [(&str, &str, &str); 7] = [
     ("workers", "last_death", "TEXT"),
     ("workers", "task_deadline_ns", "INTEGER"),
     ("workers", "progress_after_ns", "INTEGER"),
+    ("workers", "last_location", "TEXT"),
 ];
 /// The write-ahead log grows while another process reads for long. It is cut to this size afterwards.
 const LARGEST_WAL: i64 = 8 * 1024 * 1024;

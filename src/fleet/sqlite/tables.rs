@@ -50,6 +50,7 @@ const WORKER_COLUMNS: &[&str] = &[
     "last_death",
     "task_deadline_ns",
     "progress_after_ns",
+    "last_location",
 ];
 const LEASE_COLUMNS: &[&str] = &[
     "run_id",
@@ -247,6 +248,7 @@ impl Tables for InTransaction<'_> {
                 ":task": row.status.task,
                 ":steps_done": row.status.progress.map(|(done, _)| signed(done)),
                 ":steps_total": row.status.progress.map(|(_, total)| signed(total)),
+                ":last_location": row.status.last_location,
                 ":beats": signed(row.status.beats),
                 ":ended_at": ending.map(|(_, at)| time(*at)),
                 ":stopped": ending.map(|(ending, _)| ending.stopped),

@@ -407,6 +407,11 @@ impl Uploader {
                     run_id,
                     task,
                     progress: progress.filter(|(_, total)| at_task && *total > 0),
+                    last_location: due
+                        .worker
+                        .record
+                        .last_location(detail)
+                        .map(|location| location.to_string()),
                     beats: snapshot?.beats,
                 },
                 heartbeat_age: age(facts.heartbeat_at()),

@@ -8,6 +8,7 @@ pub(crate) mod events;
 mod log_limiter;
 mod log_thread;
 pub(crate) mod pace;
+pub(crate) mod polls;
 pub(crate) mod profile;
 pub(crate) mod record;
 pub(crate) mod slab;

@@ -13,6 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::Core;
 use super::pace::Pace;
+use super::polls::Polls;
 use super::profile::Profile;
 use super::slab::Chunk;
 use super::tasks::Tasks;
@@ -59,6 +60,8 @@ pub(crate) struct Detail {
     pub tasks: Tasks,
     /// Where it last reported.
     pub last_site: Option<CallSite>,
+    /// The future that the present life runs, if it is one.
+    pub polls: Option<Arc<Polls>>,
     /// The chunk of the present life, if it differs from the one of the registration.
     pub chunk: Option<Arc<Chunk<Record>>>,
     /// Lives that are over and still have holders.
@@ -391,6 +394,7 @@ impl Detail {
         Self {
             tasks: Tasks::default(),
             last_site: None,
+            polls: None,
             chunk: None,
             former: Vec::new(),
             late_beats: 0,

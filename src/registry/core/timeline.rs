@@ -111,6 +111,16 @@ impl Timeline {
         }
     }
 
+    /// No earlier than the registry's time now, and at most two resolutions later. Reads no clock.
+    #[inline]
+    pub(crate) fn not_before_now(&self) -> Moment {
+        // While a tick is written, the parts may not fit together; this is for information only.
+        let tick_at = self.tick_at.load(Ordering::Relaxed);
+        let forgiven = self.forgiven.load(Ordering::Relaxed);
+        let budget = self.budget.load(Ordering::Relaxed);
+        Moment::from_nanos(tick_at.saturating_sub(forgiven).saturating_add(budget))
+    }
+
     /// Marks a tick. Returns the time at it, and how much time was forgiven. One caller at a time.
     pub(crate) fn tick(&self, clock: Moment, resolution: Duration) -> (ObservedNow, Duration) {
         let before = self.observed_now(clock);

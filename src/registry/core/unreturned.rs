@@ -84,7 +84,12 @@ impl AtWork {
 
     /// Notes that the calling thread runs it, until the result is dropped.
     pub(crate) fn on_this_thread(&self) -> OnThread<'_> {
-        let before = self.work.thread.swap(threads::current(), Ordering::AcqRel);
+        self.on_thread(threads::current())
+    }
+
+    /// As [`on_this_thread`](Self::on_this_thread), for a caller that knows the number of its thread.
+    pub(crate) fn on_thread(&self, thread: u32) -> OnThread<'_> {
+        let before = self.work.thread.swap(thread, Ordering::AcqRel);
         OnThread {
             work: &self.work,
             before,

@@ -189,6 +189,7 @@ pub(super) fn check_beat(beat: &mut Beat) -> Result<(), Refusal> {
     cut_some(&mut beat.status.reason);
     cut_some(&mut beat.status.run_id);
     cut_some(&mut beat.status.task);
+    cut_some(&mut beat.status.last_location);
     Ok(())
 }
 

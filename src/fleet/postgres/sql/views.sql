@@ -15,7 +15,7 @@ CREATE OR REPLACE VIEW @schema@.v_active_workers AS
             AND l.incarnation = w.incarnation AND l.expires_at > now()) AS lease_expires_at,
         w.started_at, w.incarnation, w.hostname, w.pid, w.metadata,
         extract(epoch FROM @schema@.silence(w))::double precision AS seconds_since_heartbeat,
-        judged.state, @schema@.last_death(w) AS last_death, w.last_death_at
+        judged.state, @schema@.last_death(w) AS last_death, w.last_death_at, w.last_location
     FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
     WHERE @schema@.is_recent(judged.state);
 
@@ -29,7 +29,7 @@ CREATE OR REPLACE VIEW @schema@.v_dead_workers AS
         w.last_heartbeat_at, w.current_run_id, w.current_task, w.progress_done, w.progress_total,
         w.started_at, w.ended_at, w.incarnation, w.hostname, w.pid, w.metadata,
         extract(epoch FROM @schema@.silence(w))::double precision AS seconds_since_heartbeat,
-        judged.state, @schema@.last_death(w) AS last_death, w.last_death_at
+        judged.state, @schema@.last_death(w) AS last_death, w.last_death_at, w.last_location
     FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
     WHERE w.attention = 0
     UNION ALL
@@ -38,7 +38,7 @@ CREATE OR REPLACE VIEW @schema@.v_dead_workers AS
         w.last_heartbeat_at, w.current_run_id, w.current_task, w.progress_done, w.progress_total,
         w.started_at, w.ended_at, w.incarnation, w.hostname, w.pid, w.metadata,
         extract(epoch FROM @schema@.silence(w))::double precision, judged.state,
-        @schema@.last_death(w), w.last_death_at
+        @schema@.last_death(w), w.last_death_at, w.last_location
     FROM @schema@.worker_heartbeats w, LATERAL (SELECT @schema@.worker_state(w) AS state) judged
     WHERE w.ended_at IS NULL AND @schema@.is_stale(w, @schema@.default_stale_after());
 
@@ -125,7 +125,7 @@ BEGIN
         last_heartbeat_at = greatest(w.last_heartbeat_at, now()),
         last_progress_at = greatest(w.last_progress_at, now()),
         current_run_id = p_current_run_id, current_task = p_current_task,
-        progress_done = NULL, progress_total = NULL, beats = w.beats + 1,
+        progress_done = NULL, progress_total = NULL, last_location = NULL, beats = w.beats + 1,
         metadata = @schema@.merged(w.metadata, coalesce(p_metadata, '{}'))
         WHERE w.worker_id = p_worker_id AND w.incarnation = v_incarnation;
     IF p_status = 'stopped' THEN

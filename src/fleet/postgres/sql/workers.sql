@@ -173,7 +173,7 @@ BEGIN
                     status = 'starting', reason = NULL, last_heartbeat_at = NULL,
                     last_progress_at = NULL, started_at = now(), current_run_id = NULL,
                     lease_expires_at = NULL, current_task = NULL, progress_done = NULL,
-                    progress_total = NULL, beats = 0, restarts = excluded.restarts,
+                    progress_total = NULL, beats = 0, last_location = NULL, restarts = excluded.restarts,
                     heartbeat_interval = excluded.heartbeat_interval,
                     stale_after = excluded.stale_after, stall_after = excluded.stall_after,
                     startup_grace = excluded.startup_grace, beats_only = excluded.beats_only,
@@ -277,11 +277,15 @@ CREATE OR REPLACE FUNCTION @schema@.refusal(p_wanted bigint, p_found bigint, p_e
     END
 $$;
 
+-- Of versions 1 to 13.
+DROP FUNCTION IF EXISTS @schema@.beat_workers(text[], bigint[], text[], text[], bigint[], bigint[], text[],
+    text[], bigint[], bigint[], bigint[], text[], bigint, bigint, bigint, text, bigint);
 -- Each worker at most once in a batch. Returns the refused ones.
 CREATE OR REPLACE FUNCTION @schema@.beat_workers(
     p_ids text[], p_incarnations bigint[], p_statuses text[], p_reasons text[],
     p_heartbeat_ages bigint[], p_progress_ages bigint[], p_run_ids text[], p_tasks text[],
-    p_done bigint[], p_total bigint[], p_beats bigint[], p_metadata text[], p_session bigint,
+    p_done bigint[], p_total bigint[], p_beats bigint[], p_metadata text[], p_locations text[],
+    p_session bigint,
     p_pid bigint, p_process_started bigint, p_boot_id text, p_pid_namespace bigint
 ) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
@@ -307,6 +311,7 @@ BEGIN
             progress_done = b.done,
             progress_total = b.total,
             beats = b.beats,
+            last_location = b.location,
             metadata = CASE WHEN b.metadata IS NULL THEN w.metadata
                 ELSE @schema@.merged(w.metadata, b.metadata::jsonb) END,
             lease_expires_at = (SELECT max(l.expires_at) FROM @schema@.leases l
@@ -316,9 +321,9 @@ BEGIN
             session_id = CASE WHEN w.pid = p_pid AND w.process_started = p_process_started
                 AND w.boot_id = p_boot_id AND w.pid_namespace = p_pid_namespace THEN v_session END
         FROM unnest(p_ids, p_incarnations, p_statuses, p_reasons, p_heartbeat_ages, p_progress_ages,
-            p_run_ids, p_tasks, p_done, p_total, p_beats, p_metadata) WITH ORDINALITY
+            p_run_ids, p_tasks, p_done, p_total, p_beats, p_metadata, p_locations) WITH ORDINALITY
             AS b (id, incarnation, status, reason, heartbeat_age, progress_age, run_id, task, done,
-                total, beats, metadata, ord)
+                total, beats, metadata, location, ord)
         WHERE w.worker_id = b.id AND w.incarnation = b.incarnation AND w.ended_at IS NULL
         RETURNING b.ord
     )

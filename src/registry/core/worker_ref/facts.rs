@@ -6,8 +6,8 @@ use super::WorkerRef;
 use crate::cell::CellSnapshot;
 use crate::clock::Moment;
 use crate::health::{
-    Context, Ending, Fault, Health, Limits, Signs, StallCause, State, judge_living, verdict,
-    vouched,
+    Context, Ending, Fault, FutureInfo, Health, Limits, Signs, StallCause, State, judge_living,
+    verdict, vouched,
 };
 use crate::registry::core::record::{Adjustments, Detail, Ended};
 use crate::registry::core::timeline::ObservedNow;
@@ -41,6 +41,21 @@ impl Facts {
         }
     }
 
+    /// What is known of its future, if it is one. `detail`: that of the same moment and life.
+    pub(crate) fn future(
+        &self,
+        limits: &Limits,
+        now: Moment,
+        detail: &Detail,
+    ) -> Option<FutureInfo> {
+        let polls = detail.polls.as_ref()?;
+        Some(match self {
+            Self::Living(_) if limits.beats_only => polls.info(Some(now), None),
+            Self::Living(signs) => polls.info(Some(now), signs.progress_at),
+            Self::Over { .. } => polls.info(None, None),
+        })
+    }
+
     /// The verdict. `detail`: that of the same moment, for the context of a stall.
     pub(crate) fn judge(&self, limits: &Limits, now: Moment, detail: Option<&Detail>) -> Health {
         match self {
@@ -49,6 +64,7 @@ impl Facts {
                     return Context {
                         cause: StallCause::Unknown,
                         last_location: None,
+                        future: None,
                         run_id: None,
                         task: None,
                     };
@@ -66,6 +82,7 @@ impl Facts {
                         _ => detail.evidence.clone(),
                     },
                     last_location: detail.last_location(),
+                    future: self.future(limits, now, detail).map(Box::new),
                     run_id,
                     task,
                 }

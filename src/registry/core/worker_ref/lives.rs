@@ -353,6 +353,7 @@ impl WorkerRef {
         detail.restarts += 1;
         detail.tasks = Tasks::default();
         detail.last_site = None;
+        detail.polls = None;
         detail.failed_tasks = 0;
         detail.silences.clear();
         detail.first_sample = None;

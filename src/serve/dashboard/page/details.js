@@ -48,6 +48,10 @@ function showDetails(row, details) {
   if (details.ending) entries.push(['Ended', (details.ending.stopped ? 'stopped: ' : 'died: ') + details.ending.cause + (details.ending.detail ? ': ' + details.ending.detail : '')]);
   if (death) entries.push(['Previous death', death.reason + ', ' + new Date(death.at * 1000).toLocaleString() + (death.run_id ? ', during ' + death.run_id : '') + (death.task ? ' (' + death.task + ')' : '')]);
   if (details.task != null) entries.push(['Task', details.task]);
+  if (details.last_location) entries.push(['Last seen', details.last_location]);
+  if (details.spawn_location) entries.push(['Started', details.spawn_location]);
+  const future = details.future;
+  if (future) entries.push(['Future', future.type_name + (future.location ? ', from ' + future.location : '') + '; ' + polls(future)]);
   entries.push(['Group', details.group], ['Incarnation', details.incarnation + (details.restarts ? ', after ' + details.restarts + (details.restarts === 1 ? ' restart' : ' restarts') : '')]);
   const limits = details.thresholds;
   if (limits) entries.push(['Limits', 'stale after ' + age(limits.stale_after_s) + (limits.stall_after_s == null ? '; no limit for stalls' : '; stalled after ' + age(limits.stall_after_s)) + '; startup grace ' + age(limits.startup_grace_s) + (limits.beats_only ? '; beats only' : '')]);
@@ -70,6 +74,11 @@ function showDetails(row, details) {
     row.stack.dataset.which = which;
     row.list.after(row.stack);
   }
+}
+function polls(future) {
+  if (!future.polls) return 'never polled';
+  return future.polls.toLocaleString() + (future.polls === 1 ? ' poll' : ' polls') + (future.is_polled_now ? ', in a poll that began' : ', last polled')
+    + (future.last_poll_age_s == null ? '' : ' ' + age(future.last_poll_age_s) + ' ago') + (future.last_poll_thread ? ' on ' + future.last_poll_thread : '');
 }
 function fillList(row, entries) {
   row.list.replaceChildren(...entries.flatMap(([name, value]) => {
