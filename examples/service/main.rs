@@ -15,8 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use worker_heartbeat::{
-    Beacon, BoxError, HealthEndpoint, Registry, Restart, Shutdown, Supervisor, SystemdNotifier,
-    WorkerHeartbeat,
+    Beacon, BoxError, HealthEndpoint, Policy, Registry, Restart, Shutdown, Supervisor,
+    SystemdNotifier, WorkerHeartbeat,
 };
 
 fn main() -> Result<ExitCode, BoxError> {
@@ -58,6 +58,9 @@ fn main() -> Result<ExitCode, BoxError> {
         .transpose()?;
     let server = HealthEndpoint::new(registry)
         .shutdown(&shutdown)
+        // The supervisor is faster than a restart of the process.
+        .policy(Policy::liveness().tolerate_restarting())
+        .policy(Policy::readiness())
         .serve(options.listen.as_str())?;
     println!("Press Ctrl-C to stop.");
     println!("http://{}/livez", server.local_addr());

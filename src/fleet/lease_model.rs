@@ -133,7 +133,7 @@ impl Process {
 
     /// Someone notices that the lease has expired, and tells those who wait for that.
     fn notice_loss(&mut self, now: &ClockReading) {
-        if !self.believes(now) {
+        if self.lease.is_some() && !self.believes(now) {
             self.lost = self.lease.take().map(|(lease, _)| lease);
             self.to_release.clone_from(&self.lost);
         }

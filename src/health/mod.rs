@@ -34,7 +34,7 @@ pub use limits::Thresholds;
 pub(crate) use limits::{Limits, Term};
 pub(crate) use location::CallSite;
 pub use location::SourceLocation;
-#[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
+#[cfg(any(feature = "http", all(unix, feature = "systemd")))]
 pub(crate) use policy::Preset;
 pub use policy::{Policy, RuleResult, Verdict};
 pub use polls::FutureInfo;

@@ -338,12 +338,12 @@ impl Policy {
         self
     }
 
-    #[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
+    #[cfg(any(feature = "http", all(unix, feature = "systemd")))]
     pub(crate) const fn preset(&self) -> Preset {
         self.preset
     }
 
-    #[cfg(any(feature = "beacon", feature = "http", all(unix, feature = "systemd")))]
+    #[cfg(any(feature = "http", all(unix, feature = "systemd")))]
     pub(crate) fn with_exceptions_of(mut self, other: &Self) -> Self {
         self.exceptions = other.exceptions.clone();
         self
