@@ -47,6 +47,8 @@ struct Bounds {
     renewals: bool,
     sweeps: u8,
     duplicates: u8,
+    /// Losses are told, at any time after the lease has expired, and the run is released then.
+    losses: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -188,7 +190,7 @@ impl World {
                     add(&|world| world.send(i, request.clone()));
                 }
             }
-            if process.lease.is_some() && !process.believes(&now(self.second)) {
+            if bounds.losses && process.lease.is_some() && !process.believes(&now(self.second)) {
                 add(&|world| world.processes[i].notice_loss(&now(world.second)));
             }
             if process.claiming.is_some() {
@@ -276,7 +278,8 @@ impl World {
                             process.session = process.session.max(Some(session));
                         } else {
                             process.key = None;
-                            process.lost = process.lease.take().map(|(lease, _)| lease);
+                            let lost = process.lease.take().map(|(lease, _)| lease);
+                            process.lost = lost.filter(|_| bounds.losses);
                         }
                     }
                     Response::Claimed(lease, serial) => {
@@ -294,7 +297,9 @@ impl World {
                     }
                     Response::Renewed(key, held) => {
                         // Late, for a lease that has expired.
-                        process.notice_loss(&at);
+                        if bounds.losses {
+                            process.notice_loss(&at);
+                        }
                         let lease = process.lease.take_if(|(lease, _)| *lease == key);
                         if let Some((lease, until)) = lease.filter(|_| held) {
                             process.lease = Some((lease, renewed.max(until)));
@@ -448,6 +453,7 @@ fn two_processes_never_both_believe_in_a_lease() {
         renewals: true,
         sweeps: 0,
         duplicates: 1,
+        losses: false,
     });
     assert!(
         states > 10_000 && believers > 500,
@@ -469,6 +475,7 @@ fn two_processes_never_both_believe_in_a_lease_that_outlasts_the_heartbeat_limit
         renewals: false,
         sweeps: 1,
         duplicates: 0,
+        losses: false,
     });
     assert!(
         states > 10_000 && believers > 500,
@@ -490,6 +497,7 @@ fn two_processes_with_one_id_never_both_believe_in_a_lease() {
         renewals: false,
         sweeps: 1,
         duplicates: 0,
+        losses: false,
     });
     assert!(
         states > 10_000 && believers > 500,
@@ -511,9 +519,32 @@ fn a_claim_that_was_withdrawn_locks_no_run_and_leads_to_no_second_holder() {
         renewals: false,
         sweeps: 0,
         duplicates: 1,
+        losses: false,
     });
     assert!(
         states > 10_000 && believers > 500,
+        "{states} states, {believers} with a holder"
+    );
+}
+
+#[test]
+fn a_lease_whose_loss_was_told_is_not_believed_in_again() {
+    let (states, believers) = explore(&Bounds {
+        ttl: SECOND,
+        stale_after: 90 * SECOND,
+        seconds: 2,
+        requests: 3,
+        withdrawals: false,
+        in_flight: 1,
+        one_id: false,
+        beats: false,
+        renewals: true,
+        sweeps: 0,
+        duplicates: 1,
+        losses: true,
+    });
+    assert!(
+        states > 1_000 && believers > 100,
         "{states} states, {believers} with a holder"
     );
 }

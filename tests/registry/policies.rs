@@ -239,3 +239,22 @@ fn a_shutdown_fails_readiness_and_not_liveness() {
     );
     assert!(summary().verdict(&Policy::liveness()).is_well());
 }
+
+#[test]
+fn an_overdue_worker_fails_readiness_and_not_liveness() {
+    let world = World::new();
+    let builder = world.worker("a").id("a-1").task_deadline(60 * SECOND);
+    let hb = builder.start().unwrap();
+    let _task = hb.begin_task("run-1", "working");
+    world.seconds(61);
+    let summary = world.registry.summary();
+    assert_eq!(summary.states.get(State::Overdue), 1);
+    assert!(summary.verdict(&Policy::liveness()).is_well());
+    let text = verdict(&summary, &Policy::readiness());
+    assert!(
+        text.starts_with("unwell (readiness): workers: 1 overdue; a-1: overdue: "),
+        "{text}"
+    );
+    let tolerant = Policy::readiness().tolerate_in("a", State::Overdue);
+    assert!(summary.verdict(&tolerant).is_well());
+}

@@ -133,12 +133,14 @@ impl Preset {
             State::Stale,
             State::NeverStarted,
             State::Stalled,
-            State::Overdue,
             State::Unobserved,
         ]);
         match self {
-            Self::Liveness | Self::Health => failing,
-            Self::Startup | Self::Readiness | Self::Strict => failing.with(&[State::Starting]),
+            // A restart would only begin an overdue task again.
+            Self::Liveness => failing,
+            Self::Health => failing.with(&[State::Overdue]),
+            Self::Startup => failing.with(&[State::Starting]),
+            Self::Readiness | Self::Strict => failing.with(&[State::Starting, State::Overdue]),
         }
     }
 
@@ -166,8 +168,8 @@ impl Policy {
     /// Whether to restart the process: a worker is dead, stale, stalled, overdue or never started, or the
     /// pacemaker does not tick.
     ///
-    /// Missing workers, a shutdown and starting workers don't fail it, because a restart does not mend
-    /// them.
+    /// Missing workers, a shutdown, starting and overdue workers don't fail it, because a restart does not
+    /// mend them: it would begin the task again.
     pub fn liveness() -> Self {
         Self::of(Preset::Liveness)
     }
@@ -178,12 +180,13 @@ impl Policy {
         Self::of(Preset::Startup)
     }
 
-    /// Whether to send work to the process: as [`startup`](Self::startup), and no shutdown has begun.
+    /// Whether to send work to the process: as [`startup`](Self::startup), no worker is overdue, and no
+    /// shutdown has begun.
     pub fn readiness() -> Self {
         Self::of(Preset::Readiness)
     }
 
-    /// Whether all is well: as [`liveness`](Self::liveness), and the
+    /// Whether all is well: as [`liveness`](Self::liveness), no worker is overdue, and the
     /// [expected](crate::Registry::expect_workers) workers live. The default.
     pub fn health() -> Self {
         Self::of(Preset::Health)

@@ -13,11 +13,12 @@ use crate::sync::printable::Printable;
 const MAX_TICK_AGE: Duration = Duration::from_secs(5);
 /// The states that the rule `workers` is about, the worst first. The others have rules of their own, or
 /// fail only where a policy was told so.
-const UNWELL: [State; 4] = [
+const UNWELL: [State; 5] = [
     State::Dead,
     State::Stale,
     State::NeverStarted,
     State::Stalled,
+    State::Overdue,
 ];
 
 /// What a [`Policy`] says of all workers together; see [`Summary::verdict`].
