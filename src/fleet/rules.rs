@@ -1,7 +1,7 @@
 //! The rules of every store, independent of its tables: which incarnation may write, which worker is
 //! stale, and which worker holds a run.
 //!
-//! Pure apart from the tables: time is an argument. The model test (`lease_model.rs`) checks the safety of
+//! Pure apart from the tables: time is an argument. The model test (`lease_model`) checks the safety of
 //! leases exhaustively on this code; the conformance suite checks stores that implement the rules in
 //! a database.
 

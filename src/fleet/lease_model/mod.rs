@@ -12,16 +12,20 @@
 //!
 //! Visited states are identified by 64 bits of their hash.
 
+mod searches;
+
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::{Duration, SystemTime};
 
-use super::memory::MemoryTables;
-use super::rules;
-use super::shapes::{Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Sweep, WorkerKey};
-use super::sweep_rules;
-use super::uploader::session::{ClockReading, Deadline};
 use crate::clock::Moment;
+use crate::fleet::memory::MemoryTables;
+use crate::fleet::rules;
+use crate::fleet::shapes::{
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Sweep, WorkerKey,
+};
+use crate::fleet::sweep_rules;
+use crate::fleet::uploader::session::{ClockReading, Deadline};
 use crate::health::{State as Health, Thresholds};
 
 const RUN: &str = "run";
@@ -121,7 +125,7 @@ fn now(second: u64) -> ClockReading {
 }
 
 impl Process {
-    /// As [`Lease::is_held`](super::Lease::is_held) decides.
+    /// As [`Lease::is_held`](crate::Lease::is_held) decides.
     fn believes(&self, now: &ClockReading) -> bool {
         match (&self.key, &self.session, &self.lease) {
             (Some(key), Some(session), Some((lease, until))) => {
@@ -437,114 +441,4 @@ fn explore(bounds: &Bounds) -> (usize, usize) {
         open.extend(next.filter(|world| seen.insert(hasher.hash_one(world))));
     }
     (seen.len(), believers)
-}
-
-#[test]
-fn two_processes_never_both_believe_in_a_lease() {
-    let (states, believers) = explore(&Bounds {
-        ttl: SECOND,
-        stale_after: 90 * SECOND,
-        seconds: 2,
-        requests: 2,
-        withdrawals: false,
-        in_flight: 2,
-        one_id: false,
-        beats: false,
-        renewals: true,
-        sweeps: 0,
-        duplicates: 1,
-        losses: false,
-    });
-    assert!(
-        states > 10_000 && believers > 500,
-        "{states} states, {believers} with a holder"
-    );
-}
-
-#[test]
-fn two_processes_never_both_believe_in_a_lease_that_outlasts_the_heartbeat_limit() {
-    let (states, believers) = explore(&Bounds {
-        ttl: 90 * SECOND,
-        stale_after: SECOND,
-        seconds: 2,
-        requests: 2,
-        withdrawals: false,
-        in_flight: 2,
-        one_id: false,
-        beats: true,
-        renewals: false,
-        sweeps: 1,
-        duplicates: 0,
-        losses: false,
-    });
-    assert!(
-        states > 10_000 && believers > 500,
-        "{states} states, {believers} with a holder"
-    );
-}
-
-#[test]
-fn two_processes_with_one_id_never_both_believe_in_a_lease() {
-    let (states, believers) = explore(&Bounds {
-        ttl: 90 * SECOND,
-        stale_after: SECOND,
-        seconds: 2,
-        requests: 2,
-        withdrawals: false,
-        in_flight: 2,
-        one_id: true,
-        beats: false,
-        renewals: false,
-        sweeps: 1,
-        duplicates: 0,
-        losses: false,
-    });
-    assert!(
-        states > 10_000 && believers > 500,
-        "{states} states, {believers} with a holder"
-    );
-}
-
-#[test]
-fn a_claim_that_was_withdrawn_locks_no_run_and_leads_to_no_second_holder() {
-    let (states, believers) = explore(&Bounds {
-        ttl: 90 * SECOND,
-        stale_after: 90 * SECOND,
-        seconds: 0,
-        requests: 3,
-        withdrawals: true,
-        in_flight: 2,
-        one_id: false,
-        beats: false,
-        renewals: false,
-        sweeps: 0,
-        duplicates: 1,
-        losses: false,
-    });
-    assert!(
-        states > 10_000 && believers > 500,
-        "{states} states, {believers} with a holder"
-    );
-}
-
-#[test]
-fn a_lease_whose_loss_was_told_is_not_believed_in_again() {
-    let (states, believers) = explore(&Bounds {
-        ttl: SECOND,
-        stale_after: 90 * SECOND,
-        seconds: 2,
-        requests: 3,
-        withdrawals: false,
-        in_flight: 1,
-        one_id: false,
-        beats: false,
-        renewals: true,
-        sweeps: 0,
-        duplicates: 1,
-        losses: true,
-    });
-    assert!(
-        states > 1_000 && believers > 100,
-        "{states} states, {believers} with a holder"
-    );
 }
