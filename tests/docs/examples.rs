@@ -519,6 +519,30 @@ fn an_announced_silence_is_not_a_stall() {
     ]);
 }
 
+#[test]
+fn tasks_that_beat_and_get_nowhere_are_told_once() {
+    let ended = run("17_task_deadline", &[]);
+    ended.assert_success();
+    ended.assert_prints(&[
+        "after 90 min: importer-1: overdue: at its task for 1 h 30 min, 1 h allowed, last seen at ",
+        ", during run-123 (importing), 89 of 1000000",
+        "after its end: idle",
+        "after 40 min: importer-1: stalled: no progress for 40 min, 30 min allowed; it beats, and \
+         stays at 3 of 10, last seen at ",
+        ", during run-124 (importing)",
+        "the batch after 70 min: processing",
+        "the batch after 181 min: overdue: at its task for 3 h 1 min, 3 h allowed, last seen at ",
+        ", during batch-7 (sending)",
+        "twelve hours suspended: processing",
+        "What was told:",
+        "worker importer-1: overdue: at its task for 1 h, 1 h allowed",
+        "worker importer-1: recovered from overdue after 1 h 30 min",
+        "worker importer-1: stalled: no progress for 30 min, 30 min allowed",
+        "worker importer-1: recovered from stalled after 40 min",
+        "worker importer-1: overdue: at its task for 3 h, 3 h allowed",
+    ]);
+}
+
 #[cfg(feature = "http")]
 #[test]
 fn a_web_service_serves_probes_and_ends_with_its_worker() {

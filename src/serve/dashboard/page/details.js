@@ -54,7 +54,7 @@ function showDetails(row, details) {
   if (future) entries.push(['Future', future.type_name + (future.location ? ', from ' + future.location : '') + '; ' + polls(future)]);
   entries.push(['Group', details.group], ['Incarnation', details.incarnation + (details.restarts ? ', after ' + details.restarts + (details.restarts === 1 ? ' restart' : ' restarts') : '')]);
   const limits = details.thresholds;
-  if (limits) entries.push(['Limits', 'stale after ' + age(limits.stale_after_s) + (limits.stall_after_s == null ? '; no limit for stalls' : '; stalled after ' + age(limits.stall_after_s)) + '; startup grace ' + age(limits.startup_grace_s) + (limits.beats_only ? '; beats only' : '')]);
+  if (limits) entries.push(['Limits', 'stale after ' + age(limits.stale_after_s) + (limits.stall_after_s == null ? '; no limit for stalls' : '; stalled after ' + age(limits.stall_after_s)) + (limits.progress_after_s == null ? '' : '; progress may stand still for ' + age(limits.progress_after_s)) + (limits.task_deadline_s == null ? '' : '; a task may take ' + age(limits.task_deadline_s)) + '; startup grace ' + age(limits.startup_grace_s) + (limits.beats_only ? '; beats only' : '')]);
   const learned = details.learned;
   const short = seconds => seconds < 10 ? +seconds.toPrecision(2) + ' s' : age(seconds);
   if (learned) entries.push(['Learned limit', (learned.is_learning ? 'learning: ' : 'usually ' + short(learned.usual_s) + ', ') + 'allowed ' + short(learned.allowed_s) + ', from ' + learned.silences + ' silences']);

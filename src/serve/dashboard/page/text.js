@@ -1,8 +1,8 @@
 // Constants and texts. The files of this folder are one script: see routes.rs.
 const MAX_LOGGED = 200, MAX_DRAWN = 2000, ANNOUNCE_INTERVAL = 5000, DETAILS_INTERVAL = 5;
-const SIGNS = { dead: '✕', never_started: '⊘', stalled: '■', stale: '▲', unobserved: '?', starting: '◔',
+const SIGNS = { dead: '✕', never_started: '⊘', stalled: '■', stale: '▲', overdue: '◆', unobserved: '?', starting: '◔',
   stopping: '◓', processing: '▶', active: '●', idle: '○', stopped: '–' };
-const UNHEALTHY = new Set(['dead', 'never_started', 'stalled', 'stale', 'unobserved']);
+const UNHEALTHY = new Set(['dead', 'never_started', 'stalled', 'stale', 'overdue', 'unobserved']);
 const ENDED = new Set(['dead', 'stopped']);
 const at = id => document.getElementById(id);
 const stateName = state => state.replace('_', ' ');
