@@ -118,13 +118,12 @@ pub use fleet::{Coordinator, HttpStore, RunningCoordinator};
 #[doc(inline)]
 pub use fleet::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
 pub use health::{
-    Activity, Death, DeathCause, Ending, Exit, FutureInfo, GroupState, GroupStats, Health, Learn,
-    Learned, Learner, LeaseLoss, MissingWorkers, Policy, Rate, Reading, RuleResult, SourceLocation,
-    StallCause, Stalled, State, StateCounts, StopCause, StoreStatus, Summary, SweepReport,
-    SweepTotals, Thresholds, TypeStats, UnwellWorker, Verdict, judge,
+    Activity, CallStack, Death, DeathCause, Ending, Exit, FutureInfo, GroupState, GroupStats,
+    Health, Learn, Learned, Learner, LeaseLoss, MissingWorkers, Policy, Rate, Reading, RuleResult,
+    SourceLocation, StackCapture, StackFrame, StallCause, Stalled, State, StateCounts, StopCause,
+    StoreStatus, Summary, SweepReport, SweepTotals, Thresholds, TypeStats, UnwellWorker, Verdict,
+    judge,
 };
-#[cfg(feature = "stacks")]
-pub use health::{CallStack, StackFrame};
 pub use registry::core::draining::Drains;
 pub use registry::core::escalation::{Escalation, Trigger};
 pub use registry::core::events::{Event, EventKind, EventWorker};

@@ -8,7 +8,8 @@
 //! * A verdict is `{"state": "stale", "reason": "no heartbeat for 2 min, 1 min 30 s allowed"}`, with
 //!   a `reason` of `null` where none is needed.
 //!
-//! None of it has a call stack: to resolve one takes long, and it is confidential.
+//! The call stack of a convicted worker is a text, a line a call. None of it has the call stack of a
+//! panic: to resolve one takes long.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,8 +21,8 @@ use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 use crate::fleet::{Beat, StoredDeath, StoredEnding, StoredWorker};
 use crate::health::{
     Activity, Death, DeathCause, FutureInfo, GroupState, GroupStats, Health, Learned, LeaseLoss,
-    MissingWorkers, Rate, RuleResult, State, StateCounts, StopCause, StoreStatus, Summary,
-    SweepTotals, TypeStats, UnwellWorker, Verdict,
+    MissingWorkers, Rate, RuleResult, StackCapture, State, StateCounts, StopCause, StoreStatus,
+    Summary, SweepTotals, TypeStats, UnwellWorker, Verdict,
 };
 use crate::registry::Snapshot;
 use crate::registry::core::events::{Event, EventKind, EventWorker};
@@ -80,6 +81,7 @@ named! {
         Self::Racing { .. } => "racing",
         Self::Slowed { .. } => "slowed",
         Self::Became(_) => "became",
+        Self::StackCaptured { .. } => "stack_captured",
         Self::Recovered { .. } => "recovered",
         Self::Restarting { .. } => "restarting",
         Self::GaveUp { .. } => "gave_up",
@@ -270,6 +272,7 @@ report! {
         "late_updates": this.late_updates,
         "failed_tasks": this.failed_tasks,
         "last_death": this.last_death.as_deref(),
+        "stack": this.stack.as_ref().and_then(StackCapture::text),
         "metadata": Pairs(&this.metadata),
         "thresholds": this.thresholds,
         "interval_s": this.interval.as_secs_f64(),
@@ -307,6 +310,7 @@ report! {
         "beats": this.status.beats,
         "metadata": Pairs(&this.metadata),
         ? "last_location": this.status.last_location,
+        ? "stack": this.status.stack,
     }
     StoredDeath(this) {
         "ending": this.ending,
@@ -341,6 +345,7 @@ report! {
         "process": this.info.process,
         ? "last_location": this.status.last_location,
         ? "last_death": this.last_death,
+        ? "stack": this.call_stack(),
     }
 }
 

@@ -3,7 +3,8 @@
 //! `cargo bench --bench figures` prints the table;
 //! `cargo bench --bench figures -- --write docs/BENCHMARKS.md` also puts it between
 //! `<!-- figures: begin -->` and `<!-- figures: end -->` in that file;
-//! `cargo bench --bench figures -- --only summary` measures one section.
+//! `cargo bench --bench figures -- --only summary` measures one section. The section of call stacks needs
+//! `--features stacks`.
 
 mod allocations;
 mod background;
@@ -17,6 +18,8 @@ mod page;
 mod panics;
 mod population;
 mod rivals;
+#[cfg(feature = "stacks")]
+mod stacks;
 mod stopwatch;
 mod summary;
 mod table;
@@ -44,13 +47,15 @@ fn main() -> ExitCode {
 type Section = (&'static str, fn(&mut Table));
 
 /// What is measured, in the order of the table.
-const SECTIONS: [Section; 6] = [
+const SECTIONS: &[Section] = &[
     ("beat", beat::measure),
     ("update_task", update_task::measure),
     ("is_recent", is_recent::measure),
     ("summary", summary::measure),
     ("idle", idle::measure),
     ("panics", panics::measure),
+    #[cfg(feature = "stacks")]
+    ("stacks", stacks::measure),
 ];
 
 /// Measures everything, or one section, and returns the text for the page.
@@ -61,7 +66,7 @@ fn measure(only: Option<&str>) -> String {
     println!("{}", Table::HEAD);
     let mut table = Table::default();
     for (name, measure) in SECTIONS {
-        if only.is_none_or(|only| only == name) {
+        if only.is_none_or(|only| only == *name) {
             measure(&mut table);
         }
     }
@@ -121,7 +126,7 @@ impl Order {
                     order.write = Some(args.next().ok_or("--write needs the name of a file")?);
                 }
                 "--only" => {
-                    let known = SECTIONS.map(|(name, _)| name);
+                    let known: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
                     let only = args.next().filter(|name| known.contains(&&**name));
                     order.only =
                         Some(only.ok_or_else(|| format!("--only needs one of {known:?}"))?);

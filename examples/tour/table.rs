@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use worker_heartbeat::{Snapshot, State};
+use worker_heartbeat::{Snapshot, StackCapture, State};
 
 use crate::farm::ROLE;
 
@@ -92,14 +92,14 @@ fn row(wide: bool, cells: [&str; 7]) -> String {
     text.trim_end().to_owned()
 }
 
-/// Wraps a reason to at most two lines.
+/// Wraps a reason to at most three lines.
 fn wrapped(why: &str, columns: usize) -> impl Iterator<Item = String> {
     const INDENTED: usize = 4;
     let mut lines = vec![String::from("  └")];
     let mut length = INDENTED;
     for word in why.split(' ') {
         length += 1 + word.chars().count();
-        if length > columns && lines.len() == 1 {
+        if length > columns && lines.len() < 3 {
             lines.push("   ".to_owned());
             length = INDENTED + word.chars().count();
         }
@@ -130,7 +130,11 @@ fn task(worker: &Snapshot) -> String {
 fn why(worker: &Snapshot) -> Option<String> {
     let sentence = worker.health.to_string();
     let (_state, reason) = sentence.split_once(": ")?;
-    Some(reason.to_owned())
+    // The call stack is in the reason; why there is none is not.
+    Some(match &worker.stack {
+        Some(missing @ StackCapture::Missing(_)) => format!("{reason}; {missing}"),
+        _ => reason.to_owned(),
+    })
 }
 
 const fn tint(state: State) -> Tint {

@@ -104,7 +104,7 @@ impl WorkerEntry {
     }
 
     fn apply(&mut self, beat: &Beat, now: Moment) {
-        self.status.clone_from(&beat.status);
+        self.status = beat.status.after(&self.status);
         // A heartbeat never goes back: reports may arrive out of order.
         let at = |age: Option<Duration>| age.map(|age| now.before(age));
         self.heartbeat_at = self.heartbeat_at.max(at(beat.heartbeat_age));

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Activity, FutureInfo, Health, Limits, Reading, Signs, SourceLocation, StallCause, Stalled,
-    State, Thresholds,
+    Activity, FutureInfo, Health, Limits, Reading, Signs, SourceLocation, StackCapture, StallCause,
+    Stalled, State, Thresholds,
 };
 use crate::clock::Moment;
 
@@ -26,6 +26,7 @@ pub(crate) struct Context {
     pub cause: StallCause,
     pub last_location: Option<SourceLocation>,
     pub future: Option<Box<FutureInfo>>,
+    pub stack: Option<StackCapture>,
     pub run_id: Option<String>,
     pub task: Option<String>,
 }
@@ -63,6 +64,7 @@ pub fn judge(reading: &Reading, thresholds: &Thresholds, now: Moment) -> Health 
         },
         last_location: reading.last_location.clone(),
         future: reading.future.clone(),
+        stack: reading.stack.clone(),
         run_id: reading.run_id.clone(),
         task: reading.task.clone(),
     })
@@ -91,6 +93,7 @@ pub(crate) fn judge_living(
                 mut cause,
                 last_location,
                 future,
+                stack,
                 run_id,
                 task,
             } = context(fault);
@@ -105,6 +108,7 @@ pub(crate) fn judge_living(
                 allowance,
                 last_location,
                 future,
+                stack,
                 run_id,
                 task,
             })

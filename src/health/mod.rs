@@ -2,7 +2,6 @@
 //!
 //! No clock, no lock, no I/O: time is an argument. Only [`evidence`] reads `/proc`.
 
-#[cfg(feature = "stacks")]
 mod call_stack;
 mod ending;
 pub(crate) mod evidence;
@@ -22,8 +21,8 @@ mod state_counts;
 mod sweep;
 mod verdict;
 
-#[cfg(feature = "stacks")]
-pub use call_stack::{CallStack, StackFrame};
+pub(crate) use call_stack::LONGEST_TEXT;
+pub use call_stack::{CallStack, StackCapture, StackFrame};
 pub use ending::{Death, DeathCause, Ending, StopCause};
 pub use exit::Exit;
 pub use judge::judge;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::limits::Term;
-use super::{Activity, Ending, FutureInfo, Limits, SourceLocation, StallCause, State};
+use super::{
+    Activity, Ending, FutureInfo, Limits, SourceLocation, StackCapture, StallCause, State,
+};
 use crate::clock::{Moment, nanos};
 
 /// What is known of a worker at one moment: the input of [`judge`](super::judge).
@@ -54,6 +56,8 @@ pub struct Reading {
     pub last_location: Option<SourceLocation>,
     /// What is known of its future, if it is one.
     pub future: Option<Box<FutureInfo>>,
+    /// The call stack of its thread, if it stalled.
+    pub stack: Option<StackCapture>,
     /// Its present run.
     pub run_id: Option<String>,
     /// Its present task.
@@ -90,6 +94,7 @@ impl Reading {
             evidence: StallCause::Unknown,
             last_location: None,
             future: None,
+            stack: None,
             run_id: None,
             task: None,
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Death, Ending, FutureInfo, SourceLocation, State, StopCause};
+use super::{Death, Ending, FutureInfo, SourceLocation, StackCapture, State, StopCause};
 use crate::sync::printable::{Age, Printable};
 
 /// The verdict on a worker at one moment, with its reason.
@@ -285,6 +285,9 @@ pub struct Stalled {
     pub last_location: Option<SourceLocation>,
     /// What is known of its future, if it is one.
     pub future: Option<Box<FutureInfo>>,
+    /// The call stack of its thread, as it was read when it stalled. `None` without the feature
+    /// `stacks`, in the event of the stall itself, and for a worker in a store.
+    pub stack: Option<StackCapture>,
     /// Its run.
     pub run_id: Option<String>,
     /// Its task.
@@ -305,6 +308,9 @@ impl fmt::Display for Stalled {
         write!(f, "; {}", self.cause)?;
         if let Some(future) = &self.future {
             write!(f, ", {future}")?;
+        }
+        if let Some(StackCapture::Taken(stack)) = &self.stack {
+            write!(f, ", at {stack}")?;
         }
         last_seen(f, self.last_location.as_ref())?;
         during(f, self.run_id.as_deref(), self.task.as_deref())

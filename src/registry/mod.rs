@@ -91,6 +91,8 @@ impl Drop for RegistryInner {
         if self.expects.get().is_some() {
             let _ = self.pacemaker.leave();
         }
+        #[cfg(feature = "stacks")]
+        self.core.end_reading_stacks();
         if let Some(store_hook) = self.core.store_hook.get() {
             store_hook.close();
         }
@@ -306,6 +308,24 @@ impl Registry {
     #[must_use]
     pub fn subscribe_with_capacity(&self, capacity: usize) -> Subscription {
         self.inner.core.subscribers.subscribe(capacity)
+    }
+
+    /// Whether the call stack of a worker's thread is read when the worker stalls, goes stale or never
+    /// starts: once an episode, in the background. On by default, except on a mock clock. The stack is in the worker's
+    /// [`Health`](crate::Health) and [`Snapshot`] a moment later, and is reported as an event of its
+    /// own, [`EventKind::StackCaptured`].
+    ///
+    /// The feature `stacks` alone switches it on, and any crate of a program may enable a feature: a
+    /// program that does not want it switches it off.
+    ///
+    /// ```
+    /// use worker_heartbeat::Registry;
+    ///
+    /// Registry::global().capture_stacks(false);
+    /// ```
+    #[cfg(feature = "stacks")]
+    pub fn capture_stacks(&self, on: bool) {
+        self.inner.core.read_stacks_of_convicted(on);
     }
 
     /// Forgets the workers that ended at least `age` ago and whose handles are gone. Returns their

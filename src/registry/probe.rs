@@ -9,15 +9,18 @@ use super::Registry;
 use crate::Error;
 use crate::cell::CellSnapshot;
 use crate::health::{
-    Activity, Death, Ending, FutureInfo, Health, Learned, Rate, SourceLocation, State, StoreStatus,
-    Thresholds, racing_text,
+    Activity, Death, Ending, FutureInfo, Health, Learned, Rate, SourceLocation, StackCapture,
+    State, StoreStatus, Thresholds, racing_text,
 };
+use crate::registry::core::is_conviction;
 use crate::registry::core::record::Detail;
 use crate::registry::core::timeline::ObservedNow;
 use crate::registry::core::worker_ref::{Facts, WorkerRef};
 use crate::sync::printable::{Age, Printable};
+
+/// How long a capture of a call stack waits for another one.
 #[cfg(feature = "stacks")]
-use crate::sync::procfs::Presence;
+const STACK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A cheap, read-only reference to one worker, for health handlers: it outlives the worker, and
 /// follows it through restarts.
@@ -193,17 +196,11 @@ impl Probe {
     /// [`Error::CallStack`](crate::Error::CallStack) if the thread is running, has ended, or cannot be
     /// looked at: other platforms, or a process that is not dumpable (prctl(2)).
     pub fn capture_stack(&self) -> Result<crate::health::CallStack, Error> {
-        let failed = |reason: &str| Error::CallStack {
+        let stack = self.worker.current().capture_stack(STACK_PATIENCE);
+        stack.map_err(|why| Error::CallStack {
             id: self.id().to_owned(),
-            reason: reason.to_owned(),
-        };
-        let thread = self.worker.current().kernel_thread().map_err(failed)?;
-        let stack = crate::stacks::capture(thread.id).map_err(|reason| failed(&reason))?;
-        // The kernel may have given the id to another thread meanwhile.
-        match thread.look() {
-            Presence::There(_) => Ok(stack),
-            Presence::Gone | Presence::Unknown => Err(failed("its thread has ended")),
-        }
+            reason: why.to_string(),
+        })
     }
 }
 
@@ -291,6 +288,10 @@ pub struct Snapshot {
     pub failed_tasks: u64,
     /// How its previous incarnation died.
     pub last_death: Option<Arc<Death>>,
+    /// The call stack of its thread, as it was read when the worker stalled, went stale or never
+    /// started, or why there is none. `None` for a worker that is well, and without the feature
+    /// `stacks`.
+    pub stack: Option<StackCapture>,
     /// Metadata that the application set.
     pub metadata: Vec<(String, String)>,
     /// The limits that it is judged by.
@@ -359,6 +360,7 @@ impl Snapshot {
         };
         let task = detail.and_then(|detail| detail.tasks.current());
         let at_task = run_id.is_some() || task_text.is_some();
+        let health = facts.judge(&profile.limits, observed.now, detail);
         let heartbeat_age = facts.heartbeat_at().map(|at| observed.now.since(at));
         Self {
             id: worker.record.id().to_owned(),
@@ -405,12 +407,16 @@ impl Snapshot {
             late_updates: detail.map_or(0, |detail| detail.late_updates),
             failed_tasks: detail.map_or(0, |detail| detail.failed_tasks),
             last_death: detail.and_then(|detail| detail.last_death.clone()),
+            stack: detail
+                .filter(|_| is_conviction(health.state()))
+                .and_then(Detail::stack_capture),
             metadata: detail.map_or_else(Vec::new, |detail| detail.metadata.clone()),
             thresholds: profile.thresholds.clone(),
             learned: profile.learned.as_ref().map(|all| all.learned(activity)),
             at_most: profile.pace.at_most,
             racing: snapshot.and(detail).and_then(Detail::racing),
             interval: profile.interval,
+            health,
             tick_age: observed.tick_age(),
             store: None,
         }

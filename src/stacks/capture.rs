@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::NoStack;
 use super::memory::{Mappings, Memory};
 use super::symbols::Symbol;
 use super::unwind::{CodeAddress, End, Unwound};
@@ -13,40 +13,37 @@ use crate::health::{CallStack, StackFrame};
 
 /// How often a thread that runs in between is tried again.
 const ATTEMPTS: usize = 3;
-/// How long a capture waits for another one.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// How many addresses keep their names.
 const MOST_KNOWN: usize = 4_096;
 
-/// By module and address in its file.
-type KnownSymbols = HashMap<(String, u64), Vec<Symbol>>;
+/// The path and the build id of a module, and an address in its file.
+type InFile = (String, String, u64);
+type KnownSymbols = HashMap<InFile, Vec<Symbol>>;
 
-/// One capture at a time: what is held is small, and reading debug information takes memory. The names
-/// of addresses that were looked up before.
+/// The names of addresses that were looked up before.
 static KNOWN: Mutex<Option<KnownSymbols>> = Mutex::new(None);
 
-/// The call stack of this thread of the process, by its kernel id. `Err` says why there is none.
-pub(crate) fn capture(thread: u32) -> Result<CallStack, String> {
-    let own = std::fs::read_link("/proc/thread-self").ok();
-    if own.is_some_and(|own| own.ends_with(thread.to_string())) {
-        return Err("it is the thread that asks".to_owned());
-    }
-    let Some(mut known) = KNOWN.try_lock_for(PATIENCE) else {
-        return Err("another call stack is being read".to_owned());
-    };
+/// See [`super::capture`], which limits how many run at a time.
+pub(super) fn capture(thread: u32) -> Result<CallStack, NoStack> {
     let unwound = unwind_thread(thread)?;
-    Ok(named(&unwound, known.get_or_insert_default()))
+    // In a forked child, it may have been locked by a thread that the child has not got.
+    match KNOWN.try_lock() {
+        Some(mut known) => Ok(named(&unwound, known.get_or_insert_default())),
+        None => Ok(named(&unwound, &mut HashMap::new())),
+    }
 }
 
-fn unwind_thread(thread: u32) -> Result<Unwound, String> {
+fn unwind_thread(thread: u32) -> Result<Unwound, NoStack> {
     let failed = |what: &'static str| {
-        move |error: io::Error| match error.kind() {
-            // As of a process that has changed its user, or has switched core dumps off.
-            io::ErrorKind::PermissionDenied => {
-                "the process is not dumpable (PR_SET_DUMPABLE, prctl(2))".to_owned()
-            }
-            io::ErrorKind::NotFound => format!("the kernel does not show {what}"),
-            _ => format!("cannot read {what}: {error}"),
+        move |error: io::Error| {
+            NoStack::Final(match error.kind() {
+                // As of a process that has changed its user, or has switched core dumps off.
+                io::ErrorKind::PermissionDenied => {
+                    "the process is not dumpable (PR_SET_DUMPABLE, prctl(2))".to_owned()
+                }
+                io::ErrorKind::NotFound => format!("the kernel does not show {what}"),
+                _ => format!("cannot read {what}: {error}"),
+            })
         }
     };
     let blocked = || super::memory::blocked(thread).map_err(failed("its registers"));
@@ -55,7 +52,7 @@ fn unwind_thread(thread: u32) -> Result<Unwound, String> {
     for _ in 0..ATTEMPTS {
         let before = switches()?;
         let Some(place) = blocked()? else {
-            return Err("the thread is running".to_owned());
+            return Err(NoStack::Running);
         };
         memory.copy_stack(place.stack_pointer);
         // Otherwise it ran while its stack was copied.
@@ -69,7 +66,7 @@ fn unwind_thread(thread: u32) -> Result<Unwound, String> {
             ));
         }
     }
-    Err("the thread keeps running".to_owned())
+    Err(NoStack::Running)
 }
 
 /// With the names of the functions.
@@ -79,21 +76,22 @@ fn named(unwound: &Unwound, known: &mut KnownSymbols) -> CallStack {
     }
     let in_file = |code: &CodeAddress| {
         let module = unwound.modules.get(code.module?)?;
-        Some((module.path.clone(), code.address.wrapping_sub(module.bias)))
+        let address = code.address.wrapping_sub(module.bias);
+        Some((module.path.clone(), module.build_id.clone(), address))
     };
-    let mut unknown = HashMap::<String, Vec<u64>>::new();
+    let mut unknown = HashMap::<(String, String), Vec<u64>>::new();
     for code in &unwound.addresses {
         if let Some(key) = in_file(code).filter(|key| !known.contains_key(key)) {
-            let addresses = unknown.entry(key.0).or_default();
-            if !addresses.contains(&key.1) {
-                addresses.push(key.1);
+            let addresses = unknown.entry((key.0, key.1)).or_default();
+            if !addresses.contains(&key.2) {
+                addresses.push(key.2);
             }
         }
     }
-    for (path, addresses) in unknown {
-        let found = super::symbols::resolve(&path, &addresses);
+    for ((path, build_id), addresses) in unknown {
+        let found = super::symbols::resolve(&path, &build_id, &addresses);
         for (address, symbols) in addresses.into_iter().zip(found) {
-            known.insert((path.clone(), address), symbols);
+            known.insert((path.clone(), build_id.clone(), address), symbols);
         }
     }
     let mut frames = Vec::new();

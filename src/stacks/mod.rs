@@ -11,19 +11,44 @@ mod capture;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod frame_pointer;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod free_memory;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod memory;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod module;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod symbols;
+mod turn;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod unwind;
 
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-pub(crate) use capture::capture;
-
-/// The call stack of this thread of the process, by its kernel id. `Err` says why there is none.
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-pub(crate) fn capture(_thread: u32) -> Result<crate::health::CallStack, String> {
-    Err("call stacks are read on Linux on x86-64 only".to_owned())
+mod capture {
+    pub(super) fn capture(_thread: u32) -> Result<crate::health::CallStack, super::NoStack> {
+        let why = "call stacks are read on Linux on x86-64 only";
+        Err(super::NoStack::Final(why.to_owned()))
+    }
+}
+
+use std::fmt;
+
+pub(crate) use turn::{LONGEST, capture};
+
+/// Why there is no call stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NoStack {
+    /// The thread is not blocked: the kernel shows where it is only then.
+    Running,
+    /// Another attempt may succeed.
+    Temporary(String),
+    Final(String),
+}
+
+impl fmt::Display for NoStack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running => f.write_str("the thread is running"),
+            Self::Temporary(why) | Self::Final(why) => f.write_str(why),
+        }
+    }
 }

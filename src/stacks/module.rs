@@ -153,7 +153,8 @@ impl Module {
     }
 }
 
-fn build_id(notes: &[u8]) -> Option<String> {
+/// The build id among these notes, in hexadecimal.
+pub(super) fn build_id(notes: &[u8]) -> Option<String> {
     let mut at = 0;
     loop {
         let name_length = u32_at(notes, at)? as usize;

@@ -10,15 +10,22 @@ use addr2line::Context;
 use gimli::{Dwarf, EndianSlice, LittleEndian};
 use rustc_demangle::demangle;
 
+use super::free_memory::free_memory;
+
 /// Larger debug information is not read: it would take seconds, and as much memory.
 const LARGEST_DEBUG_INFORMATION: u64 = 512 * 1024 * 1024;
+/// At most this part of the memory that is left is used for it.
+const SHARE_OF_MEMORY: u64 = 4;
 const LONGEST_NAME: usize = 4 * 1024;
+/// Longer names of functions and files are cut: stacks are kept.
+const LONGEST_KEPT: usize = 512;
 const MOST_SECTIONS: u64 = 64 * 1024;
 /// How many symbols are read at once.
 const SYMBOLS: usize = 4 * 1024;
 const SYMBOL_SIZE: usize = 24;
 
 const SYMBOL_TABLE: u32 = 2;
+const NOTE: u32 = 7;
 const DYNAMIC_SYMBOL_TABLE: u32 = 11;
 const COMPRESSED: u64 = 0x800;
 /// Functions, and functions that are chosen when the program is loaded.
@@ -49,10 +56,12 @@ struct ObjectFile {
 }
 
 /// The functions at each of these addresses, as the file counts them, innermost first. Empty where
-/// nothing is known.
-pub(super) fn resolve(path: &str, addresses: &[u64]) -> Vec<Vec<Symbol>> {
+/// nothing is known. `build_id`: of the module in memory.
+pub(super) fn resolve(path: &str, build_id: &str, addresses: &[u64]) -> Vec<Vec<Symbol>> {
     let mut found = vec![Vec::new(); addresses.len()];
-    if let Some(file) = ObjectFile::open(path) {
+    let file = ObjectFile::open(path);
+    // An update may have replaced the file under the running program: its names would be wrong.
+    if let Some(file) = file.filter(|file| file.is_of(build_id)) {
         // What fails leaves the others as they are.
         let _ = file.read_debug_information(addresses, &mut found);
         for kind in [SYMBOL_TABLE, DYNAMIC_SYMBOL_TABLE] {
@@ -79,7 +88,20 @@ fn text(bytes: &[u8], at: u64) -> Option<String> {
 
 fn readable(name: &str) -> String {
     // Without the hash.
-    format!("{:#}", demangle(name))
+    cut(&format!("{:#}", demangle(name)))
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_KEPT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// The path of a file in the directory in which the compiler was called.
+fn relative<'a>(file: &'a str, directory: Option<&str>) -> &'a str {
+    let inside = directory.and_then(|directory| file.strip_prefix(directory)?.strip_prefix('/'));
+    inside.unwrap_or(file)
 }
 
 impl ObjectFile {
@@ -131,6 +153,18 @@ impl ObjectFile {
         Some(this)
     }
 
+    /// Whether it has this build id; `true` if that is empty.
+    fn is_of(&self, build_id: &str) -> bool {
+        let notes = self
+            .sections
+            .iter()
+            .filter(|section| section.kind == NOTE && section.size <= LONGEST_NAME as u64);
+        let mut own = notes.filter_map(|section| {
+            super::module::build_id(&self.read(section.offset, section.size)?)
+        });
+        build_id.is_empty() || own.next().is_some_and(|own| own == build_id)
+    }
+
     fn read(&self, offset: u64, size: u64) -> Option<Vec<u8>> {
         // A damaged file may name any size.
         let end = offset.checked_add(size)?;
@@ -148,7 +182,8 @@ impl ObjectFile {
         };
         let needed: Vec<&Section> = self.sections.iter().filter(needed).collect();
         let size: u64 = needed.iter().map(|section| section.size).sum();
-        if size == 0 || size > LARGEST_DEBUG_INFORMATION {
+        let most = LARGEST_DEBUG_INFORMATION.min(free_memory() / SHARE_OF_MEMORY);
+        if size == 0 || size > most {
             return None;
         }
         let read: Vec<(&str, Vec<u8>)> = needed
@@ -167,6 +202,9 @@ impl ObjectFile {
             let Ok(mut frames) = context.find_frames(*address).skip_all_loads() else {
                 continue;
             };
+            let unit = context.find_dwarf_and_unit(*address).skip_all_loads();
+            let directory = unit.and_then(|unit| unit.comp_dir);
+            let directory = directory.map(|directory| directory.to_string_lossy());
             while let Ok(Some(frame)) = frames.next() {
                 let name = frame.function.as_ref();
                 let Some(name) = name.and_then(|name| Some(name.raw_name().ok()?.into_owned()))
@@ -176,7 +214,10 @@ impl ObjectFile {
                 let place = frame.location.as_ref();
                 found.push(Symbol {
                     function: readable(&name),
-                    file: place.and_then(|place| Some(place.file?.to_owned())),
+                    file: place.and_then(|place| {
+                        // As in the message of a panic: from the workspace on.
+                        Some(cut(relative(place.file?, directory.as_deref())))
+                    }),
                     line: place.and_then(|place| place.line),
                     is_inlined: true,
                 });
@@ -229,7 +270,7 @@ mod tests {
     #[test]
     fn files_of_other_formats_give_nothing() {
         for path in ["/proc/self/status", "/nonexistent", "/tmp", "[vdso]", ""] {
-            assert_eq!(resolve(path, &[0x1000]), [vec![]], "{path}");
+            assert_eq!(resolve(path, "", &[0x1000]), [vec![]], "{path}");
         }
     }
 }

@@ -142,7 +142,10 @@ fn a_file_of_an_older_version_is_brought_up_to_date() {
     register(&place.store(), "a");
     Connection::open(place.file())
         .unwrap()
-        .execute_batch("ALTER TABLE workers DROP COLUMN ending_location; PRAGMA user_version = 1")
+        .execute_batch(
+            "ALTER TABLE workers DROP COLUMN ending_location; ALTER TABLE workers DROP COLUMN stack; \
+             PRAGMA user_version = 1",
+        )
         .unwrap();
     let store = place.store();
     let key = row(&store, "a").unwrap().key;

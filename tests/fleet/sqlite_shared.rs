@@ -44,6 +44,8 @@ fn an_older_program_goes_on_after_a_migration_that_only_adds() {
     let version: i32 = newer
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .unwrap();
+    // The upper bits are the oldest version that may use the tables.
+    let version = version & 0xffff;
     newer
         .execute_batch(
             "ALTER TABLE workers ADD COLUMN later TEXT; ALTER TABLE leases ADD COLUMN later TEXT",

@@ -455,6 +455,52 @@ fn a_process_in_which_a_thousand_workers_hang_answers_in_bounded_size() {
     assert!(health.len() < 2_000, "{health}");
 }
 
+#[cfg(all(feature = "stacks", target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn the_call_stack_of_a_stalled_worker_is_shown_with_its_reason() {
+    let sites = [true, false].map(|shown| Site::with(|endpoint| endpoint.show_reasons(shown)));
+    for (site, shown) in sites.iter().zip([true, false]) {
+        // Its clock is not the real one.
+        site.world.registry.capture_stacks(true);
+        let builder = site.world.worker("shop").id("a");
+        let hb = builder.stall_after(SECOND).start().unwrap();
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let (reported, ready) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            hb.update_task("order-7", "reserving", Activity::Processing);
+            reported.send(()).unwrap();
+            wait.recv().ok();
+            drop(hb);
+        });
+        ready.recv().unwrap();
+        // Until the thread is blocked, and its stack was read.
+        let worker = poll("its call stack", || {
+            site.world.seconds(2);
+            let snapshot = site.world.registry.get("a").unwrap().snapshot();
+            let stack = snapshot
+                .stack
+                .as_ref()
+                .and_then(|stack| stack.call_stack())?;
+            stack
+                .frames
+                .len()
+                .gt(&3)
+                .then(|| site.get("/v1/workers").json()["workers"][0].clone())
+        });
+        let stack = worker["stack"].as_str();
+        assert_eq!(stack.is_some(), shown, "{worker}");
+        if let Some(stack) = stack {
+            assert!(stack.lines().any(|line| line.starts_with('>')), "{stack}");
+            assert!(
+                worker["reason"].as_str().unwrap().contains(", at "),
+                "{worker}"
+            );
+        }
+        drop(release);
+        thread.join().unwrap();
+    }
+}
+
 #[test]
 fn types_named_like_hidden_fields_are_counted_for_untrusted_callers_too() {
     let site = Site::with(|endpoint| endpoint.show_reasons(false));

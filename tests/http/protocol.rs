@@ -112,6 +112,7 @@ fn full_status() -> WorkerStatus {
     status.task = Some("Researching".into());
     status.progress = Some((3, 10));
     status.beats = 1 << 40;
+    status.stack = Some(">   0: shop::stock::reserve (src/stock.rs:88)".into());
     status
 }
 

@@ -211,6 +211,42 @@ fn status_is_a_table_that_nothing_can_break_or_a_json_document() {
 }
 
 #[test]
+fn the_details_of_the_status_say_where_an_unwell_worker_hangs() {
+    let folder = Folder::new("details");
+    let file = folder.file("fleet.db");
+    let store = SqliteStore::open(&file).unwrap();
+    let keys = ["a", "b"].map(|id| Registration::new("poller", id));
+    let keys = store.register(&keys).unwrap();
+    let mut beats = [State::Stalled, State::Processing]
+        .into_iter()
+        .zip(keys)
+        .map(|(state, key)| Beat::new(key, state))
+        .collect::<Vec<_>>();
+    let reason = "no progress for 6 s, 5 s allowed; blocked in futex_wait_queue, at shop::reserve";
+    beats[0].status.reason = Some(reason.to_owned());
+    beats[0].status.stack = Some("    0: syscall\n>   1: shop::reserve\u{1b}[2J".to_owned());
+    store.beat(&beats).unwrap();
+    let brief = ends(&["status", "--sqlite", &file], 0);
+    assert_eq!(brief.lines().count(), 4, "{brief}");
+    assert!(brief.contains("5 s allowed; blocked in futex"), "{brief}");
+    for more in [&["--details"][..], &["--details", "--all"]] {
+        let table = ends(&[&["status", "--sqlite", &file], more].concat(), 0);
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[1].starts_with("a "), "{table}");
+        assert_eq!(
+            lines[2..5],
+            [
+                &*format!("  {reason}"),
+                "        0: syscall",
+                r"    >   1: shop::reserve\u{1b}[2J",
+            ]
+        );
+        assert!(lines[5].starts_with("b "), "{table}");
+        assert_eq!(lines.len(), 7, "{table}");
+    }
+}
+
+#[test]
 fn a_reader_that_closes_the_pipe_early_is_no_failure() {
     let folder = Folder::new("pipe");
     let file = folder.file("fleet.db");

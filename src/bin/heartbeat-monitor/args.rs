@@ -104,6 +104,10 @@ pub struct StatusArgs {
     /// Show all workers, in the order of their ids
     #[arg(long, conflicts_with = "json")]
     pub all: bool,
+
+    /// Show the whole reason of each unwell worker, and where its thread hangs
+    #[arg(long, conflicts_with = "json")]
+    pub details: bool,
 }
 
 #[derive(Args)]

@@ -26,7 +26,7 @@ pub fn status(args: &StatusArgs) -> CommandResult {
         write_json(&mut out, &*store)?;
     } else if args.all {
         let mut pages = Pages::new(&*store, WorkerFilter::new().limit(PAGE));
-        let mut table = Table::default();
+        let mut table = Table::new(args.details);
         table.write(&mut out, &pages.next().transpose()?.unwrap_or_default())?;
         for page in pages {
             table.write(&mut out, &page?)?;
@@ -38,7 +38,7 @@ pub fn status(args: &StatusArgs) -> CommandResult {
         if workers.len() > MOST_IN_TABLE {
             workers = store.worst_first(&WorkerFilter::new().limit(MOST_IN_TABLE))?;
         }
-        Table::default().write(&mut out, &workers)?;
+        Table::new(args.details).write(&mut out, &workers)?;
         if let Some(more @ 1..) = states.total().checked_sub(workers.len()) {
             writeln!(
                 out,

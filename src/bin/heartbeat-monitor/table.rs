@@ -26,23 +26,29 @@ const MAX_WIDTH: usize = 60;
 pub struct Table {
     widths: [usize; HEAD.len()],
     has_head: bool,
+    has_details: bool,
 }
 
 impl Table {
+    /// `has_details`: below the row of an unwell worker is the whole reason, and its call stack.
+    pub fn new(has_details: bool) -> Self {
+        Self {
+            has_details,
+            ..Self::default()
+        }
+    }
+
     /// Adds these rows, below the head if they are the first. Later rows are aligned with earlier ones
     /// unless they need more room.
     pub fn write(&mut self, out: &mut impl Write, workers: &[StoredWorker]) -> io::Result<()> {
-        let mut rows = Vec::with_capacity(workers.len() + 1);
-        if !mem::replace(&mut self.has_head, true) {
-            rows.push(HEAD.map(str::to_owned));
-        }
-        rows.extend(workers.iter().map(row));
-        for row in &rows {
+        let head = (!mem::replace(&mut self.has_head, true)).then(|| HEAD.map(str::to_owned));
+        let rows: Vec<_> = workers.iter().map(row).collect();
+        for row in head.iter().chain(&rows) {
             for (width, cell) in self.widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.width());
             }
         }
-        for row in &rows {
+        let line = |row: &[String; HEAD.len()]| {
             let cells = row.iter().zip(self.widths);
             let line: String = cells
                 .map(|(cell, width)| {
@@ -50,7 +56,16 @@ impl Table {
                     format!("{cell}{:padding$}", "")
                 })
                 .collect();
-            writeln!(out, "{}", line.trim_end())?;
+            line.trim_end().to_owned()
+        };
+        if let Some(head) = head {
+            writeln!(out, "{}", line(&head))?;
+        }
+        for (row, worker) in rows.iter().zip(workers) {
+            writeln!(out, "{}", line(row))?;
+            if self.has_details {
+                write_details(out, worker)?;
+            }
         }
         Ok(())
     }
@@ -69,12 +84,21 @@ pub fn totals(states: &StateCounts) -> String {
     text
 }
 
+/// The whole reason, and the call stack, of an unwell worker.
+fn write_details(out: &mut impl Write, worker: &StoredWorker) -> io::Result<()> {
+    let Some(reason) = worker.reason().filter(|_| !worker.health().is_recent()) else {
+        return Ok(());
+    };
+    writeln!(out, "  {}", clean(&reason))?;
+    for line in worker.call_stack().into_iter().flat_map(str::lines) {
+        writeln!(out, "    {}", clean(line))?;
+    }
+    Ok(())
+}
+
 fn row(worker: &StoredWorker) -> [String; 7] {
     let health = worker.health();
-    // A worker that is well may have reported a warning.
-    let is_reported = worker.ending.is_none() && health.state() == worker.status.state;
-    let warning = worker.status.reason.clone().filter(|_| is_reported);
-    let task_or_reason = match (health.reason().or(warning), worker.status.progress) {
+    let task_or_reason = match (worker.reason(), worker.status.progress) {
         (Some(reason), _) => reason,
         (None, Some((done, all))) => {
             let task = worker.status.task.as_deref().unwrap_or("at work");

@@ -131,6 +131,7 @@ cases! {
     "a death keeps its reason": workers::deaths,
     "a panic keeps its message and its location": workers::panics,
     "texts come back as they were": workers::texts,
+    "the call stack of an unwell worker is kept until it is well": workers::stacks,
     "a worker is found by its id": workers::found,
     "each registration has an answer of its own": workers::each_registered,
     "new, known and repeated ids are registered in one batch": workers::mixed_batches,

@@ -37,6 +37,7 @@ pub(super) fn listed(bench: &Bench<'_>) -> Checked {
         progress: Some((3, 10)),
         last_location: Some("src/jobs.rs:42".into()),
         beats: 1 << 40,
+        stack: None,
     };
     beat.metadata = vec![("a".into(), "c".into()), ("load".into(), "0.5".into())];
     let status = beat.status.clone();
@@ -69,6 +70,36 @@ pub(super) fn listed(bench: &Bench<'_>) -> Checked {
     ensure_eq!(row.lease_remaining, None);
     ensure_eq!(row.ending, None);
     ensure_eq!(row.health().state(), State::Processing);
+    Ok(())
+}
+
+pub(super) fn stacks(bench: &Bench<'_>) -> Checked {
+    let key = bench.worker("a")?;
+    let report = |state, stack: Option<&str>| {
+        let mut beat = Beat::new(key.clone(), state);
+        beat.status.stack = stack.map(str::to_owned);
+        ensure_eq!(bench.beat(beat)?, Answer::Accepted);
+        Ok::<_, Violation>(bench.row(&key)?.status.stack)
+    };
+    let first = ">   0: shop::stock::reserve (src/stock.rs:88)\n    1: main";
+    let kept = Some(first.to_owned());
+    ensure_eq!(report(State::Stalled, None)?, None);
+    ensure_eq!(report(State::Stalled, Some(first))?, kept);
+    // Heartbeats do not repeat it.
+    for state in [State::Stalled, State::Unobserved, State::Stale] {
+        ensure_eq!(report(state, None)?, kept);
+    }
+    ensure_eq!(report(State::Active, None)?, None);
+    ensure_eq!(report(State::Stalled, None)?, None);
+    ensure_eq!(report(State::Stalled, Some("b"))?, Some("b".to_owned()));
+    // Of the next episode, there is none.
+    ensure_eq!(report(State::Stalled, Some(""))?, None);
+    // A worker that ends while it hangs: where it hung.
+    ensure_eq!(report(State::Stalled, Some(first))?, kept);
+    ensure_eq!(bench.stop(&key, stopped())?, Answer::Accepted);
+    ensure_eq!(bench.row(&key)?.status.stack, kept);
+    let next = bench.worker("a")?;
+    ensure_eq!(bench.row(&next)?.status.stack, None);
     Ok(())
 }
 

@@ -59,6 +59,7 @@ impl Reduce for Beat {
         let status = &mut reduced.status;
         let shortened = [
             shorten_some(&mut status.reason, longest),
+            shorten_some(&mut status.stack, longest),
             shorten_some(&mut status.task, longest),
             shorten_metadata(&mut reduced.metadata, longest),
             rename(&mut status.state),

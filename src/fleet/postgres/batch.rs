@@ -229,6 +229,7 @@ impl Item for Beat {
             &status.run_id,
             &status.task,
             &status.last_location,
+            &status.stack,
         ]
         .into_iter()
         .flatten()

@@ -35,6 +35,7 @@ w.last_heartbeat_at, @schema@.deferred_heartbeat(w.worker_id, w.incarnation))) \
 ELSE @schema@.age_micros(w.last_heartbeat_at) END AS heartbeat_age, \
 @schema@.age_micros(w.last_progress_at) AS progress_age, \
 w.current_run_id, w.current_task, w.progress_done, w.progress_total, w.beats, w.last_location, \
+w.stack, \
 (SELECT -@schema@.age_micros(max(l.expires_at)) FROM @schema@.leases l \
 WHERE l.worker_id = w.worker_id AND l.incarnation = w.incarnation AND l.expires_at > now()) \
 AS lease_remaining, \
@@ -182,6 +183,7 @@ pub(super) fn worker(row: &Row) -> Result<StoredWorker, tokio_postgres::Error> {
                 .map(|(done, total)| (bits(done), bits(total))),
             last_location: row.try_get("last_location")?,
             beats: unsigned(row.try_get("beats")?),
+            stack: row.try_get("stack")?,
         },
         registered_age: time("registered_age")?.unwrap_or_default(),
         heartbeat_age: time("heartbeat_age")?,

@@ -62,7 +62,7 @@ impl Connections {
             "beat",
             true,
             "SELECT ord, answer FROM @schema@.beat_workers($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
-             $11, $12, $13, @session@, $14, $15, $16, $17)",
+             $11, $12, $13, @session@, $14, $15, $16, $17, $18)",
             &[
                 (&column(beats, |beat| rows::text(&beat.key.id)), Type::TEXT_ARRAY),
                 (&column(beats, |beat| rows::ordered(beat.key.incarnation)), Type::INT8_ARRAY),
@@ -83,6 +83,7 @@ impl Connections {
                 (&rows::number(here.started), Type::INT8),
                 (&here.boot_id, Type::TEXT),
                 (&rows::number(here.pid_namespace), Type::INT8),
+                (&column(beats, |beat| beat.status.stack.as_deref().map(text)), Type::TEXT_ARRAY),
             ],
         )?;
         answers(beats.len(), &refused)

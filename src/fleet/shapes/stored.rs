@@ -238,6 +238,36 @@ impl StoredWorker {
         self.judged_in(&Sweep::default())
     }
 
+    /// The reason for the verdict. That of its own process explains more, but only of the state that
+    /// the process reported.
+    ///
+    /// ```
+    /// use worker_heartbeat::State;
+    /// use worker_heartbeat::fleet::{StoredWorker, WorkerInfo, WorkerKey};
+    ///
+    /// let mut worker = StoredWorker::new(WorkerKey::new("indexer-1", 7), WorkerInfo::new("indexer"));
+    /// worker.heartbeat_age = Some(std::time::Duration::from_secs(1));
+    /// worker.status.state = State::Stalled;
+    /// worker.status.reason = Some("no progress for 6 s, 5 s allowed; blocked in futex_wait".into());
+    /// assert_eq!(worker.reason(), worker.status.reason);
+    /// ```
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        let health = self.health();
+        let is_reported = self.ending.is_none() && health.state() == self.status.state;
+        let reported = self.status.reason.clone().filter(|_| is_reported);
+        reported.or_else(|| health.reason())
+    }
+
+    /// The call stack of its thread, a line a call, or why there is none; of a worker that is unwell,
+    /// or was when it ended.
+    #[must_use]
+    pub fn call_stack(&self) -> Option<&str> {
+        // A program of an older version does not remove it.
+        let stack = self.status.stack.as_deref();
+        stack.filter(|_| !self.status.state.is_recent())
+    }
+
     /// The verdict, with a limit for workers that have none of their own. Silence before
     /// `watched_for` is not charged.
     ///
@@ -286,6 +316,7 @@ impl StoredWorker {
                 last_location: self.status.location(),
                 future: None,
                 allowance: self.stall_allowance(stall_after.unwrap_or_default()),
+                stack: None,
                 run_id: self.status.run_id.clone(),
                 task: self.status.task.clone(),
             }),

@@ -92,6 +92,11 @@ pub struct WorkerStatus {
     pub last_location: Option<String>,
     /// Number of progress beats of this incarnation.
     pub beats: u64,
+    /// The call stack of its thread, a line a call, or why there is none; of an unwell worker. In a
+    /// heartbeat: one that is new. Without one, a store keeps the one before until the worker is
+    /// reported well; an empty text removes it.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub stack: Option<String>,
 }
 
 impl WorkerStatus {
@@ -106,7 +111,19 @@ impl WorkerStatus {
             progress: None,
             last_location: None,
             beats: 0,
+            stack: None,
         }
+    }
+
+    /// The status of a worker that had this one before a heartbeat.
+    pub(crate) fn after(&self, before: &Self) -> Self {
+        let mut after = self.clone();
+        after.stack = match &self.stack {
+            Some(stack) => Some(stack).filter(|stack| !stack.is_empty()).cloned(),
+            None if self.state.is_recent() => None,
+            None => before.stack.clone(),
+        };
+        after
     }
 }
 

@@ -131,6 +131,7 @@ pub(super) fn worker(row: &SqlRow<'_>) -> rusqlite::Result<WorkerEntry> {
             progress: done.zip(total).map(|(d, t)| (unsigned(d), unsigned(t))),
             last_location: row.some_text("last_location")?,
             beats: row.number("beats")?,
+            stack: row.some_text("stack")?,
         },
         registered_at: moment(row.integer("registered_at")?),
         heartbeat_at: row.at("heartbeat_at")?,

@@ -30,6 +30,8 @@ CREATE TABLE workers (
     steps_done       INTEGER,
     steps_total      INTEGER,
     beats            INTEGER NOT NULL,
+    -- The call stack of its thread, a line a call, while it is unwell.
+    stack            TEXT,
     -- NULL: it has not ended.
     ended_at         INTEGER,
     stopped          INTEGER,

@@ -14,8 +14,11 @@ pub(super) const APPLICATION_ID: i32 = 0x7768_6274;
 /// oldest version that may still use them into the upper 16 bits, so that processes of both work
 /// during an upgrade.
 pub(super) const SCHEMA_VERSION: i32 = 5;
+/// The oldest version that may use the tables: later ones only added columns.
+const OLDEST_USER: i32 = 4;
+const USER_VERSION: i32 = OLDEST_USER << 16 | SCHEMA_VERSION;
 /// Columns that files of older versions lack, by table.
-const LATER_COLUMNS: [(&str, &str, &str); 8] = [
+const LATER_COLUMNS: [(&str, &str, &str); 9] = [
     ("workers", "ending_location", "TEXT"),
     ("workers", "withdrawn", "TEXT"),
     ("leases", "attempt", "INTEGER"),
@@ -24,6 +27,7 @@ const LATER_COLUMNS: [(&str, &str, &str); 8] = [
     ("workers", "task_deadline_ns", "INTEGER"),
     ("workers", "progress_after_ns", "INTEGER"),
     ("workers", "last_location", "TEXT"),
+    ("workers", "stack", "TEXT"),
 ];
 /// The write-ahead log grows while another process reads for long. It is cut to this size afterwards.
 const LARGEST_WAL: i64 = 8 * 1024 * 1024;
@@ -65,10 +69,10 @@ impl SqliteStore {
         let application = pragma("application_id").map_err(failed)?;
         let version = pragma("user_version").map_err(failed)?;
         match (application, version) {
-            (APPLICATION_ID, SCHEMA_VERSION) => {}
-            (APPLICATION_ID, 1..SCHEMA_VERSION) => add_columns(&transaction)
+            found if is_usable(found) => {}
+            (APPLICATION_ID, 1..=SCHEMA_VERSION) => add_columns(&transaction)
                 .and_then(|()| transaction.execute_batch(SWEEPS))
-                .and_then(|()| transaction.pragma_update(None, "user_version", SCHEMA_VERSION))
+                .and_then(|()| transaction.pragma_update(None, "user_version", USER_VERSION))
                 .map_err(failed)?,
             (0, 0) => {
                 let tables: i64 = transaction
@@ -82,7 +86,7 @@ impl SqliteStore {
                     .and_then(|()| {
                         transaction.pragma_update(None, "application_id", APPLICATION_ID)
                     })
-                    .and_then(|()| transaction.pragma_update(None, "user_version", SCHEMA_VERSION))
+                    .and_then(|()| transaction.pragma_update(None, "user_version", USER_VERSION))
                     .map_err(failed)?;
             }
             (APPLICATION_ID, _) => {
@@ -97,7 +101,7 @@ impl SqliteStore {
 /// Whether a file has the tables of this version, or of a newer one that this version may use.
 pub(super) fn is_usable((application, version): (i32, i32)) -> bool {
     application == APPLICATION_ID
-        && (version == SCHEMA_VERSION
+        && (version == USER_VERSION
             || (version & 0xffff > SCHEMA_VERSION
                 && (1..=SCHEMA_VERSION).contains(&(version >> 16))))
 }

@@ -39,6 +39,8 @@ struct Due {
     worker: WorkerRef,
     session: Arc<StoreSession>,
     state: SentState,
+    /// The store does not have its call stack.
+    has_new_stack: bool,
     /// Its record was locked when it was sent last.
     was_busy: bool,
 }
@@ -370,11 +372,19 @@ impl Uploader {
             let session = synced.session.clone()?;
             let state = synced.worker.health(&observed).state();
             let task = synced.worker.living_snapshot()?.work.task;
-            let state = SentState { state, task, at };
+            let stack = Some(&synced.worker.record).filter(|_| !state.is_recent());
+            let stack = stack.and_then(|record| record.known_detail()?.stack_number());
+            let state = SentState {
+                state,
+                task,
+                stack,
+                at,
+            };
             synced.is_due(&state).then(|| Due {
                 worker: synced.worker.clone(),
                 session,
                 state,
+                has_new_stack: synced.sent.and_then(|sent| sent.stack) != stack,
                 was_busy: synced.busy.is_some(),
             })
         });
@@ -413,6 +423,10 @@ impl Uploader {
                         .last_location(detail)
                         .map(|location| location.to_string()),
                     beats: snapshot?.beats,
+                    stack: due.has_new_stack.then(|| {
+                        let stack = detail.and_then(Detail::stack_capture);
+                        stack.and_then(|stack| stack.text()).unwrap_or_default()
+                    }),
                 },
                 heartbeat_age: age(facts.heartbeat_at()),
                 progress_age: age(signs.progress_at),

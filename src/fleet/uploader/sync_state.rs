@@ -114,6 +114,8 @@ pub(super) struct Busy {
 pub(super) struct SentState {
     pub state: State,
     pub task: u32,
+    /// Which call stack the store has: the beats of its episode, and whether it could be read.
+    pub stack: Option<(u64, bool)>,
     pub at: Moment,
 }
 
@@ -146,7 +148,7 @@ impl SyncedWorker {
     pub(super) fn is_due(&self, now: &SentState) -> bool {
         let interval = self.worker.record.profile.interval;
         let changed = |sent: SentState| {
-            (sent.state, sent.task) != (now.state, now.task)
+            (sent.state, sent.task, sent.stack) != (now.state, now.task, now.stack)
                 // A round that comes a little early counts for this worker too.
                 || now.at.since(sent.at) >= interval / 4 * 3
         };

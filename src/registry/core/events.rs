@@ -1,9 +1,12 @@
 //! What happens to workers: the events that subscribers receive and the log shows.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::health::{Health, LeaseLoss, MissingWorkers, Rate, State, during, racing_text};
+use crate::health::{
+    CallStack, Health, LeaseLoss, MissingWorkers, Rate, State, during, racing_text,
+};
 use crate::sync::printable::{Age, Printable};
 
 /// Something that happened to a worker, or to the registry as a whole.
@@ -110,6 +113,14 @@ pub enum EventKind {
     },
     /// Its state changed to never started, stalled, overdue, stale, stopping, stopped or dead.
     Became(Health),
+    /// The call stack of its thread was read, after it stalled, went stale or never started. The event
+    /// of the verdict does not wait for it, and there is none if the stack cannot be read: the
+    /// worker's [`Snapshot`](crate::Snapshot) says why.
+    #[non_exhaustive]
+    StackCaptured {
+        /// The stack.
+        stack: Arc<CallStack>,
+    },
     /// It is well again.
     #[non_exhaustive]
     Recovered {
@@ -252,6 +263,7 @@ impl Event {
             EventKind::Late { .. }
             | EventKind::OverBudget { .. }
             | EventKind::Racing { .. }
+            | EventKind::StackCaptured { .. }
             | EventKind::Restarting { .. }
             | EventKind::Unobserved { .. }
             | EventKind::Missing(_)
@@ -318,6 +330,7 @@ impl fmt::Display for EventKind {
             Self::Racing { rate, at_most } => f.write_str(&racing_text(*rate, *at_most)),
             Self::Slowed { after } => write!(f, "no longer racing after {}", Age(*after)),
             Self::Became(health) => health.fmt(f),
+            Self::StackCaptured { stack } => write!(f, "its thread hangs at {stack}"),
             Self::Recovered { from, after } => {
                 write!(f, "recovered from {from} after {}", Age(*after))
             }

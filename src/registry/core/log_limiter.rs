@@ -5,9 +5,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::counts::Count;
-use super::events::Event;
+use super::events::{Event, EventKind};
 use crate::clock::Moment;
+use crate::health::LONGEST_TEXT;
 use crate::sync::log::{log_fields, log_line};
+use crate::sync::printable::Printable;
 
 /// At most this many lines of a kind are written in one window.
 const LINES: u32 = 100;
@@ -58,6 +60,15 @@ impl LogLimiter {
         };
         log_left_out(kind, left_out);
         log_fields(level, format_args!("{event}"), &event.fields());
+        if let EventKind::StackCaptured { stack } = &event.kind {
+            let text = stack.text(LONGEST_TEXT);
+            let id = Printable(event.id());
+            log_fields(
+                log::Level::Debug,
+                format_args!("worker {id}: call stack\n{text}"),
+                &event.fields(),
+            );
+        }
     }
 
     /// How many lines were suppressed so far.

@@ -1,4 +1,5 @@
-//! The workers of a registry, and what happens to them. Knows no thread but the one that writes the log.
+//! The workers of a registry, and what happens to them. Knows no threads but the one that writes the
+//! log and the one that reads call stacks.
 
 pub(crate) mod counts;
 pub(crate) mod draining;
@@ -12,6 +13,8 @@ pub(crate) mod polls;
 pub(crate) mod profile;
 pub(crate) mod record;
 pub(crate) mod slab;
+#[cfg(feature = "stacks")]
+mod stack_queue;
 pub(crate) mod store_hook;
 pub(crate) mod subscribers;
 pub(crate) mod tasks;
@@ -81,6 +84,8 @@ pub(crate) struct Core {
     /// The number of ends that are about to be logged.
     logs_in_flight: AtomicUsize,
     log_queue: LogQueue,
+    #[cfg(feature = "stacks")]
+    stacks: stack_queue::StackQueue,
     pub unreturned: Unreturned,
     /// Counts ends and returns, for the threads that wait for one.
     ends: Mutex<u64>,
@@ -101,6 +106,8 @@ pub(crate) struct Expectation {
 impl Core {
     pub(crate) fn new(clock: Clock) -> Self {
         let now = clock.now();
+        #[cfg(feature = "stacks")]
+        let stacks = stack_queue::StackQueue::new(&clock);
         Self {
             clock,
             timeline: Timeline::new(now),
@@ -123,6 +130,8 @@ impl Core {
             store_hook: StoreHookSlot::default(),
             logs_in_flight: AtomicUsize::new(0),
             log_queue: LogQueue::default(),
+            #[cfg(feature = "stacks")]
+            stacks,
             unreturned: Unreturned::default(),
             ends: Mutex::new(0),
             ended: Condvar::new(),
@@ -254,8 +263,11 @@ impl Core {
 
     /// As [`log`](Self::log), but never after the end of the worker.
     fn log_unless_over(&self, record: &Record, event: &Event) {
-        let stopping = matches!(event.kind, EventKind::Became(Health::Stopping));
-        if !(stopping && record.is_over()) {
+        let of_living = matches!(
+            event.kind,
+            EventKind::Became(Health::Stopping) | EventKind::StackCaptured { .. }
+        );
+        if !(of_living && record.is_over()) {
             self.log(event);
         }
     }

@@ -21,7 +21,8 @@ use crate::cell::{CellKey, CellSnapshot};
 use crate::clock::Moment;
 use crate::health::evidence::Sample;
 use crate::health::{
-    CallSite, Deadline, Death, Ending, Limits, Rate, SourceLocation, StallCause, StopCause, Term,
+    CallSite, Deadline, Death, Ending, Limits, Rate, SourceLocation, StackCapture, StallCause,
+    StopCause, Term,
 };
 use crate::sync::latch::Latch;
 use crate::sync::threads;
@@ -88,6 +89,8 @@ pub(crate) struct Detail {
     pub looks: u32,
     /// If the profile wants it watched.
     pub pace: Option<Box<Pace>>,
+    /// The call stack of the thread in the present episode.
+    pub stack: Option<Box<EpisodeStack>>,
     pub last_death: Option<Arc<Death>>,
     pub restarts: u32,
     pub metadata: Vec<(String, String)>,
@@ -171,6 +174,18 @@ impl Reporters {
     pub(crate) fn any(&self, lives: impl Fn(u32) -> bool) -> bool {
         self.many || self.numbers.iter().any(|number| lives(*number))
     }
+}
+
+/// The call stack that belongs to a conviction.
+#[derive(Clone, Debug)]
+pub(crate) struct EpisodeStack {
+    pub capture: StackCapture,
+    /// The worker's beats at that time: with more beats, it is of an episode that is over.
+    pub beats: u64,
+    /// How often it was tried while the thread ran.
+    pub attempts: u8,
+    /// Another attempt may succeed.
+    pub may_retry: bool,
 }
 
 /// The end of a worker's thread, as found by the pacemaker.
@@ -410,6 +425,7 @@ impl Detail {
             evidence: StallCause::Unknown,
             looks: 0,
             pace: None,
+            stack: None,
             last_death: None,
             restarts: 0,
             metadata: Vec::new(),
@@ -446,6 +462,21 @@ impl Detail {
     pub(crate) fn announce_stop(&mut self) -> Vec<Waker> {
         self.stop_latch.set(());
         self.on_stop.take().collect()
+    }
+
+    /// Identifies what [`stack_capture`](Self::stack_capture) returns, unless that is pending.
+    pub(crate) fn stack_number(&self) -> Option<(u64, bool)> {
+        let stack = self.stack.as_ref()?;
+        match stack.capture {
+            StackCapture::Pending => None,
+            StackCapture::Taken(_) => Some((stack.beats, true)),
+            StackCapture::Missing(_) => Some((stack.beats, false)),
+        }
+    }
+
+    /// The call stack of the present episode, or why there is none.
+    pub(crate) fn stack_capture(&self) -> Option<StackCapture> {
+        self.stack.as_ref().map(|stack| stack.capture.clone())
     }
 
     /// What the verdict on a living worker needs beyond its cell.

@@ -33,7 +33,7 @@ pub(super) struct TickState {
 type Unlogged = Vec<(Arc<Record>, Event)>;
 
 /// Observes every worker. Returns when to tick again.
-pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
+pub(super) fn tick(core: &Arc<Core>, ticks: &Ticks) -> Moment {
     let mut unlogged = Unlogged::new();
     let mut state = ticks.state.lock();
     let resolution = core.resolution();
@@ -79,6 +79,8 @@ pub(super) fn tick(core: &Core, ticks: &Ticks) -> Moment {
     let next_loss = store_hook.map_or(Moment::NEVER, |hook| hook.lose_expired_leases());
     core.escalations.check_missing(core, observed.now);
     core.act_on_events();
+    #[cfg(feature = "stacks")]
+    core.start_reading_stacks();
     for (record, event) in unlogged {
         // The end of a worker is the last that is logged of it.
         if !record.is_over() {
@@ -227,6 +229,8 @@ fn examine(
         let event = core.publish_alive(&worker.record, key, kind);
         unlogged.extend(event.map(|event| (Arc::clone(&worker.record), event)));
     };
+    #[cfg(feature = "stacks")]
+    let is_convicted = is_conviction(health.state());
     report_episode(
         &mut report,
         &worker,
@@ -242,6 +246,11 @@ fn examine(
         }
         Some(RateChange::Ended(after)) => report(EventKind::Slowed { after }),
         None => {}
+    }
+    // Again while it is stalled: the first attempt may have found the thread running.
+    #[cfg(feature = "stacks")]
+    if is_convicted {
+        core.want_stack(&worker);
     }
     if after == Episode::Well {
         Moment::NEVER
@@ -275,6 +284,7 @@ fn report_episode(
         let mut detail = worker.record.detail();
         let after = observed.now.since(detail.unwell_since);
         detail.evidence = StallCause::Unknown;
+        detail.stack = None;
         detail.marked_offline = false;
         drop(detail);
         worker.go_on_without_thread();

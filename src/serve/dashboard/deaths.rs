@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::Dashboard;
-use crate::health::{Death, DeathCause, Health};
+use crate::health::{CallStack, Death, DeathCause, Health};
 use crate::net::response::RequestError;
 
 /// The longest text, in bytes.
@@ -79,7 +79,11 @@ fn panic_text(death: &Death) -> Option<String> {
     );
     match backtrace {
         Some(backtrace) => {
-            let _ = write!(text, "{backtrace}");
+            let stack = CallStack::from_backtrace(&backtrace.to_string());
+            let _ = match stack.place().filter(|place| place.is_application()) {
+                Some(_) => write!(text, "in {stack}\n\n{stack:#}"),
+                None => write!(text, "{stack:#}"),
+            };
         }
         None => text.0.push_str("the call stack was not captured\n"),
     }

@@ -47,6 +47,8 @@ impl DashboardEvent {
             (EventKind::StoreFailing { .. }, _) => "store failing".to_owned(),
             (EventKind::Refused { .. }, _) => "refused by the store".to_owned(),
             (EventKind::LeaseLost { .. }, _) => "a lease was lost".to_owned(),
+            (EventKind::StackCaptured { .. }, _) => "its call stack was read".to_owned(),
+            (EventKind::TaskFailed { .. }, _) => "a task failed".to_owned(),
             (EventKind::ChildHung { .. }, _) => "a child did not end in time".to_owned(),
             _ => event.to_string(),
         };
@@ -163,6 +165,7 @@ const fn is_convicted(state: State) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::CallStack;
 
     fn row(id: &str, state: State, incarnation: u32) -> WorkerRow {
         WorkerRow {
@@ -181,6 +184,33 @@ mod tests {
             restarts: 0,
             incarnation,
             died: false,
+        }
+    }
+
+    #[test]
+    fn what_hangs_or_fails_is_shown_with_reasons_only() {
+        let stack = CallStack::from_backtrace("0: s3cret::reserve");
+        let kinds = [
+            EventKind::StackCaptured {
+                stack: Arc::new(stack),
+            },
+            EventKind::TaskFailed {
+                run_id: Some("s3cret".into()),
+                task: Some("s3cret".into()),
+                error: "s3cret".into(),
+            },
+        ];
+        for kind in kinds {
+            let event = Event {
+                at: SystemTime::now(),
+                worker: None,
+                kind,
+            };
+            let shown = |shows_reasons| {
+                let event = DashboardEvent::from_registry(event.clone(), shows_reasons);
+                event.fields.to_string().contains("s3cret")
+            };
+            assert!(shown(true) && !shown(false), "{event}");
         }
     }
 

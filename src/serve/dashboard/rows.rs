@@ -195,9 +195,8 @@ impl WorkerRow {
     fn from_stored(worker: &StoredWorker, audience: Audience) -> Self {
         let health = worker.health();
         let private = |text: Option<String>| audience.filter(text).map(cut);
-        // The worker's own reason explains more, but only of the state that it reported.
         let is_reported = worker.ending.is_none() && health.state() == worker.status.state;
-        let reported = worker.status.reason.clone().filter(|_| is_reported);
+        let reported = worker.reason().filter(|_| is_reported);
         Self {
             id: worker.key.id.clone(),
             worker_type: cut(worker.info.worker_type.clone()),

@@ -190,6 +190,7 @@ pub(super) fn check_beat(beat: &mut Beat) -> Result<(), Refusal> {
     cut_some(&mut beat.status.run_id);
     cut_some(&mut beat.status.task);
     cut_some(&mut beat.status.last_location);
+    cut_some(&mut beat.status.stack);
     Ok(())
 }
 

@@ -61,6 +61,8 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     progress_after interval,
     -- Where the worker last reported, as src/jobs.rs:42.
     last_location text,
+    -- The call stack of its thread, a line a call, while it is unwell.
+    stack text,
     CHECK ((status IN ('stopped', 'dead')) = (ended_at IS NOT NULL))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.5);
 
@@ -75,7 +77,8 @@ ALTER TABLE @schema@.worker_heartbeats ADD COLUMN IF NOT EXISTS withdrawn bigint
     ADD COLUMN IF NOT EXISTS last_death_task text,
     ADD COLUMN IF NOT EXISTS task_deadline interval,
     ADD COLUMN IF NOT EXISTS progress_after interval,
-    ADD COLUMN IF NOT EXISTS last_location text;
+    ADD COLUMN IF NOT EXISTS last_location text,
+    ADD COLUMN IF NOT EXISTS stack text;
 DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conname = 'worker_heartbeats_status_check'
             AND c.conrelid = '@schema@.worker_heartbeats'::regclass

@@ -121,7 +121,7 @@ BEGIN
         stale_after = coalesce(v_stale_after, w.stale_after),
         startup_grace = coalesce(v_stale_after, w.startup_grace),
         status = CASE WHEN p_status = 'stopped' THEN w.status ELSE p_status END,
-        reason = NULL,
+        reason = NULL, stack = NULL,
         last_heartbeat_at = greatest(w.last_heartbeat_at, now()),
         last_progress_at = greatest(w.last_progress_at, now()),
         current_run_id = p_current_run_id, current_task = p_current_task,

@@ -182,7 +182,7 @@ BEGIN
                     pid_namespace = excluded.pid_namespace, session_id = excluded.session_id,
                     ended_at = NULL, ended_cause = NULL, ended_detail = NULL, ended_location = NULL,
                     last_status = NULL, metadata = excluded.metadata, withdrawn = NULL,
-                    task_deadline = excluded.task_deadline, progress_after = excluded.progress_after,
+                    stack = NULL, task_deadline = excluded.task_deadline, progress_after = excluded.progress_after,
                     (last_death_at, last_death_cause, last_death_detail, last_death_location,
                         last_death_run_id, last_death_task) = (
                         -- The latest of the row's end, its earlier death and what the process knows.
@@ -280,13 +280,15 @@ $$;
 -- Of versions 1 to 13.
 DROP FUNCTION IF EXISTS @schema@.beat_workers(text[], bigint[], text[], text[], bigint[], bigint[], text[],
     text[], bigint[], bigint[], bigint[], text[], bigint, bigint, bigint, text, bigint);
+
 -- Each worker at most once in a batch. Returns the refused ones.
 CREATE OR REPLACE FUNCTION @schema@.beat_workers(
     p_ids text[], p_incarnations bigint[], p_statuses text[], p_reasons text[],
     p_heartbeat_ages bigint[], p_progress_ages bigint[], p_run_ids text[], p_tasks text[],
     p_done bigint[], p_total bigint[], p_beats bigint[], p_metadata text[], p_locations text[],
     p_session bigint,
-    p_pid bigint, p_process_started bigint, p_boot_id text, p_pid_namespace bigint
+    p_pid bigint, p_process_started bigint, p_boot_id text, p_pid_namespace bigint,
+    p_stacks text[]
 ) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 #variable_conflict use_column
 DECLARE
@@ -312,6 +314,9 @@ BEGIN
             progress_total = b.total,
             beats = b.beats,
             last_location = b.location,
+            -- Without a new one, the one before stays until the worker is well.
+            stack = CASE WHEN b.stack IS NOT NULL THEN nullif(b.stack, '')
+                WHEN NOT @schema@.is_recent(b.status) THEN w.stack END,
             metadata = CASE WHEN b.metadata IS NULL THEN w.metadata
                 ELSE @schema@.merged(w.metadata, b.metadata::jsonb) END,
             lease_expires_at = (SELECT max(l.expires_at) FROM @schema@.leases l
@@ -321,9 +326,10 @@ BEGIN
             session_id = CASE WHEN w.pid = p_pid AND w.process_started = p_process_started
                 AND w.boot_id = p_boot_id AND w.pid_namespace = p_pid_namespace THEN v_session END
         FROM unnest(p_ids, p_incarnations, p_statuses, p_reasons, p_heartbeat_ages, p_progress_ages,
-            p_run_ids, p_tasks, p_done, p_total, p_beats, p_metadata, p_locations) WITH ORDINALITY
+            p_run_ids, p_tasks, p_done, p_total, p_beats, p_metadata, p_locations,
+            p_stacks) WITH ORDINALITY
             AS b (id, incarnation, status, reason, heartbeat_age, progress_age, run_id, task, done,
-                total, beats, metadata, location, ord)
+                total, beats, metadata, location, stack, ord)
         WHERE w.worker_id = b.id AND w.incarnation = b.incarnation AND w.ended_at IS NULL
         RETURNING b.ord
     )

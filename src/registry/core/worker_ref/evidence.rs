@@ -1,11 +1,18 @@
 //! Evidence on a worker's thread.
 
+#[cfg(feature = "stacks")]
+use std::time::Duration;
+
 use super::WorkerRef;
 use crate::cell::{CellSnapshot, Work};
 use crate::clock::Moment;
+#[cfg(feature = "stacks")]
+use crate::health::CallStack;
 use crate::health::StallCause;
 use crate::health::evidence::{self, Sample};
 use crate::registry::core::record::{Detail, ThreadEnded};
+#[cfg(feature = "stacks")]
+use crate::stacks::{self, NoStack};
 use crate::sync::procfs::Presence;
 use crate::sync::threads;
 #[cfg(feature = "stacks")]
@@ -24,10 +31,22 @@ fn working_thread(snapshot: &CellSnapshot, detail: &Detail) -> u32 {
     }
 }
 
+#[cfg(feature = "stacks")]
 impl WorkerRef {
+    /// Reads the call stack of the thread that does the work. Waits for other captures for this long.
+    pub(crate) fn capture_stack(&self, patience: Duration) -> Result<CallStack, NoStack> {
+        let failed = |why: &str| NoStack::Final(why.to_owned());
+        let thread = self.kernel_thread().map_err(failed)?;
+        let stack = stacks::capture(thread.id, patience);
+        // The kernel may have given the id to another thread meanwhile.
+        match thread.look() {
+            Presence::There(_) => stack,
+            Presence::Gone | Presence::Unknown => Err(failed("its thread has ended")),
+        }
+    }
+
     /// The kernel's identity of the thread that does the work. `Err` says why there is none.
-    #[cfg(feature = "stacks")]
-    pub(crate) fn kernel_thread(&self) -> Result<KernelThread, &'static str> {
+    fn kernel_thread(&self) -> Result<KernelThread, &'static str> {
         let snapshot = self.living_snapshot().ok_or("it is over")?;
         match working_thread(&snapshot, &self.record.detail()) {
             0 if snapshot.work.parked => Err("its future waits, and no thread runs it"),
@@ -35,7 +54,9 @@ impl WorkerRef {
             number => threads::kernel_thread(number).ok_or("its thread has ended"),
         }
     }
+}
 
+impl WorkerRef {
     /// Samples the thread of a silent worker; `fresh`: for the first time in its episode. Returns
     /// the number of resolutions after which another sample will say more.
     pub(crate) fn gather_evidence(&self, fresh: bool) -> Option<u32> {

@@ -65,6 +65,7 @@ impl Facts {
                         cause: StallCause::Unknown,
                         last_location: None,
                         future: None,
+                        stack: None,
                         run_id: None,
                         task: None,
                     };
@@ -83,6 +84,7 @@ impl Facts {
                     },
                     last_location: detail.last_location(),
                     future: self.future(limits, now, detail).map(Box::new),
+                    stack: detail.stack_capture(),
                     run_id,
                     task,
                 }

@@ -221,6 +221,7 @@ impl WorkerRef {
             heartbeat_age: heartbeat_at.map(|at| observed.now.since(at)),
         };
         let health = Health::ended(&ended.ending, Duration::ZERO);
+        detail.stack = None;
         detail.ended = Some(ended);
         cell.set_state(Lifecycle { phase, ..life });
         Some(health)
@@ -359,6 +360,7 @@ impl WorkerRef {
         detail.first_sample = None;
         detail.evidence = StallCause::Unknown;
         detail.pace = None;
+        detail.stack = None;
         detail.threads.clear();
         detail.thread_ended = None;
         detail.marked_offline = false;

@@ -19,7 +19,7 @@ function expand(row) {
   row.list = make('dl');
   row.list.append(make('dt', '', 'Details'), make('dd', '', 'loading …'));
   cell.append(row.list);
-  row.stack = null;
+  row.stack = row.hung = null;
   row.el.append(row.panel);
   loadDetails(row);
 }
@@ -63,7 +63,10 @@ function showDetails(row, details) {
   if (details.process) entries.push(['Process', details.process.pid + ' on ' + details.process.hostname]);
   if (details.store) entries.push(['Store', details.store.failures_in_a_row ? 'failing: ' + (details.store.last_error || '') : 'reachable']);
   for (const [name, value] of Object.entries(details.metadata || {})) entries.push([name, value]);
+  const hung = UNHEALTHY.has(row.state) && details.stack ? details.stack.split('\n') : [];
+  if (hung.length === 1) entries.push(['Call stack', hung[0].replace('no call stack: ', 'none: ')]);
   fillList(row, entries);
+  showHung(row, hung.length > 1 ? hung : []);
   const panicked = text => (text || '').startsWith('panicked');
   const own = row.state === 'dead' && panicked(health.reason), before = death && panicked(death.reason);
   // Each death has its own call stack: a new death replaces it.
@@ -87,6 +90,28 @@ function fillList(row, entries) {
     dd.append(make('bdi', '', value));
     return [dt, dd];
   }));
+}
+// The call stack of an unwell worker, folded: the calls of the application, then all of them.
+function showHung(row, lines) {
+  const text = lines.join('\n');
+  if (row.hung && row.hung.dataset.text === text) return;
+  if (row.hung) row.hung.remove();
+  row.hung = null;
+  if (!text) return;
+  const own = lines.filter(line => line.startsWith('>')).map(line => line.replace(/^>\s*\d+: /, ''));
+  const fold = make('details', 'stack');
+  fold.dataset.text = text;
+  fold.append(make('summary', '', own.length ? 'Hangs at ' + own[0] : 'Call stack'));
+  const all = make('details', 'stack'), calls = make('pre', '', text);
+  calls.tabIndex = 0;
+  all.append(make('summary', '', 'All calls'), calls);
+  if (own.length) {
+    const short = make('pre', '', own.join('\ncalled from '));
+    short.tabIndex = 0;
+    fold.append(short, all);
+  } else fold.append(calls);
+  row.hung = fold;
+  row.list.after(fold);
 }
 // A folded call stack. It is requested when it is unfolded, because resolving it takes a while.
 function callStack(params) {
