@@ -30,6 +30,8 @@ const MOST_WAITING: usize = 64;
 const MOST_KEPT: usize = 256;
 /// How often a thread that is running is tried again in an episode.
 const MOST_ATTEMPTS: u8 = 3;
+/// How long a capture waits for one on request.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the end of a registry waits for a capture that takes long.
 const JOIN_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -106,10 +108,10 @@ impl Core {
     /// Starts the thread, if it is needed, and gives up what takes too long.
     pub(in crate::registry) fn start_reading_stacks(self: &Arc<Self>) {
         let mut queue = self.stacks.queue.lock();
-        let hangs = queue
-            .reading
-            .take_if(|(_, since)| since.elapsed() > stacks::LONGEST);
-        if let Some((conviction, _)) = hangs {
+        let reading = queue.reading.as_ref();
+        let hangs = reading.filter(|(_, since)| since.elapsed() > stacks::LONGEST);
+        if let Some(conviction) = hangs.map(|(conviction, _)| conviction.clone()) {
+            // As long as it hangs, the others have to do without.
             let waiting = std::mem::take(&mut queue.waiting);
             drop(queue);
             let why = format!("it was not read within {} s", stacks::LONGEST.as_secs());
@@ -169,7 +171,7 @@ impl Core {
             drop(catch(|| {
                 // Otherwise the episode is over.
                 if conviction.lasts() {
-                    let outcome = conviction.worker.capture_stack(stacks::LONGEST);
+                    let outcome = conviction.worker.capture_stack(PATIENCE);
                     self.settle_stack(&conviction, outcome);
                 }
             }));
@@ -196,8 +198,11 @@ impl Core {
         let Some(episode) = &mut detail.stack else {
             return;
         };
-        if episode.beats != conviction.beats || episode.capture != StackCapture::Pending {
-            // Another episode, or it was given up meanwhile.
+        if worker.record.cell_key() != conviction.key
+            || episode.beats != conviction.beats
+            || episode.capture != StackCapture::Pending
+        {
+            // Another life or episode, or it was given up meanwhile.
             return;
         }
         if !lasts {
@@ -286,12 +291,48 @@ impl Conviction {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::{MockClock, Registry, WorkerHeartbeat};
 
     fn stack(why: usize) -> CallStack {
         CallStack {
             frames: Vec::new(),
             cut: Some(why.to_string()),
         }
+    }
+
+    #[test]
+    fn while_a_capture_hangs_the_workers_say_so() {
+        // Its pacemaker never ticks.
+        let registry = Registry::with_clock(MockClock::new().clock());
+        let core = &registry.inner.core;
+        core.read_stacks_of_convicted(true);
+        let workers = ["hangs", "waits"].map(|id| {
+            let builder = WorkerHeartbeat::builder("mailer").id(id);
+            builder.registry(&registry).start().unwrap()
+        });
+        let [hangs, waits] = ["hangs", "waits"].map(|id| {
+            let mut refs = core.worker_refs().into_iter();
+            refs.find(|worker| worker.record.id() == id).unwrap()
+        });
+        // As if a thread read the first one.
+        core.stacks.queue.lock().running = true;
+        core.want_stack(&hangs);
+        let long_ago = Instant::now().checked_sub(2 * stacks::LONGEST).unwrap();
+        let conviction = core.stacks.queue.lock().waiting.pop_front().unwrap();
+        core.stacks.queue.lock().reading = Some((conviction.clone(), long_ago));
+        let capture = |worker: &WorkerRef| worker.record.detail().stack_capture().unwrap();
+        for _ in 0..2 {
+            core.want_stack(&waits);
+            assert_eq!(capture(&waits), StackCapture::Pending);
+            core.start_reading_stacks();
+            let missing = |why: &str| StackCapture::Missing(why.to_owned());
+            assert_eq!(capture(&hangs), missing("it was not read within 10 s"));
+            assert_eq!(capture(&waits), missing("an earlier capture hangs"));
+        }
+        // What comes late is not believed.
+        core.settle_stack(&conviction, Ok(stack(0)));
+        assert!(capture(&hangs).call_stack().is_none());
+        drop(workers);
     }
 
     #[test]
