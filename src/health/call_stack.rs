@@ -81,6 +81,13 @@ pub struct StackFrame {
     pub offset: u64,
 }
 
+/// Whether a source file or its directory belongs to the standard library or to a crate that Cargo has
+/// downloaded.
+pub(crate) fn is_foreign(path: &str) -> bool {
+    let parts = ["/rustc/", "/registry/src/", "/git/checkouts/"];
+    parts.iter().any(|part| path.contains(part))
+}
+
 /// The call stack of a worker's thread, as it was read when the worker was convicted, or why there is
 /// none.
 ///
@@ -238,11 +245,7 @@ impl StackFrame {
         let name = function.trim_start_matches(['<', '&', '*', '(']);
         let name = name.strip_prefix("dyn ").unwrap_or(name);
         let first = name.split("::").next().unwrap_or_default();
-        let is_foreign_file = self.file.as_ref().is_some_and(|file| {
-            ["/rustc/", "/.cargo/registry/", "/.cargo/git/"]
-                .iter()
-                .any(|part| file.contains(part))
-        });
+        let is_foreign_file = self.file.as_deref().is_some_and(is_foreign);
         // Functions of C have no path.
         name.contains("::") && !is_shared_library && !is_foreign_file && !LIBRARIES.contains(&first)
     }
@@ -331,7 +334,7 @@ mod tests {
                 frame("<&std::sync::Mutex<T> as shop::Lock>::lock", "", program),
                 frame(
                     "redis::connect",
-                    "/home/a/.cargo/registry/src/x/redis/lib.rs",
+                    "/usr/local/cargo/registry/src/x/redis/lib.rs",
                     program,
                 ),
                 frame("shop::stock::reserve", "src/stock.rs", program),

@@ -22,6 +22,8 @@ mod sweep;
 mod verdict;
 
 pub(crate) use call_stack::LONGEST_TEXT;
+#[cfg(all(feature = "stacks", target_os = "linux", target_arch = "x86_64"))]
+pub(crate) use call_stack::is_foreign;
 pub use call_stack::{CallStack, StackCapture, StackFrame};
 pub use ending::{Death, DeathCause, Ending, StopCause};
 pub use exit::Exit;

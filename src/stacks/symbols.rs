@@ -205,6 +205,8 @@ impl ObjectFile {
             let unit = context.find_dwarf_and_unit(*address).skip_all_loads();
             let directory = unit.and_then(|unit| unit.comp_dir);
             let directory = directory.map(|directory| directory.to_string_lossy());
+            // Those of other crates stay absolute, by which they are known.
+            let directory = directory.filter(|directory| !crate::health::is_foreign(directory));
             while let Ok(Some(frame)) = frames.next() {
                 let name = frame.function.as_ref();
                 let Some(name) = name.and_then(|name| Some(name.raw_name().ok()?.into_owned()))

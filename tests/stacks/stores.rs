@@ -13,11 +13,13 @@ use worker_heartbeat::{
 
 use crate::verdicts::{LONG, SOON, Shop};
 
+type Sent = (State, Option<String>);
+
 /// A store that keeps the states and stacks of all heartbeats.
 #[derive(Clone, Debug, Default)]
 struct Recording {
     store: MemoryStore,
-    beats: Arc<Mutex<Vec<(State, Option<String>)>>>,
+    beats: Arc<Mutex<Vec<Sent>>>,
 }
 
 impl HeartbeatStore for Recording {
@@ -84,9 +86,8 @@ fn a_store_gets_the_stack_once_an_episode_and_keeps_it_until_the_worker_is_well(
         let before = store.beats.lock().unwrap().len();
         wait_for(|| (store.beats.lock().unwrap().len() > before + 3).then_some(()));
         assert_eq!(row().unwrap().call_stack(), Some(stack));
-        let with_stack = |(_, stack): &&(State, Option<String>)| {
-            stack.as_ref().is_some_and(|stack| stack.contains('>'))
-        };
+        let with_stack =
+            |(_, stack): &&Sent| stack.as_ref().is_some_and(|stack| stack.contains('>'));
         let sent = store
             .beats
             .lock()
