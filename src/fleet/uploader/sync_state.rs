@@ -114,7 +114,7 @@ pub(super) struct Busy {
 pub(super) struct SentState {
     pub state: State,
     pub task: u32,
-    /// Which call stack the store has: the beats of its episode, and whether it could be read.
+    /// Which call stack the store has: its number, and whether it could be read.
     pub stack: Option<(u64, bool)>,
     pub at: Moment,
 }

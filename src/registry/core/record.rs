@@ -180,8 +180,8 @@ impl Reporters {
 #[derive(Clone, Debug)]
 pub(crate) struct EpisodeStack {
     pub capture: StackCapture,
-    /// The worker's beats at that time: with more beats, it is of an episode that is over.
-    pub beats: u64,
+    /// Identifies it.
+    pub number: u64,
     /// How often it was tried while the thread ran.
     pub attempts: u8,
     /// Another attempt may succeed.
@@ -469,8 +469,8 @@ impl Detail {
         let stack = self.stack.as_ref()?;
         match stack.capture {
             StackCapture::Pending => None,
-            StackCapture::Taken(_) => Some((stack.beats, true)),
-            StackCapture::Missing(_) => Some((stack.beats, false)),
+            StackCapture::Taken(_) => Some((stack.number, true)),
+            StackCapture::Missing(_) => Some((stack.number, false)),
         }
     }
 

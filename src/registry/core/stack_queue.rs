@@ -60,7 +60,10 @@ struct Queue {
 struct Conviction {
     worker: WorkerRef,
     key: CellKey,
-    beats: u64,
+    /// See [`EpisodeStack`].
+    number: u64,
+    /// Of a silent worker: with more beats, the episode is over.
+    beats: Option<u64>,
 }
 
 impl Core {
@@ -70,8 +73,8 @@ impl Core {
     }
 
     /// Notes that the call stack of this worker, which was convicted, is to be read. Once an episode,
-    /// except where another attempt may succeed.
-    pub(in crate::registry) fn want_stack(&self, worker: &WorkerRef) {
+    /// except where another attempt may succeed. `beats_on`: the worker is not silent.
+    pub(in crate::registry) fn want_stack(&self, worker: &WorkerRef, beats_on: bool) {
         if self.stacks.off.load(Ordering::Relaxed) {
             return;
         }
@@ -80,15 +83,16 @@ impl Core {
             return;
         };
         let of_episode = detail.stack.as_ref();
-        let of_episode = of_episode.filter(|stack| stack.beats == snapshot.beats);
         if of_episode.is_some_and(|stack| !stack.may_retry) {
             return;
         }
         let attempts = of_episode.map_or(0, |stack| stack.attempts);
+        let number = detail.new_number();
         let conviction = Conviction {
             worker: worker.clone(),
             key: worker.record.cell_key(),
-            beats: snapshot.beats,
+            number,
+            beats: (!beats_on).then_some(snapshot.beats),
         };
         let is_waiting = self.stacks.wait(conviction);
         detail.stack = Some(Box::new(EpisodeStack {
@@ -99,7 +103,7 @@ impl Core {
                     "too many workers were convicted at once, and {MOST_WAITING} stacks are read"
                 ))
             },
-            beats: snapshot.beats,
+            number,
             attempts,
             may_retry: !is_waiting,
         }));
@@ -198,10 +202,7 @@ impl Core {
         let Some(episode) = &mut detail.stack else {
             return;
         };
-        if worker.record.cell_key() != conviction.key
-            || episode.beats != conviction.beats
-            || episode.capture != StackCapture::Pending
-        {
+        if episode.number != conviction.number || episode.capture != StackCapture::Pending {
             // Another life or episode, or it was given up meanwhile.
             return;
         }
@@ -284,7 +285,8 @@ impl Conviction {
         let record = &self.worker.record;
         let snapshot = self.worker.living_snapshot();
         record.cell_key() == self.key
-            && snapshot.is_some_and(|snapshot| snapshot.beats == self.beats)
+            && snapshot
+                .is_some_and(|snapshot| self.beats.is_none_or(|beats| beats == snapshot.beats))
     }
 }
 
@@ -316,13 +318,13 @@ mod tests {
         });
         // As if a thread read the first one.
         core.stacks.queue.lock().running = true;
-        core.want_stack(&hangs);
+        core.want_stack(&hangs, false);
         let long_ago = Instant::now().checked_sub(2 * stacks::LONGEST).unwrap();
         let conviction = core.stacks.queue.lock().waiting.pop_front().unwrap();
         core.stacks.queue.lock().reading = Some((conviction.clone(), long_ago));
         let capture = |worker: &WorkerRef| worker.record.detail().stack_capture().unwrap();
         for _ in 0..2 {
-            core.want_stack(&waits);
+            core.want_stack(&waits, false);
             assert_eq!(capture(&waits), StackCapture::Pending);
             core.start_reading_stacks();
             let missing = |why: &str| StackCapture::Missing(why.to_owned());

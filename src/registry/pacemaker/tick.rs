@@ -231,6 +231,8 @@ fn examine(
     };
     #[cfg(feature = "stacks")]
     let is_convicted = is_conviction(health.state());
+    #[cfg(feature = "stacks")]
+    let beats_on = health.state() == State::Overdue || is_standstill(&health);
     report_episode(
         &mut report,
         &worker,
@@ -250,7 +252,7 @@ fn examine(
     // Again while it is stalled: the first attempt may have found the thread running.
     #[cfg(feature = "stacks")]
     if is_convicted {
-        core.want_stack(&worker);
+        core.want_stack(&worker, beats_on);
     }
     if after == Episode::Well {
         Moment::NEVER
