@@ -280,7 +280,13 @@ fn report_episode(
     let limits = &worker.record.profile.limits();
     if is_conviction(health.state()) {
         let since = signs.lasts_since(health.state(), limits, observed.now);
-        worker.record.detail().unwell_since = since;
+        let mut detail = worker.record.detail();
+        if was_convicted.is_some() && detail.unwell_since != since {
+            // What it did before it went from one fault to another.
+            detail.stack = None;
+        }
+        detail.unwell_since = since;
+        drop(detail);
         report(EventKind::Became(health));
     } else if let Some(from) = was_convicted {
         let mut detail = worker.record.detail();

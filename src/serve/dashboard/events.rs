@@ -206,11 +206,11 @@ mod tests {
                 worker: None,
                 kind,
             };
-            let shown = |shows_reasons| {
-                let event = DashboardEvent::from_registry(event.clone(), shows_reasons);
+            let shown = |audience| {
+                let event = DashboardEvent::from_registry(event.clone(), audience);
                 event.fields.to_string().contains("s3cret")
             };
-            assert!(shown(true) && !shown(false), "{event}");
+            assert!(shown(Audience::Full) && !shown(Audience::Public), "{event}");
         }
     }
 
