@@ -141,11 +141,6 @@ enum ClockSource {
 }
 
 impl Clock {
-    #[cfg(feature = "stacks")]
-    pub(crate) const fn is_mock(&self) -> bool {
-        matches!(self.source, ClockSource::Mock(_))
-    }
-
     /// The system's monotonic clock, starting at zero now.
     #[must_use]
     pub fn system() -> Self {
