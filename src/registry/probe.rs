@@ -360,7 +360,7 @@ impl Snapshot {
         };
         let task = detail.and_then(|detail| detail.tasks.current());
         let at_task = run_id.is_some() || task_text.is_some();
-        let health = facts.judge(&profile.limits, observed.now, detail);
+        let health = facts.judge(&profile.limits(), observed.now, detail);
         let heartbeat_age = facts.heartbeat_at().map(|at| observed.now.since(at));
         Self {
             id: worker.record.id().to_owned(),
@@ -378,7 +378,6 @@ impl Snapshot {
                 Facts::Over { .. } if !worker.is_current() => None,
                 _ => worker.record.last_location(detail),
             },
-            health: facts.judge(&profile.limits(), observed.now, detail),
             future: detail
                 .filter(|_| worker.is_current())
                 .and_then(|detail| facts.future(&profile.limits(), observed.now, detail)),
