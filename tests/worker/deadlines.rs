@@ -204,6 +204,19 @@ fn an_outer_task_is_dated_although_it_was_never_observed_as_the_innermost() {
 }
 
 #[test]
+fn an_outer_guard_that_is_dropped_first_does_not_restart_the_time_of_the_inner_one() {
+    let world = World::new();
+    let hb = limited(&world, MINUTE);
+    let outer = hb.begin_task("outer", "");
+    let _inner = hb.begin_task("inner", "");
+    world.seconds(61);
+    assert_eq!(state(&hb), State::Overdue);
+    drop(outer);
+    assert_eq!(state(&hb), State::Overdue);
+    assert_eq!(hb.snapshot().task_age, Some(61 * SECOND));
+}
+
+#[test]
 fn a_deadline_can_be_extended_lifted_and_used_up_at_once() {
     let world = World::new();
     let hb = limited(&world, MINUTE);

@@ -26,6 +26,7 @@ struct Charged {
 struct Model {
     stale_after: Duration,
     stall_after: Option<Duration>,
+    task_deadline: Option<Duration>,
     grace: Duration,
     beats_only: bool,
     silent: Charged,
@@ -49,6 +50,7 @@ struct Open {
     run: String,
     activity: Activity,
     progress: Option<(u64, u64)>,
+    age: Charged,
 }
 
 impl Model {
@@ -57,7 +59,7 @@ impl Model {
         match self.tasks.last_mut().filter(|_| !ended) {
             Some(task) => {
                 if task.run != run {
-                    task.progress = None;
+                    (task.progress, task.age) = (None, Charged::default());
                 }
                 (task.run, task.activity) = (run, activity);
             }
@@ -73,6 +75,7 @@ impl Model {
                 run,
                 activity,
                 progress: None,
+                age: Charged::default(),
             });
         }
     }
@@ -83,7 +86,7 @@ impl Model {
         let goes_on = before.filter(|task| task.run == run);
         self.open(Some(guard), run, Activity::Processing);
         if let (Some(before), Some(task)) = (goes_on, self.tasks.last_mut()) {
-            task.progress = before.progress;
+            (task.progress, task.age) = (before.progress, before.age);
         }
         self.be(Activity::Processing);
     }
@@ -126,8 +129,34 @@ impl Model {
     }
 
     fn pass(&mut self, least: Duration, most: Duration) {
-        self.silent.least += least;
-        self.silent.most += most;
+        let ages = self.tasks.iter_mut().map(|task| &mut task.age);
+        for charged in ages.chain([&mut self.silent]) {
+            charged.least += least;
+            charged.most += most;
+        }
+    }
+
+    /// Which states may be reported of a worker that is not silent for too long: this one, unless one of
+    /// its tasks takes too long.
+    fn before_silence(&self, before: State, slack: Duration) -> Vec<State> {
+        let deadline = self
+            .task_deadline
+            .filter(|_| self.activity != Activity::Idle);
+        let Some(deadline) = deadline else {
+            return vec![before];
+        };
+        let mut allowed = Vec::new();
+        if self
+            .tasks
+            .iter()
+            .all(|task| task.age.least <= deadline + slack)
+        {
+            allowed.push(before);
+        }
+        if self.tasks.iter().any(|task| task.age.most > deadline) {
+            allowed.push(State::Overdue);
+        }
+        allowed
     }
 
     /// Which states may be reported. `slack`: how late a conviction may be.
@@ -150,7 +179,7 @@ impl Model {
             (well, State::Stalled, self.stall_after)
         };
         let Some(limit) = limit else {
-            return vec![before];
+            return self.before_silence(before, slack);
         };
         let limit = if self.beaten {
             limit.max(self.silence.unwrap_or_default())
@@ -159,7 +188,7 @@ impl Model {
         };
         let mut allowed = Vec::new();
         if self.silent.least <= limit + slack {
-            allowed.push(before);
+            allowed.extend(self.before_silence(before, slack));
         }
         if self.silent.most > limit {
             allowed.push(after);
@@ -251,6 +280,7 @@ fn build(world: &World, who: usize, kind: u8, incarnation: u32) -> (WorkerHeartb
     let model = Model {
         stale_after: SECOND * [90, 30, 7][kind as usize % 3],
         stall_after: [None, Some(SECOND * 40), Some(SECOND * 5)][kind as usize / 3 % 3],
+        task_deadline: [None, Some(SECOND * 50)][kind as usize / 72 % 2],
         grace: SECOND * [60, 20][kind as usize / 9 % 2],
         beats_only: kind / 18 % 2 == 1,
         silent: Charged::default(),
@@ -270,6 +300,9 @@ fn build(world: &World, who: usize, kind: u8, incarnation: u32) -> (WorkerHeartb
         .stale_after(model.stale_after)
         .startup_grace(model.grace)
         .group(model.group);
+    if let Some(task_deadline) = model.task_deadline {
+        builder = builder.task_deadline(task_deadline);
+    }
     if model.beats_only {
         // One limit at a time: unit tests check which of two is reported first.
         builder = builder.beats_only();
@@ -314,6 +347,7 @@ impl Puppet {
         let model = Model {
             stale_after: SECOND * 90,
             stall_after: None,
+            task_deadline: None,
             grace: SECOND * 90,
             beats_only: false,
             silent: Charged::default(),
@@ -607,6 +641,10 @@ proptest! {
                 let count = states.iter().filter(|(_, read)| *read == state).count();
                 prop_assert_eq!(summary.states.get(state), count, "{}", state);
             }
+            prop_assert_eq!(
+                summary.overdue_workers.len(),
+                states.iter().filter(|(_, state)| *state == State::Overdue).count()
+            );
             prop_assert_eq!(
                 summary.dead_workers.len(),
                 states.iter().filter(|(_, state)| state.is_offline()).count()

@@ -114,6 +114,8 @@ impl Tasks {
         let Some(place) = self.place_of(number) else {
             return AfterTask::Unchanged;
         };
+        // If an outer task ends first, the cell will hold the time of that.
+        self.keep_seen_at(seen_at);
         let innermost = place + 1 == self.open;
         let ended = self.frames.get(place);
         let began = ended.and_then(|task| task.seen_at.or(seen_at));
