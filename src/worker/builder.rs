@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn bad_durations_are_refused_by_name() {
-        let (zero, second) = (Duration::ZERO, Duration::from_secs(1));
+        let zero = Duration::ZERO;
         for (builder, field) in [
             (worker().interval(zero), "interval"),
             (worker().interval(Duration::MAX), "interval"),
