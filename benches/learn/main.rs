@@ -17,8 +17,8 @@ use beatwise::{LearnedTiming, LearningModel, Monitor, TaskConfig, Timing, Timing
 use models::{Model, beatwise_models, others, ours};
 use traces::{Dice, TRACES, Trace};
 
-const DAYS: f64 = 10.0;
-const SEEDS: u64 = 10;
+const DAYS: f64 = 2.0;
+const SEEDS: u64 = 3;
 /// The first hour is for learning: no hang is assumed in it. False convictions count from the start.
 const WARM_UP: f64 = 3_600.0;
 
