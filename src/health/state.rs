@@ -151,6 +151,7 @@ impl State {
 
     /// The state with this name, as another program reports it. A newer one may know states that this
     /// one does not: none of them is well, and none of them is offline.
+    #[cfg(any(feature = "serde", feature = "sqlite", feature = "postgres"))]
     pub(crate) fn reported(name: &str) -> Self {
         Self::from_name(name).unwrap_or(Self::Unobserved)
     }
