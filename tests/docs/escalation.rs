@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use crate::support::examples::{Ended, Example, run};
 use crate::support::folder::Folder;
 
-const EXAMPLE: &str = "16_escalation";
+const EXAMPLE: &str = "18_escalation";
 
 /// Plays a scene that escalates. Checks its status and that all was in order.
 #[track_caller]
@@ -49,7 +49,7 @@ fn a_dead_worker_of_a_type_and_missing_workers_end_their_process() {
 fn a_panic_that_ends_its_thread_ends_the_process() {
     let ended = escalates("panic", "thread ThreadId(");
     ended.assert_prints(&[
-        ") panicked at examples/16_escalation.rs:",
+        ") panicked at examples/18_escalation.rs:",
         ": index out of bounds",
     ]);
 }

@@ -36,7 +36,11 @@ fn examples() -> BTreeMap<String, PathBuf> {
 
 #[test]
 fn every_example_names_its_command_and_has_a_test() {
-    let tests = concat!(include_str!("examples.rs"), include_str!("pages.rs"));
+    let tests = concat!(
+        include_str!("examples.rs"),
+        include_str!("pages.rs"),
+        include_str!("escalation.rs")
+    );
     for (name, source) in examples() {
         let source = fs::read_to_string(source).unwrap();
         assert!(
@@ -488,14 +492,14 @@ fn mock_clock_takes_hours_in_an_instant() {
 
 #[test]
 fn a_limit_is_learned_and_a_loop_that_fails_at_once_is_racing() {
-    let ended = run("16_learned_limits", &[]);
+    let ended = run("19_learned_limits", &[]);
     ended.assert_success();
     ended.assert_prints(&[
         "Before: learning: 0 silences, 1 min allowed",
         "After a thousand pages: usually 1 s, allowed ",
         "stalled: no progress for ",
         "recovered from stalled after 30 s",
-        "The next worker: usually 1 s, allowed ",
+        "The next worker: usually 992 ms, allowed ",
         "At a new pace: usually 1 s, allowed 1 min",
         "worker indexer-2: racing: ",
         ", at most 100 in 1 s allowed",

@@ -64,7 +64,8 @@ fn lasting(text: &str) -> String {
         let mut line = line.to_owned();
         for (before, after) in [
             ("no progress for ", ", "),
-            ("blocked in ", ", "),
+            // With the feature `stacks` comes where it hangs, too.
+            ("blocked in ", ", last seen"),
             ("during run-", " "),
         ] {
             line = without(&line, before, after);

@@ -161,7 +161,8 @@ mod tests {
 
     use super::*;
 
-    #[track_caller]
+    const LINE: &Location = Location::caller();
+
     fn key(worker_type: &str, stale_after: u64) -> ProfileKey {
         ProfileKey {
             worker_type: worker_type.into(),
@@ -169,7 +170,7 @@ mod tests {
             thresholds: Thresholds::new(Duration::from_secs(stale_after)),
             pace: PaceSpec::default(),
             interval: Duration::from_secs(30),
-            site: Location::caller(),
+            site: LINE,
             drain_within: None,
         }
     }

@@ -1,12 +1,12 @@
 //! What happens to a worker ends the process in good order, with status 1 and the reason.
 //!
 //! ```text
-//! cargo run --example 16_escalation -- stall
-//! cargo run --example 16_escalation -- give-up
-//! cargo run --example 16_escalation -- die
-//! cargo run --example 16_escalation -- panic
-//! cargo run --example 16_escalation -- miss
-//! cargo run --example 16_escalation -- well /tmp/drain /dev/termination-log
+//! cargo run --example 18_escalation -- stall
+//! cargo run --example 18_escalation -- give-up
+//! cargo run --example 18_escalation -- die
+//! cargo run --example 18_escalation -- panic
+//! cargo run --example 18_escalation -- miss
+//! cargo run --example 18_escalation -- well /tmp/drain /dev/termination-log
 //! ```
 //!
 //! `well` works until Ctrl-C. With a first file, it also ends when that file is touched, as a

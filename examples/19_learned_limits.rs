@@ -2,7 +2,7 @@
 //! at once.
 //!
 //! ```text
-//! cargo run --example 16_learned_limits
+//! cargo run --example 19_learned_limits
 //! ```
 
 use std::time::Duration;
