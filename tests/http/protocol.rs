@@ -154,7 +154,8 @@ const REGISTRATIONS: &str = concat!(
 const BEATS: &str = concat!(
     r#"{"version":1,"items":[{"id":"a","incarnation":1,"state":"processing","reason":"because","#,
     r#""heartbeat_age_s":2.0,"progress_age_s":20.0,"run_id":"run-1","task":"Researching","#,
-    r#""progress":[3,10],"beats":1099511627776,"metadata":{"version":"1.4.2","a":"\""}},"#,
+    r#""progress":[3,10],"beats":1099511627776,"metadata":{"version":"1.4.2","a":"\""},"#,
+    r#""stack":">   0: shop::stock::reserve (src/stock.rs:88)"},"#,
     r#"{"id":"b","incarnation":2,"state":"never_started","reason":null,"heartbeat_age_s":0.0,"#,
     r#""progress_age_s":0.0,"run_id":null,"task":null,"progress":null,"beats":0,"metadata":{}}]}"#,
 );

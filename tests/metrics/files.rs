@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use worker_heartbeat::fleet::{Beat, HeartbeatStore, Registration};
+#[cfg(feature = "http")]
+use worker_heartbeat::{Coordinator, HealthEndpoint};
 use worker_heartbeat::{FleetConfig, MemoryStore, Metrics, State, Sweeper};
 
 use crate::scrape::{Scrape, promtool};
@@ -38,6 +40,16 @@ fn everything() -> String {
         .fleet(store)
         .sweeper(&sweeper)
         .text()
+}
+
+/// The text of a scrape of an endpoint that serves a coordinator.
+#[cfg(feature = "http")]
+fn of_an_endpoint() -> String {
+    let server = HealthEndpoint::new(&World::new().registry)
+        .coordinator(Coordinator::new(MemoryStore::new()))
+        .serve("127.0.0.1:0")
+        .unwrap();
+    crate::http::get(server.local_addr(), "").body
 }
 
 fn read(path: &str) -> String {
@@ -84,7 +96,9 @@ fn every_alert_is_tested() {
 
 #[test]
 fn what_the_files_mention_is_exported_and_what_is_exported_is_documented() {
-    let exported = Scrape::read(&everything()).names();
+    let mut exported = Scrape::read(&everything()).names();
+    #[cfg(feature = "http")]
+    exported.extend(Scrape::read(&of_an_endpoint()).names());
     for path in [
         "examples/prometheus/alerts.yml",
         "examples/prometheus/alerts_test.yml",

@@ -11,7 +11,7 @@ use crate::support::coordinator::{Reply, exchange};
 use crate::support::store::TestStore;
 use crate::support::{SECOND, World};
 
-fn get(address: SocketAddr, accept: &str) -> Reply {
+pub fn get(address: SocketAddr, accept: &str) -> Reply {
     let request = format!("GET /metrics HTTP/1.1\r\nhost: x\r\n{accept}connection: close\r\n\r\n");
     exchange(address, request.as_bytes()).unwrap()
 }

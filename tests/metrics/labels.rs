@@ -13,7 +13,7 @@ fn hostile_names_are_escaped_and_cut() {
     let hostile = "a\"b\\c{d=\"e\"} 1";
     let longest = "ä".repeat(100);
     let named = |worker_type: &str| world.worker(worker_type).id(worker_type).start().unwrap();
-    let workers = [hostile, &longest, "{}", "\\", "\"", "\u{2028}", "#"].map(named);
+    let workers = [hostile, &longest, "{}", "\\", "\"", "→", "#"].map(named);
     workers.iter().for_each(|hb| hb.beat());
     world.registry.expect_workers("line\nbreak\r", 1);
     // Both names are equal when they are cut.
