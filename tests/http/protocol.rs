@@ -221,6 +221,8 @@ const WORKERS: [&str; 2] = [
 fn workers() -> Vec<StoredWorker> {
     let mut living = StoredWorker::new(key("a", 1), full_info());
     living.status = full_status();
+    // Only a worker that is unwell shows where it hung.
+    living.status.stack = None;
     living.registered_age = 100 * SECOND;
     living.heartbeat_age = Some(2 * SECOND);
     living.progress_age = Some(20 * SECOND);
