@@ -143,14 +143,24 @@ impl CallStack {
     /// runtime. The innermost call of all if there is none.
     #[must_use]
     pub fn place(&self) -> Option<&StackFrame> {
-        let own = self.frames.iter().find(|frame| frame.is_application());
-        own.or(self.frames.first())
+        self.own().next().or(self.frames.first())
     }
 
     /// The call of the application that led to its innermost one.
     fn caller(&self) -> Option<&StackFrame> {
+        self.own().nth(1)
+    }
+
+    fn own(&self) -> impl Iterator<Item = &StackFrame> {
+        let has_files = self.has_files();
+        let frames = self.frames.iter();
+        frames.filter(move |frame| frame.is_own(has_files))
+    }
+
+    /// Whether the files of the application's calls are known.
+    fn has_files(&self) -> bool {
         let mut own = self.frames.iter().filter(|frame| frame.is_application());
-        own.nth(1)
+        own.any(|frame| frame.file.is_some())
     }
 
     /// The calls in the text of a [`Backtrace`](std::backtrace::Backtrace).
@@ -193,8 +203,9 @@ impl CallStack {
     /// The alternate form in at most this many bytes: outer calls are left out.
     pub(crate) fn text(&self, most: usize) -> String {
         let mut text = String::new();
+        let has_files = self.has_files();
         for (n, frame) in self.frames.iter().enumerate() {
-            let line = Line(n, frame).to_string();
+            let line = Line(n, frame, frame.is_own(has_files)).to_string();
             // With room for the last line.
             if text.len() + line.len() + 100 > most {
                 let left = self.frames.len() - n;
@@ -212,13 +223,13 @@ impl CallStack {
     }
 }
 
-/// A call in the alternate form, by its number.
-struct Line<'a>(usize, &'a StackFrame);
+/// A call in the alternate form, by its number; and whether it is the application's.
+struct Line<'a>(usize, &'a StackFrame, bool);
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(n, frame) = self;
-        let mark = if frame.is_application() { '>' } else { ' ' };
+        let Self(n, frame, is_own) = self;
+        let mark = if *is_own { '>' } else { ' ' };
         let inlined = if frame.is_inlined { " [inlined]" } else { "" };
         write!(f, "{mark}{n:4}: {frame}{inlined}")
     }
@@ -248,6 +259,12 @@ impl StackFrame {
         let is_foreign_file = self.file.as_deref().is_some_and(is_foreign);
         // Functions of C have no path.
         name.contains("::") && !is_shared_library && !is_foreign_file && !LIBRARIES.contains(&first)
+    }
+
+    /// Where the files of the application's calls are known, one without a file is of another crate,
+    /// which was compiled without lines.
+    fn is_own(&self, has_files: bool) -> bool {
+        self.is_application() && (self.file.is_some() || !has_files)
     }
 }
 
@@ -283,8 +300,9 @@ impl fmt::Display for StackFrame {
 impl fmt::Display for CallStack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if f.alternate() {
+            let has_files = self.has_files();
             for (n, frame) in self.frames.iter().enumerate() {
-                writeln!(f, "{}", Line(n, frame))?;
+                writeln!(f, "{}", Line(n, frame, frame.is_own(has_files)))?;
             }
             return match &self.cut {
                 Some(why) => writeln!(f, "    ...: {}", Printable(why)),

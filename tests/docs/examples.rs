@@ -500,7 +500,7 @@ fn a_limit_is_learned_and_a_loop_that_fails_at_once_is_racing() {
         "stalled: no progress for ",
         "recovered from stalled after 30 s",
         "The next worker: usually 992 ms, allowed ",
-        "At a new pace: usually 1 s, allowed 1 min",
+        "At a new pace: usually 2 s, allowed 1 min",
         "worker indexer-2: racing: ",
         ", at most 100 in 1 s allowed",
         "no longer racing after ",

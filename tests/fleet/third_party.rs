@@ -138,7 +138,7 @@ impl Tables {
         let at = |age: Option<Duration>| age.map(|age| now.saturating_sub(age));
         entry.heartbeat_at = entry.heartbeat_at.max(at(beat.heartbeat_age));
         entry.progress_at = entry.progress_at.max(at(beat.progress_age));
-        entry.worker.status = beat.status.clone();
+        entry.worker.status = beat.status.after(&entry.worker.status);
         let metadata = &mut entry.worker.info.metadata;
         metadata.retain(|(name, _)| beat.metadata.iter().all(|(new, _)| new != name));
         metadata.extend(beat.metadata.iter().cloned());

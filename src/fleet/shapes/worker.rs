@@ -115,8 +115,22 @@ impl WorkerStatus {
         }
     }
 
-    /// The status of a worker that had this one before a heartbeat.
-    pub(crate) fn after(&self, before: &Self) -> Self {
+    /// What a store keeps of a heartbeat with this status, of a worker that had the other one before:
+    /// the same, with the call stack that [`stack`](Self::stack) stands for.
+    ///
+    /// ```
+    /// use worker_heartbeat::State;
+    /// use worker_heartbeat::fleet::WorkerStatus;
+    ///
+    /// let mut before = WorkerStatus::new(State::Stalled);
+    /// before.stack = Some("0: shop::stock::reserve".into());
+    /// let still = WorkerStatus::new(State::Stalled).after(&before);
+    /// assert_eq!(still.stack, before.stack);
+    /// let well = WorkerStatus::new(State::Active).after(&before);
+    /// assert_eq!(well.stack, None);
+    /// ```
+    #[must_use]
+    pub fn after(&self, before: &Self) -> Self {
         let mut after = self.clone();
         after.stack = match &self.stack {
             Some(stack) => Some(stack).filter(|stack| !stack.is_empty()).cloned(),
