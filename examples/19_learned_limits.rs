@@ -53,7 +53,8 @@ fn main() -> Result<(), BoxError> {
     hb.beat();
     report("The next worker", &hb);
 
-    // From now on, each page takes ten times as long: told three times, and then usual.
+    // From now on, each page takes longer: told twice, and then usual, as the third
+    // long silence.
     for _ in 0..50 {
         time.advance(20 * SECOND);
         hb.beat();

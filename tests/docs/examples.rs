@@ -507,7 +507,7 @@ fn a_limit_is_learned_and_a_loop_that_fails_at_once_is_racing() {
     ]);
     assert_eq!(ended.stdout.matches(": racing: ").count(), 1);
     let stalls = ended.stdout.matches(": stalled: ").count();
-    assert_eq!(stalls, 1 + 3, "{}", ended.stdout);
+    assert_eq!(stalls, 1 + 2, "{}", ended.stdout);
 }
 
 #[test]
