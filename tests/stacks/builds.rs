@@ -99,7 +99,7 @@ fn optimized_and_stripped_programs_show_where_they_hang() {
     let [from, to] = [&program, &stripped].map(|path| path.to_str().unwrap());
     run("strip", &["-o", to, from]);
     // The same calls, without their names. Inlined ones are known from debug information only.
-    let bare = run(&stripped, &[]);
+    let bare = run(&stripped, &["bare"]);
     for ((name, calls), (_, bare)) in scenarios(&whole).iter().zip(scenarios(&bare)) {
         let offsets = |calls: &Calls<'_>| {
             let mut offsets: Vec<u64> = calls.iter().map(|(_, offset)| *offset).collect();
