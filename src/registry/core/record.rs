@@ -183,8 +183,10 @@ pub(crate) struct EpisodeStack {
     /// Identifies it.
     pub number: u64,
     /// How often it was tried while the thread ran.
+    #[cfg(feature = "stacks")]
     pub attempts: u8,
     /// Another attempt may succeed.
+    #[cfg(feature = "stacks")]
     pub may_retry: bool,
 }
 
