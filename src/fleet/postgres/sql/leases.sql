@@ -83,7 +83,8 @@ $$;
 -- until now. The lock on the workers' rows waits for claims that are not committed yet.
 CREATE OR REPLACE FUNCTION @schema@.withdraw_claims(
     p_ids text[], p_incarnations bigint[], p_run_ids text[], p_attempts bigint[]
-) RETURNS SETOF bigint LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
+) RETURNS SETOF bigint LANGUAGE plpgsql
+    SET lock_timeout = '100ms' SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM @schema@.durably();
@@ -114,7 +115,8 @@ END $$;
 -- Returns the fences of the leases that are still held.
 CREATE OR REPLACE FUNCTION @schema@.renew_leases(
     p_ids text[], p_incarnations bigint[], p_run_ids text[], p_fences bigint[], p_ttl bigint
-) RETURNS SETOF bigint LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
+) RETURNS SETOF bigint LANGUAGE plpgsql
+    SET lock_timeout = '100ms' SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM @schema@.durably();
@@ -135,7 +137,8 @@ END $$;
 -- Returns the fences of the leases that were held until now.
 CREATE OR REPLACE FUNCTION @schema@.release_leases(
     p_ids text[], p_incarnations bigint[], p_run_ids text[], p_fences bigint[]
-) RETURNS SETOF bigint LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
+) RETURNS SETOF bigint LANGUAGE plpgsql
+    SET lock_timeout = '100ms' SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY

@@ -5,6 +5,9 @@
 -- before they read its leases; claims and renewals lock the row FOR KEY SHARE first. So none of them
 -- sees a half-finished other one, and heartbeats don't wait for claims or renewals.
 
+-- Functions of batches are planned for their number of items (force_custom_plan): a plan for any number,
+-- made before a table was first analyzed, reads all its rows for each item.
+
 -- Acknowledged writes must survive a crash, because leases depend on them: overrides a server
 -- default of synchronous_commit = off.
 CREATE OR REPLACE FUNCTION @schema@.durably() RETURNS void LANGUAGE plpgsql AS $$
@@ -117,7 +120,8 @@ CREATE OR REPLACE FUNCTION @schema@.register_workers(
     p_session bigint, p_deaths text[] DEFAULT NULL, p_refuse boolean[] DEFAULT NULL,
     p_task_deadline bigint[] DEFAULT NULL, p_progress_after bigint[] DEFAULT NULL
 ) RETURNS TABLE (ord bigint, worker_id text, incarnation bigint)
-LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
+LANGUAGE plpgsql
+    SET lock_timeout = '100ms' SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 DECLARE
     r record;
@@ -289,7 +293,8 @@ CREATE OR REPLACE FUNCTION @schema@.beat_workers(
     p_session bigint,
     p_pid bigint, p_process_started bigint, p_boot_id text, p_pid_namespace bigint,
     p_stacks text[]
-) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
+) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql
+    SET lock_timeout = '100ms' SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 DECLARE
     v_session bigint := CASE WHEN @schema@.is_session(p_session) THEN p_session END;
@@ -358,7 +363,8 @@ DROP FUNCTION IF EXISTS @schema@.stop_workers(text[], bigint[], boolean[], text[
 CREATE OR REPLACE FUNCTION @schema@.stop_workers(
     p_ids text[], p_incarnations bigint[], p_stopped boolean[], p_causes text[], p_details text[],
     p_locations text[], p_agos bigint[]
-) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
+) RETURNS TABLE (ord bigint, answer text) LANGUAGE plpgsql
+    SET lock_timeout = '100ms' SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 DECLARE
     v_left text[];
