@@ -127,7 +127,7 @@ impl Lease {
     /// **How soon**: the thread that finds the loss wakes all who wait, before it does anything else. That
     /// is the thread that ends the worker; the uploader, when the store refuses a renewal or a heartbeat;
     /// the pacemaker, at the moment when the lease expires, also if the uploader hangs in the store; and
-    /// every thread that calls [`is_held`](Self::is_held) or [`loss`](Self::loss), so that nobody waits
+    /// every thread that calls [`is_held`](Self::is_held) or [`loss`](Self::loss), so that no caller waits
     /// longer than until another one knows. After SIGSTOP, that moment is past when the process goes on:
     /// who waits is woken at once. While a machine is suspended, its monotonic clock may stand still: then
     /// the pacemaker notices at its next tick, one [resolution](crate::Registry::resolution) (10 ms to 1 s)
@@ -189,7 +189,7 @@ impl Lease {
     #[must_use]
     pub fn lost_receiver(&self) -> Receiver<LeaseLoss> {
         let receiver = self.held.end_receiver();
-        // If it is lost and nobody has noticed.
+        // If it is lost and this was not noticed.
         self.uploader.loss(&self.held);
         receiver
     }

@@ -144,7 +144,7 @@ impl Summary {
 }
 
 /// At most so many of these workers, the worst, and why, as a part of a sentence. `total`: how many there
-/// are, with those that nobody named.
+/// are, with those without a rule.
 pub(super) fn name_workers(
     f: &mut impl fmt::Write,
     mut workers: Vec<&UnwellWorker>,

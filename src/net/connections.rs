@@ -182,7 +182,7 @@ mod tests {
         runtime.unwrap().block_on(test);
     }
 
-    /// Closes itself when it is displaced, and tells its number.
+    /// Closes itself when it is displaced, and sends its number.
     fn open(connections: &Connections, closed: &Arc<Mutex<Vec<u64>>>) -> ConnectionState {
         let connection = connections.open();
         let state = connection.state();

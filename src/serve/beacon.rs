@@ -353,7 +353,7 @@ impl BeaconFile {
     }
 
     /// Creates a file in the same folder, because a rename is atomic only within one file system.
-    /// Others may write to that folder, too: nobody can know the name before, and nothing that is
+    /// Others may write to that folder, too: the name cannot be guessed, and nothing that is
     /// there, such as a link, is opened.
     fn create_temporary(&self) -> io::Result<(PathBuf, fs::File)> {
         let mut options = OpenOptions::new();

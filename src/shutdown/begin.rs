@@ -1,4 +1,4 @@
-//! The beginning of a shutdown: every worker is asked to stop, the application is woken, the log told.
+//! The beginning of a shutdown: every worker is asked to stop, the application is woken, the log written.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -78,7 +78,7 @@ impl Escalate for Inner {
         if self.announced.swap(true, Ordering::AcqRel) {
             return;
         }
-        // Here and now: whoever fails a worker, or moves a mock clock, finds the shutdown begun.
+        // Here and now: a caller that fails a worker, or moves a mock clock, finds the shutdown begun.
         let asked = self.registries.iter().map(Registry::clock);
         let asked = asked.map(Clock::now).collect();
         for registry in &self.registries {

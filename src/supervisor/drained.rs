@@ -31,7 +31,7 @@ const MOST: usize = 1_000;
 pub struct DrainedWorker {
     /// Its id.
     pub id: String,
-    /// The time from the request to its end, without time that nobody observed.
+    /// The time from the request to its end, without time that was not observed.
     pub took: Duration,
     /// Its [budget](crate::Builder::drain_within), if it has one.
     pub budget: Option<Duration>,

@@ -95,7 +95,7 @@ impl<'a> TaskGuard<'a> {
     /// Each of several nested tasks has its own deadline, and those of the outer ones go on while an
     /// inner one runs. A later call replaces the deadline; `Duration::MAX` lifts it, and with zero the
     /// task is overdue at once. A run that [`update_task`](WorkerHeartbeat::update_task) puts into the
-    /// place of this task does not change it. Time that nobody observed, such as that of a suspended
+    /// place of this task does not change it. Time that was not observed, such as that of a suspended
     /// host, is not charged. Counts as a beat.
     ///
     /// ```

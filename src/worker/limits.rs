@@ -75,7 +75,7 @@ pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
     check_id(field, name, LONGEST_NAME)
 }
 
-/// Checks a name or an id. Names that look alike must not differ in what nobody can see.
+/// Checks a name or an id. Names that look alike must not differ in invisible characters.
 pub(crate) fn check_id(field: &'static str, name: &str, longest: usize) -> Result<(), Error> {
     let fault = if name.is_empty() {
         "it is empty"

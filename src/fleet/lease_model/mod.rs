@@ -8,7 +8,7 @@
 //! * a granted fence is higher than every one before, or that of the same attempt;
 //! * a run that was released, or whose lease expired, can be claimed;
 //! * an attempt that was withdrawn holds no run, even if its request arrives later;
-//! * a lease whose loss was told is not believed in again.
+//! * a lease whose loss was reported is not believed in again.
 //!
 //! Visited states are identified by 64 bits of their hash.
 
@@ -51,7 +51,7 @@ struct Bounds {
     renewals: bool,
     sweeps: u8,
     duplicates: u8,
-    /// Losses are told, at any time after the lease has expired, and the run is released then.
+    /// Losses are reported, at any time after the lease has expired, and the run is released then.
     losses: bool,
 }
 
@@ -82,7 +82,7 @@ struct Process {
     claiming: Option<u8>,
     /// A claim whose outcome it does not know, which it withdraws before the next one.
     unresolved: Option<u8>,
-    /// The lease whose loss was told last.
+    /// The lease whose loss was reported last.
     lost: Option<LeaseKey>,
     /// It expired, and is still to be released.
     to_release: Option<LeaseKey>,
@@ -137,7 +137,7 @@ impl Process {
         }
     }
 
-    /// Someone notices that the lease has expired, and tells those who wait for that.
+    /// A thread notices that the lease has expired, and wakes the waiters.
     fn notice_loss(&mut self, now: &ClockReading) {
         if self.lease.is_some() && !self.believes(now) {
             self.lost = self.lease.take().map(|(lease, _)| lease);

@@ -12,7 +12,7 @@ use crate::sync::printable::Printable;
 /// The pacemaker has failed if its last tick is older than this and than ten resolutions.
 const MAX_TICK_AGE: Duration = Duration::from_secs(5);
 /// The states that the rule `workers` is about, the worst first. The others have rules of their own, or
-/// fail only where a policy was told so.
+/// fail only where a policy says so.
 const UNWELL: [State; 5] = [
     State::Dead,
     State::Stale,

@@ -245,7 +245,7 @@ impl Escalations {
         !self.any.load(Ordering::Acquire)
     }
 
-    /// Begins a tick. `resumes`: nobody observed the workers before it, so they could not make
+    /// Begins a tick. `resumes`: the workers were not observed before it, so they could not make
     /// progress, and none of them escalates in it. Returns whether triggers came since the last tick.
     pub(crate) fn begin_tick(&self, resumes: bool) -> bool {
         self.resumes.store(resumes, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use crate::health::{CallSite, FutureInfo, SourceLocation};
 use crate::sync::printable::cut;
 use crate::sync::threads;
 
-/// Written by whoever polls the future, which one thread does at a time.
+/// Written by the thread that polls the future; only one does at a time.
 #[derive(Debug)]
 pub(crate) struct Polls {
     type_name: &'static str,

@@ -1,6 +1,6 @@
 //! Panics that end their threads.
 //!
-//! When a panic arises, nobody can know whether something catches it. The thread that it ends is known
+//! When a panic arises, it is not known whether something catches it. The thread that it ends is known
 //! by two signs: the destructor of a thread-local runs soon afterwards, and the call stack shows no
 //! frame that catches the panic before the end of the thread.
 
