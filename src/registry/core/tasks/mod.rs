@@ -62,12 +62,22 @@ impl Tasks {
         self.current().map_or((None, None), Task::names)
     }
 
-    /// Replaces the innermost task. Returns whether that begins another run.
+    /// Replaces the innermost task. Returns whether that begins another run. `seen_at`: when the
+    /// pacemaker first saw the innermost task, if it did; needed for a nested one only.
     #[inline]
-    pub(crate) fn update(&mut self, run_id: &str, text: &str, report: TaskReport) -> bool {
+    pub(crate) fn update(
+        &mut self,
+        run_id: &str,
+        text: &str,
+        report: TaskReport,
+        seen_at: Option<Moment>,
+    ) -> bool {
         let opened = self.open == 0;
         if opened {
             self.open_frame().number = None;
+        }
+        if self.is_nested() {
+            self.date_outer(self.open - 1, seen_at);
         }
         // Proof: there is an open frame now.
         self.current_mut()
@@ -116,15 +126,10 @@ impl Tasks {
         };
         // If an outer task ends first, the cell will hold the time of that.
         self.keep_seen_at(seen_at);
-        let innermost = place + 1 == self.open;
+        self.date_outer(place, seen_at);
         let ended = self.frames.get(place);
-        let began = ended.and_then(|task| task.seen_at.or(seen_at));
         let helper = ended.is_some_and(|task| task.thread == when.thread);
         self.close_frame(place);
-        if let Some(task) = self.current_mut().filter(|_| innermost) {
-            // It began before the inner one.
-            task.seen_at = task.seen_at.or(began);
-        }
         self.note_closed(when);
         self.current().map_or(AfterTask::Idle, |task| {
             let thread = if helper { task.thread } else { when.thread };
@@ -200,6 +205,21 @@ impl Tasks {
             })
         });
         left.map_or_else(|| self.names(), |closed| closed.task.names())
+    }
+
+    /// Whether the innermost task is within another one.
+    #[inline]
+    pub(crate) fn is_nested(&self) -> bool {
+        self.open > 1
+    }
+
+    /// The task at this position ends or is replaced. The task around it began before it: what is known
+    /// of when that was is kept. `seen_at`: when the pacemaker first saw the innermost task, if it did.
+    #[cold]
+    fn date_outer(&mut self, place: usize, seen_at: Option<Moment>) {
+        if let Some([outer, inner]) = self.frames.get_mut(place.saturating_sub(1)..=place) {
+            outer.seen_at = outer.seen_at.or(inner.seen_at).or(seen_at);
+        }
     }
 
     fn place_of(&self, number: u64) -> Option<usize> {
@@ -291,12 +311,12 @@ mod tests {
     fn long_texts_are_cut_at_a_character_and_marked() {
         let mut tasks = Tasks::default();
         let long = "ä".repeat(Task::LONGEST_TEXT);
-        tasks.update("run", &long, ACTIVE);
+        tasks.update("run", &long, ACTIVE, None);
         let text = tasks.names().1.unwrap();
         assert!(text.len() <= Task::LONGEST_TEXT);
         assert!(text.len() > Task::LONGEST_TEXT - 4);
         assert!(text.ends_with(CUT));
-        tasks.update("run", &"x".repeat(Task::LONGEST_TEXT), ACTIVE);
+        tasks.update("run", &"x".repeat(Task::LONGEST_TEXT), ACTIVE, None);
         let text = tasks.names().1.unwrap();
         assert!(!text.ends_with(CUT), "just short enough");
     }
@@ -304,7 +324,7 @@ mod tests {
     #[test]
     fn a_run_is_new_when_its_id_is_or_the_old_one_ended() {
         let mut tasks = Tasks::default();
-        let mut update = |run_id: &str, text: &str| tasks.update(run_id, text, ACTIVE);
+        let mut update = |run_id: &str, text: &str| tasks.update(run_id, text, ACTIVE, None);
         assert!(update("run-1", "a"));
         assert!(!update("run-1", "b"));
         assert!(update("run-2", "b"));
@@ -321,7 +341,7 @@ mod tests {
         assert!(update("run-2", "b"));
         tasks.clear();
         assert_eq!(tasks.names(), NONE);
-        assert!(tasks.update("run-2", "b", ACTIVE));
+        assert!(tasks.update("run-2", "b", ACTIVE, None));
     }
 
     #[test]
@@ -341,6 +361,7 @@ mod tests {
                 thread: 2,
                 ..ACTIVE
             },
+            None,
         );
         assert_eq!(tasks.names(), names("item-2", "second"));
         let by_helper = Closing {
@@ -376,6 +397,28 @@ mod tests {
     }
 
     #[test]
+    fn the_outer_tasks_keep_what_is_known_of_their_age_when_one_between_them_ends() {
+        let mut tasks = Tasks::default();
+        begin(&mut tasks, "outer");
+        let between = begin(&mut tasks, "between");
+        let inner = tasks.begin("inner", "", 1, Some(at(5))).0;
+        tasks.end(between, None, closing(9, 9, false));
+        tasks.end(inner, None, closing(9, 10, false));
+        assert_eq!(tasks.current().unwrap().seen_at, Some(at(5)));
+    }
+
+    #[test]
+    fn an_outer_task_keeps_what_is_known_of_its_age_when_the_inner_one_is_replaced() {
+        let mut tasks = Tasks::default();
+        begin(&mut tasks, "batch");
+        let inner = begin(&mut tasks, "item");
+        assert!(tasks.update("item-2", "", ACTIVE, Some(at(7))));
+        assert_eq!(tasks.current().unwrap().seen_at, None, "it begins");
+        tasks.end(inner, None, closing(9, 9, false));
+        assert_eq!(tasks.current().unwrap().seen_at, Some(at(7)));
+    }
+
+    #[test]
     fn guards_that_end_out_of_order_bring_nothing_back() {
         let mut tasks = Tasks::default();
         let outer = begin(&mut tasks, "outer");
@@ -390,7 +433,7 @@ mod tests {
 
         let ended = begin(&mut tasks, "ended");
         tasks.clear();
-        tasks.update("next", "", ACTIVE);
+        tasks.update("next", "", ACTIVE, None);
         assert_eq!(
             tasks.end(ended, None, closing(1, 3, false)),
             AfterTask::Unchanged
@@ -403,7 +446,7 @@ mod tests {
     #[test]
     fn a_task_with_a_guard_replaces_one_without() {
         let mut tasks = Tasks::default();
-        tasks.update("run-1", "queued", ACTIVE);
+        tasks.update("run-1", "queued", ACTIVE, None);
         let (guard, new) = tasks.begin("run-1", "at work", 1, None);
         assert!(!new, "the same run goes on");
         assert_eq!(
@@ -452,7 +495,7 @@ mod tests {
         );
         assert_eq!(tasks.at_death(Manner::Panic, at(9_000), 7), NONE);
         assert_eq!(tasks.at_death(Manner::Error, at(101), 7), NONE);
-        tasks.update("open", "", ACTIVE);
+        tasks.update("open", "", ACTIVE, None);
         assert_eq!(
             tasks.at_death(Manner::Other, at(9_000), 9),
             names("open", "")

@@ -55,7 +55,9 @@ impl WorkerRef {
         detail.last_site = Some(site);
         let thread = threads::current();
         let report = TaskReport { activity, thread };
-        let new_task = detail.tasks.update(run_id, text, report);
+        let nested = detail.tasks.is_nested();
+        let seen_at = if nested { self.task_seen_at() } else { None };
+        let new_task = detail.tasks.update(run_id, text, report, seen_at);
         self.be_at(&mut detail, report, new_task);
         Updated {
             new_task,
