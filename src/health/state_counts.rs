@@ -84,6 +84,11 @@ impl StateCounts {
         self.0[state as usize] += count;
     }
 
+    pub(crate) fn remove_many(&mut self, state: State, count: usize) {
+        let kept = &mut self.0[state as usize];
+        *kept = kept.saturating_sub(count);
+    }
+
     pub(crate) fn add_all(&mut self, other: &Self) {
         for (mine, theirs) in self.0.iter_mut().zip(other.0) {
             *mine += theirs;

@@ -10,11 +10,13 @@ use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use parking_lot::RwLock;
 use subtle::ConstantTimeEq;
 use tokio::time::sleep;
 
 use super::connections::ConnectionState;
 use super::refusals::{Refusals, Refused};
+use crate::error::Error;
 
 /// The time after which a wrong token is answered.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_secs(1);
@@ -87,16 +89,32 @@ pub(crate) struct Callers {
 
 impl Callers {
     pub(crate) fn set_token(&mut self, token: String) {
-        self.token = Some(Token(token));
+        self.token = Some(Token::new(token));
+    }
+
+    /// Replaces the token, for all clones, from the next request on.
+    pub(crate) fn replace_token(&self, token: String) -> Result<(), Error> {
+        check_token(&token)?;
+        let Some(current) = &self.token else {
+            return Err(Error::invalid(
+                "token",
+                "one for a server without a token",
+                "only the replacement of another one",
+            ));
+        };
+        *current.0.write() = token;
+        Ok(())
     }
 
     pub(crate) const fn has_token(&self) -> bool {
         self.token.is_some()
     }
 
-    /// A token that would match nothing.
-    pub(crate) fn has_empty_token(&self) -> bool {
-        self.token.as_ref().is_some_and(|token| token.0.is_empty())
+    /// Refuses a token that would match nothing.
+    pub(crate) fn check_token(&self) -> Result<(), Error> {
+        self.token
+            .as_ref()
+            .map_or(Ok(()), |token| check_token(&token.0.read()))
     }
 
     /// Who sent this request. A wrong token is an error, after a pause: guessing is slow.
@@ -193,11 +211,26 @@ fn is_of_web_page(headers: &HeaderMap) -> bool {
     is_of_other_site && !is_link || origins.into_iter().any(is_other)
 }
 
-/// A secret. It is never shown.
+fn check_token(token: &str) -> Result<(), Error> {
+    if token.is_empty() {
+        return Err(Error::invalid(
+            "token",
+            "an empty one",
+            "one or more characters",
+        ));
+    }
+    Ok(())
+}
+
+/// A secret, shared by all that check it. It is never shown.
 #[derive(Clone)]
-struct Token(String);
+struct Token(Arc<RwLock<String>>);
 
 impl Token {
+    fn new(token: String) -> Self {
+        Self(Arc::new(RwLock::new(token)))
+    }
+
     /// Whether the headers carry this token; `None` if they carry none. Two are not the right one.
     fn is_in(&self, headers: &HeaderMap) -> Option<bool> {
         let mut given = headers.get_all(AUTHORIZATION).iter();
@@ -211,7 +244,8 @@ impl Token {
     /// Compares in a time that does not depend on the content. (The length is no secret.)
     fn is(&self, given: &[u8]) -> bool {
         // An empty token would match every request without one.
-        !self.0.is_empty() && bool::from(self.0.as_bytes().ct_eq(given))
+        let token = self.0.read();
+        !token.is_empty() && bool::from(token.as_bytes().ct_eq(given))
     }
 }
 
@@ -248,7 +282,7 @@ mod tests {
             .iter()
             .map(|given| ("authorization", *given))
             .collect();
-        Token(token.into()).is_in(&head(&headers).headers)
+        Token::new(token.into()).is_in(&head(&headers).headers)
     }
 
     #[test]
@@ -274,7 +308,7 @@ mod tests {
             Some(false),
             "it matches nothing"
         );
-        assert!(!format!("{:?}", Token("s3cret".into())).contains("s3cret"));
+        assert!(!format!("{:?}", Token::new("s3cret".into())).contains("s3cret"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub(crate) const DEFAULT_GROUP: &str = "local";
 /// A heartbeat moves once per resolution: even a healthy worker could not keep a shorter limit.
 const SHORTEST_STALE_AFTER: Duration = Duration::from_millis(20);
 pub(super) const SHORTEST_BUDGET: Duration = Duration::from_millis(1);
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
+pub(crate) const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
 pub(super) const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Bytes of an id, a type, a group or a name of a metadata entry.
 pub(crate) const LONGEST_NAME: usize = 200;

@@ -21,7 +21,9 @@ pub(crate) use limits::{
     DEFAULT_GROUP, DEFAULT_INTERVAL, MOST_METADATA, check_duration, check_id, check_name,
 };
 #[cfg(feature = "http")]
-pub(crate) use limits::{LONGEST_VALUE, check_limits, check_metadata, shortened};
+pub(crate) use limits::{
+    LONGEST_VALUE, SHORTEST_INTERVAL, check_limits, check_metadata, shortened,
+};
 pub use text::Text;
 
 use crate::cell::Phase;

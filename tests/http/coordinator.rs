@@ -292,6 +292,58 @@ fn absurd_requests_are_refused_with_a_reason() {
     assert_eq!(row(&store, "a").info.metadata.len(), 64);
 }
 
+/// The same range everywhere, and the name that the client used.
+#[test]
+fn an_error_names_the_field_that_was_given() {
+    let coordinator = start(&MemoryStore::new());
+    let at = coordinator.local_addr();
+    let year = 365 * 86_400;
+    for (body, says) in [
+        (
+            r#"{"stale_after": 0}"#.to_owned(),
+            "invalid stale_after: 0ns; allowed: 20ms to 365 days",
+        ),
+        (
+            r#"{"stale_after_s": 0}"#.to_owned(),
+            "invalid stale_after_s: 0ns; allowed: 20ms to 365 days",
+        ),
+        (
+            format!(r#"{{"stale_after": {}}}"#, year + 1),
+            "invalid stale_after: 31536001s; allowed: 20ms to 365 days",
+        ),
+        (
+            format!(r#"{{"heartbeat_interval_s": {}}}"#, 12 * year),
+            "invalid heartbeat_interval_s: 378432000s; allowed: 1ms to 365 days",
+        ),
+        (
+            r#"{"interval_s": 0}"#.to_owned(),
+            "invalid interval_s: 0ns; allowed: 1ms to 365 days",
+        ),
+        (
+            r#"{"stall_after_s": "x"}"#.to_owned(),
+            "stall_after_s has to be a number of seconds, 0 or more",
+        ),
+        (
+            r#"{"startup_grace": -1}"#.to_owned(),
+            "startup_grace has to be a number of seconds, 0 or more",
+        ),
+        (
+            r#"{"interval": null, "interval_s": 30, "stale_after_s": 31}"#.to_owned(),
+            "invalid stale_after_s: 31s; allowed: at least 2 x interval, which is 30s",
+        ),
+    ] {
+        let reply = post(at, "register", &body);
+        assert_eq!((reply.status, &*reply.error()), (400, says), "{body}");
+    }
+    done(at, "register", r#"{"worker_id": "a"}"#);
+    let claim = r#"{"worker_id": "a", "run_id": "r", "ttl_s": 0}"#;
+    let said = post(at, "claim", claim);
+    assert!(
+        said.error().starts_with("invalid ttl_s: 0ns; allowed: "),
+        "{said:?}"
+    );
+}
+
 #[test]
 fn unknown_paths_and_methods_are_refused() {
     let coordinator = start(&MemoryStore::new());

@@ -1,110 +1,25 @@
 //! `heartbeat-monitor`, as a real process on real stores.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::fixtures::{
+    Folder, Watch, ends, fill, filled, filled_with_many, monitor, run, stderr, stdout,
+};
 use crate::support::examples::poll;
 use crate::support::postgres;
 use crate::support::text_http::{self, exchange, get};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
-use worker_heartbeat::fleet::{Beat, Registration, Stop, StoredEnding, WorkerKey};
+use worker_heartbeat::fleet::{Beat, Registration};
 use worker_heartbeat::{
-    Beacon, HeartbeatStore, PostgresOptions, Registry, SqliteStore, State, StopCause,
-    WorkerHeartbeat,
+    Beacon, HeartbeatStore, PostgresOptions, Registry, SqliteStore, State, WorkerHeartbeat,
 };
 
 const PASSWORD: &str = "hunter2-secret";
-
-/// A directory that is removed when it is dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("wh-monitor-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn monitor(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_heartbeat-monitor"));
-    command
-        .args(arguments)
-        .env_remove("POSTGRES_URL")
-        .env_remove("RUST_LOG")
-        .env_remove("NOTIFY_SOCKET")
-        .stdin(Stdio::null());
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    monitor(arguments).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// Runs the program to an end with this status, and returns its output.
-#[track_caller]
-fn ends(arguments: &[&str], status: i32) -> String {
-    let output = run(arguments);
-    assert_eq!(output.status.code(), Some(status), "{output:?}");
-    format!("{}{}", stdout(&output), stderr(&output))
-}
-
-/// A store with a worker that is well, one that is silent for ten minutes, and one that ended.
-fn fill(store: &dyn HeartbeatStore) -> Vec<WorkerKey> {
-    let mut workers = ["a-well", "b-silent", "c-stopped"].map(|id| {
-        let mut registration = Registration::new("poller", id);
-        registration.info.interval = Duration::from_secs(600);
-        registration.info.group = format!("group-{}", &id[..1]);
-        registration
-    });
-    workers[0].info.worker_type = "evil\u{1b}[2J\u{202e}type".to_owned();
-    let keys = store.register(&workers).unwrap();
-    let mut beats: Vec<Beat> = keys
-        .iter()
-        .map(|key| Beat::new(key.clone(), State::Processing))
-        .collect();
-    beats[0].status.run_id = Some("run-7".to_owned());
-    beats[0].status.task = Some("indexing".to_owned());
-    beats[0].status.progress = Some((3, 10));
-    beats[1].heartbeat_age = Some(Duration::from_secs(600));
-    store.beat(&beats).unwrap();
-    let stop = Stop::new(keys[2].clone(), StoredEnding::stopped(&StopCause::Stop));
-    store.stop(&[stop]).unwrap();
-    keys
-}
-
-fn filled(folder: &Folder) -> (String, SqliteStore) {
-    let file = folder.file("fleet.db");
-    let store = SqliteStore::open(&file).unwrap();
-    fill(&store);
-    (file, store)
-}
 
 // --- commands that end -------------------------------------------------------------------------------
 
@@ -118,6 +33,9 @@ fn help_names_every_command_and_every_exit_status() {
         "purge",
         "migrate",
         "check",
+        "completions",
+        "man",
+        "--log-format",
         "POSTGRES_URL",
         "Exit status:",
         "0  done",
@@ -158,7 +76,7 @@ fn invalid_arguments_end_with_status_2_and_a_reason() {
         (&["watch", "--sqlite", ":memory:"], "can't share a store"),
         (
             &["watch", "--sqlite", "a", "--listen", "here"],
-            "invalid socket address",
+            "must be HOST:PORT, such as localhost:7717",
         ),
         (
             &[
@@ -190,14 +108,14 @@ fn status_is_a_table_that_nothing_can_break_or_a_json_document() {
     let lines: Vec<&str> = table.lines().collect();
     assert_eq!(lines.len(), 5, "{table}");
     assert!(lines[0].starts_with("WORKER"), "{table}");
-    assert!(lines[1].starts_with("a-well") && lines[1].contains(" processing "));
-    assert!(lines[1].ends_with("run-7  indexing, 3 of 10"), "{table}");
-    assert!(lines[2].starts_with("b-silent") && lines[2].contains(" stale "));
-    assert!(lines[2].contains("10m ago"), "{table}");
+    assert!(lines[1].starts_with("b-silent") && lines[1].contains(" stale "));
+    assert!(lines[1].contains(" 10 min ago "), "{table}");
+    assert!(lines[2].starts_with("a-well") && lines[2].contains(" processing "));
+    assert!(lines[2].ends_with("run-7  indexing, 3 of 10"), "{table}");
     assert!(lines[3].contains(" stopped "), "{table}");
     assert_eq!(lines[4], "3 workers: 1 processing, 1 stale, 1 stopped");
     let column = lines[0].find("STATE").unwrap();
-    assert!(lines[2][column..].starts_with("stale"), "{table}");
+    assert!(lines[1][column..].starts_with("stale"), "{table}");
     assert!(!table.contains(['\u{1b}', '\u{202e}']), "{table:?}");
 
     let json: Value =
@@ -354,33 +272,6 @@ fn check_reports_by_its_status_whether_all_is_well() {
     );
 }
 
-/// Many workers that are stalled, and more that are well.
-fn filled_with_many(folder: &Folder) -> String {
-    let file = folder.file("fleet.db");
-    let store = SqliteStore::open(&file).unwrap();
-    let workers: Vec<_> = (0..2_500)
-        .map(|n| Registration::new("poller", format!("worker-{n:04}")))
-        .collect();
-    let keys = store.register(&workers).unwrap();
-    let beats: Vec<Beat> = keys
-        .into_iter()
-        .enumerate()
-        .map(|(n, key)| {
-            let is_stalled = n % 5 == 4;
-            Beat::new(
-                key,
-                if is_stalled {
-                    State::Stalled
-                } else {
-                    State::Idle
-                },
-            )
-        })
-        .collect();
-    store.beat(&beats).unwrap();
-    file
-}
-
 #[test]
 fn a_check_of_many_unwell_workers_names_five_and_says_how_many_more() {
     let folder = Folder::new("check-many");
@@ -501,65 +392,6 @@ fn a_password_is_never_shown() {
 }
 
 // --- watch -------------------------------------------------------------------------------------------
-
-/// `watch`, killed when it is dropped.
-struct Watch {
-    child: Child,
-    log: Arc<Mutex<String>>,
-}
-
-impl Watch {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (lines, copy) = (
-            BufReader::new(child.stderr.take().unwrap()),
-            Arc::clone(&log),
-        );
-        thread::spawn(move || {
-            for line in lines.lines().map_while(Result::ok) {
-                copy.lock().unwrap().push_str(&(line + "\n"));
-            }
-        });
-        Self { child, log }
-    }
-
-    fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
-    }
-
-    #[track_caller]
-    fn until(&self, text: &str) {
-        poll(text, || self.log().contains(text).then_some(()));
-    }
-
-    #[track_caller]
-    fn address(&self) -> String {
-        poll("its address", || {
-            let log = self.log();
-            let (_, after) = log.split_once("listening at http://")?;
-            Some(after.split_once('/')?.0.to_owned())
-        })
-    }
-
-    #[track_caller]
-    fn end(&mut self) -> Option<i32> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        kill(pid, Signal::SIGTERM).unwrap();
-        poll("its end", || self.child.try_wait().unwrap()).code()
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn watch_marks_the_dead_serves_everything_and_ends_in_good_order() {

@@ -1,12 +1,17 @@
 //! The command line.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use worker_heartbeat::Policy;
+use clap_complete::Shell;
 use worker_heartbeat::fleet::Retention;
+use worker_heartbeat::{Policy, State};
+
+use crate::logging::LogFormat;
+use crate::scope::Scope;
+use crate::screen::When;
+use crate::values::{Age, address, age, duration, expected, interval, policy, state};
 
 /// Monitors the workers in a heartbeat store
 #[derive(Parser)]
@@ -15,7 +20,7 @@ use worker_heartbeat::fleet::Retention;
     version,
     arg_required_else_help = true,
     after_help = "\
-Every command except `check --file` uses one store: --sqlite FILE, --postgres URL, or the URL in
+Every command except `check --file`, `completions` and `man` uses one store: --sqlite FILE, --postgres URL, or the URL in
 the environment variable POSTGRES_URL, such as postgres://user@host/database. Other users of the
 machine can read the command line of a running program, but not its environment: pass a URL with a
 password in POSTGRES_URL.
@@ -30,6 +35,16 @@ The log goes to stderr. RUST_LOG sets its level; the default is info.",
     max_term_width = 100
 )]
 pub struct Arguments {
+    /// Format of the log
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t,
+        global = true
+    )]
+    pub log_format: LogFormat,
+
     #[command(subcommand)]
     pub command: Command,
 }
@@ -38,7 +53,7 @@ pub struct Arguments {
 pub enum Command {
     /// Sweep the store continuously: mark stale workers offline and release their leases
     Watch(WatchArgs),
-    /// Show the workers in the store; of more than 1,000, the worst
+    /// Show the workers in the store, the worst first; of more than 1,000, the worst
     Status(StatusArgs),
     /// Sweep the store once
     ///
@@ -51,6 +66,10 @@ pub enum Command {
     Migrate(MigrateArgs),
     /// Check the health of all workers in the store or in a beacon file
     Check(CheckArgs),
+    /// Print the completions for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, for `man -l -`
+    Man,
 }
 
 #[derive(Args)]
@@ -74,12 +93,12 @@ pub struct WatchArgs {
         conflicts_with_all = ["keep_stopped", "keep_dead", "keep_replaced"])]
     pub purge_after: Option<Duration>,
 
-    /// Serve the dashboard, metrics, probes and a coordinator at this address, e.g. 127.0.0.1:7717
-    #[arg(long, value_name = "ADDRESS")]
-    pub listen: Option<SocketAddr>,
+    /// Serve the dashboard, metrics, probes and a coordinator at this address, e.g. localhost:7717
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    pub listen: Option<String>,
 
     /// File with the bearer token that every request to the coordinator must carry; required unless
-    /// ADDRESS is a loopback address
+    /// ADDRESS is a loopback address; read again on SIGHUP
     #[arg(long, value_name = "FILE", requires = "listen")]
     pub token_file: Option<PathBuf>,
 
@@ -97,9 +116,16 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub store: StoreArgs,
 
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+
     /// Print a JSON document with all workers instead of a table
     #[arg(long)]
     pub json: bool,
+
+    /// When to use colours
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    pub color: When,
 
     /// Show all workers, in the order of their ids
     #[arg(long, conflicts_with = "json")]
@@ -108,6 +134,33 @@ pub struct StatusArgs {
     /// Show the whole reason of each unwell worker, and where its thread hangs
     #[arg(long, conflicts_with = "json")]
     pub details: bool,
+}
+
+/// Which workers to show.
+#[derive(Args)]
+pub struct ScopeArgs {
+    /// Show only workers in this state, such as stalled; may be given for several states
+    #[arg(long, value_name = "STATE", value_parser = state)]
+    pub state: Vec<State>,
+
+    /// Show only workers of this type; may be given for several types
+    #[arg(long = "type", value_name = "TYPE")]
+    pub worker_type: Vec<String>,
+
+    /// Show only workers of this group; may be given for several groups
+    #[arg(long, value_name = "GROUP")]
+    pub group: Vec<String>,
+}
+
+impl ScopeArgs {
+    pub fn scope(&self) -> Scope {
+        Scope::new(&self.worker_type, &self.group).states(self.state.iter().copied())
+    }
+}
+
+#[derive(Args)]
+pub struct CompletionsArgs {
+    pub shell: Shell,
 }
 
 #[derive(Args)]
@@ -149,17 +202,6 @@ impl RetentionArgs {
             .stopped(self.keep_stopped.0)
             .dead(self.keep_dead.0)
             .replaced(self.keep_replaced.0)
-    }
-}
-
-/// `None`: never.
-#[derive(Clone, Copy)]
-pub struct Age(pub Option<Duration>);
-
-fn age(text: &str) -> Result<Age, String> {
-    match text {
-        "never" => Ok(Age(None)),
-        _ => duration(text).map(|age| Age(Some(age))),
     }
 }
 
@@ -208,6 +250,21 @@ pub struct CheckArgs {
     #[arg(long, value_name = "NAME", default_value = "health", value_parser = policy, conflicts_with = "file")]
     pub policy: Policy,
 
+    /// Check only workers of this type; may be given for several types
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "file")]
+    pub worker_type: Vec<String>,
+
+    /// Check only workers of this group; may be given for several groups
+    #[arg(long, value_name = "GROUP", conflicts_with = "file")]
+    pub group: Vec<String>,
+
+    /// Dead workers that were replaced don't count once they died this long ago, or `never`
+    ///
+    /// A worker was replaced if a living one of the same type and group was registered after it was
+    /// last heard of.
+    #[arg(long, value_name = "TIME", default_value = "1d", value_parser = age, conflicts_with = "file")]
+    pub keep_replaced: Age,
+
     /// Workers of this type don't count; may be given for several types
     #[arg(long, value_name = "TYPE", conflicts_with = "file")]
     pub ignore_type: Vec<String>,
@@ -239,35 +296,4 @@ pub struct StoreArgs {
     /// PEM file with the root certificates for PostgreSQL's certificate
     #[arg(long, value_name = "FILE", conflicts_with = "sqlite")]
     pub sslrootcert: Option<PathBuf>,
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    const DAY: Duration = Duration::from_secs(86_400);
-    let interval = duration(text)?;
-    if interval > DAY {
-        return Err("must be at most a day".to_owned());
-    }
-    Ok(interval)
-}
-
-fn policy(name: &str) -> Result<Policy, String> {
-    let names = "must be liveness, startup, readiness, health or strict";
-    Policy::from_name(name).ok_or_else(|| names.to_owned())
-}
-
-/// Parses `indexer=3`.
-fn expected(text: &str) -> Result<(String, usize), String> {
-    let (worker_type, count) = text.rsplit_once('=').ok_or("must be as in indexer=3")?;
-    let count = count.parse().map_err(|_| "must be as in indexer=3")?;
-    Ok((worker_type.to_owned(), count))
-}
-
-/// Parses `90s`, `5m`, `1h 30m` or `7d`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; examples: 90s, 5m, 2h, 7d"))?;
-    if parsed.is_zero() {
-        return Err("must be greater than zero".to_owned());
-    }
-    Ok(parsed)
 }

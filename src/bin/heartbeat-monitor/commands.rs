@@ -1,74 +1,18 @@
 //! The commands that do one thing and exit.
 
-use std::io::{self, BufWriter, Write};
-use std::iter;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use worker_heartbeat::fleet::{Pages, WorkerFilter};
-use worker_heartbeat::{Beacon, BoxError, HeartbeatStore, Sweeper};
+use clap::CommandFactory;
+use worker_heartbeat::{BoxError, Sweeper};
 
-use crate::args::{CheckArgs, MigrateArgs, PurgeArgs, StatusArgs, SweepArgs};
-use crate::table::Table;
-use crate::{UNHEALTHY, table};
+use crate::args::{Arguments, CompletionsArgs, MigrateArgs, PurgeArgs, SweepArgs};
+use crate::text::clean;
+
+const PROGRAM: &str = "heartbeat-monitor";
 
 pub type CommandResult = Result<ExitCode, BoxError>;
-
-/// Workers in a table, unless all are asked for.
-const MOST_IN_TABLE: usize = 1_000;
-/// Workers that are read at a time.
-const PAGE: usize = 1_000;
-
-pub fn status(args: &StatusArgs) -> CommandResult {
-    let store = args.store.open_to_read()?;
-    let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
-    if args.json {
-        write_json(&mut out, &*store)?;
-    } else if args.all {
-        let mut pages = Pages::new(&*store, WorkerFilter::new().limit(PAGE));
-        let mut table = Table::new(args.details);
-        table.write(&mut out, &pages.next().transpose()?.unwrap_or_default())?;
-        for page in pages {
-            table.write(&mut out, &page?)?;
-        }
-        writeln!(out, "{}", table::totals(&store.counts()?.states))?;
-    } else {
-        let mut workers = store.list(&WorkerFilter::new().limit(MOST_IN_TABLE + 1))?;
-        let states = store.counts()?.states;
-        if workers.len() > MOST_IN_TABLE {
-            workers = store.worst_first(&WorkerFilter::new().limit(MOST_IN_TABLE))?;
-        }
-        Table::new(args.details).write(&mut out, &workers)?;
-        if let Some(more @ 1..) = states.total().checked_sub(workers.len()) {
-            writeln!(
-                out,
-                "… and {more} more, none in a worse state; --all shows them"
-            )?;
-        }
-        writeln!(out, "{}", table::totals(&states))?;
-    }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// One JSON document, written page by page. Each worker is on a line of its own.
-fn write_json(out: &mut impl Write, store: &dyn HeartbeatStore) -> Result<(), BoxError> {
-    let mut pages = Pages::new(store, WorkerFilter::new().limit(PAGE));
-    // An error of the store comes before the first byte.
-    let first = pages.next().transpose()?.unwrap_or_default();
-    let summary = serde_json::to_string_pretty(&store.summary()?)?;
-    write!(out, "{{\n\"summary\": {summary},\n\"workers\": [")?;
-    let mut separator = "\n";
-    for page in iter::once(Ok(first)).chain(pages) {
-        for worker in page? {
-            out.write_all(separator.as_bytes())?;
-            serde_json::to_writer(&mut *out, &worker).map_err(io::Error::from)?;
-            separator = ",\n";
-        }
-    }
-    writeln!(out, "\n]\n}}")?;
-    Ok(())
-}
 
 pub fn sweep(args: &SweepArgs) -> CommandResult {
     let report = Sweeper::new(args.store.open()?)
@@ -88,11 +32,11 @@ pub fn sweep(args: &SweepArgs) -> CommandResult {
         ("lease of", "released", &report.released_leases),
     ] {
         for name in names {
-            writeln!(out, "{kind} {}: {would_be}{change}", table::clean(name))?;
+            writeln!(out, "{kind} {}: {would_be}{change}", clean(name))?;
         }
     }
     for name in &report.busy {
-        let name = table::clean(name);
+        let name = clean(name);
         writeln!(
             out,
             "worker {name}: not marked, because another client locks it"
@@ -126,36 +70,41 @@ pub fn migrate(args: &MigrateArgs) -> CommandResult {
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn check(args: &CheckArgs) -> CommandResult {
-    let result = match &args.file {
-        Some(file) => Beacon::check(file, args.max_age),
-        None => {
-            let mut summary = args.store.open_to_read()?.summary()?;
-            for (worker_type, count) in &args.expect {
-                summary.expect_workers(worker_type, *count);
-            }
-            let mut policy = args.policy.clone().tolerate_dead(args.tolerate_dead);
-            for worker_type in &args.ignore_type {
-                policy = policy.ignore_type(worker_type);
-            }
-            let verdict = summary.verdict(&policy);
-            let mut text = summary.to_string();
-            for worker_type in &verdict.unknown_types {
-                text += &format!("; no worker has the type {worker_type}");
-            }
-            let text = table::clean(&text);
-            if verdict.is_well() {
-                Ok(text)
-            } else {
-                Err(text)
-            }
-        }
-    };
-    let (text, code) = match result {
-        Ok(summary) => (summary, ExitCode::SUCCESS),
-        Err(problem) => (problem, ExitCode::from(UNHEALTHY)),
-    };
-    // The exit status is the result, even if stdout is closed.
-    let _ = writeln!(io::stdout(), "{text}");
-    Ok(code)
+pub fn completions(args: &CompletionsArgs) -> CommandResult {
+    let mut script = Vec::new();
+    let mut command = Arguments::command();
+    clap_complete::generate(args.shell, &mut command, PROGRAM, &mut script);
+    io::stdout().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One page for the program, with a section for each command.
+pub fn man() -> CommandResult {
+    let mut page = Vec::new();
+    let mut command = Arguments::command().disable_help_subcommand(true);
+    command.build();
+    let man = clap_mangen::Man::new(command.clone());
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    for command in command
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+    {
+        let name = command.get_name().to_uppercase();
+        writeln!(page, ".SH \"COMMAND {name}\"")?;
+        let man = clap_mangen::Man::new(command.clone());
+        let mut part = Vec::new();
+        man.render_synopsis_section(&mut part)?;
+        man.render_description_section(&mut part)?;
+        man.render_options_section(&mut part)?;
+        // Its sections are parts of this one.
+        let part = String::from_utf8_lossy(&part).replace(".SH ", ".SS ");
+        page.extend_from_slice(part.as_bytes());
+    }
+    man.render_extra_section(&mut page)?;
+    man.render_version_section(&mut page)?;
+    io::stdout().write_all(&page)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,13 +1,21 @@
 //! `heartbeat-monitor`: monitors the workers in a heartbeat store.
 
 mod args;
+mod check;
 mod commands;
+mod logging;
 // The same text rules as in the library's own logs.
 #[allow(dead_code, reason = "the library uses the rest")]
 #[path = "../../sync/printable.rs"]
 mod printable;
+mod scope;
+mod screen;
+mod status;
 mod store;
 mod table;
+mod text;
+mod token;
+mod values;
 mod watch;
 
 use std::ffi::OsString;
@@ -32,14 +40,16 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return report_usage(&error),
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    logging::start(arguments.log_format);
     let result = match &arguments.command {
         Command::Watch(args) => watch::run(args),
-        Command::Status(args) => commands::status(args),
+        Command::Status(args) => status::run(args),
         Command::Sweep(args) => commands::sweep(args),
         Command::Purge(args) => commands::purge(args),
         Command::Migrate(args) => commands::migrate(args),
-        Command::Check(args) => commands::check(args),
+        Command::Check(args) => check::run(args),
+        Command::Completions(args) => commands::completions(args),
+        Command::Man => commands::man(),
     };
     result.unwrap_or_else(|error| report_failure(&error))
 }
@@ -71,7 +81,7 @@ fn report_failure(error: &BoxError) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // If stderr is closed, the exit status has to suffice.
-    let text = table::clean(&chain(&**error));
+    let text = text::clean(&chain(&**error));
     let _ = writeln!(io::stderr(), "heartbeat-monitor: {text}");
     let is_invalid = matches!(error.downcast_ref(), Some(Error::Invalid { .. }));
     ExitCode::from(if is_invalid || error.is::<UsageError>() {

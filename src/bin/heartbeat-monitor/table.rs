@@ -2,14 +2,15 @@
 
 use std::io::{self, Write};
 use std::mem;
-use std::time::Duration;
 
 use unicode_width::UnicodeWidthStr;
-use worker_heartbeat::{StateCounts, StoredWorker};
+use worker_heartbeat::{State, StoredWorker};
 
-use crate::printable::Printable;
+use crate::screen::{END, Look};
+use crate::text::{ago, clean, cut, cut_middle, pad};
 
-const HEAD: [&str; 7] = [
+const COLUMNS: usize = 7;
+pub const HEAD: [&str; COLUMNS] = [
     "WORKER",
     "TYPE",
     "GROUP",
@@ -18,66 +19,155 @@ const HEAD: [&str; 7] = [
     "RUN",
     "TASK OR REASON",
 ];
-/// Columns of a cell; longer texts are cut.
-const MAX_WIDTH: usize = 60;
+/// The column of the state, which has a colour.
+const STATE: usize = 3;
+/// The widest that each column is where the width is not limited.
+const WIDEST: usize = 60;
+/// What remains of each column where the width is limited. States and times are never cut.
+const LEAST: [usize; COLUMNS] = [14, 8, 8, WIDEST, WIDEST, 6, 20];
+/// The columns that are left out, one after the other, where even that does not fit.
+const DROPPED: [usize; 4] = [5, 2, 1, 6];
+/// Between two columns.
+const GAP: usize = 2;
 
-/// A table with columns as wide as its cells.
-#[derive(Default)]
-pub struct Table {
-    widths: [usize; HEAD.len()],
-    has_head: bool,
-    has_details: bool,
+/// The cells of a worker.
+pub type Row = [String; COLUMNS];
+
+/// The widths of the columns; 0: a column is left out.
+#[derive(Clone, Copy, Default)]
+pub struct Columns([usize; COLUMNS]);
+
+/// A cell as it is shown.
+pub struct Piece {
+    pub text: String,
+    pub look: Look,
+    /// The columns that it takes, with the gap behind it; 0: as many as its text.
+    width: usize,
 }
 
-impl Table {
-    /// `has_details`: below the row of an unwell worker is the whole reason, and its call stack.
-    pub fn new(has_details: bool) -> Self {
-        Self {
-            has_details,
-            ..Self::default()
+impl Piece {
+    pub fn padded(&self) -> String {
+        pad(&self.text, self.width)
+    }
+}
+
+impl Columns {
+    /// Makes room for this row.
+    pub fn widen(&mut self, row: &Row) {
+        for (width, cell) in self.0.iter_mut().zip(row) {
+            *width = (*width).max(cell.width().min(WIDEST));
         }
     }
 
+    /// As narrow as the terminal demands.
+    pub fn fitted(self, width: Option<usize>) -> Self {
+        width.map_or(self, |width| Self(fitted(self.0, width)))
+    }
+
+    /// The cells of a row. Nothing stands behind the last one that is not empty.
+    pub fn pieces(&self, row: &Row, look: Look, of_state: Look) -> Vec<Piece> {
+        let shown = (0..COLUMNS).filter(|column| self.0[*column] > 0);
+        let last = shown.clone().rfind(|column| !row[*column].is_empty());
+        let shown = shown.take_while(|column| Some(*column) <= last);
+        let piece = |column: usize| {
+            let width = self.0[column];
+            Piece {
+                text: match column {
+                    0 => cut_middle(&row[column], width),
+                    _ => cut(&row[column], width),
+                },
+                look: if column == STATE { of_state } else { look },
+                width: if Some(column) == last { 0 } else { width + GAP },
+            }
+        };
+        shown.map(piece).collect()
+    }
+}
+
+/// A table with columns as wide as its cells, or as the terminal allows.
+#[derive(Default)]
+pub struct Table {
+    columns: Columns,
+    has_head: bool,
+    pub has_details: bool,
+    pub colors: bool,
+    /// The columns of the terminal.
+    pub width: Option<usize>,
+}
+
+impl Table {
     /// Adds these rows, below the head if they are the first. Later rows are aligned with earlier ones
     /// unless they need more room.
     pub fn write(&mut self, out: &mut impl Write, workers: &[StoredWorker]) -> io::Result<()> {
         let head = (!mem::replace(&mut self.has_head, true)).then(|| HEAD.map(str::to_owned));
         let rows: Vec<_> = workers.iter().map(row).collect();
-        for row in head.iter().chain(&rows) {
-            for (width, cell) in self.widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.width());
-            }
-        }
-        let line = |row: &[String; HEAD.len()]| {
-            let cells = row.iter().zip(self.widths);
-            let line: String = cells
-                .map(|(cell, width)| {
-                    let padding = width.saturating_sub(cell.width()) + 2;
-                    format!("{cell}{:padding$}", "")
-                })
-                .collect();
-            line.trim_end().to_owned()
-        };
+        head.iter()
+            .chain(&rows)
+            .for_each(|row| self.columns.widen(row));
+        let columns = self.columns.fitted(self.width);
         if let Some(head) = head {
-            writeln!(out, "{}", line(&head))?;
+            self.write_line(out, &columns.pieces(&head, Look::Bold, Look::Bold))?;
         }
         for (row, worker) in rows.iter().zip(workers) {
-            writeln!(out, "{}", line(row))?;
+            let look = Look::of(worker.health().state());
+            self.write_line(out, &columns.pieces(row, Look::Plain, look))?;
             if self.has_details {
                 write_details(out, worker)?;
             }
         }
         Ok(())
     }
+
+    fn write_line(&self, out: &mut impl Write, pieces: &[Piece]) -> io::Result<()> {
+        let mut line = String::new();
+        for piece in pieces {
+            let (begin, padded) = (piece.look.begin(), piece.padded());
+            let padding = padded.get(piece.text.len()..).unwrap_or_default();
+            if self.colors && !begin.is_empty() {
+                line += &format!("{begin}{}{END}{padding}", piece.text);
+            } else {
+                line += &padded;
+            }
+        }
+        if let Some(width) = self.width.filter(|_| !self.colors) {
+            line = cut(&line, width);
+        }
+        writeln!(out, "{line}")
+    }
 }
 
-/// The last line of the table.
-pub fn totals(states: &StateCounts) -> String {
-    let total = states.total();
+/// The widths that fit, the widest columns cut first; 0: the column is left out.
+fn fitted(mut widths: [usize; COLUMNS], width: usize) -> [usize; COLUMNS] {
+    let needed = |widths: &[usize; COLUMNS]| {
+        let shown = widths.iter().filter(|width| **width > 0);
+        shown
+            .map(|width| width + GAP)
+            .sum::<usize>()
+            .saturating_sub(GAP)
+    };
+    let mut dropped = DROPPED.into_iter();
+    while needed(&widths) > width {
+        let flexible = (0..COLUMNS).filter(|column| widths[*column] > LEAST[*column]);
+        if let Some(widest) = flexible.max_by_key(|column| widths[*column]) {
+            widths[widest] -= 1;
+        } else if let Some(column) = dropped.next() {
+            widths[column] = 0;
+        } else if widths[0] > 1 {
+            widths[0] -= 1;
+        } else {
+            break;
+        }
+    }
+    widths
+}
+
+/// The last line of the table: how many workers are in which states.
+pub fn totals(states: impl Iterator<Item = (State, usize)>) -> String {
+    let states: Vec<_> = states.filter(|(_, count)| *count > 0).collect();
+    let total: usize = states.iter().map(|(_, count)| count).sum();
     let plural = if total == 1 { "" } else { "s" };
     let mut text = format!("{total} worker{plural}");
-    let counts = states.iter().filter(|(_, count)| *count > 0);
-    for (n, (state, count)) in counts.enumerate() {
+    for (n, (state, count)) in states.into_iter().enumerate() {
         let separator = if n == 0 { ": " } else { ", " };
         text.push_str(&format!("{separator}{count} {state}"));
     }
@@ -96,59 +186,29 @@ fn write_details(out: &mut impl Write, worker: &StoredWorker) -> io::Result<()> 
     Ok(())
 }
 
-fn row(worker: &StoredWorker) -> [String; 7] {
-    let health = worker.health();
-    let task_or_reason = match (worker.reason(), worker.status.progress) {
-        (Some(reason), _) => reason,
-        (None, Some((done, all))) => {
-            let task = worker.status.task.as_deref().unwrap_or("at work");
-            format!("{task}, {done} of {all}")
-        }
-        (None, None) => worker.status.task.clone().unwrap_or_default(),
-    };
-    [
-        cell(&worker.key.id),
-        cell(&worker.info.worker_type),
-        cell(&worker.info.group),
-        health.state().to_string(),
-        worker.heartbeat_age.map_or_else(|| "never".to_owned(), ago),
-        cell(worker.status.run_id.as_deref().unwrap_or_default()),
-        cell(&task_or_reason),
-    ]
-}
-
-fn ago(age: Duration) -> String {
-    let tenths = if age.as_secs() < 10 {
-        age.subsec_millis() / 100
-    } else {
-        0
-    };
-    let rounded = Duration::new(age.as_secs(), tenths * 100_000_000);
-    format!("{} ago", humantime::format_duration(rounded))
-}
-
-fn cell(text: &str) -> String {
-    cut(clean(text))
-}
-
-/// Cuts a text that takes too many columns: some characters take two, and some are a part of the one
-/// before them.
-fn cut(text: String) -> String {
-    if text.width() <= MAX_WIDTH {
-        return text;
+/// Its task, with the progress.
+pub fn task(worker: &StoredWorker) -> String {
+    let task = worker.status.task.as_deref();
+    match worker.status.progress {
+        Some((done, all)) => format!("{}, {done} of {all}", task.unwrap_or("at work")),
+        None => task.unwrap_or_default().to_owned(),
     }
-    let ends = text.char_indices().map(|(start, _)| start);
-    let fits = |end: &usize| {
-        text.get(..*end)
-            .is_some_and(|part| part.width() < MAX_WIDTH)
-    };
-    let end = ends.take_while(fits).last().unwrap_or_default();
-    format!("{}…", text.get(..end).unwrap_or_default())
 }
 
-/// Escapes a text from outside for the terminal.
-pub fn clean(text: &str) -> String {
-    Printable(text).to_string()
+pub fn heard(worker: &StoredWorker) -> String {
+    worker.heartbeat_age.map_or_else(|| "never".to_owned(), ago)
+}
+
+pub fn row(worker: &StoredWorker) -> Row {
+    [
+        clean(&worker.key.id),
+        clean(&worker.info.worker_type),
+        clean(&worker.info.group),
+        worker.health().state().to_string(),
+        heard(worker),
+        clean(worker.status.run_id.as_deref().unwrap_or_default()),
+        clean(&worker.reason().unwrap_or_else(|| task(worker))),
+    ]
 }
 
 #[cfg(test)]
@@ -160,11 +220,18 @@ mod tests {
         line[..line.find(text).expect(text)].width()
     }
 
+    fn worker(id: &str, worker_type: &str) -> StoredWorker {
+        StoredWorker::new(WorkerKey::new(id, 1), WorkerInfo::new(worker_type))
+    }
+
+    fn drawn(mut table: Table, workers: &[StoredWorker]) -> String {
+        let mut out = Vec::new();
+        table.write(&mut out, workers).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
     #[test]
     fn wide_and_combining_characters_break_no_column() {
-        let worker = |id: &str, worker_type: &str| {
-            StoredWorker::new(WorkerKey::new(id, 1), WorkerInfo::new(worker_type))
-        };
         let long = "検".repeat(100);
         let workers = [
             worker("plain", "poller"),
@@ -173,20 +240,80 @@ mod tests {
             worker(&long, "poller"),
             worker("a\u{202e}b", "poller"),
         ];
-        let mut out = Vec::new();
-        Table::default().write(&mut out, &workers).unwrap();
-        let text = String::from_utf8(out).unwrap();
-        let places: Vec<_> = text
-            .lines()
-            .skip(1)
-            .map(|line| columns(line, "local"))
+        for width in [None, Some(200), Some(100)] {
+            let table = Table {
+                width,
+                ..Table::default()
+            };
+            let text = drawn(table, &workers);
+            let places: Vec<_> = text
+                .lines()
+                .skip(1)
+                .map(|line| columns(line, "local"))
+                .collect();
+            assert_eq!(places.len(), workers.len());
+            assert!(
+                places.iter().all(|place| *place == places[0]),
+                "{places:?}\n{text}"
+            );
+            assert!(text.contains("a\\u{202e}b"), "{text}");
+            let widest = text.lines().map(UnicodeWidthStr::width).max();
+            assert!(widest <= Some(width.unwrap_or(200)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_table_fits_every_width_and_says_the_state_in_the_narrowest() {
+        let mut workers: Vec<_> = (0..20)
+            .map(|n| worker(&format!("fleet-east-billing-{n:04}"), "company_research"))
             .collect();
-        assert_eq!(places.len(), workers.len());
+        workers[7].status.run_id = Some("run-".repeat(20));
+        workers[8].status.reason = Some("検".repeat(200));
+        workers[8].status.state = State::Stalled;
+        workers[8].heartbeat_age = Some(std::time::Duration::from_secs(1));
+        for width in 1..200 {
+            let table = Table {
+                width: Some(width),
+                ..Table::default()
+            };
+            let text = drawn(table, &workers);
+            for line in text.lines() {
+                assert!(line.width() <= width, "{width}: {line:?}");
+            }
+            if width >= 40 {
+                assert!(text.contains("STATE"), "{width}: {text}");
+                assert!(text.lines().all(|line| !line.ends_with(' ')), "{text}");
+            }
+            if width >= 80 {
+                let row = text.lines().find(|line| line.contains("stalled")).unwrap();
+                assert!(row.contains("検検") && row.contains("-0008"), "{row}");
+            }
+        }
+    }
+
+    #[test]
+    fn colours_change_no_column() {
+        let workers = [worker("a", "poller"), worker("b", "poller")];
+        let plain = drawn(Table::default(), &workers);
+        let colored = Table {
+            colors: true,
+            width: Some(80),
+            ..Table::default()
+        };
+        let colored = drawn(colored, &workers);
         assert!(
-            places.iter().all(|place| *place == places[0]),
-            "{places:?}\n{text}"
+            colored.contains("\u{1b}[33mstarting\u{1b}[0m"),
+            "{colored:?}"
         );
-        assert!(text.contains("a\\u{202e}b"), "{text}");
-        assert!(cut(long).width() <= MAX_WIDTH);
+        let mut without = String::new();
+        for (n, part) in colored.split("\u{1b}[").enumerate() {
+            let part = if n == 0 {
+                part
+            } else {
+                part.split_once('m').unwrap().1
+            };
+            without += part;
+        }
+        assert_eq!(without, plain);
     }
 }

@@ -1,6 +1,5 @@
 //! The `watch` command: sweeps a store continuously, and serves its health.
 
-use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,13 +7,16 @@ use parking_lot::Mutex;
 use worker_heartbeat::fleet::Retention;
 use worker_heartbeat::{
     Beacon, BoxError, Coordinator, Error, HealthEndpoint, HeartbeatStore, Metrics, Registry,
-    RunningHealthEndpoint, Shutdown, SweepReport, Sweeper, SystemdNotifier, WorkerHeartbeat,
+    RunningHealthEndpoint, Shutdown, Signal, SweepReport, Sweeper, SystemdNotifier,
+    WorkerHeartbeat,
 };
 
 use crate::args::WatchArgs;
 use crate::chain;
 use crate::commands::CommandResult;
-use crate::table::clean;
+use crate::printable::Age;
+use crate::text::clean;
+use crate::token;
 
 /// The longest time that a sweep may take.
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,7 +26,12 @@ const MOST_NAMES: usize = 5;
 pub fn run(args: &WatchArgs) -> CommandResult {
     let store = args.store.open_or_create()?;
     let registry = Registry::global();
-    let shutdown = Shutdown::builder().install()?;
+    let mut shutdown = Shutdown::builder();
+    if args.token_file.is_some() {
+        // SIGHUP is for the token.
+        shutdown = shutdown.signals([Signal::Interrupt, Signal::Terminate, Signal::Quit]);
+    }
+    let shutdown = shutdown.install()?;
     // The sweeper is itself a worker. It beats after every sweep, even a failed one, so it stalls only
     // if the store hangs.
     let hb = WorkerHeartbeat::builder("sweeper")
@@ -53,6 +60,8 @@ pub fn run(args: &WatchArgs) -> CommandResult {
     if let Some(server) = &server {
         log::info!("listening at http://{}/#view=fleet", server.local_addr());
     }
+    let server = server.map(Arc::new);
+    let reload = token::Reload::start(args.token_file.as_deref(), server.as_ref())?;
     let beacon = args
         .beacon
         .as_ref()
@@ -63,9 +72,9 @@ pub fn run(args: &WatchArgs) -> CommandResult {
         .on_report(move |result| observer.observe(result))
         .start()?;
     log::info!(
-        "sweeping {} every {:?}",
+        "sweeping {} every {}",
         clean(&format!("{store:?}")),
-        args.interval
+        Age(args.interval)
     );
 
     match shutdown.receiver().recv() {
@@ -75,7 +84,7 @@ pub fn run(args: &WatchArgs) -> CommandResult {
     // This ends the sweeper's thread, and thereby its worker.
     drop(running);
     let report = shutdown.wait();
-    drop((server, beacon, systemd));
+    drop((reload, server, beacon, systemd));
     Ok(report.exit_code())
 }
 
@@ -88,14 +97,12 @@ fn serve(
     metrics: Metrics,
     sweeper: &Sweeper,
 ) -> Result<Option<RunningHealthEndpoint>, BoxError> {
-    let Some(address) = args.listen else {
+    let Some(address) = &args.listen else {
         return Ok(None);
     };
     let mut coordinator = Coordinator::new(Arc::clone(store));
     if let Some(file) = &args.token_file {
-        let token = fs::read_to_string(file)
-            .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-        coordinator = coordinator.token(token.trim());
+        coordinator = coordinator.token(token::read(file)?);
     }
     let mut endpoint = HealthEndpoint::new(Registry::global())
         .shutdown(shutdown)
@@ -107,7 +114,7 @@ fn serve(
     if args.show_reasons {
         endpoint = endpoint.show_reasons(true);
     }
-    Ok(Some(endpoint.serve(address)?))
+    Ok(Some(endpoint.serve(address.as_str())?))
 }
 
 /// The error of the last sweep, for the readiness check.

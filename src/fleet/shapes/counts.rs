@@ -122,6 +122,42 @@ impl FleetCounts {
         }
     }
 
+    /// Takes back what [`add_many`](Self::add_many) has added, as far as it was.
+    ///
+    /// ```
+    /// use worker_heartbeat::State;
+    /// use worker_heartbeat::fleet::FleetCounts;
+    ///
+    /// let mut counts = FleetCounts::new();
+    /// counts.add_many("indexer", "machine-7", State::Dead, "killed", 3);
+    /// counts.remove_many("indexer", "machine-7", State::Dead, "killed", 2);
+    /// assert_eq!(counts.states.dead(), 1);
+    /// assert_eq!(counts.deaths["indexer"]["killed"], 1);
+    /// ```
+    pub fn remove_many(
+        &mut self,
+        worker_type: &str,
+        group: &str,
+        state: State,
+        cause: &str,
+        workers: usize,
+    ) {
+        self.states.remove_many(state, workers);
+        if let Some(counts) = self.types.get_mut(worker_type) {
+            counts.remove_many(state, workers);
+        }
+        if let Some(counts) = self.groups.get_mut(group) {
+            counts.remove_many(state, workers);
+        }
+        let deaths = self.deaths.get_mut(worker_type);
+        let cause = DeathCause::from_name(cause, None, None).name();
+        if let Some(count) = deaths.and_then(|deaths| deaths.get_mut(cause)) {
+            if state == State::Dead {
+                *count = count.saturating_sub(workers);
+            }
+        }
+    }
+
     /// Adds to the deaths alone.
     pub(crate) fn add_deaths(&mut self, worker_type: &str, cause: &str, workers: usize) {
         // Names that are not known become that of a known cause.
@@ -142,8 +178,19 @@ impl FleetCounts {
         self
     }
 
-    /// The summary, with these as the workers that are not well.
-    pub(crate) fn summary(self, mut unwell: Vec<StoredWorker>) -> Summary {
+    /// The summary, with these as the workers that are not well: all of them, or the worst.
+    ///
+    /// ```
+    /// use worker_heartbeat::State;
+    /// use worker_heartbeat::fleet::FleetCounts;
+    ///
+    /// let mut counts = FleetCounts::new();
+    /// counts.add_many("indexer", "machine-7", State::Dead, "killed", 3);
+    /// let summary = counts.summary(Vec::new());
+    /// assert_eq!((summary.total_dead, summary.unlisted_workers), (3, 3));
+    /// ```
+    #[must_use]
+    pub fn summary(self, mut unwell: Vec<StoredWorker>) -> Summary {
         let states = self.states;
         let all: usize = states
             .iter()

@@ -368,7 +368,11 @@ impl HealthEndpoint {
         let router = router.fallback(not_found);
         let server = Server::start(&addresses, &display, router, connections)?;
         dashboard.start(server.runtime());
-        Ok(RunningHealthEndpoint { dashboard, server })
+        Ok(RunningHealthEndpoint {
+            callers: self.callers(),
+            dashboard,
+            server,
+        })
     }
 }
 
@@ -404,6 +408,7 @@ impl fmt::Debug for HealthEndpoint {
 /// ```
 #[must_use = "the server stops when this is dropped"]
 pub struct RunningHealthEndpoint {
+    callers: Callers,
     dashboard: Arc<Dashboard>,
     server: Server,
 }
@@ -413,6 +418,27 @@ impl RunningHealthEndpoint {
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
+    }
+
+    /// Replaces the token of the [`coordinator`](HealthEndpoint::coordinator), from the next request on: the old one is wrong then. Event streams that are
+    /// open go on.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Coordinator, HealthEndpoint, MemoryStore, Registry};
+    ///
+    /// let coordinator = Coordinator::new(MemoryStore::new()).token("s3cret");
+    /// let server = HealthEndpoint::new(Registry::global())
+    ///     .coordinator(coordinator)
+    ///     .serve("127.0.0.1:0")?;
+    /// server.replace_token("n3w s3cret")?;
+    /// assert!(server.replace_token("").is_err());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is empty, or if there was no token before.
+    pub fn replace_token(&self, token: impl Into<String>) -> Result<(), Error> {
+        self.callers.replace_token(token.into())
     }
 }
 

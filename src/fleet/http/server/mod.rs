@@ -238,7 +238,10 @@ impl Coordinator {
             .router()
             .fallback(|| async { respond(Err(Refusal::new(404, "not found"))) });
         let server = Server::start(&addresses, &shown, router, Arc::default())?;
-        Ok(RunningCoordinator { server })
+        Ok(RunningCoordinator {
+            callers: self.callers,
+            server,
+        })
     }
 
     pub(crate) const fn callers(&self) -> &Callers {
@@ -251,13 +254,7 @@ impl Coordinator {
         addresses: &[SocketAddr],
         shown: &str,
     ) -> Result<(), Error> {
-        if self.callers.has_empty_token() {
-            return Err(Error::invalid(
-                "token",
-                "an empty one",
-                "one or more characters",
-            ));
-        }
+        self.callers.check_token()?;
         let is_private = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
         if !self.callers.has_token() && !addresses.iter().all(is_private) {
             return Err(Error::invalid(
@@ -283,6 +280,7 @@ impl Coordinator {
 #[derive(Debug)]
 #[must_use = "serving ends when this is dropped"]
 pub struct RunningCoordinator {
+    callers: Callers,
     server: Server,
 }
 
@@ -291,6 +289,25 @@ impl RunningCoordinator {
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
+    }
+
+    /// Replaces the token, from the next request on: the old one is wrong then. Event streams that are
+    /// open go on.
+    ///
+    /// ```
+    /// use worker_heartbeat::{Coordinator, MemoryStore};
+    ///
+    /// let coordinator = Coordinator::new(MemoryStore::new()).token("s3cret");
+    /// let server = coordinator.serve("127.0.0.1:0")?;
+    /// server.replace_token("n3w s3cret")?;
+    /// assert!(server.replace_token("").is_err());
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is empty, or if there was no token before.
+    pub fn replace_token(&self, token: impl Into<String>) -> Result<(), Error> {
+        self.callers.replace_token(token.into())
     }
 }
 

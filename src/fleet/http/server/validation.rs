@@ -11,66 +11,102 @@ use crate::worker::{self, LONGEST_VALUE, MOST_METADATA, check_metadata, check_na
 
 /// Bytes of a worker's free text. A longer one is cut, so that its heartbeat is not refused.
 const LONGEST_TEXT: usize = 4_096;
-/// Ten years: longer than any sensible limit.
+/// Ten years: longer than any limit of a process.
 const LONGEST_SECONDS: f64 = 10.0 * 365.0 * 86_400.0;
 
 /// A JSON object from a client that may send anything.
-pub(super) struct Fields(Map<String, Value>);
+pub(super) struct Fields {
+    fields: Map<String, Value>,
+    /// Fields that were given by another name than their first one, with that name.
+    aliases: Vec<(&'static str, &'static str)>,
+}
 
 impl Fields {
     pub(super) fn read(body: &[u8]) -> Result<Self, Refusal> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Self(fields)),
+            Ok(Value::Object(fields)) => Ok(Self {
+                fields,
+                aliases: Vec::new(),
+            }),
             Ok(_) => Err(Refusal::bad("the body has to be a JSON object")),
             Err(error) => Err(Refusal::bad(format!("the body is not JSON: {error}"))),
         }
     }
 
     /// The first of these fields that is present and not `null`.
-    fn take(&mut self, names: &[&str]) -> Option<Value> {
+    fn take(&mut self, names: &[&'static str]) -> Option<Value> {
         let mut first = None;
         for name in names {
-            let value = self.0.remove(*name).filter(|value| !value.is_null());
-            first = first.or(value);
+            let value = self.fields.remove(*name);
+            let value = value.filter(|value| !value.is_null() && first.is_none());
+            if let Some(value) = value {
+                self.aliases.push((names[0], name));
+                first = Some(value);
+            }
         }
         first
     }
 
-    pub(super) fn text(&mut self, names: &[&str]) -> Result<Option<String>, Refusal> {
+    /// The name by which a field was given.
+    fn given<'n>(&self, name: &'n str) -> &'n str
+    where
+        'static: 'n,
+    {
+        let mut aliases = self.aliases.iter();
+        let alias = aliases.find(|(first, _)| *first == name);
+        alias.map_or(name, |(_, given)| given)
+    }
+
+    /// An error that names the field as it was given.
+    pub(super) fn named(&self, mut error: Error) -> Error {
+        if let Error::Invalid { field, .. } = &mut error {
+            *field = self.given(field);
+        }
+        error
+    }
+
+    fn wrong(&self, names: &[&'static str], expected: &str) -> Refusal {
+        let name = self.given(names.first().copied().unwrap_or_default());
+        Refusal::bad(format!("{name} has to be {expected}"))
+    }
+
+    pub(super) fn text(&mut self, names: &[&'static str]) -> Result<Option<String>, Refusal> {
         match self.take(names) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(wrong(names, "a text")),
+            Some(_) => Err(self.wrong(names, "a text")),
         }
     }
 
     /// A worker's free text.
-    pub(super) fn words(&mut self, names: &[&str]) -> Result<Option<String>, Refusal> {
+    pub(super) fn words(&mut self, names: &[&'static str]) -> Result<Option<String>, Refusal> {
         Ok(self.text(names)?.map(cut))
     }
 
-    pub(super) fn whole(&mut self, names: &[&str]) -> Result<Option<u64>, Refusal> {
-        self.take(names)
-            .map(|value| value.as_u64().ok_or_else(|| wrong(names, "a whole number")))
-            .transpose()
-    }
-
-    pub(super) fn flag(&mut self, name: &str) -> Result<bool, Refusal> {
-        self.take(&[name])
-            .map_or(Some(false), |value| value.as_bool())
-            .ok_or_else(|| wrong(&[name], "true or false"))
-    }
-
-    pub(super) fn seconds(&mut self, names: &[&str]) -> Result<Option<Seconds>, Refusal> {
-        self.take(names)
+    pub(super) fn whole(&mut self, names: &[&'static str]) -> Result<Option<u64>, Refusal> {
+        let value = self.take(names);
+        value
             .map(|value| {
                 value
-                    .as_f64()
-                    .filter(|seconds| *seconds <= LONGEST_SECONDS)
-                    .and_then(Seconds::new)
-                    .ok_or_else(|| wrong(names, "a number of seconds, 0 to ten years"))
+                    .as_u64()
+                    .ok_or_else(|| self.wrong(names, "a whole number"))
             })
             .transpose()
+    }
+
+    pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, Refusal> {
+        self.take(&[name])
+            .map_or(Some(false), |value| value.as_bool())
+            .ok_or_else(|| self.wrong(&[name], "true or false"))
+    }
+
+    pub(super) fn seconds(&mut self, names: &[&'static str]) -> Result<Option<Seconds>, Refusal> {
+        let value = self.take(names);
+        let seconds = |value: Value| {
+            let seconds = value.as_f64().and_then(Seconds::new);
+            seconds.ok_or_else(|| self.wrong(names, "a number of seconds, 0 or more"))
+        };
+        value.map(seconds).transpose()
     }
 
     /// `[3, 10]` or `{"done": 3, "total": 10}`.
@@ -87,7 +123,8 @@ impl Fields {
             _ => None,
         };
         let expected = "[done, total] or {\"done\": …, \"total\": …}, whole numbers";
-        pair.map(Some).ok_or_else(|| wrong(&["progress"], expected))
+        pair.map(Some)
+            .ok_or_else(|| self.wrong(&["progress"], expected))
     }
 
     pub(super) fn worker_id(&mut self) -> Result<String, Refusal> {
@@ -105,9 +142,9 @@ impl Fields {
     }
 
     pub(super) fn ttl(&mut self) -> Result<std::time::Duration, Refusal> {
-        let ttl = self.seconds(&["ttl_s", "ttl"])?;
+        let ttl = self.seconds(&["ttl", "ttl_s"])?;
         let ttl = ttl.ok_or_else(|| Refusal::bad("ttl_s is missing"))?.0;
-        check_ttl(ttl)?;
+        check_ttl(ttl).map_err(|error| self.named(error))?;
         Ok(ttl)
     }
 
@@ -117,15 +154,15 @@ impl Fields {
         let named = match self.take(&["metadata"]) {
             None => Map::new(),
             Some(Value::Object(named)) => named,
-            Some(_) => return Err(wrong(&["metadata"], "an object")),
+            Some(_) => return Err(self.wrong(&["metadata"], "an object")),
         };
-        if named.len() + self.0.len() > MOST_METADATA {
+        if named.len() + self.fields.len() > MOST_METADATA {
             return Err(Refusal::bad(format!(
                 "{} unknown fields and metadata entries; allowed: at most {MOST_METADATA}",
-                named.len() + self.0.len()
+                named.len() + self.fields.len()
             )));
         }
-        for (name, value) in named.into_iter().chain(self.0) {
+        for (name, value) in named.into_iter().chain(self.fields) {
             match value {
                 Value::Null => {}
                 Value::String(text) => pairs::set(&mut metadata, name, text),
@@ -135,11 +172,6 @@ impl Fields {
         check_metadata(&metadata)?;
         Ok(metadata)
     }
-}
-
-fn wrong(names: &[&str], expected: &str) -> Refusal {
-    let name = names.first().copied().unwrap_or_default();
-    Refusal::bad(format!("{name} has to be {expected}"))
 }
 
 fn cut(mut text: String) -> String {

@@ -12,7 +12,7 @@ use crate::fleet::{
 };
 use crate::health::{DeathCause, State, StopCause, Thresholds};
 use crate::sync::random::unpredictable;
-use crate::worker::{DEFAULT_GROUP, DEFAULT_INTERVAL, check_limits, check_name};
+use crate::worker::{DEFAULT_GROUP, DEFAULT_INTERVAL, SHORTEST_INTERVAL, check_limits, check_name};
 
 /// The type of workers that don't name one.
 const DEFAULT_TYPE: &str = "worker";
@@ -42,10 +42,11 @@ pub(super) fn register(service: &Service, body: &ReceivedBody) -> Reply<Value> {
         [interval, stale_after, stall_after, startup_grace].map(|given| given.map(|given| given.0));
     let interval = some_interval.unwrap_or(match stale_after {
         // A worker that only says how long it may be silent beats often enough for that.
-        Some(stale_after) => (stale_after / 3).min(DEFAULT_INTERVAL),
+        Some(stale_after) => (stale_after / 3).clamp(SHORTEST_INTERVAL, DEFAULT_INTERVAL),
         None => DEFAULT_INTERVAL,
     });
-    let own = check_limits(interval, stale_after, stall_after, startup_grace)?;
+    let own = check_limits(interval, stale_after, stall_after, startup_grace)
+        .map_err(|error| fields.named(error))?;
     let silent = [some_interval, stale_after, stall_after, startup_grace];
     let thresholds = silent.iter().any(Option::is_some).then_some(own);
     let explicit = id.is_some();
