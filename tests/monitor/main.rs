@@ -4,9 +4,12 @@
 mod check;
 mod fixtures;
 mod heartbeat_monitor;
+mod notify;
 mod operation;
 mod printed;
+mod pty;
 mod service;
 mod status;
 #[path = "../support/mod.rs"]
 mod support;
+mod top;

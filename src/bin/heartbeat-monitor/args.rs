@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::env;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use worker_heartbeat::{Policy, State};
 use crate::logging::LogFormat;
 use crate::scope::Scope;
 use crate::screen::When;
+use crate::store::UsageError;
 use crate::values::{Age, address, age, duration, expected, interval, policy, state};
 
 /// Monitors the workers in a heartbeat store
@@ -55,6 +57,10 @@ pub enum Command {
     Watch(WatchArgs),
     /// Show the workers in the store, the worst first; of more than 1,000, the worst
     Status(StatusArgs),
+    /// Show the workers in the store live
+    ///
+    /// The keys are shown at the bottom of the screen, and by `?`.
+    Top(TopArgs),
     /// Sweep the store once
     ///
     /// Workers without a heartbeat for longer than their limit are marked offline immediately. (The
@@ -109,6 +115,47 @@ pub struct WatchArgs {
     /// Write the health of the sweeps to this file, for `check --file`
     #[arg(long, value_name = "FILE")]
     pub beacon: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub notify: NotifyArgs,
+}
+
+/// The environment variable with the URL of `--notify`.
+pub const NOTIFY_URL: &str = "HEARTBEAT_NOTIFY_URL";
+
+/// Whom to tell of deaths and recoveries.
+#[derive(Args)]
+pub struct NotifyArgs {
+    /// Post a JSON document to this URL when workers die, stall or recover, or a group is offline
+    /// [env: HEARTBEAT_NOTIFY_URL]
+    #[arg(long = "notify", value_name = "URL")]
+    notify: Option<String>,
+
+    /// Run this program then, with the document on its standard input
+    #[arg(long, value_name = "PROGRAM")]
+    pub notify_command: Option<PathBuf>,
+
+    /// Time between two notifications; what happens meanwhile is in the next one
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = interval)]
+    pub notify_every: Duration,
+
+    /// Address of the dashboard for the links in notifications; by default the one of --listen
+    #[arg(long, value_name = "URL")]
+    pub link: Option<String>,
+}
+
+impl NotifyArgs {
+    /// Where to post, if anywhere.
+    pub fn url(&self) -> Result<Option<String>, UsageError> {
+        match (&self.notify, env::var(NOTIFY_URL)) {
+            (Some(url), _) => Ok(Some(url.clone())),
+            (None, Ok(url)) => Ok(Some(url).filter(|url| !url.is_empty())),
+            (None, Err(env::VarError::NotPresent)) => Ok(None),
+            (None, Err(env::VarError::NotUnicode(_))) => {
+                Err(UsageError(format!("{NOTIFY_URL} is not valid Unicode")))
+            }
+        }
+    }
 }
 
 #[derive(Args)]
@@ -156,6 +203,19 @@ impl ScopeArgs {
     pub fn scope(&self) -> Scope {
         Scope::new(&self.worker_type, &self.group).states(self.state.iter().copied())
     }
+}
+
+#[derive(Args)]
+pub struct TopArgs {
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+
+    /// Time between two readings of the store
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
+    pub interval: Duration,
 }
 
 #[derive(Args)]

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::time::SystemTime;
 
 use clap::ValueEnum;
+use env_logger::Logger;
 use env_logger::fmt::Formatter;
-use log::Record;
 use log::kv::{self, Key, Value, VisitSource};
+use log::{Log, Metadata, Record};
 use serde_json::{Map, json};
 
 /// How a record of the log is written.
@@ -25,7 +26,38 @@ pub fn start(format: LogFormat) {
     if format == LogFormat::Json {
         builder.format(write_json);
     }
-    builder.init();
+    let logger = builder.build();
+    let most = logger.filter();
+    // No other logger was set before.
+    if log::set_boxed_logger(Box::new(WithoutRequests(logger))).is_ok() {
+        log::set_max_level(most);
+    }
+}
+
+/// Leaves out the records of the HTTP client, whatever RUST_LOG says: they show URLs, and the one of
+/// `--notify` may be a secret.
+struct WithoutRequests(Logger);
+
+impl WithoutRequests {
+    fn is_about_requests(target: &str) -> bool {
+        target.starts_with("ureq")
+    }
+}
+
+impl Log for WithoutRequests {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        !Self::is_about_requests(metadata.target()) && self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !Self::is_about_requests(record.target()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
 }
 
 fn write_json(out: &mut Formatter, record: &Record<'_>) -> std::io::Result<()> {

@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod commands;
 mod logging;
+mod notify;
 // The same text rules as in the library's own logs.
 #[allow(dead_code, reason = "the library uses the rest")]
 #[path = "../../sync/printable.rs"]
@@ -15,6 +16,7 @@ mod store;
 mod table;
 mod text;
 mod token;
+mod top;
 mod values;
 mod watch;
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Watch(args) => watch::run(args),
         Command::Status(args) => status::run(args),
+        Command::Top(args) => top::run(args),
         Command::Sweep(args) => commands::sweep(args),
         Command::Purge(args) => commands::purge(args),
         Command::Migrate(args) => commands::migrate(args),

@@ -115,6 +115,29 @@ impl Scope {
         Ok(worst)
     }
 
+    /// The first workers of the scope in the order of their ids.
+    pub fn first(
+        &self,
+        store: &dyn HeartbeatStore,
+        most: usize,
+    ) -> Result<Vec<StoredWorker>, Error> {
+        let mut first: Vec<StoredWorker> = Vec::new();
+        for filter in self.filters() {
+            let mut found = 0;
+            for page in Pages::new(store, filter.limit(most)) {
+                let page = page?;
+                found += page.len();
+                first.extend(page);
+                if found >= most {
+                    break;
+                }
+            }
+        }
+        first.sort_by(|a, b| a.key.id.cmp(&b.key.id));
+        first.truncate(most);
+        Ok(first)
+    }
+
     /// How many workers of the scope are in each state, by type and by group. The store counts; only
     /// for types within groups are the workers of these groups read, page by page.
     ///

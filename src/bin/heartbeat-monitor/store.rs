@@ -47,6 +47,14 @@ impl StoreArgs {
         }
     }
 
+    /// For people; it shows no secret.
+    pub fn name(&self) -> String {
+        match &self.sqlite {
+            Some(file) => file.display().to_string(),
+            None => format!("PostgreSQL, schema {}", self.schema),
+        }
+    }
+
     /// Refuses SQLite names that are not files.
     fn check_file(&self) -> Result<(), UsageError> {
         let file = self.sqlite.as_ref().and_then(|file| file.to_str());

@@ -21,21 +21,30 @@ pub const HEAD: [&str; COLUMNS] = [
 ];
 /// The column of the state, which has a colour.
 const STATE: usize = 3;
+/// The column of the run, which few workers have.
+const RUN: usize = 5;
 /// The widest that each column is where the width is not limited.
 const WIDEST: usize = 60;
 /// What remains of each column where the width is limited. States and times are never cut.
 const LEAST: [usize; COLUMNS] = [14, 8, 8, WIDEST, WIDEST, 6, 20];
 /// The columns that are left out, one after the other, where even that does not fit.
-const DROPPED: [usize; 4] = [5, 2, 1, 6];
+const DROPPED: [usize; 4] = [RUN, 2, 1, 6];
+/// The columns that get back what is to spare, one after the other.
+const GROWING: [usize; 5] = [0, 6, 1, 2, RUN];
 /// Between two columns.
 const GAP: usize = 2;
 
 /// The cells of a worker.
 pub type Row = [String; COLUMNS];
 
-/// The widths of the columns; 0: a column is left out.
+/// The widths of the columns.
 #[derive(Clone, Copy, Default)]
-pub struct Columns([usize; COLUMNS]);
+pub struct Columns {
+    /// 0: a column is left out.
+    widths: [usize; COLUMNS],
+    /// Whether a worker has something in the column.
+    filled: [bool; COLUMNS],
+}
 
 /// A cell as it is shown.
 pub struct Piece {
@@ -52,25 +61,64 @@ impl Piece {
 }
 
 impl Columns {
+    /// Makes room for the head.
+    pub fn add_head(&mut self) {
+        let heads = self.widths.iter_mut().zip(HEAD);
+        heads.for_each(|(width, head)| *width = (*width).max(head.len()));
+    }
+
     /// Makes room for this row.
-    pub fn widen(&mut self, row: &Row) {
-        for (width, cell) in self.0.iter_mut().zip(row) {
+    pub fn add(&mut self, row: &Row) {
+        for (column, cell) in row.iter().enumerate() {
+            let width = &mut self.widths[column];
             *width = (*width).max(cell.width().min(WIDEST));
+            self.filled[column] |= !cell.is_empty();
         }
     }
 
-    /// As narrow as the terminal demands.
-    pub fn fitted(self, width: Option<usize>) -> Self {
-        width.map_or(self, |width| Self(fitted(self.0, width)))
+    /// As narrow as the terminal demands: columns without content are left out, the widest are cut,
+    /// and what is to spare is given back.
+    pub fn fitted(mut self, width: Option<usize>) -> Self {
+        let Some(width) = width else { return self };
+        let natural = self.widths;
+        if self.needed() > width && !self.filled[RUN] {
+            self.widths[RUN] = 0;
+        }
+        let mut dropped = DROPPED.into_iter();
+        while self.needed() > width {
+            let flexible = (0..COLUMNS).filter(|column| self.widths[*column] > LEAST[*column]);
+            if let Some(widest) = flexible.max_by_key(|column| self.widths[*column]) {
+                self.widths[widest] -= 1;
+            } else if let Some(column) = dropped.next() {
+                self.widths[column] = 0;
+            } else if self.widths[0] > 1 {
+                self.widths[0] -= 1;
+            } else {
+                break;
+            }
+        }
+        for column in GROWING {
+            let spare = width.saturating_sub(self.needed());
+            if self.widths[column] > 0 {
+                self.widths[column] = natural[column].min(self.widths[column] + spare);
+            }
+        }
+        self
+    }
+
+    fn needed(&self) -> usize {
+        let shown = self.widths.iter().filter(|width| **width > 0);
+        let needed: usize = shown.map(|width| width + GAP).sum();
+        needed.saturating_sub(GAP)
     }
 
     /// The cells of a row. Nothing stands behind the last one that is not empty.
     pub fn pieces(&self, row: &Row, look: Look, of_state: Look) -> Vec<Piece> {
-        let shown = (0..COLUMNS).filter(|column| self.0[*column] > 0);
+        let shown = (0..COLUMNS).filter(|column| self.widths[*column] > 0);
         let last = shown.clone().rfind(|column| !row[*column].is_empty());
         let shown = shown.take_while(|column| Some(*column) <= last);
         let piece = |column: usize| {
-            let width = self.0[column];
+            let width = self.widths[column];
             Piece {
                 text: match column {
                     0 => cut_middle(&row[column], width),
@@ -101,9 +149,10 @@ impl Table {
     pub fn write(&mut self, out: &mut impl Write, workers: &[StoredWorker]) -> io::Result<()> {
         let head = (!mem::replace(&mut self.has_head, true)).then(|| HEAD.map(str::to_owned));
         let rows: Vec<_> = workers.iter().map(row).collect();
-        head.iter()
-            .chain(&rows)
-            .for_each(|row| self.columns.widen(row));
+        if head.is_some() {
+            self.columns.add_head();
+        }
+        rows.iter().for_each(|row| self.columns.add(row));
         let columns = self.columns.fitted(self.width);
         if let Some(head) = head {
             self.write_line(out, &columns.pieces(&head, Look::Bold, Look::Bold))?;
@@ -134,31 +183,6 @@ impl Table {
         }
         writeln!(out, "{line}")
     }
-}
-
-/// The widths that fit, the widest columns cut first; 0: the column is left out.
-fn fitted(mut widths: [usize; COLUMNS], width: usize) -> [usize; COLUMNS] {
-    let needed = |widths: &[usize; COLUMNS]| {
-        let shown = widths.iter().filter(|width| **width > 0);
-        shown
-            .map(|width| width + GAP)
-            .sum::<usize>()
-            .saturating_sub(GAP)
-    };
-    let mut dropped = DROPPED.into_iter();
-    while needed(&widths) > width {
-        let flexible = (0..COLUMNS).filter(|column| widths[*column] > LEAST[*column]);
-        if let Some(widest) = flexible.max_by_key(|column| widths[*column]) {
-            widths[widest] -= 1;
-        } else if let Some(column) = dropped.next() {
-            widths[column] = 0;
-        } else if widths[0] > 1 {
-            widths[0] -= 1;
-        } else {
-            break;
-        }
-    }
-    widths
 }
 
 /// The last line of the table: how many workers are in which states.
@@ -294,7 +318,11 @@ mod tests {
     #[test]
     fn colours_change_no_column() {
         let workers = [worker("a", "poller"), worker("b", "poller")];
-        let plain = drawn(Table::default(), &workers);
+        let plain = Table {
+            width: Some(80),
+            ..Table::default()
+        };
+        let plain = drawn(plain, &workers);
         let colored = Table {
             colors: true,
             width: Some(80),

@@ -14,6 +14,7 @@ use worker_heartbeat::{
 use crate::args::WatchArgs;
 use crate::chain;
 use crate::commands::CommandResult;
+use crate::notify::Notifier;
 use crate::printable::Age;
 use crate::text::clean;
 use crate::token;
@@ -60,6 +61,10 @@ pub fn run(args: &WatchArgs) -> CommandResult {
     if let Some(server) = &server {
         log::info!("listening at http://{}/#view=fleet", server.local_addr());
     }
+    let link = server
+        .as_ref()
+        .map(|server| format!("http://{}", server.local_addr()));
+    let notifier = Notifier::start(&args.notify, Arc::clone(&store), link)?;
     let server = server.map(Arc::new);
     let reload = token::Reload::start(args.token_file.as_deref(), server.as_ref())?;
     let beacon = args
@@ -69,7 +74,16 @@ pub fn run(args: &WatchArgs) -> CommandResult {
         .transpose()?;
     let systemd = SystemdNotifier::start(registry)?;
     let running = sweeper
-        .on_report(move |result| observer.observe(result))
+        .on_report({
+            let swept = notifier.as_ref().map(Notifier::swept);
+            move |result| {
+                observer.observe(result);
+                if let Some(swept) = &swept {
+                    // It is told already.
+                    let _ = swept.try_send(());
+                }
+            }
+        })
         .start()?;
     log::info!(
         "sweeping {} every {}",
@@ -84,7 +98,7 @@ pub fn run(args: &WatchArgs) -> CommandResult {
     // This ends the sweeper's thread, and thereby its worker.
     drop(running);
     let report = shutdown.wait();
-    drop((reload, server, beacon, systemd));
+    drop((notifier, reload, server, beacon, systemd));
     Ok(report.exit_code())
 }
 
