@@ -50,7 +50,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<(), String> {
     if let Some(path) = &write {
         page::check(path, "learn").map_err(|error| unchanged(path, error))?;
     }
-    check_transcription()?;
+    check_simulation()?;
     let text = tables();
     println!("{text}");
     if let Some(path) = &write {
@@ -187,9 +187,9 @@ fn tables() -> String {
     )
 }
 
-/// beatwise reads the system's clock, so its models are transcribed for simulated days. This checks them
-/// against the crate itself in real time: after the same beats, the limits are the same.
-fn check_transcription() -> Result<(), String> {
+/// Checks the simulated models of beatwise against the crate itself in real time: after the same beats,
+/// the limits are the same.
+fn check_simulation() -> Result<(), String> {
     let timings = [
         ("EWMA", LearningModel::Ewma),
         ("robust window", LearningModel::robust_window(31)),
@@ -199,9 +199,7 @@ fn check_transcription() -> Result<(), String> {
         // A machine that is busy delays a beat between the crate's reading of the clock and this one.
         let agrees = (0..5).any(|_| agrees(name, model));
         if !agrees {
-            return Err(format!(
-                "the transcription of beatwise's {name} is not right"
-            ));
+            return Err(format!("the simulation of beatwise's {name} is not right"));
         }
     }
     Ok(())
@@ -219,7 +217,7 @@ fn agrees(name: &str, model: LearningModel) -> bool {
         .into_iter()
         .find(|(other, _)| *other == name)
         .expect("it has this name");
-    let mut transcribed = make(4.0);
+    let mut simulated = make(4.0);
     let (mut dice, origin) = (Dice(7), Instant::now());
     let mut last = None;
     for beat in 0..60 {
@@ -229,7 +227,7 @@ fn agrees(name: &str, model: LearningModel) -> bool {
         hb.beat().expect("it has not stopped");
         let now = origin.elapsed().as_secs_f64();
         if let Some(last) = last.replace(now) {
-            transcribed.observe(last, now);
+            simulated.observe(last, now);
         }
     }
     let status = monitor.status(hb.id()).expect("it is registered");
@@ -239,5 +237,5 @@ fn agrees(name: &str, model: LearningModel) -> bool {
         }
         _ => return false,
     };
-    (deadline - transcribed.limit()).abs() < 0.02 * deadline
+    (deadline - simulated.limit()).abs() < 0.02 * deadline
 }

@@ -1,7 +1,7 @@
 //! Ways to learn a limit from silences.
 //!
-//! The models of beatwise are transcribed from `src/learning` of beatwise 0.2.1 (MIT), with seconds
-//! instead of microseconds.
+//! beatwise reads the system's clock, so its models are simulated here, with the rules and constants of
+//! version 0.2.1. `check_simulation` compares their limits with those of the crate itself.
 
 use std::collections::VecDeque;
 

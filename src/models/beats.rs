@@ -3,8 +3,11 @@
 use loom::sync::Arc;
 use loom::thread;
 
-use super::{BEGUN, Ghost, Timestamps, at, idle, model, next_task, observe, observe_by, occupied};
-use crate::cell::{CellSnapshot, Sign, Work};
+use super::{
+    BEGUN, Ghost, ModelChunk, Timestamps, WELL, at, idle, model, next_task, observe, observe_by,
+    occupied,
+};
+use crate::cell::{CellSnapshot, Episode, Schedule, Sign, Work};
 use crate::health::Activity;
 
 /// A beat is never lost and never dated before it was made: a reader that finds the counter as the
@@ -180,5 +183,47 @@ fn a_task_is_dated_and_never_before_it_began() {
         let snapshot = cell.snapshot().unwrap();
         assert!(snapshot.task_at.is_some() && !snapshot.moved);
         check(snapshot);
+    });
+}
+
+/// A worker that begins another task while the pacemaker convicts it of an overdue one is judged again
+/// at the next tick, and by the new task: the conviction does not outlast the task.
+///
+/// Mirrors `WorkerRef::update_task` and `pacemaker::tick` with `examine`.
+#[test]
+fn a_conviction_as_overdue_does_not_outlast_the_task() {
+    model(2, || {
+        let place = ModelChunk::new(occupied(1));
+        let limited = |work| Work {
+            limited: true,
+            ..next_task(work)
+        };
+        place.cell.beat_with(limited);
+        observe(&place.cell, at(20));
+        let first = place.cell.work().task;
+        let worker = {
+            let cell = Arc::clone(&place.cell);
+            thread::spawn(move || cell.beat_with(limited))
+        };
+        let judge = |now| {
+            observe(&place.cell, now);
+            let snapshot = place.cell.snapshot().unwrap();
+            let is_overdue = snapshot.work.task == first && snapshot.task_at.is_some();
+            let overdue = Schedule {
+                episode: Episode::Overdue,
+                due: at(u64::MAX),
+            };
+            place.set_schedule(1, if is_overdue { overdue } else { WELL });
+            is_overdue
+        };
+        let was_overdue = judge(at(50_000_000));
+        worker.join().unwrap();
+        if was_overdue {
+            let sign = observe(&place.cell, at(60_000_000));
+            assert_eq!(sign, Sign::Judge);
+        }
+        assert!(!judge(at(60_000_000)));
+        let snapshot = place.cell.snapshot().unwrap();
+        assert!(snapshot.task_at >= Some(at(50_000_000)), "{snapshot:?}");
     });
 }

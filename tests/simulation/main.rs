@@ -1,6 +1,6 @@
 //! A simulated month of two hundred workers that work, rest, crash, hang and are suspended, on the
 //! mock clock. Every fault is reported within its bound and with the right state, no healthy worker
-//! is ever convicted, and memory stays flat.
+//! is ever convicted, and memory stays flat. So is every task that takes too long, while its worker beats.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::{BTreeMap, VecDeque};
@@ -44,6 +44,9 @@ const STEPS_A_DAY: u32 = 144;
 const DAYS: usize = 30;
 const WORKERS: usize = 200;
 const RESTARTED: usize = 10;
+const TASKED: usize = 10;
+/// A task takes at most 90 minutes, unless it takes too long.
+const TASK_DEADLINE: Duration = Duration::from_secs(120 * 60);
 /// No healthy worker is silent for longer than two steps: not even long enough for a warning.
 const STALL_AFTER: Duration = Duration::from_secs(35 * 60);
 /// Of learned limits.
@@ -154,8 +157,8 @@ impl Simulated {
         };
         let mut due = self.silent_since + limit;
         if self.learns {
-            // It may have been silent for long when the limit got shorter.
-            due = due.max(now);
+            // It may have been silent for long when the limit got shorter, at the beginning of this step.
+            due = due.max(now.saturating_sub(Duration::from_nanos(1)));
         }
         (due < now + STEP).then_some((state, due))
     }
@@ -250,6 +253,55 @@ impl Restarted {
     }
 }
 
+/// A worker that beats in every step, and whose tasks have a deadline.
+struct Tasked {
+    handle: WorkerHeartbeat,
+    run: u64,
+    begun: Duration,
+    /// The task goes on for this many more steps.
+    steps: u64,
+    convicted: bool,
+}
+
+impl Tasked {
+    fn new(registry: &Registry, n: usize) -> Self {
+        let builder = WorkerHeartbeat::builder("tasked")
+            .id(format!("tasked-{n}"))
+            .stale_after(STALE_AFTER)
+            .stall_after(STALL_AFTER)
+            .task_deadline(TASK_DEADLINE);
+        Self {
+            handle: builder.registry(registry).start().unwrap(),
+            run: 0,
+            begun: Duration::ZERO,
+            steps: 0,
+            convicted: false,
+        }
+    }
+
+    fn act(&mut self, now: Duration, dice: &mut Dice, injected: &mut BTreeMap<&str, u64>) {
+        if self.steps > 0 {
+            self.steps -= 1;
+            self.handle.beat();
+            return;
+        }
+        self.run += 1;
+        (self.begun, self.convicted) = (now, false);
+        let (run, activity) = (format!("run-{}", self.run), Activity::Processing);
+        self.handle.update_task(run, "simulated task", activity);
+        self.steps = 1 + dice.roll(8);
+        if dice.roll(40) == 0 {
+            *injected.entry("took too long").or_default() += 1;
+            self.steps = 14 + dice.roll(20);
+        }
+    }
+
+    fn due(&self, now: Duration) -> Option<(State, Duration)> {
+        let due = self.begun + TASK_DEADLINE;
+        (!self.convicted && due < now + STEP).then_some((State::Overdue, due))
+    }
+}
+
 /// Reads the reported convictions. Every other event must be harmless.
 fn convictions(events: &Subscription) -> BTreeMap<String, (State, SystemTime)> {
     let mut reported = BTreeMap::new();
@@ -300,6 +352,7 @@ fn a_month_of_two_hundred_workers() {
     for worker in &mut restarted {
         worker.poll(Duration::ZERO);
     }
+    let mut tasked: Vec<_> = (0..TASKED).map(|n| Tasked::new(&registry, n)).collect();
     let mut injected = BTreeMap::<&str, u64>::new();
     let mut memory = Vec::new();
 
@@ -311,6 +364,9 @@ fn a_month_of_two_hundred_workers() {
                 act(worker, &registry, now, &mut dice, &mut injected);
             }
             for worker in &mut restarted {
+                worker.act(now, &mut dice, &mut injected);
+            }
+            for worker in &mut tasked {
                 worker.act(now, &mut dice, &mut injected);
             }
             let mut expected: BTreeMap<_, _> = workers
@@ -329,9 +385,18 @@ fn a_month_of_two_hundred_workers() {
                 }
             }
 
+            for worker in &mut tasked {
+                if let Some(due) = worker.due(now) {
+                    worker.convicted = true;
+                    expected.insert(worker.handle.id().to_owned(), due);
+                }
+            }
+
             // A suspension in the middle of the step. Of the gap, two resolutions are charged.
             let charged = 2 * registry.resolution();
+            let mut gap_charged = Duration::ZERO;
             if dice.roll(60) == 0 {
+                gap_charged = charged;
                 *injected.entry("suspended").or_default() += 1;
                 let gap = MINUTE * u32::try_from(1 + dice.roll(3_000)).unwrap();
                 time.advance(Duration::ZERO);
@@ -358,14 +423,16 @@ fn a_month_of_two_hundred_workers() {
                 let at = at.duration_since(origin).unwrap() - suspended;
                 assert!(at > due, "{id} was convicted early: {at:?}, due {due:?}");
                 let late = at - due;
-                assert!(late <= registry.resolution(), "{id}: {late:?} late");
+                // What is due in a gap is found after it.
+                let slack = registry.resolution() + gap_charged;
+                assert!(late <= slack, "{id}: {late:?} late");
             }
             assert!(
                 reported.is_empty(),
                 "healthy workers were convicted: {reported:?}"
             );
             if step % 16 == 0 {
-                check_summary(&registry, &workers, &restarted);
+                check_summary(&registry, &workers, &restarted, &tasked);
             }
         }
         registry.purge(Duration::ZERO);
@@ -385,6 +452,7 @@ fn a_month_of_two_hundred_workers() {
         "suspended",
         "panicked",
         "restarted",
+        "took too long",
     ] {
         assert!(injected[fault] > 30, "{fault}: too few to prove anything");
     }
@@ -472,8 +540,16 @@ fn act(
 }
 
 /// The summary matches the true states.
-fn check_summary(registry: &Registry, workers: &[Simulated], restarted: &[Restarted]) {
+fn check_summary(
+    registry: &Registry,
+    workers: &[Simulated],
+    restarted: &[Restarted],
+    tasked: &[Tasked],
+) {
     let summary = registry.summary();
+    // A task that ended in this step is over by now: the step is read at its end.
+    let overdue = tasked.iter().filter(|worker| worker.convicted).count();
+    assert_eq!(summary.states.get(State::Overdue), overdue, "{summary}");
     for state in [State::Stalled, State::Stale, State::NeverStarted] {
         let convicted = |worker: &&Simulated| worker.convicted == Some(state);
         let mut expected = workers.iter().filter(convicted).count();
@@ -485,6 +561,6 @@ fn check_summary(registry: &Registry, workers: &[Simulated], restarted: &[Restar
     let living = workers.iter().filter(|worker| worker.handle.is_some());
     assert_eq!(
         summary.total - summary.states.get(State::Dead),
-        living.count() + restarted.len()
+        living.count() + restarted.len() + tasked.len()
     );
 }

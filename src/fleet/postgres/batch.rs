@@ -18,7 +18,7 @@ use crate::fleet::store::check_count;
 const MOST_SEARCHED: usize = 32;
 /// How often a batch is sent again that waited too long for a lock, though nothing locks its rows: the
 /// limit of a wait holds for all locks, such as that of a table which grows on a slow disk.
-const MOST_REPEATS: usize = 5;
+const MOST_REPEATS: usize = 20;
 /// For how long the row of an item that was locked is asked about before anything waits for it.
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
 

@@ -250,12 +250,17 @@ impl Connection {
         }
     }
 
+    /// How long a statement may take.
+    pub(super) fn statement_timeout(&self) -> Duration {
+        self.pool.settings.statement_timeout
+    }
+
     /// Waits for other callers no longer than for the server.
     fn lock(
         &self,
         operation: &'static str,
     ) -> Result<MutexGuard<'_, Option<OpenConnection>>, Error> {
-        let limit = self.pool.settings.statement_timeout;
+        let limit = self.statement_timeout();
         self.abandoned.try_lock_for(limit).ok_or_else(|| {
             let error = PgError::Busy(format!("other calls of this kind wait for {limit:?}"));
             self.pool.settings.error(operation, &error)

@@ -14,32 +14,36 @@ use super::{Connections, column, one, rows};
 use crate::error::{Error, StoreErrorKind};
 use crate::fleet::shapes::{Answer, Claim, ClaimAnswer, LeaseKey, Renewal};
 
-/// How long a claim or a registration waits for a lock of another transaction.
+/// How long a claim or a registration waits for a row that another transaction locks.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Between two attempts, during which the connection is free for other callers.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Connections {
     /// Repeats a statement that waits only briefly for a lock, so that it does not occupy the
-    /// connection all the time.
+    /// connection all the time. `locked`: whether another transaction locks its rows. The limit of a wait
+    /// holds for other locks too, such as that of a table which grows on a slow disk: these are waited for
+    /// until the time limit of a statement.
     pub(super) fn patiently<T>(
         &self,
         operation: &'static str,
         send: impl Fn() -> Result<T, Failed>,
+        locked: impl Fn() -> Result<bool, Failed>,
     ) -> Result<T, Failed> {
-        let deadline = Instant::now() + LONGEST_WAIT;
+        let begun = Instant::now();
+        let longest = self.heartbeats.statement_timeout().max(LONGEST_WAIT);
         loop {
-            match send() {
+            let cause = match send() {
                 Ok(done) => return Ok(done),
                 Err(failed) if failed.cause != Cause::Locked => return Err(failed),
-                Err(_) if Instant::now() + RETRY_INTERVAL < deadline => {
-                    thread::sleep(RETRY_INTERVAL);
-                }
-                Err(Failed { cause, .. }) => {
-                    let error = locked(operation);
-                    return Err(Failed { cause, error });
-                }
+                Err(failed) => failed.cause,
+            };
+            let waited = begun.elapsed() + RETRY_INTERVAL;
+            if waited >= longest || (waited >= LONGEST_WAIT && locked()?) {
+                let error = self::locked(operation);
+                return Err(Failed { cause, error });
             }
+            thread::sleep(RETRY_INTERVAL);
         }
     }
 
@@ -67,7 +71,7 @@ impl Connections {
                 let run_id = format!("{:?}", claim.run_id);
                 return Err(Error::invalid("run_id", run_id, allowed));
             }
-            match self.patiently("claim", send) {
+            match self.patiently("claim", send, || Ok(true)) {
                 Ok(answer) => break answer,
                 Err(failed) if failed.cause == Cause::Encoding => {
                     let texts = [&*claim.worker.id, &*claim.run_id];

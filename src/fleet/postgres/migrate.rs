@@ -38,10 +38,11 @@ const LOCK_PAUSE: Duration = Duration::from_millis(500);
 
 /// Concurrent migrations wait for each other. `CREATE SCHEMA IF NOT EXISTS` would need the right to
 /// create a schema even if it exists. Tables of the same names that another program created are not
-/// taken for this crate's.
+/// taken for this crate's. Notices that a column is there already would fill the log.
 const LOCK: &str = "\
 SELECT pg_advisory_xact_lock(hashtextextended('worker_heartbeat migrate @schema@', 0));
 SET LOCAL lock_timeout = @lock_timeout@;
+SET LOCAL client_min_messages = warning;
 DO $$
 DECLARE
     v_table text;

@@ -21,7 +21,9 @@ impl Connections {
             if let Some(worker) = names {
                 return Err(unnamed(worker));
             }
-            let failed = match self.patiently("register", || send(self, &workers)) {
+            let ids = column(&workers, |worker| &*worker.id);
+            let locked = || Ok(!self.locked_workers(&ids, true)?.is_empty());
+            let failed = match self.patiently("register", || send(self, &workers), locked) {
                 Ok(keys) => return Ok(keys),
                 Err(failed) => failed,
             };

@@ -173,13 +173,25 @@ impl Core {
             };
             // The next one must not wait for ever because of this one.
             drop(catch(|| {
-                // Otherwise the episode is over.
-                if conviction.lasts() {
-                    let outcome = conviction.worker.capture_stack(PATIENCE);
-                    self.settle_stack(&conviction, outcome);
-                }
+                self.read_stack(&conviction, || conviction.worker.capture_stack(PATIENCE));
             }));
         }
+    }
+
+    /// Reads a stack, unless the episode is over. If that panics, the worker says so.
+    fn read_stack(
+        self: &Arc<Self>,
+        conviction: &Conviction,
+        capture: impl FnOnce() -> Result<CallStack, NoStack>,
+    ) {
+        if !conviction.lasts() {
+            return;
+        }
+        let outcome = catch(capture).unwrap_or_else(|_| {
+            let why = "the capture panicked".to_owned();
+            Err(NoStack::Final(why))
+        });
+        self.settle_stack(conviction, outcome);
     }
 
     /// Keeps the stack with the worker, and reports it, if the episode lasts.
@@ -335,6 +347,21 @@ mod tests {
         core.settle_stack(&conviction, Ok(stack(0)));
         assert!(capture(&hangs).call_stack().is_none());
         drop(workers);
+    }
+
+    #[test]
+    fn a_capture_that_panics_says_so() {
+        let registry = Registry::with_clock(MockClock::new().clock());
+        let core = &registry.inner.core;
+        core.read_stacks_of_convicted(true);
+        let builder = WorkerHeartbeat::builder("mailer").id("hangs");
+        let _hb = builder.registry(&registry).start().unwrap();
+        let worker = core.worker_refs().into_iter().next().unwrap();
+        core.want_stack(&worker, false);
+        let conviction = core.stacks.queue.lock().waiting.pop_front().unwrap();
+        core.read_stack(&conviction, || panic!("unwinding failed"));
+        let missing = StackCapture::Missing("the capture panicked".to_owned());
+        assert_eq!(worker.record.detail().stack_capture(), Some(missing));
     }
 
     #[test]

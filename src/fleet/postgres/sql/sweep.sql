@@ -40,7 +40,9 @@ $$;
 CREATE OR REPLACE FUNCTION @schema@.sweep_candidates(
     p_threshold interval, p_longest interval, p_watched_for interval, p_began bigint[], p_ended bigint[],
     p_lost bigint[], p_proved_ids text[], p_proved_incarnations bigint[], p_limit integer
-) RETURNS TABLE (worker_id text, incarnation bigint) LANGUAGE sql STABLE AS $$
+) RETURNS TABLE (worker_id text, incarnation bigint) LANGUAGE sql STABLE
+-- The planner takes a third of the rows for stale, too many to be handed over by parallel processes.
+SET jit = off SET parallel_setup_cost = 100 SET parallel_tuple_cost = 0 AS $$
     SELECT f.worker_id, f.incarnation FROM (
         SELECT w.worker_id, w.incarnation FROM @schema@.worker_heartbeats w
             WHERE @schema@.is_stale(w, p_threshold, p_longest)
