@@ -459,7 +459,7 @@ fn a_month_of_two_hundred_workers() {
     let (early, late) = (memory[days / 3], memory[days - 1]);
     println!("live bytes after a third: {early}, at the end: {late}");
     // Buffers of tasks are kept, and tasks nest deeper than ever before every now and then.
-    let kept = WORKERS * 1024;
+    let kept = isize::try_from(WORKERS * 1024).unwrap();
     assert!(late < early + kept, "memory grows: {early} to {late}");
 }
 
