@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 
-use crate::fleet::{Beat, StoredDeath, StoredEnding, StoredWorker};
+use crate::fleet::{Beat, FleetEvent, StoredDeath, StoredEnding, StoredWorker};
 use crate::health::{
     Activity, Death, DeathCause, FutureInfo, GroupState, GroupStats, Health, Learned, LeaseLoss,
     MissingWorkers, Rate, RuleResult, StackCapture, State, StateCounts, StopCause, StoreStatus,
@@ -347,6 +347,27 @@ report! {
         ? "last_death": this.last_death,
         ? "stack": this.call_stack(),
     }
+    FleetEvent(this) {
+        "seq": this.seq,
+        "at": unix(SystemTime::now().checked_sub(this.age)),
+        "age_s": this.age.as_secs_f64(),
+        "level": this.kind.level().as_str().to_ascii_lowercase(),
+        "kind": this.kind.name(),
+        "worker": this.worker,
+        "worker_type": this.worker_type,
+        "group": this.group,
+        "state": this.state,
+        "text": this.text(),
+        ? "hostname": this.hostname,
+        ? "pid": this.pid,
+        ? "ending": this.ending,
+        ? "reason": this.reason,
+        ? "last_location": this.last_location,
+        ? "run_id": this.run_id,
+        ? "task": this.task,
+        ? "stack": this.stack,
+        ? "restarts": Some(this.restarts).filter(|restarts| *restarts > 0),
+    }
 }
 
 impl Serialize for StateCounts {
@@ -518,7 +539,7 @@ pub(crate) fn ended<'de, D: Deserializer<'de>>(
     Ok(ending.map(|ending| (ending, ago)))
 }
 
-fn unix(at: Option<SystemTime>) -> f64 {
+pub(crate) fn unix(at: Option<SystemTime>) -> f64 {
     at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
         .map_or(0.0, |since| since.as_secs_f64())
 }

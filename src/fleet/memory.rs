@@ -7,12 +7,14 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
+use super::event_log::EventLog;
+use super::event_rules::NewEvent;
 use super::host::ProcessIdentity;
 use super::pages::summary_of_counts;
 use super::rules::{self, LeaseEntry, SweepMark, Tables, WorkerEntry};
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, Registration, Retention, Stop,
-    StoredWorker, Sweep, WorkerFilter, WorkerKey, Worst,
+    Answer, Beat, Claim, ClaimAnswer, EventFilter, EventPage, FleetCounts, LeaseKey, Registration,
+    Retention, Stop, StoredWorker, Sweep, WorkerFilter, WorkerKey, Worst,
 };
 use super::store::HeartbeatStore;
 use super::sweep_rules;
@@ -46,6 +48,7 @@ pub(crate) struct MemoryTables {
     held: BTreeSet<(String, String)>,
     last_sweep: Option<SweepMark>,
     pub last_number: u64,
+    events: EventLog,
 }
 
 impl MemoryStore {
@@ -80,6 +83,7 @@ impl MemoryStore {
             .unwrap_or_default();
         let tables = MemoryTables {
             last_number: since_epoch.as_micros() as u64,
+            events: EventLog::new(),
             ..MemoryTables::default()
         };
         Self {
@@ -170,6 +174,12 @@ impl HeartbeatStore for MemoryStore {
         rules::find(&mut *tables, id, now)
     }
 
+    fn events(&self, filter: &EventFilter) -> Result<Option<EventPage>, Error> {
+        let tables = self.tables.lock();
+        let latest = tables.last_number;
+        Ok(Some(tables.events.read(filter, self.now(), latest)))
+    }
+
     fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
         let tables = self.tables.lock();
         let now = self.now();
@@ -249,6 +259,7 @@ impl MemoryTables {
             counts.add_many(&info.worker_type, &info.group, row.state(now), cause, 1);
         }
         counts.leased_workers = self.leased_workers(now);
+        counts.endings = self.events.endings();
         counts.bounded()
     }
 
@@ -383,5 +394,27 @@ impl Tables for MemoryTables {
     fn next_number(&mut self) -> Result<u64, Error> {
         self.last_number += 1;
         Ok(self.last_number)
+    }
+
+    fn put_event(&mut self, new: NewEvent) -> Result<(), Error> {
+        if self.events.is_kept() {
+            let seq = self.next_number()?;
+            self.events.push(seq, new);
+        }
+        Ok(())
+    }
+
+    fn count_ending(&mut self, worker_type: &str, how: &'static str) -> Result<(), Error> {
+        self.events.count_ending(worker_type, how);
+        Ok(())
+    }
+
+    fn trim_events(&mut self, retention: &Retention, now: Moment) -> Result<(), Error> {
+        self.events.trim(retention, now);
+        Ok(())
+    }
+
+    fn groups_told_offline(&mut self) -> Result<Vec<String>, Error> {
+        Ok(self.events.offline_groups())
     }
 }

@@ -28,6 +28,8 @@ mod claims;
 #[cfg(feature = "test-util")]
 pub mod conformance;
 mod defaults;
+mod event_log;
+mod event_rules;
 pub(crate) mod host;
 #[cfg(feature = "http")]
 mod http;
@@ -50,6 +52,8 @@ mod uploader;
 
 #[cfg(feature = "http")]
 pub(crate) use claims::{check_run_id, check_ttl};
+#[cfg(feature = "prometheus")]
+pub(crate) use event_rules::ENDINGS;
 pub use host::ProcessIdentity;
 #[cfg(feature = "http")]
 pub use http::{Coordinator, HttpStore, HttpStoreBuilder, RunningCoordinator};
@@ -59,9 +63,9 @@ pub use pages::Pages;
 #[cfg(feature = "postgres")]
 pub use postgres::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
 pub use shapes::{
-    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, Registration, Renewal, Retention,
-    Stop, StoredDeath, StoredEnding, StoredWorker, Sweep, WatchedSpan, WorkerFilter, WorkerInfo,
-    WorkerKey, WorkerStatus,
+    Answer, Beat, Claim, ClaimAnswer, EventFilter, EventPage, FleetCounts, FleetEvent,
+    FleetEventKind, LeaseKey, Registration, Renewal, Retention, Stop, StoredDeath, StoredEnding,
+    StoredWorker, Sweep, WatchedSpan, WorkerFilter, WorkerInfo, WorkerKey, WorkerStatus,
 };
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;

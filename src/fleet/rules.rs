@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use super::event_rules::{self, NewEvent};
 use super::shapes::{
     Answer, Beat, Claim, ClaimAnswer, DEFAULT_THRESHOLD, JudgedFacts, LeaseKey, Registration,
     Retention, Stop, StoredDeath, StoredEnding, StoredWorker, WorkerInfo, WorkerKey, WorkerStatus,
@@ -86,6 +87,14 @@ pub(crate) trait Tables {
     fn remove_lease(&mut self, run_id: &str) -> Result<(), Error>;
     /// A number higher than all that were returned before.
     fn next_number(&mut self) -> Result<u64, Error>;
+    /// Records an event under the next number. One that cannot be kept is not, and fails nothing.
+    fn put_event(&mut self, new: NewEvent) -> Result<(), Error>;
+    /// Counts the end of a worker of this type. A count that cannot be kept fails nothing.
+    fn count_ending(&mut self, worker_type: &str, how: &'static str) -> Result<(), Error>;
+    /// Removes events that are not kept any longer.
+    fn trim_events(&mut self, retention: &Retention, now: Moment) -> Result<(), Error>;
+    /// The groups that are offline according to the last event about each.
+    fn groups_told_offline(&mut self) -> Result<Vec<String>, Error>;
 }
 
 impl WorkerEntry {
@@ -168,7 +177,7 @@ impl WorkerEntry {
     }
 
     /// The last death up to now, this incarnation's included.
-    fn latest_death(&self) -> Option<(StoredDeath, Moment)> {
+    pub(super) fn latest_death(&self) -> Option<(StoredDeath, Moment)> {
         match &self.ending {
             Some((ending, at)) if !ending.stopped => {
                 let death = StoredDeath {
@@ -265,7 +274,7 @@ pub(crate) fn register(
         .into_iter()
         .chain(of_store)
         .max_by_key(|(_, at)| *at);
-    if let Some(before) = before {
+    if let Some(before) = &before {
         before.check_duplicate(registration, now)?;
         // The earlier incarnation may still be at work.
         let end = before.belief_ends();
@@ -277,6 +286,7 @@ pub(crate) fn register(
         }
     }
     tables.put_worker(&row)?;
+    event_rules::registered(tables, &row, before.as_ref(), registration, now)?;
     Ok(row.key)
 }
 
@@ -296,8 +306,10 @@ pub(crate) fn beat(tables: &mut dyn Tables, beat: &Beat, now: Moment) -> Result<
     let mut row = tables.worker(&beat.key.id)?;
     let answer = admit(row.as_ref(), &beat.key);
     if let (Answer::Accepted, Some(row)) = (answer, &mut row) {
+        let before = row.status.clone();
         row.apply(beat, now);
         tables.put_worker(row)?;
+        event_rules::beaten(tables, row, &before, now)?;
     }
     Ok(answer)
 }
@@ -309,6 +321,7 @@ pub(crate) fn stop(tables: &mut dyn Tables, stop: &Stop, now: Moment) -> Result<
     if let (Answer::Accepted, Some(row)) = (answer, &mut row) {
         row.ending = Some((stop.ending.clone(), now.before(stop.ago)));
         tables.put_worker(row)?;
+        event_rules::ended(tables, row)?;
     }
     if answer != Answer::Unknown {
         // The worker itself reports its end, so it does not believe in its leases.

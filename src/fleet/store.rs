@@ -8,8 +8,8 @@ use super::defaults::{find_in_list, processes_by_list, register_in_parts};
 use super::host::ProcessIdentity;
 use super::pages::{counts_of_pages, summary_of_pages, worst_of_pages};
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, Registration, Renewal, Stop,
-    StoredWorker, Sweep, WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, EventFilter, EventPage, FleetCounts, LeaseKey, Registration,
+    Renewal, Stop, StoredWorker, Sweep, WorkerFilter, WorkerKey,
 };
 use crate::error::Error;
 use crate::health::{Summary, SweepReport};
@@ -228,6 +228,32 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
         summary_of_pages(self)
     }
 
+    /// What happened to the workers: deaths, recoveries, sweeps, and the other
+    /// [kinds](super::FleetEventKind). Each is recorded with the change that it tells of, by whoever finds
+    /// it, so that it is neither lost nor doubled, and a process that starts later reads it too. They
+    /// are kept for as long as the [retention](super::Retention) of the sweeps says.
+    ///
+    /// `None`: the store keeps no events. So it is by default.
+    ///
+    /// ```
+    /// use worker_heartbeat::fleet::{EventFilter, HeartbeatStore};
+    /// use worker_heartbeat::MemoryStore;
+    ///
+    /// let store = MemoryStore::new();
+    /// match store.events(&EventFilter::new())? {
+    ///     Some(page) => page.events.iter().for_each(|event| println!("{event}")),
+    ///     None => println!("this store keeps no events"),
+    /// }
+    /// # Ok::<(), worker_heartbeat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store cannot be reached or fails.
+    fn events(&self, filter: &EventFilter) -> Result<Option<EventPage>, Error> {
+        let _ = filter;
+        Ok(None)
+    }
+
     /// The processes on this host that have workers which have not ended, each once. By default, it
     /// [lists](Self::list) the workers of the host.
     ///
@@ -388,6 +414,9 @@ impl<S: HeartbeatStore + ?Sized> HeartbeatStore for Arc<S> {
     }
     fn summary(&self) -> Result<Summary, Error> {
         (**self).summary()
+    }
+    fn events(&self, filter: &EventFilter) -> Result<Option<EventPage>, Error> {
+        (**self).events(filter)
     }
     fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {
         (**self).processes(host)

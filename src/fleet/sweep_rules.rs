@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
+use super::event_rules;
 use super::rules::{SweepMark, Tables, WorkerEntry};
 use super::shapes::{Retention, StoredEnding, Sweep, WorkerKey};
 use crate::clock::Moment;
@@ -48,6 +49,7 @@ pub(crate) fn sweep(
         if !sweep.dry_run {
             row.ending = Some((StoredEnding::dead(&cause), now));
             tables.put_worker(&row)?;
+            event_rules::ended(tables, &row)?;
         }
     }
     for lease in tables.expired_leases(now)? {
@@ -62,18 +64,27 @@ pub(crate) fn sweep(
             tables.remove_lease(&lease.key.run_id)?;
         }
     }
-    for group in groups {
-        // Each of its workers stopped or is dead; at least the convicted one is dead.
-        let mut is_alive = |row: &WorkerEntry| {
+    let mut is_alive = |tables: &mut dyn Tables, group: &str| {
+        let mut wanted = |row: &WorkerEntry| {
             let state = row.stored(now, &[]).judged_in(sweep).state();
             !convicted.contains(&row.key.id) && state != State::Stopped && !state.is_offline()
         };
-        if !tables.any_in_group(&group, &mut is_alive)? {
+        tables.any_in_group(group, &mut wanted)
+    };
+    for group in groups {
+        // Each of its workers stopped or is dead; at least the convicted one is dead.
+        if !is_alive(tables, &group)? {
             report.affected_groups.push(group);
         }
     }
+    if !sweep.dry_run {
+        event_rules::swept(tables, &report, now, &mut is_alive)?;
+    }
     if let Some(retention) = &sweep.retention {
         report.forgotten = tables.forget(retention, now, sweep.dry_run, most)?;
+        if !sweep.dry_run {
+            tables.trim_events(retention, now)?;
+        }
     }
     report.marked_offline.sort_unstable();
     report.released_leases.sort_unstable();

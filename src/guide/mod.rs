@@ -49,6 +49,7 @@ pages! {
     systemd: "../../docs/guide/systemd.md",
     monitor: "../../docs/guide/monitor.md",
     capacity: "../../docs/guide/capacity.md",
+    runbooks: "../../docs/guide/runbooks.md",
     troubleshooting: "../../docs/guide/troubleshooting.md",
     limitations: "../../docs/guide/limitations.md",
     glossary: "../../docs/glossary.md",

@@ -36,6 +36,8 @@ pub(crate) struct Figures {
 /// The figures of the workers of one type.
 pub(crate) struct TypeFigures {
     pub states: StateCounts,
+    /// Dead workers that their supervisor is about to restart.
+    pub restarting: u64,
     /// The longest time that a living worker has been without a heartbeat; since its registration, if
     /// it never had one.
     pub heartbeat_age: Option<Duration>,
@@ -119,6 +121,7 @@ impl Registry {
 #[derive(Default)]
 struct Totals {
     states: StateCounts,
+    restarting: u64,
     beats: u64,
     heartbeat_age: Option<Duration>,
     progress_age: Option<Duration>,
@@ -142,8 +145,16 @@ impl Tally for FigureTally {
         true
     }
 
-    fn add(&mut self, totals: &mut Totals, _: &Record, facts: &Facts, health: Health, now: Moment) {
+    fn add(
+        &mut self,
+        totals: &mut Totals,
+        record: &Record,
+        facts: &Facts,
+        health: Health,
+        now: Moment,
+    ) {
         totals.states.add(health.state());
+        totals.restarting += u64::from(health.state() == State::Dead && record.is_restarting());
         if let Facts::Living(signs) = facts {
             totals.add_ages(signs, now);
         }
@@ -176,6 +187,7 @@ impl Totals {
 
     fn add_all(&mut self, other: &Self) {
         self.states.add_all(&other.states);
+        self.restarting += other.restarting;
         self.beats = self.beats.saturating_add(other.beats);
         self.heartbeat_age = self.heartbeat_age.max(other.heartbeat_age);
         self.progress_age = self.progress_age.max(other.progress_age);
@@ -186,6 +198,7 @@ impl TypeFigures {
     const fn of(totals: &Totals) -> Self {
         Self {
             states: totals.states,
+            restarting: totals.restarting,
             heartbeat_age: totals.heartbeat_age,
             progress_age: totals.progress_age,
         }

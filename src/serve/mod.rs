@@ -18,6 +18,8 @@ mod dashboard;
 #[cfg(feature = "http")]
 mod disclosure;
 #[cfg(feature = "http")]
+mod fleet_events;
+#[cfg(feature = "http")]
 mod health;
 #[cfg(feature = "prometheus")]
 mod metrics;

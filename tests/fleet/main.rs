@@ -2,6 +2,8 @@
 
 mod attachment;
 mod busy;
+#[cfg(feature = "test-util")]
+mod events;
 mod lives;
 mod lost_answers;
 mod lost_leases;

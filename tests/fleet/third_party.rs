@@ -18,7 +18,7 @@ const DEFAULT_LIMIT: Duration = Duration::from_secs(90);
 const ORIGIN: Duration = Duration::from_secs(1 << 40);
 
 #[derive(Debug)]
-struct VecStore {
+pub struct VecStore {
     created: Instant,
     tables: Mutex<Tables>,
 }
@@ -240,7 +240,7 @@ impl Tables {
 }
 
 impl VecStore {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             created: Instant::now(),
             tables: Mutex::default(),

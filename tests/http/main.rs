@@ -3,6 +3,7 @@
 #[cfg(feature = "test-util")]
 mod coordinator;
 mod coordinator_faults;
+mod fleet_events;
 mod health_endpoint;
 mod lost_answers;
 mod numbers;

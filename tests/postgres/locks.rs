@@ -16,6 +16,15 @@ pub struct Transaction {
 
 impl Transaction {
     fn begin(url: &str, statement: &str) -> Self {
+        Self::that_ends_with("ROLLBACK", url, statement)
+    }
+
+    /// It is committed when this is dropped.
+    pub fn begin_to_commit(url: &str, statement: &str) -> Self {
+        Self::that_ends_with("COMMIT", url, statement)
+    }
+
+    fn that_ends_with(last: &'static str, url: &str, statement: &str) -> Self {
         let (url, statement) = (url.to_owned(), format!("BEGIN; {statement}"));
         let (locked, ready) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
@@ -30,7 +39,7 @@ impl Transaction {
                 client.batch_execute(&statement).await.unwrap();
                 locked.send(()).unwrap();
                 let _ = tokio::task::spawn_blocking(move || ended.recv()).await;
-                client.batch_execute("ROLLBACK").await.unwrap();
+                client.batch_execute(last).await.unwrap();
             });
         });
         ready.recv().unwrap();

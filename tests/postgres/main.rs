@@ -2,6 +2,7 @@
 
 mod absurd;
 mod clock;
+mod events;
 mod exhausted;
 mod failover;
 mod locks;

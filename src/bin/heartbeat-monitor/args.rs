@@ -70,6 +70,11 @@ pub enum Command {
     Purge(PurgeArgs),
     /// Create the tables of the store, or update them
     Migrate(MigrateArgs),
+    /// Show what happened to the workers: deaths, recoveries, sweeps
+    ///
+    /// Each event has the reason, where the worker was, and the call stack if it is known. The sweeps of
+    /// `watch` keep them for as long as its options say.
+    Events(EventsArgs),
     /// Check the health of all workers in the store or in a beacon file
     Check(CheckArgs),
     /// Print the completions for a shell
@@ -224,6 +229,40 @@ pub struct CompletionsArgs {
 }
 
 #[derive(Args)]
+pub struct EventsArgs {
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Go on with new events until the program is ended
+    #[arg(long, short)]
+    pub follow: bool,
+
+    /// Print each event as a JSON object on a line of its own
+    #[arg(long)]
+    pub json: bool,
+
+    /// Only events of this level, and more important ones: error, warn, info or debug
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub level: log::Level,
+
+    /// Only events of the worker with this id
+    #[arg(long, value_name = "ID")]
+    pub worker: Option<String>,
+
+    /// Only events of workers of this type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub worker_type: Option<String>,
+
+    /// Only events of this group and its workers
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
+
+    /// How many of the latest events to show
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    pub limit: usize,
+}
+
+#[derive(Args)]
 pub struct SweepArgs {
     #[command(flatten)]
     pub store: StoreArgs,
@@ -254,6 +293,14 @@ pub struct RetentionArgs {
     /// Delete the records of workers that died this long ago and were replaced, or `never`
     #[arg(long, value_name = "TIME", default_value = "1d", value_parser = age)]
     pub keep_replaced: Age,
+
+    /// Delete events that happened this long ago, or `never`
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = age)]
+    pub keep_events: Age,
+
+    /// How many events of each level are kept, the latest ones
+    #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
+    pub most_events: usize,
 }
 
 impl RetentionArgs {
@@ -262,6 +309,8 @@ impl RetentionArgs {
             .stopped(self.keep_stopped.0)
             .dead(self.keep_dead.0)
             .replaced(self.keep_replaced.0)
+            .events(self.keep_events.0)
+            .most_events(self.most_events)
     }
 }
 

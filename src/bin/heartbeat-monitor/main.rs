@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod commands;
+mod events;
 mod logging;
 mod notify;
 // The same text rules as in the library's own logs.
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Command::Sweep(args) => commands::sweep(args),
         Command::Purge(args) => commands::purge(args),
         Command::Migrate(args) => commands::migrate(args),
+        Command::Events(args) => events::events(args),
         Command::Check(args) => check::run(args),
         Command::Completions(args) => commands::completions(args),
         Command::Man => commands::man(),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use worker_heartbeat::fleet::Retention;
 use worker_heartbeat::{
     Beacon, BoxError, Coordinator, Error, HealthEndpoint, HeartbeatStore, Metrics, Registry,
     RunningHealthEndpoint, Shutdown, Signal, SweepReport, Sweeper, SystemdNotifier,
@@ -47,7 +46,12 @@ pub fn run(args: &WatchArgs) -> CommandResult {
         failures_in_a_row: Mutex::default(),
     };
     let retention = match args.purge_after {
-        Some(age) => Retention::none().stopped(age).dead(age),
+        Some(age) => args
+            .retention
+            .retention()
+            .stopped(age)
+            .dead(age)
+            .replaced(None),
         None => args.retention.retention(),
     };
     let sweeper = Sweeper::new(Arc::clone(&store))

@@ -30,6 +30,7 @@ macro_rules! ensure_eq {
     }};
 }
 
+mod events;
 mod leases;
 mod reads;
 mod sweeps;
@@ -43,8 +44,8 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredEnding, StoredWorker,
-    Sweep, WorkerFilter, WorkerKey, WorkerStatus,
+    Answer, Beat, Claim, ClaimAnswer, LeaseKey, Registration, Stop, StoredDeath, StoredEnding,
+    StoredWorker, Sweep, WorkerFilter, WorkerKey, WorkerStatus,
 };
 use crate::fleet::store::HeartbeatStore;
 use crate::health::{DeathCause, Health, State, StopCause, Thresholds};
@@ -153,6 +154,13 @@ cases! {
     "the worst workers are filtered and paged": reads::pages,
     "a list is filtered by state and text": reads::filters,
     "workers are counted by type, group, state and cause of death": reads::counts,
+    "a death is an event, with its reason, place and call stack": events::deaths,
+    "each bad state is one event, and its end another": events::recoveries,
+    "each death of a worker that is restarted is one event": events::restarts,
+    "a worker that loses its id to another process is an event": events::fences,
+    "what a sweep finds is an event, and a group is told of once": events::sweeps,
+    "how workers end is counted": events::endings,
+    "events are read from a cursor on, and from the latest back": events::pages,
     "a purge removes ended workers, by age": sweeps::purges,
     "one worker holds a run at a time, and fences grow": leases::one_holder,
     "a claim that is given up releases its run": leases::given_up,

@@ -18,8 +18,9 @@ use crate::fleet::defaults::processes_by_list;
 use crate::fleet::pages::{advance, counts_of_pages, summary_of_counts, worst_of_pages};
 use crate::fleet::store::claim_and_release;
 use crate::fleet::{
-    Answer, Beat, Claim, ClaimAnswer, FleetCounts, HeartbeatStore, LeaseKey, ProcessIdentity,
-    Registration, Renewal, Stop, StoredWorker, Sweep, WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, EventFilter, EventPage, FleetCounts, HeartbeatStore,
+    LeaseKey, ProcessIdentity, Registration, Renewal, Stop, StoredWorker, Sweep, WorkerFilter,
+    WorkerKey,
 };
 use crate::health::{Summary, SweepReport};
 use crate::serial::Seconds;
@@ -352,6 +353,12 @@ impl HeartbeatStore for HttpStore {
             Some(counts) => Ok(counts),
             None => counts_of_pages(self),
         }
+    }
+
+    /// `None` also if the coordinator is of a version that keeps no events.
+    fn events(&self, filter: &EventFilter) -> Result<Option<EventPage>, Error> {
+        let answer: Option<Option<EventPage>> = self.newer("events", filter)?;
+        Ok(answer.flatten())
     }
 
     fn summary(&self) -> Result<Summary, Error> {

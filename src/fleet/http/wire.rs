@@ -115,6 +115,19 @@ pub(crate) struct RetentionRequest {
     pub stopped_s: Option<Seconds>,
     pub dead_s: Option<Seconds>,
     pub replaced_s: Option<Seconds>,
+    /// A client that does not know events keeps them for as long as by default.
+    #[serde(default = "events_age")]
+    pub events_s: Option<Seconds>,
+    #[serde(default = "most_events")]
+    pub most_events: Option<usize>,
+}
+
+fn events_age() -> Option<Seconds> {
+    Retention::new().events.map(Seconds)
+}
+
+const fn most_events() -> Option<usize> {
+    Retention::new().most_events
 }
 
 impl From<Retention> for RetentionRequest {
@@ -123,6 +136,8 @@ impl From<Retention> for RetentionRequest {
             stopped_s: retention.stopped.map(Seconds),
             dead_s: retention.dead.map(Seconds),
             replaced_s: retention.replaced.map(Seconds),
+            events_s: retention.events.map(Seconds),
+            most_events: retention.most_events,
         }
     }
 }
@@ -134,6 +149,8 @@ impl From<RetentionRequest> for Retention {
             .stopped(age(request.stopped_s))
             .dead(age(request.dead_s))
             .replaced(age(request.replaced_s))
+            .events(age(request.events_s))
+            .most_events(request.most_events)
     }
 }
 

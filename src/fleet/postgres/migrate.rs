@@ -13,7 +13,7 @@ use crate::sync::log::log_line;
 ///
 /// Versions 1 to 13 are from before the first release. Every statement can be run again, so running
 /// all of these brings a schema of such a version up to date.
-const MIGRATIONS: [(i32, &str, &str); 9] = [
+const MIGRATIONS: [(i32, &str, &str); 10] = [
     (14, "tables", include_str!("sql/tables.sql")),
     (15, "numbers", include_str!("sql/numbers.sql")),
     (16, "judging", include_str!("sql/judging.sql")),
@@ -23,6 +23,7 @@ const MIGRATIONS: [(i32, &str, &str); 9] = [
     (20, "sweep", include_str!("sql/sweep.sql")),
     (21, "reads", include_str!("sql/reads.sql")),
     (22, "views", include_str!("sql/views.sql")),
+    (23, "events", include_str!("sql/events.sql")),
 ];
 const LATEST: i32 = MIGRATIONS[MIGRATIONS.len() - 1].0;
 /// The oldest program, by the latest version that it knows, that may use the schema as these
@@ -52,7 +53,7 @@ BEGIN
     END IF;
     IF to_regclass('@schema@.schema_migrations') IS NULL THEN
         FOREACH v_table IN ARRAY ARRAY['worker_heartbeats', 'leases', 'sessions',
-            'deferred_heartbeats'] LOOP
+            'deferred_heartbeats', 'endings', 'fleet_events'] LOOP
             IF to_regclass('@schema@.' || v_table) IS NOT NULL THEN
                 RAISE EXCEPTION 'the schema has a table % of another program; use a schema of its own',
                     v_table USING ERRCODE = 'duplicate_table';

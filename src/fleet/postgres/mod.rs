@@ -5,6 +5,7 @@ mod clock;
 mod connection;
 mod credentials;
 mod error;
+mod events;
 mod hosts;
 mod leases;
 mod lent;
@@ -36,8 +37,8 @@ use tokio_postgres::Row;
 use super::host::ProcessIdentity;
 use super::pages::summary_of_counts;
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, Registration, Renewal, Stop,
-    StoredWorker, Sweep, WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, EventFilter, EventPage, FleetCounts, LeaseKey, Registration,
+    Renewal, Stop, StoredWorker, Sweep, WorkerFilter, WorkerKey,
 };
 use super::store::HeartbeatStore;
 use super::sweep_rules::purge_after;
@@ -244,6 +245,10 @@ impl HeartbeatStore for PostgresStore {
 
     fn counts(&self) -> Result<FleetCounts, Error> {
         self.connections.counts()
+    }
+
+    fn events(&self, filter: &EventFilter) -> Result<Option<EventPage>, Error> {
+        self.connections.events(filter).map(Some)
     }
 
     fn summary(&self) -> Result<Summary, Error> {

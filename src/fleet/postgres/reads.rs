@@ -99,6 +99,7 @@ fn add(counts: &mut FleetCounts, row: &Row) -> Result<(), tokio_postgres::Error>
             entry.add_many(state(detail), workers);
         }
         "death" => counts.add_deaths(name, detail, workers),
+        "ended" => counts.add_endings(name, detail, workers as u64),
         "leased" => counts.leased_workers = workers,
         "types" => counts.unlisted_types = workers,
         "groups" => counts.unlisted_groups = workers,

@@ -27,7 +27,8 @@ w.worker_id, w.incarnation, w.worker_type, w.worker_group, \
 (extract(epoch FROM @schema@.bounded(w.task_deadline)) * 1000000)::bigint AS task_deadline, \
 (extract(epoch FROM @schema@.bounded(w.progress_after)) * 1000000)::bigint AS progress_after, \
 w.beats_only, w.metadata::text AS metadata, w.restarts, w.hostname, w.pid, w.process_started, \
-w.boot_id, w.pid_namespace, coalesce(w.last_status, w.status) AS reported, w.reason, \
+w.boot_id, w.pid_namespace, CASE WHEN w.ended_at IS NULL \
+THEN w.status ELSE coalesce(w.last_status, w.status) END AS reported, w.reason, \
 @schema@.age_micros(w.started_at) AS registered_age, \
 CASE WHEN w.ended_at IS NULL AND @schema@.silence(w) > \
 @schema@.allowed_silence(w, @schema@.default_stale_after()) THEN @schema@.age_micros(greatest( \
@@ -54,7 +55,7 @@ pub(super) fn limit(limit: Duration) -> i64 {
     age(limit.saturating_add(Duration::from_nanos(999)))
 }
 
-fn duration(micros: i64) -> Duration {
+pub(super) fn duration(micros: i64) -> Duration {
     Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }
 

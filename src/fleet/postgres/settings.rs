@@ -12,6 +12,7 @@ use super::credentials::{PostgresCredentials, Provider};
 use super::error::PgError;
 use super::hosts::Wanted;
 use crate::error::Error;
+use crate::fleet::event_rules::{LONGEST_STACK, LONGEST_TEXT};
 use crate::fleet::rules::MOST_WITHDRAWN;
 use crate::fleet::shapes::{DEFAULT_THRESHOLD, PIECES, severity_rank};
 use crate::health::State;
@@ -119,6 +120,8 @@ pub(super) fn expand(sql: &str, schema: &str) -> String {
         .replace("@unprintable@", &character_class(&UNPRINTABLE))
         .replace("@spaces@", &character_class(&SPACES))
         .replace("@most_withdrawn@", &MOST_WITHDRAWN.to_string())
+        .replace("@longest_event@", &LONGEST_TEXT.to_string())
+        .replace("@longest_stack@", &LONGEST_STACK.to_string())
         .replace("@pieces@", &PIECES.to_string())
         .replace(
             "@default_stale_after@",

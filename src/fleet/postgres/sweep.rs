@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::connection::Connection;
-use super::{one, rows};
+use super::{events, one, rows};
 use crate::error::Error;
 use crate::fleet::host::ProcessIdentity;
 use crate::fleet::shapes::{Retention, Sweep, WorkerKey};
@@ -31,8 +31,14 @@ pub(super) fn sweep(connection: &Connection, sweep: &Sweep) -> Result<SweepRepor
     pass.mark_workers()?;
     pass.release_expired()?;
     let mut report = pass.into_report()?;
+    if !sweep.dry_run {
+        events::record_sweep(connection, sweep, &report);
+    }
     if let Some(retention) = &sweep.retention {
         report.forgotten = forget(connection, retention, sweep.dry_run)?;
+        if !sweep.dry_run {
+            events::trim(connection, retention);
+        }
     }
     Ok(report)
 }

@@ -39,6 +39,12 @@ pub struct FleetCounts {
     pub groups: BTreeMap<String, StateCounts>,
     /// The dead workers of each type, by the [name](DeathCause::name) of the cause.
     pub deaths: BTreeMap<String, BTreeMap<String, usize>>,
+    /// How workers of each type ended since the store was set up: `graceful` (stopped in good order),
+    /// `failed` (panicked, failed, returned early or fenced), `gone` (their process was killed, is gone,
+    /// or fell silent), `timed_out` (they were asked to stop, and had not ended when their process did).
+    /// Empty if the store does not count them.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub endings: BTreeMap<String, BTreeMap<String, u64>>,
     /// Workers that hold a lease.
     pub leased_workers: usize,
     /// Types that are not in `types`.
@@ -164,6 +170,13 @@ impl FleetCounts {
         let cause = DeathCause::from_name(cause, None, None).name();
         let deaths = self.deaths.entry(worker_type.to_owned()).or_default();
         *deaths.entry(cause.to_owned()).or_default() += workers;
+    }
+
+    /// Adds to the endings.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn add_endings(&mut self, worker_type: &str, how: &str, total: u64) {
+        let endings = self.endings.entry(worker_type.to_owned()).or_default();
+        *endings.entry(how.to_owned()).or_default() += total;
     }
 
     /// With at most [`MOST_NAMES`] types and groups.

@@ -2,6 +2,7 @@
 //! worker. Ages cross this border, never times: each store decides by its own clock.
 
 mod counts;
+mod event;
 mod filter;
 mod key;
 mod request;
@@ -10,9 +11,8 @@ mod sweep;
 mod worker;
 
 pub use counts::FleetCounts;
-#[cfg(feature = "postgres")]
-pub(crate) use counts::MOST_NAMES;
-pub(crate) use counts::MOST_UNWELL;
+pub(crate) use counts::{MOST_NAMES, MOST_UNWELL};
+pub use event::{EventFilter, EventPage, FleetEvent, FleetEventKind};
 pub use filter::WorkerFilter;
 pub(crate) use filter::Worst;
 #[cfg(feature = "postgres")]
@@ -21,6 +21,7 @@ pub use key::{LeaseKey, WorkerKey};
 pub use request::{Answer, Claim, ClaimAnswer, Renewal, Stop};
 pub(crate) use stored::{DEFAULT_THRESHOLD, JudgedFacts};
 pub use stored::{StoredDeath, StoredEnding, StoredWorker};
+pub(crate) use sweep::MOST_EVENTS_KEPT;
 #[cfg(feature = "postgres")]
 pub(crate) use sweep::PIECES;
 pub use sweep::{Retention, Sweep, WatchedSpan};

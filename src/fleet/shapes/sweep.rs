@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use super::{DEFAULT_THRESHOLD, WorkerKey};
 
+/// Events of each level.
+pub(crate) const MOST_EVENTS_KEPT: usize = 20_000;
+
 /// Time that was watched in pieces, with gaps between them, counts this much less.
 pub(crate) const PIECES: u32 = 4;
 
@@ -149,11 +152,16 @@ pub struct Retention {
     /// Workers that died and were replaced: a living worker of the same type and group was registered
     /// after they were last heard of. A day by default.
     pub replaced: Option<Duration>,
+    /// Events, since they happened; seven days by default.
+    pub events: Option<Duration>,
+    /// The most events of each [level](crate::fleet::FleetEventKind::level), the latest ones; 20,000 by
+    /// default. `None`: any number, except in a [`MemoryStore`](crate::MemoryStore).
+    pub most_events: Option<usize>,
 }
 
 impl Retention {
     /// The default: stopped workers are kept for an hour, dead ones for seven days, those that were
-    /// replaced for a day.
+    /// replaced for a day; of events of each level, 20,000 for seven days.
     #[must_use]
     pub const fn new() -> Self {
         const HOUR: Duration = Duration::from_secs(3_600);
@@ -162,6 +170,8 @@ impl Retention {
             stopped: Some(HOUR),
             dead: Some(Duration::from_secs(7 * 86_400)),
             replaced: Some(DAY),
+            events: Some(Duration::from_secs(7 * 86_400)),
+            most_events: Some(MOST_EVENTS_KEPT),
         }
     }
 
@@ -172,6 +182,8 @@ impl Retention {
             stopped: None,
             dead: None,
             replaced: None,
+            events: None,
+            most_events: None,
         }
     }
 
@@ -193,6 +205,28 @@ impl Retention {
     #[must_use]
     pub fn replaced(mut self, age: impl Into<Option<Duration>>) -> Self {
         self.replaced = age.into();
+        self
+    }
+
+    /// How long events are kept.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use worker_heartbeat::fleet::Retention;
+    ///
+    /// let retention = Retention::new().events(Duration::from_secs(86_400)).most_events(1_000);
+    /// assert_eq!(retention.most_events, Some(1_000));
+    /// ```
+    #[must_use]
+    pub fn events(mut self, age: impl Into<Option<Duration>>) -> Self {
+        self.events = age.into();
+        self
+    }
+
+    /// How many events of each level are kept, the latest ones.
+    #[must_use]
+    pub fn most_events(mut self, most: impl Into<Option<usize>>) -> Self {
+        self.most_events = most.into();
         self
     }
 }

@@ -1,6 +1,7 @@
 //! A store in a SQLite file: without a server or set-up.
 
 mod columns;
+mod events;
 mod file;
 mod reader;
 mod reads;
@@ -22,8 +23,8 @@ use super::host::ProcessIdentity;
 use super::pages::summary_of_counts;
 use super::rules::{self, Tables};
 use super::shapes::{
-    Answer, Beat, Claim, ClaimAnswer, FleetCounts, LeaseKey, Registration, Retention, Stop,
-    StoredWorker, Sweep, WorkerFilter, WorkerKey,
+    Answer, Beat, Claim, ClaimAnswer, EventFilter, EventPage, FleetCounts, LeaseKey, Registration,
+    Retention, Stop, StoredWorker, Sweep, WorkerFilter, WorkerKey,
 };
 use super::store::HeartbeatStore;
 use super::sweep_rules;
@@ -353,6 +354,11 @@ impl HeartbeatStore for SqliteStore {
 
     fn find(&self, id: &str) -> Result<Option<StoredWorker>, Error> {
         self.transact("find", false, |tables, now| rules::find(tables, id, now))
+    }
+
+    fn events(&self, filter: &EventFilter) -> Result<Option<EventPage>, Error> {
+        let page = self.transact("list", false, |tables, now| tables.read_events(filter, now));
+        page.map(Some)
     }
 
     fn processes(&self, host: &ProcessIdentity) -> Result<Vec<ProcessIdentity>, Error> {

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::SqliteStore;
 use super::file::{self, OpenFile};
-use super::setup::{APPLICATION_ID, SCHEMA_VERSION, is_usable, versions};
+use super::setup::{APPLICATION_ID, is_older, is_usable, versions};
 use crate::error::Error;
 
 impl SqliteStore {
@@ -40,7 +40,7 @@ impl SqliteStore {
         match found {
             found if is_usable(found) => Ok(()),
             (0, 0) => Err(self.foreign("it is not set up")),
-            (APPLICATION_ID, ..SCHEMA_VERSION) => Err(self.foreign(
+            (APPLICATION_ID, older) if is_older(older) => Err(self.foreign(
                 "it was made by an older version of this library; the next process that writes to \
                  it brings it up to date",
             )),

@@ -75,6 +75,7 @@ impl InTransaction<'_> {
         };
         let leased = self.wrap_error(read())?;
         counts.leased_workers = usize::try_from(leased).unwrap_or(0);
+        self.read_endings(&mut counts);
         Ok(counts.bounded())
     }
 

@@ -5,16 +5,20 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use super::SqliteStore;
 use crate::error::Error;
 
-const SCHEMA: &str = concat!(include_str!("schema.sql"), include_str!("sweeps.sql"));
+const SCHEMA: &str = concat!(
+    include_str!("schema.sql"),
+    include_str!("sweeps.sql"),
+    include_str!("events.sql"),
+);
 /// For files of older versions.
-const SWEEPS: &str = include_str!("sweeps.sql");
+const LATER_TABLES: &str = concat!(include_str!("sweeps.sql"), include_str!("events.sql"));
 /// Distinguishes these files from those of other programs.
 pub(super) const APPLICATION_ID: i32 = 0x7768_6274;
 /// In the field `user_version` of the file. A later version that only adds to the tables writes the
 /// oldest version that may still use them into the upper 16 bits, so that processes of both work
 /// during an upgrade.
-pub(super) const SCHEMA_VERSION: i32 = 5;
-/// The oldest version that may use the tables: later ones only added columns.
+pub(super) const SCHEMA_VERSION: i32 = 6;
+/// The oldest version that may use the tables: later ones only added columns and tables.
 const OLDEST_USER: i32 = 4;
 const USER_VERSION: i32 = OLDEST_USER << 16 | SCHEMA_VERSION;
 /// Columns that files of older versions lack, by table.
@@ -70,8 +74,8 @@ impl SqliteStore {
         let version = pragma("user_version").map_err(failed)?;
         match (application, version) {
             found if is_usable(found) => {}
-            (APPLICATION_ID, 1..=SCHEMA_VERSION) => add_columns(&transaction)
-                .and_then(|()| transaction.execute_batch(SWEEPS))
+            (APPLICATION_ID, older) if is_older(older) => add_columns(&transaction)
+                .and_then(|()| transaction.execute_batch(LATER_TABLES))
                 .and_then(|()| transaction.pragma_update(None, "user_version", USER_VERSION))
                 .map_err(failed)?,
             (0, 0) => {
@@ -104,6 +108,13 @@ pub(super) fn is_usable((application, version): (i32, i32)) -> bool {
         && (version == USER_VERSION
             || (version & 0xffff > SCHEMA_VERSION
                 && (1..=SCHEMA_VERSION).contains(&(version >> 16))))
+}
+
+/// Whether a file has the tables of an older version, which this one brings up to date. Above its lower
+/// 16 bits, the number of some has the oldest version that may use it.
+pub(super) const fn is_older(version: i32) -> bool {
+    let own = version & 0xffff;
+    own >= 1 && own <= SCHEMA_VERSION && version != USER_VERSION
 }
 
 /// The application that a file belongs to, and the version of its tables.

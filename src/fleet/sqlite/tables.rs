@@ -9,6 +9,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, named_params};
 use super::columns::{lease, unsigned, worker};
 use crate::clock::{Moment, nanos};
 use crate::error::{Error, StoreErrorKind};
+use crate::fleet::event_rules::NewEvent;
 use crate::fleet::rules::{LeaseEntry, SweepMark, Tables, WorkerEntry};
 use crate::fleet::shapes::{Retention, StoredDeath};
 
@@ -329,6 +330,26 @@ impl Tables for InTransaction<'_> {
     fn remove_lease(&mut self, run_id: &str) -> Result<(), Error> {
         self.execute("DELETE FROM leases WHERE run_id = ?", [run_id])?;
         Ok(())
+    }
+
+    fn put_event(&mut self, new: NewEvent) -> Result<(), Error> {
+        let seq = self.next_number()?;
+        self.insert_event(seq, &new);
+        Ok(())
+    }
+
+    fn count_ending(&mut self, worker_type: &str, how: &'static str) -> Result<(), Error> {
+        self.add_ending(worker_type, how);
+        Ok(())
+    }
+
+    fn trim_events(&mut self, retention: &Retention, now: Moment) -> Result<(), Error> {
+        self.delete_events(retention, now);
+        Ok(())
+    }
+
+    fn groups_told_offline(&mut self) -> Result<Vec<String>, Error> {
+        Ok(self.read_offline_groups())
     }
 
     fn next_number(&mut self) -> Result<u64, Error> {

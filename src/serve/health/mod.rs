@@ -13,6 +13,7 @@ use axum::middleware;
 use self::readings::{Check, Readings};
 use super::dashboard::{Dashboard, Subject};
 use super::disclosure::Disclosure;
+use super::fleet_events;
 #[cfg(feature = "prometheus")]
 use super::metrics::{self, Metrics};
 use super::policies::Policies;
@@ -36,6 +37,7 @@ use crate::shutdown::Shutdown;
 /// | `/livez` | 200; 503 if a worker is offline or stalled, or the pacemaker doesn't tick |
 /// | `/readyz` | 200; 503 also while workers are starting or missing, while the process shuts down, or when a [`check`](Self::check) fails |
 /// | `/startupz` | 200 once every worker has started and is healthy, and all expected workers exist |
+/// | `/v1/fleet/events?after=N&before=N&limit=N&level=L&worker=ID&type=T&group=G` | `events` of the store in the order in which it recorded them, the `cursor` to read on from with `after`, and whether there are `more`; without `after`, the latest 100 or `limit` (at most 1000); 404 if the store keeps none |
 /// | `/metrics` | the metrics for Prometheus (feature `prometheus`) |
 /// | `/` | the dashboard: the state of every worker, and the reasons |
 /// | `/v1/events?view=V&after=ID` | events as server-sent events; with `view` (`process`, `fleet`) also the workers' rows; 503 if 64 streams are open |
@@ -303,6 +305,8 @@ impl HealthEndpoint {
         let coordinator = self.coordinator.as_ref().map(Coordinator::router);
         let router = routes::router(Readings::new(self), disclosure, self.callers());
         let router = router.merge(dashboard.router());
+        let events = fleet_events::router(self.fleet.clone(), disclosure, self.callers());
+        let router = router.merge(events);
         #[cfg(feature = "prometheus")]
         let router = router.merge(metrics::routes(self.served_metrics(connections)));
         #[cfg(not(feature = "prometheus"))]

@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::encoder::{Encoder, label};
 use super::registry::{cause_sample, state_sample};
 use crate::error::Error;
+use crate::fleet::ENDINGS;
 use crate::fleet::{FleetCounts, HeartbeatStore};
 use crate::health::{DeathCause, GroupState, StateCounts};
 use crate::registry::core::counts::{MOST_TYPES, OTHERS};
@@ -162,6 +163,16 @@ fn encode(counts: &FleetCounts, encoder: &mut Encoder<'_>) -> fmt::Result {
             dead.map(|(cause, count)| cause_sample(name, cause, *count as u64))
         }),
     )?;
+    encoder.counters(
+        "fleet_endings",
+        "Workers of the store that ended, by type and how: graceful, failed, gone or timed_out",
+        types.iter().flat_map(|(name, of_type)| {
+            ENDINGS.map(|how| {
+                let total = of_type.endings.get(how).copied().unwrap_or(0);
+                ([("worker_type", label(name)), ("how", how)], total)
+            })
+        }),
+    )?;
     let states = [
         ("online", GroupState::Online),
         ("offline", GroupState::Offline),
@@ -196,6 +207,8 @@ struct FleetType {
     states: StateCounts,
     /// The dead by cause.
     dead: BTreeMap<&'static str, usize>,
+    /// How workers ended since the store was set up.
+    endings: BTreeMap<String, u64>,
 }
 
 /// By the label of the type; of too many types, the last ones share a label.
@@ -209,6 +222,12 @@ fn types(counts: &FleetCounts) -> BTreeMap<String, FleetType> {
         for (cause, count) in counts.deaths.get(name).into_iter().flatten() {
             let cause = DeathCause::from_name(cause, None, None).name();
             *of_type.dead.entry(cause).or_default() += count;
+        }
+    }
+    for (name, endings) in &counts.endings {
+        let of_type = entry(&mut types, name);
+        for (how, total) in endings {
+            *of_type.endings.entry(how.clone()).or_default() += total;
         }
     }
     if counts.unlisted_types > 0 {

@@ -38,6 +38,12 @@ fn encode_states(encoder: &mut Encoder<'_>, figures: &Figures) -> fmt::Result {
         "Workers of this process by type and state, including retained ended workers",
         states,
     )?;
+    let restarting = figures.types.iter();
+    encoder.gauges(
+        "restarting_workers",
+        "Dead workers of this process that their supervisor is about to restart",
+        restarting.map(|(name, of_type)| (type_label(name), of_type.restarting)),
+    )?;
     let ages = |age: fn(&TypeFigures) -> Option<Duration>| {
         let types = figures.types.iter();
         types.filter_map(move |(name, of_type)| {

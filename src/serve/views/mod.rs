@@ -2,10 +2,14 @@
 //! is serialized. A public type lists what everybody may see; a field that is new is not in it.
 
 #[cfg(feature = "http")]
+mod events;
+#[cfg(feature = "http")]
 mod workers;
 
 use serde::{Serialize, Serializer};
 
+#[cfg(feature = "http")]
+pub(super) use self::events::EventPageView;
 #[cfg(feature = "http")]
 pub(super) use self::workers::{ListView, StoredWorkerView, WorkerHealthView, WorkerView};
 use super::process_health::{ProcessHealth, worst_state};

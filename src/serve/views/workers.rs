@@ -262,14 +262,14 @@ impl<'a> ListView<'a> {
 }
 
 #[derive(Serialize)]
-struct PublicEnding<'a> {
+pub(super) struct PublicEnding<'a> {
     stopped: bool,
     cause: &'a str,
     detail: Withheld,
 }
 
 impl<'a> PublicEnding<'a> {
-    fn of(ending: &'a StoredEnding) -> Self {
+    pub(super) fn of(ending: &'a StoredEnding) -> Self {
         Self {
             stopped: ending.stopped,
             cause: &ending.cause,

@@ -342,6 +342,7 @@ const ROUTES: &[(&str, Handler)] = &[
         Handler::Batch(store_api::worst_first),
     ),
     ("/api/store/counts", Handler::Batch(store_api::counts)),
+    ("/api/store/events", Handler::Batch(store_api::events)),
     ("/api/store/sweep", Handler::Batch(store_api::sweep)),
     ("/api/store/purge", Handler::Batch(store_api::purge)),
     ("/api/store/claim", Handler::Batch(store_api::claim)),

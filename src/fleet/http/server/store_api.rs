@@ -12,7 +12,8 @@ use crate::fleet::http::wire::{
 };
 use crate::fleet::store::check_count;
 use crate::fleet::{
-    Beat, Claim, LeaseKey, ProcessIdentity, Registration, Stop, StoredWorker, Sweep, WorkerFilter,
+    Beat, Claim, EventFilter, LeaseKey, ProcessIdentity, Registration, Stop, StoredWorker, Sweep,
+    WorkerFilter,
 };
 use crate::serial::Seconds;
 
@@ -184,6 +185,16 @@ pub(super) fn processes(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>
 /// [`FleetCounts`](crate::fleet::FleetCounts).
 pub(super) fn counts(service: &Service, _: &ReceivedBody) -> Reply<Vec<u8>> {
     write(&service.asked(service.store.counts())?)
+}
+
+/// An [`EventPage`](crate::fleet::EventPage), or `null` if the store keeps no events.
+pub(super) fn events(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {
+    let filter: EventFilter = one(body)?;
+    let mut page = service.asked(service.store.events(&filter))?;
+    if let Some(page) = &mut page {
+        page.cut(&filter, LARGEST_PAGE);
+    }
+    write(&page)
 }
 
 pub(super) fn sweep(service: &Service, body: &ReceivedBody) -> Reply<Vec<u8>> {

@@ -92,7 +92,8 @@ BEGIN
 END $$;
 
 -- How many workers there are: 'state' with the name of a state; 'type' and 'group' with a name and a
--- state; 'death' with a type and a cause; 'leased' workers; 'types' and 'groups', the number of names.
+-- state; 'death' with a type and a cause; 'ended' with a type and how workers ended since the schema was
+-- set up; 'leased' workers; 'types' and 'groups', the number of names.
 -- Of more than p_most types or groups, those with the most unwell workers are listed.
 --
 -- Workers are grouped by columns whose numbers of values the planner knows, so that each parallel process
@@ -145,6 +146,9 @@ SET jit = off SET work_mem = '64MB' SET enable_sort = off SET parallel_setup_cos
             SELECT w.worker_type, w.ended_cause, count(*) AS workers
             FROM @schema@.worker_heartbeats w WHERE w.attention = 0 GROUP BY 1, 2) d
         JOIN ranked r ON r.kind = 'type' AND r.name = d.worker_type AND r.place <= p_most
+    UNION ALL
+    SELECT 'ended', e.worker_type, e.how, sum(e.total)::bigint FROM @schema@.endings e
+        GROUP BY e.worker_type, e.how
     UNION ALL
     -- One look-up a holder, however many workers there are.
     SELECT 'leased', NULL, NULL, count(*) FROM (

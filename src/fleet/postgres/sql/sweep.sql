@@ -12,6 +12,7 @@ BEGIN
     UPDATE @schema@.worker_heartbeats w SET last_status = w.status, status = 'dead',
         ended_at = now(), ended_cause = f.cause, ended_detail = NULL, lease_expires_at = NULL
         FROM unnest(p_ids, p_causes) f (id, cause) WHERE w.worker_id = f.id;
+    PERFORM @schema@.record_events('died', 1, p_ids);
     RETURN QUERY DELETE FROM @schema@.leases l
         USING unnest(p_ids, p_incarnations, p_leases_end) f (id, incarnation, leases_end)
         WHERE l.worker_id = f.id AND l.incarnation = f.incarnation

@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS @schema@.worker_heartbeats (
     ended_detail text,
     -- File, line and column of a panic.
     ended_location text,
-    -- The status before the end.
+    -- The status before the end, or before the last heartbeat.
     last_status text,
     metadata jsonb NOT NULL DEFAULT '{}',
     -- Attempts to claim a run that are never granted, the latest last.
@@ -132,6 +132,14 @@ CREATE TABLE IF NOT EXISTS @schema@.deferred_heartbeats (
 );
 
 CREATE INDEX IF NOT EXISTS deferred_heartbeats_worker ON @schema@.deferred_heartbeats (worker_id);
+
+-- How many workers of each type have ended in which way: the sum of the rows. Rows are only added and
+-- deleted, and nothing is unique, so that no writer waits; a sweep sums them up.
+CREATE TABLE IF NOT EXISTS @schema@.endings (
+    worker_type text NOT NULL,
+    how text NOT NULL,
+    total bigint NOT NULL
+);
 
 -- Sessions of processes that have workers. If a session is missing from pg_stat_activity, and its
 -- workers have not come back through another one, its process is gone.

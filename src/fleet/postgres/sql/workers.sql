@@ -135,6 +135,8 @@ DECLARE
     v_ids text[];
     v_incarnations bigint[];
     v_known boolean;
+    -- Those whose last life died.
+    v_back text[];
 BEGIN
     PERFORM @schema@.durably();
     -- One statement for all new workers, because each INSERT sets up the constraints of the table.
@@ -210,6 +212,13 @@ BEGIN
                 JOIN unnest(p_ids) WITH ORDINALITY u (id, ord) ON u.id COLLATE "C" = n.worker_id
                 WHERE u.ord IN (SELECT * FROM unnest(v_left))) f;
         RETURN QUERY SELECT * FROM unnest(v_new, v_ids, v_incarnations);
+        IF v_known THEN
+            PERFORM @schema@.record_events('recovered', 3, v_back, true);
+        ELSE
+            -- Deaths that this store knows nothing of.
+            PERFORM @schema@.record_events('died', 1, ARRAY(SELECT n.id
+                FROM unnest(v_new, v_ids) n (ord, id) WHERE p_deaths[n.ord] IS NOT NULL), true, 0);
+        END IF;
         v_done := v_done || v_new;
         v_left := ARRAY(SELECT * FROM unnest(v_left) EXCEPT SELECT * FROM unnest(v_new));
         EXIT WHEN v_known OR v_left = '{}';
@@ -242,6 +251,8 @@ BEGIN
             WHERE w.worker_id IN (SELECT u.id FROM unnest(p_ids) WITH ORDINALITY u (id, ord)
                 WHERE u.ord IN (SELECT * FROM unnest(v_left)))
             AND l.worker_id = w.worker_id AND l.expires_at > @schema@.belief_ends(w);
+        v_back := @schema@.record_replaced(p_ids, p_deaths, p_restarts, p_hostnames, p_pids,
+            p_process_started, p_boot_ids, p_pid_namespaces, v_left);
     END LOOP;
     -- Those of an id that the batch has registered by now, and generated ids of other processes.
     IF cardinality(v_done) < cardinality(p_ids) THEN
@@ -301,10 +312,14 @@ DECLARE
     -- Later than any write that this call waits for.
     v_latest timestamptz := clock_timestamp() + interval '10 seconds';
     v_taken bigint[];
+    v_unwell text[];
+    v_stacks text[];
+    v_recovered text[];
 BEGIN
     PERFORM @schema@.durably();
     WITH taken AS (
         UPDATE @schema@.worker_heartbeats w SET
+            last_status = w.status,
             status = b.status,
             reason = b.reason,
             -- Never moves back: reports may arrive out of order. A time in the future, which another
@@ -336,9 +351,17 @@ BEGIN
             AS b (id, incarnation, status, reason, heartbeat_age, progress_age, run_id, task, done,
                 total, beats, metadata, location, stack, ord)
         WHERE w.worker_id = b.id AND w.incarnation = b.incarnation AND w.ended_at IS NULL
-        RETURNING b.ord
+        RETURNING b.ord, b.id, w.status, w.last_status <> w.status AS is_other,
+            @schema@.is_unwell(w.status) AS is_unwell, @schema@.is_unwell(w.last_status) AS was_unwell,
+            b.stack <> '' AS has_stack
     )
-    SELECT array_agg(taken.ord) INTO v_taken FROM taken;
+    SELECT array_agg(t.ord), array_agg(t.id) FILTER (WHERE t.is_unwell AND t.is_other),
+        array_agg(t.id) FILTER (WHERE t.is_unwell AND NOT t.is_other AND t.has_stack),
+        array_agg(t.id) FILTER (WHERE t.was_unwell AND NOT t.is_unwell)
+        INTO v_taken, v_unwell, v_stacks, v_recovered FROM taken t;
+    PERFORM @schema@.record_events('unwell', 2, v_unwell);
+    PERFORM @schema@.record_events('recovered', 3, v_recovered);
+    PERFORM @schema@.record_stacks(v_stacks);
     IF EXISTS (SELECT FROM @schema@.deferred_heartbeats) THEN
         DELETE FROM @schema@.deferred_heartbeats d WHERE d.ctid = ANY (ARRAY(
             SELECT d.ctid FROM @schema@.deferred_heartbeats d
@@ -368,6 +391,8 @@ CREATE OR REPLACE FUNCTION @schema@.stop_workers(
 #variable_conflict use_column
 DECLARE
     v_left text[];
+    v_died text[];
+    v_stopped text[];
 BEGIN
     PERFORM @schema@.durably();
     PERFORM FROM @schema@.worker_heartbeats w WHERE w.worker_id = ANY (p_ids)
@@ -389,12 +414,19 @@ BEGIN
             FROM unnest(p_ids, p_incarnations) WITH ORDINALITY AS s (id, incarnation, ord)
             LEFT JOIN @schema@.worker_heartbeats w ON w.worker_id = s.id
         ) f WHERE f.answer IS NOT NULL;
-    UPDATE @schema@.worker_heartbeats w SET
-        last_status = w.status, status = CASE WHEN s.stopped THEN 'stopped' ELSE 'dead' END,
-        ended_at = now() - @schema@.micros(s.ago), ended_cause = s.cause,
-        ended_detail = s.detail, ended_location = s.location, lease_expires_at = NULL,
-        session_id = NULL
-        FROM unnest(p_ids, p_incarnations, p_stopped, p_causes, p_details, p_locations, p_agos)
-            AS s (id, incarnation, stopped, cause, detail, location, ago)
-        WHERE w.worker_id = s.id AND w.incarnation = s.incarnation AND w.ended_at IS NULL;
+    WITH ended AS (
+        UPDATE @schema@.worker_heartbeats w SET
+            last_status = w.status, status = CASE WHEN s.stopped THEN 'stopped' ELSE 'dead' END,
+            ended_at = now() - @schema@.micros(s.ago), ended_cause = s.cause,
+            ended_detail = s.detail, ended_location = s.location, lease_expires_at = NULL,
+            session_id = NULL
+            FROM unnest(p_ids, p_incarnations, p_stopped, p_causes, p_details, p_locations, p_agos)
+                AS s (id, incarnation, stopped, cause, detail, location, ago)
+            WHERE w.worker_id = s.id AND w.incarnation = s.incarnation AND w.ended_at IS NULL
+            RETURNING s.id, s.stopped
+    )
+    SELECT array_agg(e.id) FILTER (WHERE NOT e.stopped), array_agg(e.id) FILTER (WHERE e.stopped)
+        INTO v_died, v_stopped FROM ended e;
+    PERFORM @schema@.record_events('died', 1, v_died);
+    PERFORM @schema@.record_events('stopped', 4, v_stopped);
 END $$;
