@@ -60,7 +60,10 @@ fn a_table_of_events_that_is_gone_stops_no_heartbeat_and_no_sweep() {
     let lost = silent(&store, "b", 100 * SECOND);
     sql(
         url(),
-        &format!("DROP TABLE \"{name}\".fleet_events; DROP TABLE \"{name}\".endings"),
+        &format!(
+            "ALTER TABLE \"{name}\".fleet_events RENAME TO gone; \
+             ALTER TABLE \"{name}\".endings RENAME TO gone_too"
+        ),
     );
     let mut stalled = Beat::new(key.clone(), State::Stalled);
     assert_eq!(store.beat(&[stalled.clone()]).unwrap(), [Answer::Accepted]);

@@ -11,7 +11,7 @@ use worker_heartbeat::{BoxError, HeartbeatStore};
 use crate::args::EventsArgs;
 use crate::chain;
 use crate::commands::CommandResult;
-use crate::table::clean;
+use crate::text::clean;
 
 /// How often the store is asked for new events.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::connection::Connection;
 use super::lists::clean;
-use super::{Connections, rows};
+use super::{Connections, one, rows};
 use crate::error::Error;
 use crate::fleet::shapes::{
     EventFilter, EventPage, FleetEvent, FleetEventKind, Retention, StoredEnding, Sweep, WorkerKey,
@@ -14,6 +14,9 @@ use crate::fleet::shapes::{
 use crate::health::{State, SweepReport};
 use crate::sync::log::log_line;
 use crate::sync::printable::Printable;
+
+/// How many events one transaction removes.
+const BATCH: i64 = 10_000;
 
 impl Connections {
     pub(super) fn events(&self, filter: &EventFilter) -> Result<EventPage, Error> {
@@ -130,19 +133,27 @@ pub(super) fn trim(connection: &Connection, retention: &Retention) {
     }
     let most = retention.most_events;
     let most = most.map(|most| i64::try_from(most).unwrap_or(i64::MAX));
-    let trimmed = connection.query(
-        "purge",
-        false,
-        "SELECT @schema@.trim_events(@schema@.micros($1), $2)",
-        &[
-            (&retention.events.map(rows::limit), Type::INT8),
-            (&most, Type::INT8),
-        ],
-    );
-    warn("removed", trimmed);
+    loop {
+        let trimmed = connection.query(
+            "purge",
+            false,
+            "SELECT @schema@.trim_events(@schema@.micros($1), $2, $3)",
+            &[
+                (&retention.events.map(rows::limit), Type::INT8),
+                (&most, Type::INT8),
+                (&BATCH, Type::INT8),
+            ],
+        );
+        let trimmed = trimmed.and_then(|rows| one::<i64>(&rows, "purge"));
+        let is_over = trimmed.as_ref().map_or(true, |count| *count < BATCH);
+        warn("removed", trimmed);
+        if is_over {
+            return;
+        }
+    }
 }
 
-fn warn(what: &str, done: Result<Vec<Row>, Error>) {
+fn warn<T>(what: &str, done: Result<T, Error>) {
     if let Err(error) = done {
         log_line(
             Level::Warn,

@@ -20,6 +20,8 @@ use crate::sync::describe::chain;
 use crate::sync::log::log_line;
 use crate::sync::printable::Printable;
 
+/// How many events a sweep removes at a time, so that other processes need not wait for long.
+const BATCH: i64 = 20_000;
 const PUT: &str = "\
 INSERT INTO events (seq, at, level, kind, worker_id, incarnation, worker_type, worker_group, hostname, \
     pid, state, stopped, cause, detail, location, reason, last_location, run_id, task, stack, restarts) \
@@ -85,15 +87,19 @@ impl InTransaction<'_> {
 
     pub(super) fn delete_events(&self, retention: &Retention, now: Moment) {
         if let Some(age) = retention.events {
-            note(self.execute("DELETE FROM events WHERE at <= ?", [time(now.before(age))]));
+            note(self.execute(
+                "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE at <= ? LIMIT ?)",
+                [time(now.before(age)), BATCH],
+            ));
         }
         if let Some(most) = retention.most_events {
             let most = signed(most as u64);
             for level in Level::iter() {
                 note(self.execute(
-                    "DELETE FROM events WHERE level = ?1 AND seq <= (SELECT seq FROM events \
-                     WHERE level = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
-                    [level as i64, most],
+                    "DELETE FROM events WHERE seq IN (SELECT seq FROM events \
+                     WHERE level = ?1 AND seq <= (SELECT seq FROM events \
+                     WHERE level = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2) ORDER BY seq LIMIT ?3)",
+                    [level as i64, most, BATCH],
                 ));
             }
         }

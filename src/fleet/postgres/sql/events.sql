@@ -246,8 +246,9 @@ EXCEPTION WHEN OTHERS THEN
 END $$;
 
 -- Removes events that are not kept any longer: older than p_age, and of each level all but the latest
--- p_most. NULL: never.
-CREATE OR REPLACE FUNCTION @schema@.trim_events(p_age interval, p_most bigint) RETURNS bigint
+-- p_most. NULL: never. At most p_limit at a time, so that a table that has grown for long is trimmed too.
+CREATE OR REPLACE FUNCTION @schema@.trim_events(p_age interval, p_most bigint, p_limit bigint)
+    RETURNS bigint
     LANGUAGE sql AS $$
     WITH bounds AS MATERIALIZED (
         SELECT v.level, (SELECT e.seq FROM @schema@.fleet_events e WHERE e.level = v.level
@@ -255,7 +256,7 @@ CREATE OR REPLACE FUNCTION @schema@.trim_events(p_age interval, p_most bigint) R
         FROM generate_series(1, 5) v (level)
     ), over AS MATERIALIZED (
         SELECT e.seq FROM @schema@.fleet_events e LEFT JOIN bounds b ON b.level = e.level
-            WHERE e.at <= now() - p_age OR e.seq <= b.seq
+            WHERE e.at <= now() - p_age OR e.seq <= b.seq LIMIT p_limit
     ), locked AS MATERIALIZED (
         SELECT e.seq FROM @schema@.fleet_events e WHERE e.seq IN (SELECT o.seq FROM over o)
             FOR UPDATE SKIP LOCKED
