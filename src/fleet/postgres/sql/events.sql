@@ -247,24 +247,31 @@ END $$;
 
 -- Removes events that are not kept any longer: older than p_age, and of each level all but the latest
 -- p_most. NULL: never. At most p_limit at a time, so that a table that has grown for long is trimmed too.
+-- Returns the most that it removed for one reason.
 CREATE OR REPLACE FUNCTION @schema@.trim_events(p_age interval, p_most bigint, p_limit bigint)
-    RETURNS bigint
-    LANGUAGE sql AS $$
-    WITH bounds AS MATERIALIZED (
-        SELECT v.level, (SELECT e.seq FROM @schema@.fleet_events e WHERE e.level = v.level
-            AND p_most IS NOT NULL ORDER BY e.seq DESC LIMIT 1 OFFSET p_most) AS seq
-        FROM generate_series(1, 5) v (level)
-    ), over AS MATERIALIZED (
-        SELECT e.seq FROM @schema@.fleet_events e LEFT JOIN bounds b ON b.level = e.level
-            WHERE e.at <= now() - p_age OR e.seq <= b.seq LIMIT p_limit
-    ), locked AS MATERIALIZED (
-        SELECT e.seq FROM @schema@.fleet_events e WHERE e.seq IN (SELECT o.seq FROM over o)
-            FOR UPDATE SKIP LOCKED
-    ), deleted AS (
-        DELETE FROM @schema@.fleet_events e USING locked l WHERE e.seq = l.seq RETURNING 1
-    )
-    SELECT count(*) FROM deleted
-$$;
+    RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_over bigint[];
+    v_most bigint := 0;
+BEGIN
+    -- 0: by age. Numbers grow with time, so the first ones are the oldest.
+    FOR v_level IN 0..5 LOOP
+        IF v_level = 0 THEN
+            v_over := ARRAY(SELECT e.seq FROM @schema@.fleet_events e WHERE e.at <= now() - p_age
+                ORDER BY e.seq LIMIT p_limit FOR UPDATE SKIP LOCKED);
+        ELSIF p_most IS NOT NULL THEN
+            v_over := ARRAY(SELECT e.seq FROM @schema@.fleet_events e
+                WHERE e.level = v_level AND e.seq <= (SELECT l.seq FROM @schema@.fleet_events l
+                    WHERE l.level = v_level ORDER BY l.seq DESC LIMIT 1 OFFSET p_most)
+                ORDER BY e.seq LIMIT p_limit FOR UPDATE SKIP LOCKED);
+        ELSE
+            EXIT;
+        END IF;
+        DELETE FROM @schema@.fleet_events e WHERE e.seq = ANY (v_over);
+        v_most := greatest(v_most, cardinality(v_over));
+    END LOOP;
+    RETURN v_most;
+END $$;
 
 -- The first p_limit events after a number, or the latest ones before one. The first row has in seq the
 -- number up to which all events can be read, and nothing else.
