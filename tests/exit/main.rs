@@ -25,7 +25,7 @@ use worker_heartbeat::fleet::{Claim, ClaimAnswer, Registration, WorkerFilter};
 use worker_heartbeat::{HeartbeatStore, SqliteStore, Sweeper};
 
 /// How long an end may take on a busy machine where nothing hangs. The farewells are longer.
-const SOON: Duration = Duration::from_secs(8);
+const SOON: Duration = Duration::from_secs(20);
 const SHUTDOWNS: [&str; 2] = ["shutdown=no", "shutdown=yes"];
 const ENDED: &str = "stopped: its process ended";
 

@@ -325,7 +325,7 @@ fn the_endpoint_answers_while_workers_hold_their_locks_and_the_pacemaker_is_bloc
     site.world.time.suspend(3_600 * SECOND);
     let begun = Instant::now();
     let reply = site.get("/livez");
-    assert!(begun.elapsed() < 5 * SECOND, "{reply:?}");
+    assert!(begun.elapsed() < 20 * SECOND, "{reply:?}");
     assert_eq!(
         reply.status, 200,
         "the reader woke the pacemaker: {reply:?}"
