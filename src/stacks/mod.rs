@@ -38,6 +38,10 @@ pub(crate) use turn::{LONGEST, capture};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NoStack {
     /// The thread is not blocked: the kernel shows where it is only then.
+    #[cfg_attr(
+        not(all(target_os = "linux", target_arch = "x86_64")),
+        expect(dead_code, reason = "without stacks, none is asked for")
+    )]
     Running,
     /// Another attempt may succeed.
     Temporary(String),

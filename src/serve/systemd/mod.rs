@@ -9,6 +9,7 @@ use self::notifier::Notifier;
 use crate::error::Error;
 use crate::health::Policy;
 use crate::registry::Registry;
+use crate::serve::policies::Policies;
 
 /// Notifies systemd of the health of a registry's workers (sd_notify(3)) until it is dropped. For
 /// units with `Type=notify` and, preferably, `WatchdogSec=`:
@@ -74,7 +75,10 @@ impl SystemdNotifier {
         registry: &Registry,
         policies: impl IntoIterator<Item = Policy>,
     ) -> Result<Self, Error> {
-        Notifier::start(registry, policies).map(Self)
+        let mut all = Policies::default();
+        policies.into_iter().for_each(|policy| all.add(policy));
+        all.check()?;
+        Notifier::start(registry, all).map(Self)
     }
 
     /// Whether there is a service manager to notify.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 use crate::error::Error;
-use crate::health::{Policy, Preset};
+use crate::health::Preset;
 use crate::registry::Registry;
 use crate::registry::at_exit::ProcessEnd;
 use crate::registry::core::escalation::Escalation;
@@ -32,13 +32,7 @@ pub(super) struct Notifier {
 
 impl Notifier {
     /// `None` if there is no service manager to notify.
-    pub(super) fn start(
-        registry: &Registry,
-        given: impl IntoIterator<Item = Policy>,
-    ) -> Result<Option<Self>, Error> {
-        let mut policies = Policies::default();
-        given.into_iter().for_each(|policy| policies.add(policy));
-        policies.check()?;
+    pub(super) fn start(registry: &Registry, policies: Policies) -> Result<Option<Self>, Error> {
         if env::var_os("NOTIFY_SOCKET").is_none_or(|socket| socket.is_empty()) {
             return Ok(None);
         }

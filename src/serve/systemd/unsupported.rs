@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::registry::Registry;
+use crate::serve::policies::Policies;
 
 /// Never exists.
 #[derive(Debug)]
 pub(super) struct Notifier(Infallible);
 
 impl Notifier {
-    pub(super) const fn start(_: &Registry) -> Result<Option<Self>, Error> {
+    #[expect(clippy::unnecessary_wraps, reason = "as on platforms with systemd")]
+    pub(super) fn start(_: &Registry, _: Policies) -> Result<Option<Self>, Error> {
         Ok(None)
     }
 

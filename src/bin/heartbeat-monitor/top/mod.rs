@@ -35,6 +35,7 @@ pub enum Message {
     Resized,
     Answer(Box<Answer>),
     /// Ends it as this signal would.
+    #[cfg_attr(not(unix), expect(dead_code, reason = "there are no such signals"))]
     Signal(i32),
     /// The terminal cannot be read.
     Broken(io::Error),
