@@ -148,8 +148,8 @@ impl InTerminal {
         self.until(text, |screen| screen.contains(text))
     }
 
+    /// At most to the size at the start: the screen that is read keeps it.
     pub fn resize(&self, rows: u16, columns: u16) {
-        self.screen.lock().unwrap().set_size(rows, columns);
         set_size(&self.path, rows, columns);
     }
 
@@ -173,10 +173,15 @@ impl InTerminal {
             && !screen.hide_cursor()
     }
 
-    /// Closes the terminal, as a window does that is closed.
-    pub fn hang_up(&mut self) {
+    /// What is drawn from now on stays in the terminal.
+    pub fn stop_reading(&mut self) {
         self.ended.store(true, Relaxed);
         self.reader.take().unwrap().join().unwrap();
+    }
+
+    /// Closes the terminal, as a window does that is closed.
+    pub fn hang_up(&mut self) {
+        self.stop_reading();
         self.keys = None;
         self.terminal = None;
     }

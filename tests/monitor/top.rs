@@ -166,7 +166,7 @@ fn search_sort_and_filter_are_the_store_s() {
 fn it_fits_every_size_and_says_what_it_must() {
     let folder = Folder::new("top-sizes");
     let (file, _store, _keys) = small(&folder);
-    let mut terminal = InTerminal::start(&top(&file, &["--type", "mailer"]), 24, 80);
+    let mut terminal = InTerminal::start(&top(&file, &["--type", "mailer"]), 100, 300);
     terminal.shows("2 workers");
     terminal.press("\r");
     terminal.shows("Details");
@@ -240,6 +240,24 @@ fn a_signal_restores_the_terminal_and_ends_it() {
     terminal.shows("mailer-2");
     terminal.press("\u{3}");
     assert_eq!(terminal.end().code(), Some(0), "Ctrl-C is a key");
+}
+
+/// Ctrl-S, or a window that is not read from.
+#[test]
+fn a_terminal_that_stands_still_does_not_keep_it_from_ending() {
+    let folder = Folder::new("top-stopped");
+    let (file, _store, _keys) = small(&folder);
+    let mut terminal = InTerminal::start(&top(&file, &[]), 50, 200);
+    terminal.shows("mailer-2");
+    terminal.stop_reading();
+    // More than the terminal holds.
+    for _ in 0..200 {
+        terminal.resize(49, 199);
+        terminal.resize(50, 200);
+        terminal.press("?");
+    }
+    terminal.send(Signal::SIGTERM);
+    assert_eq!(terminal.end().signal(), Some(Signal::SIGTERM as i32));
 }
 
 #[test]

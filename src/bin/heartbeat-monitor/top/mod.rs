@@ -29,6 +29,9 @@ const REDRAW: Duration = Duration::from_secs(1);
 /// Messages that wait to be handled. Keys beyond it wait in the terminal.
 const MOST_MESSAGES: usize = 64;
 
+/// The time in which it has to end after a signal.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
 pub enum Message {
     Key(KeyEvent),
     /// The terminal has another size.
@@ -146,9 +149,11 @@ fn signals(messages: &Sender<Message>) -> io::Result<()> {
     let messages = messages.clone();
     let wait = move || {
         for signal in signals.forever() {
-            if messages.send(Message::Signal(signal)).is_err() {
-                return;
-            }
+            // Where there is no room, the loop stands still, too.
+            let _ = messages.try_send(Message::Signal(signal));
+            // It ends at once, unless it is in a write to a terminal that is stopped (Ctrl-S).
+            thread::sleep(END_TIMEOUT);
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
     };
     thread::Builder::new()
