@@ -113,6 +113,11 @@ impl InTerminal {
             .unwrap();
     }
 
+    /// As [`press`](Self::press), unless too many keys wait.
+    pub fn try_press(&mut self, keys: &str) {
+        let _ = self.keys.as_mut().unwrap().write_all(keys.as_bytes());
+    }
+
     /// The text of the screen.
     pub fn screen(&self) -> String {
         self.screen.lock().unwrap().screen().contents()
