@@ -32,6 +32,7 @@ fn help_names_every_command_and_every_exit_status() {
         "sweep",
         "purge",
         "migrate",
+        "events",
         "check",
         "completions",
         "man",
@@ -45,7 +46,9 @@ fn help_names_every_command_and_every_exit_status() {
     ] {
         assert!(help.contains(word), "{word} is not in {help}");
     }
-    for command in ["watch", "status", "sweep", "purge", "migrate", "check"] {
+    for command in [
+        "watch", "status", "sweep", "purge", "migrate", "events", "check",
+    ] {
         let help = ends(&[command, "--help"], 0);
         assert!(help.contains("--sqlite <FILE>"), "{help}");
         assert!(help.lines().all(|line| line.len() <= 100), "{help}");

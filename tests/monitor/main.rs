@@ -2,6 +2,7 @@
 //! beacon.
 
 mod check;
+mod events;
 mod fixtures;
 mod heartbeat_monitor;
 mod notify;
