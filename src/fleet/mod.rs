@@ -62,6 +62,8 @@ pub use memory::MemoryStore;
 pub use pages::Pages;
 #[cfg(feature = "postgres")]
 pub use postgres::{LentClient, PostgresCredentials, PostgresOptions, PostgresStore};
+#[cfg(feature = "http")]
+pub(crate) use shapes::Worst;
 pub use shapes::{
     Answer, Beat, Claim, ClaimAnswer, EventFilter, EventPage, FleetCounts, FleetEvent,
     FleetEventKind, LeaseKey, Registration, Renewal, Retention, Stop, StoredDeath, StoredEnding,

@@ -6,23 +6,33 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-/// How long a value is reused.
+/// How long a value is reused, by default.
 const MAX_AGE: Duration = Duration::from_millis(50);
 
 /// The latest value. At most one computation runs at a time, even if its caller is cancelled.
 #[derive(Debug)]
-pub(crate) struct SingleFlight<T>(Arc<Mutex<Option<Computed<T>>>>);
+pub(crate) struct SingleFlight<T> {
+    latest: Arc<Mutex<Option<Computed<T>>>>,
+    max_age: Duration,
+}
 
 type Computed<T> = (Instant, Arc<T>);
 
 impl<T: Send + Sync + 'static> SingleFlight<T> {
+    pub(crate) fn with_max_age(max_age: Duration) -> Self {
+        Self {
+            latest: Arc::default(),
+            max_age,
+        }
+    }
+
     /// The latest value, or a new one if the latest is too old. `None` if `compute` panics.
     ///
     /// `compute` may block: it runs on a thread for blocking work.
     pub(crate) async fn get(&self, compute: impl FnOnce() -> T + Send + 'static) -> Option<Arc<T>> {
-        let mut latest = Arc::clone(&self.0).lock_owned().await;
+        let mut latest = Arc::clone(&self.latest).lock_owned().await;
         if let Some((at, value)) = &*latest {
-            if at.elapsed() < MAX_AGE {
+            if at.elapsed() < self.max_age {
                 return Some(Arc::clone(value));
             }
         }
@@ -37,7 +47,10 @@ impl<T: Send + Sync + 'static> SingleFlight<T> {
 
 impl<T> Default for SingleFlight<T> {
     fn default() -> Self {
-        Self(Arc::default())
+        Self {
+            latest: Arc::default(),
+            max_age: MAX_AGE,
+        }
     }
 }
 

@@ -29,6 +29,10 @@ mod policies;
 mod process_health;
 #[cfg(any(feature = "beacon", all(unix, feature = "systemd")))]
 mod reporter;
+#[cfg(feature = "http")]
+mod selection;
+#[cfg(feature = "http")]
+mod store_reader;
 #[cfg(feature = "systemd")]
 mod systemd;
 #[cfg(any(feature = "beacon", feature = "http"))]

@@ -16,7 +16,7 @@ use worker_heartbeat::{
 };
 
 /// The row of the worker with this id, as an expression.
-fn row(id: &str) -> String {
+pub fn row(id: &str) -> String {
     let id = json!(id);
     format!(
         "[...document.querySelectorAll('.worker')].find(w => w.querySelector('.c-id').textContent === {id})"
@@ -31,7 +31,7 @@ fn cell(browser: &Browser, id: &str, selector: &str) -> String {
     text.as_str().unwrap_or_default().to_owned()
 }
 
-fn ids(browser: &Browser) -> Vec<String> {
+pub fn ids(browser: &Browser) -> Vec<String> {
     let ids =
         browser.eval("[...document.querySelectorAll('.worker .c-id')].map(e => e.textContent)");
     serde_json::from_value(ids).unwrap()
@@ -39,7 +39,7 @@ fn ids(browser: &Browser) -> Vec<String> {
 
 /// Nothing was blocked, no error occurred, and no other host was contacted.
 #[track_caller]
-fn assert_calm(browser: &Browser, origin: &str) {
+pub fn assert_calm(browser: &Browser, origin: &str) {
     assert_eq!(browser.complaints(), Vec::<String>::new());
     let asked = browser.eval("performance.getEntriesByType('resource').map(entry => entry.name)");
     for name in asked.as_array().unwrap() {
@@ -77,7 +77,7 @@ fn each_worker_is_shown_with_its_task_its_ages_and_why_it_died() {
     let summary = browser.text("#summary");
     assert_eq!(summary, "2 of 4 workers need attention: 2 dead");
     assert!(browser.text("#worst").contains("dead"));
-    browser.wait("document.title === '(3) Workers'");
+    browser.wait("document.title.startsWith('(3) Workers · ')");
     browser.wait_for_text("#warnings", "0 of 1 expected workers of type indexer live");
     let tiles = browser.text("#types");
     for wanted in [
@@ -136,9 +136,18 @@ fn each_worker_is_shown_with_its_task_its_ages_and_why_it_died() {
     );
     browser.click(".more .stack summary");
     browser.wait_for_text(".more pre", "segment 7 is empty");
-    let stack = browser.text(".more pre");
-    assert!(stack.contains("support/farm.rs:"), "{stack}");
-    assert!(stack.contains("0: "), "no frames: {stack}");
+    // The application's own call comes first; those of the standard library are folded.
+    browser.wait_for_text(".more .stack pre + pre", "support::farm::Farm::panics");
+    assert!(browser.text(".more pre").contains("support/farm.rs:"));
+    let own = browser.text(".more .stack pre + pre");
+    assert!(!own.contains("std::") && !own.contains("0: "), "{own}");
+    let all = "document.querySelector('.more .stack .stack')";
+    assert_eq!(browser.eval(&format!("{all}.open")), false);
+    let stack = browser.eval(&format!("{all}.querySelector('pre').textContent"));
+    assert!(
+        stack.as_str().unwrap().contains("0: "),
+        "no frames: {stack}"
+    );
     browser.run(&format!(
         "{}.querySelector('.open').click()",
         row("crawler-1")
@@ -427,9 +436,14 @@ fn a_store_shows_its_groups_and_their_events() {
     let server = farm.serve_with(|endpoint| endpoint.fleet(store.clone()));
     let browser = Browser::start();
     browser.open(&server.url);
-    browser.wait(&row("of this process"));
-    browser.click("[data-view=fleet]");
+    // With a store, the page opens on the fleet.
     browser.wait("document.querySelectorAll('.worker').length === 3");
+    browser.wait("document.title.startsWith('Fleet · ')");
+    assert_eq!(browser.text("h1"), "Fleet");
+    let server_line = browser.text("#server");
+    for part in ["(pid ", env!("CARGO_PKG_VERSION"), "since "] {
+        assert!(server_line.contains(part), "{part}: {server_line}");
+    }
     assert_eq!(ids(&browser), ["gpu-1", "gpu-2", "gpu-3"]);
     browser.wait_for_text("#groups", "online: 2 processing");
     browser.run(&format!("{}.querySelector('.open').click()", row("gpu-1")));
@@ -461,6 +475,9 @@ fn a_store_shows_its_groups_and_their_events() {
     store.purge(Duration::ZERO).unwrap();
     browser.wait_for_text("#log", "removed from the store");
 
+    browser.run(&format!("{}.querySelector('.open').click()", row("gpu-1")));
+    browser.wait("!document.querySelector('.more')");
+
     // The view is part of the address. If a store fails, the page says so, and all else continues.
     browser.refresh();
     browser.wait("document.querySelectorAll('.worker').length === 3");
@@ -473,10 +490,12 @@ fn a_store_shows_its_groups_and_their_events() {
     store.recover();
     browser.wait("!document.body.classList.contains('old')");
     store.hang();
-    browser.wait_for_text("#warnings", "The store cannot be read: the store ");
+    browser.wait_for_text("#warnings", "The store has not answered for ");
     browser.click("[data-view=process]");
     browser.wait(&row("of this process"));
-    assert_eq!(browser.text("#warnings"), "");
+    browser.wait("document.querySelector('#warnings').innerText === ''");
+    assert_eq!(browser.text("h1"), "Workers of this process");
+    assert!(browser.url().ends_with("#view=process"));
     store.recover();
     assert_calm(&browser, &server.url);
 }

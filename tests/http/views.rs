@@ -137,11 +137,11 @@ fn each_audience_sees_its_fields_and_no_others() {
         let counts = r#""groups":{"local":{"state":"offline","states":{"dead":1}},"machine-7":{"state":"online","states":{"processing":1}}}"#;
         let types = r#""stats_by_type":{"poller":{"active":1,"dead":1,"states":{"dead":1,"processing":1},"total":2}}"#;
         format!(
-            r#"{{"dead_workers":[{{"group":"local","health":{{"reason":{unwell},"state":"dead"}},"id":"b","restarting":false,"worker_type":"poller"}}],{counts},"missing":{missing},"overdue_workers":[],"stalled_workers":[],{types},"tick_age_s":T,"total_active_workers":1,"total_dead_workers":1,"total_workers":2,"workers":[{workers}]}}"#
+            r#"{{"dead_workers":[{{"group":"local","health":{{"reason":{unwell},"state":"dead"}},"id":"b","restarting":false,"worker_type":"poller"}}],{counts},"missing":{missing},"overdue_workers":[],"stalled_workers":[],{types},"tick_age_s":T,"total_active_workers":1,"total_dead_workers":1,"total_workers":2,"view":"process","workers":[{workers}]}}"#
         )
     };
     site.check(
-        "/v1/workers",
+        "/v1/workers?view=process",
         &list(
             r#""failed: s3cret, during s3cret-run (s3cret-task)""#,
             r#"[{"expected":2,"living":0,"worker_type":"mailer"}]"#,
@@ -179,6 +179,52 @@ fn each_audience_sees_its_fields_of_a_worker_in_a_store() {
         r#"{"beats":0,"ended_age_s":null,"ending":null,"group":"local","health":{"reason":null,"state":"processing"},"heartbeat_age_s":T,"id":"f","incarnation":T,"interval_s":30.0,"lease_remaining_s":null,"metadata":{"key":"s3cret"},"process":{"boot_id":"","hostname":"s3cret-host","pid":4711,"pid_namespace":0,"started":0},"progress":null,"progress_age_s":T,"reason":"s3cret","registered_age_s":T,"reported":"processing","restarts":0,"run_id":"s3cret-run","task":"s3cret-task","thresholds":null,"worker_type":"indexer"}"#,
         r#"{"beats":0,"ended_age_s":null,"ending":null,"group":"local","health":{"reason":null,"state":"processing"},"heartbeat_age_s":T,"id":"f","incarnation":T,"interval_s":30.0,"lease_remaining_s":null,"metadata":null,"process":null,"progress":null,"progress_age_s":T,"reason":null,"registered_age_s":T,"reported":"processing","restarts":0,"run_id":null,"task":null,"thresholds":null,"worker_type":"indexer"}"#,
     );
+    // With a store, the list is that of the fleet.
+    let list = |worker: &str, missing: &str| {
+        let states = r#"{"processing":1}"#;
+        format!(
+            r#"{{"dead_workers":[],"groups":{{"local":{{"state":"online","states":{states}}}}},"missing":{missing},"overdue_workers":[],"stalled_workers":[],"stats_by_type":{{"indexer":{{"active":1,"dead":0,"states":{states},"total":1}}}},"total_active_workers":1,"total_dead_workers":0,"total_workers":1,"view":"fleet","workers":[{worker}]}}"#
+        ).replace("\"dead\":0,", "")
+    };
+    let worker = |reason: &str, private: [&str; 4]| {
+        let [metadata, process, run, task] = private;
+        format!(
+            r#"{{"alive":true,"beats":0,"ended_age_s":null,"ending":null,"group":"local","health":{{"reason":null,"state":"processing"}},"heartbeat_age_s":T,"id":"f","incarnation":T,"interval_s":30.0,"lease_remaining_s":null,"metadata":{metadata},"process":{process},"progress":null,"progress_age_s":T,"reason":{reason},"registered_age_s":T,"reported":"processing","restarts":0,"run_id":{run},"state":"processing","task":{task},"thresholds":null,"worker_type":"indexer"}}"#
+        )
+    };
+    let process =
+        r#"{"boot_id":"","hostname":"s3cret-host","pid":4711,"pid_namespace":0,"started":0}"#;
+    let private = [
+        r#"{"key":"s3cret"}"#,
+        process,
+        r#""s3cret-run""#,
+        r#""s3cret-task""#,
+    ];
+    for path in [
+        "/v1/workers",
+        "/v1/workers?view=fleet&state=processing&q=F&type=indexer",
+    ] {
+        site.check(
+            path,
+            &list(&worker(r#""s3cret""#, private), "[]"),
+            &list(&worker("null", ["null"; 4]), "null"),
+        );
+    }
+    for (path, found) in [
+        ("?state=dead", false),
+        ("?after=f", false),
+        ("?after=e&group=local", true),
+    ] {
+        let found_it =
+            body(site.full.local_addr(), &format!("/v1/workers{path}")).contains(r#""id":"f""#);
+        assert_eq!(found_it, found, "{path}");
+    }
+    let invalid = exchange(
+        site.full.local_addr(),
+        &request("GET", "/v1/workers?state=x", "", b""),
+    );
+    assert_eq!(invalid.unwrap().status, 400);
+
     let panicked = StoredEnding::dead(&DeathCause::Panicked {
         message: "s3cret".into(),
         location: Some("s3cret.rs:1:1".into()),

@@ -172,10 +172,7 @@ impl WorkerFilter {
         has_ended: bool,
         state: impl FnOnce() -> State,
     ) -> bool {
-        let same =
-            |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
-        same(&self.worker_type, &info.worker_type)
-            && same(&self.group, &info.group)
+        self.admits_names(id, &info.worker_type, &info.group)
             && self.host.as_ref().is_none_or(|host| {
                 let process = info.process.as_ref();
                 !has_ended
@@ -188,11 +185,24 @@ impl WorkerFilter {
                 let process = info.process.as_ref();
                 !has_ended && process.is_some_and(|process| process.is_same(wanted))
             })
+            && (self.states.is_empty() || self.admits_state(state()))
+    }
+
+    /// Whether a worker with this id, type and group passes, apart from all else.
+    pub(crate) fn admits_names(&self, id: &str, worker_type: &str, group: &str) -> bool {
+        let same =
+            |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
+        same(&self.worker_type, worker_type)
+            && same(&self.group, group)
             && self.search.as_deref().is_none_or(|text| {
-                let texts = [id, &info.worker_type, &info.group];
+                let texts = [id, worker_type, group];
                 texts.into_iter().any(|within| contains(within, text))
             })
-            && (self.states.is_empty() || self.states.contains(&state()))
+    }
+
+    /// Whether a worker in this state passes, apart from all else.
+    pub(crate) fn admits_state(&self, state: State) -> bool {
+        self.states.is_empty() || self.states.contains(&state)
     }
 
     /// Whether a worker in this state and with this id comes after the page before, the worst first.

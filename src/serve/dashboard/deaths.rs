@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 impl Dashboard {
     /// How this incarnation of the worker died; without an incarnation, its latest death.
     pub(super) async fn death(&self, id: &str, incarnation: Option<u32>) -> Option<Arc<Death>> {
-        let logged = incarnation.and_then(|n| self.process.death(id, n));
+        let logged = incarnation.and_then(|n| self.process.feed.death(id, n));
         if logged.is_some() {
             return logged;
         }

@@ -82,7 +82,7 @@ impl DashboardEvent {
     }
 }
 
-fn unix_millis(at: SystemTime) -> u64 {
+pub(super) fn unix_millis(at: SystemTime) -> u64 {
     let since = at.duration_since(SystemTime::UNIX_EPOCH);
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }

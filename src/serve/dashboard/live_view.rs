@@ -1,36 +1,30 @@
-//! The live view of a registry or a store: the latest rows and events, and a broadcast of their
-//! changes. A change is encoded once for all subscribers.
+//! The live view of a list of workers: the latest rows, and a broadcast of their changes. A change is
+//! encoded once for all subscribers.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use tokio::sync::broadcast;
 
-use super::events::DashboardEvent;
-use super::history::{BUCKET_SECONDS, BUCKETS, EventLog, Strip};
+use super::events::{DashboardEvent, unix_millis};
+use super::history::{BUCKET_SECONDS, BUCKETS, Strip};
 use super::rows::{Listing, WorkerRow};
-use crate::health::{Death, State};
+use crate::health::State;
 
 /// Messages that can wait for a subscriber. A slower one receives the whole view again.
-const MAX_WAITING: usize = 32;
+pub(super) const MAX_WAITING: usize = 32;
 /// Times that differ by less, in seconds, count as equal: ages are rounded.
 const TIME_TOLERANCE: f64 = 0.5;
-
-/// An encoded server-sent event, or several.
-#[derive(Clone, Debug)]
-pub(super) enum StreamMessage {
-    Rows(Bytes),
-    Events(Bytes),
-}
 
 /// See the module.
 pub(super) struct LiveView {
     contents: Mutex<Contents>,
-    subscribers: broadcast::Sender<StreamMessage>,
+    subscribers: broadcast::Sender<Bytes>,
+    /// About the process that serves the page.
+    server: Value,
 }
 
 #[derive(Default)]
@@ -42,9 +36,10 @@ struct Contents {
     bucket: u64,
     head: Value,
     now: f64,
+    /// The same time in milliseconds since the Unix epoch, by the clock for people.
+    wall: u64,
     /// The whole view, encoded for the first subscriber that needs it.
     whole: Option<Bytes>,
-    events: EventLog,
 }
 
 /// One worker as it was last sent.
@@ -57,30 +52,22 @@ struct DisplayedWorker {
 }
 
 impl LiveView {
-    pub(super) fn new(epoch: String) -> Self {
+    pub(super) fn new(server: Value) -> Self {
         Self {
             contents: Mutex::new(Contents {
                 head: json!({}),
-                events: EventLog::new(epoch),
                 ..Contents::default()
             }),
             subscribers: broadcast::channel(MAX_WAITING).0,
+            server,
         }
     }
 
-    pub(super) fn subscriber_count(&self) -> usize {
-        self.subscribers.receiver_count()
-    }
-
-    /// The whole view, the logged events after the one with the id `after`, and all later messages.
-    pub(super) fn subscribe(
-        &self,
-        after: Option<&str>,
-    ) -> ([StreamMessage; 2], broadcast::Receiver<StreamMessage>) {
+    /// The whole view, and all later changes.
+    pub(super) fn subscribe(&self) -> (Bytes, broadcast::Receiver<Bytes>) {
         let mut contents = self.contents.lock();
         let changes = self.subscribers.subscribe();
-        let events = StreamMessage::Events(contents.events.after(after).into());
-        ([StreamMessage::Rows(contents.whole()), events], changes)
+        (contents.whole(&self.server), changes)
     }
 
     /// Replaces the rows. `now` is by the dashboard's clock; `continuous`: no reading is missing
@@ -88,44 +75,34 @@ impl LiveView {
     pub(super) fn update(&self, listing: Listing, now: Duration, continuous: bool) {
         let mut contents = self.contents.lock();
         let message = contents.update(listing, now.as_secs_f64(), continuous);
-        self.send(StreamMessage::Rows(message));
+        self.send(message);
     }
 
     /// Keeps the rows after a failed reading, and sets a field of the head that says so.
     pub(super) fn update_head(&self, name: &str, value: Value, now: Duration) {
         let mut contents = self.contents.lock();
         contents.head[name] = value;
-        contents.now = now.as_secs_f64();
+        contents.set_time(now.as_secs_f64());
         contents.whole = None;
         let message = contents.encode_changes(&[], &[], false);
-        self.send(StreamMessage::Rows(message));
+        self.send(message);
     }
 
-    /// Logs and sends these events, the oldest first.
-    pub(super) fn add_events(&self, events: Vec<DashboardEvent>) {
+    /// Marks the states of events, which may end before the next reading.
+    pub(super) fn mark(&self, events: &[DashboardEvent]) {
         let mut contents = self.contents.lock();
-        let mut messages = String::new();
         for event in events {
             contents.mark_state(&event.fields);
-            messages.push_str(&contents.events.push(event));
-        }
-        if !messages.is_empty() {
-            self.send(StreamMessage::Events(messages.into()));
         }
     }
 
-    pub(super) fn death(&self, id: &str, incarnation: u32) -> Option<Arc<Death>> {
-        self.contents.lock().events.death(id, incarnation)
-    }
-
-    fn send(&self, message: StreamMessage) {
+    fn send(&self, message: Bytes) {
         // It fails if there are no subscribers.
         let _ = self.subscribers.send(message);
     }
 }
 
 impl Contents {
-    /// Marks the state of an event, which may end before the next reading.
     fn mark_state(&mut self, event: &Value) {
         let state = event["state"].as_str().and_then(State::from_name);
         let worker = event["worker"].as_str();
@@ -135,9 +112,14 @@ impl Contents {
         }
     }
 
+    fn set_time(&mut self, now: f64) {
+        self.now = now;
+        self.wall = unix_millis(SystemTime::now());
+    }
+
     fn update(&mut self, listing: Listing, now: f64, continuous: bool) -> Bytes {
         self.round += 1;
-        self.now = now;
+        self.set_time(now);
         self.bucket = bucket(now);
         self.head = listing.head;
         self.whole = None;
@@ -200,6 +182,7 @@ impl Contents {
     fn encode_changes(&self, changed: &[Value], removed: &[u64], continuous: bool) -> Bytes {
         encode(&json!({
             "now": self.now,
+            "wall": self.wall,
             "bucket": self.bucket,
             "steady": continuous,
             "head": self.head,
@@ -208,7 +191,7 @@ impl Contents {
         }))
     }
 
-    fn whole(&mut self) -> Bytes {
+    fn whole(&mut self, server: &Value) -> Bytes {
         if let Some(whole) = &self.whole {
             return whole.clone();
         }
@@ -221,7 +204,8 @@ impl Contents {
         let rows: Vec<Value> = rows.collect();
         let whole = encode(&json!({
             "full": true,
-            "read": self.round > 0,
+            "server": server,
+            "wall": self.wall,
             "worst_first": State::WORST_FIRST.map(State::name),
             "buckets": BUCKETS,
             "bucket_seconds": BUCKET_SECONDS,

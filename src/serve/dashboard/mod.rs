@@ -1,16 +1,20 @@
 //! The dashboard: one page that shows the state of every worker, and the reasons.
 //!
-//! A task on the serving runtime reads the workers about once a second and keeps a live view of this
-//! process, and one of a store: the rows, their states of the last ten minutes, and the latest
-//! events. A page receives all of a view once, and then changes as server-sent events.
+//! A task on the serving runtime reads the workers about once a second and keeps lists of this
+//! process, and of a store: the worst of all workers, and the worst of each selection that a page
+//! shows. A list has the rows, and their states of the last ten minutes. A page receives all of a list
+//! once, and then changes and events as server-sent events.
 
 mod deaths;
 mod events;
+mod feed;
 mod history;
+mod lists;
 mod live_view;
 mod refresh;
 mod routes;
 mod rows;
+mod server_info;
 mod stream;
 
 use std::sync::Arc;
@@ -22,10 +26,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use self::live_view::LiveView;
-use self::refresh::FleetReadings;
+use self::lists::Lists;
+use self::server_info::ServerInfo;
 use super::disclosure::{Audience, Disclosure};
-use crate::fleet::HeartbeatStore;
+use super::store_reader::StoreReader;
+use crate::fleet::{FleetCounts, HeartbeatStore};
 use crate::health::Policy;
 use crate::net::caller::Callers;
 use crate::registry::Registry;
@@ -34,8 +39,6 @@ use crate::shutdown::Shutdown;
 
 /// Concurrent streams of server-sent events.
 const MAX_STREAMS: usize = 64;
-/// Concurrent look-ups of single workers in a store.
-const MAX_LOOKUPS: usize = 4;
 /// Events of the registry that can wait for the next refresh; also the most that one refresh sends.
 const MAX_QUEUED_EVENTS: usize = 4_096;
 
@@ -55,7 +58,7 @@ pub(super) struct Dashboard {
     subject: Subject,
     started: Instant,
     events: Subscription,
-    process: Arc<LiveView>,
+    process: Arc<Lists>,
     fleet: Option<Arc<FleetView>>,
     streams: Arc<Semaphore>,
     /// Limits the resolution of call stacks to one at a time: each may take seconds and much memory.
@@ -66,35 +69,35 @@ pub(super) struct Dashboard {
     refresh: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// The live view of a store.
+/// The lists of a store.
 struct FleetView {
     store: Arc<dyn HeartbeatStore>,
-    live: Arc<LiveView>,
-    readings: Mutex<FleetReadings>,
-    /// Limits the readings of the store to one at a time.
-    reading: Arc<Semaphore>,
-    /// Limits the look-ups of single workers.
-    lookups: Arc<Semaphore>,
+    lists: Arc<Lists>,
+    /// Looks up single workers.
+    reader: StoreReader,
+    /// The latest counts, and when they were read: all lists share them. Locked while they are read.
+    counts: Mutex<Option<(Instant, FleetCounts)>>,
 }
 
 impl Dashboard {
     pub(super) fn new(subject: Subject) -> Arc<Self> {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let epoch = format!("{:x}", since.unwrap_or_default().as_micros());
+        let since = SystemTime::now();
+        let server = ServerInfo::new(since, subject.shared_audience()).into_json();
+        let epoch = since.duration_since(SystemTime::UNIX_EPOCH);
+        let epoch = format!("{:x}", epoch.unwrap_or_default().as_micros());
         let fleet = subject.fleet.as_ref().map(|store| {
             Arc::new(FleetView {
                 store: Arc::clone(store),
-                live: Arc::new(LiveView::new(format!("f{epoch}"))),
-                readings: Mutex::default(),
-                reading: Arc::new(Semaphore::new(1)),
-                lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+                lists: Arc::new(Lists::new(format!("f{epoch}"), server.clone())),
+                reader: StoreReader::new(store),
+                counts: Mutex::default(),
             })
         });
         Arc::new(Self {
             events: subject.registry.subscribe_with_capacity(MAX_QUEUED_EVENTS),
             subject,
             started: Instant::now(),
-            process: Arc::new(LiveView::new(format!("p{epoch}"))),
+            process: Arc::new(Lists::new(format!("p{epoch}"), server)),
             fleet,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             resolving: Arc::new(Semaphore::new(1)),
@@ -122,17 +125,23 @@ impl Dashboard {
         self.closing.send_replace(true);
     }
 
-    /// What the page and the streams show, which all pages share. With [`Disclosure::Trusted`] the
-    /// routes refuse all other callers.
     const fn audience(&self) -> Audience {
-        match self.subject.disclosure {
-            Disclosure::Never | Disclosure::Token => Audience::Public,
-            Disclosure::Trusted | Disclosure::Always => Audience::Full,
-        }
+        self.subject.shared_audience()
     }
 
     /// The dashboard's clock: time since it was created.
     fn now(&self) -> Duration {
         self.started.elapsed()
+    }
+}
+
+impl Subject {
+    /// What the page and the streams show, which all pages share. With [`Disclosure::Trusted`] the
+    /// routes refuse all other callers.
+    const fn shared_audience(&self) -> Audience {
+        match self.disclosure {
+            Disclosure::Never | Disclosure::Token => Audience::Public,
+            Disclosure::Trusted | Disclosure::Always => Audience::Full,
+        }
     }
 }

@@ -10,9 +10,11 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use super::events::{DashboardEvent, PreviousReading};
-use super::rows::{self, Listing};
+use super::lists::List;
+use super::rows::{self, Listing, RegistryReading};
 use super::{Dashboard, FleetView, Subject};
-use crate::fleet::StoredWorker;
+use crate::error::Error;
+use crate::fleet::{FleetCounts, StoredWorker};
 use crate::net::response::RequestError;
 use crate::serve::disclosure::Audience;
 use crate::shutdown::Shutdown;
@@ -89,7 +91,7 @@ impl RegistrySchedule {
         let left = self
             .last
             .map_or(PERIOD, |at| self.period.saturating_sub(at.elapsed()));
-        left.min(if dashboard.process.subscriber_count() > 0 {
+        left.min(if dashboard.process.has_viewers() {
             EVENT_DELAY
         } else {
             PERIOD
@@ -120,12 +122,18 @@ impl Dashboard {
             ..
         } = &self.subject;
         let draining = shutdown.as_ref().is_some_and(Shutdown::requested);
-        let mut listing = rows::read_registry(registry, policy, self.audience(), draining);
+        let reading = RegistryReading::new(registry, self.audience(), draining);
+        let lists = self.process.shown().into_iter();
+        let listings = lists.map(|list| (reading.listing(policy, &list.selection), list));
+        let listings: Vec<_> = listings.collect();
         // Waiting for an overdue pacemaker is not work.
         let work = begun.elapsed().saturating_sub(PACEMAKER_WAIT);
         let period = (work * PERIOD_PER_WORK).clamp(PERIOD, MAX_PERIOD);
-        listing.head["period"] = period.as_secs_f64().into();
-        self.process.update(listing, self.now(), continuous);
+        let now = self.now();
+        for (mut listing, list) in listings {
+            listing.head["period"] = period.as_secs_f64().into();
+            list.live.update(listing, now, continuous);
+        }
         period
     }
 }
@@ -149,71 +157,120 @@ impl FleetReadings {
 }
 
 fn refresh_fleet_if_due(dashboard: &Arc<Dashboard>, fleet: &Arc<FleetView>) {
-    {
-        let mut readings = fleet.readings.lock();
-        if fleet.live.subscriber_count() > 0 {
-            readings.requested = Some(Instant::now());
-        }
-        let requested = readings.requested;
-        let is_requested = requested.is_some_and(|at| at.elapsed() < FLEET_LINGER);
-        let is_due = readings
-            .begun
-            .is_none_or(|at| at.elapsed() >= readings.period());
-        if !is_requested || !is_due {
-            return;
-        }
-        readings.begun = Some(Instant::now());
-    }
-    match Arc::clone(&fleet.reading).try_acquire_owned() {
-        Ok(permit) => {
-            let refresh = refresh_fleet(Arc::downgrade(dashboard), Arc::clone(fleet), permit);
-            drop(tokio::spawn(refresh));
-        }
-        // The previous reading still runs.
-        Err(_) => fleet.reading_failed(dashboard, "the store has not answered yet"),
+    for list in fleet.lists.shown() {
+        refresh_list_if_due(dashboard, fleet, &list);
     }
 }
 
-async fn refresh_fleet(
+fn refresh_list_if_due(dashboard: &Arc<Dashboard>, fleet: &Arc<FleetView>, list: &Arc<List>) {
+    let mut readings = list.readings.lock();
+    if list.has_viewers() {
+        readings.requested = Some(Instant::now());
+    }
+    let requested = readings.requested;
+    let is_requested = requested.is_some_and(|at| at.elapsed() < FLEET_LINGER);
+    let is_due = readings
+        .begun
+        .is_none_or(|at| at.elapsed() >= readings.period());
+    if !is_requested || !is_due {
+        return;
+    }
+    match Arc::clone(&list.reading).try_acquire_owned() {
+        Ok(permit) => {
+            readings.begun = Some(Instant::now());
+            let refresh = refresh_list(
+                Arc::downgrade(dashboard),
+                Arc::clone(fleet),
+                Arc::clone(list),
+                permit,
+            );
+            drop(tokio::spawn(refresh));
+        }
+        // The previous reading still runs.
+        Err(_)
+            if readings
+                .begun
+                .is_some_and(|at| at.elapsed() >= FLEET_TIMEOUT) =>
+        {
+            let silent = readings.begun.map(|at| at.elapsed());
+            drop(readings);
+            list.reading_failed(dashboard, &Failure::Slow(silent.unwrap_or_default()));
+        }
+        Err(_) => {}
+    }
+}
+
+/// Why a list is not up to date.
+enum Failure {
+    /// The store has not answered for this long.
+    Slow(Duration),
+    Failed(String),
+}
+
+async fn refresh_list(
     dashboard: Weak<Dashboard>,
     fleet: Arc<FleetView>,
+    list: Arc<List>,
     permit: OwnedSemaphorePermit,
 ) {
-    let (reader, read_fleet) = (dashboard.clone(), Arc::clone(&fleet));
+    let (reader, read_list) = (dashboard.clone(), Arc::clone(&list));
     let reading = spawn_blocking(move || {
         let audience = reader.upgrade().map_or(Audience::Public, |d| d.audience());
         let policy = reader.upgrade().map(|d| d.subject.policy.clone());
-        let read = rows::read_store(&*read_fleet.store, &policy.unwrap_or_default(), audience);
+        let (policy, selection) = (policy.unwrap_or_default(), &read_list.selection);
+        let counts = || fleet.counts();
+        let read = rows::read_store(&*fleet.store, &policy, audience, selection, counts);
         // No other reading begins before this one has ended, however long it takes.
         drop(permit);
         let listing = read.map_err(|error| chain(&error))?;
         if let Some(dashboard) = reader.upgrade() {
-            read_fleet.reading_succeeded(&dashboard, listing);
+            read_list.reading_succeeded(&dashboard, &fleet, listing);
         }
         Ok::<_, String>(())
     });
-    let error = match timeout(FLEET_TIMEOUT, reading).await {
+    let failure = match timeout(FLEET_TIMEOUT, reading).await {
         Ok(Ok(Ok(()))) => return,
-        Ok(Ok(Err(error))) => error,
-        Ok(Err(_)) => "the store panicked".to_owned(),
-        Err(_) => "the store does not answer".to_owned(),
+        Ok(Ok(Err(error))) => Failure::Failed(error),
+        Ok(Err(_)) => Failure::Failed("the store panicked".to_owned()),
+        Err(_) => Failure::Slow(FLEET_TIMEOUT),
     };
     if let Some(dashboard) = dashboard.upgrade() {
-        fleet.reading_failed(&dashboard, &error);
+        list.reading_failed(&dashboard, &failure);
     }
 }
 
 impl FleetView {
-    fn reading_succeeded(&self, dashboard: &Dashboard, mut listing: Listing) {
+    /// The counts of all workers, read at most every [`FLEET_PERIOD`].
+    fn counts(&self) -> Result<FleetCounts, Error> {
+        let mut latest = self.counts.lock();
+        if let Some((read, counts)) = &*latest {
+            if read.elapsed() < FLEET_PERIOD {
+                return Ok(counts.clone());
+            }
+        }
+        let counts = self.store.counts()?;
+        *latest = Some((Instant::now(), counts.clone()));
+        Ok(counts)
+    }
+
+    /// The worker as the store knows it now.
+    pub(super) async fn look_up(&self, id: String) -> Result<Option<StoredWorker>, RequestError> {
+        self.reader.read(move |store| store.find(&id)).await
+    }
+}
+
+impl List {
+    fn reading_succeeded(&self, dashboard: &Dashboard, fleet: &FleetView, mut listing: Listing) {
         let mut readings = self.readings.lock();
         let gap = readings.succeeded.map(|at| at.elapsed());
-        let is_complete = listing.head["not_shown"] == json!(0);
-        let events = if gap.is_some_and(|gap| gap < MAX_GAP) {
-            readings.previous.changes(&listing.rows, is_complete)
-        } else {
-            Vec::new()
-        };
-        readings.previous = PreviousReading::new(&listing.rows, is_complete);
+        let mut events = Vec::new();
+        if self.selection.is_all() {
+            let is_complete = listing.head["not_shown"] == json!(0);
+            if gap.is_some_and(|gap| gap < MAX_GAP) {
+                events = readings.previous.changes(&listing.rows, is_complete);
+            }
+            readings.previous = PreviousReading::new(&listing.rows, is_complete);
+        }
         readings.succeeded = Some(Instant::now());
         readings.took = readings.begun.map_or(Duration::ZERO, |at| at.elapsed());
         let period = readings.period();
@@ -223,37 +280,21 @@ impl FleetView {
         // With time for a slow reading.
         listing.head["period"] = (period * 2).as_secs_f64().into();
         let continuous = gap.is_some_and(|gap| gap < period * 5);
-        self.live.add_events(events);
+        fleet.lists.add_events(events);
         self.live.update(listing, now, continuous);
     }
 
-    /// The worker as the store knows it now.
-    pub(super) async fn look_up(&self, id: &str) -> Result<Option<StoredWorker>, RequestError> {
-        let slow = || RequestError::busy("the store does not answer; retry later");
-        let (store, id) = (Arc::clone(&self.store), id.to_owned());
-        let lookups = Arc::clone(&self.lookups);
-        let permit = timeout(FLEET_TIMEOUT, lookups.acquire_owned()).await;
-        // The semaphore is never closed.
-        let permit = permit.map_err(|_| slow())?.map_err(|_| slow())?;
-        let look_up = spawn_blocking(move || {
-            let found = store.find(&id);
-            drop(permit);
-            found
-        });
-        match timeout(FLEET_TIMEOUT, look_up).await {
-            Ok(Ok(Ok(found))) => Ok(found),
-            Ok(_) => Err(RequestError::busy("the store fails; retry later")),
-            Err(_) => Err(slow()),
-        }
-    }
-
-    fn reading_failed(&self, dashboard: &Dashboard, error: &str) {
+    fn reading_failed(&self, dashboard: &Dashboard, failure: &Failure) {
         let now = dashboard.now();
         let succeeded = self.readings.lock().succeeded;
         let read = succeeded.map(|at| now.as_secs_f64() - at.elapsed().as_secs_f64());
-        let error = dashboard.audience().filter(Some(error));
-        let error = error.unwrap_or("the store fails");
-        let store = json!({"read": read, "error": error});
+        let store = match failure {
+            Failure::Slow(silent) => json!({"read": read, "silent": silent.as_secs_f64()}),
+            Failure::Failed(error) => {
+                let error = dashboard.audience().filter(Some(error.as_str()));
+                json!({"read": read, "error": error.unwrap_or("the store fails")})
+            }
+        };
         self.live.update_head("store", store, now);
     }
 }

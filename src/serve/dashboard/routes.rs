@@ -19,6 +19,7 @@ use crate::net::request::QueryParameters;
 use crate::net::response::{RequestError, json_response, respond, text_response};
 use crate::registry::Snapshot;
 use crate::serve::disclosure::{Audience, Disclosure};
+use crate::serve::selection::{Selection, View};
 use crate::serve::views::{StoredWorkerView, WorkerView};
 use crate::sync::printable::UNPRINTABLE;
 use crate::sync::random::unpredictable;
@@ -29,10 +30,13 @@ const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = concat!(
     "'use strict';(() => {\n",
     include_str!("page/text.js"),
+    include_str!("page/address.js"),
     include_str!("page/rows.js"),
     include_str!("page/table.js"),
+    include_str!("page/stack.js"),
     include_str!("page/details.js"),
     include_str!("page/head.js"),
+    include_str!("page/events.js"),
     include_str!("page/connection.js"),
     "})();",
 );
@@ -126,7 +130,8 @@ async fn events(
     query: QueryParameters,
 ) -> Result<Response, RequestError> {
     let fleet = dashboard.requested_fleet(&query)?;
-    let live = fleet.map_or(&dashboard.process, |fleet| &fleet.live);
+    let lists = fleet.map_or(&dashboard.process, |fleet| &fleet.lists);
+    let selection = Selection::from_query(&query)?;
     let Ok(permit) = Arc::clone(&dashboard.streams).try_acquire_owned() else {
         let error = format!("all {MAX_STREAMS} streams are in use; retry later");
         return Err(RequestError::busy(error));
@@ -137,7 +142,8 @@ async fn events(
     dashboard.start(&Handle::current());
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let request = StreamRequest {
-        live: Arc::clone(live),
+        lists: Arc::clone(lists),
+        list: lists.view(selection),
         rows: query.get("view").is_some(),
         after: last.or_else(|| query.get("after")).map(str::to_owned),
     };
@@ -161,7 +167,7 @@ async fn details(
     let id = worker_id(&query)?;
     let details = match fleet {
         Some(fleet) => fleet
-            .look_up(id)
+            .look_up(id.to_owned())
             .await?
             .map(|worker| json_response(StatusCode::OK, &StoredWorkerView::new(&worker, audience))),
         None => dashboard
@@ -204,14 +210,8 @@ impl Dashboard {
         &self,
         query: &QueryParameters,
     ) -> Result<Option<&Arc<FleetView>>, RequestError> {
-        match (query.get("view"), &self.fleet) {
-            (None | Some("process"), _) => Ok(None),
-            (Some("fleet"), Some(fleet)) => Ok(Some(fleet)),
-            (Some("fleet"), None) => Err(RequestError::not_found("no store is attached")),
-            (Some(_), _) => Err(RequestError::bad_request(
-                "invalid view; allowed: process, fleet",
-            )),
-        }
+        let view = View::from_query(query, self.fleet.is_some(), View::Process)?;
+        Ok(self.fleet.as_ref().filter(|_| view == View::Fleet))
     }
 
     async fn snapshot(&self, id: &str) -> Option<Snapshot> {

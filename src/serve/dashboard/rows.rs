@@ -6,14 +6,18 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::fleet::{FleetCounts, HeartbeatStore, StoredWorker, WorkerFilter};
+use crate::fleet::Worst;
+use crate::fleet::{FleetCounts, HeartbeatStore, StoredWorker};
 use crate::health::{Health, Policy, State, StateCounts, Summary, racing_text};
+use crate::registry::core::timeline::ObservedNow;
+use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Registry, Snapshot};
 use crate::serve::disclosure::Audience;
 use crate::serve::process_health::worst_state;
+use crate::serve::selection::Selection;
 
-/// The most rows; of more workers, those in the worst states are shown.
-const MAX_ROWS: usize = 5_000;
+/// The most rows on a page; of more workers, those in the worst states come first.
+const MAX_ROWS: usize = 1_000;
 /// The most tiles of types, and of groups.
 const MAX_TILES: usize = 200;
 /// The longest text in a row, in characters. The details contain the whole text.
@@ -55,61 +59,98 @@ pub(super) struct WorkerRow {
     pub died: bool,
 }
 
-/// The workers of a registry, as this audience may see them.
-pub(super) fn read_registry(
-    registry: &Registry,
-    policy: &Policy,
+/// One reading of a registry, for lists of several selections.
+pub(super) struct RegistryReading<'a> {
+    registry: &'a Registry,
+    summary: Summary,
+    workers: Vec<WorkerRef>,
+    now: ObservedNow,
     audience: Audience,
     draining: bool,
-) -> Listing {
-    let summary = registry.summary();
-    let now = registry.observed_now();
-    let mut workers = registry.worker_refs();
-    if workers.len() > MAX_ROWS {
-        workers.sort_by_cached_key(|worker| worker.health(&now).state().severity_rank());
-        workers.truncate(MAX_ROWS);
-    }
-    let snapshots = workers
-        .iter()
-        .map(|worker| registry.snapshot_at(worker, &now));
-    let rows: Vec<WorkerRow> = snapshots
-        .map(|snapshot| WorkerRow::from_snapshot(snapshot, audience))
-        .collect();
-    let mut head = head(&summary, policy, rows.len());
-    head["tick_age"] = summary.tick_age.as_secs_f64().into();
-    head["draining"] = draining.into();
-    if audience == Audience::Full {
-        let missing = summary.missing.iter().map(ToString::to_string);
-        head["missing"] = missing.collect();
-    } else {
-        head["missing_count"] = summary.missing.len().into();
-    }
-    Listing { head, rows }
 }
 
-/// The worst workers of a store, and the counts of all.
+impl<'a> RegistryReading<'a> {
+    pub(super) fn new(registry: &'a Registry, audience: Audience, draining: bool) -> Self {
+        Self {
+            registry,
+            summary: registry.summary(),
+            now: registry.observed_now(),
+            workers: registry.worker_refs(),
+            audience,
+            draining,
+        }
+    }
+
+    /// The worst workers of this selection, and the counts of all.
+    pub(super) fn listing(&self, policy: &Policy, selection: &Selection) -> Listing {
+        let filter = selection.filter();
+        let mut worst = Worst::new(MAX_ROWS + 1);
+        for worker in &self.workers {
+            let (id, profile) = (worker.record.id(), &worker.record.profile);
+            if filter.admits_names(id, &profile.worker_type, &profile.group) {
+                let state = worker.health(&self.now).state();
+                if filter.admits_state(state) && filter.is_after(state, id) {
+                    worst.add(state, id, || worker);
+                }
+            }
+        }
+        let mut workers = worst.into_vec();
+        let has_more = workers.len() > MAX_ROWS;
+        workers.truncate(MAX_ROWS);
+        let snapshots = workers
+            .into_iter()
+            .map(|worker| self.registry.snapshot_at(worker, &self.now));
+        let rows: Vec<WorkerRow> = snapshots
+            .map(|snapshot| WorkerRow::from_snapshot(snapshot, self.audience))
+            .collect();
+        let mut head = head(&self.summary, policy, selection, &rows, has_more);
+        head["tick_age"] = self.summary.tick_age.as_secs_f64().into();
+        head["draining"] = self.draining.into();
+        if self.audience == Audience::Full {
+            let missing = self.summary.missing.iter().map(ToString::to_string);
+            head["missing"] = missing.collect();
+        } else {
+            head["missing_count"] = self.summary.missing.len().into();
+        }
+        Listing { head, rows }
+    }
+}
+
+/// The worst workers of this selection, and the counts of all, which `counts` reads if the list
+/// doesn't have them.
 pub(super) fn read_store(
     store: &dyn HeartbeatStore,
     policy: &Policy,
     audience: Audience,
+    selection: &Selection,
+    counts: impl FnOnce() -> Result<FleetCounts, Error>,
 ) -> Result<Listing, Error> {
-    let workers = store.worst_first(&WorkerFilter::new().limit(MAX_ROWS))?;
-    let counts = if workers.len() < MAX_ROWS {
+    let mut workers = store.worst_first(&selection.filter().limit(MAX_ROWS + 1))?;
+    let has_more = workers.len() > MAX_ROWS;
+    workers.truncate(MAX_ROWS);
+    let counts = if selection.is_all() && !has_more {
         let mut counts = FleetCounts::new();
         workers.iter().for_each(|worker| counts.add(worker));
         counts
     } else {
-        store.counts()?
+        counts()?
     };
     let rows: Vec<WorkerRow> = workers
         .iter()
         .map(|worker| WorkerRow::from_stored(worker, audience))
         .collect();
-    let head = head(&counts.summary(Vec::new()), policy, rows.len());
+    let summary = counts.summary(Vec::new());
+    let head = head(&summary, policy, selection, &rows, has_more);
     Ok(Listing { head, rows })
 }
 
-fn head(summary: &Summary, policy: &Policy, rows: usize) -> Value {
+fn head(
+    summary: &Summary,
+    policy: &Policy,
+    selection: &Selection,
+    rows: &[WorkerRow],
+    has_more: bool,
+) -> Value {
     let types = summary.stats_by_type.iter();
     let groups = summary.groups.iter();
     json!({
@@ -120,7 +161,9 @@ fn head(summary: &Summary, policy: &Policy, rows: usize) -> Value {
         "types_total": summary.stats_by_type.len() + summary.unlisted_types,
         "groups": tiles(groups.map(|(name, stats)| (name, Some(json!(stats.state)), &stats.states))),
         "groups_total": summary.groups.len() + summary.unlisted_groups,
-        "not_shown": summary.total.saturating_sub(rows),
+        // Of the list of all workers only: how many others a selection has is not counted.
+        "not_shown": selection.is_all().then(|| summary.total.saturating_sub(rows.len())),
+        "next": rows.last().filter(|_| has_more).map(|last| (last.state, &last.id)),
     })
 }
 

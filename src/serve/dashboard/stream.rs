@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use super::live_view::{LiveView, StreamMessage};
+use super::lists::{Lists, Viewer};
 
 /// How often a comment is sent without other messages, so that the client sees a broken connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -25,7 +25,9 @@ const MAX_STREAM: Duration = Duration::from_secs(3_600);
 const RETRY: &str = "retry: 1000\n\n";
 
 pub(super) struct StreamRequest {
-    pub live: Arc<LiveView>,
+    pub lists: Arc<Lists>,
+    /// The list of workers that is shown. It is kept up to date as long as this exists.
+    pub list: Viewer,
     /// Whether to send rows, or events only.
     pub rows: bool,
     /// The id of the last event that the client has seen.
@@ -58,48 +60,56 @@ async fn closed(mut closing: watch::Receiver<bool>) {
 
 /// Sends the whole view and then its changes; the whole view again if the client was too slow.
 /// Returns `None` once the client is gone.
-async fn send_all(mut request: StreamRequest, sender: mpsc::Sender<Bytes>) -> Option<Infallible> {
-    let client = Client {
-        sender,
-        wants_rows: request.rows,
-    };
+async fn send_all(request: StreamRequest, sender: mpsc::Sender<Bytes>) -> Option<Infallible> {
+    let StreamRequest {
+        lists,
+        list,
+        rows,
+        mut after,
+    } = request;
+    let client = Client { sender };
     client.send(RETRY.into()).await?;
+    let list = Arc::new(list);
     loop {
-        let (live, after) = (Arc::clone(&request.live), request.after.take());
-        // Encoding many rows blocks.
-        let subscribing = spawn_blocking(move || live.subscribe(after.as_deref()));
-        let (whole, changes) = subscribing.await.ok()?;
-        for message in whole {
-            client.send_message(message).await?;
+        let mut changes = None;
+        if rows {
+            let subscribed = Arc::clone(&list);
+            // Encoding many rows blocks.
+            let subscribing = spawn_blocking(move || subscribed.live.subscribe());
+            let (whole, receiver) = subscribing.await.ok()?;
+            client.send(whole).await?;
+            changes = Some(receiver);
         }
-        client.follow(changes).await?;
+        let (logged, events) = lists.feed.subscribe(after.take().as_deref());
+        client.send(logged).await?;
+        client.follow(changes, events).await?;
     }
 }
 
 /// One end of a stream.
 struct Client {
     sender: mpsc::Sender<Bytes>,
-    wants_rows: bool,
 }
 
 /// The functions return `None` once the client is gone.
 impl Client {
     /// Returns `Some` if the client was too slow and has missed changes.
-    async fn follow(&self, mut changes: broadcast::Receiver<StreamMessage>) -> Option<()> {
+    async fn follow(
+        &self,
+        mut changes: Option<broadcast::Receiver<Bytes>>,
+        mut events: broadcast::Receiver<Bytes>,
+    ) -> Option<()> {
         loop {
-            match timeout(KEEP_ALIVE, changes.recv()).await {
-                Ok(Ok(message)) => self.send_message(message).await?,
-                Ok(Err(RecvError::Lagged(_))) => return Some(()),
-                Ok(Err(RecvError::Closed)) => return None,
-                Err(_) => self.send(": keep-alive\n\n".into()).await?,
+            let message = tokio::select! {
+                message = next(&mut changes) => message,
+                message = events.recv() => message,
+                () = sleep(KEEP_ALIVE) => Ok(": keep-alive\n\n".into()),
+            };
+            match message {
+                Ok(message) => self.send(message).await?,
+                Err(RecvError::Lagged(_)) => return Some(()),
+                Err(RecvError::Closed) => return None,
             }
-        }
-    }
-
-    async fn send_message(&self, message: StreamMessage) -> Option<()> {
-        match message {
-            StreamMessage::Rows(_) if !self.wants_rows => Some(()),
-            StreamMessage::Rows(bytes) | StreamMessage::Events(bytes) => self.send(bytes).await,
         }
     }
 
@@ -109,6 +119,14 @@ impl Client {
         }
         let sent = timeout(SEND_TIMEOUT, self.sender.send(bytes)).await;
         sent.ok()?.ok()
+    }
+}
+
+/// The next message; never, if there are none.
+async fn next(receiver: &mut Option<broadcast::Receiver<Bytes>>) -> Result<Bytes, RecvError> {
+    match receiver {
+        Some(receiver) => receiver.recv().await,
+        None => std::future::pending().await,
     }
 }
 

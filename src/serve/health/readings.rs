@@ -9,14 +9,17 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::HealthEndpoint;
-use crate::health::{Policy, RuleResult};
+use crate::fleet::{HeartbeatStore, Pages, WorkerFilter};
+use crate::health::{Policy, RuleResult, Summary};
+use crate::net::response::RequestError;
 use crate::net::single_flight::SingleFlight;
 use crate::registry::core::worker_ref::WorkerRef;
 use crate::registry::{Registry, Snapshot};
 use crate::serve::disclosure::Audience;
 use crate::serve::policies::Policies;
 use crate::serve::process_health::ProcessHealth;
-use crate::serve::views::WorkerHealthView;
+use crate::serve::store_reader::StoreReader;
+use crate::serve::views::{StoredWorkerHealthView, WorkerHealthView};
 use crate::shutdown::Shutdown;
 use crate::sync::catch::catch;
 
@@ -24,6 +27,10 @@ use crate::sync::catch::catch;
 const CHECKS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Concurrent lookups of workers: each occupies a thread.
 const MAX_LOOKUPS: usize = 4;
+/// How old the counts of a store may be: counting a large store takes a while.
+const SUMMARY_AGE: Duration = Duration::from_secs(2);
+/// The time limit of the counts of a store.
+const SUMMARY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A check of the application.
 pub(super) type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -69,6 +76,14 @@ pub(super) struct Readings {
     /// Sorted by id.
     workers: SingleFlight<Vec<WorkerRef>>,
     lookups: Arc<Semaphore>,
+    pub fleet: Option<FleetReadings>,
+}
+
+/// Readings of a store.
+pub(super) struct FleetReadings {
+    reader: StoreReader,
+    /// `None` if the store failed.
+    summary: SingleFlight<Option<Arc<Summary>>>,
 }
 
 impl Readings {
@@ -82,6 +97,10 @@ impl Readings {
             application: SingleFlight::default(),
             workers: SingleFlight::default(),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            fleet: endpoint.fleet.as_ref().map(|store| FleetReadings {
+                reader: StoreReader::new(store),
+                summary: SingleFlight::with_max_age(SUMMARY_AGE),
+            }),
         }
     }
 
@@ -165,6 +184,36 @@ impl Readings {
             found
         });
         lookup.await.ok()
+    }
+}
+
+impl FleetReadings {
+    pub(super) async fn summary(&self) -> Result<Arc<Summary>, RequestError> {
+        let store = Arc::clone(&self.reader.store);
+        let read = self.summary.get(move || store.summary().ok().map(Arc::new));
+        let summary = timeout(SUMMARY_TIMEOUT, read).await;
+        let summary =
+            summary.map_err(|_| RequestError::busy("the store does not answer; retry later"))?;
+        let summary = summary.and_then(|summary| Option::clone(&summary));
+        summary.ok_or_else(|| RequestError::busy("the store fails; retry later"))
+    }
+
+    /// A page of workers, sorted by id, as this audience may see them.
+    pub(super) async fn page(
+        &self,
+        filter: WorkerFilter,
+        audience: Audience,
+    ) -> Result<Vec<Value>, RequestError> {
+        let read = move |store: &dyn HeartbeatStore| {
+            let page = Pages::new(store, filter).next().transpose()?;
+            let views = page.unwrap_or_default();
+            let view = |worker| serde_json::to_value(StoredWorkerHealthView::new(worker, audience));
+            Ok(views
+                .iter()
+                .filter_map(|worker| view(worker).ok())
+                .collect())
+        };
+        self.reader.read(read).await
     }
 }
 

@@ -15,6 +15,7 @@ use crate::net::caller::{Caller, Callers};
 use crate::net::request::QueryParameters;
 use crate::net::response::{RequestError, json_response, text_response};
 use crate::serve::disclosure::{Audience, Disclosure};
+use crate::serve::selection::{Selection, View};
 use crate::serve::views::{ListView, ProcessView, WorkerHealthView};
 use crate::sync::printable::Printable;
 
@@ -148,9 +149,22 @@ async fn workers(
         }
     };
     let after = request.query.get("after").unwrap_or_default();
+    let audience = request.audience;
+    let fleet = service.readings.fleet.as_ref();
+    let default = fleet.map_or(View::Process, |_| View::Fleet);
+    let view = View::from_query(&request.query, fleet.is_some(), default)?;
+    if let Some(fleet) = fleet.filter(|_| view == View::Fleet) {
+        let mut filter = Selection::from_query(&request.query)?.filter().limit(limit);
+        filter.after_state = None;
+        filter.after = Some(after.to_owned()).filter(|id| !id.is_empty());
+        let page = fleet.page(filter, audience).await?;
+        let summary = fleet.summary().await?;
+        let list = ListView::of_fleet(&summary, page, audience);
+        return Ok(json_response(StatusCode::OK, &list));
+    }
     let process = service.readings.process().await;
-    let page = service.readings.page(after, limit, request.audience);
-    let list = ListView::new(&process, page.await, request.audience);
+    let page = service.readings.page(after, limit, audience).await;
+    let list = ListView::of_process(&process.summary, page, audience);
     Ok(json_response(StatusCode::OK, &list))
 }
 

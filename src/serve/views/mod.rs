@@ -11,7 +11,9 @@ use serde::{Serialize, Serializer};
 #[cfg(feature = "http")]
 pub(super) use self::events::EventPageView;
 #[cfg(feature = "http")]
-pub(super) use self::workers::{ListView, StoredWorkerView, WorkerHealthView, WorkerView};
+pub(super) use self::workers::{
+    ListView, StoredWorkerHealthView, StoredWorkerView, WorkerHealthView, WorkerView,
+};
 use super::process_health::{ProcessHealth, worst_state};
 use crate::health::{Policy, State};
 

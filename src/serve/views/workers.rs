@@ -8,13 +8,12 @@ use serde_json::Value;
 use super::Withheld;
 use crate::fleet::{StoredEnding, StoredWorker};
 use crate::health::{
-    Activity, GroupStats, Health, MissingWorkers, State, StoreStatus, Thresholds, TypeStats,
-    UnwellWorker,
+    Activity, GroupStats, Health, MissingWorkers, State, StoreStatus, Summary, Thresholds,
+    TypeStats, UnwellWorker,
 };
 use crate::registry::Snapshot;
 use crate::serial::Seconds;
 use crate::serve::disclosure::Audience;
-use crate::serve::process_health::ProcessHealth;
 
 /// The most dead, the most stalled and the most overdue workers in a list; the pages list all.
 const MAX_LISTED: usize = 100;
@@ -224,6 +223,7 @@ fn first(workers: &[UnwellWorker], audience: Audience) -> Vec<UnwellView<'_>> {
 /// The counts of all workers, the first unwell ones, and a page of workers.
 #[derive(Serialize)]
 pub(in crate::serve) struct ListView<'a> {
+    view: &'static str,
     total_workers: usize,
     total_active_workers: usize,
     total_dead_workers: usize,
@@ -233,19 +233,41 @@ pub(in crate::serve) struct ListView<'a> {
     stats_by_type: &'a BTreeMap<String, TypeStats>,
     groups: &'a BTreeMap<String, GroupStats>,
     missing: Option<&'a [MissingWorkers]>,
-    tick_age_s: f64,
+    /// Of the pacemaker of a process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tick_age_s: Option<f64>,
     workers: Vec<Value>,
 }
 
 impl<'a> ListView<'a> {
     /// `workers`: views for the same audience.
-    pub(in crate::serve) fn new(
-        process: &'a ProcessHealth,
+    pub(in crate::serve) fn of_process(
+        summary: &'a Summary,
         workers: Vec<Value>,
         audience: Audience,
     ) -> Self {
-        let summary = &process.summary;
         Self {
+            tick_age_s: Some(summary.tick_age.as_secs_f64()),
+            ..Self::new("process", summary, workers, audience)
+        }
+    }
+
+    pub(in crate::serve) fn of_fleet(
+        summary: &'a Summary,
+        workers: Vec<Value>,
+        audience: Audience,
+    ) -> Self {
+        Self::new("fleet", summary, workers, audience)
+    }
+
+    fn new(
+        view: &'static str,
+        summary: &'a Summary,
+        workers: Vec<Value>,
+        audience: Audience,
+    ) -> Self {
+        Self {
+            view,
             total_workers: summary.total,
             total_active_workers: summary.total_active,
             total_dead_workers: summary.total_dead,
@@ -255,7 +277,7 @@ impl<'a> ListView<'a> {
             stats_by_type: &summary.stats_by_type,
             groups: &summary.groups,
             missing: (audience == Audience::Full).then_some(&*summary.missing),
-            tick_age_s: summary.tick_age.as_secs_f64(),
+            tick_age_s: None,
             workers,
         }
     }
@@ -353,6 +375,26 @@ impl<'a> StoredWorkerView<'a> {
         match audience {
             Audience::Public => Self::Public(Box::new(PublicStoredWorker::of(worker))),
             Audience::Full => Self::Full(worker),
+        }
+    }
+}
+
+/// A worker of a store in a list: with the verdict beside the details.
+#[derive(Serialize)]
+pub(in crate::serve) struct StoredWorkerHealthView<'a> {
+    alive: bool,
+    state: State,
+    #[serde(flatten)]
+    worker: StoredWorkerView<'a>,
+}
+
+impl<'a> StoredWorkerHealthView<'a> {
+    pub(in crate::serve) fn new(worker: &'a StoredWorker, audience: Audience) -> Self {
+        let health = worker.health();
+        Self {
+            alive: health.is_recent(),
+            state: health.state(),
+            worker: StoredWorkerView::new(worker, audience),
         }
     }
 }

@@ -1,67 +1,45 @@
-// The events, the connection to the server, and the user actions.
-// --- events ----------------------------------------------------------------------------------------
-
-const logged = new Set();
-let unannounced = [], lastEvent = '', announceTimer = null;
-function addEvent(entry) {
-  lastEvent = entry.id;
-  if (logged.has(entry.id)) return;
-  logged.add(entry.id);
-  const item = make('li', ['error', 'warn', 'info'].includes(entry.level) ? entry.level : '');
-  const when = make('time', '', new Date(entry.at).toLocaleTimeString([], { hour12: false }));
-  when.dateTime = new Date(entry.at).toISOString();
-  item.append(when, make('span', 'level', entry.level));
-  if (entry.worker != null) {
-    const worker = make('button');
-    worker.type = 'button';
-    worker.title = 'Show this worker only';
-    worker.append(make('bdi', '', entry.worker));
-    worker.addEventListener('click', () => { Object.assign(settings, { q: entry.worker, type: null, group: null, states: new Set() }); at('filter').value = entry.worker; applySettings(); });
-    item.append(worker);
-  }
-  item.append(make('bdi', 'what', entry.text));
-  if (entry.died && showsReasons && /panicked/.test(entry.text)) item.append(callStack({ worker: entry.worker, incarnation: entry.incarnation }));
-  item.dataset.id = entry.id;
-  at('log').prepend(item);
-  while (at('log').children.length > MAX_LOGGED) { logged.delete(at('log').lastChild.dataset.id); at('log').lastChild.remove(); }
-  at('quiet').hidden = true;
-  // A screen reader gets only recent events, and at intervals: the last one, and the number of others.
-  if (Date.now() - entry.at < 10000 && entry.level !== 'debug') {
-    unannounced.push((entry.worker == null ? '' : plain(entry.worker) + ': ') + plain(entry.text));
-    if (announceTimer === null) announceTimer = setTimeout(announce, 300);
-  }
-}
-function announce() {
-  if (!unannounced.length) { announceTimer = null; return; }
-  const others = unannounced.length - 1;
-  put(at('announcer'), unannounced[others] + (others ? ', and ' + others + ' more' : ''));
-  unannounced = [];
-  announceTimer = setTimeout(announce, ANNOUNCE_INTERVAL);
-}
-function clearLog() {
-  logged.clear();
-  lastEvent = '';
-  at('log').replaceChildren();
-  at('quiet').hidden = false;
-}
-
+// The connection to the server, and the user actions.
 // --- the connection --------------------------------------------------------------------------------
 
 let source = null, reconnectTimer = null, disconnectedSince = null;
+// Why the server refuses the stream; null if it does not answer.
+let refusal = null;
 function connect() {
   if (source) source.close();
   clearTimeout(reconnectTimer);
-  const params = new URLSearchParams({ view: settings.view });
+  shownSelection = wantedSelection();
+  const params = new URLSearchParams(shownSelection);
+  params.set('view', settings.view);
   if (lastEvent) params.set('after', lastEvent);
-  const opened = source = new EventSource('/v1/events?' + params);
+  const url = '/v1/events?' + params, opened = source = new EventSource(url);
+  opened.addEventListener('open', () => { if (opened === source) refusal = null; });
   opened.addEventListener('rows', event => { if (opened === source) receive(JSON.parse(event.data)); });
   opened.addEventListener('news', event => { if (opened === source) addEvent(JSON.parse(event.data)); });
-  opened.addEventListener('error', () => {
+  opened.addEventListener('error', async () => {
     if (opened !== source) return;
     markDisconnected();
+    refusal = null;
     // The browser reconnects by itself, except after a response that is not a stream, such as 503.
-    if (opened.readyState === EventSource.CLOSED) reconnectTimer = setTimeout(connect, 5000);
+    if (opened.readyState !== EventSource.CLOSED) return;
+    const asked = await whyRefused(url);
+    if (opened !== source) return;
+    refusal = asked;
+    drawLink();
+    reconnectTimer = setTimeout(connect, 5000);
   });
+}
+// A browser does not tell why it got no stream: the same request as a plain one does.
+async function whyRefused(url) {
+  const ended = new AbortController();
+  try {
+    const answer = await fetch(url, { cache: 'no-store', signal: ended.signal });
+    const text = answer.ok ? null : await answer.text();
+    ended.abort();
+    if (text === null) return null;
+    try { return JSON.parse(text).error || 'status ' + answer.status; } catch { return 'status ' + answer.status; }
+  } catch {
+    return null;
+  }
 }
 function markDisconnected() {
   if (disconnectedSince === null) disconnectedSince = lastMessage || performance.now();
@@ -74,21 +52,20 @@ function drawLink() {
   if (alive) disconnectedSince = null; else if (disconnectedSince === null && lastMessage) disconnectedSince = lastMessage;
   document.body.classList.toggle('waiting', !lastMessage);
   document.body.classList.toggle('cut', disconnectedSince !== null);
-  if (!lastMessage) put(at('link-text'), disconnectedSince === null ? 'Connecting …' : 'No connection');
-  else if (disconnectedSince === null) put(at('link-text'), settings.view === 'fleet' && head && head.store && head.store.error ? 'Live, but the store cannot be read' : 'Live');
-  else put(at('link-text'), 'Disconnected');
+  const store = head && settings.view === 'fleet' ? head.store : null;
+  const fails = store && (store.error || store.silent);
+  put(at('link-text'), disconnectedSince === null ? !lastMessage ? 'Connecting …' : !fails ? 'Live' : store.error ? 'Live, but the store cannot be read' : 'Live, but the store is slow'
+    : refusal ? 'Refused' : lastMessage ? 'Disconnected' : 'No connection');
   const warnings = [];
   if (disconnectedSince !== null) {
-    warnings.push(lastMessage
-      ? 'Disconnected for ' + age((now - disconnectedSince) / 1000) + '. This page shows the state at ' + new Date(Date.now() - (now - lastMessage)).toLocaleTimeString([], { hour12: false }) + '. Reconnecting …'
-      : 'No connection to the server. Reconnecting …');
+    const why = refusal ? 'The server sends no updates: ' + plain(refusal) + '. ' : lastMessage ? 'Disconnected for ' + age((now - disconnectedSince) / 1000) + '. ' : 'No connection to the server. ';
+    warnings.push(why + (lastMessage ? 'This page shows the state at ' + timeText(Date.now() - (now - lastMessage)) + '. ' : '') + (refusal ? 'Trying again every 5 s …' : 'Reconnecting …'));
   }
-  let old = false;
-  const store = head && settings.view === 'fleet' ? head.store : null;
-  if (store && store.error) {
-    old = true;
-    warnings.push('The store cannot be read: ' + plain(store.error) + '. ' + (store.read == null ? 'It was never read.' : 'This page is ' + age(serverTime() - store.read) + ' old.'));
+  if (fails) {
+    warnings.push((store.error ? 'The store cannot be read: ' + plain(store.error) + '. ' : 'The store has not answered for ' + age(store.silent + serverTime() - clock) + '. ')
+      + (store.read == null ? 'It was never read.' : 'This page is ' + age(serverTime() - store.read) + ' old.'));
   }
+  const old = Boolean(fails);
   document.body.classList.toggle('old', old);
   for (const text of (head && head.missing) || []) warnings.push(plain(text));
   if (head && head.missing_count) warnings.push('Workers of ' + head.missing_count + (head.missing_count === 1 ? ' type' : ' types') + ' are missing.');
@@ -101,34 +78,47 @@ function drawLink() {
 function changeView() {
   lastMessage = 0;
   head = null;
-  hasReading = false;
-  disconnectedSince = null;
-  open.clear();
+  hasReading = isPartial = false;
+  disconnectedSince = refusal = null;
+  renew = true;
+  for (const panel of panels.values()) panel.el.remove();
+  panels.clear();
   clearRows();
   clearLog();
-  order(true);
-  for (const id of ['types', 'groups']) at(id).replaceChildren();
+  for (const id of ['types', 'groups', 'advice']) at(id).replaceChildren();
   put(at('summary'), 'Waiting for the first reading …');
   at('worst').hidden = true;
   connect();
   drawLink();
   draw();
 }
-at('filter').addEventListener('input', () => { settings.q = at('filter').value; applySettings(); });
-at('clear').addEventListener('click', () => { Object.assign(settings, { q: '', type: null, group: null, states: new Set() }); at('filter').value = ''; applySettings(); at('filter').focus(); });
-at('more').addEventListener('click', () => { settings.all = true; draw(); });
+const noFilter = () => ({ q: '', type: null, group: null, states: new Set() });
+at('filter').addEventListener('input', () => applySettings({ q: at('filter').value }));
+at('clear').addEventListener('click', () => { applySettings(noFilter()); at('filter').focus(); });
+at('again').addEventListener('click', () => { order(true); draw(); at('workers').focus({ preventScroll: true }); });
+at('next').addEventListener('click', () => { applySettings({ from: head.next }); at('workers').scrollIntoView(); });
+at('first').addEventListener('click', () => applySettings({ from: null }));
+document.addEventListener('keydown', event => {
+  const writes = event.target.closest('input, textarea, select');
+  if (event.key === '/' && !writes && !event.ctrlKey && !event.altKey && !event.metaKey) {
+    event.preventDefault();
+    at('filter').focus();
+    at('filter').select();
+  } else if (event.key === 'Escape' && event.target === at('filter')) at('filter').blur();
+});
 for (const header of document.querySelectorAll('[data-sort]')) {
   header.firstElementChild.addEventListener('click', () => {
     const sort = header.dataset.sort;
     settings.down = settings.sort === sort ? !settings.down : ['heartbeat', 'progress', 'restarts'].includes(sort);
     settings.sort = sort;
-    applySettings();
+    applySettings({ from: settings.from });
   });
 }
 for (const button of document.querySelectorAll('[data-view]')) {
   button.addEventListener('click', () => {
     if (settings.view === button.dataset.view) return;
-    Object.assign(settings, { view: button.dataset.view, type: null, group: null });
+    Object.assign(settings, { view: button.dataset.view, type: null, group: null, from: null });
+    open.clear();
     writeAddress();
     changeView();
   });
@@ -148,9 +138,13 @@ for (const name of ['workers', 'events']) {
 }
 setInterval(() => {
   drawLink();
-  for (const row of drawn) if (row.el && row.parts) paintAges(row);
-  for (const row of rows.values()) if (row.panel && performance.now() - row.detailsAt > DETAILS_INTERVAL * 1000 && disconnectedSince === null) loadDetails(row);
+  for (const row of drawn) if (row.el) paintAges(row);
+  for (const panel of panels.values()) if (performance.now() - panel.askedAt > DETAILS_INTERVAL * 1000 && disconnectedSince === null) loadDetails(panel);
+  // Nobody reads any longer.
+  if (movedCount && !isReading()) { order(false); draw(); }
 }, 1000);
-at('views').hidden = document.body.dataset.fleet !== 'yes';
+// On a narrow screen, the workers come first.
+if (matchMedia('(max-width: 1080px)').matches) for (const fold of document.querySelectorAll('.fold')) fold.open = false;
+at('views').hidden = !hasFleet;
 readAddress();
 connect();

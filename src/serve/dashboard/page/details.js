@@ -1,27 +1,69 @@
-// The details of a worker, with its call stack.
-function toggle(row) {
-  if (open.delete(row.id)) {
-    row.parts.open.setAttribute('aria-expanded', 'false');
-    if (row.panel) row.panel.remove();
-    row.panel = null;
-  } else {
-    open.add(row.id);
-    expand(row);
+// The details of the opened workers: within their rows, or above the table if the list lacks them.
+
+// By id.
+const panels = new Map();
+function toggle(id) {
+  if (!open.delete(id)) open.add(id);
+  writeAddress();
+  draw();
+}
+// Opens a worker, wherever it is in the list, and goes there.
+function openWorker(id) {
+  open.add(id);
+  writeAddress();
+  drawNow();
+  const panel = panels.get(id), target = panel && (panel.el.closest('.worker') || panel.el);
+  if (!target) return;
+  target.scrollIntoView({ block: 'start' });
+  target.querySelector('button').focus({ preventScroll: true });
+}
+function drawPanels() {
+  for (const [id, panel] of panels) if (!open.has(id)) { panel.el.remove(); panels.delete(id); }
+  const places = new Set();
+  for (const row of drawn) {
+    const isOpen = open.has(row.id);
+    if (row.parts.open.getAttribute('aria-expanded') !== String(isOpen)) row.parts.open.setAttribute('aria-expanded', String(isOpen));
+    if (!isOpen) continue;
+    places.add(row.id);
+    const panel = panels.get(row.id) || addPanel(row.id);
+    if (panel.el.parentElement === row.el) continue;
+    panel.close.hidden = true;
+    panel.el.className = 'more';
+    panel.el.setAttribute('role', 'row');
+    panel.cell.setAttribute('role', 'cell');
+    row.el.append(panel.el);
+  }
+  if (!hasReading) return;
+  for (const id of open) {
+    if (places.has(id)) continue;
+    const panel = panels.get(id) || addPanel(id);
+    if (panel.el.parentElement === at('pinned')) continue;
+    panel.close.hidden = false;
+    panel.el.className = 'more pinned';
+    panel.el.removeAttribute('role');
+    panel.cell.removeAttribute('role');
+    at('pinned').append(panel.el);
   }
 }
-function expand(row) {
-  row.parts.open.setAttribute('aria-expanded', 'true');
-  row.panel = make('div', 'more');
-  row.panel.setAttribute('role', 'row');
-  const cell = make('div');
-  cell.setAttribute('role', 'cell');
-  row.panel.append(cell);
-  row.list = make('dl');
-  row.list.append(make('dt', '', 'Details'), make('dd', '', 'loading …'));
-  cell.append(row.list);
-  row.stack = row.hung = null;
-  row.el.append(row.panel);
-  loadDetails(row);
+function addPanel(id) {
+  const panel = { id, el: make('div'), cell: make('div'), list: make('dl'), close: make('button', 'close', 'Close'), stack: null, hung: null, askedAt: 0 };
+  panel.close.type = 'button';
+  panel.close.addEventListener('click', () => toggle(id));
+  panel.list.append(make('dt', '', 'Details'), make('dd', '', 'loading …'));
+  const tools = make('div', 'copies');
+  tools.append(copyButton('Copy the id', () => id), copyButton('Copy a link', () => location.href.split('#')[0] + '#' + linkTo(id)),
+    copyButton('Copy the details', () => plain(panel.list.innerText)), panel.close);
+  panel.cell.append(tools, panel.list);
+  panel.el.append(panel.cell);
+  panels.set(id, panel);
+  loadDetails(panel);
+  return panel;
+}
+function linkTo(id) {
+  const params = new URLSearchParams();
+  if (hasFleet && settings.view !== 'fleet') params.set('view', settings.view);
+  params.set('worker', id);
+  return params;
 }
 async function request(path, params) {
   const answer = await fetch(path + '?' + new URLSearchParams(params), { cache: 'no-store' });
@@ -31,25 +73,34 @@ async function request(path, params) {
   try { error = JSON.parse(text).error || error; } catch { /* not JSON: the status has to suffice */ }
   throw new Error(error);
 }
-async function loadDetails(row) {
-  row.detailsAt = performance.now();
+async function loadDetails(panel) {
+  panel.askedAt = performance.now();
+  const view = settings.view, isShown = () => panels.get(panel.id) === panel && settings.view === view;
   try {
-    const details = JSON.parse(await request('/v1/worker/details', { view: settings.view, worker: row.id }));
-    if (row.panel) showDetails(row, details);
+    const details = JSON.parse(await request('/v1/worker/details', { view, worker: panel.id }));
+    if (isShown()) showDetails(panel, details);
   } catch (error) {
-    if (row.panel) fillList(row, [['Details', 'not available: ' + error.message]]);
+    if (isShown()) fillList(panel, [['Id', panel.id], ['Details', 'not available: ' + error.message]]);
   }
 }
-function showDetails(row, details) {
+function showDetails(panel, details) {
+  const row = byId.get(panel.id) || { state: details.health.state, reason: details.health.reason, gone: false };
+  const ago = seconds => wallTime(serverTime() - seconds);
   const entries = [];
   const death = details.last_death;
   const health = details.health || {};
+  entries.push(['Id', panel.id]);
   entries.push(['State', stateName(row.state) + (row.reason ? ': ' + row.reason : '') + (showsReasons ? '' : ' (reasons are not shown)')]);
-  if (details.ending) entries.push(['Ended', (details.ending.stopped ? 'stopped: ' : 'died: ') + details.ending.cause + (details.ending.detail ? ': ' + details.ending.detail : '')]);
-  if (death) entries.push(['Previous death', death.reason + ', ' + new Date(death.at * 1000).toLocaleString() + (death.run_id ? ', during ' + death.run_id : '') + (death.task ? ' (' + death.task + ')' : '')]);
+  if (UNHEALTHY.has(row.state)) entries.push(['What to do', ADVICE[row.state]]);
+  if (row.ended != null) entries.push(['Ended at', absolute(wallTime(row.ended)) + (row.heard == null ? '' : '; last heard of at ' + absolute(wallTime(row.heard)))]);
+  else if (details.ended_age_s != null) entries.push(['Ended at', absolute(ago(details.ended_age_s))]);
+  const times = [['heartbeat', details.heartbeat_age_s], ['progress', details.progress_age_s]].filter(([, age]) => age != null);
+  if (times.length) entries.push(['Last seen at', times.map(([name, age]) => name + ' ' + absolute(ago(age))).join('; ')]);
+  if (details.ending && !row.reason) entries.push(['Ended', (details.ending.stopped ? 'stopped: ' : 'died: ') + details.ending.cause + (details.ending.detail ? ': ' + details.ending.detail : '')]);
+  if (death) entries.push(['Previous death', death.reason + ', ' + absolute(death.at * 1000) + (death.run_id ? ', during ' + death.run_id : '') + (death.task ? ' (' + death.task + ')' : '')]);
   if (details.task != null) entries.push(['Task', details.task]);
-  if (details.last_location) entries.push(['Last seen', details.last_location]);
-  if (details.spawn_location) entries.push(['Started', details.spawn_location]);
+  if (details.last_location) entries.push(['Last place', details.last_location]);
+  if (details.spawn_location) entries.push(['Started at', details.spawn_location]);
   const future = details.future;
   if (future) entries.push(['Future', future.type_name + (future.location ? ', from ' + future.location : '') + '; ' + polls(future)]);
   entries.push(['Group', details.group], ['Incarnation', details.incarnation + (details.restarts ? ', after ' + details.restarts + (details.restarts === 1 ? ' restart' : ' restarts') : '')]);
@@ -65,17 +116,17 @@ function showDetails(row, details) {
   for (const [name, value] of Object.entries(details.metadata || {})) entries.push([name, value]);
   const hung = UNHEALTHY.has(row.state) && details.stack ? details.stack.split('\n') : [];
   if (hung.length === 1) entries.push(['Call stack', hung[0].replace('no call stack: ', 'none: ')]);
-  fillList(row, entries);
-  showHung(row, hung.length > 1 ? hung : []);
+  fillList(panel, entries);
+  showHung(panel, hung.length > 1 ? hung : []);
   const panicked = text => (text || '').startsWith('panicked');
   const own = row.state === 'dead' && panicked(health.reason), before = death && panicked(death.reason);
   // Each death has its own call stack: a new death replaces it.
   const which = own ? details.incarnation + ' ' + details.restarts : before ? 'before ' + death.at : '';
-  if (row.stack && row.stack.dataset.which !== which) { row.stack.remove(); row.stack = null; }
-  if (showsReasons && settings.view === 'process' && which && !row.stack) {
-    row.stack = callStack({ worker: row.id });
-    row.stack.dataset.which = which;
-    row.list.after(row.stack);
+  if (panel.stack && panel.stack.dataset.which !== which) { panel.stack.remove(); panel.stack = null; }
+  if (showsReasons && settings.view === 'process' && which && !panel.stack) {
+    panel.stack = callStack({ worker: panel.id });
+    panel.stack.dataset.which = which;
+    panel.list.after(panel.stack);
   }
 }
 function polls(future) {
@@ -83,50 +134,18 @@ function polls(future) {
   return future.polls.toLocaleString() + (future.polls === 1 ? ' poll' : ' polls') + (future.is_polled_now ? ', in a poll that began' : ', last polled')
     + (future.last_poll_age_s == null ? '' : ' ' + age(future.last_poll_age_s) + ' ago') + (future.last_poll_thread ? ' on ' + future.last_poll_thread : '');
 }
-function fillList(row, entries) {
-  row.list.replaceChildren(...entries.flatMap(([name, value]) => {
-    const dt = make('dt'), dd = make('dd');
-    dt.append(make('bdi', '', name));
-    dd.append(make('bdi', '', value));
-    return [dt, dd];
-  }));
-}
-// The call stack of an unwell worker, folded: the calls of the application, then all of them.
-function showHung(row, lines) {
-  const text = lines.join('\n');
-  if (row.hung && row.hung.dataset.text === text) return;
-  if (row.hung) row.hung.remove();
-  row.hung = null;
-  if (!text) return;
-  const own = lines.filter(line => line.startsWith('>')).map(line => line.replace(/^>\s*\d+: /, ''));
-  const fold = make('details', 'stack');
-  fold.dataset.text = text;
-  fold.append(make('summary', '', own.length ? 'Hangs at ' + own[0] : 'Call stack'));
-  const all = make('details', 'stack'), calls = make('pre', '', text);
-  calls.tabIndex = 0;
-  all.append(make('summary', '', 'All calls'), calls);
-  if (own.length) {
-    const short = make('pre', '', own.join('\ncalled from '));
-    short.tabIndex = 0;
-    fold.append(short, all);
-  } else fold.append(calls);
-  row.hung = fold;
-  row.list.after(fold);
-}
-// A folded call stack. It is requested when it is unfolded, because resolving it takes a while.
-function callStack(params) {
-  const fold = make('details', 'stack'), summary = make('summary', '', 'Call stack'), text = make('pre', '', 'being resolved …');
-  text.tabIndex = 0;
-  fold.append(summary, text);
-  fold.addEventListener('toggle', async () => {
-    if (!fold.open || fold.dataset.asked) return;
-    fold.dataset.asked = 'yes';
-    try {
-      text.textContent = plain(await request('/v1/worker/death', params));
-    } catch (error) {
-      delete fold.dataset.asked;
-      text.textContent = plain('not available: ' + error.message);
-    }
-  });
-  return fold;
+// Texts that stay the same stay selected.
+function fillList(panel, entries) {
+  const names = JSON.stringify(entries.map(entry => entry[0]));
+  if (panel.names !== names) {
+    panel.names = names;
+    panel.list.replaceChildren(...entries.flatMap(([name]) => {
+      const dt = make('dt'), dd = make('dd');
+      dt.append(make('bdi', '', name));
+      dd.append(make('bdi'));
+      return [dt, dd];
+    }));
+  }
+  const values = panel.list.querySelectorAll('dd > bdi');
+  entries.forEach(([, value], n) => put(values[n], plain(value)));
 }

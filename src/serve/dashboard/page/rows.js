@@ -1,23 +1,33 @@
-// The workers, and the filter and order of their rows.
+// The workers that the server sent, and the order of their rows.
 
-let rows = new Map(), head = null, bucket = 0, buckets = 120, bucketSeconds = 5;
+let head = null, server = null, bucket = 0, buckets = 120, bucketSeconds = 5;
+// By the key of the server, and by id. A row that is gone keeps its place while somebody reads.
+let rows = new Map(), byId = new Map();
 let worstFirst = Object.keys(SIGNS), letters = {}, ranks = {};
-let lastMessage = 0, clock = 0, received = 0, hasReading = false;
-const open = new Set();
+let lastMessage = 0, clock = 0, wall = 0, received = 0, hasReading = false;
+// Whether there are more workers than the server sends at once: then the server has to search.
+let isPartial = false;
 // The fields that the filter searches.
 const SEARCHED = ['state', 'id', 'type', 'group', 'task', 'run', 'reason'];
 const serverTime = () => clock + (performance.now() - received) / 1000;
+// A time of the server's clock in milliseconds since the Unix epoch.
+const wallTime = time => wall - (clock - time) * 1000;
 
 function receive(message) {
   lastMessage = performance.now();
+  let before = null;
   if (message.full) {
     worstFirst = message.worst_first;
     worstFirst.forEach((state, n) => { letters[String.fromCharCode(97 + n)] = state; ranks[state] = n; });
     buckets = message.buckets;
     bucketSeconds = message.bucket_seconds;
-    clearRows();
+    server = message.server;
+    rows = new Map();
+    before = byId;
+    byId = new Map();
   }
   clock = message.now;
+  wall = message.wall;
   received = lastMessage;
   head = message.head;
   // Before the first reading the head is empty.
@@ -27,7 +37,13 @@ function receive(message) {
   let moved = message.full || (message.gone || []).length > 0;
   for (const change of message.rows) {
     let row = rows.get(change.k);
-    if (!row) rows.set(change.k, row = { k: change.k, marks: '.'.repeat(buckets), mark: '.', el: null, isNew: true });
+    if (!row) {
+      row = (before || byId).get(change.id) || { el: null, panel: null };
+      Object.assign(row, { marks: '.'.repeat(buckets), mark: '.', isNew: true, gone: false });
+      rows.set(change.k, row);
+      byId.set(change.id, row);
+      moved = true;
+    }
     Object.assign(row, change);
     row.dirty = true;
     if (change.strip) {
@@ -37,16 +53,25 @@ function receive(message) {
     }
     if (SEARCHED.some(name => name in change)) {
       row.text = [stateName(row.state), ...SEARCHED.map(name => row[name])].join('\n').toLowerCase();
-      const before = row.matches;
+      const matched = row.matches;
       row.matches = matches(row);
-      moved = moved || before !== row.matches;
+      moved = moved || matched !== row.matches;
     }
     moved = moved || settings.sort in change;
   }
-  for (const key of message.gone || []) remove(key);
+  for (const key of message.gone || []) markGone(rows.get(key), key);
+  if (before) for (const [id, row] of before) if (!byId.has(id)) { byId.set(id, row); markGone(row, row.k); }
   for (const row of rows.values()) advance(row, steps, message.steady);
-  order(moved);
+  if (moved) order(false);
   draw();
+  drawLink();
+  if (!hasReading) return;
+  if (shownSelection === '') isPartial = Boolean(head.next);
+  selectWorkers();
+}
+function markGone(row, key) {
+  rows.delete(key);
+  if (row && byId.get(row.id) === row) row.gone = row.dirty = true;
 }
 // Repeats what the server does: one mark for each bucket; the server sends the last one.
 function advance(row, steps, steady) {
@@ -61,52 +86,10 @@ function advance(row, steps, steady) {
   }
 }
 function clearRows() {
-  for (const row of rows.values()) if (row.el) row.el.remove();
   rows = new Map();
-}
-function remove(key) {
-  const row = rows.get(key);
-  if (row && row.el) row.el.remove();
-  rows.delete(key);
-}
-
-// --- filter and order, kept in the address ---------------------------------------------------------
-
-const settings = { q: '', states: new Set(), type: null, group: null, sort: 'state', down: false, view: 'process', all: false };
-function readAddress() {
-  const params = new URLSearchParams(location.hash.slice(1));
-  settings.q = params.get('q') || '';
-  settings.states = new Set((params.get('state') || '').split(',').filter(state => state in SIGNS));
-  settings.type = params.get('type');
-  settings.group = params.get('group');
-  const sort = params.get('sort') || 'state';
-  settings.down = sort.startsWith('-');
-  settings.sort = Object.hasOwn(KEYS, sort.replace('-', '')) ? sort.replace('-', '') : 'state';
-  const view = params.get('view') === 'fleet' && document.body.dataset.fleet === 'yes' ? 'fleet' : 'process';
-  const other = view !== settings.view;
-  settings.view = view;
-  if (at('filter').value !== settings.q) at('filter').value = settings.q;
-  return other;
-}
-function writeAddress() {
-  const params = new URLSearchParams();
-  if (settings.q) params.set('q', settings.q);
-  if (settings.states.size) params.set('state', [...settings.states].join(','));
-  if (settings.type !== null) params.set('type', settings.type);
-  if (settings.group !== null) params.set('group', settings.group);
-  if (settings.sort !== 'state' || settings.down) params.set('sort', (settings.down ? '-' : '') + settings.sort);
-  if (settings.view !== 'process') params.set('view', settings.view);
-  const text = params.toString();
-  history.replaceState(null, '', text ? '#' + text : location.pathname + location.search);
-}
-function applySettings() {
-  writeAddress();
-  refilter();
-}
-function refilter() {
-  for (const row of rows.values()) row.matches = matches(row);
-  order(true);
-  draw();
+  byId = new Map();
+  drawn = [];
+  matching = movedCount = 0;
 }
 function matches(row) {
   if (settings.states.size && !settings.states.has(row.state)) return false;
@@ -114,19 +97,57 @@ function matches(row) {
   if (settings.group !== null && row.group !== settings.group) return false;
   return settings.q.toLowerCase().split(/\s+/).every(word => row.text.includes(word));
 }
-const since = value => value == null ? Infinity : -value;
-const KEYS = {
-  state: row => ranks[row.state],
-  id: row => row.id, type: row => row.type, task: row => row.task || '', run: row => row.run || '',
-  heartbeat: row => since(row.heartbeat), progress: row => since(row.progress), restarts: row => row.restarts,
-};
-let drawn = [];
-function order(changed) {
-  if (!changed) return;
+
+// --- the order -------------------------------------------------------------------------------------
+
+// The rows as they are drawn; how many match the filter; how many are not at the place of the order.
+let drawn = [], matching = 0, movedCount = 0, renew = true, touched = -Infinity;
+// Rows keep their places while somebody reads. A page that nobody touches orders itself.
+const isReading = () => performance.now() - touched < Number(document.body.dataset.hold) * 1000 || open.size > 0
+  || at('rows').contains(document.activeElement) || !getSelection().isCollapsed;
+for (const name of ['pointermove', 'pointerdown', 'keydown', 'wheel', 'touchmove']) {
+  document.addEventListener(name, () => { touched = performance.now(); }, { passive: true });
+}
+function ordered() {
   const key = KEYS[settings.sort], sign = settings.down ? -1 : 1;
   const keyed = [];
   for (const row of rows.values()) if (row.matches) keyed.push([key(row), row]);
   const compare = typeof (keyed[0] || [0])[0] === 'string' ? (a, b) => collator.compare(a, b) : (a, b) => a < b ? -1 : a > b ? 1 : 0;
   keyed.sort((a, b) => sign * compare(a[0], b[0]) || collator.compare(a[1].id, b[1].id) || a[1].k - b[1].k);
-  drawn = keyed.map(pair => pair[1]);
+  return keyed.map(pair => pair[1]);
+}
+// `asked`: the user asked for the order; otherwise, rows stay while somebody reads.
+function order(asked) {
+  const wanted = ordered();
+  matching = wanted.length;
+  if (asked || renew || !isReading()) {
+    drawn = wanted;
+    movedCount = 0;
+    renew = renew && !hasReading;
+    for (const [id, row] of byId) if (row.gone) byId.delete(id);
+    return;
+  }
+  const known = new Set(drawn);
+  drawn = drawn.filter(row => byId.get(row.id) === row);
+  for (const row of wanted) if (!known.has(row)) drawn.push(row);
+  const place = new Map(drawn.map((row, n) => [row, n]));
+  const stay = longestIncreasing(wanted.map(row => place.get(row))).length;
+  movedCount = drawn.length - stay;
+}
+
+// --- the server's selection ------------------------------------------------------------------------
+
+// What the stream shows: empty, or the parameters of a filter or a page.
+let shownSelection = '', selectTimer = null;
+function wantedSelection() {
+  if (!isPartial) return '';
+  const params = filterParams();
+  if (settings.from) { params.set('after_state', settings.from[0]); params.set('after_worker', settings.from[1]); }
+  return params.toString();
+}
+// Asks the server for the selection, if it sends another one. While somebody types, it waits.
+function selectWorkers() {
+  clearTimeout(selectTimer);
+  if (wantedSelection() === shownSelection) return;
+  selectTimer = setTimeout(() => { renew = true; connect(); }, SEARCH_DELAY);
 }

@@ -6,9 +6,10 @@ function build(row) {
   row.parts = { open: find('.open'), state: find('.state'), id: find('.c-id bdi'), type: find('.c-type bdi'), task: find('.task'),
     steps: find('.steps'), bar: find('progress'), count: find('.count'), why: find('.why'), reason: find('.reason'), run: find('.c-run bdi'),
     heartbeat: find('.heartbeat'), progress: find('.progress'), restarts: find('.c-restarts'), strip: find('.strip') };
-  row.parts.open.addEventListener('click', () => toggle(row));
+  el.row = row;
+  // The whole row opens it, except where text is being selected.
+  el.firstElementChild.addEventListener('click', () => { if (getSelection().isCollapsed) toggle(row.id); });
   row.dirty = row.stripDirty = true;
-  if (open.has(row.id)) expand(row);
 }
 function paint(row) {
   const parts = row.parts;
@@ -18,10 +19,11 @@ function paint(row) {
   if (row.named !== name) parts.open.setAttribute('aria-label', row.named = name);
   row.el.classList.toggle('bad', UNHEALTHY.has(row.state));
   row.el.classList.toggle('over', ENDED.has(row.state));
-  putPlain(parts.id, row.id);
-  putPlain(parts.type, row.type);
+  row.el.classList.toggle('gone', row.gone);
+  putMiddle(parts.id, row.id);
+  putMiddle(parts.type, row.type);
   putPlain(parts.task, row.task || '');
-  putPlain(parts.run, row.run || '');
+  putMiddle(parts.run, row.run || '');
   put(parts.restarts, row.restarts ? String(row.restarts) : '0');
   parts.steps.hidden = !row.done;
   if (row.done) {
@@ -30,18 +32,33 @@ function paint(row) {
     put(parts.count, row.done[0] + ' of ' + row.done[1]);
     parts.bar.setAttribute('aria-label', 'Steps of its task: ' + row.done[0] + ' of ' + row.done[1]);
   }
-  parts.why.hidden = !row.reason;
+  parts.why.hidden = !row.gone && !row.reason && !UNHEALTHY.has(row.state);
   paintAges(row);
+}
+// Since when a worker is as it is, as far as its row says.
+function sinceText(row) {
+  const now = serverTime();
+  if (row.ended != null) return (row.heard == null ? '' : 'last heard of ' + age(now - row.heard) + ' ago, found ') + age(now - row.ended) + ' ago';
+  if (row.state === 'stale' && row.heartbeat != null) return 'no heartbeat for ' + age(now - row.heartbeat);
+  if (row.state === 'stalled' && row.progress != null) return 'no progress for ' + age(now - row.progress);
+  return '';
 }
 function paintAges(row) {
   const now = serverTime(), parts = row.parts;
   put(parts.heartbeat, row.heartbeat == null ? 'never' : age(now - row.heartbeat));
   put(parts.progress, row.progress == null ? '–' : age(now - row.progress));
-  if (!row.reason) return;
-  const ended = row.ended == null ? '' : age(now - row.ended) + ' ago';
-  const heard = row.heard == null ? '' : 'last heard of ' + age(now - row.heard) + ' ago, found ';
-  putPlain(parts.reason, ended ? row.reason + ', ' + heard + ended : row.reason);
+  if (parts.why.hidden) return;
+  const reason = [row.reason, sinceText(row)].filter(Boolean).join(', ');
+  putPlain(parts.reason, row.gone ? (rows.size < MAX_ROWS ? 'no longer in the list' : 'no longer among those that are shown') + (reason ? '; was: ' + reason : '') : reason || stateName(row.state));
 }
+// The time itself, as long as the pointer is over an age.
+at('rows').addEventListener('pointerover', event => {
+  const cell = event.target.closest('.c-age');
+  const row = cell && cell.closest('.worker').row;
+  if (!row) return;
+  const time = cell.classList.contains('heartbeat') ? row.heartbeat : row.progress;
+  cell.title = time == null ? '' : absolute(wallTime(time));
+});
 function paintStrip(row) {
   row.stripDirty = false;
   const bad = [], good = [], periods = [];
@@ -106,23 +123,47 @@ function draw() {
 }
 function drawNow() {
   const begun = performance.now();
-  const visible = settings.all ? drawn : drawn.slice(0, MAX_DRAWN);
-  for (const row of visible) {
+  for (const row of drawn) {
     if (!row.el) build(row);
     if (row.dirty) paint(row); else paintAges(row);
     if (row.stripDirty) paintStrip(row);
   }
-  const container = at('rows'), elements = visible.map(row => row.el);
+  const container = at('rows'), elements = drawn.map(row => row.el);
   if (elements.length !== container.children.length || elements.some((el, n) => container.children[n] !== el)) arrange(container, elements);
+  drawPanels();
   drawHead();
   drawControls();
-  put(at('count'), drawn.length === rows.size ? '(' + rows.size + ')' : '(' + drawn.length + ' of ' + rows.size + ')');
-  const none = at('empty');
-  none.hidden = drawn.length > 0 || !hasReading;
-  put(none, rows.size ? 'No worker matches the filter.' : 'There are no workers.');
-  const more = at('more');
-  more.hidden = visible.length === drawn.length;
-  put(more, 'Show ' + (drawn.length - visible.length) + ' more');
+  drawList();
   // For tests that measure the page.
   window.drawTook = performance.now() - begun;
+}
+function drawList() {
+  const all = head && head.total !== undefined ? head.total : 0, n = matching.toLocaleString('en'), more = head && head.next;
+  put(at('count'), !hasReading ? '' : more && shownSelection === '' ? '(the worst ' + n + ' of ' + all.toLocaleString('en') + ')'
+    : settings.from && shownSelection !== '' ? '(' + n + (more ? ' on this page' : ' on the last page') + ', of ' + all.toLocaleString('en') + ')'
+      : more ? '(the worst ' + n + ' that match, of ' + all.toLocaleString('en') + ')'
+        : matching === all ? '(' + n + ')' : '(' + n + ' of ' + all.toLocaleString('en') + ')');
+  const again = at('again');
+  again.hidden = movedCount === 0;
+  put(again, 'Sort again: ' + count(movedCount, 'row') + (movedCount === 1 ? ' has moved' : ' have moved'));
+  at('next').hidden = !more;
+  if (more) put(at('next'), 'Show the next ' + MAX_ROWS.toLocaleString('en'));
+  at('first').hidden = !settings.from;
+  const search = isPartial ? 'id, type, group' : 'id, type, group, task, run, reason';
+  if (at('filter').placeholder !== search) at('filter').placeholder = search;
+  drawEmpty();
+}
+// Without workers, the page says how one gets in.
+function drawEmpty() {
+  const empty = at('empty');
+  empty.hidden = drawn.length > 0 || !hasReading;
+  const which = empty.hidden ? '' : isFiltered() || settings.from ? 'none' : settings.view;
+  if (empty.dataset.which === which) return;
+  empty.dataset.which = which;
+  const code = text => make('code', '', text);
+  const lines = { '': [], none: [['No worker matches the filter.']],
+    process: [['There are no workers.'], ['A worker gets in when this process starts one: ', code('WorkerHeartbeat::builder("mailer").start()?')]],
+    fleet: [['There are no workers.'], ['No process has registered a worker in this store yet. A process gets in with ', code('registry.attach(store, FleetConfig::new())?'), ', where ', code('store'), ' is this database, or ', code('HttpStore'), ' with the address of a coordinator.'],
+      ['Programs in other languages register at a coordinator: ', code('POST /api/worker/register'), '.']] }[which];
+  empty.replaceChildren(...lines.map(parts => { const line = make('p'); line.append(...parts); return line; }));
 }
