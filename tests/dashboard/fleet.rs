@@ -10,7 +10,7 @@ use crate::support::store::TestStore;
 use crate::{assert_calm, row};
 use serde_json::{Value, json};
 use worker_heartbeat::fleet::{Beat, ProcessIdentity, Registration, Stop, StoredEnding};
-use worker_heartbeat::{DeathCause, HeartbeatStore, MemoryStore, State};
+use worker_heartbeat::{DeathCause, HeartbeatStore, MemoryStore, State, Thresholds};
 
 fn register(store: &impl HeartbeatStore, workers: &[(&str, &str, String, State)]) {
     let registrations = workers.iter().map(|(worker_type, group, id, _)| {
@@ -20,6 +20,8 @@ fn register(store: &impl HeartbeatStore, workers: &[(&str, &str, String, State)]
         process.hostname = (*group).to_owned();
         process.pid = 4711;
         registration.info.process = Some(process);
+        // However long the test waits for its browser.
+        registration.info.thresholds = Some(Thresholds::new(Duration::from_secs(3_600)));
         registration
     });
     let registrations: Vec<_> = registrations.collect();
@@ -138,7 +140,7 @@ fn rows_keep_their_places_while_somebody_reads() {
             .start()
             .unwrap()
     };
-    let workers: Vec<_> = (1..=4).map(start).collect();
+    let mut workers: Vec<_> = (1..=4).map(start).collect();
     workers.iter().for_each(|hb| hb.beat());
     let server = farm.serve();
     let browser = Browser::start();
@@ -155,7 +157,7 @@ fn rows_keep_their_places_while_somebody_reads() {
         ["crawler-1", "crawler-2", "crawler-3", "crawler-4"]
     );
     // A worker that is gone keeps its place, too.
-    workers[1].stop();
+    workers.remove(1).stop();
     farm.registry.purge(Duration::ZERO);
     browser.wait(&format!("{}.classList.contains('gone')", row("crawler-2")));
     let fifth = start(5);

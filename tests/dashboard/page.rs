@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use worker_heartbeat::fleet::{Beat, Registration, Stop, StoredEnding};
 use worker_heartbeat::{
     Activity, Death, Ending, HealthEndpoint, HeartbeatStore, Registry, State, StopCause,
-    WorkerHeartbeat,
+    Thresholds, WorkerHeartbeat,
 };
 
 /// The row of the worker with this id, as an expression.
@@ -53,6 +53,8 @@ pub fn assert_calm(browser: &Browser, origin: &str) {
 
 #[test]
 fn each_worker_is_shown_with_its_task_its_ages_and_why_it_died() {
+    // First, because it may have to wait for the other tests' browser.
+    let browser = Browser::start();
     let farm = Farm::new();
     let hb = farm.worker("crawler").id("crawler-1");
     let hb = hb.metadata("version", "1.4.2").start().unwrap();
@@ -67,7 +69,6 @@ fn each_worker_is_shown_with_its_task_its_ages_and_why_it_died() {
     farm.panics("indexer", "indexer-1", "segment 7 is empty");
     farm.registry.expect_workers("indexer", 1);
     let server = farm.serve();
-    let browser = Browser::start();
     browser.open(&server.url);
     browser.wait("document.querySelectorAll('.worker').length === 4");
 
@@ -409,6 +410,7 @@ fn untrusted_callers_see_states_and_no_reasons() {
 fn stored(store: &impl HeartbeatStore, group: &str, id: &str, state: State) {
     let mut registration = Registration::new("gpu", id);
     registration.info.group = group.to_owned();
+    registration.info.thresholds = Some(Thresholds::new(Duration::from_secs(3_600)));
     let key = store.register(&[registration]).unwrap().remove(0);
     let mut beat = Beat::new(key, state);
     beat.status.task = Some(format!("task of {id}"));

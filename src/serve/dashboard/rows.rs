@@ -83,18 +83,7 @@ impl<'a> RegistryReading<'a> {
 
     /// The worst workers of this selection, and the counts of all.
     pub(super) fn listing(&self, policy: &Policy, selection: &Selection) -> Listing {
-        let filter = selection.filter();
-        let mut worst = Worst::new(MAX_ROWS + 1);
-        for worker in &self.workers {
-            let (id, profile) = (worker.record.id(), &worker.record.profile);
-            if filter.admits_names(id, &profile.worker_type, &profile.group) {
-                let state = worker.health(&self.now).state();
-                if filter.admits_state(state) && filter.is_after(state, id) {
-                    worst.add(state, id, || worker);
-                }
-            }
-        }
-        let mut workers = worst.into_vec();
+        let mut workers = self.select(selection);
         let has_more = workers.len() > MAX_ROWS;
         workers.truncate(MAX_ROWS);
         let snapshots = workers
@@ -113,6 +102,25 @@ impl<'a> RegistryReading<'a> {
             head["missing_count"] = self.summary.missing.len().into();
         }
         Listing { head, rows }
+    }
+
+    /// The worst workers of this selection: one more than the rows, if there are more.
+    fn select(&self, selection: &Selection) -> Vec<&WorkerRef> {
+        if selection.is_all() && self.workers.len() <= MAX_ROWS {
+            return self.workers.iter().collect();
+        }
+        let filter = selection.filter();
+        let mut worst = Worst::new(MAX_ROWS + 1);
+        for worker in &self.workers {
+            let (id, profile) = (worker.record.id(), &worker.record.profile);
+            if filter.admits_names(id, &profile.worker_type, &profile.group) {
+                let state = worker.health(&self.now).state();
+                if filter.admits_state(state) && filter.is_after(state, id) {
+                    worst.add(state, id, || worker);
+                }
+            }
+        }
+        worst.into_vec()
     }
 }
 

@@ -33,14 +33,14 @@ use crate::shutdown::Shutdown;
 /// | --- | --- |
 /// | `/v1/worker/health` | `{"alive", "last_heartbeat", "state", "reason", …}` of the process; 503 unless all workers are healthy |
 /// | `/v1/worker/health?worker=ID` | the same of one worker, with its details; 404 if it doesn't exist |
-/// | `/v1/workers?after=ID&limit=N` | `total_active_workers`, `total_dead_workers`, `dead_workers`, `stats_by_type`, and the workers sorted by id, in pages of 100 or `limit` (at most 1000) |
+/// | `/v1/workers?after=ID&limit=N&view=V` | `total_active_workers`, `total_dead_workers`, `dead_workers`, `stats_by_type`, and the workers sorted by id, in pages of 100 or `limit` (at most 1000): of the [store](Self::fleet) if there is one, and of the process with `view=process`; of a store, also `state`, `type`, `group` and `q` select workers |
 /// | `/livez` | 200; 503 if a worker is offline or stalled, or the pacemaker doesn't tick |
 /// | `/readyz` | 200; 503 also while workers are starting or missing, while the process shuts down, or when a [`check`](Self::check) fails |
 /// | `/startupz` | 200 once every worker has started and is healthy, and all expected workers exist |
 /// | `/v1/fleet/events?after=N&before=N&limit=N&level=L&worker=ID&type=T&group=G` | `events` of the store in the order in which it recorded them, the `cursor` to read on from with `after`, and whether there are `more`; without `after`, the latest 100 or `limit` (at most 1000); 404 if the store keeps none |
 /// | `/metrics` | the metrics for Prometheus (feature `prometheus`) |
 /// | `/` | the dashboard: the state of every worker, and the reasons |
-/// | `/v1/events?view=V&after=ID` | events as server-sent events; with `view` (`process`, `fleet`) also the workers' rows; 503 if 64 streams are open |
+/// | `/v1/events?view=V&after=ID` | events as server-sent events; with `view` (`process`, `fleet`) also the workers' rows, of those that `state`, `type`, `group` and `q` select; 503 if 64 streams are open |
 /// | `/v1/worker/details?worker=ID&view=V` | the details that the dashboard shows of one worker |
 /// | `/v1/worker/death?worker=ID&incarnation=N` | the cause of its death with the call stack; 403 if reasons are not shown |
 ///
@@ -48,8 +48,8 @@ use crate::shutdown::Shutdown;
 /// `?exclude=NAME` skips a check. A [`policy`](Self::policy) says what fails them. They serve as Kubernetes' liveness, readiness and startup probes.
 ///
 /// Probes and lists share readings that are at most 50 ms old, so the response time stays bounded
-/// under any load. The dashboard is updated about once a second and shows at most 5,000 workers,
-/// those in the worst states first.
+/// under any load. The dashboard is updated about once a second. A page of it has at most 1,000
+/// workers, the worst first.
 ///
 /// While reasons are shown because the address is a loopback address, the dashboard's routes (the
 /// last four) require a Host header that names this host, such as `localhost`; other requests get
@@ -180,8 +180,8 @@ impl HealthEndpoint {
         self
     }
 
-    /// Adds the workers of this store, from all processes, to the dashboard. They don't affect the
-    /// probes, which cover this process. The store is read at most every 2 s, and only while a
+    /// Adds the workers of this store, from all processes, to the dashboard, which opens on them, and to
+    /// `/v1/workers`. They don't affect the probes, which cover this process. The store is read at most every 2 s, and only while a
     /// dashboard is open.
     ///
     /// ```

@@ -59,8 +59,13 @@ function receive(message) {
     }
     moved = moved || settings.sort in change;
   }
-  for (const key of message.gone || []) markGone(rows.get(key), key);
-  if (before) for (const [id, row] of before) if (!byId.has(id)) { byId.set(id, row); markGone(row, row.k); }
+  for (const key of message.gone || []) {
+    const row = rows.get(key);
+    rows.delete(key);
+    if (row && byId.get(row.id) === row) row.gone = row.dirty = true;
+  }
+  // Keys are those of one list only: a row that another list lacks is known by its id.
+  if (before) for (const [id, row] of before) if (!byId.has(id)) { byId.set(id, row); row.gone = row.dirty = true; }
   for (const row of rows.values()) advance(row, steps, message.steady);
   if (moved) order(false);
   draw();
@@ -68,10 +73,6 @@ function receive(message) {
   if (!hasReading) return;
   if (shownSelection === '') isPartial = Boolean(head.next);
   selectWorkers();
-}
-function markGone(row, key) {
-  rows.delete(key);
-  if (row && byId.get(row.id) === row) row.gone = row.dirty = true;
 }
 // Repeats what the server does: one mark for each bucket; the server sends the last one.
 function advance(row, steps, steady) {
