@@ -22,7 +22,7 @@ function drawPanels() {
   const places = new Set();
   for (const row of drawn) {
     const isOpen = open.has(row.id);
-    if (row.parts.open.getAttribute('aria-expanded') !== String(isOpen)) row.parts.open.setAttribute('aria-expanded', String(isOpen));
+    if (row.isOpen !== isOpen) row.parts.open.setAttribute('aria-expanded', String(row.isOpen = isOpen));
     if (!isOpen) continue;
     places.add(row.id);
     const panel = panels.get(row.id) || addPanel(row.id);

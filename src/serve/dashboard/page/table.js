@@ -7,6 +7,7 @@ function build(row) {
     steps: find('.steps'), bar: find('progress'), count: find('.count'), why: find('.why'), reason: find('.reason'), run: find('.c-run bdi'),
     heartbeat: find('.heartbeat'), progress: find('.progress'), restarts: find('.c-restarts'), strip: find('.strip') };
   el.row = row;
+  row.isOpen = false;
   // The whole row opens it, except where text is being selected.
   el.firstElementChild.addEventListener('click', () => { if (getSelection().isCollapsed) toggle(row.id); });
   row.dirty = row.stripDirty = true;

@@ -26,15 +26,19 @@ const plain = text => String(text).replace(INVISIBLE, c => '⟨U+' + c.codePoint
 function put(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
+// Both remember their text, because most rows are drawn again with the same one.
 function putPlain(element, text) {
+  if (element.shownText === text) return;
+  element.shownText = text;
   const seen = text == null ? '' : plain(text);
   put(element, seen);
   if (element.title !== seen) element.title = seen;
 }
 // A text whose middle is cut where it is too long: its end tells it from others.
 function putMiddle(element, text) {
+  if (element.shownText === text) return;
+  element.shownText = text;
   const seen = text == null ? '' : plain(text);
-  if (element.title === seen && element.textContent === seen) return;
   element.title = seen;
   element.classList.add('middle');
   const letters = [...seen], tail = letters.length > 12 ? Math.min(10, letters.length >> 1) : 0, from = letters.length - tail;
