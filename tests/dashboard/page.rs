@@ -779,8 +779,6 @@ fn a_thousand_workers_that_all_change_each_second_stay_smooth() {
         tasks.len(),
         at(&tasks, 1.0)
     );
-    // Ten times the value of an idle machine: other processes may run here.
-    assert!(at(&draws, 0.5) < 200.0, "{draws:?}");
     assert_calm(&browser, &server.url);
 }
 
