@@ -51,6 +51,8 @@ struct Table {
     open: Mutex<HashMap<u64, ConnectionState>>,
     /// Counts the changes of activities: orders them without a clock.
     steps: AtomicU64,
+    /// How many use descriptors that are left to the rest of the process.
+    reserved: AtomicU64,
     ended: Notify,
     counts: Arc<ConnectionCounts>,
 }
@@ -64,6 +66,7 @@ pub(crate) struct Connections(Arc<Table>);
 pub(crate) struct Connection {
     id: u64,
     state: ConnectionState,
+    is_reserved: bool,
 }
 
 impl Connections {
@@ -71,13 +74,18 @@ impl Connections {
         Self(Arc::new(Table {
             open: Mutex::default(),
             steps: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
             ended: Notify::new(),
             counts,
         }))
     }
 
-    /// Adds a connection that waits for its client.
-    pub(crate) fn open(&self) -> Connection {
+    /// Adds a connection that waits for its client. `is_reserved`: it uses a descriptor that is left to
+    /// the rest of the process.
+    pub(crate) fn open(&self, is_reserved: bool) -> Connection {
+        self.0
+            .reserved
+            .fetch_add(u64::from(is_reserved), Ordering::Relaxed);
         self.0.counts.accepted.fetch_add(1, Ordering::Relaxed);
         let id = self.0.step();
         let state = ConnectionState(Arc::new(Entry {
@@ -86,7 +94,16 @@ impl Connections {
             close: Notify::new(),
         }));
         self.0.open.lock().insert(id, state.clone());
-        Connection { id, state }
+        Connection {
+            id,
+            state,
+            is_reserved,
+        }
+    }
+
+    /// Whether one of them uses a descriptor that is left to the rest of the process.
+    pub(crate) fn use_reserve(&self) -> bool {
+        self.0.reserved.load(Ordering::Relaxed) > 0
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -136,6 +153,9 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let table = &self.state.0.table;
         table.open.lock().remove(&self.id);
+        table
+            .reserved
+            .fetch_sub(u64::from(self.is_reserved), Ordering::Relaxed);
         table.counts.ended.fetch_add(1, Ordering::Relaxed);
         table.ended.notify_one();
     }
@@ -184,7 +204,7 @@ mod tests {
 
     /// Closes itself when it is displaced, and sends its number.
     fn open(connections: &Connections, closed: &Arc<Mutex<Vec<u64>>>) -> ConnectionState {
-        let connection = connections.open();
+        let connection = connections.open(false);
         let state = connection.state();
         let closed = Arc::clone(closed);
         tokio::spawn(async move {

@@ -27,7 +27,7 @@ impl Descriptors {
     /// Whether this new connection uses what is left to the rest: the kernel gives a file the lowest
     /// descriptor that is free, so all lower ones are in use.
     #[cfg(unix)]
-    pub(crate) fn are_short(self, stream: &TcpStream) -> bool {
+    pub(crate) fn are_reserved(self, stream: &TcpStream) -> bool {
         use std::os::fd::AsRawFd;
 
         let descriptor = u64::try_from(stream.as_raw_fd()).unwrap_or_default();
@@ -35,7 +35,7 @@ impl Descriptors {
     }
 
     #[cfg(not(unix))]
-    pub(crate) const fn are_short(self, _: &TcpStream) -> bool {
+    pub(crate) const fn are_reserved(self, _: &TcpStream) -> bool {
         false
     }
 }

@@ -162,13 +162,16 @@ async fn accept(
             continue;
         };
         // A new connection always gets a place: it may be a probe.
-        let most = if descriptors.are_short(&stream) {
+        // As long as one uses a reserved descriptor, there are no more of them: the next ones may get
+        // lower descriptors, which those that are closed leave.
+        let is_reserved = descriptors.are_reserved(&stream);
+        let most = if is_reserved || open.use_reserve() {
             count.saturating_sub(1)
         } else {
             MAX_CONNECTIONS - 1
         };
         open.shrink_to(most).await;
-        let connection = open.open();
+        let connection = open.open(is_reserved);
         tasks.spawn(serve(
             stream,
             peer,

@@ -346,6 +346,8 @@ fn a_panic_restores_the_terminal_before_its_message() {
         "--nocapture",
     ]);
     command.env("TERM", "xterm").env(IN_TERMINAL, "1");
+    // The message has to fit the screen.
+    command.env("RUST_BACKTRACE", "0");
     let mut terminal = InTerminal::start(&command, 24, 80);
     assert!(!terminal.end().success());
     poll("the message on the usual screen", || {
