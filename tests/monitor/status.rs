@@ -136,11 +136,16 @@ fn without_a_terminal_there_are_no_colours_and_only_a_stated_width() {
         "{narrow}"
     );
     assert!(!narrow.contains('\u{1b}'), "a width is no terminal");
+    // Ages get longer meanwhile, and their column wider.
+    let columns = |status: &str| {
+        let head = status.lines().next().unwrap();
+        head.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     for absurd in ["", "0", "-5", "wide", "1e3"] {
-        assert_eq!(
-            status(&[("COLUMNS", absurd)], &[]).lines().next(),
-            free.lines().next()
-        );
+        let status = status(&[("COLUMNS", absurd)], &[]);
+        assert_eq!(columns(&status), columns(&free));
     }
     let colored = status(&[("NO_COLOR", "1")], &["--color", "always"]);
     assert!(colored.contains("\u{1b}[31mstalled\u{1b}[0m"));
