@@ -30,6 +30,7 @@ const REDRAW: Duration = Duration::from_secs(1);
 const MOST_MESSAGES: usize = 64;
 
 /// The time in which it has to end after a signal.
+#[cfg_attr(not(unix), expect(dead_code, reason = "there are no such signals"))]
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub enum Message {
