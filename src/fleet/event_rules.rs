@@ -1,6 +1,6 @@
-//! What becomes an event of a store: changes of a worker's life, found by whoever writes them.
+//! What becomes an event of a store: changes of a worker's life, found by the code that writes them.
 //!
-//! An event is recorded in the transaction of the change that it tells of. It is a record only: a store
+//! An event is recorded in the transaction of the change that it records. It is a record only: a store
 //! that cannot keep it makes the change all the same.
 
 use std::time::Duration;

@@ -229,7 +229,7 @@ pub trait HeartbeatStore: Send + Sync + fmt::Debug {
     }
 
     /// What happened to the workers: deaths, recoveries, sweeps, and the other
-    /// [kinds](super::FleetEventKind). Each is recorded with the change that it tells of, by whoever finds
+    /// [kinds](super::FleetEventKind). Each is recorded with the change that it records, by the code that finds
     /// it, so that it is neither lost nor doubled, and a process that starts later reads it too. They
     /// are kept for as long as the [retention](super::Retention) of the sweeps says.
     ///

@@ -128,7 +128,7 @@ pub struct WatchArgs {
 /// The environment variable with the URL of `--notify`.
 pub const NOTIFY_URL: &str = "HEARTBEAT_NOTIFY_URL";
 
-/// Whom to tell of deaths and recoveries.
+/// Where deaths and recoveries are reported to.
 #[derive(Args)]
 pub struct NotifyArgs {
     /// Post a JSON document to this URL when workers die, stall or recover, or a group is offline

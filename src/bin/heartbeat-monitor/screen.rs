@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use clap::ValueEnum;
 use worker_heartbeat::State;
 
-/// The width of a terminal that does not tell its own.
+/// The width of a terminal that does not report its own.
 const USUAL_WIDTH: usize = 80;
 
 /// When to use colours.

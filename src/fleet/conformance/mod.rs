@@ -158,7 +158,7 @@ cases! {
     "each bad state is one event, and its end another": events::recoveries,
     "each death of a worker that is restarted is one event": events::restarts,
     "a worker that loses its id to another process is an event": events::fences,
-    "what a sweep finds is an event, and a group is told of once": events::sweeps,
+    "what a sweep finds is an event, and a group is reported once": events::sweeps,
     "how workers end is counted": events::endings,
     "events are read from a cursor on, and from the latest back": events::pages,
     "a purge removes ended workers, by age": sweeps::purges,

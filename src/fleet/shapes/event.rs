@@ -209,7 +209,7 @@ impl FleetEvent {
         }
     }
 
-    /// How the worker died: in this event, or before the recovery that it tells of.
+    /// How the worker died: in this event, or before the recovery that it records.
     #[must_use]
     pub fn death(&self) -> Option<DeathCause> {
         let ending = self.ending.as_ref().filter(|ending| !ending.stopped)?;

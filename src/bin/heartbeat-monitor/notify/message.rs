@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::news::Kind;
 use super::queue::Batch;
 
-/// Bytes of a document: as many as a pipe holds that nobody reads from.
+/// Bytes of a document: as many as a pipe holds without a reader.
 const LARGEST: usize = 48 * 1024;
 
 /// Its id, which is the same at every attempt, and its text.

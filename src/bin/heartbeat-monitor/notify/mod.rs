@@ -61,7 +61,7 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// `link`: the address of the page. `None` if nobody is to be notified.
+    /// `link`: the address of the page. `None` without a target.
     pub fn start(
         args: &NotifyArgs,
         store: Arc<dyn HeartbeatStore>,
@@ -128,7 +128,7 @@ impl Notifier {
         }))
     }
 
-    /// To be told of every sweep; never waits.
+    /// To be called after every sweep; never waits.
     pub fn swept(&self) -> Sender<()> {
         self.swept.clone()
     }
@@ -136,7 +136,7 @@ impl Notifier {
 
 impl Drop for Notifier {
     fn drop(&mut self) {
-        // The thread of the news ends as soon as nobody can tell it of a sweep.
+        // The thread of the news ends as soon as no sweep can be reported to it.
         self.swept = bounded(0).0;
         self.queues.iter().for_each(|queue| queue.close());
         let _ = self.ended.recv_timeout(END_TIMEOUT);

@@ -9,7 +9,7 @@ use worker_heartbeat::{Error, GroupState, HeartbeatStore, State};
 
 use crate::scope::{Scope, UNWELL};
 
-/// The most unwell workers that are read: the worst. Of further ones, only the number is told.
+/// The most unwell workers that are read: the worst. Further ones are only counted.
 const MOST_UNWELL: usize = 1_000;
 /// The most workers that are known to be unwell.
 const MOST_KNOWN: usize = 10_000;
@@ -90,7 +90,7 @@ impl Found {
 pub struct News {
     /// The address of the page.
     link: Option<String>,
-    /// The unwell workers, by id: their incarnation, and what was told of it.
+    /// The unwell workers, by id: their incarnation, and what was reported of it.
     known: HashMap<String, (u64, Kind)>,
     offline_groups: BTreeSet<String>,
     /// Unwell workers beyond those that are read.

@@ -1,4 +1,4 @@
-//! What waits to be told to one target. Its size is bounded, however much happens.
+//! What waits to be sent to one target. Its size is bounded, however much happens.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::news::{Event, Found, Kind};
 
-/// The most events of a notification; of further ones, only the number is told.
+/// The most events of a notification; further ones are only counted.
 const MOST_EVENTS: usize = 50;
 
-/// What one notification tells.
+/// The content of one notification.
 #[derive(Default)]
 pub struct Batch {
     /// At most one for each worker and group: the last.
@@ -67,7 +67,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Waits for something to tell; `None` if it is closed.
+    /// Waits for something to send; `None` if it is closed.
     pub fn next(&self) -> Option<Batch> {
         let mut waiting = self.waiting.lock();
         while waiting.batch.len() == 0 && waiting.closed_at.is_none() {

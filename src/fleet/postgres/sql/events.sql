@@ -1,5 +1,5 @@
--- Events: what happened to the workers, for whoever looks later. Each is recorded by the transaction of
--- the change that it tells of. It is a record only: if it cannot be kept, the change is made all the
+-- Events: what happened to the workers, to be read later. Each is recorded by the transaction of
+-- the change that it records. It is a record only: if it cannot be kept, the change is made all the
 -- same, and the server's log has a warning.
 CREATE TABLE IF NOT EXISTS @schema@.fleet_events (
     -- From the same numbers as incarnations and fences, so that it never goes back.
@@ -34,7 +34,7 @@ CREATE INDEX IF NOT EXISTS fleet_events_groups ON @schema@.fleet_events (worker_
     WHERE kind IN ('group_offline', 'group_online');
 
 -- Transactions commit in another order than that of their numbers. So each one that records events says
--- before it draws a number, by a lock that excludes nobody, which number was the last one then. A reader
+-- before it draws a number, by a lock that excludes no other, which number was the last one then. A reader
 -- reads up to the lowest of these, and a later one of its calls the rest.
 CREATE OR REPLACE FUNCTION @schema@.events_class() RETURNS integer LANGUAGE sql IMMUTABLE AS $$
     SELECT hashtext('worker_heartbeat events @schema@')
@@ -114,7 +114,7 @@ BEGIN
     END;
 END $$;
 
--- Records that these unwell workers have a call stack now, if no event tells it yet: the verdict of some
+-- Records that these unwell workers have a call stack now, if no event has it yet: the verdict of some
 -- does not wait for it.
 CREATE OR REPLACE FUNCTION @schema@.record_stacks(p_ids text[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE

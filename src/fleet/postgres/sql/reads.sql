@@ -98,7 +98,7 @@ END $$;
 --
 -- Workers are grouped by columns whose numbers of values the planner knows, so that each parallel process
 -- counts its share. The state, an expression, would be taken for a key with as many values as rows. So
--- the states are told apart afterwards, as worker_state does it.
+-- the states are distinguished afterwards, as in worker_state.
 CREATE OR REPLACE FUNCTION @schema@.fleet_counts(p_most bigint DEFAULT 10000)
 RETURNS TABLE (kind text, name text, detail text, workers bigint) LANGUAGE sql STABLE
 SET jit = off SET work_mem = '64MB' SET enable_sort = off SET parallel_setup_cost = 100 AS $$

@@ -31,7 +31,7 @@ function addEvent(entry) {
     if (announceTimer === null) announceTimer = setTimeout(announce, 300);
   }
 }
-// Events that are only of use to somebody who looks for a fault go first.
+// Events that only help to find a fault go first.
 function dropEvent() {
   const minor = at('log').querySelectorAll('.debug'), oldest = minor[minor.length - 1] || at('log').lastChild;
   logged.delete(oldest.dataset.id);

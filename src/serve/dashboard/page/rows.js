@@ -103,7 +103,7 @@ function matches(row) {
 
 // The rows as they are drawn; how many match the filter; how many are not at the place of the order.
 let drawn = [], matching = 0, movedCount = 0, renew = true, touched = -Infinity;
-// Rows keep their places while somebody reads. A page that nobody touches orders itself.
+// Rows keep their places while the page is in use. A page that is not touched orders itself.
 const isReading = () => performance.now() - touched < Number(document.body.dataset.hold) * 1000 || open.size > 0
   || at('rows').contains(document.activeElement) || !getSelection().isCollapsed;
 for (const name of ['pointermove', 'pointerdown', 'keydown', 'wheel', 'touchmove']) {
